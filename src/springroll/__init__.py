@@ -1,0 +1,47 @@
+"""springroll trains models past the memory wall, in JAX, with or without gradients.
+
+Every public name is loaded when it is first used, so that importing the package starts no backend and
+costs nothing.
+"""
+
+import importlib
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from springroll.errors import InputError as InputError
+    from springroll.evolve.eggroll import eggroll as eggroll
+    from springroll.evolve.lattice import lattice as lattice
+    from springroll.evolve.members import evaluate as evaluate
+    from springroll.evolve.open_es import open_es as open_es
+    from springroll.factored.discover import discover as discover
+    from springroll.factored.explain import explain as explain
+    from springroll.factored.factored import Factored as Factored
+    from springroll.factored.interpret import factored as factored
+
+_WHERE = {
+    "Factored": "springroll.factored.factored",
+    "InputError": "springroll.errors",
+    "discover": "springroll.factored.discover",
+    "eggroll": "springroll.evolve.eggroll",
+    "evaluate": "springroll.evolve.members",
+    "explain": "springroll.factored.explain",
+    "factored": "springroll.factored.interpret",
+    "lattice": "springroll.evolve.lattice",
+    "open_es": "springroll.evolve.open_es",
+}
+
+__version__ = "0.1.0"
+__all__ = [*_WHERE, "__version__"]
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _WHERE:
+        raise AttributeError(f"module 'springroll' has no attribute {name!r}")
+    # A room may bear the name of the function it holds (`factored`): the function wins.
+    value = getattr(importlib.import_module(_WHERE[name]), name)
+    globals()[name] = value
+    return value
+
+
+def __dir__() -> list[str]:
+    return sorted(__all__)

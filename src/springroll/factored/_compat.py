@@ -1,0 +1,78 @@
+"""The only file that touches JAX internals or anything that differs between jax 0.10.2 and 0.12."""
+
+from __future__ import annotations
+
+import contextlib
+import math
+from collections.abc import Sequence
+from typing import Any
+
+import jax
+from jax.extend import core as jex
+
+try:  # semi-public: where an equation came from
+    from jax._src import source_info_util as _source_info
+except ImportError:  # pragma: no cover - a future jax
+    _source_info = None
+
+Literal = jex.Literal
+
+
+def size(x: Any) -> int:
+    """Number of elements of an array, tracer or ShapeDtypeStruct."""
+    return math.prod(x.shape)
+
+
+def source_of(eqn: Any) -> str:
+    """'file.py:12 (function)' of the user's line behind an equation."""
+    if _source_info is None:
+        return "an unknown line"
+    return _source_info.summarize(eqn.source_info)
+
+
+@contextlib.contextmanager
+def equation_context(eqn: Any):
+    """Bind under the context and the name scope the equation was traced in."""
+    with contextlib.ExitStack() as stack:
+        stack.enter_context(eqn.ctx.manager)
+        if _source_info is not None:
+            scope = _source_info.current_name_stack() + eqn.source_info.name_stack
+            stack.enter_context(
+                _source_info.user_context(eqn.source_info.traceback, name_stack=scope)
+            )
+        yield
+
+
+def bind(eqn: Any, *args: Any, **changed: Any) -> list[Any]:
+    """Run an equation's primitive on new operands; `changed` replaces some of its params."""
+    got = eqn.primitive.get_bind_params({**eqn.params, **changed})
+    subfuns, params = got if isinstance(got, tuple) else ((), got)
+    out = eqn.primitive.bind(*subfuns, *args, **params)
+    return list(out) if eqn.primitive.multiple_results else [out]
+
+
+def scan_groups(eqn: Any) -> tuple[int, int]:
+    """(number of constants, number of carries) among a scan equation's operands."""
+    p = eqn.params
+    if "num_consts" in p:
+        return p["num_consts"], p["num_carry"]
+    consts, carry, _ = p["ft_in"].update(list(eqn.invars)).unpack()  # jax >= 0.11
+    return len(list(consts.vals)), len(list(carry.vals))
+
+
+def inner_jaxpr(eqn: Any) -> Any:
+    """The single inner jaxpr of a call-like equation (jit, remat, custom_jvp, ...), or None."""
+    for name in ("jaxpr", "call_jaxpr", "fun_jaxpr"):
+        if name in eqn.params:
+            return eqn.params[name]
+    return None
+
+
+def open_jaxpr(jaxpr: Any) -> tuple[Any, Sequence[Any]]:
+    """(jaxpr, constants) of a closed or an open jaxpr."""
+    return getattr(jaxpr, "jaxpr", jaxpr), list(getattr(jaxpr, "consts", ()))
+
+
+def varying(x: Any) -> frozenset[str]:
+    """The manual mesh axes over which a value varies (inside shard_map)."""
+    return frozenset(getattr(jax.typeof(x), "vma", frozenset()))

@@ -1,0 +1,186 @@
+"""The value at the heart of springroll: a weight plus a thin term that is never formed."""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax import Array, lax
+
+from springroll.errors import InputError
+
+STATIC: dict[str, Any] = {"static": True}
+
+
+@dataclass(frozen=True)
+class Lattice:
+    """How a thin term lives on the integers: each rank-one product is scaled, then rounded.
+
+    `scale` multiplies every rank-one product p before it is rounded; the rounded components are
+    then added. `rounding` is
+
+    - "nearest": round-half-even of float32(p) * float32(scale), computed in float32 whatever the
+      register type, so int8 weights and the same integers held in float32 give equal bits;
+    - "floor": an exact int32 product shifted right by -log2(scale) (`scale` a power of two <= 1).
+    """
+
+    scale: float
+    rounding: Literal["nearest", "floor"] = "nearest"
+
+    def __post_init__(self) -> None:
+        if self.rounding not in ("nearest", "floor"):
+            raise InputError(
+                f"Lattice rounding {self.rounding!r} is unknown; use 'nearest' or 'floor'."
+            )
+        if not self.scale > 0:
+            raise InputError(f"Lattice scale is {self.scale}; it must be positive.")
+        if self.rounding == "floor" and (self.scale > 1 or math.frexp(self.scale)[0] != 0.5):
+            raise InputError(
+                f"Lattice scale is {self.scale}; rounding 'floor' shifts bits and needs a power of"
+                " two of at most 1, such as 2**-8."
+            )
+
+    def product(self, t: Array, factor: Array, dtype: Any) -> Array:
+        """round(t * factor * scale) elementwise, in `dtype`; shapes broadcast axis by axis."""
+        if self.rounding == "nearest":
+            p = lax.mul(*_same_shape(_to(t, jnp.float32), _to(factor, jnp.float32)))
+            scaled = p * np.float32(self.scale)
+            return _to(lax.round(scaled, lax.RoundingMethod.TO_NEAREST_EVEN), dtype)
+        p = lax.mul(*_same_shape(_to(t, jnp.int32), _to(factor, jnp.int32)))
+        shift = -round(math.log2(self.scale))
+        return _to(lax.shift_right_arithmetic(p, jnp.full_like(p, shift)), dtype)
+
+
+@jax.tree_util.register_dataclass
+@dataclass(frozen=True)
+class Factored:
+    """base + gain * left @ right.T, never formed.
+
+    `base` has any shape; `roles` has one letter per axis of `base`:
+
+    - "m": carried by `left` only;
+    - "n": carried by `right` only;
+    - "s": stacked or shared (layers, experts, heads): both carry it, so every slice has its own
+      rank-r term.
+
+    `left` has the s and m axes of `base` in order and then the rank axis r; `right` the s and n
+    axes and then r. `gain` multiplies the thin term: None (1), a scalar, or one number per rank
+    component (r,). It is applied to the small (..., r) intermediate, so an antithetic pair shares
+    `left` and `right` and is a vmap over `gain` alone. With a `lattice` the values are integers
+    (in int8, int32 or float32 registers) and each rank-one product is rounded.
+
+    >>> import jax.numpy as jnp
+    >>> w = Factored(jnp.zeros((2, 3)), jnp.ones((2, 1)), jnp.ones((3, 1)), jnp.float32(0.5))
+    >>> w.dense()
+    Array([[0.5, 0.5, 0.5],
+           [0.5, 0.5, 0.5]], dtype=float32)
+    """
+
+    base: Any
+    left: Any
+    right: Any
+    gain: Any = None
+    roles: str = dataclasses.field(default="mn", metadata=STATIC)
+    lattice: Lattice | None = dataclasses.field(default=None, metadata=STATIC)
+    path: str = dataclasses.field(
+        default="", metadata=STATIC
+    )  # set inside factored(fn), for reports
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        return self.base.shape
+
+    @property
+    def dtype(self) -> np.dtype:
+        return self.base.dtype
+
+    @property
+    def ndim(self) -> int:
+        return len(self.base.shape)
+
+    @property
+    def rank(self) -> int:
+        return self.left.shape[-1]
+
+    def axes(self, side: Literal["left", "right"]) -> tuple[int, ...]:
+        """The axes of `base` that a factor carries, in order (its rank axis comes after them)."""
+        carried = "sm" if side == "left" else "sn"
+        return tuple(i for i, role in enumerate(self.roles) if role in carried)
+
+    def map(self, fn: Callable[[Any, tuple[int, ...]], Any], roles: str | None = None) -> Factored:
+        """Apply fn(array, axes) to base, left and right; `axes` are the base axes it carries.
+
+        The factors have one more axis than `axes` names: the rank, last.
+        """
+        return dataclasses.replace(
+            self,
+            base=fn(self.base, tuple(range(self.ndim))),
+            left=fn(self.left, self.axes("left")),
+            right=fn(self.right, self.axes("right")),
+            roles=self.roles if roles is None else roles,
+        )
+
+    def dense(self) -> Array:
+        """The full weight, in the dtype of `base`. Costs an array of base's shape.
+
+        On a lattice an int8 base is clipped to +-127 after the thin term is added.
+        """
+        left = self._spread("left")
+        right = self._spread("right")
+        if self.lattice is not None:
+            wide = jnp.int32 if jnp.issubdtype(self.dtype, jnp.integer) else self.dtype
+            left = scale_rank(_to(left, wide), self.gain)
+            total = _to(self.base, wide)
+            for j in range(self.rank):
+                total = total + self.lattice.product(left[..., j], right[..., j], wide)
+            return saturate(total, self.dtype)
+        wide = wide_dtype(self.dtype)
+        thin = jnp.sum(
+            lax.mul(*_same_shape(scale_rank(_to(left, wide), self.gain), _to(right, wide))), axis=-1
+        )
+        return _to(_to(self.base, wide) + thin, self.dtype)
+
+    def _spread(self, side: Literal["left", "right"]) -> Array:
+        """A factor with a size-1 axis for every axis of base that it does not carry."""
+        factor, carried = (self.left, "sm") if side == "left" else (self.right, "sn")
+        missing = [i for i, role in enumerate(self.roles) if role not in carried]
+        return lax.expand_dims(factor, missing)
+
+
+def wide_dtype(dtype: Any) -> Any:
+    """The type a thin term is accumulated in: float32 for short floats, int32 for integers."""
+    if jnp.issubdtype(dtype, jnp.floating) and jnp.dtype(dtype).itemsize < 4:
+        return jnp.dtype(jnp.float32)
+    if jnp.issubdtype(dtype, jnp.integer) and jnp.dtype(dtype).itemsize < 4:
+        return jnp.dtype(jnp.int32)
+    return jnp.dtype(dtype)
+
+
+def scale_rank(t: Array, gain: Any) -> Array:
+    """Multiply t (..., r) by a gain that is None, () or (r,), in the dtype of t."""
+    if gain is None:
+        return t
+    gain = _to(jnp.asarray(gain), t.dtype)
+    return lax.mul(t, lax.broadcast_in_dim(gain, t.shape, (t.ndim - 1,) if gain.ndim else ()))
+
+
+def saturate(total: Array, dtype: Any) -> Array:
+    """To `dtype`; int8 is clipped to +-127 (never -128), anything else is converted."""
+    if jnp.dtype(dtype) == jnp.int8:
+        total = lax.clamp(jnp.array(-127, total.dtype), total, jnp.array(127, total.dtype))
+    return _to(total, dtype)
+
+
+def _to(x: Array, dtype: Any) -> Array:
+    return x if x.dtype == jnp.dtype(dtype) else lax.convert_element_type(x, dtype)
+
+
+def _same_shape(a: Array, b: Array) -> tuple[Array, Array]:
+    shape = np.broadcast_shapes(a.shape, b.shape)
+    return jnp.broadcast_to(a, shape), jnp.broadcast_to(b, shape)

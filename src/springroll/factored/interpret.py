@@ -1,0 +1,181 @@
+"""`factored(fn)`: run any unmodified JAX function on weights of the form base + thin term."""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax import lax
+
+from springroll.errors import InputError
+from springroll.factored import _compat
+from springroll.factored.densify import DEFAULT_LIMIT, Policy, undo
+from springroll.factored.factored import Factored
+from springroll.factored.rules import RULES
+
+
+@dataclass
+class Frame:
+    """One jaxpr under interpretation: its values so far, and what a rule may ask of it."""
+
+    policy: Policy
+    values: dict[Any, Any]
+    producers: dict[Any, Any]  # variable -> the equation that made it
+
+    def read(self, atom: Any) -> Any:
+        return atom.val if isinstance(atom, _compat.Literal) else self.values[atom]
+
+    def run(self, jaxpr: Any, args: Sequence[Any]) -> list[Any]:
+        """Interpret an inner jaxpr; the outputs may be Factored."""
+        return interpret(jaxpr, args, self.policy)
+
+    def dense(self, value: Any, eqn: Any, where: str = "") -> Any:
+        """`value`, densified and reported if it is Factored."""
+        return undo(value, self.policy, where or eqn.primitive.name, _compat.source_of(eqn))
+
+    def varies_along(self, atom: Any) -> set[int]:
+        """The axes along which a plain operand may differ from entry to entry.
+
+        Looks through the broadcast that made the operand, so that a per-channel scale is seen.
+        """
+        shape = np.shape(self.read(atom))
+        axes = {i for i, size in enumerate(shape) if size > 1}
+        eqn = None if isinstance(atom, _compat.Literal) else self.producers.get(atom)
+        if eqn is not None and eqn.primitive.name == "broadcast_in_dim":
+            source, dims = eqn.invars[0].aval.shape, eqn.params["broadcast_dimensions"]
+            axes &= {d for d, size in zip(dims, source, strict=True) if size > 1}
+        return axes
+
+
+def interpret(jaxpr: Any, args: Sequence[Any], policy: Policy) -> list[Any]:
+    """Evaluate a jaxpr on values of which some are Factored; only their equations are rewritten."""
+    opened, consts = _compat.open_jaxpr(jaxpr)
+    values = dict(zip([*opened.constvars, *opened.invars], [*consts, *args], strict=True))
+    frame = Frame(policy, values, {})
+    for eqn in opened.eqns:
+        operands = [frame.read(atom) for atom in eqn.invars]
+        with _compat.equation_context(eqn):
+            out = None
+            if any(isinstance(v, Factored) for v in operands):
+                rule = RULES.get(eqn.primitive.name)
+                out = rule(frame, eqn, *operands) if rule else None
+                if out is None:
+                    operands = [frame.dense(v, eqn) for v in operands]
+            if out is None:
+                out = _compat.bind(eqn, *operands)
+        values.update(zip(eqn.outvars, out, strict=True))
+        frame.producers.update((var, eqn) for var in eqn.outvars)
+    return [frame.read(atom) for atom in opened.outvars]
+
+
+def factored(fn: Callable[..., Any], *, densify_limit: int | None = DEFAULT_LIMIT) -> Callable:
+    """The same function, where array leaves of its arguments may be `Factored`.
+
+    Arguments: arrays are traced; Python numbers, strings, None and callables stay as they are.
+    Outputs are plain arrays. `jax.vmap`, `jax.jit` and `jax.grad` apply outside as usual: a
+    population is a vmap over left, right and gain, and `base` is multiplied once for all members.
+
+    A weight that meets a primitive without a thin rule is formed in full. That is reported as a
+    `DensifyWarning` up to `densify_limit` bytes per member and raises `InputError` above it
+    (None: never raises).
+    """
+
+    @functools.wraps(fn)
+    def run(*args: Any, **kwargs: Any) -> Any:
+        policy = Policy(densify_limit)
+        return run_factored(fn, policy, args, kwargs)
+
+    return run
+
+
+def run_factored(
+    fn: Callable[..., Any], policy: Policy, args: tuple[Any, ...], kwargs: dict[str, Any]
+) -> Any:
+    """Trace `fn` on the dense shapes of its arguments and interpret it on the arguments."""
+    leaves, tree = jax.tree.flatten((args, kwargs), is_leaf=is_factored)
+    paths = argument_paths(args, kwargs)
+    traced = [i for i, leaf in enumerate(leaves) if is_traced(leaf)]
+    for i in traced:
+        if is_factored(leaves[i]):
+            leaves[i] = prepare(leaves[i], paths[i])
+
+    def flat(*arrays: Any) -> Any:
+        filled = list(leaves)
+        for i, array in zip(traced, arrays, strict=True):
+            filled[i] = array
+        args, kwargs = jax.tree.unflatten(tree, filled)
+        return fn(*args, **kwargs)
+
+    examples = [leaves[i].base if is_factored(leaves[i]) else leaves[i] for i in traced]
+    closed, out_shape = jax.make_jaxpr(flat, return_shape=True)(*examples)
+    outs = interpret(closed, [leaves[i] for i in traced], policy)
+    outs = [undo(out, policy, "return", "the output of the function") for out in outs]
+    return jax.tree.unflatten(jax.tree.structure(out_shape), outs)
+
+
+def is_factored(leaf: Any) -> bool:
+    return isinstance(leaf, Factored)
+
+
+def is_traced(leaf: Any) -> bool:
+    """Arrays and Factored are traced; everything else stays a Python value."""
+    return isinstance(leaf, (Factored, jax.Array, np.ndarray, np.generic))
+
+
+def argument_paths(args: tuple[Any, ...], kwargs: dict[str, Any]) -> list[str]:
+    """A readable path per leaf; leaves of the first argument are named as parameters."""
+    found = jax.tree_util.tree_flatten_with_path((args, kwargs), is_leaf=is_factored)[0]
+    names = []
+    for path, _ in found:
+        first = path[0].idx == 0 and len(path) > 1 and path[1].idx == 0
+        rest = path[2:] if first else path[1:]
+        names.append(jax.tree_util.keystr(rest, simple=True, separator="/"))
+    return names
+
+
+def prepare(weight: Factored, path: str) -> Factored:
+    """Check a Factored argument and make its base vary wherever its factors do (shard_map)."""
+    check(weight, path)
+    parts = [weight.left, weight.right] + ([] if weight.gain is None else [weight.gain])
+    wanted = frozenset().union(*map(_compat.varying, parts)) - _compat.varying(weight.base)
+    base = lax.pvary(weight.base, tuple(sorted(wanted))) if wanted else weight.base
+    return dataclasses.replace(weight, base=base, path=path)
+
+
+def check(weight: Factored, path: str) -> None:
+    """Raise InputError unless roles, shapes and dtypes of a Factored fit together."""
+    name = path or "a Factored argument"
+    shape = tuple(weight.base.shape)
+    if len(weight.roles) != len(shape) or set(weight.roles) - set("smn"):
+        raise InputError(
+            f"{name}: roles {weight.roles!r} do not fit a base of shape {shape}; give one of"
+            " s, m, n per axis."
+        )
+    for side, factor in (("left", weight.left), ("right", weight.right)):
+        expected = tuple(shape[i] for i in weight.axes(side))
+        if tuple(factor.shape[:-1]) != expected or factor.ndim != len(expected) + 1:
+            raise InputError(
+                f"{name}: {side} has shape {tuple(factor.shape)}; with roles {weight.roles!r} it"
+                f" must be {(*expected, 'rank')}."
+            )
+    if weight.left.shape[-1] != weight.right.shape[-1]:
+        raise InputError(
+            f"{name}: left has rank {weight.left.shape[-1]} and right {weight.right.shape[-1]};"
+            " they must be equal."
+        )
+    if weight.gain is not None and jnp.shape(weight.gain) not in ((), (weight.rank,)):
+        raise InputError(
+            f"{name}: gain has shape {jnp.shape(weight.gain)}; it must be () or ({weight.rank},)."
+        )
+    if weight.lattice is None and jnp.issubdtype(weight.dtype, jnp.integer):
+        parts = [weight.left, weight.right] + ([] if weight.gain is None else [weight.gain])
+        if not all(jnp.issubdtype(p.dtype, jnp.integer) for p in parts):
+            raise InputError(
+                f"{name}: an integer base with real factors needs a lattice (how to round)."
+            )

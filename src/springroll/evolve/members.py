@@ -1,0 +1,254 @@
+"""A population as pair indices and thin factors, and its evaluation by an unmodified function."""
+
+import dataclasses
+import functools
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax import Array
+from jax.sharding import PartitionSpec
+
+from springroll.errors import InputError
+from springroll.evolve.perturbation import Factors, Perturbation
+from springroll.factored.interpret import factored
+
+AXIS = "population"
+
+
+@jax.tree_util.register_dataclass
+@dataclass(frozen=True)
+class Members:
+    """One generation's population: never weights, at most factors.
+
+    Member `2 * p` is `params + sigma * E_p` and member `2 * p + 1` is `params - sigma * E_p`.
+    """
+
+    pairs: Array  # (P,) uint32, the counter each pair's noise is drawn at
+    factors: Factors | None  # drawn factors of all pairs; None: drawn chunk by chunk where used
+    seed: Array  # (2,) uint32
+    epoch: Array  # () int32
+    sigma: Array  # () float32
+    perturbation: Perturbation = dataclasses.field(metadata={"static": True})
+
+    @property
+    def size(self) -> int:
+        """N, the number of members."""
+        return self.pairs.shape[0] * len(self.perturbation.signs)
+
+    def drawn(self) -> Factors:
+        """The factors of all these pairs: stored ones, or drawn now."""
+        if self.factors is not None:
+            return self.factors
+        return self.perturbation.draw(self.seed, self.epoch, self.pairs)
+
+    def chunk(self, start: Array, count: int) -> "Members":
+        """`count` consecutive pairs from `start` on."""
+        factors = self.factors
+        if factors is not None:
+            axes = self.perturbation.pair_axes()
+            factors = {
+                path: tuple(
+                    jax.lax.dynamic_slice_in_dim(x, start, count, axes[path]) for x in group
+                )
+                for path, group in factors.items()
+            }
+        pairs = jax.lax.dynamic_slice_in_dim(self.pairs, start, count)
+        return dataclasses.replace(self, pairs=pairs, factors=factors)
+
+
+def members_spec(members: Members) -> Members:
+    """The same structure with partition specs: pairs and factors are split over the population axis."""
+    axes = members.perturbation.pair_axes()
+    factors = None
+    if members.factors is not None:
+        factors = {
+            path: tuple(PartitionSpec(*(None,) * axes[path], AXIS) for _ in group)
+            for path, group in members.factors.items()
+        }
+    one = PartitionSpec()
+    return Members(PartitionSpec(AXIS), factors, one, one, one, members.perturbation)  # type: ignore[arg-type]
+
+
+def chunks_of(pairs: int, limit: int | None) -> tuple[int, int]:
+    """(number of chunks, pairs per chunk), the chunk a divisor of `pairs` where a good one exists."""
+    if limit is None or pairs <= limit:
+        return 1, pairs
+    limit = max(1, limit)
+    divisor = next(c for c in range(limit, 0, -1) if pairs % c == 0)
+    if 2 * divisor >= limit:
+        return pairs // divisor, divisor
+    count = -(-pairs // limit)
+    return count, -(-pairs // count)
+
+
+def evaluate(
+    fn: Callable[..., Any],
+    state: Any,
+    members: Members,
+    *args: Any,
+    in_axes: Any = None,
+    has_aux: bool = False,
+    pairs_per_chunk: int | None = None,
+    mesh: jax.sharding.Mesh | None = None,
+) -> Any:
+    """Score every member: `fn(member's params, *args)` for all of them at once.
+
+    `fn` is any JAX function that returns a scalar (with `has_aux`, a scalar and a pytree); it runs on
+    `state.params` plus thin terms through `sr.factored`, so no weight is ever formed per member. `in_axes`
+    says which `args` differ between members (0: a leading axis of N, as for `jax.vmap`; None, the
+    default: shared), one entry for all or a tuple with one per argument. `pairs_per_chunk` bounds how many pairs
+    run at once (default: what the strategy chose). With `mesh` (default: the strategy's) the
+    pairs are split over its axis "population", without any collective.
+
+    Returns fitness (N,), int32 if `fn` returns integers and float32 otherwise; with `has_aux` also the
+    auxiliary pytree with a leading axis of N. Higher fitness is better.
+
+    Raises InputError if an argument's leading axis is not N, if `fn` does not return a scalar, or if the
+    pairs do not divide over the mesh.
+    """
+    mesh = mesh if mesh is not None else members.perturbation.mesh
+    batched = _batched_leaves(args, in_axes)
+    leaves, treedef = jax.tree.flatten(args)
+    for x, per_member in zip(leaves, batched, strict=True):
+        if per_member and (jnp.ndim(x) < 1 or jnp.shape(x)[0] != members.size):
+            raise InputError(
+                f"an argument with in_axes 0 has shape {list(jnp.shape(x))}; "
+                f"expected {members.size} members along its first axis"
+            )
+    if mesh is not None and members.pairs.shape[0] % mesh.shape[AXIS]:
+        raise InputError(
+            f"{members.pairs.shape[0]} pairs do not divide over {mesh.shape[AXIS]} devices; "
+            "choose a pop_size that does"
+        )
+    limit = pairs_per_chunk or members.perturbation.pairs_per_chunk
+    return _evaluate(
+        fn, treedef, batched, has_aux, limit, mesh, state.params, members, tuple(leaves)
+    )
+
+
+def _batched_leaves(args: tuple[Any, ...], in_axes: Any) -> tuple[bool, ...]:
+    """For every array in `args`, whether it has a leading axis of members."""
+    if not isinstance(in_axes, tuple):
+        in_axes = (in_axes,) * len(args)
+    if len(in_axes) != len(args):
+        raise InputError(f"in_axes has {len(in_axes)} entries for {len(args)} arguments")
+    flags: list[bool] = []
+    for axis, sub in zip(
+        *_prefix_leaves(in_axes, args),
+        strict=True,
+    ):
+        if axis not in (0, None):
+            raise InputError(f"in_axes entry {axis!r} is not supported; expected 0 or None")
+        flags += [axis == 0] * len(jax.tree.leaves(sub))
+    return tuple(flags)
+
+
+def _prefix_leaves(prefix: Any, tree: Any) -> tuple[list[Any], list[Any]]:
+    axes, treedef = jax.tree.flatten(prefix, is_leaf=lambda x: x is None)
+    return axes, treedef.flatten_up_to(tree)
+
+
+@functools.partial(jax.jit, static_argnums=(0, 1, 2, 3, 4, 5))
+def _evaluate(
+    fn: Callable[..., Any],
+    treedef: Any,
+    batched: tuple[bool, ...],
+    has_aux: bool,
+    limit: int | None,
+    mesh: jax.sharding.Mesh | None,
+    params: Any,
+    members: Members,
+    leaves: tuple[Any, ...],
+) -> Any:
+    run = functools.partial(_on_device, fn, treedef, batched, has_aux, limit)
+    if mesh is None:
+        return run(params, members, leaves)
+    per_member = tuple(PartitionSpec(AXIS) if b else PartitionSpec() for b in batched)
+    return jax.shard_map(
+        run,
+        mesh=mesh,
+        in_specs=(PartitionSpec(), members_spec(members), per_member),
+        out_specs=PartitionSpec(AXIS),
+        check_vma=False,
+    )(params, members, leaves)
+
+
+def _on_device(
+    fn: Callable[..., Any],
+    treedef: Any,
+    batched: tuple[bool, ...],
+    has_aux: bool,
+    limit: int | None,
+    params: Any,
+    members: Members,
+    leaves: tuple[Any, ...],
+) -> Any:
+    """All members that live on this device, chunk after chunk."""
+    pairs, signs = members.pairs.shape[0], len(members.perturbation.signs)
+    count, size = chunks_of(pairs, limit)
+    run = functools.partial(_at_once, fn, treedef, batched, has_aux, params)
+    if count == 1:
+        return run(members, leaves)
+    # A last chunk that would run over the end starts earlier; its overlap is computed twice.
+    starts = np.minimum(np.arange(count) * size, pairs - size).astype(np.int32)
+
+    def step(carry: None, start: Array) -> tuple[None, Any]:
+        part = tuple(
+            jax.lax.dynamic_slice_in_dim(x, start * signs, size * signs) if b else x
+            for x, b in zip(leaves, batched, strict=True)
+        )
+        return carry, run(members.chunk(start, size), part)
+
+    _, out = jax.lax.scan(step, None, starts)
+    out = jax.tree.map(lambda x: x.reshape(-1, *x.shape[2:]), out)
+    overlap = count * size - pairs
+    if not overlap:
+        return out
+    last = (count - 1) * size
+    keep = np.r_[: last * signs, (last + overlap) * signs : count * size * signs]
+    return jax.tree.map(lambda x: x[keep], out)
+
+
+def _at_once(
+    fn: Callable[..., Any],
+    treedef: Any,
+    batched: tuple[bool, ...],
+    has_aux: bool,
+    params: Any,
+    members: Members,
+    leaves: tuple[Any, ...],
+) -> Any:
+    """One vmap over pairs and, inside it, one over the sign of a gain: factors are shared by a pair."""
+    perturbation = members.perturbation
+    signs = jnp.asarray(perturbation.signs, jnp.float32)
+    pairs = members.pairs.shape[0]
+    thin = factored(fn)
+
+    def member(sign: Array, factors: Factors, leaves: tuple[Any, ...]) -> Any:
+        attached = perturbation.attach(params, factors, sign, members.sigma)
+        return _scored(thin(attached, *jax.tree.unflatten(treedef, leaves)), has_aux)
+
+    axes = tuple(0 if b else None for b in batched)
+    by_sign = jax.vmap(member, in_axes=(0, None, axes))
+    by_pair = jax.vmap(by_sign, in_axes=(None, perturbation.pair_axes(), axes))
+    split = tuple(
+        x.reshape(pairs, len(signs), *x.shape[1:]) if b else x
+        for x, b in zip(leaves, batched, strict=True)
+    )
+    with jax.named_scope("evaluate"):
+        out = by_pair(signs, members.drawn(), split)
+    return jax.tree.map(lambda x: x.reshape(-1, *x.shape[2:]), out)
+
+
+def _scored(result: Any, has_aux: bool) -> Any:
+    fitness, aux = result if has_aux else (result, None)
+    fitness = jnp.asarray(fitness)
+    if fitness.shape != ():
+        raise InputError(f"fn returned fitness of shape {list(fitness.shape)}; expected a scalar")
+    kind = jnp.int32 if jnp.issubdtype(fitness.dtype, jnp.integer) else jnp.float32
+    fitness = fitness.astype(kind)
+    return (fitness, aux) if has_aux else fitness

@@ -1,0 +1,250 @@
+"""What is perturbed and how: the static half of a population.
+
+A `Perturbation` is hashable and holds no arrays. It turns (seed, epoch, pairs) into factors, and
+parameters plus the factors of one pair plus a gain into parameters that `factored(fn)` can run on. Neither
+ever forms a weight per member.
+"""
+
+import difflib
+import fnmatch
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from typing import Any, Literal, Protocol, TypeAlias
+
+import jax
+import jax.numpy as jnp
+from jax import Array
+
+from springroll.errors import InputError
+from springroll.evolve import counter
+from springroll.evolve.noise import Noise, noise_named
+from springroll.factored.factored import Factored
+
+Kind: TypeAlias = Literal["low_rank", "dense", "frozen"]
+Factors: TypeAlias = dict[str, tuple[Array, ...]]  # path -> (left, right), or (noise,)
+
+
+@dataclass(frozen=True)
+class Leaf:
+    """How one parameter is perturbed. `roles` has one letter per axis: s shared, m left, n right."""
+
+    path: str
+    shape: tuple[int, ...]
+    dtype: str
+    kind: Kind
+    roles: str = ""
+
+    @property
+    def stacked(self) -> int:
+        """How many leading axes are shared; factors put the pairs behind them, ready for a layer scan."""
+        return len(self.roles) - len(self.roles.lstrip("s"))
+
+    def side(self, letter: str) -> tuple[int, ...]:
+        """Axes of the left ("m") or right ("n") factor behind the leading shared ones."""
+        k = self.stacked
+        pairs = zip(self.shape[k:], self.roles[k:], strict=True)
+        return tuple(size for size, role in pairs if role in ("s", letter))
+
+    def numbers_per_pair(self, rank: int) -> int:
+        if self.kind == "frozen":
+            return 0
+        if self.kind == "dense":
+            return math.prod(self.shape)
+        both = math.prod(self.side("m")) + math.prod(self.side("n"))
+        return math.prod(self.shape[: self.stacked]) * both * rank
+
+
+class AttachLeaf(Protocol):
+    """Puts the factors of one pair on one parameter. `sign` (+-1) and `sigma` are float32 scalars."""
+
+    def __call__(
+        self,
+        perturbation: "Perturbation",
+        leaf: Leaf,
+        base: Array,
+        factors: tuple[Array, ...],
+        sign: Array,
+        sigma: Array,
+    ) -> Any: ...
+
+
+def attach_real(
+    perturbation: "Perturbation",
+    leaf: Leaf,
+    base: Array,
+    factors: tuple[Array, ...],
+    sign: Array,
+    sigma: Array,
+) -> Any:
+    """`base + sign * sigma * E` in real arithmetic: thin for low-rank leaves, formed for dense ones."""
+    gain = sign * sigma * jnp.float32(perturbation.scale(leaf))
+    if leaf.kind == "dense":
+        return (base.astype(jnp.float32) + gain * factors[0].astype(jnp.float32)).astype(base.dtype)
+    left, right = factors
+    return Factored(base=base, left=left, right=right, gain=gain, roles=leaf.roles)
+
+
+@dataclass(frozen=True)
+class Perturbation:
+    """Static description of a population's noise; everything random is an argument.
+
+    A low-rank leaf gets `E = scale^2 / sqrt(rank) * left @ right.T`, a dense one `E = scale * noise`,
+    so that every entry of E has zero mean and unit variance. Member `2 * pair` stands at `+sigma E` and
+    `2 * pair + 1` at `-sigma E`; without `antithetic` each member is its own pair.
+    """
+
+    leaves: tuple[Leaf, ...]
+    rank: int
+    noise: Noise
+    antithetic: bool = True
+    stored: bool = True  # factors are drawn once per generation and kept; else redrawn where used
+    pairs_per_chunk: int | None = None  # pairs that are drawn or run at once; None: all
+    attach_leaf: AttachLeaf = attach_real
+    mesh: jax.sharding.Mesh | None = None
+
+    @property
+    def signs(self) -> tuple[int, ...]:
+        return (1, -1) if self.antithetic else (1,)
+
+    @property
+    def evolved(self) -> tuple[Leaf, ...]:
+        return tuple(leaf for leaf in self.leaves if leaf.kind != "frozen")
+
+    def bytes_per_pair(self) -> int:
+        numbers = sum(leaf.numbers_per_pair(self.rank) for leaf in self.leaves)
+        return numbers * self.noise.bytes_per_number
+
+    def scale(self, leaf: Leaf) -> float:
+        """What raw samples are multiplied by to make the entries of E of unit variance."""
+        if leaf.kind == "dense":
+            return self.noise.scale
+        return self.noise.scale**2 / math.sqrt(self.rank)
+
+    def draw(self, seed: Array, epoch: Array, pairs: Array) -> Factors:
+        """Raw factors of `pairs` (P,) uint32, in the noise's own dtype.
+
+        Low-rank: left (*shared, P, *m axes, rank) and right (*shared, P, *n axes, rank), where *shared
+        are the leading shared axes; dense: (*shared, P, *rest). `seed` (2,) uint32, `epoch` integer.
+        """
+        return {leaf.path: self._draw_leaf(leaf, seed, epoch, pairs) for leaf in self.evolved}
+
+    def _draw_leaf(self, leaf: Leaf, seed: Array, epoch: Array, pairs: Array) -> tuple[Array, ...]:
+        shared = leaf.shape[: leaf.stacked]
+        words = counter.stream(seed, epoch, leaf.path)
+        size = leaf.numbers_per_pair(self.rank) // max(1, math.prod(shared))
+        if shared:
+            layers = jnp.arange(math.prod(shared), dtype=jnp.uint32)
+            streams = counter.fold(words[None], layers)
+            flat = jax.vmap(lambda w: self.noise.sample(w, pairs, size))(streams)
+        else:
+            flat = self.noise.sample(words, pairs, size)
+        lead = (*shared, pairs.shape[0])
+        if leaf.kind == "dense":
+            return (flat.reshape(*lead, *leaf.shape[leaf.stacked :]),)
+        m, n = leaf.side("m"), leaf.side("n")
+        cut = math.prod(m) * self.rank
+        left = flat[..., :cut].reshape(*lead, *m, self.rank)
+        right = flat[..., cut:].reshape(*lead, *n, self.rank)
+        return left, right
+
+    def pair_axes(self) -> dict[str, int]:
+        """The axis of each leaf's factors that counts pairs."""
+        return {leaf.path: leaf.stacked for leaf in self.evolved}
+
+    def attach(self, params: Any, factors: Factors, sign: Array, sigma: Array) -> Any:
+        """Parameters of one member: `factors` of one pair, `sign` +-1 and `sigma` float32 scalars."""
+        by_path = {leaf.path: leaf for leaf in self.evolved}
+
+        def one(path: Any, base: Array) -> Any:
+            leaf = by_path.get(path_of(path))
+            if leaf is None:
+                return base
+            return self.attach_leaf(self, leaf, base, factors[leaf.path], sign, sigma)
+
+        return jax.tree_util.tree_map_with_path(one, params)
+
+
+def path_of(path: Any) -> str:
+    return jax.tree_util.keystr(path, simple=True, separator="/")
+
+
+def default_roles(shape: tuple[int, ...]) -> str:
+    """Without a plan: a matrix is `mn`, more axes are stacks of matrices (`smn`), the rest is dense."""
+    return "s" * (len(shape) - 2) + "mn" if len(shape) >= 2 else ""
+
+
+def describe(
+    params: Any,
+    *,
+    rank: int,
+    plan: Any = None,
+    roles: Mapping[str, str] | None = None,
+    noise: str | Noise = "gaussian",
+    antithetic: bool = True,
+    mesh: jax.sharding.Mesh | None = None,
+) -> Perturbation:
+    """Decide for every parameter how it is perturbed.
+
+    `plan` is what `sr.discover` returned; without it the shape decides (`default_roles`). `roles` maps path
+    patterns (`fnmatch`) to "frozen", "dense" or role letters such as "mn"; later patterns win. Parameters
+    of a dtype that is not floating are frozen unless a role is given.
+
+    Raises InputError for a pattern that matches nothing, for letters that do not fit the axes, and for
+    a rank above min(m, n).
+    """
+    if rank < 1:
+        raise InputError(f"rank is {rank}; expected an integer of at least 1")
+    kind = noise_named(noise) if isinstance(noise, str) else noise
+    leaves = [
+        _leaf(path_of(path), x, plan) for path, x in jax.tree_util.tree_leaves_with_path(params)
+    ]
+    for pattern, role in (roles or {}).items():
+        leaves = _override(leaves, pattern, role)
+    for leaf in leaves:
+        _check_rank(leaf, rank)
+    return Perturbation(tuple(leaves), rank, kind, antithetic, mesh=mesh)
+
+
+def _leaf(path: str, x: Any, plan: Any) -> Leaf:
+    shape, dtype = tuple(jnp.shape(x)), jnp.result_type(x)
+    if not jnp.issubdtype(dtype, jnp.floating):
+        return Leaf(path, shape, dtype.name, "frozen")
+    letters = default_roles(shape)
+    return Leaf(path, shape, dtype.name, "low_rank" if letters else "dense", letters)
+
+
+def _override(leaves: list[Leaf], pattern: str, role: str) -> list[Leaf]:
+    matched = [leaf for leaf in leaves if fnmatch.fnmatchcase(leaf.path, pattern)]
+    if not matched:
+        near = difflib.get_close_matches(pattern, [leaf.path for leaf in leaves], 1, 0.0)
+        hint = f"; the nearest is {near[0]!r}" if near else ""
+        raise InputError(f"roles pattern {pattern!r} matches no parameter{hint}")
+    return [_with_role(leaf, role) if leaf in matched else leaf for leaf in leaves]
+
+
+def _with_role(leaf: Leaf, role: str) -> Leaf:
+    if role == "frozen":
+        return replace(leaf, kind="frozen")
+    if role == "dense":
+        return replace(leaf, kind="dense", roles="s" * leaf.stacked)
+    if set(role) <= set("smn") and len(role) == len(leaf.shape) and {"m", "n"} <= set(role):
+        return replace(leaf, kind="low_rank", roles=role)
+    raise InputError(
+        f"{leaf.path}: role {role!r} does not fit shape {list(leaf.shape)}; expected 'frozen', 'dense' or "
+        f"{len(leaf.shape)} letters out of s, m, n with at least one m and one n"
+    )
+
+
+def _check_rank(leaf: Leaf, rank: int) -> None:
+    if leaf.kind != "low_rank":
+        return
+    m, n = (
+        math.prod(s for s, r in zip(leaf.shape, leaf.roles, strict=True) if r == letter)
+        for letter in "mn"
+    )
+    if rank > min(m, n):
+        raise InputError(
+            f"{leaf.path}: rank {rank} is above min(m, n) = {min(m, n)} of shape {list(leaf.shape)}; lower the "
+            f"rank or give it a role of its own: roles={{{leaf.path!r}: 'dense'}}"
+        )

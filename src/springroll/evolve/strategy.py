@@ -1,0 +1,26 @@
+"""The contract every evolution strategy fulfils: three pure functions over a plain pytree."""
+
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+from jax import Array
+
+from springroll.evolve.members import Members
+
+
+class State(NamedTuple):
+    """Everything a run needs to go on: arrays only, so saving and resuming is saving and loading."""
+
+    params: Any  # the model's parameters, in their own dtypes: the centre of the population
+    master: Any  # float32 copies of low-precision evolved parameters, nothing elsewhere
+    opt_state: Any  # of the optax optimizer, over the evolved parameters
+    seed: Array  # (2,) uint32
+    generation: Array  # () int32
+
+
+class Strategy(NamedTuple):
+    """`init(key, params)`, `ask(state)` and `tell(state, members, fitness)`; higher fitness is better."""
+
+    init: Callable[[Array, Any], State]
+    ask: Callable[[State], Members]
+    tell: Callable[[State, Members, Array], tuple[State, dict[str, Array]]]

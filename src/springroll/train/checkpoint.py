@@ -1,0 +1,297 @@
+"""Checkpoints: a training state, any pytree of arrays, as a safetensors file with a JSON beside it.
+
+`000000042.safetensors` holds the leaves under their paths and follows from the state alone, so two
+equal states give two equal files. `000000042.json` holds its SHA-256 and what else the loop wants
+to know. Both are written to a temporary name, synced and renamed, the JSON last: a checkpoint
+exists once its JSON does.
+
+The file is written and read here rather than by the safetensors package because that one holds a
+second copy of the whole state in memory and its NumPy side cannot read bfloat16. Any safetensors
+reader opens it.
+"""
+
+import hashlib
+import json
+import math
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, BinaryIO, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from springroll.errors import InputError
+from springroll.train.atomic import read_json, replacing, write_json
+
+FORMAT = "springroll-checkpoint-1"
+
+# Names of the safetensors format; a dtype without one is stored as U8, its own name kept in the
+# metadata.
+_NAMES = {
+    "bool": "BOOL",
+    "uint8": "U8",
+    "int8": "I8",
+    "uint16": "U16",
+    "int16": "I16",
+    "uint32": "U32",
+    "int32": "I32",
+    "uint64": "U64",
+    "int64": "I64",
+    "float16": "F16",
+    "bfloat16": "BF16",
+    "float32": "F32",
+    "float64": "F64",
+    "float8_e4m3fn": "F8_E4M3",
+    "float8_e5m2": "F8_E5M2",
+}
+
+
+class Damaged(Exception):
+    """A checkpoint whose bytes are not the ones that were written; an older one may serve."""
+
+
+class Loaded(NamedTuple):
+    """A state read back."""
+
+    tree: Any
+    generation: int
+    meta: dict[str, Any]
+
+
+def save(
+    folder: Path, generation: int, tree: Any, meta: Mapping[str, Any], *, keep: int = 2
+) -> Path:
+    """Write `tree` as the checkpoint of `generation` (so many are done); keep the newest few.
+
+    Args:
+        folder: where; made when missing.
+        generation: names the file.
+        tree: pytree of arrays of any dtype, typed PRNG keys among them; Python numbers are kept
+        too. meta: JSON values to find again in `Loaded.meta`. keep: how many checkpoints stay.
+
+    Returns:
+        The path of the JSON file, which is the checkpoint's name everywhere.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    sidecar = folder / f"{generation:09d}.json"
+    tensors = sidecar.with_suffix(".safetensors")
+    with replacing(tensors) as file:
+        digest, size = _write_tensors(file, tree)
+    about = {"format": FORMAT, "generation": generation, "sha256": digest, "bytes": size}
+    write_json(sidecar, {**about, "meta": dict(meta)})
+    for old in saved(folder)[:-keep]:
+        old.unlink()
+        old.with_suffix(".safetensors").unlink(missing_ok=True)
+    return sidecar
+
+
+def saved(folder: Path) -> list[Path]:
+    """The checkpoints in a folder (their JSON files), oldest first."""
+    return sorted(path for path in folder.glob("*.json") if path.stem.isdigit())
+
+
+def load(sidecar: Path, template: Any, *, prefix: str = "") -> Loaded:
+    """Read a checkpoint into the structure of `template`.
+
+    Args:
+        sidecar: its JSON file.
+        template: pytree of arrays (or `jax.ShapeDtypeStruct`) with the structure, shapes, dtypes
+            and placement the result shall have; its values are not used.
+        prefix: read only the part of the saved tree under this path, e.g. `"state/params"`.
+
+    Raises:
+        Damaged: the bytes are not those that were saved.
+        InputError: the saved tree is another one; the first path that differs is named.
+    """
+    about = _read_sidecar(sidecar)
+    tensors = sidecar.with_suffix(".safetensors")
+    try:
+        with open(tensors, "rb") as file:
+            if hashlib.file_digest(file, "sha256").hexdigest() != about["sha256"]:
+                raise Damaged(f"{tensors} is damaged: its checksum does not hold")
+            leaves = _read_header(file)
+            wanted = _described(template)
+            _compare(tensors, leaves, wanted, prefix)
+            arrays = [_read_leaf(file, leaves[_join(prefix, name)]) for name in wanted]
+    except OSError as error:
+        raise Damaged(f"cannot read {tensors}: {error.strerror}") from None
+    like, structure = jax.tree.flatten(template)
+    tree = jax.tree.unflatten(structure, map(_placed, arrays, like))
+    return Loaded(tree, about["generation"], about["meta"])
+
+
+def load_newest(
+    folder: Path, template: Any, *, at_most: int | None = None, prefix: str = ""
+) -> tuple[Loaded | None, list[str]]:
+    """The newest checkpoint that is whole, and one line for each newer one that is not.
+
+    Args:
+        at_most: skip checkpoints of later generations than this.
+    """
+    notes = []
+    for sidecar in reversed(saved(folder)):
+        if at_most is not None and int(sidecar.stem) > at_most:
+            notes.append(f"{sidecar} is ahead of the journal, which ends at generation {at_most}")
+            continue
+        try:
+            return load(sidecar, template, prefix=prefix), notes
+        except Damaged as damage:
+            notes.append(f"{damage}; falling back to the checkpoint before it")
+    return None, notes
+
+
+def differing_paths(left: Any, right: Any) -> list[str]:
+    """The paths whose arrays are not equal bit for bit, of two trees of one structure."""
+    pairs = zip(_named_leaves(left), jax.tree.leaves(right), strict=True)
+    return [name for (name, a), b in pairs if _raw(a).tobytes() != _raw(b).tobytes()]
+
+
+class _Leaf(NamedTuple):
+    """What is known of one array without its values."""
+
+    dtype: str  # numpy's name, or "key<implementation>"
+    shape: tuple[int, ...]  # of the stored array: for keys the shape of their data
+    offset: int = 0  # in the file
+
+    def __str__(self) -> str:
+        return f"{self.dtype}[{','.join(map(str, self.shape))}]"
+
+
+def _named_leaves(tree: Any) -> list[tuple[str, Any]]:
+    leaves = jax.tree_util.tree_leaves_with_path(tree)
+    named = [(jax.tree_util.keystr(p, simple=True, separator="/"), leaf) for p, leaf in leaves]
+    if len(dict(named)) != len(named):
+        raise TypeError("two leaves of the state share one path; rename one of them")
+    return named
+
+
+def _is_key(leaf: Any) -> bool:
+    return hasattr(leaf, "dtype") and jnp.issubdtype(leaf.dtype, jax.dtypes.prng_key)
+
+
+def _raw(leaf: Any) -> np.ndarray:
+    """The leaf as a NumPy array on the host, keys as their words."""
+    return np.asarray(jax.random.key_data(leaf) if _is_key(leaf) else leaf)
+
+
+def _describe(leaf: Any) -> _Leaf:
+    if _is_key(leaf):
+        data = jax.eval_shape(jax.random.key_data, leaf)
+        return _Leaf(f"key<{jax.random.key_impl(leaf)}>", data.shape)
+    if not hasattr(leaf, "dtype"):
+        leaf = np.asarray(leaf)
+    return _Leaf(np.dtype(leaf.dtype).name, tuple(leaf.shape))
+
+
+def _described(tree: Any) -> dict[str, _Leaf]:
+    return {name: _describe(leaf) for name, leaf in _named_leaves(tree)}
+
+
+def _write_tensors(file: BinaryIO, tree: Any) -> tuple[str, int]:
+    """Write the safetensors file, one leaf on the host at a time; its SHA-256 and bytes."""
+    named = _named_leaves(tree)
+    header: dict[str, Any] = {"__metadata__": {"format": FORMAT}}
+    offset = 0
+    for name, leaf in named:
+        about = _describe(leaf)
+        kind = np.dtype("uint32" if about.dtype.startswith("key<") else about.dtype)
+        end = offset + kind.itemsize * math.prod(about.shape)
+        stored = _NAMES.get(kind.name, "U8")
+        header[name] = {"dtype": stored, "shape": about.shape, "data_offsets": [offset, end]}
+        if stored != _NAMES.get(about.dtype):
+            header["__metadata__"][name] = about.dtype
+        offset = end
+    text = json.dumps(header, separators=(",", ":")).encode()
+    text += b" " * (-len(text) % 8)
+    digest = hashlib.sha256()
+    size = 0
+    for part in (len(text).to_bytes(8, "little"), text):
+        size += file.write(part)
+        digest.update(part)
+    for _, leaf in named:
+        part = np.ascontiguousarray(_raw(leaf)).reshape(-1).view(np.uint8)
+        size += file.write(part.data)
+        digest.update(part.data)
+    return digest.hexdigest(), size
+
+
+def _read_header(file: BinaryIO) -> dict[str, _Leaf]:
+    file.seek(0)
+    length = int.from_bytes(file.read(8), "little")
+    header = json.loads(file.read(length))
+    special = header.pop("__metadata__")
+    names = {stored: name for name, stored in _NAMES.items()}
+    return {
+        name: _Leaf(
+            special.get(name, names[about["dtype"]]),
+            tuple(about["shape"]),
+            8 + length + about["data_offsets"][0],
+        )
+        for name, about in header.items()
+    }
+
+
+def _read_leaf(file: BinaryIO, leaf: _Leaf) -> np.ndarray:
+    array = np.empty(leaf.shape, "uint32" if leaf.dtype.startswith("key<") else leaf.dtype)
+    file.seek(leaf.offset)
+    file.readinto(array.reshape(-1).view(np.uint8).data)  # type: ignore[attr-defined]
+    return array
+
+
+def _read_sidecar(sidecar: Path) -> dict[str, Any]:
+    try:
+        about = read_json(sidecar)
+    except InputError as error:
+        raise Damaged(str(error)) from None
+    if about.get("format") != FORMAT or not {"sha256", "generation", "meta"} <= about.keys():
+        raise Damaged(f"{sidecar} does not describe a checkpoint")
+    return about
+
+
+def _join(prefix: str, name: str) -> str:
+    return f"{prefix}/{name}" if prefix and name else prefix or name
+
+
+def _compare(
+    tensors: Path, there: Mapping[str, _Leaf], wanted: Mapping[str, _Leaf], prefix: str
+) -> None:
+    """Raise unless the file holds just the wanted leaves under the prefix."""
+    names = [_join(prefix, name) for name in wanted]
+    for name, leaf in zip(names, wanted.values(), strict=True):
+        found = there.get(name)
+        if found is None:
+            raise InputError(_mismatch(tensors, name, "missing", leaf))
+        if found[:2] != leaf[:2]:
+            raise InputError(_mismatch(tensors, name, found, leaf))
+    inside = prefix and f"{prefix}/"
+    for name, leaf in there.items():
+        if name.startswith(inside) and name not in names:
+            raise InputError(_mismatch(tensors, name, leaf, "absent"))
+
+
+def _mismatch(tensors: Path, name: str, found: object, wanted: object) -> str:
+    return (
+        f"{tensors} is of another model: {name} is {found} there and {wanted} here; "
+        f"use the options it was trained with (config.json beside it has them)"
+    )
+
+
+def _placed(array: np.ndarray, like: Any) -> Any:
+    """The array as the kind of leaf that `like` is, where `like` is."""
+    if _is_key(like):
+        words = _placed(array, jax.eval_shape(jax.random.key_data, like))
+        key = jax.random.wrap_key_data(words, impl=jax.random.key_impl(like))
+        return jax.device_put(key, like.sharding) if _committed(like) else key
+    if isinstance(like, jax.Array | jax.ShapeDtypeStruct):
+        # An uncommitted array stays one, so that it may still follow others to their devices.
+        return jax.device_put(array, like.sharding) if _committed(like) else jnp.asarray(array)
+    if isinstance(like, np.ndarray | np.generic):
+        return array if isinstance(like, np.ndarray) else array[()]
+    return type(like)(array.item())
+
+
+def _committed(like: Any) -> bool:
+    if isinstance(like, jax.Array):
+        return like.committed
+    return getattr(like, "sharding", None) is not None

@@ -1,0 +1,296 @@
+"""The journal: one checksummed record per generation, appended and never rewritten. Imports no jax.
+
+With the initial weights it reproduces a run: the score of every member decides every step, and the
+random draws follow from the seed. It is also how a run that was killed knows what it had already
+done.
+
+Layout, little-endian:
+
+    file    = magic "SPRGJRN1" | u32 length | header JSON {"version", "run_id"} | u32 crc32 |
+    record* record  = "SRGR" | u64 generation | u64 seed | u32 payload bytes | 8 s dtype | u8 ndim |
+    u32 x ndim shape
+              | payload: zlib of the raw fitness array | u32 crc32 of all before it in the record
+
+A record that is torn or damaged and has no whole record after it was being written when the machine
+stopped: it is dropped, and said so. Damage before a whole record is not explained by that, and is
+an error.
+"""
+
+import json
+import os
+import struct
+import zlib
+from array import array
+from collections.abc import Iterator
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+
+from springroll.errors import InputError
+
+try:
+    import fcntl
+except ImportError:  # Windows: no advisory locks, so two writers are not noticed there
+    fcntl = None
+
+VERSION = 1
+MAGIC = b"SPRGJRN1"
+MARK = b"SRGR"
+_HEAD = struct.Struct("<4sQQI8sB")
+_WORD = struct.Struct("<I")
+
+
+class Record(NamedTuple):
+    """One generation of the journal."""
+
+    generation: int
+    seed: int
+    fitness: np.ndarray  # as the loop saw it, usually (pop_size,) float32 or int32
+
+
+class Journal:
+    """An open journal; `len(journal)` generations, numbered from 0, can be read back.
+
+    Open it with `Journal.open` (to append; takes a lock) or `Journal.read_only`.
+    """
+
+    def __init__(self, path: Path, handle: int, run_id: str, starts: array, size: int, note: str):
+        self.path = path
+        self.run_id = run_id
+        self.note = note  # one line about a dropped last record; empty when all was whole
+        self._handle = handle
+        self._starts = starts  # byte offset of every record
+        self._size = size  # bytes that are whole
+
+    @classmethod
+    def open(cls, path: str | Path, run_id: str | None = None) -> "Journal":
+        """Open for appending; made when missing, and cut back to its last whole record.
+
+        Args:
+            path: the journal file.
+            run_id: the run that writes; None takes what the file says.
+
+        Raises:
+            InputError: another process has it open, it belongs to another run, or it is damaged
+                before its last record.
+        """
+        path = Path(path)
+        try:
+            handle = os.open(
+                path, os.O_RDWR | os.O_CREAT | os.O_APPEND | getattr(os, "O_BINARY", 0), 0o644
+            )
+        except OSError as error:
+            raise InputError(f"cannot open the journal {path}: {error.strerror}") from None
+        try:
+            _lock(handle, path)
+            header = _header(run_id or "")
+            start = _read_at(handle, len(header), 0)
+            if len(start) < len(header) and header.startswith(start):  # new, or killed at birth
+                os.ftruncate(handle, 0)
+                _write(handle, header)
+            journal = cls._scan(path, handle)
+            if run_id is not None and journal.run_id != run_id:
+                raise InputError(
+                    f"the journal {path} belongs to run {journal.run_id}, not to {run_id}; "
+                    f"give another --out"
+                )
+            os.ftruncate(handle, journal._size)
+        except BaseException:
+            os.close(handle)
+            raise
+        return journal
+
+    @classmethod
+    def read_only(cls, path: str | Path) -> "Journal":
+        """Open for reading; nothing is changed, and a run may be appending meanwhile."""
+        path = Path(path)
+        try:
+            handle = os.open(path, os.O_RDONLY | getattr(os, "O_BINARY", 0))
+        except OSError as error:
+            raise InputError(f"cannot open the journal {path}: {error.strerror}") from None
+        try:
+            return cls._scan(path, handle)
+        except BaseException:
+            os.close(handle)
+            raise
+
+    @classmethod
+    def _scan(cls, path: Path, handle: int) -> "Journal":
+        run_id, position = _read_header(path, handle)
+        total = os.fstat(handle).st_size
+        starts = array("Q")
+        while position < total:
+            content = _whole_record(handle, position, total)
+            if content is None:
+                if _whole_record_after(handle, position, total):
+                    raise InputError(
+                        f"the journal {path} is damaged at byte {position}, before its last "
+                        f"record (generation {len(starts)}); restore the file, or start a new run"
+                    )
+                break
+            generation = _HEAD.unpack_from(content)[1]
+            if generation != len(starts):
+                raise InputError(
+                    f"the journal {path} has generation {generation} at byte {position}, where "
+                    f"{len(starts)} belongs; restore the file, or start a new run"
+                )
+            starts.append(position)
+            position += len(content)
+        note = ""
+        if position < total:
+            note = (
+                f"the last journal record was torn: dropped {total - position} bytes "
+                f"after generation {len(starts) - 1}"
+            )
+        return cls(path, handle, run_id, starts, position, note)
+
+    def append(self, generation: int, seed: int, fitness: np.ndarray) -> None:
+        """Write one generation with a single unbuffered write: it survives a kill -9 from here on.
+
+        Args:
+            generation: must be `len(journal)`; nothing is appended twice and nothing left out.
+            seed: the run's seed.
+            fitness: any shape, a dtype of numpy's own.
+        """
+        if generation != len(self._starts):
+            raise ValueError(f"generation {generation} cannot follow {len(self._starts)} records")
+        record = encode(Record(generation, seed, fitness))
+        try:
+            _write(self._handle, record)
+        except OSError as error:
+            os.ftruncate(self._handle, self._size)
+            raise InputError(
+                f"cannot append to {self.path}: {error.strerror}; make room and go on with --resume"
+            ) from None
+        self._starts.append(self._size)
+        self._size += len(record)
+
+    def read(self, generation: int) -> Record:
+        """The record of one generation."""
+        if not 0 <= generation < len(self._starts):
+            raise IndexError(f"the journal holds generations 0 to {len(self._starts) - 1}")
+        start = self._starts[generation]
+        content = _whole_record(self._handle, start, self._size)
+        if content is None:
+            raise InputError(f"the journal {self.path} changed while open: damaged at byte {start}")
+        return decode(content)
+
+    def __len__(self) -> int:
+        return len(self._starts)
+
+    def __iter__(self) -> Iterator[Record]:
+        return (self.read(generation) for generation in range(len(self)))
+
+    def sync(self) -> None:
+        """Have the operating system put it on disk, so that it outlives a power cut too."""
+        os.fsync(self._handle)
+
+    def close(self) -> None:
+        os.close(self._handle)
+
+    def __enter__(self) -> "Journal":
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+
+def encode(record: Record) -> bytes:
+    """The bytes of one record."""
+    fitness = np.asarray(record.fitness)
+    dtype = fitness.dtype.newbyteorder("<").str.encode()
+    if fitness.dtype.kind not in "biuf" or len(dtype) > 8:
+        raise TypeError(f"a fitness of dtype {fitness.dtype} cannot be journalled")
+    # Level 1: scores barely compress, so more effort buys bytes at ten times the time.
+    payload = zlib.compress(fitness.astype(fitness.dtype.newbyteorder("<")).tobytes(), 1)
+    head = _HEAD.pack(MARK, record.generation, record.seed, len(payload), dtype, fitness.ndim)
+    body = head + struct.pack(f"<{fitness.ndim}I", *fitness.shape) + payload
+    return body + _WORD.pack(zlib.crc32(body))
+
+
+def decode(content: bytes) -> Record:
+    """The inverse of `encode`, for bytes whose checksum is known to hold."""
+    _, generation, seed, _, dtype, ndim = _HEAD.unpack_from(content)
+    shape = struct.unpack_from(f"<{ndim}I", content, _HEAD.size)
+    raw = zlib.decompress(content[_HEAD.size + 4 * ndim : -_WORD.size])
+    fitness = np.frombuffer(raw, np.dtype(dtype.rstrip(b"\0").decode())).reshape(shape)
+    return Record(generation, seed, fitness)
+
+
+def _whole_record(handle: int, position: int, total: int) -> bytes | None:
+    """The bytes of the record at `position`, or None when no undamaged one stands there."""
+    head = _read_at(handle, _HEAD.size, position)
+    if len(head) < _HEAD.size or head[:4] != MARK:
+        return None
+    _, _, _, length, _, ndim = _HEAD.unpack(head)
+    size = _HEAD.size + 4 * ndim + length + _WORD.size
+    if position + size > total:
+        return None
+    content = _read_at(handle, size, position)
+    whole = len(content) == size and zlib.crc32(content[:-4]) == _WORD.unpack(content[-4:])[0]
+    return content if whole else None
+
+
+def _whole_record_after(handle: int, position: int, total: int, block: int = 1 << 20) -> bool:
+    """Whether any whole record starts after the damaged one at `position`."""
+    position += 1
+    while position < total:
+        window = _read_at(handle, block + len(MARK) - 1, position)
+        found = window.find(MARK)
+        while found >= 0:
+            if _whole_record(handle, position + found, total) is not None:
+                return True
+            found = window.find(MARK, found + 1)
+        position += block
+    return False
+
+
+def _header(run_id: str) -> bytes:
+    text = json.dumps({"version": VERSION, "run_id": run_id}).encode()
+    body = MAGIC + _WORD.pack(len(text)) + text
+    return body + _WORD.pack(zlib.crc32(body))
+
+
+def _read_header(path: Path, handle: int) -> tuple[str, int]:
+    """The run id, and the offset of the first record."""
+    start = _read_at(handle, len(MAGIC) + _WORD.size, 0)
+    if len(start) < len(MAGIC) + _WORD.size or not start.startswith(MAGIC):
+        raise InputError(
+            f"{path} is not a springroll journal: it does not begin with {MAGIC.decode()}"
+        )
+    length = _WORD.unpack(start[len(MAGIC) :])[0]
+    end = len(start) + length + _WORD.size
+    content = _read_at(handle, end, 0) if length < 1 << 16 else b""
+    if len(content) < end or zlib.crc32(content[:-4]) != _WORD.unpack(content[-4:])[0]:
+        raise InputError(f"the journal {path} is damaged at byte 0 (its header); restore the file")
+    header = json.loads(content[len(start) : -4])
+    if header["version"] != VERSION:
+        raise InputError(
+            f"the journal {path} has format version {header['version']}; "
+            f"this springroll reads version {VERSION}"
+        )
+    return header["run_id"], end
+
+
+def _read_at(handle: int, size: int, position: int) -> bytes:
+    os.lseek(
+        handle, position, os.SEEK_SET
+    )  # appends are not disturbed: the file is open with O_APPEND
+    return os.read(handle, size)
+
+
+def _write(handle: int, content: bytes) -> None:
+    view = memoryview(content)
+    while view:
+        view = view[os.write(handle, view) :]
+
+
+def _lock(handle: int, path: Path) -> None:
+    """One writer per run; the lock goes with the process, however it ends."""
+    if fcntl is None:
+        return
+    try:
+        fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except OSError:
+        raise InputError(f"the run in {path.parent} is being written by another process") from None

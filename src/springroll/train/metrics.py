@@ -1,0 +1,97 @@
+"""Where a run's figures go: metrics.jsonl and TensorBoard. Also the peak of memory. No jax."""
+
+import json
+import math
+import sys
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from springroll.train.atomic import replacing
+
+Row = dict[str, Any]
+
+
+class Metrics:
+    """One JSON object per line in `metrics.jsonl`, and the same numbers as TensorBoard scalars.
+
+    Every row has `generation`; on resume the rows after the resumed generation are dropped, as that
+    stretch is run, and logged, again.
+
+    Args:
+        path: the JSON-lines file; continued when it exists.
+        tensorboard: folder for the events; None writes none.
+        after: the generation that the run goes on from; 0 begins anew.
+    """
+
+    def __init__(self, path: Path, tensorboard: Path | None = None, *, after: int = 0):
+        self.rows = [row for row in read_rows(path) if row["generation"] <= after] if after else []
+        with replacing(path) as file:
+            file.writelines(map(_line, self.rows))
+        # Line by line and unbuffered: what was logged survives a kill.
+        self._file = open(path, "ab", buffering=0)  # noqa: SIM115
+        self._board = _board(tensorboard, after) if tensorboard else None
+
+    def write(self, row: Row) -> None:
+        """Add one row; numbers that are not finite are written as null."""
+        row = {name: _finite(value) for name, value in row.items()}
+        self.rows.append(row)
+        self._file.write(_line(row))
+        if self._board:
+            for name, value in row.items():
+                if isinstance(value, int | float) and name != "generation":
+                    self._board.add_scalar(name, value, row["generation"])
+
+    def close(self) -> None:
+        self._file.close()
+        if self._board:
+            self._board.close()
+
+
+def read_rows(path: Path) -> list[Row]:
+    """The rows of a metrics file; lines torn by a kill are left out, a missing file has none."""
+    try:
+        lines = path.read_bytes().splitlines()
+    except FileNotFoundError:
+        return []
+    rows = []
+    for line in lines:
+        try:
+            row = json.loads(line)
+        except ValueError:
+            continue
+        if isinstance(row, dict) and isinstance(row.get("generation"), int):
+            rows.append(row)
+    return rows
+
+
+def peak_memory_bytes() -> int:
+    """The most memory used so far: the accelerators' own count, else the resident set."""
+    jax = sys.modules.get("jax")
+    if jax is not None:
+        counts = [device.memory_stats() or {} for device in jax.local_devices()]
+        peak = sum(count.get("peak_bytes_in_use", 0) for count in counts)
+        if peak:
+            return peak
+    try:
+        import resource
+    except ImportError:  # Windows
+        return 0
+    unit = 1 if sys.platform == "darwin" else 1024  # macOS counts bytes, Linux KiB
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit
+
+
+def _line(row: Mapping[str, Any]) -> bytes:
+    return (json.dumps(row) + "\n").encode()
+
+
+def _finite(value: Any) -> Any:
+    return None if isinstance(value, float) and not math.isfinite(value) else value
+
+
+def _board(folder: Path, after: int):
+    from tensorboardX import SummaryWriter
+
+    # What came after the resumed generation is hidden by TensorBoard when the step is given as
+    # purged.
+    return SummaryWriter(str(folder), purge_step=after + 1 if after else None, flush_secs=10)

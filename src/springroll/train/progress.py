@@ -1,0 +1,89 @@
+"""What a run shows: a live bar on a terminal, a plain line every few seconds elsewhere."""
+
+import sys
+import time
+from collections.abc import Mapping
+from typing import Any
+
+from rich.console import Console
+from rich.progress import BarColumn, Progress, TextColumn
+
+PLAIN_EVERY = 5.0  # seconds between two lines where nothing can be drawn over
+
+
+class Display:
+    """Shows rows of figures as they come; `note` prints a line that stays.
+
+    Args:
+        console: where to draw; by default standard error, so that standard output stays the
+        caller's. every: seconds between two plain lines.
+    """
+
+    def __init__(self, *, console: Console | None = None, every: float = PLAIN_EVERY):
+        self.console = console or Console(file=sys.stderr)
+        self._every = every
+        self._shown = -float("inf")
+        self._bar = None
+        if self.console.is_terminal:
+            bar, text = BarColumn(bar_width=24), TextColumn("{task.description}")
+            self._bar = Progress(bar, text, console=self.console, transient=True)
+            self._task = self._bar.add_task("starting", total=None)
+
+    def __enter__(self) -> "Display":
+        if self._bar:
+            self._bar.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        if self._bar:
+            self._bar.stop()
+
+    def note(self, text: str) -> None:
+        """One line that stays on the screen."""
+        self.console.print(text, markup=False, highlight=False, soft_wrap=True)
+
+    def stopping(self) -> None:
+        """Say that the stop that was asked for is under way."""
+        self.note("stopping after this generation; Ctrl-C again to stop at once")
+
+    def release(self) -> None:
+        """Give the terminal its cursor back, for an end without `__exit__`."""
+        self.console.show_cursor()
+
+    def show(self, done: float | None, figures: Mapping[str, Any], *, force: bool = False) -> None:
+        """Draw the newest figures; on a plain output, at most one line every few seconds.
+
+        Args:
+            done: how far the run is, from 0 to 1; None when it has no end.
+            figures: text by name, in the order to show them in.
+            force: print the plain line now.
+        """
+        line = "  ".join(f"{name} {value}" for name, value in figures.items())
+        if self._bar:
+            self._bar.update(self._task, completed=done or 0, total=done and 1, description=line)
+        elif force or time.monotonic() - self._shown >= self._every:
+            self._shown = time.monotonic()
+            self.note(line)
+
+
+def si(value: float) -> str:
+    """A number with three digits and a unit prefix: 690000 is '690k', 5 is '5'."""
+    for power, prefix in ((1e12, "T"), (1e9, "G"), (1e6, "M"), (1e3, "k")):
+        if abs(value) >= power:
+            return f"{value / power:.3g}{prefix}"
+    return f"{value:.3g}"
+
+
+def gibibytes(value: float) -> str:
+    """Bytes in the largest binary unit that leaves a number above one: '1.5 GiB'."""
+    for power, unit in ((2**40, "TiB"), (2**30, "GiB"), (2**20, "MiB")):
+        if value >= power:
+            return f"{value / power:.3g} {unit}"
+    return f"{value / 1024:.3g} KiB"
+
+
+def clock(seconds: float) -> str:
+    """Seconds as '2:05' or '1:02:05'."""
+    minutes, seconds = divmod(round(max(seconds, 0)), 60)
+    hours, minutes = divmod(minutes, 60)
+    return f"{hours}:{minutes:02}:{seconds:02}" if hours else f"{minutes}:{seconds:02}"

@@ -1,0 +1,282 @@
+"""One sitting of a run: what it counts, when it logs, validates, saves, and what it writes."""
+
+from collections import deque
+from collections.abc import Mapping
+from typing import Any
+
+import jax
+import numpy as np
+
+from springroll.errors import InputError
+from springroll.train import checkpoint
+from springroll.train.atomic import write_json
+from springroll.train.clocks import Clock, Stopwatch
+from springroll.train.config import RunConfig
+from springroll.train.curve import draw_curve
+from springroll.train.journal import Journal
+from springroll.train.metrics import Metrics, peak_memory_bytes
+from springroll.train.progress import Display, clock, gibibytes, si
+from springroll.train.run_folder import RunFolder
+from springroll.train.task import Carry, State, Task
+
+SAVE_SHARE = 0.05  # of the time: small models are saved at nearly every generation
+EVAL_SHARE = 0.10
+WINDOW = 256  # generations at most whose figures are averaged between two logs
+
+
+class Session:
+    """Everything around the three calls of a generation. Entered, it holds the metrics files open.
+
+    Args:
+        generation: how many are done.
+        meta: what the session before had counted, from its last checkpoint; empty at first.
+    """
+
+    def __init__(
+        self,
+        config: RunConfig,
+        task: Task,
+        folder: RunFolder,
+        journal: Journal,
+        display: Display,
+        generation: int,
+        meta: Mapping[str, Any],
+    ):
+        self.generation = generation
+        self._config, self._task, self._folder = config, task, folder
+        self._journal, self._display = journal, display
+        self._watch = Stopwatch(meta.get("seconds", 0.0))
+        # Without the first generation of a sitting, which compiles.
+        self._steady_seconds = meta.get("steady_seconds", 0.0)
+        self._steady_generations = meta.get("steady_generations", 0)
+        self._dropped = meta.get("dropped", 0)  # members whose fitness was not finite
+        self._peak = meta.get("peak_memory_bytes", 0)
+        self._log_clock = Clock(config.log_every, now=self._watch)
+        self._eval_clock = Clock(config.eval_every, share=EVAL_SHARE, now=self._watch)
+        self._save_clock = Clock(0.0, share=SAVE_SHARE, now=self._watch)
+        self._window: deque[Mapping[str, Any]] = deque(maxlen=WINDOW)
+        self._logged = (generation, self._watch())  # where the last log left off
+        self._ended = self._watch()  # of the last generation
+        self._first = True
+        self._warned = False
+        self._saved = generation if meta else -1
+        self._validated = -1
+
+    def __enter__(self) -> "Session":
+        self._metrics = Metrics(
+            self._folder.metrics, self._folder.tensorboard, after=self.generation
+        )
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._metrics.close()
+
+    def budget_spent(self) -> bool:
+        """Whether the generations or the seconds of the config are used up."""
+        return self._fraction() >= 1
+
+    def log_due(self) -> bool:
+        return self._log_clock.due()
+
+    def eval_due(self) -> bool:
+        return self._task.validate is not None and self._eval_clock.due()
+
+    def save_due(self) -> bool:
+        return self._save_clock.due()
+
+    def settle(self, fitness: np.ndarray) -> np.ndarray:
+        """The fitness to tell: the computed one, or the journal's where it has this generation.
+
+        Raises:
+            InputError: not one member has a finite fitness.
+        """
+        if self.generation < len(self._journal):
+            recorded = self._journal.read(self.generation).fitness
+            if fitness.dtype != recorded.dtype or fitness.tobytes() != recorded.tobytes():
+                self._warn_of_difference()
+            fitness = recorded
+        if fitness.dtype.kind == "f":
+            lost = int(fitness.size - np.count_nonzero(np.isfinite(fitness)))
+            self._dropped += lost
+            if lost == fitness.size:
+                raise InputError(
+                    f"generation {self.generation}: the fitness of all {lost} members is NaN or "
+                    f"infinite; stopped, the checkpoints are kept; try a smaller sigma or "
+                    f"learning rate"
+                )
+        return fitness
+
+    def record(self, fitness: np.ndarray, figures: Mapping[str, Any]) -> None:
+        """Close a generation: fitness to the journal, figures to the next log."""
+        if self.generation == len(self._journal):
+            self._journal.append(self.generation, self._task.seed, fitness)
+        self._window.append(figures)
+        self.generation += 1
+        now = self._watch()
+        if not self._first:
+            self._steady_seconds += now - self._ended
+            self._steady_generations += 1
+        self._first = False
+        self._ended = now
+
+    def log(self) -> None:
+        """Write and show the figures since the last log."""
+        with self._log_clock.spending():
+            now = self._watch()
+            before, then = self._logged
+            self._logged = (self.generation, now)
+            rate = (self.generation - before) / (now - then) if now > then else 0.0
+            row = {
+                **self._counted(now),
+                "tokens_per_second": rate * self._task.tokens,
+                "members_per_second": rate * self._task.pop_size,
+                **_means(self._window),
+            }
+            self._window.clear()
+            self._metrics.write(row)
+            self._show(row)
+
+    def validate(self, state: State) -> None:
+        """Score the weights themselves; the training clock stands still meanwhile."""
+        if self._task.validate is None or self._validated == self.generation:
+            return
+        jax.block_until_ready(state)  # what is still being trained is not validation
+        with self._eval_clock.spending(), self._watch.pause():
+            figures = {name: _number(value) for name, value in self._task.validate(state).items()}
+            self._metrics.write({**self._counted(self._watch()), **figures})
+            self._validated = self.generation
+
+    def save(self, state: State, carry: Carry) -> None:
+        """Write a checkpoint; what it says was done is in the journal before."""
+        jax.block_until_ready((state, carry))
+        with self._save_clock.spending():
+            self._journal.sync()
+            meta = {
+                "run_id": self._folder.run_id,
+                "identity": dict(self._task.identity),
+                "seconds": self._watch(),
+                "steady_seconds": self._steady_seconds,
+                "steady_generations": self._steady_generations,
+                "dropped": self._dropped,
+                "peak_memory_bytes": self._peak_memory(),
+            }
+            tree = {"state": state, "carry": carry}
+            checkpoint.save(self._folder.checkpoints, self.generation, tree, meta)
+            self._saved = self.generation
+
+    def finish(self, state: State, carry: Carry, signal: int | None) -> None:
+        """The last save, validation (unless stopped), curve and summary."""
+        if self._saved != self.generation:
+            self.save(state, carry)
+        if self._window:
+            self.log()
+        if signal is None:
+            self.validate(state)
+        curve = self._task.curve
+        draw_curve(
+            self._folder.curve,
+            self._metrics.rows,
+            train=curve.train,
+            valid=curve.valid,
+            label=curve.label,
+            lines=curve.lines,
+            title=curve.title,
+        )
+        write_json(self._folder.summary, self.summary())
+        if signal is not None:
+            self._display.note(
+                f"stopped at generation {self.generation}, all saved; "
+                f"go on with --resume --out {self._folder.path}"
+            )
+
+    def summary(self) -> dict[str, Any]:
+        """The run in a dozen figures: the newest of each training figure, and the counts.
+
+        `tokens_per_second` leaves out validation and the first generation of every sitting, which
+        compiles.
+        """
+        newest: dict[str, Any] = {}
+        for row in self._metrics.rows:
+            newest |= row
+        rate = self._steady_generations / self._steady_seconds if self._steady_seconds else 0.0
+        return {
+            **newest,
+            **self._task.summary,
+            "tokens_per_second": rate * self._task.tokens,
+            "members_per_second": rate * self._task.pop_size,
+            "peak_memory_bytes": self._peak_memory(),
+            "seconds": self._watch(),
+            "generations": self.generation,
+        }
+
+    def _counted(self, now: float) -> dict[str, Any]:
+        return {
+            "generation": self.generation,
+            "seconds": now,
+            "tokens": self.generation * self._task.tokens,
+            "dropped": self._dropped,
+            "peak_memory_bytes": self._peak_memory(),
+        }
+
+    def _fraction(self) -> float:
+        """How much of the budget is used; 0 for ever when there is none."""
+        parts = [0.0]
+        if self._config.generations is not None:
+            parts.append(self.generation / max(self._config.generations, 1e-9))
+        if self._config.seconds is not None:
+            parts.append(self._watch() / max(self._config.seconds, 1e-9))
+        return max(parts)
+
+    def _seconds_left(self) -> float | None:
+        left = []
+        if self._config.seconds is not None:
+            left.append(self._config.seconds - self._watch())
+        if self._config.generations is not None and self._steady_seconds:
+            rate = self._steady_generations / self._steady_seconds
+            left.append((self._config.generations - self.generation) / rate)
+        return min(left, default=None)
+
+    def _show(self, row: Mapping[str, Any]) -> None:
+        curve = self._task.curve
+        figures: dict[str, str] = {"generation": str(self.generation)}
+        if row.get(curve.train) is not None:
+            figures[curve.short] = f"{row[curve.train]:.3f}"
+        valid = next((r for r in reversed(self._metrics.rows) if r.get(curve.valid)), None)
+        if valid:
+            figures["valid"] = f"{valid[curve.valid]:.3f}"
+        figures["tokens/s"] = si(row["tokens_per_second"])
+        figures["members/s"] = si(row["members_per_second"])
+        figures["memory"] = gibibytes(row["peak_memory_bytes"])
+        if self._dropped:
+            figures["dropped"] = str(self._dropped)
+        left = self._seconds_left()
+        figures["left" if left is not None else "time"] = clock(
+            self._watch() if left is None else left
+        )
+        has_end = self._config.seconds is not None or self._config.generations is not None
+        self._display.show(self._fraction() if has_end else None, figures)
+
+    def _peak_memory(self) -> int:
+        self._peak = max(self._peak, peak_memory_bytes())
+        return self._peak
+
+    def _warn_of_difference(self) -> None:
+        if not self._warned:
+            self._warned = True
+            self._display.note(
+                f"generation {self.generation}: the fitness computed now is not the journal's "
+                f"(another device, library or corpus?); the journal's is used"
+            )
+
+
+def _means(window: deque[Mapping[str, Any]]) -> dict[str, Any]:
+    """The mean of every figure over the generations that have it, fetched in one go."""
+    fetched = jax.device_get(list(window))
+    names = dict.fromkeys(name for figures in fetched for name in figures)
+    return {
+        name: float(np.mean([np.float64(f[name]) for f in fetched if name in f])) for name in names
+    }
+
+
+def _number(value: Any) -> Any:
+    return value.item() if hasattr(value, "item") else value

@@ -1,0 +1,67 @@
+"""What the loop needs from a task: a few pure functions. Text, RL and fine-tuning all look like it.
+
+One generation is three calls, each usually a `jax.jit`:
+
+    members = ask(state)                                            # factors or counters, never
+    weights fitness, carry, metrics = evaluate(state, members, carry, batch) state, metrics =
+    tell(state, members, fitness)
+
+They are separate, and `tell` is given the fitness as it came to the host and went to the journal,
+so that replaying the journal runs the very programs that training ran: equal to the last bit,
+floats included.
+"""
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+State = Any  # pytree of arrays: weights, optimizer state, key, generation counter
+Carry = Any  # pytree of arrays the members keep between generations; None when they keep nothing
+Members = Any  # what ask hands to evaluate and tell
+Batch = Any  # pytree of host arrays
+Metrics = Mapping[str, Any]  # scalars, left on the device until a log is due
+
+
+@dataclass(frozen=True, kw_only=True)
+class Curve:
+    """Which figures make the learning curve, and what to beat."""
+
+    train: str = "train_bits_per_byte"
+    valid: str = "valid_bits_per_byte"
+    label: str = "bits per byte"
+    short: str = "bits/byte"  # the name on the progress line
+    lines: Mapping[str, float] = field(default_factory=dict)  # horizontal, by name
+    title: str = ""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Task:
+    """One thing to train, as pure functions of their arguments. Higher fitness is better.
+
+    `ask`, `evaluate` and `tell` must not depend on anything but their arguments; a resumed run
+    relies on it. `tell` may donate `state` and `evaluate` may donate `carry`: the loop never uses
+    them again.
+    """
+
+    init: Callable[[], tuple[State, Carry]]
+    """State and carry before the first generation, the same at every call. A carry without leaves
+    says that members keep nothing; then a resumed run can take fitness from the journal."""
+    batch: Callable[[int], Batch]
+    """The data of a generation (counted from 0), on the host; called while the device is busy."""
+    ask: Callable[[State], Members]
+    evaluate: Callable[[State, Members, Carry, Batch], tuple[Any, Carry, Metrics]]
+    """Fitness, (pop_size,) float32 or int32; the carry; figures like `train_bits_per_byte`."""
+    tell: Callable[[State, Members, Any], tuple[State, Metrics]]
+    """The step. The fitness is a NumPy array; members whose fitness is not finite take no part."""
+    validate: Callable[[State], Metrics] | None = None
+    """Figures of the weights themselves, such as `valid_bits_per_byte`."""
+    pop_size: int
+    tokens: int
+    """Tokens (or environment steps) that all members together take in one generation."""
+    seed: int = 0
+    """Goes to the journal."""
+    identity: Mapping[str, str] = field(default_factory=dict)
+    """What else must be the same when a run goes on: for text, the hash of the corpus."""
+    summary: Mapping[str, Any] = field(default_factory=dict)
+    """Further figures for summary.json."""
+    curve: Curve = field(default_factory=Curve)

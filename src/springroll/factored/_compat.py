@@ -14,6 +14,7 @@ try:  # semi-public: where an equation came from
     from jax._src import source_info_util as _source_info
 except ImportError:  # pragma: no cover - a future jax
     _source_info = None
+from jax._src.interpreters import partial_eval as _partial_eval
 
 Literal = jex.Literal
 
@@ -62,7 +63,7 @@ def scan_groups(eqn: Any) -> tuple[int, int]:
 
 def inner_jaxpr(eqn: Any) -> Any:
     """The single inner jaxpr of a call-like equation (jit, remat, custom_jvp, ...), or None."""
-    for name in ("jaxpr", "call_jaxpr", "fun_jaxpr"):
+    for name in ("jaxpr", "call_jaxpr", "fun_jaxpr", "call"):
         if name in eqn.params:
             return eqn.params[name]
     return None
@@ -74,5 +75,32 @@ def open_jaxpr(jaxpr: Any) -> tuple[Any, Sequence[Any]]:
 
 
 def varying(x: Any) -> frozenset[str]:
-    """The manual mesh axes over which a value varies (inside shard_map)."""
+    """The manual mesh axes along which a value varies (inside shard_map)."""
     return frozenset(getattr(jax.typeof(x), "vma", frozenset()))
+
+
+def vary(x: Any, axes: Any) -> Any:
+    """x, marked as varying along those mesh axes where it does not vary yet."""
+    missing = tuple(a for a in axes if a not in varying(x))
+    return jax.lax.pcast(x, missing, to="varying") if missing else x
+
+
+def shard_map_options(eqn: Any) -> dict[str, Any]:
+    """The keywords of jax.shard_map that rebuild a shard_map equation (specs aside)."""
+    p = eqn.params
+    names = p["newly_manual_axes"] if "newly_manual_axes" in p else p["manual_axes"]
+    return {"mesh": p["mesh"], "axis_names": set(names), "check_vma": p["check_vma"]}
+
+
+def prune(closed: Any) -> Any:
+    """A closed jaxpr without the equations that no output depends on; all inputs are kept."""
+    jaxpr, _ = _partial_eval.dce_jaxpr(
+        closed.jaxpr, [True] * len(closed.jaxpr.outvars), instantiate=True
+    )
+    return closed.replace(jaxpr=jaxpr)
+
+
+def used_inputs(closed: Any) -> list[bool]:
+    """For each input of a closed jaxpr, whether an output or an effect depends on it."""
+    _, used = _partial_eval.dce_jaxpr(closed.jaxpr, [True] * len(closed.jaxpr.outvars))
+    return list(used)

@@ -8,40 +8,40 @@ import jax.numpy as jnp
 from jax import lax
 
 from springroll.factored import _compat
-from springroll.factored.factored import Factored, saturate, scale_rank, wide_dtype
-from springroll.factored.thin import RANK, contract, spread, thin_term
+from springroll.factored.densify import is_free
+from springroll.factored.factored import Factored, cast, scale_rank, wide_dtype
+from springroll.factored.frame import Frame
+from springroll.factored.join import dot_labels, product
+from springroll.factored.ragged import population_ragged_dot, ragged_thin
+from springroll.factored.thin import RANK, Thin, contract, stays_on_lattice, thin_term
 
 
-def dot_general(frame: Any, eqn: Any, a: Any, b: Any) -> list[Any] | None:
-    """x . w = x . base + (gain * (x . right)) . left: one shared GEMM and two thin products."""
+def dot_general(frame: Frame, eqn: Any, a: Any, b: Any) -> list[Any] | None:
+    """x . w = x . base + (gain * (x . right)) . left: one shared GEMM and two thin products.
+
+    The sum is taken before rounding to a short output type.
+    """
     if isinstance(a, Factored) and isinstance(b, Factored):
-        # The smaller weight is formed; its report counts the product if that is bigger still.
-        if _compat.size(a.base) <= _compat.size(b.base):
+        joined = None if is_free(a) or is_free(b) else product(frame, eqn, a, b)
+        if joined is not None:
+            return joined
+        if is_free(a) or (_compat.size(a.base) <= _compat.size(b.base) and not is_free(b)):
             a = frame.dense(a, eqn)
         else:
             b = frame.dense(b, eqn)
-    (a_sum, b_sum), (a_batch, b_batch) = eqn.params["dimension_numbers"]
-    a_labels = list(range(a.ndim))
-    b_labels = list(range(a.ndim, a.ndim + b.ndim))
-    for i, j in zip((*a_sum, *a_batch), (*b_sum, *b_batch), strict=True):
-        b_labels[j] = a_labels[i]
-    out = [
-        *(a_labels[i] for i in a_batch),
-        *(c for i, c in enumerate(a_labels) if i not in (*a_sum, *a_batch)),
-        *(c for j, c in enumerate(b_labels) if j not in (*b_sum, *b_batch)),
-    ]
+    a_labels, b_labels, out = dot_labels(eqn, a.ndim, b.ndim)
+    w: Factored = a if isinstance(a, Factored) else b
+    x: Any = b if isinstance(a, Factored) else a
+    w_labels, x_labels = (a_labels, b_labels) if w is a else (b_labels, a_labels)
+    thin = Thin.of(w, w_labels)
+    if w.lattice is not None and not stays_on_lattice(x_labels, thin, out):
+        return None
     dtype = eqn.outvars[0].aval.dtype
     wide = wide_dtype(dtype)
-    if isinstance(b, Factored):
-        thin = thin_term(a, a_labels, b, b_labels, out, dtype=wide, precision=_precision(eqn, b))
-        operands = [a, b.base]
-    else:
-        thin = thin_term(b, b_labels, a, a_labels, out, dtype=wide, precision=_precision(eqn, a))
-        operands = [a.base, b]
-    if thin is None:
-        return None
+    term = thin_term(x, x_labels, thin, out, dtype=wide, precision=_precision(eqn, w))
+    operands = [v.base if v is w else v for v in (a, b)]
     main = _compat.bind(eqn, *operands, preferred_element_type=wide)[0]
-    return [lax.convert_element_type(main + thin, dtype)]
+    return [cast(main + term, dtype)]
 
 
 def _precision(eqn: Any, w: Factored) -> Any:
@@ -49,59 +49,38 @@ def _precision(eqn: Any, w: Factored) -> Any:
     return lax.Precision.HIGHEST if w.lattice is not None else eqn.params["precision"]
 
 
-def gather(frame: Any, eqn: Any, w: Any, index: Any) -> list[Any] | None:
-    """A lookup gathers from base and from each factor, along the axes that each carries."""
-    if not isinstance(w, Factored) or isinstance(index, Factored):
+def conv_general_dilated(frame: Frame, eqn: Any, x: Any, w: Any) -> list[Any] | None:
+    """The same convolution with the rank as output features, then a dot with the other factor.
+
+    Needs one letter on the kernel's output-feature axis and the other on all its other axes.
+    """
+    p = eqn.params
+    if isinstance(x, Factored) or p["feature_group_count"] != 1 or p["batch_group_count"] != 1:
         return None
-    dn, sizes = eqn.params["dimension_numbers"], eqn.params["slice_sizes"]
-    dropped = {*dn.collapsed_slice_dims, *dn.operand_batching_dims}
-    kept = [i for i in range(w.ndim) if i not in dropped]
-    n_index = index.ndim - 1
-    n_out = n_index + len(kept)
-    index_labels = [d for d in range(n_out) if d not in dn.offset_dims]
-    kept_label = dict(zip(kept, dn.offset_dims, strict=True))
-
-    def part(factor: Any, axes: tuple[int, ...]) -> tuple[Any, list[int]]:
-        mine = [i for i in axes if i in kept]
-        starts = [i for i in dn.start_index_map if i in axes]
-        batching = [i for i in dn.operand_batching_dims if i in axes]
-        own_sizes = [*(sizes[i] for i in axes), factor.shape[-1]]
-        if not starts and not batching:
-            cut = lax.slice(factor, [0] * factor.ndim, own_sizes)
-            return cut, [*(kept_label[i] for i in mine), RANK]
-        columns = [dn.start_index_map.index(i) for i in starts]
-        selected = jnp.stack([index[..., c] for c in columns], -1) if columns else index[..., :0]
-        index_batch = [
-            dn.start_indices_batching_dims[dn.operand_batching_dims.index(i)] for i in batching
-        ]
-        numbers = lax.GatherDimensionNumbers(
-            offset_dims=tuple(range(n_index, n_index + len(mine) + 1)),
-            collapsed_slice_dims=tuple(axes.index(i) for i in dn.collapsed_slice_dims if i in axes),
-            start_index_map=tuple(axes.index(i) for i in starts),
-            operand_batching_dims=tuple(axes.index(i) for i in batching),
-            start_indices_batching_dims=tuple(index_batch),
-        )
-        looked_up = lax.gather(
-            factor, selected, numbers, own_sizes, mode=eqn.params["mode"], fill_value=0
-        )
-        return looked_up, [*index_labels, *(kept_label[i] for i in mine), RANK]
-
-    left, left_labels = part(w.left, w.axes("left"))
-    right, right_labels = part(w.right, w.axes("right"))
-    main = _compat.bind(eqn, w.base, index)[0]
-    return [_add_product(main, w, left, left_labels, right, right_labels, list(range(n_out)))]
+    features, channel = p["dimension_numbers"].rhs_spec[0], p["dimension_numbers"].out_spec[1]
+    own = w.roles[features]
+    others = {role for i, role in enumerate(w.roles) if i != features}
+    if w.lattice is not None or {own} | others != {"m", "n"} or own in others:
+        return None
+    kernel, last = (w.left, w.right) if own == "n" else (w.right, w.left)
+    dtype = eqn.outvars[0].aval.dtype
+    wide = wide_dtype(dtype)
+    kernel = cast(jnp.moveaxis(kernel, -1, features), x.dtype)
+    t = _compat.bind(eqn, x, kernel, preferred_element_type=wide)[0]
+    t = scale_rank(jnp.moveaxis(t, channel, -1), w.gain)
+    labels = list(range(t.ndim - 1))
+    made = t.ndim
+    term = contract(t, [*labels, RANK], last, [made, RANK], [*labels, made], dtype=wide)
+    main = _compat.bind(eqn, x, w.base, preferred_element_type=wide)[0]
+    return [cast(main + jnp.moveaxis(term, -1, channel), dtype)]
 
 
-def _add_product(main, w: Factored, left, left_labels, right, right_labels, out) -> Any:
-    """main + the elementwise thin term of a lookup, rounded once, clipped if it is int8."""
-    wide = wide_dtype(main.dtype)
-    left = scale_rank(lax.convert_element_type(left, wide), w.gain)
-    if w.lattice is None:
-        thin = contract(left, left_labels, right, right_labels, out, dtype=wide)
-        return lax.convert_element_type(lax.convert_element_type(main, wide) + thin, main.dtype)
-    total = lax.convert_element_type(main, wide)
-    for j in range(w.rank):
-        a = spread(left[..., j], left_labels[:-1], out)
-        b = spread(right[..., j], right_labels[:-1], out)
-        total = total + w.lattice.product(a, b, wide)
-    return saturate(total, main.dtype)
+def ragged_dot_general(frame: Frame, eqn: Any, x: Any, w: Any, *sizes: Any) -> list[Any] | None:
+    """Rows sorted by expert: one ragged product with the base, thin products per row."""
+    if isinstance(x, Factored) or len(sizes) != 1 or isinstance(sizes[0], Factored):
+        return None
+    term = ragged_thin(eqn, x, w, sizes[0])
+    if term is None:
+        return None
+    main = population_ragged_dot(eqn, x, w.base, sizes[0])
+    return [cast(cast(main, term.dtype) + term, eqn.outvars[0].aval.dtype)]

@@ -10,14 +10,15 @@ from jax import lax
 
 from springroll.factored import _compat
 from springroll.factored.factored import Factored
+from springroll.factored.frame import Frame
 
 
-def inline(frame: Any, eqn: Any, *args: Any) -> list[Any]:
+def inline(frame: Frame, eqn: Any, *args: Any) -> list[Any]:
     """jit, custom_jvp, custom_vjp and other calls: the body runs in place."""
     return frame.run(_compat.inner_jaxpr(eqn), args)
 
 
-def remat(frame: Any, eqn: Any, *args: Any) -> list[Any]:
+def remat(frame: Frame, eqn: Any, *args: Any) -> list[Any]:
     """The rewritten body is a checkpoint again, so gradients still recompute it."""
     body = lambda *a: frame.run(eqn.params["jaxpr"], a)
     wrapped = jax.checkpoint(
@@ -26,7 +27,7 @@ def remat(frame: Any, eqn: Any, *args: Any) -> list[Any]:
     return wrapped(*args)
 
 
-def scan(frame: Any, eqn: Any, *args: Any) -> list[Any]:
+def scan(frame: Frame, eqn: Any, *args: Any) -> list[Any]:
     """Weights may be constants, unchanged carries, or stacked xs (any role on the scanned axis)."""
     p = eqn.params
     n_consts, n_carry = _compat.scan_groups(eqn)
@@ -56,7 +57,7 @@ def _scanned(x: Any) -> tuple[Any, Any]:
     if not isinstance(x, Factored):
         return x, lambda part: part
     sides = {"left": x.left, "right": x.right}
-    sliced = {side: f for side, f in sides.items() if 0 in x.axes(side)}  # type: ignore[arg-type]
+    sliced = {side: f for side, f in sides.items() if 0 in x.axes(side)}
 
     def make(part: tuple[Any, dict[str, Any]]) -> Factored:
         return dataclasses.replace(x, base=part[0], roles=x.roles[1:], **part[1])
@@ -71,7 +72,7 @@ def unchanged(jaxpr: Any, n_before: int, n_carry: int) -> set[int]:
     return {i for i, (a, b) in enumerate(zip(carried, opened.outvars, strict=False)) if a is b}
 
 
-def while_(frame: Any, eqn: Any, *args: Any) -> list[Any]:
+def while_(frame: Frame, eqn: Any, *args: Any) -> list[Any]:
     p = eqn.params
     n_cond, n_body = p["cond_nconsts"], p["body_nconsts"]
     cond_consts, body_consts = args[:n_cond], args[n_cond : n_cond + n_body]
@@ -95,7 +96,7 @@ def while_(frame: Any, eqn: Any, *args: Any) -> list[Any]:
     return [kept[i] if i in kept else final[moving.index(i)] for i in range(len(carry))]
 
 
-def cond(frame: Any, eqn: Any, index: Any, *args: Any) -> list[Any]:
+def cond(frame: Frame, eqn: Any, index: Any, *args: Any) -> list[Any]:
     def branch(jaxpr: Any) -> Any:
         return lambda *a: [frame.dense(out, eqn, "cond (an output)") for out in frame.run(jaxpr, a)]
 

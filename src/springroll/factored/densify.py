@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import warnings
 from dataclasses import dataclass, field
-from typing import Any
 
 import jax.numpy as jnp
 from jax import Array
@@ -72,8 +71,3 @@ class Policy:
 def is_free(weight: Factored) -> bool:
     """True when the dense weight is no bigger than its factors: a row, a vector, a scalar."""
     return _compat.size(weight.base) <= _compat.size(weight.left) + _compat.size(weight.right)
-
-
-def undo(value: Any, policy: Policy, primitive: str, source: str) -> Any:
-    """Densify a Factored; hand anything else back."""
-    return policy.densify(value, primitive, source) if isinstance(value, Factored) else value

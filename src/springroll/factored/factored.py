@@ -49,12 +49,12 @@ class Lattice:
     def product(self, t: Array, factor: Array, dtype: Any) -> Array:
         """round(t * factor * scale) elementwise, in `dtype`; shapes broadcast axis by axis."""
         if self.rounding == "nearest":
-            p = lax.mul(*_same_shape(_to(t, jnp.float32), _to(factor, jnp.float32)))
+            p = lax.mul(*_same_shape(cast(t, jnp.float32), cast(factor, jnp.float32)))
             scaled = p * np.float32(self.scale)
-            return _to(lax.round(scaled, lax.RoundingMethod.TO_NEAREST_EVEN), dtype)
-        p = lax.mul(*_same_shape(_to(t, jnp.int32), _to(factor, jnp.int32)))
+            return cast(lax.round(scaled, lax.RoundingMethod.TO_NEAREST_EVEN), dtype)
+        p = lax.mul(*_same_shape(cast(t, jnp.int32), cast(factor, jnp.int32)))
         shift = -round(math.log2(self.scale))
-        return _to(lax.shift_right_arithmetic(p, jnp.full_like(p, shift)), dtype)
+        return cast(lax.shift_right_arithmetic(p, jnp.full_like(p, shift)), dtype)
 
 
 @jax.tree_util.register_dataclass
@@ -108,8 +108,8 @@ class Factored:
     def rank(self) -> int:
         return self.left.shape[-1]
 
-    def axes(self, side: Literal["left", "right"]) -> tuple[int, ...]:
-        """The axes of `base` that a factor carries, in order (its rank axis comes after them)."""
+    def axes(self, side: str) -> tuple[int, ...]:
+        """The axes of `base` that "left" or "right" carries, in order (the rank comes after)."""
         carried = "sm" if side == "left" else "sn"
         return tuple(i for i, role in enumerate(self.roles) if role in carried)
 
@@ -135,18 +135,19 @@ class Factored:
         right = self._spread("right")
         if self.lattice is not None:
             wide = jnp.int32 if jnp.issubdtype(self.dtype, jnp.integer) else self.dtype
-            left = scale_rank(_to(left, wide), self.gain)
-            total = _to(self.base, wide)
+            left = scale_rank(cast(left, wide), self.gain)
+            total = cast(self.base, wide)
             for j in range(self.rank):
                 total = total + self.lattice.product(left[..., j], right[..., j], wide)
             return saturate(total, self.dtype)
         wide = wide_dtype(self.dtype)
         thin = jnp.sum(
-            lax.mul(*_same_shape(scale_rank(_to(left, wide), self.gain), _to(right, wide))), axis=-1
+            lax.mul(*_same_shape(scale_rank(cast(left, wide), self.gain), cast(right, wide))),
+            axis=-1,
         )
-        return _to(_to(self.base, wide) + thin, self.dtype)
+        return cast(cast(self.base, wide) + thin, self.dtype)
 
-    def _spread(self, side: Literal["left", "right"]) -> Array:
+    def _spread(self, side: str) -> Array:
         """A factor with a size-1 axis for every axis of base that it does not carry."""
         factor, carried = (self.left, "sm") if side == "left" else (self.right, "sn")
         missing = [i for i, role in enumerate(self.roles) if role not in carried]
@@ -166,7 +167,7 @@ def scale_rank(t: Array, gain: Any) -> Array:
     """Multiply t (..., r) by a gain that is None, () or (r,), in the dtype of t."""
     if gain is None:
         return t
-    gain = _to(jnp.asarray(gain), t.dtype)
+    gain = cast(jnp.asarray(gain), t.dtype)
     return lax.mul(t, lax.broadcast_in_dim(gain, t.shape, (t.ndim - 1,) if gain.ndim else ()))
 
 
@@ -174,10 +175,11 @@ def saturate(total: Array, dtype: Any) -> Array:
     """To `dtype`; int8 is clipped to +-127 (never -128), anything else is converted."""
     if jnp.dtype(dtype) == jnp.int8:
         total = lax.clamp(jnp.array(-127, total.dtype), total, jnp.array(127, total.dtype))
-    return _to(total, dtype)
+    return cast(total, dtype)
 
 
-def _to(x: Array, dtype: Any) -> Array:
+def cast(x: Array, dtype: Any) -> Array:
+    """x in `dtype`; no equation when it already is."""
     return x if x.dtype == jnp.dtype(dtype) else lax.convert_element_type(x, dtype)
 
 

@@ -5,59 +5,25 @@ from __future__ import annotations
 import dataclasses
 import functools
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jax import lax
 
 from springroll.errors import InputError
 from springroll.factored import _compat
-from springroll.factored.densify import DEFAULT_LIMIT, Policy, undo
+from springroll.factored.densify import DEFAULT_LIMIT, Policy
 from springroll.factored.factored import Factored
+from springroll.factored.frame import Frame
 from springroll.factored.rules import RULES
-
-
-@dataclass
-class Frame:
-    """One jaxpr under interpretation: its values so far, and what a rule may ask of it."""
-
-    policy: Policy
-    values: dict[Any, Any]
-    producers: dict[Any, Any]  # variable -> the equation that made it
-
-    def read(self, atom: Any) -> Any:
-        return atom.val if isinstance(atom, _compat.Literal) else self.values[atom]
-
-    def run(self, jaxpr: Any, args: Sequence[Any]) -> list[Any]:
-        """Interpret an inner jaxpr; the outputs may be Factored."""
-        return interpret(jaxpr, args, self.policy)
-
-    def dense(self, value: Any, eqn: Any, where: str = "") -> Any:
-        """`value`, densified and reported if it is Factored."""
-        return undo(value, self.policy, where or eqn.primitive.name, _compat.source_of(eqn))
-
-    def varies_along(self, atom: Any) -> set[int]:
-        """The axes along which a plain operand may differ from entry to entry.
-
-        Looks through the broadcast that made the operand, so that a per-channel scale is seen.
-        """
-        shape = np.shape(self.read(atom))
-        axes = {i for i, size in enumerate(shape) if size > 1}
-        eqn = None if isinstance(atom, _compat.Literal) else self.producers.get(atom)
-        if eqn is not None and eqn.primitive.name == "broadcast_in_dim":
-            source, dims = eqn.invars[0].aval.shape, eqn.params["broadcast_dimensions"]
-            axes &= {d for d, size in zip(dims, source, strict=True) if size > 1}
-        return axes
 
 
 def interpret(jaxpr: Any, args: Sequence[Any], policy: Policy) -> list[Any]:
     """Evaluate a jaxpr on values of which some are Factored; only their equations are rewritten."""
     opened, consts = _compat.open_jaxpr(jaxpr)
     values = dict(zip([*opened.constvars, *opened.invars], [*consts, *args], strict=True))
-    frame = Frame(policy, values, {})
+    frame = Frame(policy, values, {}, interpret)
     for eqn in opened.eqns:
         operands = [frame.read(atom) for atom in eqn.invars]
         with _compat.equation_context(eqn):
@@ -115,7 +81,10 @@ def run_factored(
     examples = [leaves[i].base if is_factored(leaves[i]) else leaves[i] for i in traced]
     closed, out_shape = jax.make_jaxpr(flat, return_shape=True)(*examples)
     outs = interpret(closed, [leaves[i] for i in traced], policy)
-    outs = [undo(out, policy, "return", "the output of the function") for out in outs]
+    outs = [
+        policy.densify(out, "return", "the function's output") if is_factored(out) else out
+        for out in outs
+    ]
     return jax.tree.unflatten(jax.tree.structure(out_shape), outs)
 
 
@@ -143,8 +112,8 @@ def prepare(weight: Factored, path: str) -> Factored:
     """Check a Factored argument and make its base vary wherever its factors do (shard_map)."""
     check(weight, path)
     parts = [weight.left, weight.right] + ([] if weight.gain is None else [weight.gain])
-    wanted = frozenset().union(*map(_compat.varying, parts)) - _compat.varying(weight.base)
-    base = lax.pvary(weight.base, tuple(sorted(wanted))) if wanted else weight.base
+    wanted = frozenset[str]().union(*map(_compat.varying, parts))
+    base = _compat.vary(weight.base, sorted(wanted))
     return dataclasses.replace(weight, base=base, path=path)
 
 

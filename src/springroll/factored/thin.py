@@ -3,55 +3,91 @@
 from __future__ import annotations
 
 import math
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax.numpy as jnp
 from jax import Array, lax
 
-from springroll.factored.factored import Factored, scale_rank
+from springroll.factored.factored import Factored, Lattice, cast, scale_rank
 
-RANK = -1  # the label of the rank axis
-UNROLL = 4  # up to this many rank components are summed one by one, fused by XLA
+RANK = -1  # the label of the rank axis, always a factor's last
+UNROLL = 8  # up to this many rank components are summed one by one, so that XLA fuses them
+
+
+class Thin(NamedTuple):
+    """Two factors with a label (an integer) per axis; equal labels mean the same axis."""
+
+    left: Array
+    left_labels: list[int]
+    right: Array
+    right_labels: list[int]
+    gain: Any = None
+    lattice: Lattice | None = None
+
+    @classmethod
+    def of(cls, w: Factored, labels: list[int]) -> Thin:
+        """The thin term of `w`, given the labels of base's axes."""
+        left = [*(labels[i] for i in w.axes("left")), RANK]
+        right = [*(labels[i] for i in w.axes("right")), RANK]
+        return cls(w.left, left, w.right, right, w.gain, w.lattice)
 
 
 def thin_term(
-    x: Array,
-    x_labels: list[int],
-    w: Factored,
-    w_labels: list[int],
-    out: list[int],
-    *,
-    dtype: Any,
-    precision: Any = None,
-) -> Array | None:
-    """The einsum of x and w's thin term, in `dtype`; labels are integers, equal means same axis.
+    x: Array, x_labels: list[int], thin: Thin, out: list[int], *, dtype: Any, precision: Any = None
+) -> Array:
+    """einsum(x, thin -> out) in `dtype`.
 
-    x meets first the factor with which it sums over more, so the intermediate is x's free axes
-    times the rank; the gain is applied there. None when a lattice rule cannot stay exact, because
-    the second factor would be summed as well.
+    x meets first the factor with which it sums over more, so the intermediate has x's free axes
+    and the rank; the gain is applied there. On a lattice the second factor must not be summed
+    (see `stays_on_lattice`).
     """
-    left = [*(w_labels[i] for i in w.axes("left")), RANK]
-    right = [*(w_labels[i] for i in w.axes("right")), RANK]
-    summed = set(x_labels) - set(out)
-    size = dict(zip(w_labels, w.shape, strict=True))
-    reach = [math.prod(size[c] for c in f if c in summed) for f in (left, right)]
-    pairs = [(w.left, left), (w.right, right)]
-    (first, f_labels), (second, s_labels) = pairs if reach[0] >= reach[1] else pairs[::-1]
+    (first, f_labels), (second, s_labels) = _order(thin, x_labels, out)
     middle = [c for c in dict.fromkeys((*x_labels, *f_labels)) if c in out or c in s_labels]
     middle = [*(c for c in middle if c != RANK), RANK]
-    if w.lattice is not None and any(c in summed for c in s_labels):
-        return None
     t = contract(x, x_labels, first, f_labels, middle, dtype=dtype, precision=precision)
-    t = scale_rank(t, w.gain)
-    if w.lattice is None:
+    t = scale_rank(t, thin.gain)
+    if thin.lattice is None:
         return contract(t, middle, second, s_labels, out, dtype=dtype, precision=precision)
-    parts = [
-        w.lattice.product(
-            spread(t[..., j], middle[:-1], out), spread(second[..., j], s_labels[:-1], out), dtype
-        )
-        for j in range(w.rank)
+    return _rounded(t, middle, second, s_labels, out, thin.lattice, dtype)
+
+
+def product_term(thin: Thin, out: list[int], *, dtype: Any) -> Array:
+    """left times right elementwise along shared labels (a lookup), in `dtype`."""
+    left = scale_rank(cast(thin.left, dtype), thin.gain)
+    if thin.lattice is None:
+        return contract(left, thin.left_labels, thin.right, thin.right_labels, out, dtype=dtype)
+    return _rounded(left, thin.left_labels, thin.right, thin.right_labels, out, thin.lattice, dtype)
+
+
+def stays_on_lattice(x_labels: list[int], thin: Thin, out: list[int]) -> bool:
+    """Whether every rank-one product appears by itself, so that it can be rounded by itself."""
+    _, (_, s_labels) = _order(thin, x_labels, out)
+    return all(c in out for c in s_labels if c != RANK)
+
+
+def _order(thin: Thin, x_labels: list[int], out: list[int]) -> Any:
+    """The two (factor, labels), the one that sums over more entries of x first."""
+    summed = set(x_labels) - set(out)
+    pairs = [(thin.left, thin.left_labels), (thin.right, thin.right_labels)]
+    reach = [
+        math.prod(size for c, size in zip(labels, f.shape, strict=True) if c in summed)
+        for f, labels in pairs
     ]
-    return sum(parts[1:], parts[0])
+    return pairs if reach[0] >= reach[1] else pairs[::-1]
+
+
+def _rounded(a, a_labels, b, b_labels, out, lattice: Lattice, dtype) -> Array:
+    """The sum over rank components of the lattice product of a and b."""
+    i, j = a_labels.index(RANK), b_labels.index(RANK)
+    rest_a, rest_b = [c for c in a_labels if c != RANK], [c for c in b_labels if c != RANK]
+    total = None
+    for k in range(a.shape[i]):
+        x = spread(lax.index_in_dim(a, k, i, keepdims=False), rest_a, out)
+        y = spread(lax.index_in_dim(b, k, j, keepdims=False), rest_b, out)
+        part = lattice.product(x, y, dtype)
+        total = part if total is None else total + part
+    assert total is not None, "a Factored has rank 0"
+    return total
 
 
 def contract(
@@ -64,78 +100,81 @@ def contract(
     dtype: Any,
     precision: Any = None,
 ) -> Array:
-    """einsum(a, b -> out) in `dtype`; sums of few terms or few rows are left to XLA's fusion."""
+    """einsum(a, b -> out) in `dtype`, for b a factor with labels that are in a or in out.
+
+    Three ways to compute it, because XLA's batched dot of a tiny matrix (one per population
+    member) is slow on a CPU and is never fused: a sum over few rank components is unrolled into
+    multiply-adds that fuse with the base term; a single row is multiplied and summed; everything
+    else is a dot_general.
+    """
     summed = [c for c in a_labels if c in b_labels and c not in out]
     sizes = dict(zip((*a_labels, *b_labels), (*a.shape, *b.shape), strict=True))
+    few = sizes.get(RANK, 1) <= UNROLL
     rows = math.prod(sizes[c] for c in a_labels if c not in b_labels)
-    if summed == [RANK] and sizes[RANK] <= UNROLL:
+    if summed == [RANK] and few:
         return _sum_ranks(a, a_labels, b, b_labels, out, dtype)
-    if not summed or (rows == 1 and sizes.get(RANK, 1) <= UNROLL):
-        return _multiply_sum(a, a_labels, b, b_labels, out, dtype)
-    return _dot(a, a_labels, b, b_labels, out, dtype, precision)
+    if not summed or (rows == 1 and few):
+        return _multiply_sum(a, a_labels, b, b_labels, out, summed, dtype)
+    return _dot(a, a_labels, b, b_labels, out, summed, dtype, precision)
 
 
 def _sum_ranks(a, a_labels, b, b_labels, out, dtype) -> Array:
     i, j = a_labels.index(RANK), b_labels.index(RANK)
     rest_a, rest_b = [c for c in a_labels if c != RANK], [c for c in b_labels if c != RANK]
+    a, b = cast(a, dtype), cast(b, dtype)
     total = None
     for k in range(a.shape[i]):
-        part = lax.mul(
-            spread(
-                _cast(lax.index_in_dim(a, k, i, keepdims=False), dtype), rest_a, out, b, b_labels
-            ),
-            spread(
-                _cast(lax.index_in_dim(b, k, j, keepdims=False), dtype), rest_b, out, a, a_labels
-            ),
-        )
+        x = lax.index_in_dim(a, k, i, keepdims=False)
+        y = lax.index_in_dim(b, k, j, keepdims=False)
+        part = _multiply(x, rest_a, y, rest_b, out)
         total = part if total is None else total + part
+    assert total is not None, "a Factored has rank 0"
     return total
 
 
-def _multiply_sum(a, a_labels, b, b_labels, out, dtype) -> Array:
-    summed = [c for c in a_labels if c in b_labels and c not in out]
+def _multiply_sum(a, a_labels, b, b_labels, out, summed, dtype) -> Array:
     full = [*out, *summed]
-    product = lax.mul(
-        spread(_cast(a, dtype), a_labels, full, b, b_labels),
-        spread(_cast(b, dtype), b_labels, full, a, a_labels),
-    )
-    return jnp.sum(product, axis=tuple(range(len(out), len(full))), dtype=dtype)
+    both = _multiply(cast(a, dtype), a_labels, cast(b, dtype), b_labels, full)
+    return jnp.sum(both, axis=tuple(range(len(out), len(full))), dtype=dtype) if summed else both
 
 
-def _dot(a, a_labels, b, b_labels, out, dtype, precision) -> Array:
-    if a.dtype != b.dtype:
-        # The activation is the big operand: the factor takes its type, unless that is an integer.
-        to = a.dtype if jnp.issubdtype(a.dtype, jnp.floating) else b.dtype
-        a, b = _cast(a, to), _cast(b, to)
+def _multiply(a, a_labels, b, b_labels, out) -> Array:
+    sizes = dict(zip((*a_labels, *b_labels), (*a.shape, *b.shape), strict=True))
+    shape = tuple(sizes[c] for c in out)
+    return lax.mul(spread(a, a_labels, out, shape), spread(b, b_labels, out, shape))
+
+
+def _dot(a, a_labels, b, b_labels, out, summed, dtype, precision) -> Array:
+    a, b = _same_dtype(a, b)
     batch = [c for c in a_labels if c in b_labels and c in out]
-    summed = [c for c in a_labels if c in b_labels and c not in out]
     where = lambda labels, wanted: [labels.index(c) for c in wanted]
     dims = (
         (where(a_labels, summed), where(b_labels, summed)),
         (where(a_labels, batch), where(b_labels, batch)),
     )
     result = lax.dot_general(a, b, dims, precision=precision, preferred_element_type=dtype)
-    taken = {*batch, *summed}
-    made = [*batch, *(c for c in (*a_labels, *b_labels) if c not in taken)]
+    made = [*batch, *(c for c in (*a_labels, *b_labels) if c not in batch and c not in summed)]
     return lax.transpose(result, where(made, out)) if made != out else result
 
 
-def spread(
-    a: Array, labels: list[int], out: list[int], other: Any = None, other_labels: Any = None
-) -> Array:
-    """Lay the axes of `a` out as `out`; axes it lacks get size 1, or `other`'s size if given."""
+def _same_dtype(a: Array, b: Array) -> tuple[Array, Array]:
+    """The activation is the big operand, so the factor takes its type if that loses nothing big."""
+    if a.dtype == b.dtype:
+        return a, b
+    if jnp.issubdtype(a.dtype, jnp.floating):
+        return a, cast(b, a.dtype)
+    if jnp.issubdtype(b.dtype, jnp.floating):
+        return cast(a, b.dtype), b
+    wider = jnp.promote_types(a.dtype, b.dtype)
+    return cast(a, wider), cast(b, wider)
+
+
+def spread(a: Array, labels: list[int], out: list[int], shape: Any = None) -> Array:
+    """Lay the axes of `a` out as `out`; axes that it lacks have size 1, or that of `shape`."""
     order = sorted(range(len(labels)), key=lambda i: out.index(labels[i]))
     a = lax.transpose(a, order) if order != list(range(len(labels))) else a
     dims = [out.index(labels[i]) for i in order]
-    shape = [1] * len(out)
+    sizes = [1] * len(out) if shape is None else list(shape)
     for d, size in zip(dims, a.shape, strict=True):
-        shape[d] = size
-    if other is not None:
-        for c, size in zip(other_labels, other.shape, strict=True):
-            if c in out:
-                shape[out.index(c)] = size
-    return lax.broadcast_in_dim(a, shape, dims)
-
-
-def _cast(x: Array, dtype: Any) -> Array:
-    return x if x.dtype == jnp.dtype(dtype) else lax.convert_element_type(x, dtype)
+        sizes[d] = size
+    return lax.broadcast_in_dim(a, sizes, dims)

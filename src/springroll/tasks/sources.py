@@ -1,0 +1,165 @@
+"""Where documents come from: the Python standard library, a file, a folder, or the hub.
+
+A document is a bytes object. Every source yields its documents in a fixed order.
+"""
+
+import importlib
+import os
+import socket
+import sysconfig
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from springroll.errors import InputError
+
+MINIPILE = "JeanKaddour/minipile"
+HUB_BYTES = 2**28  # of a hub data set when no limit is given: it is read over the network
+TESTS = frozenset({"test", "tests", "idle_test"})
+SKIPPED = frozenset({"site-packages", "dist-packages", "__pycache__", *TESTS})
+
+
+def documents(source: str, max_bytes: int | None = None) -> Iterator[bytes]:
+    """The documents of `source`: `stdlib`, a path, `minipile`, or `hub:OWNER/NAME[:CONFIG]`.
+
+    Raises:
+        InputError: no such thing, it cannot be read, or the extra `data` or the network is missing.
+    """
+    if source == "stdlib":
+        return stdlib_documents()
+    if source == "minipile":
+        return hub_documents(MINIPILE, max_bytes)
+    if source.startswith("hub:"):
+        return hub_documents(source.removeprefix("hub:"), max_bytes)
+    path = Path(source).expanduser()
+    if path.is_dir():
+        return folder_documents(path)
+    if path.exists():
+        return file_documents(path, max_bytes)
+    if source.count("/") == 1 and not source.startswith((".", "/", "~")) and not path.suffix:
+        return hub_documents(source, max_bytes)
+    raise InputError(
+        f"no corpus {source!r}: it is no file or folder here; give a path, 'stdlib', 'minipile' "
+        f"or 'hub:OWNER/NAME'"
+    )
+
+
+def stdlib_documents() -> Iterator[bytes]:
+    """The .py files of this Python's standard library by path, its tests left out; about 10 MB.
+
+    Also left out is what is not the library's own: installed packages, and the description of this
+    machine's build, `_sysconfigdata*`.
+    """
+    root = Path(sysconfig.get_path("stdlib"))
+    found = False
+    for path in _files(root, skip=SKIPPED):
+        if path.suffix == ".py" and not path.name.startswith("_sysconfigdata"):
+            found = True
+            yield _read(path)
+    if not found:
+        raise InputError(f"no Python source in {root}; give --data PATH instead of 'stdlib'")
+
+
+def folder_documents(root: Path) -> Iterator[bytes]:
+    """Every text file below `root`, by path; hidden, binary and unreadable files are left out."""
+    for path in _files(root):
+        try:
+            content = path.read_bytes()
+        except OSError:
+            continue
+        if b"\0" not in content[:8192] and not _looks_binary(content):
+            yield content
+
+
+def file_documents(path: Path, max_bytes: int | None = None) -> Iterator[bytes]:
+    """The documents of one file: what stands between its 0x00 bytes; without them it is one."""
+    content = _read(path, max_bytes)
+    if _looks_binary(content):
+        raise InputError(f"{path} is not text: over a tenth of its bytes are control characters")
+    yield from content.split(b"\0")
+
+
+def hub_documents(name: str, max_bytes: int | None = None) -> Iterator[bytes]:
+    """The training texts of a Hugging Face data set, streamed; the first `HUB_BYTES` by default.
+
+    Args:
+        name: `OWNER/NAME`, or `OWNER/NAME:CONFIG` for a data set that has several.
+        max_bytes: how much to read.
+
+    Raises:
+        InputError: the package `datasets`, the network, the data set, or text in it is missing.
+    """
+    try:
+        datasets: Any = importlib.import_module("datasets")
+    except ImportError:
+        raise InputError(
+            f"the data set {name} needs the package 'datasets': pip install 'springroll[data]'; "
+            f"without it, --data PATH takes any file or folder"
+        ) from None
+    _refuse_without_network(name)
+    path, _, config = name.partition(":")
+    limit = HUB_BYTES if max_bytes is None else max_bytes
+    try:
+        rows = datasets.load_dataset(path, config or None, split="train", streaming=True)
+        done = 0
+        for row in rows:
+            content = _text(row, name).encode()
+            yield content
+            done += len(content)
+            if done >= limit:
+                return
+    except InputError:
+        raise
+    except Exception as error:  # the package raises whatever its many dependencies raise
+        reason = str(error).strip().split("\n")[0][:160] or type(error).__name__
+        raise InputError(
+            f"cannot read the data set {name}: {reason}; --data PATH takes any file or folder"
+        ) from None
+
+
+def _text(row: dict[str, Any], name: str) -> str:
+    """The text of one row: its column `text` or `content`, else its first column of strings."""
+    for column in ("text", "content", *row):
+        if isinstance(row.get(column), str):
+            return row[column]
+    raise InputError(f"the data set {name} has no column of text; it has {', '.join(row)}")
+
+
+def _refuse_without_network(name: str) -> None:
+    """Say at once that the hub cannot be reached, where the package would try again for minutes."""
+    proxied = any(os.environ.get(key) for key in ("HTTPS_PROXY", "https_proxy", "HF_ENDPOINT"))
+    if proxied or os.environ.get("HF_HUB_OFFLINE") or os.environ.get("HF_DATASETS_OFFLINE"):
+        return
+    try:
+        socket.create_connection(("huggingface.co", 443), timeout=5).close()
+    except OSError:
+        raise InputError(
+            f"the data set {name} is on huggingface.co, which cannot be reached from here; "
+            f"--data PATH takes any file or folder, and --data stdlib needs no network"
+        ) from None
+
+
+def _files(root: Path, skip: frozenset[str] = frozenset()) -> Iterator[Path]:
+    """The files below a folder in the order of their names; hidden ones are left out."""
+    for folder, folders, files in os.walk(root):
+        folders[:] = sorted(name for name in folders if name not in skip and name[0] != ".")
+        for name in sorted(files):
+            if name[0] != ".":
+                yield Path(folder, name)
+
+
+def _read(path: Path, max_bytes: int | None = None) -> bytes:
+    try:
+        with open(path, "rb") as file:
+            return file.read(-1 if max_bytes is None else max_bytes)
+    except OSError as error:
+        raise InputError(f"cannot read {path}: {error.strerror}") from None
+
+
+# Tab, line feed, form feed, carriage return and escape occur in text; 0x00 separates documents.
+_CONTROL = bytes(set(range(32)) - {0, 9, 10, 12, 13, 27}) + b"\x7f"
+
+
+def _looks_binary(content: bytes) -> bool:
+    start = content[:8192].replace(b"\0", b"")
+    return len(start) - len(start.translate(None, _CONTROL)) > len(start) // 10

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import math
+import os
 from collections.abc import Sequence
 from typing import Any
 
@@ -28,7 +29,17 @@ def source_of(eqn: Any) -> str:
     """'file.py:12 (function)' of the user's line behind an equation."""
     if _source_info is None:
         return "an unknown line"
-    return _source_info.summarize(eqn.source_info)
+    return shortened(_source_info.summarize(eqn.source_info), os.getcwd())
+
+
+def shortened(source: str, here: str) -> str:
+    """A source line without the folder of installed packages or the working directory.
+
+    >>> shortened("/env/lib/site-packages/flax/linear.py:3 (f)", "/home/me")
+    'flax/linear.py:3 (f)'
+    """
+    _, found, rest = source.partition("/site-packages/")
+    return rest if found else source.removeprefix(here.rstrip("/") + "/")
 
 
 @contextlib.contextmanager

@@ -51,7 +51,9 @@ def mul(frame: Frame, eqn: Any, a: Any, b: Any) -> list[Any] | None:
 
 
 def div(frame: Frame, eqn: Any, a: Any, b: Any) -> list[Any] | None:
-    return None if isinstance(b, Factored) else _scale(frame, eqn, a, b, eqn.invars[1])
+    if isinstance(b, Factored):
+        return _elementwise(eqn, a, b) if _outgrown(eqn, b) else None
+    return _scale(frame, eqn, a, b, eqn.invars[1])
 
 
 def _scale(frame: Frame, eqn: Any, w: Factored, by: Any, atom: Any) -> list[Any] | None:
@@ -59,12 +61,12 @@ def _scale(frame: Frame, eqn: Any, w: Factored, by: Any, atom: Any) -> list[Any]
 
     That factor is scaled too: a scalar, a per-channel or a per-layer scale keeps the weight thin.
     """
+    if _outgrown(eqn, w):
+        return _elementwise(eqn, w, by)
     varies = frame.varies_along(atom)
     side = next((s for s in ("left", "right") if varies <= set(w.axes(s))), None)
-    same_shape = tuple(eqn.outvars[0].aval.shape) == tuple(w.shape)
-    if w.lattice is not None or side is None or not same_shape:
-        return None
-    if not jnp.issubdtype(w.dtype, jnp.inexact):
+    real = w.lattice is None and jnp.issubdtype(w.dtype, jnp.inexact)
+    if not real or side is None:
         return None
     by = jnp.asarray(by)
     op = lax.mul if eqn.primitive.name == "mul" else lax.div
@@ -75,11 +77,8 @@ def _scale(frame: Frame, eqn: Any, w: Factored, by: Any, atom: Any) -> list[Any]
         kept = w.axes(side)
         small = lax.squeeze(small, [i for i in range(w.ndim) if i not in kept])
         small = lax.expand_dims(small, [small.ndim])
-    return [
-        dataclasses.replace(
-            w, base=base, **{side: op(factor, jnp.broadcast_to(small, factor.shape))}
-        )
-    ]
+    factor = op(factor, jnp.broadcast_to(small, factor.shape))
+    return [dataclasses.replace(w, base=base, **{side: factor})]
 
 
 def _only(by: Any, varies: set[int]) -> Any:
@@ -99,18 +98,29 @@ def add(frame: Frame, eqn: Any, a: Any, b: Any) -> list[Any] | None:
 def sub(frame: Frame, eqn: Any, a: Any, b: Any) -> list[Any] | None:
     if not isinstance(b, Factored):
         return _shift(eqn, a, b)
+    if not isinstance(a, Factored) and _outgrown(eqn, b):
+        return _elementwise(eqn, a, b)
     minus = _negative(b)
     if minus is None:
         return None
     if isinstance(a, Factored):
         return add_factored(a, minus[0])
-    if tuple(eqn.outvars[0].aval.shape) != tuple(b.shape):
-        return None
     return [dataclasses.replace(minus[0], base=_compat.bind(eqn, a, b.base)[0])]
 
 
 def _shift(eqn: Any, w: Factored, plain: Any) -> list[Any] | None:
     """w + plain or w - plain (a LoRA merge, an offset): only the base moves."""
-    if tuple(eqn.outvars[0].aval.shape) != tuple(w.shape):
-        return None
+    if _outgrown(eqn, w):
+        return _elementwise(eqn, w, plain)
     return [dataclasses.replace(w, base=_compat.bind(eqn, w.base, plain)[0])]
+
+
+def _outgrown(eqn: Any, w: Factored) -> bool:
+    """A small weight broadcast against a bigger activation (positions, gates)."""
+    return tuple(eqn.outvars[0].aval.shape) != tuple(w.shape)
+
+
+def _elementwise(eqn: Any, *operands: Any) -> list[Any]:
+    """The plain operation: the dense weight is smaller than the result, so nothing is reported."""
+    whole = [v.dense() if isinstance(v, Factored) else v for v in operands]
+    return _compat.bind(eqn, *whole)

@@ -9,7 +9,6 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 
 from springroll.errors import InputError
 from springroll.factored import _compat
@@ -17,6 +16,7 @@ from springroll.factored.densify import DEFAULT_LIMIT, Policy
 from springroll.factored.factored import Factored
 from springroll.factored.frame import Frame
 from springroll.factored.rules import RULES
+from springroll.factored.trace import Call, Program, is_factored
 
 
 def interpret(jaxpr: Any, args: Sequence[Any], policy: Policy) -> list[Any]:
@@ -47,65 +47,34 @@ def factored(fn: Callable[..., Any], *, densify_limit: int | None = DEFAULT_LIMI
     Outputs are plain arrays. `jax.vmap`, `jax.jit` and `jax.grad` apply outside as usual: a
     population is a vmap over left, right and gain, and `base` is multiplied once for all members.
 
+    `fn` is traced once per structure, static values and shapes, like a function under `jax.jit`.
+
     A weight that meets a primitive without a thin rule is formed in full. That is reported as a
     `DensifyWarning` up to `densify_limit` bytes per member and raises `InputError` above it
     (None: never raises).
     """
 
+    program = Program(fn)
+
     @functools.wraps(fn)
     def run(*args: Any, **kwargs: Any) -> Any:
-        policy = Policy(densify_limit)
-        return run_factored(fn, policy, args, kwargs)
+        return run_program(program, Call.of(args, kwargs), Policy(densify_limit))
 
     return run
 
 
-def run_factored(
-    fn: Callable[..., Any], policy: Policy, args: tuple[Any, ...], kwargs: dict[str, Any]
-) -> Any:
-    """Trace `fn` on the dense shapes of its arguments and interpret it on the arguments."""
-    leaves, tree = jax.tree.flatten((args, kwargs), is_leaf=is_factored)
-    paths = argument_paths(args, kwargs)
-    traced = [i for i, leaf in enumerate(leaves) if is_traced(leaf)]
-    for i in traced:
-        if is_factored(leaves[i]):
-            leaves[i] = prepare(leaves[i], paths[i])
-
-    def flat(*arrays: Any) -> Any:
-        filled = list(leaves)
-        for i, array in zip(traced, arrays, strict=True):
-            filled[i] = array
-        args, kwargs = jax.tree.unflatten(tree, filled)
-        return fn(*args, **kwargs)
-
-    examples = [leaves[i].base if is_factored(leaves[i]) else leaves[i] for i in traced]
-    closed, out_shape = jax.make_jaxpr(flat, return_shape=True)(*examples)
-    outs = interpret(closed, [leaves[i] for i in traced], policy)
+def run_program(program: Program, call: Call, policy: Policy) -> Any:
+    """Check the Factored arguments, trace on dense shapes, interpret on the arguments."""
+    for i in call.traced:
+        if is_factored(call.leaves[i]):
+            call.leaves[i] = prepare(call.leaves[i], call.paths[i])
+    closed, tree = program.trace(call)
+    outs = interpret(closed, call.arrays, policy)
     outs = [
         policy.densify(out, "return", "the function's output") if is_factored(out) else out
         for out in outs
     ]
-    return jax.tree.unflatten(jax.tree.structure(out_shape), outs)
-
-
-def is_factored(leaf: Any) -> bool:
-    return isinstance(leaf, Factored)
-
-
-def is_traced(leaf: Any) -> bool:
-    """Arrays and Factored are traced; everything else stays a Python value."""
-    return isinstance(leaf, (Factored, jax.Array, np.ndarray, np.generic))
-
-
-def argument_paths(args: tuple[Any, ...], kwargs: dict[str, Any]) -> list[str]:
-    """A readable path per leaf; leaves of the first argument are named as parameters."""
-    found = jax.tree_util.tree_flatten_with_path((args, kwargs), is_leaf=is_factored)[0]
-    names = []
-    for path, _ in found:
-        first = path[0].idx == 0 and len(path) > 1 and path[1].idx == 0
-        rest = path[2:] if first else path[1:]
-        names.append(jax.tree_util.keystr(rest, simple=True, separator="/"))
-    return names
+    return jax.tree.unflatten(tree, outs)
 
 
 def prepare(weight: Factored, path: str) -> Factored:

@@ -85,4 +85,18 @@ def population_ragged_dot(eqn: Any, x: Array, base: Array, sizes: Array) -> Arra
         out = population_ragged_dot(eqn, flat[order], base, sizes.sum(0, dtype=sizes.dtype))
         return out[back].reshape(members, rows, -1)
 
-    return shared(x, base, sizes)
+    # custom_vmap has no reverse mode of its own.
+    @jax.custom_vjp
+    def differentiable(x: Array, base: Array, sizes: Array) -> Array:
+        return shared(x, base, sizes)
+
+    def forward(x: Array, base: Array, sizes: Array) -> tuple[Array, Any]:
+        return shared(x, base, sizes), (x, base, sizes)
+
+    def backward(saved: Any, cotangent: Array) -> tuple[Array, Array, None]:
+        x, base, sizes = saved
+        _, pull = jax.vjp(lambda x, base: plain(x, base, sizes), x, base)
+        return (*pull(cotangent), None)
+
+    differentiable.defvjp(forward, backward)
+    return differentiable(x, base, sizes)

@@ -1,0 +1,296 @@
+"""Where the axes of every parameter go: a walk over the jaxpr that follows them.
+
+Each value of the program is a tuple of `Ref`s, the parameters that it is made of by moves that
+keep a thin term thin. `FLOWS` says, per primitive, how the axes move or how they are used.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from typing import Any, NamedTuple
+
+from springroll.factored import _compat
+from springroll.factored.control import unchanged
+from springroll.factored.ragged import is_plain
+from springroll.factored.reshape import reshape_groups
+
+
+class Ref(NamedTuple):
+    """A parameter under way: for each present axis, the original axes that it came from."""
+
+    leaf: int
+    axes: tuple[tuple[int, ...], ...]
+
+
+Refs = tuple[Ref, ...]
+
+
+class Use(NamedTuple):
+    """One place where a parameter is used up, in terms of its original axes."""
+
+    primitive: str
+    source: str
+    summed: frozenset[int] = frozenset()  # contracted or looked up
+    shared: frozenset[int] = frozenset()  # batch axes
+    elementwise: bool = False  # broadcast against a bigger activation
+
+    def __str__(self) -> str:
+        return f"{self.primitive} at {self.source}"
+
+
+@dataclass
+class Walk:
+    """All uses and stacked axes found so far, per parameter."""
+
+    uses: dict[int, list[Use]] = field(default_factory=dict)
+    stacked: dict[int, set[int]] = field(default_factory=dict)
+
+    def run(self, jaxpr: Any, ins: Sequence[Refs]) -> list[Refs]:
+        opened, _ = _compat.open_jaxpr(jaxpr)
+        env: dict[Any, Refs] = dict(zip(opened.invars, ins, strict=True))
+        read = lambda atom: () if isinstance(atom, _compat.Literal) else env.get(atom, ())
+        for eqn in opened.eqns:
+            refs = [read(atom) for atom in eqn.invars]
+            if any(refs):
+                flow = FLOWS.get(eqn.primitive.name, used_up)
+                env.update(zip(eqn.outvars, flow(self, eqn, refs), strict=True))
+        return [read(atom) for atom in opened.outvars]
+
+    def use(
+        self,
+        eqn: Any,
+        refs: Refs,
+        summed: Sequence[int] = (),
+        shared: Sequence[int] = (),
+        elementwise: bool = False,
+    ) -> None:
+        for ref in refs:
+            origin = lambda axes, ref=ref: frozenset(o for a in axes for o in ref.axes[a])
+            source = _compat.source_of(eqn)
+            use = Use(eqn.primitive.name, source, origin(summed), origin(shared), elementwise)
+            found = self.uses.setdefault(ref.leaf, [])
+            if use not in found:
+                found.append(use)
+
+    def stack(self, refs: Refs, axis: int) -> None:
+        for ref in refs:
+            self.stacked.setdefault(ref.leaf, set()).update(ref.axes[axis])
+
+
+Flow = Callable[[Walk, Any, list[Refs]], list[Refs]]
+
+
+def moved(refs: Refs, axes: Callable[[Ref], Sequence[tuple[int, ...]]]) -> Refs:
+    return tuple(ref._replace(axes=tuple(axes(ref))) for ref in refs)
+
+
+def used_up(walk: Walk, eqn: Any, refs: list[Refs]) -> list[Refs]:
+    """A primitive without a flow: the weight is needed whole."""
+    for operand in refs:
+        walk.use(eqn, operand)
+    return [() for _ in eqn.outvars]
+
+
+def same_axes(walk: Walk, eqn: Any, refs: list[Refs]) -> list[Refs]:
+    """Elementwise: the axes stay, unless a small weight meets a bigger activation."""
+    out = eqn.outvars[0].aval.shape
+    kept: Refs = ()
+    for atom, operand in zip(eqn.invars, refs, strict=True):
+        if operand and atom.aval.shape != out:
+            walk.use(eqn, operand, elementwise=True)
+        else:
+            kept += operand
+    return [kept]
+
+
+def each_operand(walk: Walk, eqn: Any, refs: list[Refs]) -> list[Refs]:
+    return list(refs)
+
+
+def concatenate(walk: Walk, eqn: Any, refs: list[Refs]) -> list[Refs]:
+    return [tuple(ref for operand in refs for ref in operand)]
+
+
+def transpose(walk: Walk, eqn: Any, refs: list[Refs]) -> list[Refs]:
+    return [moved(refs[0], lambda r: [r.axes[i] for i in eqn.params["permutation"]])]
+
+
+def dropped(name: str) -> Flow:
+    """squeeze and reduce_sum: some axes go."""
+
+    def flow(walk: Walk, eqn: Any, refs: list[Refs]) -> list[Refs]:
+        gone = {d % eqn.invars[0].aval.ndim for d in eqn.params[name]}
+        return [moved(refs[0], lambda r: [a for i, a in enumerate(r.axes) if i not in gone])]
+
+    return flow
+
+
+def reshape(walk: Walk, eqn: Any, refs: list[Refs]) -> list[Refs]:
+    sizes = eqn.params["new_sizes"]
+    groups = reshape_groups(eqn.invars[0].aval.shape, sizes)
+
+    def axes(ref: Ref) -> list[tuple[int, ...]]:
+        new: list[tuple[int, ...]] = [()] * len(sizes)
+        for olds, news in groups:
+            for j in news:
+                new[j] = tuple(o for i in olds for o in ref.axes[i])
+        return new
+
+    return [moved(refs[0], axes)]
+
+
+def broadcast_in_dim(walk: Walk, eqn: Any, refs: list[Refs]) -> list[Refs]:
+    dims = eqn.params["broadcast_dimensions"]
+    back = {d: i for i, d in enumerate(dims)}
+    rank = len(eqn.params["shape"])
+    return [moved(refs[0], lambda r: [r.axes[back[d]] if d in back else () for d in range(rank)])]
+
+
+def window(walk: Walk, eqn: Any, refs: list[Refs]) -> list[Refs]:
+    """slice and dynamic_slice: one entry of an axis is a layer of a stack or a looked-up row."""
+    before, after = eqn.invars[0].aval.shape, eqn.outvars[0].aval.shape
+    picked = [i for i, (a, b) in enumerate(zip(before, after, strict=True)) if b == 1 < a]
+    left = [i for i, size in enumerate(after) if size > 1]
+    traced = [a for a in eqn.invars[1:] if not isinstance(a, _compat.Literal)]
+    if picked and len(left) < 2 and traced:
+        walk.use(eqn, refs[0], summed=picked)
+        return [()]
+    for axis in picked:
+        walk.stack(refs[0], axis)
+    return [moved(refs[0], lambda r: [() if i in picked else a for i, a in enumerate(r.axes)])]
+
+
+def pad(walk: Walk, eqn: Any, refs: list[Refs]) -> list[Refs]:
+    return [refs[0]]
+
+
+def split(walk: Walk, eqn: Any, refs: list[Refs]) -> list[Refs]:
+    return [refs[0] for _ in eqn.outvars]
+
+
+def dot_general(walk: Walk, eqn: Any, refs: list[Refs]) -> list[Refs]:
+    summed, batch = eqn.params["dimension_numbers"]
+    for operand, c, b in zip(refs, summed, batch, strict=True):
+        walk.use(eqn, operand, summed=c, shared=b)
+    return [()]
+
+
+def gather(walk: Walk, eqn: Any, refs: list[Refs]) -> list[Refs]:
+    dn = eqn.params["dimension_numbers"]
+    if eqn.invars[1].aval.ndim > 1:
+        walk.use(eqn, refs[0], summed=dn.start_index_map, shared=dn.operand_batching_dims)
+        return [()]
+    kept = [i for i in range(eqn.invars[0].aval.ndim) if i not in dn.collapsed_slice_dims]
+    if sum(eqn.invars[0].aval.shape[i] > 1 for i in kept) < 2:
+        walk.use(eqn, refs[0], summed=dn.start_index_map)
+        return [()]
+    for axis in dn.collapsed_slice_dims:
+        walk.stack(refs[0], axis)
+    return [moved(refs[0], lambda r: [r.axes[i] for i in kept])]
+
+
+def conv(walk: Walk, eqn: Any, refs: list[Refs]) -> list[Refs]:
+    p = eqn.params
+    if refs[0] or p["feature_group_count"] != 1 or p["batch_group_count"] != 1:
+        return used_up(walk, eqn, refs)
+    walk.use(eqn, refs[1], summed=p["dimension_numbers"].rhs_spec[1:])
+    return [()]
+
+
+def ragged_dot(walk: Walk, eqn: Any, refs: list[Refs]) -> list[Refs]:
+    if refs[0] or not is_plain(eqn):
+        return used_up(walk, eqn, refs)
+    walk.use(eqn, refs[1], summed=(1,), shared=(0,))
+    return [()]
+
+
+def call(walk: Walk, eqn: Any, refs: list[Refs]) -> list[Refs]:
+    return walk.run(_compat.inner_jaxpr(eqn), refs)
+
+
+def scan(walk: Walk, eqn: Any, refs: list[Refs]) -> list[Refs]:
+    jaxpr = eqn.params["jaxpr"]
+    n_consts, n_carry = _compat.scan_groups(eqn)
+    fixed = unchanged(jaxpr, n_consts, n_carry)
+    carry = _fixed(refs[n_consts : n_consts + n_carry], fixed)
+    stacks = refs[n_consts + n_carry :]
+    for operand in stacks:
+        walk.stack(operand, 0)
+    walk.run(jaxpr, [*refs[:n_consts], *carry, *(moved(s, lambda r: r.axes[1:]) for s in stacks)])
+    return [*carry, *(() for _ in eqn.outvars[n_carry:])]
+
+
+def while_(walk: Walk, eqn: Any, refs: list[Refs]) -> list[Refs]:
+    p = eqn.params
+    n_cond, n_body = p["cond_nconsts"], p["body_nconsts"]
+    start = refs[n_cond + n_body :]
+    carry = _fixed(start, unchanged(p["body_jaxpr"], n_body, len(start)))
+    walk.run(p["cond_jaxpr"], [*refs[:n_cond], *carry])
+    walk.run(p["body_jaxpr"], [*refs[n_cond : n_cond + n_body], *carry])
+    return carry
+
+
+def _fixed(carry: Sequence[Refs], fixed: set[int]) -> list[Refs]:
+    return [refs if i in fixed else () for i, refs in enumerate(carry)]
+
+
+def cond(walk: Walk, eqn: Any, refs: list[Refs]) -> list[Refs]:
+    for branch in eqn.params["branches"]:
+        walk.run(branch, refs[1:])
+    return [() for _ in eqn.outvars]
+
+
+def shard_map(walk: Walk, eqn: Any, refs: list[Refs]) -> list[Refs]:
+    walk.run(eqn.params["jaxpr"], refs)
+    return [() for _ in eqn.outvars]
+
+
+FLOWS: dict[str, Flow] = {
+    "add": same_axes,
+    "add_any": same_axes,
+    "all_gather": each_operand,
+    "broadcast_in_dim": broadcast_in_dim,
+    "checkpoint": call,
+    "closed_call": call,
+    "concatenate": concatenate,
+    "cond": cond,
+    "conv_general_dilated": conv,
+    "convert_element_type": each_operand,
+    "copy": each_operand,
+    "copy_p": each_operand,
+    "core_call": call,
+    "custom_jvp_call": call,
+    "custom_vjp_call": call,
+    "custom_vmap_call": call,
+    "device_put": each_operand,
+    "div": same_axes,
+    "dot_general": dot_general,
+    "dynamic_slice": window,
+    "gather": gather,
+    "jit": call,
+    "mul": same_axes,
+    "name": each_operand,
+    "neg": each_operand,
+    "optimization_barrier": each_operand,
+    "pad": pad,
+    "pcast": each_operand,
+    "pjit": call,
+    "pvary": each_operand,
+    "ragged_dot_general": ragged_dot,
+    "reduce_precision": each_operand,
+    "reduce_sum": dropped("axes"),
+    "remat2": call,
+    "reshape": reshape,
+    "rev": each_operand,
+    "scan": scan,
+    "shard_map": shard_map,
+    "sharding_constraint": each_operand,
+    "slice": window,
+    "split": split,
+    "squeeze": dropped("dimensions"),
+    "stop_gradient": each_operand,
+    "sub": same_axes,
+    "transpose": transpose,
+    "while": while_,
+}

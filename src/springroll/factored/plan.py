@@ -1,0 +1,47 @@
+"""What discovery finds out: one frozen, hashable record per parameter."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from typing import Literal
+
+Kind = Literal["low-rank", "dense", "frozen", "unused"]
+
+
+@dataclass(frozen=True)
+class LeafPlan:
+    """How one parameter is perturbed.
+
+    - "low-rank": base + thin term, with `roles` as in `Factored`;
+    - "dense": full-rank noise, because it is a vector or because some primitive needs it whole;
+    - "frozen": not perturbed, because its type is not a float and not a short integer;
+    - "unused": no output depends on it.
+    """
+
+    path: str
+    shape: tuple[int, ...]
+    dtype: str
+    roles: str | None
+    kind: Kind
+    reason: str  # why it is not low-rank, with the source line; empty for "low-rank"
+    uses: tuple[str, ...]  # "dot_general at model.py:12 (mlp)", in program order
+
+
+@dataclass(frozen=True)
+class Plan(Mapping[str, LeafPlan]):
+    """Parameter path -> LeafPlan, in tree-flatten order. Hashable: fit for static metadata."""
+
+    leaves: tuple[LeafPlan, ...]
+
+    def __getitem__(self, path: str) -> LeafPlan:
+        for leaf in self.leaves:
+            if leaf.path == path:
+                return leaf
+        raise KeyError(path)
+
+    def __iter__(self) -> Iterator[str]:
+        return (leaf.path for leaf in self.leaves)
+
+    def __len__(self) -> int:
+        return len(self.leaves)

@@ -1,1 +1,1 @@
-"""Training without gradients: populations of low-rank perturbations, scored and folded back into the weights."""
+"""Training without gradients: low-rank perturbations are scored and folded into the weights."""

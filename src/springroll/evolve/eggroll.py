@@ -12,12 +12,12 @@ from jax.typing import ArrayLike
 
 from springroll.errors import InputError
 from springroll.evolve import step
-from springroll.evolve.members import AXIS, Members, members_spec
+from springroll.evolve.members import AXIS, Members
 from springroll.evolve.noise import Noise
 from springroll.evolve.perturbation import Perturbation, describe
 from springroll.evolve.shaping import Shaping, finite, shaping_named
 from springroll.evolve.strategy import State, Strategy
-from springroll.evolve.update import direction, tree_like
+from springroll.evolve.update import direction
 
 Schedule: TypeAlias = float | Callable[[Array], ArrayLike]
 
@@ -42,6 +42,36 @@ def eggroll(
     antithetic: bool = True,
 ) -> Strategy:
     """Evolve any function's parameters by forward passes alone.
+
+    Member i of N stands at `M + sigma s_i E_i` with `E = left @ right.T / sqrt(rank)`, entries of
+    unit variance, and s_i = +1, -1 for the two members of an antithetic pair, who share E. After
+    evaluation every weight moves along `sum_i fhat_i s_i E_i`, fhat the shaped fitness.
+
+    - `pop_size`: N, even with `antithetic` pairs. The update has rank min(N rank / 2, m, n).
+    - `sigma`: size of the perturbation in units of the weights, a number or a schedule of the
+      generation (an int32 scalar).
+    - `optimizer`: any optax optimizer (default `optax.sgd(0.1)`); it is handed minus the direction.
+    - `lr_units`: "sigma" hands it `-sigma / sqrt(N) sum fhat_i s_i E_i`, so that with SGD and
+      z-scores the learning rate is the root mean square move per step in units of sigma, whatever
+      N and sigma are; "paper" hands it `-1 / (N sigma) sum fhat_i s_i E_i`.
+    - `plan`: what `sr.discover` found; without it the shapes decide. `roles` overrides either by
+      path pattern: "frozen", "dense", or letters such as "mn". Vectors get full-rank noise.
+    - `noise`: "gaussian" (float32), "rademacher" or "int8" (a quarter of the memory).
+    - `noise_reuse`: how many consecutive generations see the same noise; 1 is fresh every time.
+    - `shaping`: "z_score", "centred_ranks", "pair_sign", or a function (N,) -> (N,).
+    - `master`: what bfloat16 weights keep of small steps: "float32" copies in the state,
+      "stochastic" rounding without copies, or None, which loses them.
+    - `max_step_ratio`: bound on |step| / |weights| over all evolved parameters.
+    - `noise_budget_bytes`: factors up to this size (per device) are drawn once per generation and
+      kept; beyond it they are drawn chunk by chunk, in the forward and again in the update.
+    - `pairs_per_chunk`: how many pairs the forward runs at once (per device), to bound activations.
+    - `mesh`: a mesh with an axis "population", over which the pairs are split.
+
+    `tell` returns metrics: fitness_mean, fitness_max, fitness_std, sigma, step_ratio, and dropped,
+    the number of members whose fitness was NaN or infinite; they weigh nothing, and if all of them
+    are dropped nothing moves. Raises InputError for arguments that cannot be.
+
+    Source: arXiv 2511.16652v2, section 4, algorithm 1.
 
     >>> import jax, jax.numpy as jnp, optax
     >>> import springroll as sr
@@ -84,8 +114,9 @@ def eggroll(
         return replace(found, stored=stored, pairs_per_chunk=limit)
 
     def init(key: Array, params: Any) -> State:
+        params = jax.tree.map(jnp.asarray, params)
         perturbation = perturbation_of(params)
-        copies = step.masters(perturbation, params, master)
+        copies = step.master_copies(perturbation, params, master)
         weights = step.working_weights(perturbation, params, copies)
         seed = jax.random.bits(key, (2,), jnp.uint32)
         return State(params, copies, optimizer.init(weights), seed, jnp.int32(0))
@@ -101,20 +132,16 @@ def eggroll(
             sigma=_at(sigma, state.generation),
             perturbation=perturbation,
         )
-        return draw_all(members) if perturbation.stored else members
+        return members.keep_factors() if perturbation.stored else members
 
     @jax.jit
     def tell(state: State, members: Members, fitness: Array) -> tuple[State, dict[str, Array]]:
-        perturbation = members.perturbation
-        valid = finite(fitness)
+        if fitness.shape != (members.size,):
+            raise InputError(f"fitness has shape {list(fitness.shape)}; expected [{members.size}]")
+        perturbation, valid = members.perturbation, finite(fitness)
         sums = direction(members, shape(fitness))
-        count = jnp.maximum(valid.sum().astype(jnp.float32), 1.0)
-        if lr_units == "sigma":
-            factor = -members.sigma * jax.lax.rsqrt(count)
-        else:
-            factor = -1.0 / (count * members.sigma)
-        nothing = optax.MaskedNode()
-        gradients = tree_like(state.params, {k: factor * v for k, v in sums.items()}, nothing)
+        factor = _descent_factor(lr_units, members.sigma, valid)
+        gradients = step.by_path(state.params, {k: factor * v for k, v in sums.items()})
         weights = step.working_weights(perturbation, state.params, state.master)
         updates, opt_state = optimizer.update(gradients, state.opt_state, weights)
         updates, ratio = step.guarded(updates, weights, max_step_ratio)
@@ -122,30 +149,25 @@ def eggroll(
         params, copies = step.stored(
             state.params, moved, state.master, master, state.seed, state.generation
         )
-        new = State(params, copies, opt_state, state.seed, state.generation + 1)
-        metrics = _fitness_metrics(fitness, valid)
-        return new, metrics | {"sigma": members.sigma, "step_ratio": ratio}
+        # With no member left there is no direction: momentum must not move the weights either.
+        keep = lambda new, old: jax.tree.map(lambda a, b: jnp.where(valid.any(), a, b), new, old)
+        metrics = _fitness_metrics(fitness, valid) | {"sigma": members.sigma, "step_ratio": ratio}
+        state = State(
+            params=keep(params, state.params),
+            master=keep(copies, state.master),
+            opt_state=keep(opt_state, state.opt_state),
+            seed=state.seed,
+            generation=state.generation + 1,
+        )
+        return state, metrics
 
     return Strategy(init, ask, tell)
 
 
-def draw_all(members: Members) -> Members:
-    """Members with their factors drawn, each device its own."""
-    perturbation = members.perturbation
-    if perturbation.mesh is None:
-        return replace(members, factors=members.drawn())
-    empty: dict[str, tuple[Any, ...]] = {
-        leaf.path: (0,) * (2 if leaf.kind == "low_rank" else 1) for leaf in perturbation.evolved
-    }
-    specs = members_spec(replace(members, factors=empty))
-    draw = jax.shard_map(
-        lambda m: replace(m, factors=m.drawn()),
-        mesh=perturbation.mesh,
-        in_specs=(members_spec(members),),
-        out_specs=specs,
-        check_vma=False,
-    )
-    return draw(members)
+def _descent_factor(lr_units: str, sigma: Array, valid: Array) -> Array:
+    """What turns the sum of members into the gradient that a minimiser takes."""
+    count = jnp.maximum(valid.sum().astype(jnp.float32), 1.0)
+    return -sigma * jax.lax.rsqrt(count) if lr_units == "sigma" else -1.0 / (count * sigma)
 
 
 def _at(schedule: Schedule, generation: Array) -> Array:
@@ -186,7 +208,7 @@ def _check(
         raise InputError(f"sigma is {sigma}; expected a positive number or a schedule")
     if noise_reuse < 1:
         raise InputError(
-            f"noise_reuse is {noise_reuse}; expected how many generations share their noise, 1 or more"
+            f"noise_reuse is {noise_reuse}; expected how many generations share noise, 1 or more"
         )
     if lr_units not in ("sigma", "paper"):
         raise InputError(f"lr_units is {lr_units!r}; expected 'sigma' or 'paper'")

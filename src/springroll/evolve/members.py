@@ -2,18 +2,18 @@
 
 import dataclasses
 import functools
-from collections.abc import Callable
+from collections.abc import Callable, Hashable
 from dataclasses import dataclass
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jax import Array
+from jax import Array, lax
 from jax.sharding import PartitionSpec
 
 from springroll.errors import InputError
-from springroll.evolve.perturbation import Factors, Perturbation
+from springroll.evolve.perturbation import Factors, Leaf, Perturbation
 from springroll.factored.interpret import factored
 
 AXIS = "population"
@@ -45,36 +45,55 @@ class Members:
             return self.factors
         return self.perturbation.draw(self.seed, self.epoch, self.pairs)
 
-    def chunk(self, start: Array, count: int) -> "Members":
-        """`count` consecutive pairs from `start` on."""
+    def factors_of(self, leaf: Leaf) -> tuple[Array, ...]:
+        """The factors of one parameter: stored ones, or drawn now."""
+        if self.factors is not None:
+            return self.factors[leaf.path]
+        return self.perturbation.draw(self.seed, self.epoch, self.pairs, (leaf,))[leaf.path]
+
+    def chunk(self, start: Array, count: int, only: Leaf | None = None) -> "Members":
+        """`count` consecutive pairs from `start` on; with `only`, factors of that parameter."""
         factors = self.factors
         if factors is not None:
             axes = self.perturbation.pair_axes()
             factors = {
-                path: tuple(
-                    jax.lax.dynamic_slice_in_dim(x, start, count, axes[path]) for x in group
-                )
+                path: tuple(lax.dynamic_slice_in_dim(x, start, count, axes[path]) for x in group)
                 for path, group in factors.items()
+                if only is None or path == only.path
             }
-        pairs = jax.lax.dynamic_slice_in_dim(self.pairs, start, count)
+        pairs = lax.dynamic_slice_in_dim(self.pairs, start, count)
         return dataclasses.replace(self, pairs=pairs, factors=factors)
 
+    def keep_factors(self) -> "Members":
+        """The same members with their factors drawn and stored, on a mesh each device its own."""
+        mesh = self.perturbation.mesh
+        draw = lambda members: dataclasses.replace(members, factors=members.drawn())
+        if mesh is None:
+            return draw(self)
+        drawn = jax.eval_shape(draw, self)
+        return jax.shard_map(
+            draw,
+            mesh=mesh,
+            in_specs=(members_spec(self),),
+            out_specs=members_spec(drawn),
+            check_vma=False,
+        )(self)
 
-def members_spec(members: Members) -> Members:
-    """The same structure with partition specs: pairs and factors are split over the population axis."""
+
+def members_spec(members: Members) -> Any:
+    """The structure of `members` in partition specs: pairs and factors over the population axis."""
     axes = members.perturbation.pair_axes()
-    factors = None
-    if members.factors is not None:
-        factors = {
-            path: tuple(PartitionSpec(*(None,) * axes[path], AXIS) for _ in group)
-            for path, group in members.factors.items()
-        }
     one = PartitionSpec()
-    return Members(PartitionSpec(AXIS), factors, one, one, one, members.perturbation)  # type: ignore[arg-type]
+    factors = members.factors and {
+        path: tuple(PartitionSpec(*(None,) * axes[path], AXIS) for _ in group)
+        for path, group in members.factors.items()
+    }
+    parts: dict[str, Any] = {"pairs": PartitionSpec(AXIS), "factors": factors}
+    return dataclasses.replace(members, **parts, **dict.fromkeys(("seed", "epoch", "sigma"), one))
 
 
 def chunks_of(pairs: int, limit: int | None) -> tuple[int, int]:
-    """(number of chunks, pairs per chunk), the chunk a divisor of `pairs` where a good one exists."""
+    """(number of chunks, pairs per chunk): a divisor of `pairs` where a good one exists."""
     if limit is None or pairs <= limit:
         return 1, pairs
     limit = max(1, limit)
@@ -97,21 +116,22 @@ def evaluate(
 ) -> Any:
     """Score every member: `fn(member's params, *args)` for all of them at once.
 
-    `fn` is any JAX function that returns a scalar (with `has_aux`, a scalar and a pytree); it runs on
-    `state.params` plus thin terms through `sr.factored`, so no weight is ever formed per member. `in_axes`
-    says which `args` differ between members (0: a leading axis of N, as for `jax.vmap`; None, the
-    default: shared), one entry for all or a tuple with one per argument. `pairs_per_chunk` bounds how many pairs
-    run at once (default: what the strategy chose). With `mesh` (default: the strategy's) the
-    pairs are split over its axis "population", without any collective.
+    `fn` is any JAX function that returns a scalar (with `has_aux`, a scalar and a pytree); it runs
+    on `state.params` plus thin terms through `sr.factored`, so no weight is ever formed per member.
+    `in_axes` says which `args` differ between members (0: a leading axis of N, as for `jax.vmap`;
+    None, the default: shared), one entry for all or a tuple with one per argument.
+    `pairs_per_chunk` bounds how many pairs run at once (default: what the strategy chose). With
+    `mesh` (default: the strategy's) the pairs are split over its axis "population", without any
+    collective.
 
-    Returns fitness (N,), int32 if `fn` returns integers and float32 otherwise; with `has_aux` also the
-    auxiliary pytree with a leading axis of N. Higher fitness is better.
+    Returns fitness (N,), int32 if `fn` returns integers and float32 otherwise; with `has_aux` also
+    the auxiliary pytree with a leading axis of N. Higher fitness is better.
 
-    Raises InputError if an argument's leading axis is not N, if `fn` does not return a scalar, or if the
-    pairs do not divide over the mesh.
+    Raises InputError if an argument's leading axis is not N, if `fn` does not return a scalar, or
+    if the pairs do not divide over the mesh.
     """
-    mesh = mesh if mesh is not None else members.perturbation.mesh
-    batched = _batched_leaves(args, in_axes)
+    mesh = members.perturbation.mesh if mesh is None else mesh
+    batched = per_member_leaves(args, in_axes)
     leaves, treedef = jax.tree.flatten(args)
     for x, per_member in zip(leaves, batched, strict=True):
         if per_member and (jnp.ndim(x) < 1 or jnp.shape(x)[0] != members.size):
@@ -119,37 +139,33 @@ def evaluate(
                 f"an argument with in_axes 0 has shape {list(jnp.shape(x))}; "
                 f"expected {members.size} members along its first axis"
             )
-    if mesh is not None and members.pairs.shape[0] % mesh.shape[AXIS]:
+    pairs = members.pairs.shape[0]
+    if mesh is not None and pairs % mesh.shape[AXIS]:
         raise InputError(
-            f"{members.pairs.shape[0]} pairs do not divide over {mesh.shape[AXIS]} devices; "
+            f"{pairs} pairs do not divide over {mesh.shape[AXIS]} devices; "
             "choose a pop_size that does"
         )
+    if not isinstance(fn, Hashable):
+        call = fn
+        fn = lambda *args: call(*args)  # e.g. a module that holds arrays: compiled anew each time
     limit = pairs_per_chunk or members.perturbation.pairs_per_chunk
-    return _evaluate(
-        fn, treedef, batched, has_aux, limit, mesh, state.params, members, tuple(leaves)
-    )
+    static = (fn, treedef, batched, has_aux, limit, mesh)
+    return _evaluate(*static, state.params, members, tuple(leaves))
 
 
-def _batched_leaves(args: tuple[Any, ...], in_axes: Any) -> tuple[bool, ...]:
+def per_member_leaves(args: tuple[Any, ...], in_axes: Any) -> tuple[bool, ...]:
     """For every array in `args`, whether it has a leading axis of members."""
     if not isinstance(in_axes, tuple):
         in_axes = (in_axes,) * len(args)
     if len(in_axes) != len(args):
         raise InputError(f"in_axes has {len(in_axes)} entries for {len(args)} arguments")
+    axes, treedef = jax.tree.flatten(in_axes, is_leaf=lambda x: x is None)
     flags: list[bool] = []
-    for axis, sub in zip(
-        *_prefix_leaves(in_axes, args),
-        strict=True,
-    ):
-        if axis not in (0, None):
-            raise InputError(f"in_axes entry {axis!r} is not supported; expected 0 or None")
-        flags += [axis == 0] * len(jax.tree.leaves(sub))
+    for axis, part in zip(axes, treedef.flatten_up_to(args), strict=True):
+        if axis is not None and axis != 0:
+            raise InputError(f"in_axes holds {axis!r}; expected 0 (per member) or None (shared)")
+        flags += [axis is not None] * len(jax.tree.leaves(part))
     return tuple(flags)
-
-
-def _prefix_leaves(prefix: Any, tree: Any) -> tuple[list[Any], list[Any]]:
-    axes, treedef = jax.tree.flatten(prefix, is_leaf=lambda x: x is None)
-    return axes, treedef.flatten_up_to(tree)
 
 
 @functools.partial(jax.jit, static_argnums=(0, 1, 2, 3, 4, 5))
@@ -194,16 +210,16 @@ def _on_device(
     if count == 1:
         return run(members, leaves)
     # A last chunk that would run over the end starts earlier; its overlap is computed twice.
-    starts = np.minimum(np.arange(count) * size, pairs - size).astype(np.int32)
+    starts = jnp.asarray(np.minimum(np.arange(count) * size, pairs - size), jnp.int32)
 
     def step(carry: None, start: Array) -> tuple[None, Any]:
         part = tuple(
-            jax.lax.dynamic_slice_in_dim(x, start * signs, size * signs) if b else x
+            lax.dynamic_slice_in_dim(x, start * signs, size * signs) if b else x
             for x, b in zip(leaves, batched, strict=True)
         )
         return carry, run(members.chunk(start, size), part)
 
-    _, out = jax.lax.scan(step, None, starts)
+    _, out = lax.scan(step, None, starts)
     out = jax.tree.map(lambda x: x.reshape(-1, *x.shape[2:]), out)
     overlap = count * size - pairs
     if not overlap:
@@ -222,7 +238,7 @@ def _at_once(
     members: Members,
     leaves: tuple[Any, ...],
 ) -> Any:
-    """One vmap over pairs and, inside it, one over the sign of a gain: factors are shared by a pair."""
+    """A vmap over pairs and inside it one over the sign of the gain: a pair shares its factors."""
     perturbation = members.perturbation
     signs = jnp.asarray(perturbation.signs, jnp.float32)
     pairs = members.pairs.shape[0]

@@ -1,8 +1,8 @@
 """The kinds of noise a population can be perturbed with.
 
-A kind is a name, a scale and a pure function `sample(stream, pairs, size) -> (P, size)`: every number
-depends on (seed, epoch, parameter path, pair, element) and on nothing else. To add a kind, write a
-`sample` and put one line in `NOISE`.
+A kind is a name, a scale and a pure function `sample(stream, pairs, size) -> (P, size)`: every
+number depends on (seed, epoch, parameter path, pair, element) and on nothing else. To add a kind,
+write a `sample` and put one line in `NOISE`.
 """
 
 import functools
@@ -69,7 +69,7 @@ def _horner(coefficients: tuple[float, ...], x: Array) -> Array:
 
 
 def _log(x: Array) -> Array:
-    """Natural logarithm of positive normal float32 to about 1e-7, half the cost of `jnp.log` on a CPU."""
+    """Natural logarithm of positive normal float32 to about 1e-7, twice as fast as `jnp.log`."""
     word = lax.bitcast_convert_type(x, jnp.int32)
     exponent = (word - _SQRT_HALF_BITS) >> 23
     t = lax.bitcast_convert_type(word - (exponent << 23), jnp.float32) - 1
@@ -103,7 +103,7 @@ def _rademacher(stream: Array, pairs: Array, size: int) -> Array:
 
 
 def normal_thresholds() -> np.ndarray:
-    """254 words: the value of the int8 normal is -127 plus the number of thresholds not above a word."""
+    """(254,) words: an int8 normal is -127 plus the number of thresholds not above its word."""
     edges = (np.arange(-127, 127) + 0.5) / 16
     return np.array([round(2**32 * 0.5 * math.erfc(-e / math.sqrt(2))) for e in edges], np.uint64)
 

@@ -12,8 +12,8 @@ def open_es(
 ) -> Strategy:
     """Evolution strategies with a full Gaussian matrix per pair and weight.
 
-    The same machinery with every parameter marked dense: noise of the size of the model per pair, one copy of the
-    weights per member. It takes the options of `sr.eggroll` except `rank` and `plan`; patterns in `roles` can
-    still freeze parameters.
+    The same machinery with every parameter marked dense: noise of the size of the model per pair,
+    one copy of the weights per member. It takes the options of `sr.eggroll` except `rank` and
+    `plan`; patterns in `roles` can still freeze parameters.
     """
     return eggroll(pop_size=pop_size, sigma=sigma, roles={"*": "dense", **(roles or {})}, **options)

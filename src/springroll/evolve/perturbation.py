@@ -1,8 +1,8 @@
 """What is perturbed and how: the static half of a population.
 
 A `Perturbation` is hashable and holds no arrays. It turns (seed, epoch, pairs) into factors, and
-parameters plus the factors of one pair plus a gain into parameters that `factored(fn)` can run on. Neither
-ever forms a weight per member.
+parameters plus the factors of one pair plus a gain into parameters that `factored(fn)` can run on.
+Neither ever forms a weight per member.
 """
 
 import difflib
@@ -18,26 +18,28 @@ from jax import Array
 
 from springroll.errors import InputError
 from springroll.evolve import counter
+from springroll.evolve.materialise import once
 from springroll.evolve.noise import Noise, noise_named
 from springroll.factored.factored import Factored
+from springroll.factored.plan import LeafPlan
 
-Kind: TypeAlias = Literal["low_rank", "dense", "frozen"]
+Kind: TypeAlias = Literal["low-rank", "dense", "frozen"]
 Factors: TypeAlias = dict[str, tuple[Array, ...]]  # path -> (left, right), or (noise,)
 
 
 @dataclass(frozen=True)
 class Leaf:
-    """How one parameter is perturbed. `roles` has one letter per axis: s shared, m left, n right."""
+    """How one parameter is perturbed."""
 
     path: str
     shape: tuple[int, ...]
     dtype: str
     kind: Kind
-    roles: str = ""
+    roles: str = ""  # a letter per axis: s shared, m left, n right; of dense ones only leading s
 
     @property
     def stacked(self) -> int:
-        """How many leading axes are shared; factors put the pairs behind them, ready for a layer scan."""
+        """How many leading axes are shared; the pairs come behind them, ready for a layer scan."""
         return len(self.roles) - len(self.roles.lstrip("s"))
 
     def side(self, letter: str) -> tuple[int, ...]:
@@ -56,7 +58,11 @@ class Leaf:
 
 
 class AttachLeaf(Protocol):
-    """Puts the factors of one pair on one parameter. `sign` (+-1) and `sigma` are float32 scalars."""
+    """Puts the factors of one pair on one parameter; `sign` (+-1) and `sigma` are float32 scalars.
+
+    The default is `attach_real`; integer weights bring their own. The result is what
+    `sr.factored` accepts: an array, or a `Factored`.
+    """
 
     def __call__(
         self,
@@ -77,7 +83,7 @@ def attach_real(
     sign: Array,
     sigma: Array,
 ) -> Any:
-    """`base + sign * sigma * E` in real arithmetic: thin for low-rank leaves, formed for dense ones."""
+    """`base + sign * sigma * E` in real arithmetic: thin for low-rank leaves, formed for dense."""
     gain = sign * sigma * jnp.float32(perturbation.scale(leaf))
     if leaf.kind == "dense":
         return (base.astype(jnp.float32) + gain * factors[0].astype(jnp.float32)).astype(base.dtype)
@@ -89,9 +95,9 @@ def attach_real(
 class Perturbation:
     """Static description of a population's noise; everything random is an argument.
 
-    A low-rank leaf gets `E = scale^2 / sqrt(rank) * left @ right.T`, a dense one `E = scale * noise`,
-    so that every entry of E has zero mean and unit variance. Member `2 * pair` stands at `+sigma E` and
-    `2 * pair + 1` at `-sigma E`; without `antithetic` each member is its own pair.
+    A low-rank leaf gets `E = scale^2 / sqrt(rank) * left @ right.T`, a dense one `E = scale *
+    noise`, so that every entry of E has zero mean and unit variance. Member `2 * pair` stands at
+    `+sigma E` and `2 * pair + 1` at `-sigma E`; without `antithetic` each member is its own pair.
     """
 
     leaves: tuple[Leaf, ...]
@@ -121,13 +127,20 @@ class Perturbation:
             return self.noise.scale
         return self.noise.scale**2 / math.sqrt(self.rank)
 
-    def draw(self, seed: Array, epoch: Array, pairs: Array) -> Factors:
-        """Raw factors of `pairs` (P,) uint32, in the noise's own dtype.
+    def draw(
+        self, seed: Array, epoch: Array, pairs: Array, leaves: tuple[Leaf, ...] | None = None
+    ) -> Factors:
+        """Raw factors of `pairs` (P,) uint32 for `leaves` (default: all), in the noise's dtype.
 
-        Low-rank: left (*shared, P, *m axes, rank) and right (*shared, P, *n axes, rank), where *shared
-        are the leading shared axes; dense: (*shared, P, *rest). `seed` (2,) uint32, `epoch` integer.
+        Low-rank: left (*shared, P, *m axes, rank) and right (*shared, P, *n axes, rank), where
+        *shared are the leading shared axes; dense: (*shared, P, *rest). `seed` (2,) uint32, `epoch`
+        integer.
         """
-        return {leaf.path: self._draw_leaf(leaf, seed, epoch, pairs) for leaf in self.evolved}
+        leaves = self.evolved if leaves is None else leaves
+        return once(
+            lambda: {leaf.path: self._draw_leaf(leaf, seed, epoch, pairs) for leaf in leaves},
+            epoch,
+        )
 
     def _draw_leaf(self, leaf: Leaf, seed: Array, epoch: Array, pairs: Array) -> tuple[Array, ...]:
         shared = leaf.shape[: leaf.stacked]
@@ -153,7 +166,7 @@ class Perturbation:
         return {leaf.path: leaf.stacked for leaf in self.evolved}
 
     def attach(self, params: Any, factors: Factors, sign: Array, sigma: Array) -> Any:
-        """Parameters of one member: `factors` of one pair, `sign` +-1 and `sigma` float32 scalars."""
+        """Parameters of one member: one pair's `factors`, `sign` (+-1) and `sigma`, float32."""
         by_path = {leaf.path: leaf for leaf in self.evolved}
 
         def one(path: Any, base: Array) -> Any:
@@ -170,7 +183,7 @@ def path_of(path: Any) -> str:
 
 
 def default_roles(shape: tuple[int, ...]) -> str:
-    """Without a plan: a matrix is `mn`, more axes are stacks of matrices (`smn`), the rest is dense."""
+    """Without a plan: `mn` for a matrix, `smn` for a stack of them and so on, else none (dense)."""
     return "s" * (len(shape) - 2) + "mn" if len(shape) >= 2 else ""
 
 
@@ -178,49 +191,64 @@ def describe(
     params: Any,
     *,
     rank: int,
-    plan: Any = None,
+    plan: Mapping[str, LeafPlan] | None = None,
     roles: Mapping[str, str] | None = None,
     noise: str | Noise = "gaussian",
     antithetic: bool = True,
+    integers: bool = False,
     mesh: jax.sharding.Mesh | None = None,
 ) -> Perturbation:
     """Decide for every parameter how it is perturbed.
 
-    `plan` is what `sr.discover` returned; without it the shape decides (`default_roles`). `roles` maps path
-    patterns (`fnmatch`) to "frozen", "dense" or role letters such as "mn"; later patterns win. Parameters
-    of a dtype that is not floating are frozen unless a role is given.
+    `plan` is what `sr.discover` returned; without it the shape decides (`default_roles`). `roles`
+    maps path patterns (`fnmatch`) to "frozen", "dense" or role letters such as "mn"; later patterns
+    win. Parameters that are not floating are frozen; with `integers`, int8 ones are not.
 
-    Raises InputError for a pattern that matches nothing, for letters that do not fit the axes, and for
-    a rank above min(m, n).
+    Raises InputError for a plan of other parameters, for a pattern that matches nothing, for
+    letters that do not fit the axes, and for a rank above min(m, n).
     """
     if rank < 1:
         raise InputError(f"rank is {rank}; expected an integer of at least 1")
     kind = noise_named(noise) if isinstance(noise, str) else noise
     leaves = [
-        _leaf(path_of(path), x, plan) for path, x in jax.tree_util.tree_leaves_with_path(params)
+        _leaf(path_of(path), x, plan, integers)
+        for path, x in jax.tree_util.tree_leaves_with_path(params)
     ]
     for pattern, role in (roles or {}).items():
         leaves = _override(leaves, pattern, role)
     for leaf in leaves:
         _check_rank(leaf, rank)
+    if all(leaf.kind == "frozen" for leaf in leaves):
+        raise InputError("no parameter is left to evolve: all are frozen or not floating")
     return Perturbation(tuple(leaves), rank, kind, antithetic, mesh=mesh)
 
 
-def _leaf(path: str, x: Any, plan: Any) -> Leaf:
+def _leaf(path: str, x: Any, plan: Mapping[str, LeafPlan] | None, integers: bool) -> Leaf:
     shape, dtype = tuple(jnp.shape(x)), jnp.result_type(x)
-    if not jnp.issubdtype(dtype, jnp.floating):
+    real = jnp.issubdtype(dtype, jnp.floating)
+    if not real and not (integers and dtype == jnp.int8):
         return Leaf(path, shape, dtype.name, "frozen")
-    letters = default_roles(shape)
-    return Leaf(path, shape, dtype.name, "low_rank" if letters else "dense", letters)
+    if plan is None:
+        letters = default_roles(shape)
+        return Leaf(path, shape, dtype.name, "low-rank" if letters else "dense", letters)
+    found = plan.get(path)
+    if found is None or tuple(found.shape) != shape:
+        known = f"{list(found.shape)} there" if found else "no such path"
+        raise InputError(
+            f"{path} {list(shape)} is not in the plan ({known}); call sr.discover on these params"
+        )
+    if found.kind == "low-rank":
+        return Leaf(path, shape, dtype.name, "low-rank", found.roles or "")
+    return Leaf(path, shape, dtype.name, "dense" if found.kind == "dense" else "frozen")
 
 
 def _override(leaves: list[Leaf], pattern: str, role: str) -> list[Leaf]:
-    matched = [leaf for leaf in leaves if fnmatch.fnmatchcase(leaf.path, pattern)]
+    matched = {leaf.path for leaf in leaves if fnmatch.fnmatchcase(leaf.path, pattern)}
     if not matched:
         near = difflib.get_close_matches(pattern, [leaf.path for leaf in leaves], 1, 0.0)
         hint = f"; the nearest is {near[0]!r}" if near else ""
         raise InputError(f"roles pattern {pattern!r} matches no parameter{hint}")
-    return [_with_role(leaf, role) if leaf in matched else leaf for leaf in leaves]
+    return [_with_role(leaf, role) if leaf.path in matched else leaf for leaf in leaves]
 
 
 def _with_role(leaf: Leaf, role: str) -> Leaf:
@@ -229,15 +257,15 @@ def _with_role(leaf: Leaf, role: str) -> Leaf:
     if role == "dense":
         return replace(leaf, kind="dense", roles="s" * leaf.stacked)
     if set(role) <= set("smn") and len(role) == len(leaf.shape) and {"m", "n"} <= set(role):
-        return replace(leaf, kind="low_rank", roles=role)
+        return replace(leaf, kind="low-rank", roles=role)
     raise InputError(
-        f"{leaf.path}: role {role!r} does not fit shape {list(leaf.shape)}; expected 'frozen', 'dense' or "
-        f"{len(leaf.shape)} letters out of s, m, n with at least one m and one n"
+        f"{leaf.path}: role {role!r} does not fit shape {list(leaf.shape)}; expected 'frozen', "
+        f"'dense' or {len(leaf.shape)} letters out of s, m, n with at least one m and one n"
     )
 
 
 def _check_rank(leaf: Leaf, rank: int) -> None:
-    if leaf.kind != "low_rank":
+    if leaf.kind != "low-rank":
         return
     m, n = (
         math.prod(s for s, r in zip(leaf.shape, leaf.roles, strict=True) if r == letter)
@@ -245,6 +273,6 @@ def _check_rank(leaf: Leaf, rank: int) -> None:
     )
     if rank > min(m, n):
         raise InputError(
-            f"{leaf.path}: rank {rank} is above min(m, n) = {min(m, n)} of shape {list(leaf.shape)}; lower the "
-            f"rank or give it a role of its own: roles={{{leaf.path!r}: 'dense'}}"
+            f"{leaf.path}: rank {rank} is above min(m, n) = {min(m, n)} of shape "
+            f"{list(leaf.shape)}; lower the rank or mark it: roles={{{leaf.path!r}: 'dense'}}"
         )

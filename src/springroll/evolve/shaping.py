@@ -1,7 +1,8 @@
 """From raw fitness to the weight of each member in the update.
 
-Every shaping is a pure function (N,) -> (N,) float32. A member whose fitness is NaN or infinite has weight zero
-and does not count in any mean, deviation or rank. Members `2 p` and `2 p + 1` are an antithetic pair.
+Every shaping is a pure function (N,) -> (N,) float32. A member whose fitness is NaN or infinite has
+weight zero and does not count in any mean, deviation or rank. Members `2 p` and `2 p + 1` are an
+antithetic pair.
 """
 
 from collections.abc import Callable
@@ -52,7 +53,7 @@ def centred_ranks(fitness: Array) -> Array:
 
 
 def pair_votes(fitness: Array) -> Array:
-    """(P,) int32 in {-1, 0, 1}: which member of each antithetic pair did better (int8 rule, App. G)."""
+    """(P,) int32 in {-1, 0, 1}: which member of each antithetic pair did better (paper, App. G)."""
     pairs = fitness.reshape(-1, 2)
     both = finite(pairs).all(axis=1)
     vote = (pairs[:, 0] > pairs[:, 1]).astype(jnp.int32) - (pairs[:, 0] < pairs[:, 1])
@@ -60,7 +61,7 @@ def pair_votes(fitness: Array) -> Array:
 
 
 def pair_sign(fitness: Array) -> Array:
-    """+1 for the better member of a pair, -1 for the worse, 0 for both when they tie or one is invalid."""
+    """+1 for the better of a pair, -1 for the worse, 0 for both if they tie or one is invalid."""
     votes = pair_votes(fitness).astype(jnp.float32)
     return jnp.stack([votes, -votes], axis=1).reshape(-1)
 
@@ -69,7 +70,8 @@ def group_centred(group: int | ArrayLike) -> Shaping:
     """Subtract the mean of each member's group, divide by the deviation of the whole population.
 
     `group` is the number of consecutive members in a group, or an (N,) integer vector of group
-    numbers below N. Members that answered the same question form a group, so that its difficulty cancels.
+    numbers below N. Members that answered the same question form a group, so that its difficulty
+    cancels.
     """
 
     def shape(fitness: Array) -> Array:

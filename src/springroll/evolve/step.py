@@ -1,4 +1,8 @@
-"""Applying a direction to the weights: the optimizer, the guard, and rounding to the stored dtype."""
+"""Moving the weights: what the optimizer sees, the guard, and rounding to the stored dtype.
+
+Trees here have the structure of the model's parameters. A place that has no value (a frozen leaf, a
+leaf without a master copy) holds `optax.MaskedNode()`, which optax and `jax.tree` treat as empty.
+"""
 
 from typing import Any, Literal, TypeAlias
 
@@ -21,50 +25,34 @@ def check_master(master: Master) -> None:
         raise InputError(f"master is {master!r}; expected 'float32', 'stochastic' or None")
 
 
-def is_low_precision(x: Array) -> bool:
-    return jnp.issubdtype(x.dtype, jnp.floating) and jnp.finfo(x.dtype).bits < 32
-
-
-def select(perturbation: Perturbation, params: Any) -> Any:
-    """`params` with nothing in the place of frozen leaves: what an optimizer sees."""
+def master_copies(perturbation: Perturbation, params: Any, master: Master) -> Any:
+    """float32 copies of evolved bfloat16 and float16 parameters, with master "float32"."""
     evolved = {leaf.path for leaf in perturbation.evolved}
+
+    def one(path: Any, x: Array) -> Any:
+        wanted = master == "float32" and path_of(path) in evolved and _is_short(x)
+        return x.astype(jnp.float32) if wanted else _NOTHING
+
+    return jax.tree_util.tree_map_with_path(one, params)
+
+
+def working_weights(perturbation: Perturbation, params: Any, copies: Any) -> Any:
+    """What the optimizer moves: the master copy where there is one, else the parameter, float32."""
+    evolved = {leaf.path for leaf in perturbation.evolved}
+
+    def one(path: Any, x: Array, copy: Any) -> Any:
+        if path_of(path) not in evolved:
+            return _NOTHING
+        return x.astype(jnp.float32) if _is_nothing(copy) else copy
+
+    return jax.tree_util.tree_map_with_path(one, params, copies)
+
+
+def by_path(params: Any, values: dict[str, Array]) -> Any:
+    """`values` by path as a tree of the structure of `params`."""
     return jax.tree_util.tree_map_with_path(
-        lambda path, x: x if path_of(path) in evolved else _NOTHING, params
+        lambda path, _: values.get(path_of(path), _NOTHING), params
     )
-
-
-def masters(perturbation: Perturbation, params: Any, master: Master) -> Any:
-    """float32 copies of evolved low-precision parameters; nothing in the place of all others."""
-    if master != "float32":
-        return jax.tree.map(lambda _: _NOTHING, params)
-    return jax.tree.map(
-        lambda x: x.astype(jnp.float32) if is_low_precision(x) else _NOTHING,
-        select(perturbation, params),
-    )
-
-
-def working_weights(perturbation: Perturbation, params: Any, master: Any) -> Any:
-    """What the optimizer moves: the master where there is one, else the parameter in float32."""
-    return jax.tree.map(
-        lambda x, copy: _widest(x, copy),
-        select(perturbation, params),
-        _under(master, select(perturbation, params)),
-        is_leaf=_is_nothing,
-    )
-
-
-def _widest(x: Any, copy: Any) -> Any:
-    if _is_nothing(x):
-        return x
-    return x.astype(jnp.float32) if _is_nothing(copy) else copy
-
-
-def _under(master: Any, like: Any) -> Any:
-    return jax.tree.map(lambda _, m: m, like, master, is_leaf=_is_nothing)
-
-
-def _is_nothing(x: Any) -> bool:
-    return isinstance(x, optax.MaskedNode)
 
 
 def norm(tree: Any) -> Array:
@@ -74,32 +62,41 @@ def norm(tree: Any) -> Array:
 
 
 def guarded(updates: Any, weights: Any, max_step_ratio: float | None) -> tuple[Any, Array]:
-    """(updates, |updates| / |weights|), scaled down if the ratio would be above `max_step_ratio`."""
+    """(updates, |updates| / |weights|), scaled down where the ratio is above `max_step_ratio`.
+
+    Norms are over all evolved parameters together. Weights that are all zero have no scale to
+    compare with: the ratio is 0 and nothing is scaled.
+    """
     size = norm(weights)
-    ratio = norm(updates) / jnp.maximum(size, jnp.finfo(jnp.float32).tiny)
+    ratio = jnp.where(size > 0, norm(updates) / jnp.where(size > 0, size, 1.0), 0.0)
     if max_step_ratio is None:
         return updates, ratio
-    # All-zero weights have no scale to compare with.
-    allowed = jnp.where(size > 0, max_step_ratio / jnp.maximum(ratio, max_step_ratio), 1.0)
-    return jax.tree.map(lambda u: u * allowed.astype(u.dtype), updates), ratio * allowed
+    shrink = max_step_ratio / jnp.maximum(ratio, max_step_ratio)
+    return jax.tree.map(lambda u: u * shrink.astype(u.dtype), updates), ratio * shrink
 
 
 def stored(
-    params: Any, weights: Any, master: Any, policy: Master, seed: Array, epoch: Array
+    params: Any, moved: Any, copies: Any, master: Master, seed: Array, generation: Array
 ) -> tuple[Any, Any]:
-    """(params, master) after the step: moved weights in the dtypes the model keeps."""
+    """(params, master copies) that keep the `moved` working weights, in the model's own dtypes."""
 
     def one(path: Any, x: Array, weight: Any) -> Array:
         if _is_nothing(weight):
             return x
-        if policy == "stochastic" and x.dtype == jnp.bfloat16:
-            words = counter.stream(seed, epoch, path_of(path) + "#rounding")
-            bits = counter.bits(words, jnp.zeros((1,), jnp.uint32), x.size).reshape(x.shape)
-            return round_stochastically(weight, bits)
+        if master == "stochastic" and x.dtype == jnp.bfloat16:
+            words = counter.stream(seed, generation, path_of(path) + "#rounding")
+            bits = counter.bits(words, jnp.zeros((1,), jnp.uint32), x.size)
+            return round_stochastically(weight, bits.reshape(x.shape))
         return weight.astype(x.dtype)
 
-    new = jax.tree_util.tree_map_with_path(one, params, weights)
-    kept = jax.tree.map(
-        lambda m, w: m if _is_nothing(m) else w, master, weights, is_leaf=_is_nothing
-    )
-    return new, kept
+    new = jax.tree_util.tree_map_with_path(one, params, moved)
+    keep = lambda _, copy, weight: copy if _is_nothing(copy) else weight
+    return new, jax.tree.map(keep, params, copies, moved)
+
+
+def _is_short(x: Array) -> bool:
+    return jnp.issubdtype(x.dtype, jnp.floating) and jnp.finfo(x.dtype).bits < 32
+
+
+def _is_nothing(x: Any) -> bool:
+    return isinstance(x, optax.MaskedNode)

@@ -9,7 +9,7 @@ from springroll.evolve.members import Members
 
 
 class State(NamedTuple):
-    """Everything a run needs to go on: arrays only, so saving and resuming is saving and loading."""
+    """Everything a run needs to go on, as arrays only: to resume is to load them."""
 
     params: Any  # the model's parameters, in their own dtypes: the centre of the population
     master: Any  # float32 copies of low-precision evolved parameters, nothing elsewhere
@@ -19,7 +19,7 @@ class State(NamedTuple):
 
 
 class Strategy(NamedTuple):
-    """`init(key, params)`, `ask(state)` and `tell(state, members, fitness)`; higher fitness is better."""
+    """`init(key, params)`, `ask(state)`, `tell(state, members, fitness)`; higher is better."""
 
     init: Callable[[Array, Any], State]
     ask: Callable[[State], Members]

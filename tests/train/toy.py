@@ -1,7 +1,7 @@
-"""A tiny evolution task for the tests of the loop: a noisy quadratic, members with a memory of their own.
+"""A tiny evolution task for the tests of the loop: a quadratic, members with a memory of their own.
 
-Deliberately sensitive: every weight depends on every earlier fitness and on the members' carry, so any
-generation lost, repeated or fed from another carry changes the final bytes.
+Deliberately sensitive: every weight depends on every earlier fitness and on the members' carry, so
+any generation lost, repeated or fed from another carry changes the final bytes.
 """
 
 from functools import partial
@@ -28,7 +28,7 @@ def ask(state):
 
 @partial(jax.jit, donate_argnums=2)
 def evaluate(state, members, carry, batch):
-    weights = state["weights"] + jnp.float32(0.1) * members
+    weights = state["weights"][None] + jnp.float32(0.1) * members
     memory = jnp.float32(0.5) * carry + weights
     fitness = -jnp.sum((memory - batch) ** 2, axis=1)
     return fitness, memory, {"train_bits_per_byte": -jnp.mean(fitness)}
@@ -36,7 +36,8 @@ def evaluate(state, members, carry, batch):
 
 @jax.jit
 def evaluate_memoryless(state, members, carry, batch):
-    fitness = -jnp.sum((state["weights"] + jnp.float32(0.1) * members - batch) ** 2, axis=1)
+    weights = state["weights"][None] + jnp.float32(0.1) * members
+    fitness = -jnp.sum((weights - batch) ** 2, axis=1)
     return fitness, carry, {"train_bits_per_byte": -jnp.mean(fitness)}
 
 

@@ -80,9 +80,7 @@ def save(
         digest, size = _write_tensors(file, tree)
     about = {"format": FORMAT, "generation": generation, "sha256": digest, "bytes": size}
     write_json(sidecar, {**about, "meta": dict(meta)})
-    for old in saved(folder)[:-keep]:
-        old.unlink()
-        old.with_suffix(".safetensors").unlink(missing_ok=True)
+    _clear(folder, {path.stem for path in saved(folder)[-keep:]})
     return sidecar
 
 
@@ -132,7 +130,7 @@ def load_newest(
     notes = []
     for sidecar in reversed(saved(folder)):
         if at_most is not None and int(sidecar.stem) > at_most:
-            notes.append(f"{sidecar} is ahead of the journal, which ends at generation {at_most}")
+            notes.append(f"passed over {sidecar}, which is later than generation {at_most}")
             continue
         try:
             return load(sidecar, template, prefix=prefix), notes
@@ -175,10 +173,22 @@ def _raw(leaf: Any) -> np.ndarray:
     return np.asarray(jax.random.key_data(leaf) if _is_key(leaf) else leaf)
 
 
+def _key_parts(key: Any) -> tuple[Any, jax.ShapeDtypeStruct]:
+    """The implementation of a typed key and the shape of its words; abstract keys have them too."""
+    implementations = []
+
+    def look(key: jax.Array) -> jax.Array:
+        implementations.append(jax.random.key_impl(key))
+        return jax.random.key_data(key)
+
+    words = jax.eval_shape(look, key)
+    return implementations[0], words
+
+
 def _describe(leaf: Any) -> _Leaf:
     if _is_key(leaf):
-        data = jax.eval_shape(jax.random.key_data, leaf)
-        return _Leaf(f"key<{jax.random.key_impl(leaf)}>", data.shape)
+        implementation, words = _key_parts(leaf)
+        return _Leaf(f"key<{implementation}>", words.shape)
     if not hasattr(leaf, "dtype"):
         leaf = np.asarray(leaf)
     return _Leaf(np.dtype(leaf.dtype).name, tuple(leaf.shape))
@@ -239,6 +249,13 @@ def _read_leaf(file: BinaryIO, leaf: _Leaf) -> np.ndarray:
     return array
 
 
+def _clear(folder: Path, keep: set[str]) -> None:
+    """Remove every checkpoint but those to keep, and what a kill left half written."""
+    for path in sorted(folder.iterdir()):  # a JSON before its tensors
+        if path.name.split(".")[0].isdigit() and path.stem not in keep:
+            path.unlink()
+
+
 def _read_sidecar(sidecar: Path) -> dict[str, Any]:
     try:
         about = read_json(sidecar)
@@ -280,8 +297,8 @@ def _mismatch(tensors: Path, name: str, found: object, wanted: object) -> str:
 def _placed(array: np.ndarray, like: Any) -> Any:
     """The array as the kind of leaf that `like` is, where `like` is."""
     if _is_key(like):
-        words = _placed(array, jax.eval_shape(jax.random.key_data, like))
-        key = jax.random.wrap_key_data(words, impl=jax.random.key_impl(like))
+        implementation, words = _key_parts(like)
+        key = jax.random.wrap_key_data(_placed(array, words), impl=implementation)
         return jax.device_put(key, like.sharding) if _committed(like) else key
     if isinstance(like, jax.Array | jax.ShapeDtypeStruct):
         # An uncommitted array stays one, so that it may still follow others to their devices.

@@ -8,19 +8,25 @@ from collections.abc import Callable, Iterator
 class Clock:
     """Work that is due every so many seconds, and takes at most a share of them.
 
-    The first time is not held against the share, as it often compiles something.
-
     Args:
+        now: the seconds it goes by.
         every: seconds between two times.
-        share: of all time, how much may be spent.
-        now: seconds since some start.
+        share: of all seconds, how much may be spent.
+        compiles: the first time compiles something and is not held against the share.
     """
 
-    def __init__(self, every: float, *, share: float = 1.0, now: Callable[[], float]):
-        self._every, self._share, self._now = every, share, now
+    def __init__(
+        self,
+        now: Callable[[], float],
+        every: float,
+        *,
+        share: float = 1.0,
+        compiles: bool = False,
+    ):
+        self._now, self._every, self._share = now, every, share
         self._start = self._last = now()
         self._spent = self._cost = 0.0
-        self._times = 0
+        self._free = compiles
 
     def due(self) -> bool:
         now = self._now()
@@ -33,10 +39,10 @@ class Clock:
         """Do the work inside; its time counts against the share."""
         begin = time.perf_counter()
         yield
-        if self._times:
+        if not self._free:
             self._cost = time.perf_counter() - begin
             self._spent += self._cost
-        self._times += 1
+        self._free = False
         self._last = self._now()
 
 
@@ -44,17 +50,16 @@ class Stopwatch:
     """The seconds of training, continued over resumes; stands still while paused."""
 
     def __init__(self, seconds: float = 0.0):
-        self._base = seconds
-        self._start = time.perf_counter()
-        self._paused = 0.0
+        self._before = seconds  # up to the last pause or resume
+        self._since: float | None = time.perf_counter()  # None while paused
 
     def __call__(self) -> float:
-        return self._base + time.perf_counter() - self._start - self._paused
+        return self._before + (0.0 if self._since is None else time.perf_counter() - self._since)
 
     @contextlib.contextmanager
     def pause(self) -> Iterator[None]:
-        begin = time.perf_counter()
+        self._before, self._since = self(), None
         try:
             yield
         finally:
-            self._paused += time.perf_counter() - begin
+            self._since = time.perf_counter()

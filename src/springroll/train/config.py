@@ -10,38 +10,39 @@ import difflib
 import hashlib
 import json
 import math
-import types
 import typing
 from collections.abc import Mapping
+from dataclasses import field
 from pathlib import Path
+from types import MappingProxyType, UnionType
 from typing import Any, Literal, TypeVar
 
 from springroll.errors import InputError
 
 C = TypeVar("C")
 
-# These may differ between a run and its continuation: they say how long and how loudly it runs, not
-# what it computes.
-CHANGEABLE = frozenset({"out", "seconds", "generations", "log_every", "eval_every", "resume"})
+CHANGEABLE = MappingProxyType({"changeable": True})
+"""Metadata of a field that may differ between a run and its continuation, as it does not say what is
+computed but how long, how loudly, in what pieces: `field(default=1, metadata=CHANGEABLE)`."""
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class RunConfig:
     """The options of a run that every task shares; commands subclass it."""
 
-    out: str = "runs/latest"
+    out: str = field(default="runs/latest", metadata=CHANGEABLE)
     """The run folder. It must not hold a run yet, unless --resume is given."""
     seed: int = 0
     """Every random draw follows from this number."""
-    seconds: float | None = None
+    seconds: float | None = field(default=None, metadata=CHANGEABLE)
     """Stop after this many seconds of training, over all resumes. Validation is not counted."""
-    generations: int | None = None
+    generations: int | None = field(default=None, metadata=CHANGEABLE)
     """Stop after this many generations, over all resumes, or the seconds, whichever is first."""
-    log_every: float = 1.0
+    log_every: float = field(default=1.0, metadata=CHANGEABLE)
     """Seconds between two lines of metrics."""
-    eval_every: float = 10.0
+    eval_every: float = field(default=10.0, metadata=CHANGEABLE)
     """Seconds between two validations; they never take more than a tenth of the time."""
-    resume: bool = False
+    resume: bool = field(default=False, metadata=CHANGEABLE)
     """Go on with the run in the folder, from its newest checkpoint."""
 
     def __post_init__(self) -> None:
@@ -59,7 +60,7 @@ def to_json(config: Any) -> dict[str, Any]:
     """The config as plain JSON values: dataclasses become dicts, tuples lists, paths strings."""
     if not dataclasses.is_dataclass(config) or isinstance(config, type):
         raise TypeError(f"a config is a dataclass instance, not {config!r}")
-    return {field.name: _plain(getattr(config, field.name)) for field in dataclasses.fields(config)}
+    return {each.name: _plain(getattr(config, each.name)) for each in dataclasses.fields(config)}
 
 
 def from_json(kind: type[C], data: Mapping[str, Any], *, where: str = "config") -> C:
@@ -82,10 +83,10 @@ def from_json(kind: type[C], data: Mapping[str, Any], *, where: str = "config") 
             hint = f"; did you mean {near[0]!r}?" if near else f"; known: {', '.join(fields)}"
             raise InputError(f"{where}: unknown key {key!r}{hint}")
     values = {}
-    for name, field in fields.items():
+    for name, each in fields.items():
         if name in data:
             values[name] = _typed(hints[name], data[name], f"{where}.{name}")
-        elif field.default is dataclasses.MISSING and field.default_factory is dataclasses.MISSING:
+        elif each.default is dataclasses.MISSING and each.default_factory is dataclasses.MISSING:
             raise InputError(f"{where}: the key {name!r} is missing")
     return kind(**values)
 
@@ -93,35 +94,40 @@ def from_json(kind: type[C], data: Mapping[str, Any], *, where: str = "config") 
 def resumed(stored: C, given: C, defaults: C) -> C:
     """The config of a continued run: the stored one, with what may change taken from the given one.
 
-    A field of `given` counts as given when it differs from `defaults`. Budgets and intervals
-    (`CHANGEABLE`) may change; anything else would make it another run.
+    A field of `given` counts as given when it differs from `defaults`. Fields marked `CHANGEABLE`,
+    such as the budget, may change; anything else would make it another run.
 
     Raises:
         InputError: a given field differs from the stored one and may not change.
     """
     changes = {}
-    for field in dataclasses.fields(typing.cast(Any, stored)):
-        old, new = getattr(stored, field.name), getattr(given, field.name)
-        if new == getattr(defaults, field.name) or new == old:
+    for each in dataclasses.fields(typing.cast(Any, stored)):
+        old, new = getattr(stored, each.name), getattr(given, each.name)
+        if new == getattr(defaults, each.name) or new == old:
             continue
-        if field.name not in CHANGEABLE:
+        if not _is_changeable(each):
             raise InputError(
-                f"{field.name} is {_short(new)}, but the run to resume has {_short(old)}; "
+                f"{each.name} is {_short(new)}, but the run to resume has {_short(old)}; "
                 f"leave it out, or start a new run with another --out"
             )
-        changes[field.name] = new
+        changes[each.name] = new
     return dataclasses.replace(typing.cast(Any, stored), **changes)
 
 
 def run_id(config: Any) -> str:
     """16 hex digits that two runs share exactly when their configs compute the same thing.
 
-    Budgets, folder and intervals (`CHANGEABLE`) are left out, so an interrupted run and an
-    undisturbed one carry the same name and can be compared byte by byte.
+    Fields marked `CHANGEABLE` are left out, so an interrupted run and an undisturbed one carry the
+    same name and can be compared byte by byte.
     """
-    kept = {name: value for name, value in to_json(config).items() if name not in CHANGEABLE}
+    free = {each.name for each in dataclasses.fields(config) if _is_changeable(each)}
+    kept = {name: value for name, value in to_json(config).items() if name not in free}
     text = json.dumps(kept, sort_keys=True, separators=(",", ":"))
     return hashlib.sha256(text.encode()).hexdigest()[:16]
+
+
+def _is_changeable(field: dataclasses.Field[Any]) -> bool:
+    return field.metadata.get("changeable", False)
 
 
 def _plain(value: Any) -> Any:
@@ -143,7 +149,7 @@ def _typed(hint: Any, value: Any, where: str) -> Any:
     origin, args = typing.get_origin(hint), typing.get_args(hint)
     if origin is typing.Annotated:
         return _typed(args[0], value, where)
-    if origin in (typing.Union, types.UnionType):
+    if origin in (typing.Union, UnionType):
         return _first_fitting(args, value, where)
     if origin is Literal and value in args:
         return value

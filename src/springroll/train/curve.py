@@ -41,16 +41,14 @@ def draw_curve(
     canvas = FigureCanvasAgg(figure)
     axes = figure.add_subplot()
     axes.set_title(title, loc="left", color=INK, fontsize=11)
-    for name, color, width, text in (
-        (train, TRAIN, 1.0, "training"),
-        (valid, VALID, 2.2, "validation"),
+    for name, color, width, mark, text in (
+        (train, TRAIN, 1.0, "", "training"),
+        (valid, VALID, 2.0, ".", "validation"),
     ):
         points = _points(rows, name)
         if points:
-            mark = "o" if len(points) < 3 else ""
-            axes.plot(
-                *zip(*points, strict=True), color=color, linewidth=width, label=text, marker=mark
-            )
+            style = {"color": color, "linewidth": width, "marker": mark if points[1:] else "o"}
+            axes.plot(*zip(*points, strict=True), **style, label=text)
     for name, value in (lines or {}).items():
         axes.axhline(value, color=INK, linewidth=0.9, linestyle=(0, (4, 3)), alpha=0.6)
         axes.annotate(
@@ -64,6 +62,7 @@ def draw_curve(
             fontsize=8.5,
             color=INK,
         )
+    axes.set_xlim(left=0)
     axes.set_xlabel("tokens seen by all members", color=INK)
     axes.set_ylabel(label, color=INK)
     axes.xaxis.set_major_formatter(FuncFormatter(lambda value, _: si(value)))

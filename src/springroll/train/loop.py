@@ -61,12 +61,13 @@ def run(
         Display(console=console) as display,
         Stop(display.stopping, display.release) as stop,
     ):
-        state, carry, generation, meta = restore(config, task, folder, journal, display.note)
-        session = Session(config, task, folder, journal, display, generation, meta)
-        with session:
-            if generation == 0:
+        start = restore(config, task, folder, journal, display.note)
+        state, carry = start.state, start.carry
+        with Session(config, task, folder, journal, display, start) as session:
+            del start  # else it would hold on to the first state
+            if session.generation == 0:
                 session.validate(state)
-            batch = task.batch(generation)
+            batch = task.batch(session.generation)
             while not stop.signal and not session.budget_spent():
                 members = task.ask(state)
                 scores, carry, scored = task.evaluate(state, members, carry, batch)

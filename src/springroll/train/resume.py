@@ -11,7 +11,7 @@ from springroll.train.config import RunConfig
 from springroll.train.journal import Journal
 from springroll.train.replay import replayed
 from springroll.train.run_folder import RunFolder
-from springroll.train.task import Carry, State, Task
+from springroll.train.task import Carry, State, Task, Training
 
 
 class Start(NamedTuple):
@@ -20,6 +20,7 @@ class Start(NamedTuple):
     state: State
     carry: Carry
     generation: int
+    saved: int | None  # the generation of the checkpoint it comes from
     meta: dict[str, Any]  # what the session before had counted; empty for a new run
 
 
@@ -46,14 +47,15 @@ def restore(
         say(journal.note)
     state, carry = task.init()
     loaded, notes = checkpoint.load_newest(
-        folder.checkpoints, {"state": state, "carry": carry}, at_most=len(journal)
+        folder.checkpoints, Training(state, carry), at_most=len(journal)
     )
     for note in notes:
         say(note)
-    generation, meta = 0, {}
+    generation, saved, meta = 0, None, {}
     if loaded:
-        state, carry = loaded.tree["state"], loaded.tree["carry"]
-        generation, meta = loaded.generation, loaded.meta
+        state, carry = loaded.tree
+        generation = saved = loaded.generation
+        meta = loaded.meta
         _refuse_others(task, folder, meta)
     if not jax.tree.leaves(carry) and generation < len(journal):
         end = len(journal) if config.generations is None else min(len(journal), config.generations)
@@ -65,7 +67,7 @@ def restore(
             f"going on with {folder.path} at generation {generation}"
             f"{ahead if len(journal) > generation else ''}"
         )
-    return Start(state, carry, generation, meta)
+    return Start(state, carry, generation, saved, meta)
 
 
 def _refuse_others(task: Task, folder: RunFolder, meta: dict[str, Any]) -> None:

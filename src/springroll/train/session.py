@@ -16,8 +16,9 @@ from springroll.train.curve import draw_curve
 from springroll.train.journal import Journal
 from springroll.train.metrics import Metrics, peak_memory_bytes
 from springroll.train.progress import Display, clock, gibibytes, si
+from springroll.train.resume import Start
 from springroll.train.run_folder import RunFolder
-from springroll.train.task import Carry, State, Task
+from springroll.train.task import Carry, State, Task, Training
 
 SAVE_SHARE = 0.05  # of the time: small models are saved at nearly every generation
 EVAL_SHARE = 0.10
@@ -28,8 +29,7 @@ class Session:
     """Everything around the three calls of a generation. Entered, it holds the metrics files open.
 
     Args:
-        generation: how many are done.
-        meta: what the session before had counted, from its last checkpoint; empty at first.
+        start: what `restore` found.
     """
 
     def __init__(
@@ -39,10 +39,9 @@ class Session:
         folder: RunFolder,
         journal: Journal,
         display: Display,
-        generation: int,
-        meta: Mapping[str, Any],
+        start: Start,
     ):
-        self.generation = generation
+        self.generation, meta = start.generation, start.meta
         self._config, self._task, self._folder = config, task, folder
         self._journal, self._display = journal, display
         self._watch = Stopwatch(meta.get("seconds", 0.0))
@@ -51,21 +50,24 @@ class Session:
         self._steady_generations = meta.get("steady_generations", 0)
         self._dropped = meta.get("dropped", 0)  # members whose fitness was not finite
         self._peak = meta.get("peak_memory_bytes", 0)
-        self._log_clock = Clock(config.log_every, now=self._watch)
-        self._eval_clock = Clock(config.eval_every, share=EVAL_SHARE, now=self._watch)
-        self._save_clock = Clock(0.0, share=SAVE_SHARE, now=self._watch)
+        self._log_clock = Clock(self._watch, config.log_every)
+        self._eval_clock = Clock(self._watch, config.eval_every, share=EVAL_SHARE, compiles=True)
+        self._save_clock = Clock(self._watch, 0.0, share=SAVE_SHARE)
         self._window: deque[Mapping[str, Any]] = deque(maxlen=WINDOW)
-        self._logged = (generation, self._watch())  # where the last log left off
+        self._logged = (self.generation, self._watch())  # where the last log left off
         self._ended = self._watch()  # of the last generation
+        self._row: dict[str, Any] = {}  # of the last log
         self._first = True
         self._warned = False
-        self._saved = generation if meta else -1
-        self._validated = -1
+        self._saved = start.saved
+        self._validated: int | None = None
 
     def __enter__(self) -> "Session":
         self._metrics = Metrics(
             self._folder.metrics, self._folder.tensorboard, after=self.generation
         )
+        valid = [row["generation"] for row in self._metrics.rows if self._task.curve.valid in row]
+        self._validated = valid[-1] if valid else None
         return self
 
     def __exit__(self, *_: object) -> None:
@@ -126,11 +128,11 @@ class Session:
             before, then = self._logged
             self._logged = (self.generation, now)
             rate = (self.generation - before) / (now - then) if now > then else 0.0
-            row = {
+            self._row = row = {
+                **_means(self._window),
                 **self._counted(now),
                 "tokens_per_second": rate * self._task.tokens,
                 "members_per_second": rate * self._task.pop_size,
-                **_means(self._window),
             }
             self._window.clear()
             self._metrics.write(row)
@@ -160,7 +162,7 @@ class Session:
                 "dropped": self._dropped,
                 "peak_memory_bytes": self._peak_memory(),
             }
-            tree = {"state": state, "carry": carry}
+            tree = Training(state, carry)
             checkpoint.save(self._folder.checkpoints, self.generation, tree, meta)
             self._saved = self.generation
 
@@ -168,10 +170,12 @@ class Session:
         """The last save, validation (unless stopped), curve and summary."""
         if self._saved != self.generation:
             self.save(state, carry)
-        if self._window:
-            self.log()
         if signal is None:
             self.validate(state)
+        if self._window:
+            self.log()
+        if self._row:
+            self._show(self._row, last=True)
         curve = self._task.curve
         draw_curve(
             self._folder.curve,
@@ -198,6 +202,7 @@ class Session:
         newest: dict[str, Any] = {}
         for row in self._metrics.rows:
             newest |= row
+        newest.pop("generation", None)
         rate = self._steady_generations / self._steady_seconds if self._steady_seconds else 0.0
         return {
             **newest,
@@ -236,7 +241,7 @@ class Session:
             left.append((self._config.generations - self.generation) / rate)
         return min(left, default=None)
 
-    def _show(self, row: Mapping[str, Any]) -> None:
+    def _show(self, row: Mapping[str, Any], *, last: bool = False) -> None:
         curve = self._task.curve
         figures: dict[str, str] = {"generation": str(self.generation)}
         if row.get(curve.train) is not None:
@@ -254,7 +259,7 @@ class Session:
             self._watch() if left is None else left
         )
         has_end = self._config.seconds is not None or self._config.generations is not None
-        self._display.show(self._fraction() if has_end else None, figures)
+        self._display.show(self._fraction() if has_end else None, figures, force=last)
 
     def _peak_memory(self) -> int:
         self._peak = max(self._peak, peak_memory_bytes())

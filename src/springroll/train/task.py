@@ -13,13 +13,20 @@ floats included.
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, NamedTuple
 
 State = Any  # pytree of arrays: weights, optimizer state, key, generation counter
 Carry = Any  # pytree of arrays the members keep between generations; None when they keep nothing
 Members = Any  # what ask hands to evaluate and tell
 Batch = Any  # pytree of host arrays
 Metrics = Mapping[str, Any]  # scalars, left on the device until a log is due
+
+
+class Training(NamedTuple):
+    """What a checkpoint holds; the state first, so that a mismatch is named by a weight."""
+
+    state: State
+    carry: Carry
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -112,6 +112,19 @@ def concatenate(walk: Walk, eqn: Any, refs: list[Refs]) -> list[Refs]:
     return [tuple(ref for operand in refs for ref in operand)]
 
 
+def stack(walk: Walk, eqn: Any, refs: list[Refs]) -> list[Refs]:
+    axis = eqn.params["axis"]
+    lifted = lambda r: [*r.axes[:axis], (), *r.axes[axis:]]
+    return [tuple(ref for operand in refs for ref in moved(operand, lifted))]
+
+
+def unstack(walk: Walk, eqn: Any, refs: list[Refs]) -> list[Refs]:
+    axis = eqn.params["axis"]
+    walk.stack(refs[0], axis)
+    layer = moved(refs[0], lambda r: [*r.axes[:axis], *r.axes[axis + 1 :]])
+    return [layer for _ in eqn.outvars]
+
+
 def transpose(walk: Walk, eqn: Any, refs: list[Refs]) -> list[Refs]:
     return [moved(refs[0], lambda r: [r.axes[i] for i in eqn.params["permutation"]])]
 
@@ -250,9 +263,11 @@ FLOWS: dict[str, Flow] = {
     "add": same_axes,
     "add_any": same_axes,
     "all_gather": each_operand,
+    "all_gather_invariant": each_operand,
     "broadcast_in_dim": broadcast_in_dim,
     "checkpoint": call,
     "closed_call": call,
+    "composite": call,
     "concatenate": concatenate,
     "cond": cond,
     "conv_general_dilated": conv,
@@ -267,9 +282,11 @@ FLOWS: dict[str, Flow] = {
     "div": same_axes,
     "dot_general": dot_general,
     "dynamic_slice": window,
+    "eval_jaxpr": call,
     "gather": gather,
     "jit": call,
     "mul": same_axes,
+    "mesh_cast": each_operand,
     "name": each_operand,
     "neg": each_operand,
     "optimization_barrier": each_operand,
@@ -281,6 +298,7 @@ FLOWS: dict[str, Flow] = {
     "reduce_precision": each_operand,
     "reduce_sum": dropped("axes"),
     "remat2": call,
+    "reshard": each_operand,
     "reshape": reshape,
     "rev": each_operand,
     "scan": scan,
@@ -289,8 +307,11 @@ FLOWS: dict[str, Flow] = {
     "slice": window,
     "split": split,
     "squeeze": dropped("dimensions"),
+    "stack": stack,
     "stop_gradient": each_operand,
     "sub": same_axes,
+    "tile": each_operand,
     "transpose": transpose,
+    "unstack": unstack,
     "while": while_,
 }

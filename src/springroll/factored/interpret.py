@@ -107,6 +107,8 @@ def check(weight: Factored, path: str) -> None:
             f"{name}: left has rank {weight.left.shape[-1]} and right {weight.right.shape[-1]};"
             " they must be equal."
         )
+    if weight.rank == 0:
+        raise InputError(f"{name}: the factors have rank 0; the rank must be at least 1.")
     if weight.gain is not None and jnp.shape(weight.gain) not in ((), (weight.rank,)):
         raise InputError(
             f"{name}: gain has shape {jnp.shape(weight.gain)}; it must be () or ({weight.rank},)."

@@ -40,18 +40,34 @@ def concatenate(frame: Frame, eqn: Any, *parts: Any) -> list[Any] | None:
     Along an m or n axis every part keeps its own rank block, zero outside its own rows. Along an
     s axis the factors are stacked as the bases are, and the rank is the largest of the parts.
     """
-    axis = eqn.params["dimension"]
+    return _concatenate(list(parts), eqn.params["dimension"])
+
+
+def _concatenate(parts: list[Any], axis: int) -> list[Any] | None:
     first = next(p for p in parts if isinstance(p, Factored))
-    parts = tuple(_aligned(p, first.roles) if isinstance(p, Factored) else p for p in parts)
+    parts = [_aligned(p, first.roles) if isinstance(p, Factored) else p for p in parts]
     thin = [p for p in parts if isinstance(p, Factored)]
     if any(p.roles != first.roles or p.lattice != first.lattice for p in thin):
         return None
-    base = _compat.bind(eqn, *(p.base if isinstance(p, Factored) else p for p in parts))[0]
-    stack = _stack_shared if first.roles[axis] == "s" else _stack_blocks
-    return [dataclasses.replace(first, base=base, **stack(parts, thin, axis))]
+    base = lax.concatenate([p.base if isinstance(p, Factored) else p for p in parts], axis)
+    factors = _stack_shared if first.roles[axis] == "s" else _stack_blocks
+    return [dataclasses.replace(first, base=base, **factors(parts, thin, axis))]
 
 
-def _stack_blocks(parts: tuple[Any, ...], thin: list[Factored], axis: int) -> dict[str, Any]:
+def stack(frame: Frame, eqn: Any, *parts: Any) -> list[Any] | None:
+    """Weights on top of each other: the new axis is stacked, every layer keeps its own rank."""
+    axis = eqn.params["axis"]
+
+    def lifted(part: Any) -> Any:
+        if not isinstance(part, Factored):
+            return lax.expand_dims(part, [axis])
+        go = lambda a, axes: lax.expand_dims(a, [sum(i < axis for i in axes)])
+        return part.map(go, part.roles[:axis] + "s" + part.roles[axis:])
+
+    return _concatenate([lifted(part) for part in parts], axis)
+
+
+def _stack_blocks(parts: list[Any], thin: list[Factored], axis: int) -> dict[str, Any]:
     carrier, other = ("left", "right") if thin[0].roles[axis] == "m" else ("right", "left")
     at = thin[0].axes(carrier).index(axis)
     starts = _starts(parts, axis)
@@ -65,7 +81,7 @@ def _stack_blocks(parts: tuple[Any, ...], thin: list[Factored], axis: int) -> di
     return {carrier: _beside(*blocks), other: _beside(*others), "gain": _gains(thin)}
 
 
-def _stack_shared(parts: tuple[Any, ...], thin: list[Factored], axis: int) -> dict[str, Any]:
+def _stack_shared(parts: list[Any], thin: list[Factored], axis: int) -> dict[str, Any]:
     rank = max(p.rank for p in thin)
 
     def stacked(side: Any) -> Array:
@@ -197,7 +213,7 @@ def _gains(parts: list[Factored]) -> Array | None:
     return lax.concatenate(whole, 0)
 
 
-def _starts(parts: tuple[Any, ...], axis: int) -> list[int]:
+def _starts(parts: list[Any], axis: int) -> list[int]:
     sizes = [p.shape[axis] for p in parts]
     return [sum(sizes[:k]) for k in range(len(sizes))]
 

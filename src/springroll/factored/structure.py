@@ -72,11 +72,12 @@ def reshape(frame: Frame, eqn: Any, w: Factored) -> list[Any] | None:
 
 
 def broadcast_in_dim(frame: Frame, eqn: Any, w: Factored, *dynamic: Any) -> list[Any] | None:
-    """New axes are carried by left; a size-1 axis may grow on whichever factor carries it."""
-    shape, dims = eqn.params["shape"], eqn.params["broadcast_dimensions"]
-    if dynamic:
+    """A new axis takes the role of its neighbour (so that a repeat can be merged with it)."""
+    shape, dims = eqn.params["shape"], list(eqn.params["broadcast_dimensions"])
+    if dynamic or not dims:
         return None
-    roles = "".join(w.roles[dims.index(d)] if d in dims else "m" for d in range(len(shape)))
+    nearest = [max((k for k in dims if k <= d), default=dims[0]) for d in range(len(shape))]
+    roles = "".join(w.roles[dims.index(k)] for k in nearest)
 
     def factor(a: Any, axes: tuple[int, ...], carried: str) -> Any:
         kept = [d for d in range(len(shape)) if roles[d] in carried]
@@ -131,6 +132,25 @@ def split(frame: Frame, eqn: Any, w: Factored) -> list[Any]:
 
     starts = [sum(sizes[:k]) for k in range(len(sizes))]
     return [piece(low, low + size) for low, size in zip(starts, sizes, strict=True)]
+
+
+def unstack(frame: Frame, eqn: Any, w: Factored) -> list[Any]:
+    axis = eqn.params["axis"]
+    roles = w.roles[:axis] + w.roles[axis + 1 :]
+
+    def layer(k: int) -> Any:
+        def go(a: Any, axes: tuple[int, ...]) -> Any:
+            return lax.index_in_dim(a, k, axes.index(axis), keepdims=False) if axis in axes else a
+
+        return settle(w.map(go, roles))
+
+    return [layer(k) for k in range(w.shape[axis])]
+
+
+def tile(frame: Frame, eqn: Any, w: Factored) -> list[Any]:
+    reps = eqn.params["reps"]
+    go = lambda a, axes: jnp.tile(a, (*(reps[i] for i in axes), *[1] * (a.ndim - len(axes))))
+    return [w.map(go)]
 
 
 def rev(frame: Frame, eqn: Any, w: Factored) -> list[Any]:

@@ -34,7 +34,7 @@ def documents(source: str, max_bytes: int | None = None) -> Iterator[bytes]:
     path = Path(source).expanduser()
     if path.is_dir():
         return folder_documents(path)
-    if path.exists():
+    if path.is_file():
         return file_documents(path, max_bytes)
     if source.count("/") == 1 and not source.startswith((".", "/", "~")) and not path.suffix:
         return hub_documents(source, max_bytes)
@@ -140,12 +140,13 @@ def _refuse_without_network(name: str) -> None:
 
 
 def _files(root: Path, skip: frozenset[str] = frozenset()) -> Iterator[Path]:
-    """The files below a folder in the order of their names; hidden ones are left out."""
+    """The files below a folder by name, its own before its folders'; hidden ones are left out."""
     for folder, folders, files in os.walk(root):
         folders[:] = sorted(name for name in folders if name not in skip and name[0] != ".")
         for name in sorted(files):
-            if name[0] != ".":
-                yield Path(folder, name)
+            path = Path(folder, name)
+            if name[0] != "." and path.is_file():  # no pipe or device: reading one may never end
+                yield path
 
 
 def _read(path: Path, max_bytes: int | None = None) -> bytes:

@@ -22,8 +22,8 @@ from springroll.errors import InputError
 C = TypeVar("C")
 
 CHANGEABLE = MappingProxyType({"changeable": True})
-"""Metadata of a field that may differ between a run and its continuation, as it does not say what is
-computed but how long, how loudly, in what pieces: `field(default=1, metadata=CHANGEABLE)`."""
+"""Metadata of a field that may differ between a run and its continuation, as it does not say what
+is computed but how long, how loudly, in what pieces: `field(default=1, metadata=CHANGEABLE)`."""
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

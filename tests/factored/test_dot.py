@@ -134,9 +134,9 @@ def test_the_product_of_two_thin_weights_stays_thin():
 
 
 def test_an_evolved_lora_pair_stays_thin():
-    frozen = rows(5, 6)
-    a, b = weight(0, (5, 3), "mn"), weight(1, (3, 6), "mn")
-    check(lambda p, x: x @ (frozen + 0.5 * (p["a"] @ p["b"])), {"a": a, "b": b}, rows(4, 5))
+    frozen = rows(9, 8)
+    a, b = weight(0, (9, 5), "mn"), weight(1, (5, 8), "mn")
+    check(lambda p, x: x @ (frozen + 0.5 * (p["a"] @ p["b"])), {"a": a, "b": b}, rows(4, 9))
 
 
 def test_products_of_experts_stay_thin():

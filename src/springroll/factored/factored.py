@@ -163,6 +163,12 @@ def wide_dtype(dtype: Any) -> Any:
     return jnp.dtype(dtype)
 
 
+def common_dtype(*arrays: Any) -> Any:
+    """The type all arrays fit in, also where JAX is told to promote nothing silently."""
+    with jax.numpy_dtype_promotion("standard"):
+        return jnp.result_type(*(a.dtype for a in arrays))
+
+
 def scale_rank(t: Array, gain: Any) -> Array:
     """Multiply t (..., r) by a gain that is None, () or (r,), in the dtype of t."""
     if gain is None:

@@ -12,7 +12,7 @@ import jax.numpy as jnp
 from jax import Array, lax
 
 from springroll.factored import _compat
-from springroll.factored.factored import Factored, cast, scale_rank, wide_dtype
+from springroll.factored.factored import Factored, cast, common_dtype, scale_rank, wide_dtype
 from springroll.factored.frame import Frame
 from springroll.factored.thin import RANK, Thin, contract, thin_term
 
@@ -86,7 +86,7 @@ def _stack_shared(parts: list[Any], thin: list[Factored], axis: int) -> dict[str
 
     def stacked(side: Any) -> Array:
         at = thin[0].axes(side).index(axis)
-        dtype = _common([getattr(p, side) for p in thin])
+        dtype = common_dtype(*(getattr(p, side) for p in thin))
         rows = []
         for part in parts:
             if isinstance(part, Factored):
@@ -187,15 +187,8 @@ def _aligned(w: Factored, roles: str) -> Factored:
 
 def _beside(*factors: Array) -> Array:
     """Factors next to each other along the rank, in a common dtype."""
-    dtype = _common(list(factors))
+    dtype = common_dtype(*factors)
     return lax.concatenate([cast(f, dtype) for f in factors], factors[0].ndim - 1)
-
-
-def _common(arrays: list[Array]) -> Any:
-    dtype = arrays[0].dtype
-    for a in arrays[1:]:
-        dtype = jnp.promote_types(dtype, a.dtype)
-    return dtype
 
 
 def _gains(parts: list[Factored]) -> Array | None:
@@ -203,7 +196,7 @@ def _gains(parts: list[Factored]) -> Array | None:
     given = [jnp.asarray(p.gain) for p in parts if p.gain is not None]
     if not given:
         return None
-    dtype = _common(given)
+    dtype = common_dtype(*given)
     whole = [
         jnp.ones((p.rank,), dtype)
         if p.gain is None

@@ -8,7 +8,7 @@ from typing import Any, NamedTuple
 import jax.numpy as jnp
 from jax import Array, lax
 
-from springroll.factored.factored import Factored, Lattice, cast, scale_rank
+from springroll.factored.factored import Factored, Lattice, cast, common_dtype, scale_rank
 
 RANK = -1  # the label of the rank axis, always a factor's last
 UNROLL = 8  # up to this many rank components are summed one by one, so that XLA fuses them
@@ -165,7 +165,7 @@ def _same_dtype(a: Array, b: Array) -> tuple[Array, Array]:
         return a, cast(b, a.dtype)
     if jnp.issubdtype(b.dtype, jnp.floating):
         return cast(a, b.dtype), b
-    wider = jnp.promote_types(a.dtype, b.dtype)
+    wider = common_dtype(a, b)
     return cast(a, wider), cast(b, wider)
 
 

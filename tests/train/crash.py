@@ -25,7 +25,7 @@ from springroll.train.loop import run
 from springroll.train.run_folder import RunFolder
 from springroll.train.task import Task
 
-GENERATIONS = 5
+GENERATIONS = 4
 OPERATIONS = ("write", "fsync", "replace", "ftruncate", "unlink")
 
 

@@ -12,6 +12,6 @@ def test_killed_at_every_file_operation_a_run_ends_with_the_same_bytes(tmp_path)
     done = subprocess.run(command, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr[-3000:]
     found = json.loads(done.stdout)
-    assert found["points"] > 50  # the hooks were in the way of all of them
+    assert found["points"] > 40  # the hooks were in the way of all of them
     assert found["different"] == []
     assert found["kills"] > 1 and found["often"]

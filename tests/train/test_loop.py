@@ -8,6 +8,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from jax.sharding import Mesh, NamedSharding
+from jax.sharding import PartitionSpec as P
 from rich.console import Console
 from toy import POP, batch, evaluate, tell, toy
 
@@ -190,6 +192,63 @@ def test_a_budget_that_is_spent_changes_nothing(tmp_path):
     assert result.generation == GENERATIONS
     assert final_bytes(tmp_path) == before
     assert read_rows(tmp_path / "metrics.jsonl") == rows
+
+
+@pytest.mark.parametrize("budget", [{"generations": 0}, {"seconds": 0.0}])
+def test_a_budget_of_nothing_trains_nothing(tmp_path, budget):
+    result, _ = train(tmp_path, **budget)
+    assert result.generation == 0
+    assert json.loads((tmp_path / "summary.json").read_text())["valid_bits_per_byte"] == 5.0
+    assert [path.stem for path in saved(tmp_path / "checkpoints")] == ["000000000"]
+
+
+def test_sharded_members_resume_to_the_same_bytes(tmp_path, monkeypatch):
+    mesh = Mesh(np.array(jax.devices()), ("pop",))
+
+    def init():
+        state, carry = toy().init()
+        everywhere = jax.device_put(state, NamedSharding(mesh, P()))
+        return everywhere, jax.device_put(carry, NamedSharding(mesh, P("pop")))
+
+    train(tmp_path / "a", toy(init=init))
+    monkeypatch.setattr(session, "SAVE_SHARE", 0.0)
+    with pytest.raises(Boom):
+        train(tmp_path / "b", exploding_at(20, init=init))
+    result, printed = train(tmp_path / "b", toy(init=init))
+    assert len(result.carry.sharding.device_set) == 4
+    assert "is not the journal's" not in printed
+    assert final_bytes(tmp_path / "b") == final_bytes(tmp_path / "a")
+
+
+def test_a_full_disk_at_a_save_is_one_line(tmp_path, monkeypatch):
+    def full(*_, **__):
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(session.checkpoint, "save", full)
+    with pytest.raises(InputError, match=r"cannot save a checkpoint in .*: No space left"):
+        train(tmp_path)
+
+
+def test_a_generation_before_the_noise_of_the_last_is_let_go(tmp_path):
+    """Structure: never two generations' members alive at once."""
+    alive = []
+
+    class Members:
+        def __init__(self, value):
+            self.value = value
+            alive.append(1)
+            assert len(alive) == 1
+
+        def __del__(self):
+            alive.pop()
+
+    plain = toy()
+    task = toy(
+        ask=lambda state: Members(plain.ask(state)),
+        evaluate=lambda state, members, *rest: plain.evaluate(state, members.value, *rest),
+        tell=lambda state, members, fitness: plain.tell(state, members.value, fitness),
+    )
+    assert train(tmp_path, task)[0].generation == GENERATIONS
 
 
 def test_metrics_after_the_resumed_generation_are_run_again(tmp_path, monkeypatch):

@@ -5,7 +5,9 @@ import math
 import struct
 
 import numpy as np
+import pytest
 
+from springroll.errors import InputError
 from springroll.train.metrics import Metrics, peak_memory_bytes, read_rows
 
 
@@ -32,15 +34,39 @@ def test_rows_are_written_as_they_come(tmp_path):
 def test_on_resume_what_comes_after_is_dropped(tmp_path):
     path = tmp_path / "metrics.jsonl"
     write(path, 1, 5, 9, 12)
-    assert write(path, 10, 11, after=9).rows == rows(1, 5, 9, 10, 11)
+    metrics = write(path, 10, after=9)
+    assert metrics.newest == {"generation": 10, "loss": 10.0}
+    write(path, 11, after=10)
     assert read_rows(path) == rows(1, 5, 9, 10, 11)
 
 
 def test_a_run_from_the_start_begins_anew(tmp_path):
     path = tmp_path / "metrics.jsonl"
     write(path, 0, 1, 2)
-    assert write(path, 0).rows == rows(0)
+    write(path, 0)
     assert read_rows(path) == rows(0)
+
+
+def test_the_newest_of_every_figure_is_known(tmp_path):
+    path = tmp_path / "metrics.jsonl"
+    metrics = Metrics(path)
+    metrics.write({"generation": 1, "a": 1.0, "b": 2.0})
+    metrics.write({"generation": 3, "a": 4.0})
+    metrics.close()
+    for again in (metrics, Metrics(path, after=3)):
+        assert again.newest == {"generation": 3, "a": 4.0, "b": 2.0}
+        assert again.newest_at == {"generation": 3, "a": 3, "b": 1}
+        again.close()
+
+
+def test_a_full_disk_is_one_line(tmp_path):
+    metrics = Metrics(tmp_path / "metrics.jsonl")
+    metrics.close()
+    with (
+        open("/dev/full", "ab", buffering=0) as metrics._file,
+        pytest.raises(InputError, match="cannot write /dev/full: No space left on device; make"),
+    ):
+        metrics.write({"generation": 1})
 
 
 def test_torn_lines_are_left_out(tmp_path):

@@ -8,7 +8,7 @@ import pytest
 from springroll.errors import InputError
 from springroll.train.atomic import read_json, replacing, write_json
 from springroll.train.config import RunConfig, from_json, run_id
-from springroll.train.run_folder import RunFolder
+from springroll.train.run_folder import RunFolder, open_run
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -36,6 +36,35 @@ def test_a_new_budget_is_written_and_the_run_keeps_its_name(tmp_path):
     again = RunFolder.resume(tmp_path)
     assert again.run_id == folder.run_id
     assert again.read_config()["config"]["generations"] == 9
+
+
+def test_a_run_is_opened_anew_or_to_go_on(tmp_path):
+    out, defaults = str(tmp_path / "run"), Example()
+    started = Example(out=out, width=8, generations=3)
+    folder, config = open_run(started, defaults)
+    assert config == started
+    again, config = open_run(Example(out=out, resume=True, generations=9), defaults)
+    assert again == folder
+    assert config == Example(out=out, resume=True, width=8, generations=9)
+    assert again.read_config()["config"]["generations"] == 9
+    with pytest.raises(InputError, match="already holds a run"):
+        open_run(started, defaults)
+    with pytest.raises(InputError, match="width is 5, but the run to resume has 8"):
+        open_run(Example(out=out, resume=True, width=5), defaults)
+
+
+def test_a_run_that_was_moved_is_found_where_it_is(tmp_path):
+    open_run(Example(out=str(tmp_path / "a")), Example())
+    (tmp_path / "a").rename(tmp_path / "b")
+    folder, config = open_run(Example(out=str(tmp_path / "b"), resume=True), Example())
+    assert config.out == str(folder.path) == str(tmp_path / "b")
+
+
+def test_a_config_of_another_version_says_where(tmp_path):
+    folder = RunFolder.create(tmp_path, Example())
+    write_json(folder.config, {"run_id": "x", "config": {"depth": 3}})
+    with pytest.raises(InputError, match=r"config\.json: unknown key 'depth'"):
+        open_run(Example(out=str(tmp_path), resume=True), Example())
 
 
 def test_a_folder_that_holds_a_run_is_left_alone(tmp_path):

@@ -74,6 +74,7 @@ def run(
                 batch = task.batch(session.generation + 1)  # while the device is busy
                 fitness = session.settle(np.asarray(scores))
                 state, told = task.tell(state, members, fitness)
+                del members  # else the noise of two generations would be alive at once
                 session.record(fitness, {**scored, **told})
                 if session.log_due():
                     session.log()

@@ -7,6 +7,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from springroll.errors import InputError
 from springroll.train.atomic import replacing
 
 Row = dict[str, Any]
@@ -18,6 +19,10 @@ class Metrics:
     Every row has `generation`; on resume the rows after the resumed generation are dropped, as that
     stretch is run, and logged, again.
 
+    Attributes:
+        newest: the last value of every figure.
+        newest_at: the generation that it is of.
+
     Args:
         path: the JSON-lines file; continued when it exists.
         tensorboard: folder for the events; None writes none.
@@ -25,9 +30,13 @@ class Metrics:
     """
 
     def __init__(self, path: Path, tensorboard: Path | None = None, *, after: int = 0):
-        self.rows = [row for row in read_rows(path) if row["generation"] <= after] if after else []
+        rows = [row for row in read_rows(path) if row["generation"] <= after] if after else []
         with replacing(path) as file:
-            file.writelines(map(_line, self.rows))
+            file.writelines(map(_line, rows))
+        self.newest: Row = {}
+        self.newest_at: dict[str, int] = {}
+        for row in rows:
+            self._note(row)
         # Line by line and unbuffered: what was logged survives a kill.
         self._file = open(path, "ab", buffering=0)  # noqa: SIM115
         self._board = _board(tensorboard, after) if tensorboard else None
@@ -35,12 +44,23 @@ class Metrics:
     def write(self, row: Row) -> None:
         """Add one row; numbers that are not finite are written as null."""
         row = {name: _finite(value) for name, value in row.items()}
-        self.rows.append(row)
-        self._file.write(_line(row))
+        self._note(row)
+        try:
+            self._file.write(_line(row))
+        except OSError as error:
+            raise InputError(
+                f"cannot write {self._file.name}: {error.strerror}; "
+                f"make room and go on with --resume"
+            ) from None
         if self._board:
             for name, value in row.items():
                 if isinstance(value, int | float) and name != "generation":
                     self._board.add_scalar(name, value, row["generation"])
+
+    def _note(self, row: Row) -> None:
+        self.newest |= row
+        generation: int = row["generation"]
+        self.newest_at |= {name: generation for name in row}
 
     def close(self) -> None:
         self._file.close()

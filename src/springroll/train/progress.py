@@ -26,8 +26,10 @@ class Display:
         self._bar = None
         if self.console.is_terminal:
             bar, text = BarColumn(bar_width=24), TextColumn("{task.description}")
-            self._bar = Progress(bar, text, console=self.console, transient=True)
-            self._task = self._bar.add_task("starting", total=None)
+            self._bar = Progress(
+                bar, text, console=self.console, transient=True, refresh_per_second=4
+            )
+            self._task = self._bar.add_task("compiling", total=None)
 
     def __enter__(self) -> "Display":
         if self._bar:

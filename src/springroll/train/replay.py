@@ -33,6 +33,7 @@ def replayed(task: Task, journal: Journal, state: State, start: int, end: int) -
     for generation in range(start, end):
         members = task.ask(state)
         state, _ = task.tell(state, members, journal.read(generation).fitness)
+        del members  # else the noise of two generations would be alive at once
     return state
 
 

@@ -11,13 +11,15 @@
 Imports no jax.
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from springroll.errors import InputError
 from springroll.train.atomic import read_json, write_json
-from springroll.train.config import run_id, to_json
+from springroll.train.config import RunConfig, from_json, resumed, run_id, to_json
+
+C = TypeVar("C", bound=RunConfig)
 
 
 @dataclass(frozen=True)
@@ -101,6 +103,24 @@ class RunFolder:
                 f"{self.config} is not the config of a run: no 'run_id' and 'config' in it"
             )
         return data
+
+
+def open_run(config: C, defaults: C) -> tuple[RunFolder, C]:
+    """The folder of a run and the config to run it with: new, or, with `resume`, the one there.
+
+    A resumed run keeps the config it was started with, but for the fields marked `CHANGEABLE` that
+    `config` sets to something else than `defaults` (see `config.resumed`).
+
+    Raises:
+        InputError: the folder is occupied, nothing is there to resume, or it is another run.
+    """
+    if not config.resume:
+        return RunFolder.create(config.out, config), config
+    folder = RunFolder.resume(config.out)
+    stored = from_json(type(config), folder.read_config()["config"], where=str(folder.config))
+    config = replace(resumed(stored, config, defaults), out=config.out)
+    folder.write_config(config)
+    return folder, config
 
 
 def _refuse_occupied(path: Path) -> None:

@@ -14,7 +14,7 @@ from springroll.train.clocks import Clock, Stopwatch
 from springroll.train.config import RunConfig
 from springroll.train.curve import draw_curve
 from springroll.train.journal import Journal
-from springroll.train.metrics import Metrics, peak_memory_bytes
+from springroll.train.metrics import Metrics, peak_memory_bytes, read_rows
 from springroll.train.progress import Display, clock, gibibytes, si
 from springroll.train.resume import Start
 from springroll.train.run_folder import RunFolder
@@ -66,8 +66,7 @@ class Session:
         self._metrics = Metrics(
             self._folder.metrics, self._folder.tensorboard, after=self.generation
         )
-        valid = [row["generation"] for row in self._metrics.rows if self._task.curve.valid in row]
-        self._validated = valid[-1] if valid else None
+        self._validated = self._metrics.newest_at.get(self._task.curve.valid)
         return self
 
     def __exit__(self, *_: object) -> None:
@@ -75,7 +74,10 @@ class Session:
 
     def budget_spent(self) -> bool:
         """Whether the generations or the seconds of the config are used up."""
-        return self._fraction() >= 1
+        generations, seconds = self._config.generations, self._config.seconds
+        return (generations is not None and self.generation >= generations) or (
+            seconds is not None and self._watch() >= seconds
+        )
 
     def log_due(self) -> bool:
         return self._log_clock.due()
@@ -163,7 +165,13 @@ class Session:
                 "peak_memory_bytes": self._peak_memory(),
             }
             tree = Training(state, carry)
-            checkpoint.save(self._folder.checkpoints, self.generation, tree, meta)
+            try:
+                checkpoint.save(self._folder.checkpoints, self.generation, tree, meta)
+            except OSError as error:
+                raise InputError(
+                    f"cannot save a checkpoint in {self._folder.checkpoints}: {error.strerror}; "
+                    f"make room and go on with --resume"
+                ) from None
             self._saved = self.generation
 
     def finish(self, state: State, carry: Carry, signal: int | None) -> None:
@@ -179,7 +187,7 @@ class Session:
         curve = self._task.curve
         draw_curve(
             self._folder.curve,
-            self._metrics.rows,
+            read_rows(self._folder.metrics),
             train=curve.train,
             valid=curve.valid,
             label=curve.label,
@@ -199,10 +207,9 @@ class Session:
         `tokens_per_second` leaves out validation and the first generation of every sitting, which
         compiles.
         """
-        newest: dict[str, Any] = {}
-        for row in self._metrics.rows:
-            newest |= row
-        newest.pop("generation", None)
+        newest = {
+            name: value for name, value in self._metrics.newest.items() if name != "generation"
+        }
         rate = self._steady_generations / self._steady_seconds if self._steady_seconds else 0.0
         return {
             **newest,
@@ -223,14 +230,14 @@ class Session:
             "peak_memory_bytes": self._peak_memory(),
         }
 
-    def _fraction(self) -> float:
-        """How much of the budget is used; 0 for ever when there is none."""
-        parts = [0.0]
-        if self._config.generations is not None:
-            parts.append(self.generation / max(self._config.generations, 1e-9))
-        if self._config.seconds is not None:
-            parts.append(self._watch() / max(self._config.seconds, 1e-9))
-        return max(parts)
+    def _fraction(self) -> float | None:
+        """How much of the budget is used, from 0 to 1; None when there is none."""
+        parts = []
+        if self._config.generations:
+            parts.append(self.generation / self._config.generations)
+        if self._config.seconds:
+            parts.append(self._watch() / self._config.seconds)
+        return min(1.0, max(parts)) if parts else None
 
     def _seconds_left(self) -> float | None:
         left = []
@@ -246,9 +253,8 @@ class Session:
         figures: dict[str, str] = {"generation": str(self.generation)}
         if row.get(curve.train) is not None:
             figures[curve.short] = f"{row[curve.train]:.3f}"
-        valid = next((r for r in reversed(self._metrics.rows) if r.get(curve.valid)), None)
-        if valid:
-            figures["valid"] = f"{valid[curve.valid]:.3f}"
+        if self._metrics.newest.get(curve.valid) is not None:
+            figures["valid"] = f"{self._metrics.newest[curve.valid]:.3f}"
         figures["tokens/s"] = si(row["tokens_per_second"])
         figures["members/s"] = si(row["members_per_second"])
         figures["memory"] = gibibytes(row["peak_memory_bytes"])
@@ -258,8 +264,7 @@ class Session:
         figures["left" if left is not None else "time"] = clock(
             self._watch() if left is None else left
         )
-        has_end = self._config.seconds is not None or self._config.generations is not None
-        self._display.show(self._fraction() if has_end else None, figures, force=last)
+        self._display.show(self._fraction(), figures, force=last)
 
     def _peak_memory(self) -> int:
         self._peak = max(self._peak, peak_memory_bytes())

@@ -159,8 +159,10 @@ def leaf_plan(
         kind, reason = "low-rank", ""
     elif report is not None:
         kind, reason = "dense", f"consumed by '{report.primitive}' at {report.source}"
+    elif uses and all(use.elementwise for use in uses) and len(array.shape) > 1:
+        kind, reason = "dense", f"small and only used elementwise: {uses[0]}"
     else:
-        kind, reason = "dense", "a vector, scalar or bias"
+        kind, reason = "dense", "a vector or scalar (of a stack or by itself)"
     return LeafPlan(
         path=path,
         shape=tuple(array.shape),

@@ -5,7 +5,7 @@ import io
 import pytest
 from rich.console import Console
 
-from springroll.train.progress import Display, clock, gibibytes, si
+from springroll.train.progress import Display, _table, clock, gibibytes, si
 
 
 def shown(terminal=False, every=5.0, width=100):
@@ -40,16 +40,36 @@ def test_a_long_line_is_not_broken_and_markup_is_text():
     assert out.getvalue() == "[bold]" + "x" * 100 + "\n"
 
 
-def test_a_terminal_gets_a_bar_that_goes_away():
+def test_a_terminal_gets_a_table_that_goes_away():
     out, display = shown(terminal=True)
     with display:
-        display.show(0.25, {"generation": 3, "tokens/s": "690k"})
-        display.show(None, {"generation": 4})
+        display.show(0.25, {"generation": "3", "tokens/s": "690k"})
         display.note("a line that stays")
-        assert display._bar is not None
-        display._bar.refresh()
-    assert "generation 4" in out.getvalue()
+        display.show(None, {"generation": "4"})
+        display.show(1.0, {"generation": "5"}, force=True)
     assert "a line that stays" in out.getvalue()
+    assert out.getvalue().count("generation 5") == 1
+    assert out.getvalue().rstrip().endswith("\x1b[2K")  # the table is wiped
+
+
+def test_eighty_columns_hold_all_figures():
+    figures = {
+        "generation": "1234567",
+        "bits/byte": "4.123",
+        "valid": "4.123",
+        "tokens/s": "1.23M",
+        "members/s": "123k",
+        "memory": "1.23 GiB",
+        "dropped": "123",
+        "left": "1:23:45",
+    }
+    out = io.StringIO()
+    console = Console(file=out, width=80)
+    console.print(_table(0.5, figures))
+    names, values, bar = out.getvalue().splitlines()[:3]
+    assert all(name in names for name in figures) and "…" not in names
+    assert all(value in values for value in figures.values()) and "…" not in values
+    assert len(bar) <= 80
 
 
 def test_numbers_are_short():

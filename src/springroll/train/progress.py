@@ -1,12 +1,14 @@
-"""What a run shows: a live bar on a terminal, a plain line every few seconds elsewhere."""
+"""What a run shows: a live table on a terminal, a plain line every few seconds elsewhere."""
 
 import sys
 import time
 from collections.abc import Mapping
 from typing import Any
 
-from rich.console import Console
-from rich.progress import BarColumn, Progress, TextColumn
+from rich.console import Console, Group
+from rich.live import Live
+from rich.progress_bar import ProgressBar
+from rich.table import Table
 
 PLAIN_EVERY = 5.0  # seconds between two lines where nothing can be drawn over
 
@@ -23,22 +25,20 @@ class Display:
         self.console = console or Console(file=sys.stderr)
         self._every = every
         self._shown = -float("inf")
-        self._bar = None
+        self._live = None
         if self.console.is_terminal:
-            bar, text = BarColumn(bar_width=24), TextColumn("{task.description}")
-            self._bar = Progress(
-                bar, text, console=self.console, transient=True, refresh_per_second=4
+            self._live = Live(
+                "compiling", console=self.console, transient=True, refresh_per_second=4
             )
-            self._task = self._bar.add_task("compiling", total=None)
 
     def __enter__(self) -> "Display":
-        if self._bar:
-            self._bar.start()
+        if self._live:
+            self._live.start()
         return self
 
     def __exit__(self, *_: object) -> None:
-        if self._bar:
-            self._bar.stop()
+        if self._live:
+            self._live.stop()
 
     def note(self, text: str) -> None:
         """One line that stays on the screen."""
@@ -58,14 +58,21 @@ class Display:
         Args:
             done: how far the run is, from 0 to 1; None when it has no end.
             figures: text by name, in the order to show them in.
-            force: print the plain line now.
+            force: print the plain line now, on a terminal too, where it stays.
         """
-        line = "  ".join(f"{name} {value}" for name, value in figures.items())
-        if self._bar:
-            self._bar.update(self._task, completed=done or 0, total=done and 1, description=line)
-        elif force or time.monotonic() - self._shown >= self._every:
+        if self._live:
+            self._live.update(_table(done, figures))
+        if force or (not self._live and time.monotonic() - self._shown >= self._every):
             self._shown = time.monotonic()
-            self.note(line)
+            self.note("  ".join(f"{name} {value}" for name, value in figures.items()))
+
+
+def _table(done: float | None, figures: Mapping[str, Any]) -> Group:
+    """Names over figures over a bar; 80 columns hold eight of them."""
+    table = Table.grid(padding=(0, 2, 0, 0))
+    table.add_row(*figures, style="dim")
+    table.add_row(*figures.values())
+    return Group(table) if done is None else Group(table, ProgressBar(total=1.0, completed=done))
 
 
 def si(value: float) -> str:

@@ -8,13 +8,14 @@ import jax
 import jax.numpy as jnp
 import optax
 from jax import Array
+from jax.sharding import NamedSharding, PartitionSpec
 from jax.typing import ArrayLike
 
 from springroll.errors import InputError
 from springroll.evolve import step
-from springroll.evolve.members import AXIS, Members
+from springroll.evolve.members import Members
 from springroll.evolve.noise import Noise
-from springroll.evolve.perturbation import Perturbation, describe
+from springroll.evolve.perturbation import AXIS, Perturbation, auto_mesh, describe
 from springroll.evolve.shaping import Shaping, finite, shaping_named
 from springroll.evolve.strategy import State, Strategy
 from springroll.evolve.update import direction
@@ -87,11 +88,13 @@ def eggroll(
     >>> bool(fn(state.params, x, y) > -0.05)
     True
     """
-    _check(pop_size, sigma, noise_reuse, lr_units, noise_budget_bytes, antithetic)
+    _check_population(pop_size, sigma, noise_reuse, antithetic)
+    _check_step(lr_units, max_step_ratio, noise_budget_bytes, pairs_per_chunk)
     step.check_master(master)
     shape = shaping_named(shaping) if isinstance(shaping, str) else shaping
     optimizer = optimizer if optimizer is not None else optax.sgd(0.1)
     pairs = pop_size // 2 if antithetic else pop_size
+    mesh = auto_mesh(mesh)
     devices = 1 if mesh is None else mesh.shape[AXIS]
     if pairs % devices:
         raise InputError(
@@ -119,7 +122,13 @@ def eggroll(
         copies = step.master_copies(perturbation, params, master)
         weights = step.working_weights(perturbation, params, copies)
         seed = jax.random.bits(key, (2,), jnp.uint32)
-        return State(params, copies, optimizer.init(weights), seed, jnp.int32(0))
+        with jax.numpy_dtype_promotion("standard"):  # optimizers need not be strict where users are
+            opt_state = optimizer.init(weights)
+        state = State(params, copies, opt_state, seed, jnp.int32(0))
+        # On every device from the start, so that the second step compiles to the same as the first.
+        return (
+            state if mesh is None else jax.device_put(state, NamedSharding(mesh, PartitionSpec()))
+        )
 
     @jax.jit
     def ask(state: State) -> Members:
@@ -143,7 +152,8 @@ def eggroll(
         factor = _descent_factor(lr_units, members.sigma, valid)
         gradients = step.by_path(state.params, {k: factor * v for k, v in sums.items()})
         weights = step.working_weights(perturbation, state.params, state.master)
-        updates, opt_state = optimizer.update(gradients, state.opt_state, weights)
+        with jax.numpy_dtype_promotion("standard"):
+            updates, opt_state = optimizer.update(gradients, state.opt_state, weights)
         updates, ratio = step.guarded(updates, weights, max_step_ratio)
         moved = optax.apply_updates(weights, updates)
         params, copies = step.stored(
@@ -190,14 +200,7 @@ def _fitness_metrics(fitness: Array, valid: Array) -> dict[str, Array]:
     }
 
 
-def _check(
-    pop_size: int,
-    sigma: Schedule,
-    noise_reuse: int,
-    lr_units: str,
-    noise_budget_bytes: int,
-    antithetic: bool,
-) -> None:
+def _check_population(pop_size: int, sigma: Schedule, noise_reuse: int, antithetic: bool) -> None:
     if pop_size < 2:
         raise InputError(f"pop_size is {pop_size}; expected at least 2")
     if antithetic and pop_size % 2:
@@ -210,7 +213,19 @@ def _check(
         raise InputError(
             f"noise_reuse is {noise_reuse}; expected how many generations share noise, 1 or more"
         )
+
+
+def _check_step(
+    lr_units: str,
+    max_step_ratio: float | None,
+    noise_budget_bytes: int,
+    pairs_per_chunk: int | None,
+) -> None:
     if lr_units not in ("sigma", "paper"):
         raise InputError(f"lr_units is {lr_units!r}; expected 'sigma' or 'paper'")
+    if max_step_ratio is not None and not max_step_ratio > 0:
+        raise InputError(f"max_step_ratio is {max_step_ratio}; expected a positive number or None")
     if noise_budget_bytes < 1:
         raise InputError(f"noise_budget_bytes is {noise_budget_bytes}; expected at least 1")
+    if pairs_per_chunk is not None and pairs_per_chunk < 1:
+        raise InputError(f"pairs_per_chunk is {pairs_per_chunk}; expected at least 1 or None")

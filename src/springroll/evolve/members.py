@@ -13,10 +13,8 @@ from jax import Array, lax
 from jax.sharding import PartitionSpec
 
 from springroll.errors import InputError
-from springroll.evolve.perturbation import Factors, Leaf, Perturbation
+from springroll.evolve.perturbation import AXIS, Factors, Leaf, Perturbation, auto_mesh
 from springroll.factored.interpret import factored
-
-AXIS = "population"
 
 
 @jax.tree_util.register_dataclass
@@ -130,7 +128,7 @@ def evaluate(
     Raises InputError if an argument's leading axis is not N, if `fn` does not return a scalar, or
     if the pairs do not divide over the mesh.
     """
-    mesh = members.perturbation.mesh if mesh is None else mesh
+    mesh = members.perturbation.mesh if mesh is None else auto_mesh(mesh)
     batched = per_member_leaves(args, in_axes)
     leaves, treedef = jax.tree.flatten(args)
     for x, per_member in zip(leaves, batched, strict=True):

@@ -23,6 +23,8 @@ from springroll.evolve.noise import Noise, noise_named
 from springroll.factored.factored import Factored
 from springroll.factored.plan import LeafPlan
 
+AXIS = "population"  # the mesh axis over which pairs are split
+
 Kind: TypeAlias = Literal["low-rank", "dense", "frozen"]
 Factors: TypeAlias = dict[str, tuple[Array, ...]]  # path -> (left, right), or (noise,)
 
@@ -220,7 +222,20 @@ def describe(
         _check_rank(leaf, rank)
     if all(leaf.kind == "frozen" for leaf in leaves):
         raise InputError("no parameter is left to evolve: all are frozen or not floating")
-    return Perturbation(tuple(leaves), rank, kind, antithetic, mesh=mesh)
+    return Perturbation(tuple(leaves), rank, kind, antithetic, mesh=auto_mesh(mesh))
+
+
+def auto_mesh(mesh: jax.sharding.Mesh | None) -> jax.sharding.Mesh | None:
+    """The mesh with axes that the compiler shards, so that `shard_map` takes arrays from anywhere.
+
+    Raises InputError if it has no axis "population".
+    """
+    if mesh is None:
+        return None
+    if AXIS not in mesh.axis_names:
+        raise InputError(f"mesh has axes {list(mesh.axis_names)}; expected one named {AXIS!r}")
+    types = (jax.sharding.AxisType.Auto,) * len(mesh.axis_names)
+    return jax.sharding.Mesh(mesh.devices, mesh.axis_names, axis_types=types)
 
 
 def _leaf(path: str, x: Any, plan: Mapping[str, LeafPlan] | None, integers: bool) -> Leaf:

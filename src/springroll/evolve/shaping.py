@@ -48,16 +48,18 @@ def centred_ranks(fitness: Array) -> Array:
     below = jnp.searchsorted(ordered, values, side="left")
     upto = jnp.searchsorted(ordered, values, side="right")
     rank = (below + upto - 1).astype(jnp.float32) / 2
-    last = jnp.maximum(valid.sum().astype(jnp.float32) - 1, 1.0)
-    return jnp.where(valid, rank / last - 0.5 * (valid.sum() > 1), 0.0)
+    count = valid.sum().astype(jnp.float32)
+    centre = jnp.where(count > 1, 0.5, 0.0)
+    return jnp.where(valid, rank / jnp.maximum(count - 1, 1.0) - centre, 0.0)
 
 
 def pair_votes(fitness: Array) -> Array:
     """(P,) int32 in {-1, 0, 1}: which member of each antithetic pair did better (paper, App. G)."""
     pairs = fitness.reshape(-1, 2)
     both = finite(pairs).all(axis=1)
-    vote = (pairs[:, 0] > pairs[:, 1]).astype(jnp.int32) - (pairs[:, 0] < pairs[:, 1])
-    return jnp.where(both, vote, 0)
+    wins = (pairs[:, 0] > pairs[:, 1]).astype(jnp.int32)
+    losses = (pairs[:, 0] < pairs[:, 1]).astype(jnp.int32)
+    return jnp.where(both, wins - losses, 0)
 
 
 def pair_sign(fitness: Array) -> Array:

@@ -15,8 +15,8 @@ from jax import Array
 from jax.sharding import PartitionSpec
 
 from springroll.errors import InputError
-from springroll.evolve.members import AXIS, Members, chunks_of, members_spec
-from springroll.evolve.perturbation import Leaf
+from springroll.evolve.members import Members, chunks_of, members_spec
+from springroll.evolve.perturbation import AXIS, Leaf
 
 _EXACT_FLOAT32 = 1 << 24  # integers below this are exact in float32
 _CAST_BYTES = 1 << 26  # float32 copies of one leaf's factors that are alive at a time

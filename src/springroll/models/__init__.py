@@ -1,0 +1,1 @@
+"""Plain inference code: models know nothing of training."""

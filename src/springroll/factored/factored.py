@@ -20,14 +20,19 @@ STATIC: dict[str, Any] = {"static": True}
 
 @dataclass(frozen=True)
 class Lattice:
-    """How a thin term lives on the integers: each rank-one product is scaled, then rounded.
+    """How a thin term lives on the integers: scaled by gain * scale, then rounded.
 
-    `scale` multiplies every rank-one product p before it is rounded; the rounded components are
-    then added. `rounding` is
+    The values are integers, in int8, int32 or float32 registers; all give equal bits. `rounding` is
 
-    - "nearest": round-half-even of float32(p) * float32(scale), computed in float32 whatever the
-      register type, so int8 weights and the same integers held in float32 give equal bits;
-    - "floor": an exact int32 product shifted right by -log2(scale) (`scale` a power of two <= 1).
+    - "nearest" (half to even, so that a pair stays antithetic): where x meets the weight, the number
+      t = x . factor is rounded, round(gain * scale * t), and multiplies the other factor exactly:
+      one rounding per rank component and row instead of one per output. A lookup rounds
+      gain * scale * left * right. The products with gain and scale are float32, and exact in t
+      below 2^24;
+    - "floor" (arXiv 2511.16652, App. G): the exact int32 product gain * t * factor is shifted right
+      by -log2(scale), a power of two of at most 1; the gain is an integer sign.
+
+    The rounded rank components are then added.
     """
 
     scale: float
@@ -46,15 +51,34 @@ class Lattice:
                 " two of at most 1, such as 2**-8."
             )
 
+    def met(self, t: Array, gain: Any) -> Array:
+        """t (..., r), the input summed with one factor: int32, ready to meet the other one."""
+        if self.rounding == "floor":
+            return scale_rank(cast(t, jnp.int32), gain)
+        return cast(self._rounded(cast(t, jnp.float32), gain), jnp.int32)
+
     def product(self, t: Array, factor: Array, dtype: Any) -> Array:
-        """round(t * factor * scale) elementwise, in `dtype`; shapes broadcast axis by axis."""
-        if self.rounding == "nearest":
-            p = lax.mul(*_same_shape(cast(t, jnp.float32), cast(factor, jnp.float32)))
-            scaled = p * np.float32(self.scale)
-            return cast(lax.round(scaled, lax.RoundingMethod.TO_NEAREST_EVEN), dtype)
+        """One component of the thin term from `met` and the other factor, in `dtype`."""
+        if self.rounding == "floor":
+            return cast(self._shifted(t, factor), dtype)
+        return lax.mul(*_same_shape(cast(t, dtype), cast(factor, dtype)))
+
+    def entry(self, left: Array, right: Array, gain: Any, dtype: Any) -> Array:
+        """One component of the thin weight itself, entry by entry; `gain` is that component's."""
+        if self.rounding == "floor":
+            gain = 1 if gain is None else cast(jnp.asarray(gain), jnp.int32)
+            return cast(self._shifted(cast(left, jnp.int32) * gain, right), dtype)
+        p = lax.mul(*_same_shape(cast(left, jnp.float32), cast(right, jnp.float32)))
+        return cast(self._rounded(p, gain), dtype)
+
+    def _rounded(self, p: Array, gain: Any) -> Array:
+        scaled = scale_rank(p, gain) * np.float32(self.scale)
+        return lax.round(scaled, lax.RoundingMethod.TO_NEAREST_EVEN)
+
+    def _shifted(self, t: Array, factor: Array) -> Array:
         p = lax.mul(*_same_shape(cast(t, jnp.int32), cast(factor, jnp.int32)))
         shift = -round(math.log2(self.scale))
-        return cast(lax.shift_right_arithmetic(p, jnp.full_like(p, shift)), dtype)
+        return lax.shift_right_arithmetic(p, jnp.full_like(p, shift))
 
 
 @jax.tree_util.register_dataclass
@@ -135,10 +159,10 @@ class Factored:
         right = self._spread("right")
         if self.lattice is not None:
             wide = jnp.int32 if jnp.issubdtype(self.dtype, jnp.integer) else self.dtype
-            left = scale_rank(cast(left, wide), self.gain)
             total = cast(self.base, wide)
             for j in range(self.rank):
-                total = total + self.lattice.product(left[..., j], right[..., j], wide)
+                gain = gain_of(self.gain, j)
+                total = total + self.lattice.entry(left[..., j], right[..., j], gain, wide)
             return saturate(total, self.dtype)
         wide = wide_dtype(self.dtype)
         thin = jnp.sum(
@@ -175,6 +199,11 @@ def scale_rank(t: Array, gain: Any) -> Array:
         return t
     gain = cast(jnp.asarray(gain), t.dtype)
     return lax.mul(t, lax.broadcast_in_dim(gain, t.shape, (t.ndim - 1,) if gain.ndim else ()))
+
+
+def gain_of(gain: Any, component: int) -> Any:
+    """The gain of one rank component, from a gain that is None, () or (r,)."""
+    return gain if gain is None or jnp.ndim(gain) == 0 else gain[component]
 
 
 def saturate(total: Array, dtype: Any) -> Array:

@@ -18,6 +18,7 @@ from springroll.train.config import CHANGEABLE, RunConfig, from_json, resumed, r
 @dataclass(frozen=True, kw_only=True)
 class Noise:
     rank: int = 1
+    pieces: int = field(default=1, metadata=CHANGEABLE)
     kind: Literal["gaussian", "rademacher"] = "gaussian"
 
 
@@ -111,6 +112,16 @@ def test_a_resumed_run_may_get_another_budget_and_nothing_else():
     assert resumed(stored, replace(stored, seconds=3.0), Example()).seconds == 3.0
     with pytest.raises(InputError, match=r"sigma is 0\.3, but the run to resume has 0\.5"):
         resumed(stored, Example(sigma=0.3), Example())
+
+
+def test_nested_fields_are_held_to_the_same(tmp_path):
+    stored = Example(noise=Noise(rank=4))
+    assert resumed(stored, Example(noise=Noise(pieces=7)), Example()).noise == Noise(
+        rank=4, pieces=7
+    )
+    with pytest.raises(InputError, match=r"noise\.rank is 2, but the run to resume has 4"):
+        resumed(stored, Example(noise=Noise(rank=2)), Example())
+    assert run_id(stored) == run_id(Example(noise=Noise(rank=4, pieces=3)))
 
 
 def test_the_run_id_names_what_is_computed():

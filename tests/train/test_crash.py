@@ -7,7 +7,7 @@ from pathlib import Path
 
 
 def test_killed_at_every_file_operation_a_run_ends_with_the_same_bytes(tmp_path):
-    script = Path(__file__).with_name("crash.py")
+    script = Path(__file__).with_name("toy_crash.py")
     command = [sys.executable, "-W", "error", str(script), str(tmp_path)]
     done = subprocess.run(command, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr[-3000:]

@@ -18,7 +18,7 @@ DEADLINE = 120.0  # seconds, for a machine that is very busy
 
 
 def command(folder, generations=GENERATIONS, pause=0.004):
-    script = str(Path(__file__).with_name("process.py"))
+    script = str(Path(__file__).with_name("toy_process.py"))
     return [sys.executable, "-W", "error", script, str(folder), str(generations), str(pause)]
 
 

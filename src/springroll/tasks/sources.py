@@ -103,7 +103,7 @@ def hub_documents(name: str, max_bytes: int | None = None) -> Iterator[bytes]:
         rows = datasets.load_dataset(path, config or None, split="train", streaming=True)
         done = 0
         for row in rows:
-            content = _text(row, name).encode()
+            content = _text(row, name).encode(errors="replace")
             yield content
             done += len(content)
             if done >= limit:

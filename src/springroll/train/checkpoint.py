@@ -67,8 +67,9 @@ def save(
     Args:
         folder: where; made when missing.
         generation: names the file.
-        tree: pytree of arrays of any dtype, typed PRNG keys among them; Python numbers are kept
-        too. meta: JSON values to find again in `Loaded.meta`. keep: how many checkpoints stay.
+        tree: pytree of arrays of any dtype, typed PRNG keys among them, and Python numbers.
+        meta: JSON values to find again in `Loaded.meta`.
+        keep: how many checkpoints stay.
 
     Returns:
         The path of the JSON file, which is the checkpoint's name everywhere.

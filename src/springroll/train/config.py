@@ -100,18 +100,7 @@ def resumed(stored: C, given: C, defaults: C) -> C:
     Raises:
         InputError: a given field differs from the stored one and may not change.
     """
-    changes = {}
-    for each in dataclasses.fields(typing.cast(Any, stored)):
-        old, new = getattr(stored, each.name), getattr(given, each.name)
-        if new == getattr(defaults, each.name) or new == old:
-            continue
-        if not _is_changeable(each):
-            raise InputError(
-                f"{each.name} is {_short(new)}, but the run to resume has {_short(old)}; "
-                f"leave it out, or start a new run with another --out"
-            )
-        changes[each.name] = new
-    return dataclasses.replace(typing.cast(Any, stored), **changes)
+    return _merged(stored, given, defaults, "")
 
 
 def run_id(config: Any) -> str:
@@ -120,14 +109,38 @@ def run_id(config: Any) -> str:
     Fields marked `CHANGEABLE` are left out, so an interrupted run and an undisturbed one carry the
     same name and can be compared byte by byte.
     """
-    free = {each.name for each in dataclasses.fields(config) if _is_changeable(each)}
-    kept = {name: value for name, value in to_json(config).items() if name not in free}
-    text = json.dumps(kept, sort_keys=True, separators=(",", ":"))
+    text = json.dumps(_fixed(config), sort_keys=True, separators=(",", ":"))
     return hashlib.sha256(text.encode()).hexdigest()[:16]
 
 
 def _is_changeable(field: dataclasses.Field[Any]) -> bool:
     return field.metadata.get("changeable", False)
+
+
+def _fixed(value: Any) -> Any:
+    """The JSON of a config without its changeable fields, at every depth."""
+    if not dataclasses.is_dataclass(value):
+        return _plain(value)
+    kept = [each.name for each in dataclasses.fields(value) if not _is_changeable(each)]
+    return {name: _fixed(getattr(value, name)) for name in kept}
+
+
+def _merged(stored: Any, given: Any, defaults: Any, where: str) -> Any:
+    changes = {}
+    for each in dataclasses.fields(stored):
+        old, new, default = (getattr(x, each.name) for x in (stored, given, defaults))
+        if new in (default, old):
+            continue
+        if _is_changeable(each):
+            changes[each.name] = new
+        elif dataclasses.is_dataclass(old) and type(old) is type(new) is type(default):
+            changes[each.name] = _merged(old, new, default, f"{where}{each.name}.")
+        else:
+            raise InputError(
+                f"{where}{each.name} is {_short(new)}, but the run to resume has {_short(old)}; "
+                f"leave it out, or start a new run with another --out"
+            )
+    return dataclasses.replace(stored, **changes)
 
 
 def _plain(value: Any) -> Any:

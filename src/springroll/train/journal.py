@@ -6,10 +6,10 @@ done.
 
 Layout, little-endian:
 
-    file    = magic "SPRGJRN1" | u32 length | header JSON {"version", "run_id"} | u32 crc32 |
-    record* record  = "SRGR" | u64 generation | u64 seed | u32 payload bytes | 8 s dtype | u8 ndim |
-    u32 x ndim shape
-              | payload: zlib of the raw fitness array | u32 crc32 of all before it in the record
+    file    = "SPRGJRN1" | u32 length | JSON {"version", "run_id"} | u32 crc32 | record*
+    record  = head | u32 shape[ndim] | payload | u32 crc32 of all before it in the record
+    head    = "SRGR" | u64 generation | u64 seed | u32 payload bytes | 8 bytes dtype | u8 ndim
+    payload = zlib of the fitness array's raw bytes
 
 A record that is torn or damaged and has no whole record after it was being written when the machine
 stopped: it is dropped, and said so. Damage before a whole record is not explained by that, and is

@@ -49,7 +49,7 @@ def run(
     Args:
         config: budget and intervals.
         task: what to train.
-        folder: from `RunFolder.create` or `RunFolder.resume`.
+        folder: from `open_run`, or `RunFolder.create` and `RunFolder.resume`.
         console: where progress goes; standard error by default.
 
     Raises:

@@ -112,6 +112,5 @@ def _finite(value: Any) -> Any:
 def _board(folder: Path, after: int):
     from tensorboardX import SummaryWriter
 
-    # What came after the resumed generation is hidden by TensorBoard when the step is given as
-    # purged.
+    # TensorBoard hides what an earlier sitting wrote from the purged step on.
     return SummaryWriter(str(folder), purge_step=after + 1 if after else None, flush_secs=10)

@@ -17,8 +17,8 @@ class Display:
     """Shows rows of figures as they come; `note` prints a line that stays.
 
     Args:
-        console: where to draw; by default standard error, so that standard output stays the
-        caller's. every: seconds between two plain lines.
+        console: where to draw; standard error by default, standard output stays the caller's.
+        every: seconds between two plain lines.
     """
 
     def __init__(self, *, console: Console | None = None, every: float = PLAIN_EVERY):

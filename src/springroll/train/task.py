@@ -2,9 +2,9 @@
 
 One generation is three calls, each usually a `jax.jit`:
 
-    members = ask(state)                                            # factors or counters, never
-    weights fitness, carry, metrics = evaluate(state, members, carry, batch) state, metrics =
-    tell(state, members, fitness)
+    members = ask(state)                     # factors or counters, never weights
+    fitness, carry, metrics = evaluate(state, members, carry, batch)
+    state, metrics = tell(state, members, fitness)
 
 They are separate, and `tell` is given the fitness as it came to the host and went to the journal,
 so that replaying the journal runs the very programs that training ran: equal to the last bit,

@@ -1,6 +1,6 @@
 """Kills a run at every file operation, one after another, and resumes it. Run by test_crash.py.
 
-    python crash.py FOLDER
+    python toy_crash.py FOLDER
 
 Every run is a fork of this process that sends itself SIGKILL just before its n-th file operation,
 or in the middle of it when it is a write; the next fork goes on in the same folder, undisturbed.

@@ -41,7 +41,11 @@ class Leaf:
 
     @property
     def stacked(self) -> int:
-        """How many leading axes are shared; the pairs come behind them, ready for a layer scan."""
+        """How many leading axes are shared.
+
+        Factors have their pairs behind these axes: a scan over layers then slices them as they
+        lie, instead of copying all factors of the population once per forward.
+        """
         return len(self.roles) - len(self.roles.lstrip("s"))
 
     def side(self, letter: str) -> tuple[int, ...]:

@@ -115,3 +115,15 @@ def used_inputs(closed: Any) -> list[bool]:
     """For each input of a closed jaxpr, whether an output or an effect depends on it."""
     _, used = _partial_eval.dce_jaxpr(closed.jaxpr, [True] * len(closed.jaxpr.outvars))
     return list(used)
+
+
+def keeps_barriers() -> dict[str, str] | None:
+    """`compiler_options` for a top-level `jax.jit` on a CPU: honour `lax.optimization_barrier`.
+
+    XLA before jax 0.11 drops barriers there before it fuses, and then repeats the chain of operations
+    behind a value in every consumer: an integer network runs at a quarter of its speed.
+    """
+    old = tuple(int(part) for part in jax.__version__.split(".")[:2]) < (0, 11)
+    if old and jax.default_backend() == "cpu":
+        return {"xla_disable_hlo_passes": "cse_barrier_expander"}
+    return None

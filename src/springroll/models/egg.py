@@ -142,9 +142,7 @@ def _in_precision(config: EggConfig, sixteenths: Array) -> Array:
     return (sixteenths / fp.ONE).astype(config.dtype)
 
 
-def forward(
-    config: EggConfig, params: Params, tokens: Array, state: Array
-) -> tuple[Array, Array]:
+def forward(config: EggConfig, params: Params, tokens: Array, state: Array) -> tuple[Array, Array]:
     """tokens (T,) -> stored logits (T, 256) and the new state (L, D).
 
     Layer after layer, each over all tokens, so that a layer's weights are fetched once.
@@ -194,9 +192,7 @@ def block(
     return x, state
 
 
-def gated_recurrence(
-    n: Arithmetic, p: Params, x: Array, s: Array
-) -> tuple[Array, Array]:
+def gated_recurrence(n: Arithmetic, p: Params, x: Array, s: Array) -> tuple[Array, Array]:
     """f = Wf y + Uf s + bf, h = Wh y + Uh (sigma(f) s) + bh, s' = s + sigma(f) (h - s); x' = x + s'."""
     y = n.norm(x, p["norm_gru"])
     f = n.store(n.matmul(y, p["w_f"]) + n.matmul(s, p["u_f"]) + n.wide(p["bias_f"]))

@@ -1,0 +1,160 @@
+"""EGGROLL on the integer lattice: int8 weights, int8 noise, ternary votes, no gradient, no float."""
+
+from collections.abc import Mapping
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax import Array
+
+from springroll.errors import InputError
+from springroll.evolve.lattice_rules import RULES, Rule, Votes
+from springroll.evolve.members import Members
+from springroll.evolve.noise import Noise
+from springroll.evolve.perturbation import Leaf, Perturbation, path_of
+from springroll.evolve.population import Population, Schedule, fitness_metrics
+from springroll.evolve.shaping import finite, pair_votes
+from springroll.evolve.strategy import State, Strategy
+from springroll.evolve.update import exact_sums
+from springroll.factored.factored import Factored, Lattice
+from springroll.quant.fixed_point import ONE, saturate
+
+
+def attach_lattice(
+    perturbation: Perturbation,
+    leaf: Leaf,
+    base: Array,
+    factors: tuple[Array, ...],
+    sign: Array,
+    sigma: Array,
+) -> Any:
+    """`base + sign * sigma * E` rounded to integers; sigma in units of 1.0, which is 16 steps.
+
+    Factors are integers of standard deviation 16, so left * right / 16 has that of 1.0.
+    """
+    gain = sign * sigma
+    if leaf.kind == "dense":
+        noise = jnp.rint(factors[0].astype(jnp.float32) * gain).astype(jnp.int32)
+        return saturate(base.astype(jnp.int32) + noise).astype(jnp.int8)
+    left, right = factors
+    lattice = Lattice(scale=1 / (ONE * perturbation.rank**0.5))
+    return Factored(base=base, left=left, right=right, gain=gain, roles=leaf.roles, lattice=lattice)
+
+
+def lattice(
+    *,
+    pop_size: int,
+    sigma: Schedule = 2.0**-3,
+    rank: int = 1,
+    rule: str | Rule = "residual",
+    plan: Any = None,
+    roles: Mapping[str, str] | None = None,
+    noise: str | Noise = "int8",
+    noise_reuse: int = 1,
+    noise_budget_bytes: int = 1 << 28,
+    pairs_per_chunk: int | None = None,
+    mesh: jax.sharding.Mesh | None = None,
+) -> Strategy:
+    """Evolve int8 weights with int8 noise; the state and every step are integers.
+
+    Member i stands at `M + sigma s_i E_i`, rounded where the thin term is consumed, with antithetic
+    s_i = +1, -1. Each pair votes F = sign(fitness+ - fitness-); `Z = sum_p F_p left_p @ right_p.T`
+    is summed exactly in int32, and `rule` (see `lattice_rules`) turns it into whole steps. Parameters
+    that are not int8 are frozen. Fitness may be integer or real: only its sign within a pair counts,
+    and a pair with a NaN or infinite fitness does not vote.
+
+    - `sigma`: size of the perturbation, 1.0 being 16 steps of the lattice; 2**-4 is the paper's
+      sigma_shift 4. A number or a schedule of the generation.
+    - `rule`: "residual" (ours), "threshold" (the published rule, mended), "published", or a `Rule`.
+    - the other arguments as in `sr.eggroll`.
+
+    `tell` returns metrics: fitness_mean, fitness_max, fitness_std, sigma, moved (steps per parameter),
+    ties (pairs without a vote, as a fraction) and dropped. The state holds no float.
+
+    Source: arXiv 2511.16652v2, appendices G and H.
+    """
+    population = Population(
+        pop_size=pop_size,
+        sigma=sigma,
+        rank=rank,
+        plan=plan,
+        roles=roles,
+        noise=noise,
+        noise_reuse=noise_reuse,
+        noise_budget_bytes=noise_budget_bytes,
+        pairs_per_chunk=pairs_per_chunk,
+        mesh=mesh,
+        integers=True,
+        attach_leaf=attach_lattice,
+    )
+    rule = rule_named(rule) if isinstance(rule, str) else rule
+
+    def init(key: Array, params: Any) -> State:
+        params = jax.tree.map(jnp.asarray, params)
+        evolved = {leaf.path for leaf in population.perturbation(params).evolved}
+        memory = {path: rule.init(x) for path, x in leaves_by_path(params) if path in evolved}
+        seed = jax.random.bits(key, (2,), jnp.uint32)
+        return population.placed(State(params, (), memory, seed, jnp.int32(0)))
+
+    @jax.jit
+    def ask(state: State) -> Members:
+        return population.members(state)
+
+    @jax.jit
+    def tell(state: State, members: Members, fitness: Array) -> tuple[State, dict[str, Array]]:
+        if fitness.shape != (members.size,):
+            raise InputError(f"fitness has shape {list(fitness.shape)}; expected [{members.size}]")
+        ballots = pair_votes(fitness)
+        totals = exact_sums(members, ballots)
+        votes = {
+            leaf.path: Votes(
+                totals[leaf.path], vote_noise(members.perturbation, leaf), pop_size // 2
+            )
+            for leaf in members.perturbation.evolved
+        }
+        moves, memory = {}, {}
+        for path, vote in votes.items():
+            moves[path], memory[path] = rule.move(vote, state.opt_state[path], state.generation)
+        params = jax.tree_util.tree_map_with_path(
+            lambda path, x: stepped(x, moves.get(path_of(path))), state.params
+        )
+        metrics = fitness_metrics(fitness, finite(fitness)) | {
+            "sigma": members.sigma,
+            "moved": distance(moves),
+            "ties": jnp.mean((ballots == 0).astype(jnp.float32)),
+        }
+        # Without a vote there is no direction: the memory must not move the weights either.
+        new = State(params, (), memory, state.seed, state.generation)
+        kept = jax.tree.map(lambda a, b: jnp.where(jnp.any(ballots != 0), a, b), new, state)
+        return kept._replace(generation=state.generation + 1), metrics
+
+    return Strategy(init, ask, tell)
+
+
+def rule_named(name: str) -> Rule:
+    if name not in RULES:
+        raise InputError(f"rule {name!r} is unknown; expected one of {', '.join(sorted(RULES))}")
+    return RULES[name]()
+
+
+def vote_noise(perturbation: Perturbation, leaf: Leaf) -> float:
+    """Standard deviation of one pair's term in Z: 256 for a rank-1 product, 16 for a vector."""
+    one = 1 / perturbation.noise.scale
+    spread = one if leaf.kind == "dense" else one**2 * perturbation.rank**0.5
+    return float(np.rint(spread)) if perturbation.rank == 1 else spread
+
+
+def leaves_by_path(params: Any) -> list[tuple[str, Array]]:
+    return [(path_of(path), x) for path, x in jax.tree_util.tree_leaves_with_path(params)]
+
+
+def stepped(x: Array, move: Array | None) -> Array:
+    """An int8 weight after a move in whole steps; a frozen parameter as it is."""
+    return x if move is None else saturate(x.astype(jnp.int32) + move).astype(x.dtype)
+
+
+def distance(moves: dict[str, Array]) -> Array:
+    """Steps per parameter, mean of the absolute values."""
+    total = sum(jnp.sum(jnp.abs(m).astype(jnp.float32)) for m in moves.values())
+    return jnp.asarray(total) / sum(m.size for m in moves.values())

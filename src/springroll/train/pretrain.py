@@ -1,0 +1,325 @@
+"""Language-model pretraining by evolution: a corpus, a byte model, a strategy and the loop.
+
+Importing this file imports no JAX: commands read the options from it before anything else.
+"""
+
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any, Literal, NamedTuple
+
+from springroll.errors import InputError
+from springroll.train.config import CHANGEABLE, RunConfig
+
+if TYPE_CHECKING:
+    import jax
+    import numpy as np
+    from rich.console import Console
+
+    from springroll.evolve.strategy import Strategy
+    from springroll.models.egg import Egg
+    from springroll.tasks.corpus import Corpus
+    from springroll.tasks.text import Streams
+    from springroll.train.loop import Result
+    from springroll.train.task import Task
+
+
+@dataclass(frozen=True, kw_only=True)
+class PretrainConfig(RunConfig):
+    """Options of `springroll pretrain`: a byte-level language model learns text without gradients."""
+
+    data: str = "stdlib"
+    """Text to learn: `stdlib` (Python's own source), a file, a folder, `minipile`, or a hub name."""
+    n_layers: int = 1
+    """Layers of the minGRU."""
+    hidden: int = 64
+    """Width D; an integer model has 513 D + L (4 D + 12 D^2) parameters."""
+    precision: Literal["int8", "compat", "float32", "bfloat16"] = "int8"
+    """Arithmetic: integers, the published integers bit for bit, or the same network in floats."""
+    pop_size: int = 1024
+    """Members per generation; even, as they come in antithetic pairs."""
+    rank: int = 1
+    """Rank of a member's perturbation of each matrix."""
+    sigma: float | None = None
+    """Size of a perturbation, in units where weights start with deviation 1; default 2^-4 for integers."""
+    rule: Literal["residual", "threshold", "published"] | None = None
+    """How votes move integer weights: ours, the published rule mended, or as published."""
+    lr: float | None = None
+    """Learning rate: steps (1/16) per generation for `residual`, in units of sigma for floats."""
+    momentum: float = 0.9
+    """Of the rule `residual` and of the float optimizer."""
+    decay: float = 1000.0
+    """Generations after which the learning rate (or the published alpha) has fallen to half."""
+    alpha: float = 4.0
+    """Of the rules `threshold` and `published`."""
+    tokens: int = 16
+    """Bytes each member reads per generation."""
+    streams: int | None = None
+    """Streams of text read side by side; members are split evenly over them. Default: pop_size / 8."""
+    noise_budget_mib: int = field(default=256, metadata=CHANGEABLE)
+    """Factors up to this size are kept for the generation; more are redrawn where they are used."""
+    members_per_chunk: int | None = field(default=None, metadata=CHANGEABLE)
+    """Members run at once on one device; default: so many that their activations fit 1 GiB."""
+    devices: int | None = field(default=None, metadata=CHANGEABLE)
+    """Devices to split the population over; default: all, and on a CPU one per core."""
+    valid_streams: int = field(default=128, metadata=CHANGEABLE)
+    """Rows of the validation sample."""
+    valid_tokens: int = field(default=1024, metadata=CHANGEABLE)
+    """Bytes per row of the validation sample."""
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.pop_size < 2 or self.pop_size % 2:
+            raise InputError(
+                f"pop_size is {self.pop_size}; members come in pairs: an even number, 2 or more"
+            )
+        if self.rank < 1:
+            raise InputError(f"rank is {self.rank}; it must be at least 1")
+        if self.rank > self.hidden:
+            raise InputError(
+                f"rank is {self.rank}, above min(m, n) = {self.hidden} of a {self.hidden} wide model"
+            )
+        for name in ("sigma", "lr"):
+            value = getattr(self, name)
+            if value is not None and not value > 0:
+                raise InputError(f"{name} is {value}; it must be positive")
+        if self.tokens < 1:
+            raise InputError(f"tokens is {self.tokens}; it must be at least 1")
+        if self.rule is not None and not self.integer:
+            raise InputError(f"rule {self.rule!r} moves integer weights; precision is {self.precision}")
+        if self.precision == "compat" and self.rank != 1:
+            raise InputError(f"rank is {self.rank}; the published integer rule has rank 1")
+        pairs = self.pop_size // 2
+        if self.streams is not None and (self.streams < 1 or pairs % self.streams):
+            raise InputError(
+                f"streams is {self.streams}; the {pairs} pairs of pop_size {self.pop_size} must "
+                "divide evenly over them"
+            )
+
+    @property
+    def integer(self) -> bool:
+        return self.precision in ("int8", "compat")
+
+    @property
+    def num_streams(self) -> int:
+        """Streams as given, or the largest divisor of the pairs up to pop_size / 8 and 1024."""
+        if self.streams is not None:
+            return self.streams
+        pairs, most = self.pop_size // 2, max(1, min(self.pop_size // 8, 1024))
+        return next(s for s in range(most, 0, -1) if pairs % s == 0)
+
+
+class Pretraining(NamedTuple):
+    """Everything a run is made of."""
+
+    task: "Task"
+    model: "Egg"
+    strategy: "Strategy"
+    corpus: "Corpus"
+    sample: "np.ndarray"  # validation text, (streams, T + 1) uint8
+    lines: dict[str, float]  # bits per byte to beat
+
+
+def pretrain(config: PretrainConfig, console: "Console | None" = None) -> "Result":
+    """Run it: a new run folder, or an old one gone on with; progress on `console`.
+
+    Raises:
+        InputError: the corpus cannot be read, the folder holds another run, or a figure is off.
+    """
+    from springroll.train.loop import run
+    from springroll.train.run_folder import open_run
+
+    use_cpu_devices(config.devices)
+    if not config.resume:
+        build(config)  # what is wrong with the options should leave no folder behind
+    folder, config = open_run(config, PretrainConfig())
+    made = build(config)
+    if console is not None:
+        console.print(opening(config, made))
+    return run(config, made.task, folder, console=console)
+
+
+def opening(config: PretrainConfig, made: Pretraining) -> str:
+    """Two lines before training starts: what learns from what, and the lines to beat."""
+    lines = made.lines
+    return (
+        f"{made.model.config.parameters:,} {config.precision} parameters, population "
+        f"{config.pop_size:,}, {config.num_streams:,} streams of {config.tokens} bytes; {made.corpus}\n"
+        f"to beat, in bits/byte of the validation text: unigram {lines['unigram_bits_per_byte']:.3f}, "
+        f"bigram {lines['bigram_bits_per_byte']:.3f}, gzip {lines['gzip_bits_per_byte']:.3f}"
+    )
+
+
+def use_cpu_devices(devices: int | None) -> None:
+    """One CPU device per core (or `devices`), if the backend has not started yet.
+
+    Members are independent, so a core with a population of its own needs no barrier after every
+    operation; the result does not depend on it.
+    """
+    import os
+
+    import jax
+
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    try:
+        jax.config.update("jax_num_cpu_devices", devices or cores)
+    except RuntimeError:
+        return  # somebody started the backend: its devices are what there is
+
+
+def population_mesh(devices: int | None, pairs: int) -> "jax.sharding.Mesh | None":
+    """A mesh over as many devices as divide the pairs; None for one device."""
+    import jax
+    import numpy as np
+
+    from springroll.evolve.members import AXIS
+
+    found = jax.devices()
+    wanted = devices or len(found)
+    if wanted > len(found):
+        raise InputError(f"devices is {wanted}; this process has {len(found)}")
+    if devices is not None and pairs % devices:
+        raise InputError(f"{pairs} pairs do not divide over {devices} devices")
+    count = next(n for n in range(wanted, 0, -1) if pairs % n == 0)
+    return None if count == 1 else jax.sharding.Mesh(np.array(found[:count]), (AXIS,))
+
+
+def build(config: PretrainConfig) -> Pretraining:
+    """Load the text, make the model and the strategy, and join them to a task."""
+    import jax
+
+    from springroll.models.egg import EggConfig, egg
+    from springroll.quant.registers import fastest_registers
+    from springroll.tasks.baselines import baselines
+    from springroll.tasks.corpus import load_corpus
+    from springroll.tasks.text import streams, validation
+
+    corpus = load_corpus(config.data)
+    text = streams(corpus.train, config.num_streams, config.tokens)
+    sample = validation(corpus, config.valid_streams, config.valid_tokens)
+    lines = baselines(sample)
+    model = egg(
+        EggConfig(
+            n_layers=config.n_layers,
+            hidden=config.hidden,
+            precision=config.precision,
+            registers=fastest_registers() if config.integer else "int8",
+        )
+    )
+    mesh = population_mesh(config.devices, config.pop_size // 2)
+    params = jax.eval_shape(model.init, jax.random.key(0))
+    strategy = strategy_for(config, model, params, mesh)
+    task = text_task(config, model, strategy, text, sample, lines, corpus.digest, mesh)
+    return Pretraining(task, model, strategy, corpus, sample, lines)
+
+
+def strategy_for(config: PretrainConfig, model: "Egg", params: Any, mesh: Any) -> "Strategy":
+    """The lattice rule for integers, EGGROLL with a float optimizer otherwise."""
+    import jax.numpy as jnp
+    import optax
+
+    from springroll.evolve.eggroll import eggroll
+    from springroll.evolve.lattice import lattice
+    from springroll.evolve.lattice_rules import RULES
+    from springroll.factored.discover import discover
+
+    plan = discover(model.score, params, jnp.zeros(config.tokens + 1, jnp.uint8), model.state())
+    devices = 1 if mesh is None else mesh.size
+    shared: dict[str, Any] = {
+        "pop_size": config.pop_size,
+        "rank": config.rank,
+        "plan": plan,
+        "noise_budget_bytes": config.noise_budget_mib << 20,
+        "pairs_per_chunk": pairs_per_chunk(config, devices),
+        "mesh": mesh,
+    }
+    if not config.integer:
+        rate = optax.schedules.polynomial_schedule  # noqa: F841
+        schedule = lambda step: (config.lr or 1.0) / (1 + step / config.decay)
+        return eggroll(
+            sigma=config.sigma or 2.0**-4,
+            optimizer=optax.sgd(schedule, momentum=config.momentum),
+            noise="int8",
+            shaping="pair_sign",
+            **shared,
+        )
+    name = config.rule or ("published" if config.precision == "compat" else "residual")
+    options: dict[str, Any] = {"decay": config.decay}
+    if name == "residual":
+        options |= {"lr": config.lr or 0.1, "momentum": config.momentum}
+    else:
+        options |= {"alpha": config.alpha}
+    return lattice(sigma=config.sigma or 2.0**-4, rule=RULES[name](**options), **shared)
+
+
+def pairs_per_chunk(config: PretrainConfig, devices: int) -> int:
+    """Pairs run at once on a device: as asked, or what keeps activations within 1 GiB."""
+    if config.members_per_chunk is not None:
+        return max(1, config.members_per_chunk // 2)
+    # int32 sums of the widest layer and the logits, and x of every token
+    per_member = 4 * (4 * config.hidden + 256) * 2 + config.tokens * (config.hidden + 256)
+    return max(1, min(config.pop_size // 2 // devices, (1 << 30) // (2 * per_member)))
+
+
+def text_task(
+    config: PretrainConfig,
+    model: "Egg",
+    strategy: "Strategy",
+    text: "Streams",
+    sample: "np.ndarray",
+    lines: dict[str, float],
+    digest: str,
+    mesh: Any,
+) -> "Task":
+    """The loop's view: which functions make a generation, and how weights are validated."""
+    import jax
+    import jax.numpy as jnp
+    from jax.sharding import NamedSharding, PartitionSpec
+
+    from springroll.evolve.members import AXIS, evaluate
+    from springroll.factored._compat import keeps_barriers
+    from springroll.train.task import Curve, Task
+
+    members_per_stream = config.pop_size // config.num_streams
+    unit = model.bits_scale * config.tokens
+
+    def init() -> tuple[Any, Any]:
+        key = jax.random.key(config.seed)
+        state = strategy.init(jax.random.fold_in(key, 1), model.init(jax.random.fold_in(key, 0)))
+        carry = model.state((config.pop_size,))
+        if mesh is not None:
+            carry = jax.device_put(carry, NamedSharding(mesh, PartitionSpec(AXIS)))
+        return state, carry
+
+    def score(state: Any, members: Any, carry: Any, batch: Any) -> tuple[Any, Any, Any]:
+        tokens = jnp.repeat(batch, members_per_stream, axis=0)
+        fitness, carry = evaluate(
+            model.score, state, members, tokens, carry, in_axes=0, has_aux=True, mesh=mesh
+        )
+        bits = -jnp.mean(fitness.astype(jnp.float32)) / unit
+        return fitness, carry, {"train_bits_per_byte": bits}
+
+    def bits_of(params: Any) -> Any:
+        run = lambda row: model.apply(params, row[:-1], model.state())[0]
+        logits = jax.vmap(run)(sample)
+        labels = sample[:, 1:, None].astype(jnp.int32)
+        chosen = jnp.take_along_axis(jax.nn.log_softmax(logits), labels, axis=-1)
+        return {"valid_bits_per_byte": -jnp.mean(chosen) / jnp.log(2.0)}
+
+    options = keeps_barriers()
+    validate = jax.jit(bits_of, compiler_options=options)
+    return Task(
+        init=init,
+        batch=text.batch,
+        ask=strategy.ask,
+        evaluate=jax.jit(score, donate_argnums=2, compiler_options=options),
+        tell=strategy.tell,
+        validate=lambda state: validate(state.params),
+        pop_size=config.pop_size,
+        tokens=config.pop_size * config.tokens,
+        seed=config.seed,
+        identity={"corpus": digest},
+        summary=lines,
+        curve=Curve(
+            lines={name.removesuffix("_bits_per_byte"): bits for name, bits in lines.items()},
+            title=f"{model.config.parameters:,} {config.precision} parameters, no gradients",
+        ),
+    )

@@ -1,4 +1,4 @@
-"""EGGROLL on the integer lattice: int8 weights, int8 noise, ternary votes, no gradient, no float."""
+"""EGGROLL on the integer lattice: int8 weights, int8 noise, ternary votes, no gradient."""
 
 from collections.abc import Mapping
 from typing import Any
@@ -60,17 +60,17 @@ def lattice(
 
     Member i stands at `M + sigma s_i E_i`, rounded where the thin term is consumed, with antithetic
     s_i = +1, -1. Each pair votes F = sign(fitness+ - fitness-); `Z = sum_p F_p left_p @ right_p.T`
-    is summed exactly in int32, and `rule` (see `lattice_rules`) turns it into whole steps. Parameters
-    that are not int8 are frozen. Fitness may be integer or real: only its sign within a pair counts,
-    and a pair with a NaN or infinite fitness does not vote.
+    is summed exactly in int32, and `rule` (see `lattice_rules`) turns it into whole steps.
+    Parameters that are not int8 are frozen. Fitness may be integer or real: only its sign within a
+    pair counts, and a pair with a NaN or infinite fitness does not vote.
 
     - `sigma`: size of the perturbation, 1.0 being 16 steps of the lattice; 2**-4 is the paper's
       sigma_shift 4. A number or a schedule of the generation.
     - `rule`: "residual" (ours), "threshold" (the published rule, mended), "published", or a `Rule`.
     - the other arguments as in `sr.eggroll`.
 
-    `tell` returns metrics: fitness_mean, fitness_max, fitness_std, sigma, moved (steps per parameter),
-    ties (pairs without a vote, as a fraction) and dropped. The state holds no float.
+    `tell` returns metrics: fitness_mean, fitness_max, fitness_std, sigma, moved (steps per
+    parameter), ties (pairs without a vote, as a fraction) and dropped. The state holds no float.
 
     Source: arXiv 2511.16652v2, appendices G and H.
     """

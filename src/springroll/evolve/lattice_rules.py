@@ -1,8 +1,8 @@
 """How votes move int8 weights: rules of integers only, so that a run is the same on any hardware.
 
-A rule sees the votes of one parameter in z units: Z = sum_p F_p left_p right_p has, when the fitness
-knows nothing, standard deviation `noise` * sqrt(pairs); z = Z / that. To add a rule, write `init` and
-`move` and put one line in `RULES`.
+A rule sees the votes of one parameter in z units: Z = sum_p F_p left_p right_p has, when the
+fitness knows nothing, standard deviation `noise` * sqrt(pairs); z = Z / that. To add a rule, write
+`init` and `move` and put one line in `RULES`.
 """
 
 import math
@@ -19,10 +19,10 @@ from springroll.quant.fixed_point import shift_right
 
 
 class Rule(NamedTuple):
-    """One parameter's optimizer: `init(weight) -> memory`, `move(votes, memory, step) -> (move, memory)`.
+    """One parameter's optimizer, in integers only.
 
-    `votes` holds Z, int32 in the weight's shape, `noise` its standard deviation per root pair, `pairs`
-    their number; the move is int32, in steps of the lattice. All arrays are integers.
+    `init(weight) -> memory` and `move(votes, memory, step) -> (move, memory)`; `step` is the
+    generation, the move int32 in steps of the lattice (sixteenths).
     """
 
     init: Callable[[Array], Any]
@@ -30,7 +30,9 @@ class Rule(NamedTuple):
 
 
 class Votes(NamedTuple):
-    total: Array  # Z, int32
+    """What the pairs of one generation say about one parameter."""
+
+    total: Array  # Z, int32 in the weight's shape
     noise: float  # standard deviation of one pair's term: 256 for a rank-1 product, 16 for a vector
     pairs: int
 
@@ -54,14 +56,15 @@ def residual(*, lr: float = 0.1, momentum: float = 0.9, decay: float = 1000.0) -
         m <- momentum m + (1 - momentum) z
         r <- r + lr_t m / std(m),   move = round(r),   r <- r - move,   lr_t = lr / (1 + t / decay)
 
-    where std(m) is that of a moving average of pure noise, so a parameter without a gradient walks lr
-    steps (sixteenths) per generation, and one with a steady gradient up to sqrt((1 + b) / (1 - b))
-    times as far. m and r are int16: four bytes per weight. Ours; the paper leaves optimizer states for
-    integer training to future work.
+    where std(m) is that of a moving average of pure noise, so a parameter without a gradient walks
+    lr steps (sixteenths) per generation, and one with a steady gradient up to sqrt((1 + b) / (1 -
+    b)) times as far. m and r are int16: four bytes per weight. Ours; the paper leaves optimizer
+    states for integer training to future work.
     """
     if not 0 <= momentum < 1 or not lr > 0 or not decay > 0:
         raise InputError(
-            f"momentum is {momentum}, lr {lr}, decay {decay}; expected 0 <= momentum < 1, lr > 0, decay > 0"
+            f"momentum is {momentum}, lr {lr}, decay {decay}; expected 0 <= momentum < 1, lr > 0 "
+            "and decay > 0"
         )
     keep = round(256 * (1 - momentum)) or 1
     beta = 1 - keep / 256
@@ -88,8 +91,8 @@ def residual(*, lr: float = 0.1, momentum: float = 0.9, decay: float = 1000.0) -
 def threshold(*, alpha: float = 4.0, decay: float = 1000.0) -> Rule:
     """The published rule (App. H) without its bias: one step along sign(Z) where |Z| is large.
 
-    About alpha_t = 1 / ((2**alpha - 1) t / decay + 1) of the parameters move per generation. Nothing
-    moves where Z = 0.
+    About alpha_t = 1 / ((2**alpha - 1) t / decay + 1) of the parameters move per generation.
+    Nothing moves where Z = 0.
     """
     return _threshold(alpha, decay, move_ties=False)
 

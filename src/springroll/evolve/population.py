@@ -1,4 +1,4 @@
-"""Who is evaluated: the arguments every strategy shares, checked once, and the members they make."""
+"""Who is evaluated: the arguments all strategies share, checked once, and the members they make."""
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
@@ -125,7 +125,7 @@ def at(schedule: Schedule, generation: Array) -> Array:
 
 
 def fitness_metrics(fitness: Array, valid: Array) -> dict[str, Array]:
-    """Mean, maximum and deviation of the fitness of the valid members, and how many were dropped."""
+    """Mean, maximum and deviation of the valid members' fitness, and how many were dropped."""
     values = fitness.astype(jnp.float32)
     weight = valid.astype(jnp.float32)
     count = jnp.maximum(weight.sum(), 1.0)

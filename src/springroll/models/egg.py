@@ -71,7 +71,7 @@ class Egg(NamedTuple):
     config: EggConfig
 
     def init(self, key: Array) -> Params:
-        """Matrices 16 N(0, 1) rounded, norm weights 1.0, biases 0 (in real precision, a sixteenth)."""
+        """Matrices 16 N(0, 1) rounded, norm weights 16, biases 0; in reals, a sixteenth."""
         return init(self.config, key)
 
     def state(self, batch: tuple[int, ...] = ()) -> Array:
@@ -91,8 +91,8 @@ class Egg(NamedTuple):
     def score(self, params: Params, tokens: Array, state: Array) -> tuple[Array, Array]:
         """Fitness of one stream: minus the code length of tokens[1:] given tokens[:-1] and `state`.
 
-        tokens (T + 1,) integers, state (L, D) -> fitness () and the new state. Integer precisions give
-        int32, exact and the same on any hardware; the unit is 1 / `bits_scale` bits.
+        tokens (T + 1,) integers, state (L, D) -> fitness () and the new state. Integer precisions
+        give int32, exact and the same on any hardware; the unit is 1 / `bits_scale` bits.
         """
         logits, state = forward(self.config, params, tokens[:-1], state)
         bits = arithmetic(self.config.precision).bits(logits, tokens[1:].astype(jnp.int32))
@@ -193,7 +193,11 @@ def block(
 
 
 def gated_recurrence(n: Arithmetic, p: Params, x: Array, s: Array) -> tuple[Array, Array]:
-    """f = Wf y + Uf s + bf, h = Wh y + Uh (sigma(f) s) + bh, s' = s + sigma(f) (h - s); x' = x + s'."""
+    """x (D,) and state s (D,) -> the new s, and x + the new s.
+
+    With y = norm(x), f = Wf y + Uf s + bf and h = Wh y + Uh (gate(f) s) + bh, the new state is
+    s + gate(f) (h - s).
+    """
     y = n.norm(x, p["norm_gru"])
     f = n.store(n.matmul(y, p["w_f"]) + n.matmul(s, p["u_f"]) + n.wide(p["bias_f"]))
     kept = n.store(n.gate(n.wide(f), n.wide(s)))

@@ -1,7 +1,7 @@
 """The three arithmetics the minGRU runs in: integers, the published integers, and real numbers.
 
-All of them compute in the same units (1.0 is 16 on the integer lattice) and saturate at 127 / 16, so
-one architecture, written once, runs in each.
+All of them compute in the same units (1.0 is 16 on the integer lattice) and saturate at 127 / 16,
+so one architecture, written once, runs in each.
 """
 
 import math
@@ -21,7 +21,7 @@ _GATE_OFFSET = fp.LIMIT  # a gate is (f + 127) / 256, the integers' sigmoid
 
 
 class Arithmetic(NamedTuple):
-    """What the architecture asks of numbers. `store` ends every step; sums in between are `wide`."""
+    """What the architecture asks of numbers. `store` ends a step; sums in between are `wide`."""
 
     store: Callable[[Array], Array]  # saturate and keep in the storage type
     wide: Callable[[Array], Array]  # a stored value or parameter, ready for sums
@@ -48,7 +48,7 @@ def arithmetic(precision: Precision) -> Arithmetic:
 
 
 def matmul_shift(n_in: int) -> int:
-    """log2(16 * int(sqrt(n_in))) for n_in a power of four: what brings a product back to sixteenths."""
+    """log2(16 * int(sqrt(n_in))) for n_in a power of four: brings a product back to sixteenths."""
     return fp.FRACTION_BITS + round(math.log2(math.isqrt(n_in)))
 
 
@@ -81,8 +81,8 @@ def _gate(f: Array, v: Array) -> Array:
 def _exp2_fixed(y: Array) -> Array:
     """64 * 2**(y / 16) for integers y >= 0 to within 2e-4, without a table.
 
-    y >> 4 is the exponent of a float32, a cubic of y & 15 its mantissa 2**23 (2**(j / 16) - 1). Every
-    step is an integer one, so the bits are the same everywhere.
+    y >> 4 is the exponent of a float32, a cubic of y & 15 its mantissa 2**23 (2**(j / 16) - 1).
+    Every step is an integer one, so the bits are the same everywhere.
     """
     j = y & 15
     mantissa = ((155 * j + 7510) * j + 364294) * j
@@ -120,7 +120,7 @@ _INTEGER = Arithmetic(
 )
 
 
-# --- the published integers: floors, a raw mean, tables of whole sixteenths ------------------------
+# --- the published integers: floors, a raw mean, tables of whole sixteenths -----------------------
 
 
 def _compat_matmul(x: Array, w: Array) -> Array:
@@ -129,7 +129,7 @@ def _compat_matmul(x: Array, w: Array) -> Array:
 
 
 def _compat_norm(x: Array, weight: Array) -> Array:
-    """floor(x * weight / mean) with the published lookup's values where the mean is 0: -2, or -1 for 0."""
+    """floor(x * weight / mean); where the mean is 0 the published lookup's -2, or -1 for a 0."""
     mean = jnp.sum(jnp.abs(fp.wide(x)), axis=-1, keepdims=True)
     mean = jnp.maximum(mean, 1) // x.shape[-1]
     product = fp.wide(x) * fp.wide(weight)
@@ -144,9 +144,10 @@ def _compat_gate(f: Array, v: Array) -> Array:
 
 
 def _compat_bits(logits: Array, labels: Array) -> Array:
-    """LOG2[sum EXP2[y] - 1] - y[label], EXP2[i] = int(16 2**(i/16)), LOG2[i] = int(16 log2((i+1)/16)).
+    """LOG2[sum EXP2[y] - 1] - y[label], in sixteenths of a bit.
 
-    The published table of 2**28 logarithms is a search among 256 thresholds: sums start at 4,096.
+    EXP2[i] = int(16 2**(i / 16)), LOG2[i] = int(16 log2((i + 1) / 16)). The published table of
+    2**28 logarithms is a search among 256 thresholds: sums start at 4,096.
     """
     y = fp.wide(logits) + fp.LIMIT + 1
     total = jnp.sum(jnp.asarray(_EXP2)[y], axis=-1)
@@ -169,7 +170,7 @@ _COMPAT = Arithmetic(
 )
 
 
-# --- real numbers: the same architecture, float32 or bfloat16 ----------------------------------------
+# --- real numbers: the same architecture, float32 or bfloat16 -------------------------------------
 
 
 def _real_store(x: Array) -> Array:

@@ -62,6 +62,6 @@ def dot(x: Array, w: Array) -> Array:
 
 
 def in_fastest_registers(w: Array, registers: Registers) -> Array:
-    """`w` (n_out, n_in) int8 as `dot` wants it: unchanged, or held in float32 where sums stay exact."""
+    """`w` (n_out, n_in) int8 as `dot` wants it: as it is, or in float32 where sums stay exact."""
     exact = w.shape[-1] * LIMIT**2 < 1 << 24
     return w.astype(jnp.float32) if registers == "float32" and exact else w

@@ -1,4 +1,7 @@
-"""Which registers this machine multiplies small integers in fastest; the choice never changes a bit."""
+"""Which registers this machine multiplies small integers in fastest.
+
+The choice never changes a bit of any result.
+"""
 
 import functools
 import statistics

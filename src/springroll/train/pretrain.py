@@ -24,10 +24,10 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, kw_only=True)
 class PretrainConfig(RunConfig):
-    """Options of `springroll pretrain`: a byte-level language model learns text without gradients."""
+    """Options of `springroll pretrain`: a byte model learns text without gradients."""
 
     data: str = "stdlib"
-    """Text to learn: `stdlib` (Python's own source), a file, a folder, `minipile`, or a hub name."""
+    """Text to learn: `stdlib` (Python's own source), a file, a folder, `minipile` or a hub name."""
     n_layers: int = 1
     """Layers of the minGRU."""
     hidden: int = 64
@@ -39,7 +39,7 @@ class PretrainConfig(RunConfig):
     rank: int = 1
     """Rank of a member's perturbation of each matrix."""
     sigma: float | None = None
-    """Size of a perturbation, in units where weights start with deviation 1; default 2^-4 for integers."""
+    """Size of a perturbation, in units where weights start with deviation 1; default 2^-4."""
     rule: Literal["residual", "threshold", "published"] | None = None
     """How votes move integer weights: ours, the published rule mended, or as published."""
     lr: float | None = None
@@ -53,7 +53,7 @@ class PretrainConfig(RunConfig):
     tokens: int = 16
     """Bytes each member reads per generation."""
     streams: int | None = None
-    """Streams of text read side by side; members are split evenly over them. Default: pop_size / 8."""
+    """Streams of text side by side; members are split evenly over them. Default: pop_size / 8."""
     noise_budget_mib: int = field(default=256, metadata=CHANGEABLE)
     """Factors up to this size are kept for the generation; more are redrawn where they are used."""
     members_per_chunk: int | None = field(default=None, metadata=CHANGEABLE)
@@ -75,7 +75,8 @@ class PretrainConfig(RunConfig):
             raise InputError(f"rank is {self.rank}; it must be at least 1")
         if self.rank > self.hidden:
             raise InputError(
-                f"rank is {self.rank}, above min(m, n) = {self.hidden} of a {self.hidden} wide model"
+                f"rank is {self.rank}, above min(m, n) = {self.hidden} of a {self.hidden} wide "
+                "model"
             )
         for name in ("sigma", "lr"):
             value = getattr(self, name)
@@ -84,7 +85,9 @@ class PretrainConfig(RunConfig):
         if self.tokens < 1:
             raise InputError(f"tokens is {self.tokens}; it must be at least 1")
         if self.rule is not None and not self.integer:
-            raise InputError(f"rule {self.rule!r} moves integer weights; precision is {self.precision}")
+            raise InputError(
+                f"rule {self.rule!r} moves integer weights; precision is {self.precision}"
+            )
         if self.precision == "compat" and self.rank != 1:
             raise InputError(f"rank is {self.rank}; the published integer rule has rank 1")
         pairs = self.pop_size // 2
@@ -142,8 +145,10 @@ def opening(config: PretrainConfig, made: Pretraining) -> str:
     lines = made.lines
     return (
         f"{made.model.config.parameters:,} {config.precision} parameters, population "
-        f"{config.pop_size:,}, {config.num_streams:,} streams of {config.tokens} bytes; {made.corpus}\n"
-        f"to beat, in bits/byte of the validation text: unigram {lines['unigram_bits_per_byte']:.3f}, "
+        f"{config.pop_size:,}, {config.num_streams:,} streams of {config.tokens} bytes; "
+        f"{made.corpus}\n"
+        "to beat, in bits/byte of the validation text: "
+        f"unigram {lines['unigram_bits_per_byte']:.3f}, "
         f"bigram {lines['bigram_bits_per_byte']:.3f}, gzip {lines['gzip_bits_per_byte']:.3f}"
     )
 
@@ -158,7 +163,8 @@ def use_cpu_devices(devices: int | None) -> None:
 
     import jax
 
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    allowed = getattr(os, "sched_getaffinity", None)
+    cores = len(allowed(0)) if allowed else os.cpu_count() or 1
     try:
         jax.config.update("jax_num_cpu_devices", devices or cores)
     except RuntimeError:
@@ -232,7 +238,6 @@ def strategy_for(config: PretrainConfig, model: "Egg", params: Any, mesh: Any) -
         "mesh": mesh,
     }
     if not config.integer:
-        rate = optax.schedules.polynomial_schedule  # noqa: F841
         schedule = lambda step: (config.lr or 1.0) / (1 + step / config.decay)
         return eggroll(
             sigma=config.sigma or 2.0**-4,

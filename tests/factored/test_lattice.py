@@ -31,34 +31,48 @@ def in_floats(tree):
     return jax.tree.map(lambda a: a.astype(jnp.float32), tree)
 
 
-def rounded(t, factor, lattice):
-    """One component, straight from the definition, in NumPy."""
-    if lattice.rounding == "floor":
-        shift = round(-np.log2(lattice.scale))
-        return (t.astype(np.int64) * factor.astype(np.int64)) >> shift
-    p = t.astype(np.float32) * factor.astype(np.float32)
-    return np.rint(p * np.float32(lattice.scale)).astype(np.int64)
+def shifted(p, lattice):
+    return p >> round(-np.log2(lattice.scale))
+
+
+def nearest(p, gain, lattice):
+    scaled = p.astype(np.float32) * np.float32(gain) * np.float32(lattice.scale)
+    return np.rint(scaled).astype(np.int64)
 
 
 def parts(w):
-    return (np.asarray(v).astype(np.int64) for v in (w.base, w.left, w.right, w.gain))
+    return [np.asarray(v).astype(np.int64) for v in (w.base, w.left, w.right)]
+
+
+def gains(w):
+    gain = 1 if w.gain is None else np.asarray(w.gain)
+    return np.broadcast_to(gain, w.rank)
 
 
 def reference_dot(x, w):
-    """x @ w for roles mn: the exact base product plus the rounded components."""
-    base, left, right, gain = parts(w)
-    total = x.astype(np.int64) @ base
-    for j in range(w.rank):
-        t = gain * (x.astype(np.int64) @ left[:, j])
-        total += rounded(t[..., None], right[:, j], w.lattice)
+    """x @ w for roles mn, from the definition: the exact base product plus rounded components."""
+    base, left, right = parts(w)
+    x = x.astype(np.int64)
+    total = x @ base
+    for j, gain in enumerate(gains(w)):
+        t, other = (x @ left[:, j])[..., None], right[:, j]
+        if w.lattice.rounding == "floor":
+            total += shifted(int(gain) * t * other, w.lattice)
+        else:
+            total += nearest(t, gain, w.lattice) * other
     return total
 
 
 def reference_dense(w):
-    base, left, right, gain = parts(w)
+    """The thin weight itself: every entry of every component is rounded."""
+    base, left, right = parts(w)
     total = base
-    for j in range(w.rank):
-        total = total + rounded(gain * left[:, j][:, None], right[:, j][None], w.lattice)
+    for j, gain in enumerate(gains(w)):
+        p = left[:, j][:, None] * right[:, j]
+        floor = w.lattice.rounding == "floor"
+        total = total + (
+            shifted(int(gain) * p, w.lattice) if floor else nearest(p, gain, w.lattice)
+        )
     return total
 
 
@@ -128,12 +142,28 @@ def test_lookup_and_dense_clip_int8_and_not_floats(lattice):
     np.testing.assert_array_equal(factored(lambda w: w[3])(w), clipped[3])
 
 
-def test_some_products_exceed_the_exact_range_of_float32():
-    """The tests above do cover products p beyond 2^24, where float32(p) itself rounds."""
-    w = integer_weight(0, (64, 7), "mn", LATTICES[0])
-    _, left, right, _ = parts(w)
+def test_the_shifted_products_exceed_the_exact_range_of_float32():
+    """The tests above do cover products beyond 2^24: they are taken in int32."""
+    _, left, right = parts(integer_weight(0, (64, 7), "mn", LATTICES[2]))
     t = left[:, 0] @ left[:, 0]  # the activation is aligned(w)
     assert np.abs(t * right[:, 0]).max() > 2**24
+
+
+def test_a_real_gain_per_component():
+    """On 'nearest' the gain holds sigma: any real number, also one per component."""
+    w = integer_weight(10, (16, 7), "mn", LATTICES[0], rank=2)
+    w = dataclasses.replace(w, gain=jnp.array([0.7, -1.3], jnp.float32))
+    x = activations(3, 16)
+    np.testing.assert_array_equal(factored(product)(w, x), reference_dot(np.asarray(x), w))
+    np.testing.assert_array_equal(w.dense(), np.clip(reference_dense(w), -127, 127))
+
+
+def test_a_long_sum_leaves_float32_in_time():
+    """2,000 terms of 127 * 127 pass 2^24; int8 inputs are then summed in int32."""
+    w = integer_weight(11, (2000, 3), "mn", LATTICES[2])
+    w = w.map(lambda a, axes: jnp.full_like(a, 1 if axes == (1,) else 127))
+    x = jnp.full((2, 2000), 127, jnp.int8).at[0, 0].set(126)
+    np.testing.assert_array_equal(factored(product)(w, x), reference_dot(np.asarray(x), w))
 
 
 def test_layers_scanned_and_sliced_stay_on_the_lattice():
@@ -167,10 +197,9 @@ def test_experts_stay_on_the_lattice():
 
 def test_an_exact_negative_and_a_wider_register():
     w, x = integer_weight(6, (8, 5), "mn", LATTICES[0], gain=None), activations(3, 8)
-    same = lambda w, x: product(-w.astype(jnp.int32), x.astype(jnp.int32))
-    dense = dataclasses.replace(w, gain=jnp.int8(1))
+    same = lambda w, x: x.astype(jnp.int32) @ -w.astype(jnp.int32)
     got = factored(same, densify_limit=0)(w, x)
-    np.testing.assert_array_equal(got, -reference_dot(np.asarray(x), dense))
+    np.testing.assert_array_equal(got, -reference_dot(np.asarray(x), w))
 
 
 @pytest.mark.parametrize(

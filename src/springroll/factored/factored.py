@@ -22,11 +22,11 @@ STATIC: dict[str, Any] = {"static": True}
 class Lattice:
     """How a thin term lives on the integers: scaled by gain * scale, then rounded.
 
-    The values are integers, in int8, int32 or float32 registers; all give equal bits. `rounding` is
+    The values are integers, in int8, int32 or float32 registers; all give equal bits. `rounding`:
 
-    - "nearest" (half to even, so that a pair stays antithetic): where x meets the weight, the number
-      t = x . factor is rounded, round(gain * scale * t), and multiplies the other factor exactly:
-      one rounding per rank component and row instead of one per output. A lookup rounds
+    - "nearest" (half to even, so that a pair stays antithetic): where x meets the weight, the
+      number t = x . factor is rounded, round(gain * scale * t), and multiplies the other factor
+      exactly: one rounding per rank component and row instead of one per output. A lookup rounds
       gain * scale * left * right. The products with gain and scale are float32, and exact in t
       below 2^24;
     - "floor" (arXiv 2511.16652, App. G): the exact int32 product gain * t * factor is shifted right

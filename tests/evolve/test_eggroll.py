@@ -278,6 +278,7 @@ def test_open_es_is_full_rank():
         ({"shaping": "ranks"}, "shaping 'ranks' is unknown"),
         ({"noise_budget_bytes": 0}, "noise_budget_bytes is 0"),
         ({"max_step_ratio": 0.0}, "max_step_ratio is 0.0; expected a positive number or None"),
+        ({"shaping": "pair_sign", "antithetic": False}, "it needs antithetic=True"),
         ({"pairs_per_chunk": 0}, "pairs_per_chunk is 0; expected at least 1 or None"),
     ],
 )
@@ -298,6 +299,8 @@ def test_bad_input_that_needs_the_parameters_or_the_mesh():
         InputError, match=r"mesh has axes \['data'\]; expected one named 'population'"
     ):
         strategy(mesh=jax.make_mesh((4,), ("data",)))
+    with pytest.raises(InputError, match=r"act/0 is a \w+; expected arrays only"):
+        strategy().init(jax.random.key(0), {"act": [jnp.tanh], "w": jnp.ones((2, 2))})
     es = strategy()
     state = es.init(jax.random.key(0), PARAMS)
     with pytest.raises(InputError, match=r"fitness has shape \[31\]; expected \[32\]"):

@@ -72,6 +72,8 @@ def test_all_failed_gives_zeros(name):
 def test_bad_input():
     with pytest.raises(InputError, match="shaping 'rank' is unknown; expected one of z_score"):
         shaping.shaping_named("rank")
+    with pytest.raises(InputError, match="7 members do not form pairs"):
+        shaping.pair_sign(jnp.asarray(F[:7]))
     with pytest.raises(InputError, match="groups of 3 do not divide 8 members"):
         shaping.group_centred(3)(jnp.asarray(F))
     with pytest.raises(InputError, match=r"group has shape \[2\]; expected \[8\]"):

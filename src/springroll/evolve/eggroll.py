@@ -1,26 +1,21 @@
 """EGGROLL: evolution strategies with low-rank perturbations (arXiv 2511.16652)."""
 
-from collections.abc import Callable, Mapping
-from dataclasses import replace
-from typing import Any, Literal, TypeAlias
+from collections.abc import Mapping
+from typing import Any, Literal
 
 import jax
 import jax.numpy as jnp
 import optax
 from jax import Array
-from jax.sharding import NamedSharding, PartitionSpec
-from jax.typing import ArrayLike
 
 from springroll.errors import InputError
 from springroll.evolve import step
 from springroll.evolve.members import Members
 from springroll.evolve.noise import Noise
-from springroll.evolve.perturbation import AXIS, Perturbation, auto_mesh, describe
-from springroll.evolve.shaping import Shaping, finite, shaping_named
+from springroll.evolve.population import Population, Schedule, as_arrays, fitness_metrics
+from springroll.evolve.shaping import Shaping, finite, pair_sign, shaping_named
 from springroll.evolve.strategy import State, Strategy
 from springroll.evolve.update import direction
-
-Schedule: TypeAlias = float | Callable[[Array], ArrayLike]
 
 
 def eggroll(
@@ -88,60 +83,39 @@ def eggroll(
     >>> bool(fn(state.params, x, y) > -0.05)
     True
     """
-    _check_population(pop_size, sigma, noise_reuse, antithetic)
-    _check_step(lr_units, max_step_ratio, noise_budget_bytes, pairs_per_chunk)
+    population = Population(
+        pop_size=pop_size,
+        sigma=sigma,
+        rank=rank,
+        plan=plan,
+        roles=roles,
+        noise=noise,
+        noise_reuse=noise_reuse,
+        noise_budget_bytes=noise_budget_bytes,
+        pairs_per_chunk=pairs_per_chunk,
+        mesh=mesh,
+        antithetic=antithetic,
+    )
+    _check_step(lr_units, max_step_ratio)
     step.check_master(master)
     shape = shaping_named(shaping) if isinstance(shaping, str) else shaping
+    if shape is pair_sign and not antithetic:
+        raise InputError("shaping 'pair_sign' compares antithetic pairs; it needs antithetic=True")
     optimizer = optimizer if optimizer is not None else optax.sgd(0.1)
-    pairs = pop_size // 2 if antithetic else pop_size
-    mesh = auto_mesh(mesh)
-    devices = 1 if mesh is None else mesh.shape[AXIS]
-    if pairs % devices:
-        raise InputError(
-            f"pop_size {pop_size} makes {pairs} pairs, which do not divide over {devices} devices"
-        )
-
-    def perturbation_of(params: Any) -> Perturbation:
-        found = describe(
-            params,
-            rank=rank,
-            plan=plan,
-            roles=roles,
-            noise=noise,
-            antithetic=antithetic,
-            mesh=mesh,
-        )
-        fits = max(1, noise_budget_bytes // max(1, found.bytes_per_pair()))
-        stored = fits >= pairs // devices
-        limit = pairs_per_chunk if stored else min(fits, pairs_per_chunk or fits)
-        return replace(found, stored=stored, pairs_per_chunk=limit)
 
     def init(key: Array, params: Any) -> State:
-        params = jax.tree.map(jnp.asarray, params)
-        perturbation = perturbation_of(params)
+        params = as_arrays(params)
+        perturbation = population.perturbation(params)
         copies = step.master_copies(perturbation, params, master)
         weights = step.working_weights(perturbation, params, copies)
         seed = jax.random.bits(key, (2,), jnp.uint32)
         with jax.numpy_dtype_promotion("standard"):  # optimizers need not be strict where users are
             opt_state = optimizer.init(weights)
-        state = State(params, copies, opt_state, seed, jnp.int32(0))
-        # On every device from the start, so that the second step compiles to the same as the first.
-        return (
-            state if mesh is None else jax.device_put(state, NamedSharding(mesh, PartitionSpec()))
-        )
+        return population.placed(State(params, copies, opt_state, seed, jnp.int32(0)))
 
     @jax.jit
     def ask(state: State) -> Members:
-        perturbation = perturbation_of(state.params)
-        members = Members(
-            pairs=jnp.arange(pairs, dtype=jnp.uint32),
-            factors=None,
-            seed=state.seed,
-            epoch=state.generation // noise_reuse,
-            sigma=_at(sigma, state.generation),
-            perturbation=perturbation,
-        )
-        return members.keep_factors() if perturbation.stored else members
+        return population.members(state)
 
     @jax.jit
     def tell(state: State, members: Members, fitness: Array) -> tuple[State, dict[str, Array]]:
@@ -155,13 +129,13 @@ def eggroll(
         with jax.numpy_dtype_promotion("standard"):
             updates, opt_state = optimizer.update(gradients, state.opt_state, weights)
         updates, ratio = step.guarded(updates, weights, max_step_ratio)
-        moved = optax.apply_updates(weights, updates)
+        moved = jax.tree.map(lambda w, u: w + u.astype(w.dtype), weights, updates)
         params, copies = step.stored(
             state.params, moved, state.master, master, state.seed, state.generation
         )
         # With no member left there is no direction: momentum must not move the weights either.
         keep = lambda new, old: jax.tree.map(lambda a, b: jnp.where(valid.any(), a, b), new, old)
-        metrics = _fitness_metrics(fitness, valid) | {"sigma": members.sigma, "step_ratio": ratio}
+        metrics = fitness_metrics(fitness, valid) | {"sigma": members.sigma, "step_ratio": ratio}
         state = State(
             params=keep(params, state.params),
             master=keep(copies, state.master),
@@ -180,52 +154,8 @@ def _descent_factor(lr_units: str, sigma: Array, valid: Array) -> Array:
     return -sigma * jax.lax.rsqrt(count) if lr_units == "sigma" else -1.0 / (count * sigma)
 
 
-def _at(schedule: Schedule, generation: Array) -> Array:
-    value = schedule(generation) if callable(schedule) else schedule
-    return jnp.asarray(value, jnp.float32)
-
-
-def _fitness_metrics(fitness: Array, valid: Array) -> dict[str, Array]:
-    values = fitness.astype(jnp.float32)
-    weight = valid.astype(jnp.float32)
-    count = jnp.maximum(weight.sum(), 1.0)
-    safe = jnp.where(valid, values, 0.0)
-    mean = safe.sum() / count
-    spread = jnp.sqrt((weight * (safe - mean) ** 2).sum() / count)
-    return {
-        "fitness_mean": mean,
-        "fitness_max": jnp.where(valid, values, -jnp.inf).max(),
-        "fitness_std": spread,
-        "dropped": (~valid).sum().astype(jnp.int32),
-    }
-
-
-def _check_population(pop_size: int, sigma: Schedule, noise_reuse: int, antithetic: bool) -> None:
-    if pop_size < 2:
-        raise InputError(f"pop_size is {pop_size}; expected at least 2")
-    if antithetic and pop_size % 2:
-        raise InputError(
-            f"pop_size is {pop_size}; antithetic pairs need an even number, such as {pop_size + 1}"
-        )
-    if not callable(sigma) and not sigma > 0:
-        raise InputError(f"sigma is {sigma}; expected a positive number or a schedule")
-    if noise_reuse < 1:
-        raise InputError(
-            f"noise_reuse is {noise_reuse}; expected how many generations share noise, 1 or more"
-        )
-
-
-def _check_step(
-    lr_units: str,
-    max_step_ratio: float | None,
-    noise_budget_bytes: int,
-    pairs_per_chunk: int | None,
-) -> None:
+def _check_step(lr_units: str, max_step_ratio: float | None) -> None:
     if lr_units not in ("sigma", "paper"):
         raise InputError(f"lr_units is {lr_units!r}; expected 'sigma' or 'paper'")
     if max_step_ratio is not None and not max_step_ratio > 0:
         raise InputError(f"max_step_ratio is {max_step_ratio}; expected a positive number or None")
-    if noise_budget_bytes < 1:
-        raise InputError(f"noise_budget_bytes is {noise_budget_bytes}; expected at least 1")
-    if pairs_per_chunk is not None and pairs_per_chunk < 1:
-        raise InputError(f"pairs_per_chunk is {pairs_per_chunk}; expected at least 1 or None")

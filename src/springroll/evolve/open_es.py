@@ -3,7 +3,8 @@
 from collections.abc import Mapping
 from typing import Any
 
-from springroll.evolve.eggroll import Schedule, eggroll
+from springroll.evolve.eggroll import eggroll
+from springroll.evolve.population import Schedule
 from springroll.evolve.strategy import Strategy
 
 

@@ -97,6 +97,41 @@ def attach_real(
     return Factored(base=base, left=left, right=right, gain=gain, roles=leaf.roles)
 
 
+class DrawLeaf(Protocol):
+    """Draws one parameter's factors, of the shapes that `Perturbation.draw` describes.
+
+    The default is `draw_counted`. What it returns must depend on (seed, epoch, parameter, pair) and
+    on nothing else, so that a run does not depend on how it is split.
+    """
+
+    def __call__(
+        self, perturbation: "Perturbation", leaf: Leaf, seed: Array, epoch: Array, pairs: Array
+    ) -> tuple[Array, ...]: ...
+
+
+def draw_counted(
+    perturbation: "Perturbation", leaf: Leaf, seed: Array, epoch: Array, pairs: Array
+) -> tuple[Array, ...]:
+    """The perturbation's kind of noise at its counted address."""
+    shared, rank = leaf.shape[: leaf.stacked], perturbation.rank
+    words = counter.stream(seed, epoch, leaf.path)
+    size = leaf.numbers_per_pair(rank) // max(1, math.prod(shared))
+    if shared:
+        layers = jnp.arange(math.prod(shared), dtype=jnp.uint32)
+        streams = counter.fold(words[None], layers)
+        flat = jax.vmap(lambda w: perturbation.noise.sample(w, pairs, size))(streams)
+    else:
+        flat = perturbation.noise.sample(words, pairs, size)
+    lead = (*shared, pairs.shape[0])
+    if leaf.kind == "dense":
+        return (flat.reshape(*lead, *leaf.shape[leaf.stacked :]),)
+    m, n = leaf.side("m"), leaf.side("n")
+    cut = math.prod(m) * rank
+    left = flat[..., :cut].reshape(*lead, *m, rank)
+    right = flat[..., cut:].reshape(*lead, *n, rank)
+    return left, right
+
+
 @dataclass(frozen=True)
 class Perturbation:
     """Static description of a population's noise; everything random is an argument.
@@ -113,6 +148,7 @@ class Perturbation:
     stored: bool = True  # factors are drawn once per generation and kept; else redrawn where used
     pairs_per_chunk: int | None = None  # pairs that are drawn or run at once; None: all
     attach_leaf: AttachLeaf = attach_real
+    draw_leaf: DrawLeaf = draw_counted
     mesh: jax.sharding.Mesh | None = None
 
     @property
@@ -144,28 +180,9 @@ class Perturbation:
         """
         leaves = self.evolved if leaves is None else leaves
         return once(
-            lambda: {leaf.path: self._draw_leaf(leaf, seed, epoch, pairs) for leaf in leaves},
+            lambda: {leaf.path: self.draw_leaf(self, leaf, seed, epoch, pairs) for leaf in leaves},
             epoch,
         )
-
-    def _draw_leaf(self, leaf: Leaf, seed: Array, epoch: Array, pairs: Array) -> tuple[Array, ...]:
-        shared = leaf.shape[: leaf.stacked]
-        words = counter.stream(seed, epoch, leaf.path)
-        size = leaf.numbers_per_pair(self.rank) // max(1, math.prod(shared))
-        if shared:
-            layers = jnp.arange(math.prod(shared), dtype=jnp.uint32)
-            streams = counter.fold(words[None], layers)
-            flat = jax.vmap(lambda w: self.noise.sample(w, pairs, size))(streams)
-        else:
-            flat = self.noise.sample(words, pairs, size)
-        lead = (*shared, pairs.shape[0])
-        if leaf.kind == "dense":
-            return (flat.reshape(*lead, *leaf.shape[leaf.stacked :]),)
-        m, n = leaf.side("m"), leaf.side("n")
-        cut = math.prod(m) * self.rank
-        left = flat[..., :cut].reshape(*lead, *m, self.rank)
-        right = flat[..., cut:].reshape(*lead, *n, self.rank)
-        return left, right
 
     def pair_axes(self) -> dict[str, int]:
         """The axis of each leaf's factors that counts pairs."""
@@ -207,8 +224,9 @@ def describe(
     """Decide for every parameter how it is perturbed.
 
     `plan` is what `sr.discover` returned; without it the shape decides (`default_roles`). `roles`
-    maps path patterns (`fnmatch`) to "frozen", "dense" or role letters such as "mn"; later patterns
-    win. Parameters that are not floating are frozen; with `integers`, int8 ones are not.
+    maps path patterns (`fnmatch`) to "frozen", "dense", role letters such as "mn", or "s" letters
+    and then "d" ones for vectors in a stack ("sd"); later patterns win. Parameters that are not
+    floating are frozen; with `integers`, int8 ones are not.
 
     Raises InputError for a plan of other parameters, for a pattern that matches nothing, for
     letters that do not fit the axes, and for a rank above min(m, n).
@@ -275,11 +293,18 @@ def _with_role(leaf: Leaf, role: str) -> Leaf:
         return replace(leaf, kind="frozen")
     if role == "dense":
         return replace(leaf, kind="dense", roles="s" * leaf.stacked)
+    if (
+        role
+        and len(role) == len(leaf.shape)
+        and role == "s" * role.count("s") + "d" * role.count("d")
+    ):
+        return replace(leaf, kind="dense", roles="s" * role.count("s"))
     if set(role) <= set("smn") and len(role) == len(leaf.shape) and {"m", "n"} <= set(role):
         return replace(leaf, kind="low-rank", roles=role)
     raise InputError(
         f"{leaf.path}: role {role!r} does not fit shape {list(leaf.shape)}; expected 'frozen', "
-        f"'dense' or {len(leaf.shape)} letters out of s, m, n with at least one m and one n"
+        f"'dense' or {len(leaf.shape)} letters: out of s, m, n with at least one m and one n, or "
+        "some s and then d"
     )
 
 

@@ -6,19 +6,24 @@ from typing import Any, TypeAlias
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jax import Array
 from jax.sharding import NamedSharding, PartitionSpec
 from jax.typing import ArrayLike
 
 from springroll.errors import InputError
-from springroll.evolve.members import AXIS, Members
+from springroll.evolve.members import Members
 from springroll.evolve.noise import Noise
 from springroll.evolve.perturbation import (
+    AXIS,
     AttachLeaf,
+    DrawLeaf,
     Perturbation,
     attach_real,
     auto_mesh,
     describe,
+    draw_counted,
+    path_of,
 )
 from springroll.evolve.strategy import State
 
@@ -42,6 +47,7 @@ class Population:
     antithetic: bool = True
     integers: bool = False
     attach_leaf: AttachLeaf = attach_real
+    draw_leaf: DrawLeaf = draw_counted
 
     def __post_init__(self) -> None:
         if self.pop_size < 2:
@@ -78,7 +84,8 @@ class Population:
 
     @property
     def devices(self) -> int:
-        return 1 if self.mesh is None else self.mesh.shape[AXIS]
+        mesh = auto_mesh(self.mesh)
+        return 1 if mesh is None else mesh.shape[AXIS]
 
     def perturbation(self, params: Any) -> Perturbation:
         """What is perturbed and how; whether factors are kept or redrawn, by the byte budget."""
@@ -95,7 +102,8 @@ class Population:
         fits = max(1, self.noise_budget_bytes // max(1, found.bytes_per_pair()))
         stored = fits >= self.pairs // self.devices
         limit = self.pairs_per_chunk if stored else min(fits, self.pairs_per_chunk or fits)
-        return replace(found, stored=stored, pairs_per_chunk=limit, attach_leaf=self.attach_leaf)
+        how = {"attach_leaf": self.attach_leaf, "draw_leaf": self.draw_leaf}
+        return replace(found, stored=stored, pairs_per_chunk=limit, **how)
 
     def members(self, state: State) -> Members:
         """This generation's members, with their factors where those fit the budget."""
@@ -122,6 +130,20 @@ def at(schedule: Schedule, generation: Array) -> Array:
     """A number or a schedule of the generation, float32."""
     value = schedule(generation) if callable(schedule) else schedule
     return jnp.asarray(value, jnp.float32)
+
+
+def as_arrays(params: Any) -> Any:
+    """Every leaf as a JAX array; raises InputError for what is not a number or an array."""
+
+    def one(path: Any, x: Any) -> Array:
+        if not isinstance(x, Array | np.ndarray | np.generic | float | int):
+            raise InputError(
+                f"{path_of(path)} is a {type(x).__name__}; expected arrays only: "
+                "split the model into its arrays and the rest first"
+            )
+        return jnp.asarray(x)
+
+    return jax.tree_util.tree_map_with_path(one, params)
 
 
 def fitness_metrics(fitness: Array, valid: Array) -> dict[str, Array]:

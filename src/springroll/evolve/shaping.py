@@ -55,6 +55,8 @@ def centred_ranks(fitness: Array) -> Array:
 
 def pair_votes(fitness: Array) -> Array:
     """(P,) int32 in {-1, 0, 1}: which member of each antithetic pair did better (paper, App. G)."""
+    if fitness.shape[0] % 2:
+        raise InputError(f"{fitness.shape[0]} members do not form pairs; expected an even number")
     pairs = fitness.reshape(-1, 2)
     both = finite(pairs).all(axis=1)
     wins = (pairs[:, 0] > pairs[:, 1]).astype(jnp.int32)

@@ -37,13 +37,18 @@ def master_copies(perturbation: Perturbation, params: Any, master: Master) -> An
 
 
 def working_weights(perturbation: Perturbation, params: Any, copies: Any) -> Any:
-    """What the optimizer moves: the master copy where there is one, else the parameter, float32."""
+    """What the optimizer moves: the master copy where there is one, else the parameter.
+
+    In float32, or float64 where the parameter is.
+    """
     evolved = {leaf.path for leaf in perturbation.evolved}
 
     def one(path: Any, x: Array, copy: Any) -> Any:
         if path_of(path) not in evolved:
             return _NOTHING
-        return x.astype(jnp.float32) if _is_nothing(copy) else copy
+        if not _is_nothing(copy):
+            return copy
+        return x if x.dtype == jnp.float64 else x.astype(jnp.float32)
 
     return jax.tree_util.tree_map_with_path(one, params, copies)
 

@@ -5,14 +5,15 @@ fitness knows nothing, standard deviation `noise` * sqrt(pairs); z = Z / that. T
 `init` and `move` and put one line in `RULES`.
 """
 
+import functools
+import itertools
 import math
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import jax.numpy as jnp
 import numpy as np
-from jax import Array
-from jax.scipy.special import ndtri
+from jax import Array, lax
 
 from springroll.errors import InputError
 from springroll.quant.fixed_point import shift_right
@@ -27,6 +28,7 @@ class Rule(NamedTuple):
 
     init: Callable[[Array], Any]
     move: Callable[["Votes", Any, Array], tuple[Array, Any]]
+    blind: bool = False  # moves the weights even if no pair of the generation voted
 
 
 class Votes(NamedTuple):
@@ -39,7 +41,8 @@ class Votes(NamedTuple):
     def in_units(self, bits: int) -> Array:
         """z * 2**bits as int32, clipped to +-8 * 2**bits; the scale is an integer ratio."""
         ratio = 2.0**bits / (self.noise * math.sqrt(self.pairs))
-        down = max(0, 10 - math.ceil(math.log2(ratio)))  # a multiplier of at most 10 bits
+        # A multiplier of at most 10 bits; of fewer for 2^20 pairs and more, to reach z = 8 still.
+        down = min(max(0, 10 - math.ceil(math.log2(ratio))), 15)
         multiplier = round(ratio * 2**down)
         most = (1 << 30) // max(multiplier, 1)  # beyond it z is far outside the clip anyway
         scaled = shift_right(jnp.clip(self.total, -most, most) * multiplier, down)
@@ -70,6 +73,11 @@ def residual(*, lr: float = 0.1, momentum: float = 0.9, decay: float = 1000.0) -
     beta = 1 - keep / 256
     gain = lr * math.sqrt((1 + beta) / (1 - beta)) * 2 ** (_RESIDUAL_BITS - _Z_BITS)
     rate = round(gain * 1024)  # of the residual's units per unit of m, with 10 more bits
+    if rate >> 15:
+        raise InputError(
+            f"lr is {lr} with momentum {momentum}; the integers of this rule hold an lr of at most "
+            f"{lr * (1 << 15) / rate:.3g} there"
+        )
     horizon = min(max(1, round(decay)), (1 << 30) // max(rate, 1))
 
     def init(weight: Array) -> Any:
@@ -78,12 +86,12 @@ def residual(*, lr: float = 0.1, momentum: float = 0.9, decay: float = 1000.0) -
     def move(votes: Votes, memory: Any, step: Array) -> tuple[Array, Any]:
         m, r = (x.astype(jnp.int32) for x in memory)
         m = m + shift_right((votes.in_units(_Z_BITS) - m) * keep, 8)
-        m = jnp.clip(m, -32767, 32767)
+        m = lax.optimization_barrier(jnp.clip(m, -32767, 32767).astype(jnp.int16))
         rate_now = (rate * horizon) // (horizon + jnp.minimum(step, 1 << 20))
-        r = r + shift_right(m * jnp.minimum(rate_now, 1 << 15), 10)
+        r = r + shift_right(m.astype(jnp.int32) * rate_now, 10)
         steps = shift_right(r, _RESIDUAL_BITS)
         left = jnp.clip(r - (steps << _RESIDUAL_BITS), -32767, 32767)
-        return steps, (m.astype(jnp.int16), left.astype(jnp.int16))
+        return steps, (m, left.astype(jnp.int16))
 
     return Rule(init, move)
 
@@ -114,13 +122,29 @@ def _threshold(alpha: float, decay: float, *, move_ties: bool) -> Rule:
         direction = jnp.where(z > 0, 1, -1) if move_ties else jnp.sign(z)
         return jnp.where(enough, direction, 0).astype(jnp.int32), memory
 
-    return Rule(lambda weight: (), move)
+    return Rule(lambda weight: (), move, blind=move_ties)
 
 
 def published_level(step: Array, alpha: float, decay: float) -> Array:
-    """16 Phi^-1(1 - alpha_t / 2) cut to an integer."""
-    fraction = 1 / ((2.0**alpha - 1) * step.astype(jnp.float32) / np.float32(decay) + 1)
-    return (16 * ndtri(1 - fraction / 2)).astype(jnp.int32)
+    """16 Phi^-1(1 - alpha_t / 2) cut to an integer, for generation `step`.
+
+    It only grows, so it is the number of levels reached, each from a generation on that is known in
+    advance: no float takes part, and it is exact where float32 is not (alpha_t below 1e-3).
+    """
+    return jnp.searchsorted(_levels_from(alpha, decay), step, side="right").astype(jnp.int32)
+
+
+@functools.cache
+def _levels_from(alpha: float, decay: float) -> np.ndarray:
+    """The generations in which levels 1, 2, ... are reached: alpha_t = 2 (1 - Phi(level / 16))."""
+    first = []
+    for k in itertools.count(1):
+        fraction = math.erfc(k / 16 / math.sqrt(2))
+        step = math.ceil(decay * (1 / fraction - 1) / (2.0**alpha - 1)) if fraction else 1 << 31
+        if step >= 1 << 31:
+            return np.array(first, np.int32)
+        first.append(step)
+    raise AssertionError("unreachable")
 
 
 RULES: dict[str, Callable[..., Rule]] = {

@@ -35,6 +35,7 @@ SEPARATOR = 0  # the byte between documents: the state starts afresh
 Params: TypeAlias = dict[str, Any]
 
 MATRICES = ("w_f", "u_f", "w_h", "u_h", "w_up", "w_down")
+VECTORS_IN_STACKS = {"blocks/norm_*": "sd", "blocks/bias_*": "sd"}  # roles, if no plan tells them
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -56,7 +56,7 @@ def _matmul(x: Array, w: Array) -> Array:
     """Products scaled by 1 / (16 sqrt(n_in)), saturated."""
     total = fp.dot(x, w)
     root = math.isqrt(w.shape[-1])
-    if root & (root - 1) == 0:
+    if root**2 == w.shape[-1] and root & (root - 1) == 0:
         return fp.saturate(fp.shift_right(total, matmul_shift(w.shape[-1])))
     scaled = total.astype(jnp.float32) * np.float32(1 / (fp.ONE * math.sqrt(w.shape[-1])))
     return fp.saturate(fp.wide(jnp.rint(scaled)))

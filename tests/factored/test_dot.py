@@ -103,6 +103,11 @@ def test_two_layers_of_a_network_with_explicit_precision():
     check(net, params, rows(3, 5))
 
 
+def test_an_algorithm_of_the_users_choice_is_kept_for_the_base():
+    chosen = jax.lax.DotAlgorithmPreset.F32_F32_F32
+    check(lambda w, x: jnp.matmul(x, w, precision=chosen), weight(0, (5, 7), "mn"), rows(3, 5))
+
+
 def test_one_unbatched_product_per_weight():
     """Each base is an operand of exactly one dot_general, and without a population axis."""
     params = [weight(0, (5, 7), "mn"), weight(1, (7, 4), "mn")]

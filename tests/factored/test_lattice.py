@@ -6,7 +6,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from against_dense import over_population, weight
+from against_dense import equations, over_population, weight
 
 from springroll.errors import InputError
 from springroll.factored.factored import Lattice
@@ -29,6 +29,10 @@ def integer_weight(seed, shape, roles, lattice, *, rank=1, gain=1):
 
 def in_floats(tree):
     return jax.tree.map(lambda a: a.astype(jnp.float32), tree)
+
+
+def run(fn, **options):
+    return jax.jit(factored(fn, **options))
 
 
 def shifted(p, lattice):
@@ -96,13 +100,22 @@ def product(w, x):
 def test_dot_is_exact_and_equal_in_both_registers(lattice, rank, shape):
     w = integer_weight(0, (64, 7), "mn", lattice, rank=rank, gain=-1)
     x = aligned(w) if shape == (64,) else activations(*shape)
-    run = jax.jit(factored(product))
-    whole = run(w, x)
+    dot = run(product)
+    whole = dot(w, x)
     assert whole.dtype == jnp.int32
     np.testing.assert_array_equal(whole, reference_dot(np.asarray(x), w))
-    floats = run(in_floats(w), x.astype(jnp.float32))
+    floats = dot(in_floats(w), x.astype(jnp.float32))
     assert floats.dtype == jnp.float32
     np.testing.assert_array_equal(floats.astype(jnp.int32), whole)
+
+
+def test_float_registers_ask_for_exact_products():
+    """A GPU would otherwise round the inputs of a float32 product to 10 bits."""
+    w = in_floats(integer_weight(0, (64, 7), "mn", LATTICES[0]))
+    jaxpr = jax.make_jaxpr(factored(product))(w, activations(4, 64).astype(jnp.float32))
+    products = [e for e in equations(jaxpr) if e.primitive.name == "dot_general"]
+    highest = jax.lax.Precision.HIGHEST
+    assert [e.params["precision"] for e in products] == [(highest, highest)] * 2
 
 
 @lattices
@@ -123,7 +136,7 @@ def test_transposed_use_rounds_the_other_way_round(lattice):
     """x @ w.T sums over the n axis: t meets right first, then left."""
     w, x = integer_weight(2, (7, 16), "mn", lattice), activations(3, 16)
     swapped = dataclasses.replace(w, base=w.base.T, left=w.right, right=w.left)
-    got = factored(lambda w, x: product(w.T, x))(w, x)
+    got = run(lambda w, x: product(w.T, x))(w, x)
     np.testing.assert_array_equal(got, reference_dot(np.asarray(x), swapped))
 
 
@@ -133,13 +146,14 @@ def test_lookup_and_dense_clip_int8_and_not_floats(lattice):
     ids = jnp.array([[0, 19], [4, 4]])
     exact = reference_dense(w)
     clipped = np.clip(exact, -127, 127)
-    np.testing.assert_array_equal(w.dense(), clipped)
-    assert w.dense().dtype == jnp.int8
-    np.testing.assert_array_equal(in_floats(w).dense(), exact)
-    take = factored(lambda w, ids: w[ids])
+    dense = jax.jit(lambda w: w.dense())
+    np.testing.assert_array_equal(dense(w), clipped)
+    assert dense(w).dtype == jnp.int8
+    np.testing.assert_array_equal(dense(in_floats(w)), exact)
+    take = run(lambda w, ids: w[ids])
     np.testing.assert_array_equal(take(w, ids), clipped[np.asarray(ids)])
     np.testing.assert_array_equal(take(in_floats(w), ids), exact[np.asarray(ids)])
-    np.testing.assert_array_equal(factored(lambda w: w[3])(w), clipped[3])
+    np.testing.assert_array_equal(run(lambda w: w[3])(w), clipped[3])
 
 
 def test_the_shifted_products_exceed_the_exact_range_of_float32():
@@ -154,7 +168,7 @@ def test_a_real_gain_per_component():
     w = integer_weight(10, (16, 7), "mn", LATTICES[0], rank=2)
     w = dataclasses.replace(w, gain=jnp.array([0.7, -1.3], jnp.float32))
     x = activations(3, 16)
-    np.testing.assert_array_equal(factored(product)(w, x), reference_dot(np.asarray(x), w))
+    np.testing.assert_array_equal(run(product)(w, x), reference_dot(np.asarray(x), w))
     np.testing.assert_array_equal(w.dense(), np.clip(reference_dense(w), -127, 127))
 
 
@@ -163,7 +177,7 @@ def test_a_long_sum_leaves_float32_in_time():
     w = integer_weight(11, (2000, 3), "mn", LATTICES[2])
     w = w.map(lambda a, axes: jnp.full_like(a, 1 if axes == (1,) else 127))
     x = jnp.full((2, 2000), 127, jnp.int8).at[0, 0].set(126)
-    np.testing.assert_array_equal(factored(product)(w, x), reference_dot(np.asarray(x), w))
+    np.testing.assert_array_equal(run(product)(w, x), reference_dot(np.asarray(x), w))
 
 
 def test_layers_scanned_and_sliced_stay_on_the_lattice():
@@ -176,7 +190,7 @@ def test_layers_scanned_and_sliced_stay_on_the_lattice():
     def scanned(w, x):
         return jax.lax.scan(lambda x, layer: (squash(product(layer, x)), None), x, w)[0]
 
-    got = factored(scanned, densify_limit=0)(w, x)
+    got = run(scanned, densify_limit=0)(w, x)
     for k in range(3):
         layer = dataclasses.replace(w, base=w.base[k], left=w.left[k], right=w.right[k], roles="mn")
         x = squash(jnp.asarray(reference_dot(np.asarray(x), layer), jnp.int32))
@@ -187,7 +201,7 @@ def test_experts_stay_on_the_lattice():
     w, x = integer_weight(5, (2, 6, 5), "smn", LATTICES[2]), activations(4, 6)
     sizes = jnp.array([3, 1])
     dot = lambda w: jax.lax.ragged_dot(x, w, sizes, preferred_element_type=jnp.int32)
-    got = factored(dot, densify_limit=0)(w)
+    got = run(dot, densify_limit=0)(w)
     for row, expert in enumerate([0, 0, 0, 1]):
         one = dataclasses.replace(
             w, base=w.base[expert], left=w.left[expert], right=w.right[expert], roles="mn"
@@ -198,7 +212,7 @@ def test_experts_stay_on_the_lattice():
 def test_an_exact_negative_and_a_wider_register():
     w, x = integer_weight(6, (8, 5), "mn", LATTICES[0], gain=None), activations(3, 8)
     same = lambda w, x: x.astype(jnp.int32) @ -w.astype(jnp.int32)
-    got = factored(same, densify_limit=0)(w, x)
+    got = run(same, densify_limit=0)(w, x)
     np.testing.assert_array_equal(got, -reference_dot(np.asarray(x), w))
 
 
@@ -214,13 +228,13 @@ def test_an_exact_negative_and_a_wider_register():
 def test_rules_that_cannot_stay_exact_say_so(fn):
     w = integer_weight(7, (12, 9), "mn", LATTICES[0])
     with pytest.raises(InputError, match="cannot stay low-rank"):
-        factored(fn, densify_limit=0)(w)
+        run(fn, densify_limit=0)(w)
 
 
 def test_floor_does_not_commute_with_negation():
     w = integer_weight(8, (12, 9), "mn", LATTICES[2])
     with pytest.raises(InputError, match="'neg'"):
-        factored(lambda w: activations(2, 12) @ -w, densify_limit=0)(w)
+        run(lambda w: activations(2, 12) @ -w, densify_limit=0)(w)
 
 
 def test_a_population_of_integer_members_forms_no_weight():

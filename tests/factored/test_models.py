@@ -39,6 +39,18 @@ def lenient_promotion():
         yield
 
 
+def filled(shapes):
+    """Random numbers for a tree of shapes, so that no library compiles its initialisers."""
+    rng = np.random.default_rng(0)
+
+    def one(leaf):
+        if not isinstance(leaf, jax.ShapeDtypeStruct):
+            return leaf
+        return jnp.asarray(rng.normal(size=leaf.shape) * 0.3, leaf.dtype)
+
+    return jax.tree.map(one, shapes)
+
+
 def perturbed(fn, params, *args):
     """(params with thin weights where the plan says low-rank, the plan)."""
     plan = discover(fn, params, *args)
@@ -81,7 +93,7 @@ class LinenLM(nn.Module):
 
 def linen_lm():
     model = LinenLM()
-    params = jax.jit(model.init)(jax.random.key(0), IDS)
+    params = filled(jax.eval_shape(model.init, jax.random.key(0), IDS))
     return model.apply, params, (IDS,)
 
 
@@ -95,13 +107,13 @@ class LinenCNN(nn.Module):
 
 def linen_cnn():
     model, x = LinenCNN(), jnp.linspace(-1, 1, 2 * 8 * 8 * 3).reshape(2, 8, 8, 3)
-    return model.apply, jax.jit(model.init)(jax.random.key(0), x), (x,)
+    return model.apply, filled(jax.eval_shape(model.init, jax.random.key(0), x)), (x,)
 
 
 def linen_gru():
     model = nn.RNN(nn.GRUCell(D))
     x = jnp.linspace(-1, 1, 2 * 5 * 4).reshape(2, 5, 4)
-    return model.apply, jax.jit(model.init)(jax.random.key(0), x), (x,)
+    return model.apply, filled(jax.eval_shape(model.init, jax.random.key(0), x)), (x,)
 
 
 class NNXTransformer(nnx.Module):
@@ -117,20 +129,25 @@ class NNXTransformer(nnx.Module):
 
 
 def nnx_transformer():
-    graph, params = nnx.split(NNXTransformer(nnx.Rngs(0)), nnx.Param)
+    graph, shapes = nnx.split(nnx.eval_shape(lambda: NNXTransformer(nnx.Rngs(0))), nnx.Param)
+    params = filled(shapes)
     fn = lambda params, ids: nnx.merge(graph, params)(ids)
     return fn, params, (IDS,)
 
 
+def built(make):
+    return filled(eqx.filter_eval_shape(make, jax.random.key(0)))
+
+
 def equinox_mlp():
-    model = eqx.nn.MLP(6, 3, 10, 2, activation=jnp.tanh, key=jax.random.key(0))
+    model = built(lambda key: eqx.nn.MLP(6, 3, 10, 2, activation=jnp.tanh, key=key))
     params, static = eqx.partition(model, eqx.is_array)
     x = jnp.linspace(-1, 1, 12).reshape(2, 6)
     return lambda params, x: jax.vmap(eqx.combine(params, static))(x), params, (x,)
 
 
 def equinox_attention():
-    model = eqx.nn.MultiheadAttention(3, D, key=jax.random.key(0))
+    model = built(lambda key: eqx.nn.MultiheadAttention(3, D, key=key))
     params, static = eqx.partition(model, eqx.is_inexact_array)
     x = jnp.linspace(-1, 1, 5 * D).reshape(5, D)
     return lambda params, x: eqx.combine(params, static)(x, x, x), params, (x,)
@@ -145,7 +162,7 @@ def haiku_network():
         return hk.nets.MLP([10, 4])(x)
 
     net = hk.without_apply_rng(hk.transform(forward))
-    return net.apply, jax.jit(net.init)(jax.random.key(0), IDS), (IDS,)
+    return net.apply, filled(jax.eval_shape(net.init, jax.random.key(0), IDS)), (IDS,)
 
 
 def plain_decoder():
@@ -209,7 +226,7 @@ def test_model(model):
 
 def test_a_module_with_functions_among_its_leaves():
     """An Equinox module as the argument: its activation stays a Python function."""
-    model = eqx.nn.MLP(6, 3, 10, 1, activation=jax.nn.relu, key=jax.random.key(0))
+    model = built(lambda key: eqx.nn.MLP(6, 3, 10, 1, activation=jax.nn.relu, key=key))
     x = jnp.linspace(-1, 1, 6)
     fn = lambda model, x: model(x)
     thin, plan = perturbed(fn, model, x)

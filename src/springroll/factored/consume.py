@@ -38,15 +38,22 @@ def dot_general(frame: Frame, eqn: Any, a: Any, b: Any) -> list[Any] | None:
         return None
     dtype = eqn.outvars[0].aval.dtype
     wide = wide_dtype(dtype)
-    term = thin_term(x, x_labels, thin, out, dtype=wide, precision=_precision(eqn, w))
+    precision = _precision(eqn, w)
+    term = thin_term(x, x_labels, thin, out, dtype=wide, precision=precision)
     operands = [v.base if v is w else v for v in (a, b)]
-    main = _compat.bind(eqn, *operands, preferred_element_type=wide)[0]
+    changed = {"preferred_element_type": wide, "precision": precision}
+    if isinstance(eqn.params["precision"], lax.DotAlgorithmPreset):
+        changed = {}  # an algorithm fixes the types of its products
+    main = cast(_compat.bind(eqn, *operands, **changed)[0], wide)
     return [cast(main + term, dtype)]
 
 
 def _precision(eqn: Any, w: Factored) -> Any:
     """The equation's own precision; exact for integers that are carried in float registers."""
-    return lax.Precision.HIGHEST if w.lattice is not None else eqn.params["precision"]
+    if w.lattice is not None:
+        return (lax.Precision.HIGHEST, lax.Precision.HIGHEST)
+    given = eqn.params["precision"]
+    return None if isinstance(given, lax.DotAlgorithmPreset) else given
 
 
 def conv_general_dilated(frame: Frame, eqn: Any, x: Any, w: Any) -> list[Any] | None:

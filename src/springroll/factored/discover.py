@@ -33,7 +33,7 @@ def discover(fn: Callable[..., Any], params: Any, *args: Any, **kwargs: Any) -> 
     does.
 
     >>> import jax.numpy as jnp
-    >>> plan = discover(lambda p, x: x @ p["w"] + p["b"],
+    >>> plan = discover(lambda p, x: x @ p["w"] + p["b"][None],
     ...                 {"w": jnp.ones((4, 3)), "b": jnp.ones(3)}, jnp.ones((2, 4)))
     >>> plan["w"].roles, plan["b"].kind
     ('mn', 'dense')

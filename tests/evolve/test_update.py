@@ -88,16 +88,16 @@ def test_exact_sums_have_equal_bits_however_they_are_split():
         jax.tree.map(np.testing.assert_array_equal, exact_sums(other, votes), want)
 
 
-def test_exact_sums_stay_exact_at_the_largest_values():
-    """All products 127 * 127 and all votes equal: beyond 1,040 terms float32 alone would round."""
+@pytest.mark.parametrize(("noise", "value", "bound"), [("int8", 127, 1), ("rademacher", 1, 3)])
+def test_exact_sums_stay_exact_at_the_largest_values(noise, value, bound):
+    """All products and votes equal: beyond 1,040 terms of 127^2 float32 alone would round."""
     n = 2079
-    perturbation = describe({"w": jnp.zeros((2, 3))}, rank=1, noise="int8")
-    factors = {"w": (jnp.full((n, 2, 1), 127, jnp.int8), jnp.full((n, 3, 1), 127, jnp.int8))}
+    perturbation = describe({"w": jnp.zeros((2, 3))}, rank=1, noise=noise)
+    left, right = (jnp.full((n, size, 1), value, jnp.int8) for size in (2, 3))
     pairs = jnp.arange(n, dtype=jnp.uint32)
-    members = Members(pairs, factors, SEED, jnp.int32(0), jnp.float32(1), perturbation)
-    for bound in (1, 3):
-        got = exact_sums(members, jnp.full(n, bound, jnp.int32), bound=bound)
-        np.testing.assert_array_equal(got["w"], np.full((2, 3), 127 * 127 * n * bound))
+    members = Members(pairs, {"w": (left, right)}, SEED, jnp.int32(0), jnp.float32(1), perturbation)
+    got = exact_sums(members, jnp.full(n, bound, jnp.int32), bound=bound)
+    np.testing.assert_array_equal(got["w"], np.full((2, 3), value * value * n * bound))
 
 
 def test_exact_sums_need_integer_noise():

@@ -14,6 +14,7 @@ from jax.sharding import PartitionSpec
 
 from springroll.errors import InputError
 from springroll.evolve.perturbation import AXIS, Factors, Leaf, Perturbation, auto_mesh
+from springroll.factored._compat import edge_jit
 from springroll.factored.interpret import factored
 
 
@@ -166,7 +167,7 @@ def per_member_leaves(args: tuple[Any, ...], in_axes: Any) -> tuple[bool, ...]:
     return tuple(flags)
 
 
-@functools.partial(jax.jit, static_argnums=(0, 1, 2, 3, 4, 5))
+@functools.partial(edge_jit, static_argnums=(0, 1, 2, 3, 4, 5))
 def _evaluate(
     fn: Callable[..., Any],
     treedef: Any,

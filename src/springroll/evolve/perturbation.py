@@ -226,7 +226,7 @@ def describe(
     `plan` is what `sr.discover` returned; without it the shape decides (`default_roles`). `roles`
     maps path patterns (`fnmatch`) to "frozen", "dense", role letters such as "mn", or "s" letters
     and then "d" ones for vectors in a stack ("sd"); later patterns win. Parameters that are not
-    floating are frozen; with `integers`, int8 ones are not.
+    floating are frozen; with `integers`, those that are not int8.
 
     Raises InputError for a plan of other parameters, for a pattern that matches nothing, for
     letters that do not fit the axes, and for a rank above min(m, n).
@@ -262,8 +262,8 @@ def auto_mesh(mesh: jax.sharding.Mesh | None) -> jax.sharding.Mesh | None:
 
 def _leaf(path: str, x: Any, plan: Mapping[str, LeafPlan] | None, integers: bool) -> Leaf:
     shape, dtype = tuple(jnp.shape(x)), jnp.result_type(x)
-    real = jnp.issubdtype(dtype, jnp.floating)
-    if not real and not (integers and dtype == jnp.int8):
+    evolvable = dtype == jnp.int8 if integers else jnp.issubdtype(dtype, jnp.floating)
+    if not evolvable:
         return Leaf(path, shape, dtype.name, "frozen")
     if plan is None:
         letters = default_roles(shape)

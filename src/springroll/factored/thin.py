@@ -120,11 +120,11 @@ def _multiply(a: Array, b: Array, dtype: Any) -> Array:
 def _exact_dtype(x: Array, x_labels: list[int], middle: list[int]) -> Any:
     """The type in which x . factor is exact on a lattice, for factors of at most 8 bits.
 
-    float32 for float registers, and for int8 while no sum can reach 2^24, since a CPU multiplies
+    float32 for float registers, and for int8 while no sum can exceed 2^24, since a CPU multiplies
     floats faster; int32 otherwise.
     """
     terms = math.prod(n for c, n in zip(x_labels, x.shape, strict=True) if c not in middle)
-    small = x.dtype.itemsize == 1 and terms * 2**14 < 2**24
+    small = x.dtype.itemsize == 1 and terms * 2**14 <= 2**24
     floats = jnp.issubdtype(x.dtype, jnp.floating)
     return jnp.dtype(jnp.float32 if floats or small else jnp.int32)
 

@@ -3,6 +3,7 @@
 Importing this file imports no JAX: commands read the options from it before anything else.
 """
 
+import math
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 
@@ -14,6 +15,7 @@ if TYPE_CHECKING:
     import numpy as np
     from rich.console import Console
 
+    from springroll.evolve.lattice_rules import Rule
     from springroll.evolve.strategy import Strategy
     from springroll.models.egg import Egg
     from springroll.tasks.corpus import Corpus
@@ -88,8 +90,10 @@ class PretrainConfig(RunConfig):
             raise InputError(
                 f"rule {self.rule!r} moves integer weights; precision is {self.precision}"
             )
-        if self.precision == "compat" and self.rank != 1:
-            raise InputError(f"rank is {self.rank}; the published integer rule has rank 1")
+        if self.precision == "compat":
+            if self.rank != 1:
+                raise InputError(f"rank is {self.rank}; the published integer rule has rank 1")
+            self.sigma_shift  # noqa: B018  raises what is wrong with sigma
         pairs = self.pop_size // 2
         if self.streams is not None and (self.streams < 1 or pairs % self.streams):
             raise InputError(
@@ -100,6 +104,17 @@ class PretrainConfig(RunConfig):
     @property
     def integer(self) -> bool:
         return self.precision in ("int8", "compat")
+
+    @property
+    def sigma_shift(self) -> int:
+        """Of the published integers, which shift: sigma is 2**-sigma_shift."""
+        shift = 4 if self.sigma is None else -math.log2(self.sigma)
+        if shift < 0 or shift != int(shift):
+            raise InputError(
+                f"sigma is {self.sigma}; the published integers shift bits and need a power of two "
+                "of at most 1, such as 0.0625"
+            )
+        return int(shift)
 
     @property
     def num_streams(self) -> int:
@@ -218,25 +233,33 @@ def build(config: PretrainConfig) -> Pretraining:
 
 
 def strategy_for(config: PretrainConfig, model: "Egg", params: Any, mesh: Any) -> "Strategy":
-    """The lattice rule for integers, EGGROLL with a float optimizer otherwise."""
+    """Votes on the lattice for integers, EGGROLL with a float optimizer otherwise."""
     import jax.numpy as jnp
     import optax
 
     from springroll.evolve.eggroll import eggroll
     from springroll.evolve.lattice import lattice
-    from springroll.evolve.lattice_rules import RULES
+    from springroll.evolve.lattice_published import published
     from springroll.factored.discover import discover
+    from springroll.models.egg import VECTORS_IN_STACKS
 
-    plan = discover(model.score, params, jnp.zeros(config.tokens + 1, jnp.uint8), model.state())
     devices = 1 if mesh is None else mesh.size
     shared: dict[str, Any] = {
         "pop_size": config.pop_size,
-        "rank": config.rank,
-        "plan": plan,
         "noise_budget_bytes": config.noise_budget_mib << 20,
         "pairs_per_chunk": pairs_per_chunk(config, devices),
         "mesh": mesh,
     }
+    if config.precision == "compat":
+        return published(
+            sigma_shift=config.sigma_shift,
+            rule=integer_rule(config),
+            roles=VECTORS_IN_STACKS,
+            table_seed=config.seed,
+            **shared,
+        )
+    plan = discover(model.score, params, jnp.zeros(config.tokens + 1, jnp.uint8), model.state())
+    shared |= {"rank": config.rank, "plan": plan}
     if not config.integer:
         schedule = lambda step: (config.lr or 1.0) / (1 + step / config.decay)
         return eggroll(
@@ -246,13 +269,20 @@ def strategy_for(config: PretrainConfig, model: "Egg", params: Any, mesh: Any) -
             shaping="pair_sign",
             **shared,
         )
+    return lattice(sigma=config.sigma or 2.0**-4, rule=integer_rule(config), **shared)
+
+
+def integer_rule(config: PretrainConfig) -> "Rule":
+    """How votes move integer weights, as configured."""
+    from springroll.evolve.lattice_rules import RULES
+
     name = config.rule or ("published" if config.precision == "compat" else "residual")
     options: dict[str, Any] = {"decay": config.decay}
     if name == "residual":
         options |= {"lr": config.lr or 0.1, "momentum": config.momentum}
     else:
         options |= {"alpha": config.alpha}
-    return lattice(sigma=config.sigma or 2.0**-4, rule=RULES[name](**options), **shared)
+    return RULES[name](**options)
 
 
 def pairs_per_chunk(config: PretrainConfig, devices: int) -> int:
@@ -280,7 +310,7 @@ def text_task(
     from jax.sharding import NamedSharding, PartitionSpec
 
     from springroll.evolve.members import AXIS, evaluate
-    from springroll.factored._compat import keeps_barriers
+    from springroll.factored._compat import edge_jit
     from springroll.train.task import Curve, Task
 
     members_per_stream = config.pop_size // config.num_streams
@@ -309,13 +339,12 @@ def text_task(
         chosen = jnp.take_along_axis(jax.nn.log_softmax(logits), labels, axis=-1)
         return {"valid_bits_per_byte": -jnp.mean(chosen) / jnp.log(2.0)}
 
-    options = keeps_barriers()
-    validate = jax.jit(bits_of, compiler_options=options)
+    validate = edge_jit(bits_of)
     return Task(
         init=init,
         batch=text.batch,
         ask=strategy.ask,
-        evaluate=jax.jit(score, donate_argnums=2, compiler_options=options),
+        evaluate=edge_jit(score, donate_argnums=2),
         tell=strategy.tell,
         validate=lambda state: validate(state.params),
         pop_size=config.pop_size,

@@ -4,7 +4,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from against_dense import PAIRS, check, close, dense_numpy, equations, weight
+from against_dense import PAIRS, check, close, dense_numpy, equations, over_population, weight
 from jax import lax
 
 from springroll.errors import InputError
@@ -16,9 +16,9 @@ def rows(*shape, seed=9):
 
 
 CONVS = {
-    "image": ((3, 3, 4, 5), "mmmn", ("NHWC", "HWIO", "NHWC"), (2, 6, 6, 4), {}),
+    "image": ((3, 3, 5, 7), "mmmn", ("NHWC", "HWIO", "NHWC"), (2, 6, 6, 5), {}),
     "channels first": (
-        (5, 4, 3, 3), "nmmm", ("NCHW", "OIHW", "NCHW"), (2, 4, 6, 6),
+        (4, 5, 3, 3), "nmmm", ("NCHW", "OIHW", "NCHW"), (2, 5, 6, 6),
         {"window_strides": (2, 1), "padding": "VALID"},
     ),
     "letters swapped": ((3, 3, 4, 5), "nnnm", ("NHWC", "HWIO", "NHWC"), (2, 6, 6, 4), {}),
@@ -39,6 +39,30 @@ def test_conv(name):
     options = {"window_strides": (1, 1), "padding": "SAME", **options}
     conv = lambda w, x: lax.conv_general_dilated(x, w, dimension_numbers=layout, **options)
     check(conv, weight(0, shape, roles), rows(*x))
+
+
+def test_a_wide_kernel_on_few_channels():
+    """Patches of an image: too many taps to spread out, so the factor is the kernel itself."""
+    conv = lambda w, x: lax.conv_general_dilated(
+        x, w, (4, 4), "VALID", dimension_numbers=("NHWC", "HWIO", "NHWC")
+    )
+    check(conv, weight(0, (4, 4, 3, 7), "mmmn"), rows(2, 8, 8, 3))
+
+
+def test_no_member_has_a_convolution_of_its_own():
+    """Every convolution of a population has a kernel without a population axis, in one group."""
+    shape, roles, layout, x, _ = CONVS["image"]
+    conv = lambda w, x: lax.conv_general_dilated(x, w, (1, 1), "SAME", dimension_numbers=layout)
+    whole, stacked, _ = over_population(conv, weight(0, shape, roles))
+    found = [
+        e
+        for e in equations(jax.make_jaxpr(whole)(stacked, rows(*x)))
+        if e.primitive.name == "conv_general_dilated"
+    ]
+    assert len(found) == 2
+    for eqn in found:
+        assert eqn.params["feature_group_count"] == eqn.params["batch_group_count"] == 1
+        assert eqn.invars[1].aval.shape in (shape, (3, 3, 2 * 9, 2))
 
 
 def test_conv_in_bfloat16_rounds_once():

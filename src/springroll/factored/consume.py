@@ -4,16 +4,15 @@ from __future__ import annotations
 
 from typing import Any
 
-import jax.numpy as jnp
 from jax import lax
 
 from springroll.factored import _compat
 from springroll.factored.densify import is_free
-from springroll.factored.factored import Factored, cast, scale_rank, wide_dtype
+from springroll.factored.factored import Factored, cast, wide_dtype
 from springroll.factored.frame import Frame
 from springroll.factored.join import dot_labels, product
 from springroll.factored.ragged import population_ragged_dot, ragged_thin
-from springroll.factored.thin import RANK, Thin, contract, stays_on_lattice, thin_term
+from springroll.factored.thin import Thin, stays_on_lattice, thin_term
 
 
 def dot_general(frame: Frame, eqn: Any, a: Any, b: Any) -> list[Any] | None:
@@ -54,32 +53,6 @@ def _precision(eqn: Any, w: Factored) -> Any:
         return (lax.Precision.HIGHEST, lax.Precision.HIGHEST)
     given = eqn.params["precision"]
     return None if isinstance(given, lax.DotAlgorithmPreset) else given
-
-
-def conv_general_dilated(frame: Frame, eqn: Any, x: Any, w: Any) -> list[Any] | None:
-    """The same convolution with the rank as output features, then a dot with the other factor.
-
-    Needs one letter on the kernel's output-feature axis and the other on all its other axes.
-    """
-    p = eqn.params
-    if isinstance(x, Factored) or p["feature_group_count"] != 1 or p["batch_group_count"] != 1:
-        return None
-    features, channel = p["dimension_numbers"].rhs_spec[0], p["dimension_numbers"].out_spec[1]
-    own = w.roles[features]
-    others = {role for i, role in enumerate(w.roles) if i != features}
-    if w.lattice is not None or {own} | others != {"m", "n"} or own in others:
-        return None
-    kernel, last = (w.left, w.right) if own == "n" else (w.right, w.left)
-    dtype = eqn.outvars[0].aval.dtype
-    wide = wide_dtype(dtype)
-    kernel = cast(jnp.moveaxis(kernel, -1, features), x.dtype)
-    t = _compat.bind(eqn, x, kernel, preferred_element_type=wide)[0]
-    t = scale_rank(jnp.moveaxis(t, channel, -1), w.gain)
-    labels = list(range(t.ndim - 1))
-    made = t.ndim
-    term = contract(t, [*labels, RANK], last, [made, RANK], [*labels, made], dtype=wide)
-    main = _compat.bind(eqn, x, w.base, preferred_element_type=wide)[0]
-    return [cast(main + jnp.moveaxis(term, -1, channel), dtype)]
 
 
 def ragged_dot_general(frame: Frame, eqn: Any, x: Any, w: Any, *sizes: Any) -> list[Any] | None:

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
-from springroll.factored import arithmetic, consume, control, gather, join, shard, structure
+from springroll.factored import arithmetic, consume, control, conv, gather, join, shard, structure
 
 RULES: dict[str, Callable] = {
     # Factored -> Factored: the weight changes shape, type or scale and stays thin.
@@ -48,7 +48,7 @@ RULES: dict[str, Callable] = {
     "transpose": structure.transpose,
     "unstack": structure.unstack,
     # Factored -> activation: the weight is used up.
-    "conv_general_dilated": consume.conv_general_dilated,
+    "conv_general_dilated": conv.conv_general_dilated,
     "dot_general": consume.dot_general,
     "gather": gather.gather,
     "ragged_dot_general": consume.ragged_dot_general,

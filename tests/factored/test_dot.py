@@ -130,6 +130,8 @@ def test_the_compiled_program_multiplies_all_members_at_once():
     text = compiled.as_text()
     assert f"f32[{PAIRS},{m},{n}]" not in text and f"f32[{PAIRS},2,{m},{n}]" not in text
     assert f"f32[{PAIRS * 2 * n_rows},{m}]" in text
+    dense_members = PAIRS * 2 * m * n * 4
+    assert compiled.memory_analysis().temp_size_in_bytes < dense_members
 
 
 def test_the_product_of_two_thin_weights_stays_thin():

@@ -31,7 +31,7 @@ def source_of(eqn: Any) -> str:
     """'file.py:12 (function)' of the user's line behind an equation."""
     if _source_info is None:
         return "an unknown line"
-    return shortened(_source_info.summarize(eqn.source_info), os.getcwd())
+    return shortened(_source_info.summarize(eqn.source_info), os.getcwd()) or "an unknown line"
 
 
 def shortened(source: str, here: str) -> str:
@@ -120,12 +120,12 @@ def used_inputs(closed: Any) -> list[bool]:
 
 
 def edge_jit(fn: Callable[..., Any], **options: Any) -> Callable[..., Any]:
-    """`jax.jit(fn, **options)` for the outermost call, where `lax.optimization_barrier` is honoured.
+    """`jax.jit(fn, **options)` for the outermost call, honouring `lax.optimization_barrier`.
 
     On a CPU, XLA before jax 0.11 drops barriers before it fuses, and then repeats the chain of
     operations behind a value in every consumer: an integer network runs at a quarter of its speed.
-    The compiler option that keeps them is allowed for an outermost jit only, so a call under another
-    trace goes without.
+    The compiler option that keeps them is allowed for an outermost jit only, so a call under
+    another trace goes without.
     """
     inner = jax.jit(fn, **options)
 

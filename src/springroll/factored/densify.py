@@ -48,14 +48,14 @@ class Policy:
     quiet: bool = False
     reports: list[Densified] = field(default_factory=list)
 
-    def densify(self, weight: Factored, primitive: str, source: str, extra: int = 0) -> Array:
+    def densify(self, weight: Factored, primitive: str, source: str) -> Array:
         """The dense weight, after saying so. Free when it is no bigger than its own factors."""
         if not is_free(weight):
-            self._report(weight, primitive, source, extra)
+            self._report(weight, primitive, source)
         return weight.dense()
 
-    def _report(self, weight: Factored, primitive: str, source: str, extra: int) -> None:
-        size = max(_compat.size(weight.base) * jnp.dtype(weight.dtype).itemsize, extra)
+    def _report(self, weight: Factored, primitive: str, source: str) -> None:
+        size = _compat.size(weight.base) * jnp.dtype(weight.dtype).itemsize
         report = Densified(
             weight.path, tuple(weight.shape), str(weight.dtype), primitive, source, size
         )

@@ -1,0 +1,98 @@
+"""Everything of the evolve engine that is worth timing on one accelerator, unattended, in one call.
+
+    python bench/gpu_evolve.py                 # under 10 minutes on one H100-class GPU
+    python bench/gpu_evolve.py --small         # the same on a CPU in a minute, for tests
+
+Prints one JSON line per measurement and writes them all, with chip and date, to bench/results/.
+
+- linear: one 8192 x 8192 layer in bfloat16, 1,024 members, factors drawn beforehand, beside the
+  plain batch (arXiv 2511.16652v2, Fig. 2a: 91 % of inference; drawn in the pass 69 %).
+- int8: training generations of the int8 model beside its own inference.
+- members: population forward of 4 residual blocks beside a plain batch and dense members.
+"""
+
+import argparse
+import json
+import re
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+
+import springroll as sr
+from springroll.bench import int8_throughput, measure, population_forward
+
+RESULTS = Path(__file__).parent / "results"
+
+
+def linear(width: int, members: int, *, drawn: bool, repeats: int = 9) -> dict[str, Any]:
+    """Members per second through one layer, beside the plain batch of as many rows."""
+    params = {"w": jnp.zeros((width, width), jnp.bfloat16)}
+    es = sr.eggroll(pop_size=members, sigma=0.01, master=None, noise="rademacher")
+    state = es.init(jax.random.key(0), params)
+    x = jax.random.normal(jax.random.key(1), (members, width)).astype(jnp.bfloat16)
+
+    def score(params: Any, row: Any) -> Any:
+        return jnp.sum((row @ params["w"]).astype(jnp.float32))
+
+    plain = jax.jit(jax.vmap(score, (None, 0)))
+    forward = jax.jit(lambda s, m, x: sr.evaluate(score, s, m, x, in_axes=0))
+    whole = jax.jit(lambda s, x: sr.evaluate(score, s, es.ask(s), x, in_axes=0))
+    found = es.ask(state)
+    ours = (lambda: forward(state, found, x)) if drawn else (lambda: whole(state, x))
+    time = measure.medians(
+        measure.interleaved({"ours": ours, "plain": lambda: plain(params, x)}, repeats)
+    )
+    return measure.record(
+        "linear_drawn_beforehand" if drawn else "linear_drawn_in_the_pass",
+        ours=members / time["ours"],
+        baseline=members / time["plain"],
+        ratio=time["plain"] / time["ours"],
+        unit="members per second; baseline: plain batch",
+        width=width,
+        members=members,
+        target="ratio >= 0.95",
+    )
+
+
+def measurements(small: bool) -> list[tuple[str, Any]]:
+    """Names and calls, the quick ones first."""
+    width, members = (256, 64) if small else (8192, 1024)
+    sizes = [(2, 16, 32, 8)] if small else [(2, 64, 65536, 100), (6, 256, 8192, 100)]
+    return [
+        ("linear drawn", lambda: linear(width, members, drawn=True)),
+        ("linear in pass", lambda: linear(width, members, drawn=False)),
+        ("members", lambda: population_forward.run(**({"repeats": 2} if small else {}))),
+        *(
+            (
+                f"int8 {size}",
+                lambda size=size: int8_throughput.run(*size, published=None, repeats=5),
+            )
+            for size in sizes
+        ),
+    ]
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--small", action="store_true", help="sizes for a CPU, to test the script")
+    parser.add_argument("--out", type=Path, default=RESULTS, help="folder for the JSON file")
+    options = parser.parse_args()
+    results = []
+    for name, call in measurements(options.small):
+        try:
+            results.append(call())
+        except jax.errors.JaxRuntimeError as error:  # what does not fit: go on
+            results.append({"name": name, "failed": str(error).splitlines()[0]})
+        measure.report(results[-1])
+    chip = re.sub(r"[^a-z0-9]+", "-", jax.devices()[0].device_kind.lower()).strip("-")
+    options.out.mkdir(parents=True, exist_ok=True)
+    done = [r["date"] for r in results if "date" in r]
+    path = options.out / f"gpu_evolve-{chip}-{max(done, default='failed')}.json"
+    path.write_text(json.dumps(results, indent=1) + "\n")
+    print(f"wrote {path}")
+
+
+if __name__ == "__main__":
+    main()

@@ -51,8 +51,12 @@ def bits(words: Array, pairs: Array, size: int, first: int = 0) -> Array:
 
     `words` is a stream (2,), `pairs` (P,) uint32.
     """
-    # Without the barrier XLA fuses the key of a pair into the loop over its elements: 2.5x slower.
-    keys = lax.optimization_barrier(fold(words[None], pairs))
+    keys = fold(words[None], pairs)
+    if pairs.shape[0] > 1:
+        # Without the barrier XLA fuses the key of a pair into the loop over its elements: 2.5x
+        # slower. A single key is a scalar to XLA, and barriers of scalars crash its CPU compiler
+        # where they are kept (see `edge_jit`).
+        keys = lax.optimization_barrier(keys)
     element = jnp.arange(first, first + size, dtype=jnp.uint32) * _u32(_GOLDEN)
     x = element[None] + keys[:, :1]
     x = (x ^ (x >> _u32(16))) * _u32(_MUL_A)

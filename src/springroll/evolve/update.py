@@ -140,7 +140,8 @@ def _contract(leaf: Leaf, factors: tuple[Array, ...], per_pair: Array) -> Array:
     lead, rest = names[:k], list(zip(names[k:], leaf.roles[k:], strict=False))
     real = [x.astype(jnp.float32) for x in factors]
     if leaf.kind == "dense":
-        return jnp.einsum(f"z,{lead}z{names[k:]}->{names}", per_pair, real[0])
+        equation = f"z,{lead}z{names[k:]}->{names}"
+        return jnp.einsum(equation, per_pair, real[0], precision=jax.lax.Precision.HIGHEST)
     left, right = (
         lead + "z" + "".join(name for name, role in rest if role in ("s", letter)) + "y"
         for letter in "mn"
@@ -166,11 +167,11 @@ def _contract_exactly(exact: Exact, leaf: Leaf, factors: tuple[Array, ...], vote
     weighted = factors[0] * votes.astype(factors[0].dtype).reshape(along_pairs)
     m, n = leaf.side("m"), leaf.side("n")
     left, right = (
-        jax.lax.optimization_barrier(
-            jnp.moveaxis(x, k, -2).reshape(math.prod(leaf.shape[:k]), math.prod(side), -1)
-        )
+        jnp.moveaxis(x, k, -2).reshape(math.prod(leaf.shape[:k]), math.prod(side), -1)
         for x, side in ((weighted, m), (factors[1], n))
     )
+    if left.shape[-1] > 1:  # a barrier before an outer product crashes XLA's CPU compiler
+        left, right = jax.lax.optimization_barrier((left, right))
     product = lambda ab: dot(ab[0], in_fastest_registers(ab[1], exact.registers))
     one = left.shape[0] == 1
     total = product((left[0], right[0])) if one else jax.lax.map(product, (left, right))

@@ -1,11 +1,24 @@
 """Strict JAX for every test: no silent promotion, four fake devices, a fixed platform."""
 
 import os
+import shutil
+import tempfile
 
 os.environ.setdefault("JAX_PLATFORMS", "cpu")
+# Tests compile the same programs again and again, also in processes they start: once is enough.
+_CACHE = "JAX_COMPILATION_CACHE_DIR"
+_OURS = _CACHE not in os.environ  # the first process of a session; workers inherit the environment
+os.environ.setdefault(_CACHE, tempfile.mkdtemp(prefix="springroll-tests-"))
+os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0.1")
 
-import jax
+import jax  # noqa: E402
 
 jax.config.update("jax_num_cpu_devices", 4)
 jax.config.update("jax_numpy_dtype_promotion", "strict")
 jax.config.update("jax_numpy_rank_promotion", "raise")
+jax.devices()  # from here on no test can change how many there are
+
+
+def pytest_unconfigure():
+    if _OURS:
+        shutil.rmtree(os.environ[_CACHE], ignore_errors=True)

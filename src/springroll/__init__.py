@@ -1,10 +1,11 @@
 """springroll trains models past the memory wall, in JAX, with or without gradients.
 
-Every public name is loaded when it is first used, so that importing the package starts no backend and
-costs nothing.
+Every public name is loaded when it is first used, so that importing the package starts no backend
+and costs nothing.
 """
 
 import importlib
+import sys
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
@@ -31,14 +32,15 @@ _WHERE = {
 }
 
 __version__ = "0.1.0"
-__all__ = [*_WHERE, "__version__"]
+__all__ = [*_WHERE, "__version__"]  # pyright: ignore[reportUnsupportedDunderAll]
 
 
 def __getattr__(name: str) -> Any:
     if name not in _WHERE:
         raise AttributeError(f"module 'springroll' has no attribute {name!r}")
-    # A room may bear the name of the function it holds (`factored`): the function wins.
-    value = getattr(importlib.import_module(_WHERE[name]), name)
+    module = importlib.import_module(_WHERE[name])
+    # A room that bears the name of the function it holds is callable (see _room.py).
+    value = sys.modules.get(f"{__name__}.{name}") or getattr(module, name)
     globals()[name] = value
     return value
 

@@ -1,0 +1,58 @@
+# make demo    train a small int8 language model on this machine's own Python source, 90 s
+# make test    the test suite
+# make lint    ruff and pyright
+# Both set themselves up in .venv from nothing but python3 (3.11 or newer) and the package index.
+
+VENV := .venv
+BIN := $(VENV)/bin
+# The first Python that is new enough and can make virtual environments.
+FITS := import ensurepip, sys, venv; sys.exit(sys.version_info < (3, 11))
+PYTHON ?= $(shell for p in python3 python3.13 python3.12 python3.11 python; do \
+	$$p -c '$(FITS)' >/dev/null 2>&1 && echo $$p && break; done)
+WORKERS ?= 2
+DEMO := runs/demo
+
+.PHONY: demo test test-slow lint format bench clean
+
+demo: $(VENV)/core.stamp
+	@if [ -e $(DEMO) ]; then n=1; while [ -e $(DEMO)-$$n ]; do n=$$((n + 1)); done; \
+	mv $(DEMO) $(DEMO)-$$n; echo "The demo of before is in $(DEMO)-$$n now."; fi
+	$(BIN)/springroll pretrain --recipe demo --out $(DEMO)
+	@echo; echo "What it writes now:"; echo
+	$(BIN)/springroll sample $(DEMO)
+	@echo; echo "The learning curve is in $(DEMO)/curve.png, the figures in $(DEMO)/summary.json."
+
+test: $(VENV)/test.stamp
+	$(BIN)/python -m pytest -n $(WORKERS) -m "not slow"
+
+test-slow: $(VENV)/test.stamp
+	$(BIN)/python -m pytest -m slow
+
+lint: $(VENV)/test.stamp
+	$(BIN)/ruff check
+	$(BIN)/ruff format --check
+	$(BIN)/pyright
+
+format: $(VENV)/test.stamp
+	$(BIN)/ruff check --fix
+	$(BIN)/ruff format
+
+bench: $(VENV)/core.stamp
+	@mkdir -p bench/results
+	$(BIN)/springroll bench all --out bench/results/latest.jsonl
+
+clean:
+	rm -rf $(VENV) .pytest_cache .ruff_cache .hypothesis
+
+$(BIN)/python:
+	@test -n "$(PYTHON)" || { echo "springroll needs python3, 3.11 or newer, with the venv module \
+	(Debian: apt install python3-venv); name another one with make PYTHON=..."; exit 1; } >&2
+	$(PYTHON) -m venv $(VENV)
+
+$(VENV)/core.stamp: pyproject.toml | $(BIN)/python
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --editable .
+	@touch $@
+
+$(VENV)/test.stamp: pyproject.toml | $(BIN)/python
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --editable '.[test]'
+	@touch $@

@@ -1,0 +1,121 @@
+"""`springroll bench [NAME]`: measure a claim on this machine.
+
+Every benchmark runs in a process of its own, which binds itself to one core before JAX starts.
+"""
+
+import difflib
+import json
+import subprocess
+import sys
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import tyro
+
+from springroll.cli.options import parse
+from springroll.errors import InputError
+from springroll.train.atomic import replacing
+
+if TYPE_CHECKING:
+    from rich.table import Table
+
+BENCHES: dict[str, str] = {
+    "int8_throughput": "int8 training beside inference of the same model, tokens per second",
+    "population_forward": "a population's forward beside a plain one and dense members",
+    "mlp_step": "one evaluation and update of a small policy beside threefry drawn twice",
+    "openes_ratio": "a step of EGGROLL beside one of OpenES",
+    "lattice_rules": "bits per byte at equal tokens of the integer rules",
+}
+ALL = "all"
+FAILED = 1  # exit code
+
+
+@dataclass(frozen=True, kw_only=True)
+class BenchOptions:
+    """Measure one of the claims on this machine: one JSON line per result, and a table.
+
+    Without a name, lists what there is.
+    """
+
+    name: Annotated[str | None, tyro.conf.Positional] = None
+    """The benchmark, or `all`."""
+    out: str | None = None
+    """Also write the JSON lines to this file."""
+
+
+def run(argv: Sequence[str]) -> int:
+    """List, or measure and print."""
+    options = parse(BenchOptions, argv, prog="springroll bench")
+    if options.name is None:
+        width = max(map(len, BENCHES))
+        print("\n".join(f"{name:{width}}  {what}" for name, what in BENCHES.items()))
+        return 0
+    names = list(BENCHES) if options.name == ALL else [known(options.name)]
+    results: list[dict[str, Any]] = []
+    failed = False
+    for name in names:
+        found, code = measured(name)
+        results += found
+        failed |= code != 0 or not found
+        show(found)
+    if options.out is not None:
+        with replacing(Path(options.out)) as file:
+            file.write("".join(json.dumps(result) + "\n" for result in results).encode())
+    return FAILED if failed else 0
+
+
+def known(name: str) -> str:
+    """The name of a benchmark, in either spelling.
+
+    Raises:
+        InputError: there is none of that name; the nearest is named.
+    """
+    name = name.replace("-", "_")
+    if name not in BENCHES:
+        near = difflib.get_close_matches(name, BENCHES, n=1)
+        hint = f"did you mean {near[0]}?" if near else f"there are {', '.join(BENCHES)}"
+        raise InputError(f"unknown benchmark {name!r}; {hint}")
+    return name
+
+
+def command(name: str) -> list[str]:
+    """What runs a benchmark in a process of its own."""
+    return [sys.executable, "-m", f"springroll.bench.{name}"]
+
+
+def measured(name: str) -> tuple[list[dict[str, Any]], int]:
+    """The JSON lines that a benchmark prints, and its exit code; what else it says is passed on."""
+    results = []
+    with subprocess.Popen(command(name), stdout=subprocess.PIPE, text=True) as process:
+        assert process.stdout is not None
+        for line in process.stdout:
+            print(line, end="", flush=True)
+            try:
+                found = json.loads(line)
+            except ValueError:
+                continue
+            if isinstance(found, dict):
+                results.append(found)
+    return results, process.returncode
+
+
+def show(results: list[dict[str, Any]]) -> None:
+    """A table per result, on standard error: standard output stays JSON."""
+    from rich.console import Console
+
+    for result in results:
+        Console(stderr=True).print(table(result))
+
+
+def table(result: dict[str, Any]) -> "Table":
+    """One result for people."""
+    from rich.table import Table
+
+    out = Table.grid(padding=(0, 2, 0, 0))
+    for key, value in result.items():
+        if isinstance(value, dict):
+            value = ", ".join(f"{name} {each}" for name, each in value.items())
+        out.add_row(key, f"{value:,}" if isinstance(value, int | float) else str(value))
+    return out

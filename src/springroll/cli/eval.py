@@ -1,0 +1,133 @@
+"""`springroll eval RUN`: bits per byte of a run's weights, beside the lines to beat."""
+
+import json
+import sys
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import tyro
+
+from springroll.cli.options import parse
+from springroll.cli.trained import Trained, load
+from springroll.errors import InputError
+from springroll.train.atomic import write_json
+
+if TYPE_CHECKING:
+    import numpy as np
+    from rich.table import Table
+
+
+@dataclass(frozen=True, kw_only=True)
+class EvalOptions:
+    """Bits per byte of the weights in a run's newest checkpoint, beside the lines to beat.
+
+    The text is the run's validation sample, or, with --data, a sample of all of another text.
+    """
+
+    run: Annotated[str, tyro.conf.Positional]
+    """The folder of a run."""
+    data: str | None = None
+    """Other text: `stdlib`, a file, a folder, `minipile`, or a hub name."""
+    streams: int | None = None
+    """Rows of the sample, each read from the beginning of a memory; default: as in training."""
+    tokens: int | None = None
+    """Bytes per row; default: as in training."""
+    json: bool = False
+    """Print one JSON object instead of a table."""
+    out: str | None = None
+    """Also write the JSON to this file."""
+
+    def __post_init__(self) -> None:
+        for name in ("streams", "tokens"):
+            value = getattr(self, name)
+            if value is not None and value < 1:
+                raise InputError(f"{name} is {value}; it must be at least 1")
+
+
+def run(argv: Sequence[str]) -> int:
+    """Evaluate and print."""
+    options = parse(EvalOptions, argv, prog="springroll eval")
+    trained = load(options.run)
+    for note in trained.notes:
+        print(note, file=sys.stderr)
+    figures = evaluated(trained, options)
+    if options.out is not None:
+        write_json(Path(options.out), figures)
+    if options.json:
+        print(json.dumps(figures))
+    else:
+        from rich.console import Console
+
+        Console().print(table(figures))
+    return 0
+
+
+def evaluated(trained: Trained, options: EvalOptions) -> dict[str, Any]:
+    """The figures: bits per byte of the model and of the three lines, and what they are of."""
+    from springroll.tasks.baselines import baselines
+
+    name, sample = sample_of(trained, options)
+    return {
+        "run": options.run,
+        "generation": trained.generation,
+        "data": name,
+        "bytes": int(sample[:, 1:].size),
+        "bits_per_byte": bits_per_byte(trained.model, trained.params, sample),
+        **baselines(sample),
+    }
+
+
+def sample_of(trained: Trained, options: EvalOptions) -> tuple[str, "np.ndarray"]:
+    """The text to score, (rows, T + 1) uint8, and its name.
+
+    Of the text the run was trained on only the validation part counts; of another text all of it.
+    """
+    import numpy as np
+
+    from springroll.tasks.corpus import load_corpus
+    from springroll.tasks.text import validation
+
+    config = trained.config
+    corpus = load_corpus(options.data or config.data)
+    seen = corpus.digest == trained.identity.get("corpus")
+    if options.data is None and not seen:
+        print(
+            f"note: {config.data} has changed since the run began; its validation text may hold "
+            f"what was trained on",
+            file=sys.stderr,
+        )
+    if options.data is not None and not seen:
+        corpus = corpus._replace(valid=np.concatenate([corpus.train, corpus.valid]))
+    rows, tokens = options.streams or config.valid_streams, options.tokens or config.valid_tokens
+    return corpus.name, validation(corpus, rows, tokens)
+
+
+def bits_per_byte(model: Any, params: Any, sample: "np.ndarray") -> float:
+    """Mean code length of `sample[:, 1:]`, each row read from an empty memory."""
+    import jax
+    import jax.numpy as jnp
+
+    from springroll.factored._compat import edge_jit
+
+    def mean_bits(params: Any, rows: Any) -> Any:
+        logits = jax.vmap(lambda row: model.apply(params, row[:-1], model.state())[0])(rows)
+        labels = rows[:, 1:, None].astype(jnp.int32)
+        chosen = jnp.take_along_axis(jax.nn.log_softmax(logits), labels, axis=-1)
+        return -jnp.mean(chosen) / jnp.log(2.0)
+
+    return float(edge_jit(mean_bits)(params, sample))
+
+
+def table(figures: dict[str, Any]) -> "Table":
+    """The figures for people."""
+    from rich.table import Table
+
+    title = f"{figures['run']} at generation {figures['generation']:,}"
+    caption = f"{figures['bytes']:,} bytes of {figures['data']}"
+    out = Table("bits per byte", "", title=title, caption=caption)
+    out.add_row("the run", f"{figures['bits_per_byte']:.4f}")
+    for name in ("unigram", "bigram", "gzip"):
+        out.add_row(name, f"{figures[f'{name}_bits_per_byte']:.4f}")
+    return out

@@ -1,0 +1,111 @@
+"""`springroll explain TARGET`: how each parameter of a model would be perturbed, and why."""
+
+import importlib
+import sys
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+import tyro
+
+from springroll.cli.options import nearest, parse
+from springroll.cli.trained import model_of, open_folder
+from springroll.errors import InputError
+from springroll.train.pretrain import PretrainConfig
+
+WIDE = 140  # columns where nothing says how many there are
+
+
+@dataclass(frozen=True, kw_only=True)
+class ExplainOptions:
+    """A table of every parameter: its shape, how it is perturbed, how much noise that takes, why.
+
+    The target is a built-in model (`egg`, with the options below), the folder of a run, or
+    MODULE:FUNCTION, a function without arguments that returns (fn, params, *args). Nothing is
+    computed; params and args may be `jax.ShapeDtypeStruct`s.
+    """
+
+    target: Annotated[str, tyro.conf.Positional]
+    """`egg`, a run folder, or MODULE:FUNCTION."""
+    n_layers: int = 6
+    """Layers of `egg`."""
+    hidden: int = 256
+    """Width of `egg`."""
+    precision: Literal["int8", "compat", "float32", "bfloat16"] = "int8"
+    """Arithmetic of `egg`."""
+
+
+def run(argv: Sequence[str]) -> int:
+    """Print the table."""
+    options = parse(ExplainOptions, argv, prog="springroll explain")
+    fn, params, *args = target_of(options)
+
+    from rich.console import Console
+
+    from springroll.factored.explain import explain
+
+    width = None if sys.stdout.isatty() else WIDE
+    Console(width=width).print(explain(fn, params, *args))
+    return 0
+
+
+def target_of(options: ExplainOptions) -> tuple[Any, ...]:
+    """(fn, params, *args) of what the target names."""
+    if options.target in MODELS:
+        return MODELS[options.target](options)
+    if Path(options.target).is_dir():
+        return score_of(open_folder(options.target)[1])
+    if ":" in options.target:
+        return from_function(options.target)
+    raise InputError(
+        f"{options.target} is no model, run folder or MODULE:FUNCTION"
+        f"{nearest(options.target, MODELS)}; models: {', '.join(MODELS)}"
+    )
+
+
+def built_in_egg(options: ExplainOptions) -> tuple[Any, ...]:
+    """The byte model at the size of the options."""
+    return score_of(
+        PretrainConfig(
+            n_layers=options.n_layers, hidden=options.hidden, precision=options.precision
+        )
+    )
+
+
+MODELS: dict[str, Callable[[ExplainOptions], tuple[Any, ...]]] = {"egg": built_in_egg}
+
+
+def score_of(config: PretrainConfig) -> tuple[Any, ...]:
+    """What pretraining evolves: the score of one stream of bytes."""
+    import jax
+    import jax.numpy as jnp
+
+    model = model_of(config)
+    params = jax.eval_shape(model.init, jax.random.key(0))
+    state = jax.eval_shape(model.state)
+    return model.score, params, jax.ShapeDtypeStruct((config.tokens + 1,), jnp.uint8), state
+
+
+def from_function(target: str) -> tuple[Any, ...]:
+    """What MODULE:FUNCTION returns; modules in the current folder are found too."""
+    module_name, _, name = target.partition(":")
+    sys.path.insert(0, "")
+    try:
+        module = importlib.import_module(module_name)
+    except ModuleNotFoundError as error:
+        raise InputError(f"cannot import {module_name}: {error}") from None
+    finally:
+        sys.path.remove("")
+    function = getattr(module, name, None)
+    if not callable(function):
+        raise InputError(
+            f"{module_name} has no function {name!r}{nearest(name, vars(module))}; "
+            f"expected one that returns (fn, params, *args)"
+        )
+    made = function()
+    if not isinstance(made, tuple) or len(made) < 2 or not callable(made[0]):
+        raise InputError(
+            f"{target} returned {type(made).__name__}; expected a tuple (fn, params, *args)"
+        )
+    return made

@@ -1,0 +1,84 @@
+"""`springroll COMMAND ...`: finds the command, and turns what the user got wrong into one line.
+
+Adding a command is a module with `run(argv) -> int` and a line in `COMMANDS`.
+"""
+
+import difflib
+import importlib
+import sys
+from collections.abc import Sequence
+from typing import NamedTuple
+
+from springroll.errors import InputError
+
+
+class Command(NamedTuple):
+    """Where a command lives, and what it does in a few words."""
+
+    module: str
+    summary: str
+
+
+COMMANDS: dict[str, Command] = {
+    "pretrain": Command("springroll.cli.pretrain", "train a byte language model without gradients"),
+    "eval": Command("springroll.cli.eval", "bits per byte of a run, beside the lines to beat"),
+    "sample": Command("springroll.cli.sample", "let a run write text"),
+    "replay": Command("springroll.cli.replay", "rebuild a run's weights from its journal"),
+    "explain": Command("springroll.cli.explain", "how each parameter of a model is perturbed"),
+    "doctor": Command("springroll.cli.doctor", "devices, versions, extras, and a self-test"),
+    "bench": Command("springroll.cli.bench", "measure one of the claims on this machine"),
+}
+
+BAD_INPUT = 2  # exit codes
+INTERRUPTED = 130
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run one command; the exit code is 0, 1 (a check failed), 2 (bad input) or 130 (Ctrl-C)."""
+    argv = list(sys.argv[1:] if argv is None else argv)
+    try:
+        return dispatch(argv)
+    except InputError as error:
+        print(f"springroll: {' '.join(str(error).split())}", file=sys.stderr)
+        return BAD_INPUT
+    except KeyboardInterrupt:
+        return INTERRUPTED
+
+
+def dispatch(argv: list[str]) -> int:
+    """The command named first, with the rest as its arguments."""
+    if not argv or argv[0] in ("-h", "--help", "help"):
+        print(usage())
+        return 0 if argv else BAD_INPUT
+    if argv[0] == "--version":
+        from springroll import __version__
+
+        print(f"springroll {__version__}")
+        return 0
+    if argv[0] not in COMMANDS:
+        near = difflib.get_close_matches(argv[0], COMMANDS, n=1)
+        hint = f"did you mean {near[0]!r}?" if near else f"there are {', '.join(COMMANDS)}"
+        raise InputError(f"unknown command {argv[0]!r}; {hint}")
+    return importlib.import_module(COMMANDS[argv[0]].module).run(argv[1:])
+
+
+def usage() -> str:
+    """What `springroll --help` prints."""
+    width = max(map(len, COMMANDS))
+    lines = [f"  {name:{width}}  {command.summary}" for name, command in COMMANDS.items()]
+    return "\n".join(
+        [
+            "usage: springroll COMMAND [OPTIONS]",
+            "",
+            "Train models past the memory wall, in JAX, with or without gradients.",
+            "",
+            *lines,
+            "",
+            "springroll COMMAND --help lists the options of a command.",
+            "Begin with: springroll pretrain --recipe demo",
+        ]
+    )
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,83 @@
+"""`springroll pretrain`: train a byte language model on text, without gradients."""
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any
+
+from springroll.cli.options import nearest, parse, taken
+from springroll.errors import InputError
+from springroll.recipes import RECIPES
+from springroll.train.pretrain import PretrainConfig
+
+if TYPE_CHECKING:
+    from rich.table import Table
+
+PROG = "springroll pretrain"
+
+
+def run(argv: Sequence[str]) -> int:
+    """Train; the exit code is 0 when the budget was spent, 130 after Ctrl-C."""
+    config = config_of(argv)
+
+    from rich.console import Console
+
+    from springroll.train.pretrain import pretrain
+
+    result = pretrain(config, console=Console(stderr=True))
+    if result.signal is None:
+        Console().print(report(config.out, result.summary))
+    return result.exit_code
+
+
+def config_of(argv: Sequence[str]) -> PretrainConfig:
+    """The config of a command line: a recipe's or the defaults, with the given options."""
+    name, rest = taken(argv, "--recipe")
+    if name is not None and name not in RECIPES:
+        raise InputError(
+            f"unknown recipe {name!r}{nearest(name, RECIPES)}; there are {', '.join(RECIPES)}"
+        )
+    return parse(
+        PretrainConfig,
+        rest,
+        prog=PROG,
+        default=None if name is None else RECIPES[name](),
+        description=description(),
+        others=["--recipe"],
+    )
+
+
+def description() -> str:
+    """What --help says before the options."""
+    first = lambda recipe: (recipe.__doc__ or "").splitlines()[0]
+    recipes = "\n".join(f"  --recipe {name}: {first(make)}" for name, make in RECIPES.items())
+    return (
+        "Train a byte-level language model on text by evolution: forward passes only.\n\n"
+        f"A recipe sets all options; those given beside it override it.\n{recipes}"
+    )
+
+
+def report(out: str, summary: dict[str, Any]) -> "Table":
+    """The end of a run: the score beside the lines to beat, its speed, and what to do next."""
+    from rich.table import Table
+
+    from springroll.train.progress import clock, gibibytes, si
+
+    table = Table.grid(padding=(0, 2, 0, 0))
+    valid = summary.get("valid_bits_per_byte")
+    if valid is not None:
+        table.add_row("validation", f"{valid:.3f} bits/byte")
+    for name in ("unigram", "bigram", "gzip"):
+        line = summary.get(f"{name}_bits_per_byte")
+        if line is not None:
+            table.add_row(name, f"{line:.3f} bits/byte{_distance(valid, line)}")
+    table.add_row("speed", f"{si(summary['tokens_per_second'])} tokens/s")
+    table.add_row("time", f"{clock(summary['seconds'])}, {summary['generations']:,} generations")
+    table.add_row("memory", gibibytes(summary["peak_memory_bytes"]))
+    table.add_row("curve", f"{out}/curve.png")
+    table.add_row("next", f"springroll sample {out}")
+    return table
+
+
+def _distance(valid: float | None, line: float) -> str:
+    if valid is None:
+        return ""
+    return f", beaten by {line - valid:.3f}" if valid < line else f", {valid - line:.3f} to go"

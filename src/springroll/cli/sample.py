@@ -1,0 +1,108 @@
+"""`springroll sample RUN`: let a run write text, byte by byte."""
+
+import sys
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import tyro
+
+from springroll.cli.options import parse
+from springroll.cli.trained import load
+from springroll.errors import InputError
+from springroll.train.atomic import replacing
+
+if TYPE_CHECKING:
+    from springroll.models.egg import Egg
+
+
+@dataclass(frozen=True, kw_only=True)
+class SampleOptions:
+    """Generate bytes with the weights of a run's newest checkpoint and print them as text."""
+
+    run: Annotated[str, tyro.conf.Positional]
+    """The folder of a run."""
+    prompt: str = ""
+    """What the text begins with."""
+    length: int = 512
+    """Bytes to generate."""
+    temperature: float = 0.7
+    """1 draws from the model's distribution, less is safer, 0 always takes the likeliest byte."""
+    seed: int = 0
+    """Equal seeds write equal text."""
+    out: str | None = None
+    """Also write the bytes, as they are, to this file."""
+
+    def __post_init__(self) -> None:
+        if self.length < 1:
+            raise InputError(f"length is {self.length}; it must be at least 1")
+        if not 0 <= self.temperature < float("inf"):
+            raise InputError(f"temperature is {self.temperature}; it must be 0 or more")
+        if not 0 <= self.seed < 2**63:
+            raise InputError(f"seed is {self.seed}; it must be between 0 and 2^63 - 1")
+
+
+def run(argv: Sequence[str]) -> int:
+    """Generate and print."""
+    options = parse(SampleOptions, argv, prog="springroll sample")
+    trained = load(options.run)
+    for note in trained.notes:
+        print(note, file=sys.stderr)
+    prompt = options.prompt.encode(errors="replace")
+    text = generate(
+        trained.model,
+        trained.params,
+        prompt,
+        length=options.length,
+        temperature=options.temperature,
+        seed=options.seed,
+    )
+    if options.out is not None:
+        with replacing(Path(options.out)) as file:
+            file.write(prompt + text)
+    print(printable(prompt + text))
+    return 0
+
+
+def generate(
+    model: "Egg", params: Any, prompt: bytes, *, length: int, temperature: float, seed: int
+) -> bytes:
+    """`length` bytes that follow the beginning of a document and `prompt`.
+
+    One `lax.scan` over bytes; what is carried is the recurrent state and the byte before.
+    """
+    import jax
+    import jax.numpy as jnp
+    import numpy as np
+
+    from springroll.factored._compat import edge_jit
+    from springroll.models.egg import SEPARATOR
+
+    start = jnp.asarray(np.frombuffer(bytes([SEPARATOR]) + prompt, np.uint8))
+
+    def drawn(logits: Any, key: Any) -> Any:
+        if temperature == 0:
+            return jnp.argmax(logits).astype(jnp.uint8)
+        return jax.random.categorical(key, logits / jnp.float32(temperature)).astype(jnp.uint8)
+
+    def step(before: tuple[Any, Any], key: Any) -> tuple[tuple[Any, Any], Any]:
+        state, logits = before
+        byte = drawn(logits, key)
+        logits, state = model.apply(params, byte[None], state)
+        return (state, logits[0]), byte
+
+    def written(key: Any) -> Any:
+        logits, state = model.apply(params, start, model.state())
+        return jax.lax.scan(step, (state, logits[-1]), jax.random.split(key, length))[1]
+
+    return np.asarray(edge_jit(written)(jax.random.key(seed))).tobytes()
+
+
+def printable(text: bytes) -> str:
+    """Text that is safe on a terminal: escapes and other control characters become a mark.
+
+    The byte between documents is shown as an empty line.
+    """
+    decoded = text.decode(errors="replace").replace("\0", "\n\n")
+    return "".join(c if c.isprintable() or c in "\n\t" else "\ufffd" for c in decoded)

@@ -1,0 +1,83 @@
+"""`springroll bench`: the list, and what becomes of the lines a benchmark prints."""
+
+import ast
+import importlib
+import json
+import sys
+from pathlib import Path
+
+import pytest
+
+import springroll.bench
+from springroll.cli import bench
+from springroll.cli.main import main
+
+RESULT = {
+    "name": "sums",
+    "ours": 2.5,
+    "ratio": 4,
+    "machine": {"cores": 1, "jax": "9"},
+    "commit": "x",
+}
+
+
+@pytest.fixture
+def prints(monkeypatch):
+    """Puts a program in the place of every benchmark."""
+
+    def put(code):
+        monkeypatch.setattr(bench, "command", lambda name: [sys.executable, "-c", code])
+
+    return put
+
+
+def test_the_list(capsys):
+    assert main(["bench"]) == 0
+    lines = capsys.readouterr().out.splitlines()
+    assert [line.split()[0] for line in lines] == list(bench.BENCHES)
+
+
+def test_every_benchmark_is_listed():
+    """A module that measures has a `main`."""
+    there = set()
+    for path in Path(springroll.bench.__file__).parent.glob("*.py"):
+        body = ast.parse(path.read_text()).body
+        if any(isinstance(node, ast.FunctionDef) and node.name == "main" for node in body):
+            there.add(path.stem)
+    assert there == set(bench.BENCHES)
+
+
+def test_every_benchmark_is_a_module_that_runs():
+    for name in bench.BENCHES:
+        assert bench.command(name)[1:] == ["-m", f"springroll.bench.{name}"]
+        assert callable(importlib.import_module(f"springroll.bench.{name}").main)
+
+
+def test_json_on_standard_output_a_table_beside_it(prints, capsys, tmp_path):
+    prints(f"print('warming up'); print('''{json.dumps(RESULT)}'''); print(3)")
+    out = tmp_path / "results.jsonl"
+    assert main(["bench", "mlp-step", "--out", str(out)]) == 0
+    output = capsys.readouterr()
+    assert output.out == f"warming up\n{json.dumps(RESULT)}\n3\n"
+    for part in ("sums", "2.5", "ratio", "cores 1, jax 9"):
+        assert part in output.err
+    assert [json.loads(line) for line in out.read_text().splitlines()] == [RESULT]
+
+
+def test_all_of_them(prints, capsys):
+    prints(f"print('''{json.dumps(RESULT)}''')")
+    assert main(["bench", "all"]) == 0
+    assert capsys.readouterr().out.count("\n") == len(bench.BENCHES)
+
+
+@pytest.mark.parametrize("code", ["raise SystemExit(3)", "print('no result')"])
+def test_a_benchmark_that_fails(prints, code):
+    prints(code)
+    assert main(["bench", "mlp_step"]) == 1
+
+
+def test_a_misspelt_name(capsys):
+    assert main(["bench", "mlp_stp"]) == 2
+    assert "unknown benchmark 'mlp_stp'; did you mean mlp_step?" in capsys.readouterr().err
+    assert main(["bench", "xyz"]) == 2
+    assert "there are int8_throughput" in capsys.readouterr().err

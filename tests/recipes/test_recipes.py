@@ -1,0 +1,47 @@
+"""Recipes: full configs, whose docstrings say where, how long and how good."""
+
+import json
+
+import pytest
+
+from springroll.cli.main import main
+from springroll.recipes import RECIPES
+from springroll.train.config import from_json, to_json
+from springroll.train.pretrain import PretrainConfig
+
+
+@pytest.mark.parametrize("name", RECIPES)
+def test_a_recipe_is_a_config_with_a_docstring(name):
+    config = RECIPES[name]()
+    assert from_json(PretrainConfig, json.loads(json.dumps(to_json(config)))) == config
+    assert config.out == f"runs/{name}"
+    doc = RECIPES[name].__doc__ or ""
+    assert all(word in doc for word in ("Hardware: ", "Time: ")), doc
+
+
+def test_the_demo_fits_what_it_promises():
+    config = RECIPES["demo"]()
+    assert config.data == "stdlib"
+    assert config.precision == "int8"
+    assert config.seconds is not None and config.seconds <= 90
+
+
+def demo(folder, *more):
+    assert main(["pretrain", "--recipe", "demo", "--out", str(folder), *more]) == 0
+    return json.loads((folder / "summary.json").read_text())
+
+
+def test_the_demo_starts(tmp_path):
+    """Two generations; the population, the text and the lines to beat are those of the real one."""
+    small = ("--valid-streams", "4", "--generations", "2")
+    summary = demo(tmp_path / "run", *small)
+    assert summary["generations"] == 2
+    assert 3 < summary["bigram_bits_per_byte"] < summary["unigram_bits_per_byte"] < 5.5
+    assert summary["tokens_per_second"] > 0
+
+
+@pytest.mark.slow
+def test_the_demo_learns(tmp_path):
+    summary = demo(tmp_path / "run")
+    assert summary["seconds"] < 95
+    assert summary["valid_bits_per_byte"] <= summary["unigram_bits_per_byte"] - 0.35

@@ -98,7 +98,9 @@ def draw(result: dict[str, Any], path: Path) -> None:
         bits = result["lines"][f"{name}_bits_per_byte"]
         axes.axhline(bits, color="grey", linewidth=0.8, linestyle=":")
         axes.annotate(name, (tokens[-1], bits), ha="right", va="bottom", color="grey", fontsize=8)
+    top = result["lines"]["unigram_bits_per_byte"] + 1
     axes.set(
+        ylim=(None, top),  # the first steps leave 8.6 in no time
         xlabel="million tokens, all members together",
         ylabel="validation bits per byte",
         title=f"Integer rules, {result['size']}, mean and range of seeds",

@@ -293,3 +293,41 @@ class Residual:
         multiplier = round(ratio * 2**down)
         most = 2**30 // multiplier
         return np.clip(halves_away(np.clip(total, -most, most) * multiplier, down), -32768, 32768)
+
+
+# --- a generation --------------------------------------------------------------------------------
+
+
+def evaluate(n, params, noises, tokens, states):
+    """Fitness and new states of all members; member 2 p has noise p as it is, 2 p + 1 negated."""
+    fitness, new = [], []
+    for i, (text, state) in enumerate(zip(tokens, states, strict=True)):
+        member = member_of(n, params, noises[i // 2], 1 - 2 * (i % 2))
+        value, state = score(n, member, text, state)
+        fitness.append(value)
+        new.append(state)
+    return np.array(fitness), np.stack(new)
+
+
+def moved(params, fitness, noises, move):
+    """The parameters after one step; `move(path, layer, total)` is the rule of one parameter."""
+    ballots = votes(fitness)
+
+    def step(path, layer, value):
+        return clip(value + move(path, layer, total_votes(ballots, noises, path, layer)))
+
+    blocks = {
+        name: np.stack([step(f"blocks/{name}", i, v) for i, v in enumerate(stack)])
+        for name, stack in params["blocks"].items()
+    }
+    top = {name: step(name, 0, v) for name, v in params.items() if name != "blocks"}
+    return top | {"blocks": blocks}
+
+
+def as_integers(params):
+    """int64 copies of a tree of arrays of two levels."""
+    wide = lambda x: np.asarray(x).astype(np.int64)
+    return {
+        name: {k: wide(v) for k, v in value.items()} if name == "blocks" else wide(value)
+        for name, value in params.items()
+    }

@@ -139,15 +139,15 @@ def by_votes(
         params = jax.tree_util.tree_map_with_path(
             lambda path, x: stepped(x, moves.get(path_of(path))), state.params
         )
-        metrics = fitness_metrics(fitness, finite(fitness)) | {
-            "sigma": members.sigma,
-            "moved": distance(params, state.params),
-            "ties": jnp.mean((ballots == 0).astype(jnp.float32)),
-        }
         new = State(params, (), memory, state.seed, state.generation)
         if not rule.blind:  # no vote, no direction: the memory must not move the weights either
             voted = jnp.any(ballots != 0)
             new = jax.tree.map(lambda a, b: jnp.where(voted, a, b), new, state)
+        metrics = fitness_metrics(fitness, finite(fitness)) | {
+            "sigma": members.sigma,
+            "moved": distance(new.params, state.params),
+            "ties": jnp.mean((ballots == 0).astype(jnp.float32)),
+        }
         return new._replace(generation=state.generation + 1), metrics
 
     return Strategy(init, ask, tell)

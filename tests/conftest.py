@@ -9,7 +9,7 @@ os.environ.setdefault("JAX_PLATFORMS", "cpu")
 _CACHE = "JAX_COMPILATION_CACHE_DIR"
 _OURS = _CACHE not in os.environ  # the first process of a session; workers inherit the environment
 os.environ.setdefault(_CACHE, tempfile.mkdtemp(prefix="springroll-tests-"))
-os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0.1")
+os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0")
 
 import jax  # noqa: E402
 

@@ -5,6 +5,7 @@ import time
 
 from tiny import outcome, pretrain, start, text_file
 
+from springroll.cli.main import main
 from springroll.train.journal import Journal
 
 GENERATIONS = 200
@@ -43,9 +44,8 @@ def test_kill_9_and_ctrl_c_leave_no_trace(tmp_path):
     assert "Ctrl-C again to stop at once" in said
     assert f"go on with --resume --out {tmp_path / 'run'}" in said
 
-    last = start(["pretrain", "--resume", "--out", str(tmp_path / "run")])
-    undisturbed = start(pretrain(text, tmp_path / "undisturbed", *end))
-    assert outcome(last)[0] == outcome(undisturbed)[0] == 0
+    assert main(["pretrain", "--resume", "--out", str(tmp_path / "run")]) == 0
+    assert main(pretrain(text, tmp_path / "undisturbed", *end)) == 0
     for name in ("journal", f"checkpoints/{GENERATIONS:09d}.safetensors"):
         resumed = (tmp_path / "run" / name).read_bytes()
         assert resumed == (tmp_path / "undisturbed" / name).read_bytes()

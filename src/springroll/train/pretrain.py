@@ -146,10 +146,12 @@ def pretrain(config: PretrainConfig, console: "Console | None" = None) -> "Resul
     from springroll.train.run_folder import open_run
 
     use_cpu_devices(config.devices)
-    if not config.resume:
-        build(config)  # what is wrong with the options should leave no folder behind
-    folder, config = open_run(config, PretrainConfig())
-    made = build(config)
+    if config.resume:
+        folder, config = open_run(config, PretrainConfig())
+        made = build(config)
+    else:
+        made = build(config)  # first: what is wrong with the options leaves no folder behind
+        folder, config = open_run(config, PretrainConfig())
     if console is not None:
         console.print(opening(config, made))
     return run(config, made.task, folder, console=console)

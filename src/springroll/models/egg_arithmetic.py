@@ -133,10 +133,14 @@ def _compat_norm(x: Array, weight: Array) -> Array:
     mean = jnp.sum(jnp.abs(fp.wide(x)), axis=-1, keepdims=True)
     mean = jnp.maximum(mean, 1) // x.shape[-1]
     product = fp.wide(x) * fp.wide(weight)
-    # (p + 1/2) / d in float32 floors to p // d for every |p| < 2**14 and d up to 127.
-    inverse = 1.0 / jnp.maximum(mean, 1).astype(jnp.float32)
-    quotient = fp.wide(jnp.floor((product.astype(jnp.float32) + 0.5) * inverse))
+    quotient = floor_quotient(product, jnp.maximum(mean, 1))
     return fp.store(jnp.where(mean > 0, quotient, jnp.where(product == 0, -1, -2)))
+
+
+def floor_quotient(product: Array, mean: Array) -> Array:
+    """product // mean for |product| < 2**14 and mean from 1 to 127, by a float32 reciprocal."""
+    inverse = 1.0 / mean.astype(jnp.float32)
+    return fp.wide(jnp.floor((product.astype(jnp.float32) + 0.5) * inverse))
 
 
 def _compat_gate(f: Array, v: Array) -> Array:
@@ -151,8 +155,13 @@ def _compat_bits(logits: Array, labels: Array) -> Array:
     """
     y = fp.wide(logits) + fp.LIMIT + 1
     total = jnp.sum(jnp.asarray(_EXP2)[y], axis=-1)
-    steps = jnp.searchsorted(jnp.asarray(_LOG2_FROM), total, side="right").astype(jnp.int32)
-    return _LOG2_LOWEST + steps - jnp.take_along_axis(y, labels[..., None], axis=-1)[..., 0]
+    return published_log2(total) - jnp.take_along_axis(y, labels[..., None], axis=-1)[..., 0]
+
+
+def published_log2(total: Array) -> Array:
+    """int(16 log2(total / 16)) of int32 totals from 4096 to 2**28."""
+    steps = jnp.searchsorted(jnp.asarray(_LOG2_FROM), total, side="right")
+    return _LOG2_LOWEST + steps.astype(jnp.int32)
 
 
 _EXP2 = np.array([int(16 * 2 ** (i / 16)) for i in range(256)], np.int32)

@@ -24,6 +24,7 @@ VARIANTS: dict[str, dict[str, Any]] = {
     "mended": {"precision": "int8", "rule": "threshold"},
     "residual": {"precision": "int8", "rule": "residual"},
 }
+DEFAULTS = {"decay": 1000.0}  # of learning rate and alpha alike: about the length of a run
 POINTS = 12  # validations per run
 
 
@@ -35,7 +36,7 @@ def run(
     at = sorted({round(x) for x in np.linspace(0, generations, POINTS + 1)})
     for seed in seeds:
         for name, variant in VARIANTS.items():
-            config = PretrainConfig(seed=seed, **(options | variant))
+            config = PretrainConfig(seed=seed, **(DEFAULTS | options | variant))
             curves[name].append(curve(config, at))
     final = {name: [c[-1] for c in found] for name, found in curves.items()}
     mean = {name: statistics.mean(values) for name, values in final.items()}

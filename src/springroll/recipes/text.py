@@ -1,5 +1,7 @@
 """Byte language models learnt from text by evolution. Imports no JAX."""
 
+from dataclasses import replace
+
 from springroll.train.pretrain import PretrainConfig
 
 
@@ -30,19 +32,7 @@ def bigram() -> PretrainConfig:
     Hardware: 2 CPU cores, under 1 GiB. Time: 10 minutes of training. Expect validation bits per
     byte near what a table of byte pairs reaches.
     """
-    return PretrainConfig(
-        out="runs/bigram",
-        data="stdlib",
-        n_layers=1,
-        hidden=64,
-        precision="int8",
-        pop_size=1024,
-        rank=1,
-        tokens=16,
-        streams=128,
-        decay=6000.0,
-        seconds=600.0,
-    )
+    return replace(demo(), out="runs/bigram", decay=6000.0, seconds=600.0)
 
 
 def article() -> PretrainConfig:

@@ -35,6 +35,18 @@ def test_pair_votes_and_sign():
     np.testing.assert_array_equal(shaping.pair_votes(whole), [1, 1])
 
 
+def test_pair_difference():
+    difference = F[::2] - F[1::2]
+    scaled = difference / np.sqrt(np.mean(difference**2))
+    want = np.stack([scaled, -scaled], axis=1).ravel()
+    np.testing.assert_allclose(shaping.pair_difference(jnp.asarray(F)), want, rtol=1e-6)
+    shifted = F + np.repeat([5.0, -7.0, 100.0, 0.0], 2).astype(np.float32)  # what a pair shares
+    np.testing.assert_allclose(shaping.pair_difference(jnp.asarray(shifted)), want, rtol=1e-4)
+    whole = jnp.array([2**24 + 1, 2**24, 5, 5], jnp.int32)  # exact before it becomes a float
+    got = np.asarray(shaping.pair_difference(whole))
+    np.testing.assert_allclose(got, [2**0.5, -(2**0.5), 0, 0], rtol=1e-6)
+
+
 @pytest.mark.parametrize("ids", [2, np.array([0, 0, 1, 1, 2, 2, 3, 3])])
 def test_groups_are_centred_and_share_one_deviation(ids):
     means = np.repeat(F.reshape(4, 2).mean(1), 2)
@@ -59,6 +71,8 @@ def test_failed_members_weigh_nothing_and_do_not_count(name):
 
 def test_failed_members_in_pairs_and_groups():
     np.testing.assert_array_equal(shaping.pair_sign(jnp.asarray(HOLES)), [0, 0, 0, 0, -1, 1, 0, 0])
+    got = shaping.pair_difference(jnp.asarray(HOLES))
+    np.testing.assert_allclose(got, [0, 0, 0, 0, -1, 1, 0, 0], rtol=1e-6)
     got = np.asarray(shaping.group_centred(4)(jnp.asarray(HOLES)))
     assert (got[~KEPT] == 0).all() and abs(got[:4].sum()) < 1e-5 and abs(got[4:].sum()) < 1e-5
 

@@ -13,7 +13,7 @@ from springroll.evolve import step
 from springroll.evolve.members import Members
 from springroll.evolve.noise import Noise
 from springroll.evolve.population import Population, Schedule, as_arrays, fitness_metrics
-from springroll.evolve.shaping import Shaping, finite, pair_sign, shaping_named
+from springroll.evolve.shaping import Shaping, finite, pair_difference, pair_sign, shaping_named
 from springroll.evolve.strategy import State, Strategy
 from springroll.evolve.update import direction
 
@@ -54,7 +54,8 @@ def eggroll(
       path pattern: "frozen", "dense", or letters such as "mn". Vectors get full-rank noise.
     - `noise`: "gaussian" (float32), "rademacher" or "int8" (a quarter of the memory).
     - `noise_reuse`: how many consecutive generations see the same noise; 1 is fresh every time.
-    - `shaping`: "z_score", "centred_ranks", "pair_sign", or a function (N,) -> (N,).
+    - `shaping`: "z_score", "centred_ranks", "pair_sign", "pair_difference", or a function
+      (N,) -> (N,).
     - `master`: what bfloat16 weights keep of small steps: "float32" copies in the state,
       "stochastic" rounding without copies, or None, which loses them.
     - `max_step_ratio`: bound on |step| / |weights| over all evolved parameters.
@@ -99,8 +100,8 @@ def eggroll(
     _check_step(lr_units, max_step_ratio)
     step.check_master(master)
     shape = shaping_named(shaping) if isinstance(shaping, str) else shaping
-    if shape is pair_sign and not antithetic:
-        raise InputError("shaping 'pair_sign' compares antithetic pairs; it needs antithetic=True")
+    if shape in (pair_sign, pair_difference) and not antithetic:
+        raise InputError(f"shaping {shaping!r} compares antithetic pairs; it needs antithetic=True")
     optimizer = optimizer if optimizer is not None else optax.sgd(0.1)
 
     def init(key: Array, params: Any) -> State:

@@ -55,19 +55,37 @@ def centred_ranks(fitness: Array) -> Array:
 
 def pair_votes(fitness: Array) -> Array:
     """(P,) int32 in {-1, 0, 1}: which member of each antithetic pair did better (paper, App. G)."""
-    if fitness.shape[0] % 2:
-        raise InputError(f"{fitness.shape[0]} members do not form pairs; expected an even number")
-    pairs = fitness.reshape(-1, 2)
+    pairs = _in_pairs(fitness)
     both = finite(pairs).all(axis=1)
     wins = (pairs[:, 0] > pairs[:, 1]).astype(jnp.int32)
     losses = (pairs[:, 0] < pairs[:, 1]).astype(jnp.int32)
     return jnp.where(both, wins - losses, 0)
 
 
+def _in_pairs(fitness: Array) -> Array:
+    if fitness.shape[0] % 2:
+        raise InputError(f"{fitness.shape[0]} members do not form pairs; expected an even number")
+    return fitness.reshape(-1, 2)
+
+
 def pair_sign(fitness: Array) -> Array:
     """+1 for the better of a pair, -1 for the worse, 0 for both if they tie or one is invalid."""
     votes = pair_votes(fitness).astype(jnp.float32)
     return jnp.stack([votes, -votes], axis=1).reshape(-1)
+
+
+def pair_difference(fitness: Array) -> Array:
+    """What a member has more than the other of its pair, in units of the root mean square of that.
+
+    Like `pair_sign` blind to what a pair has in common, such as the text it read, but a clear win
+    weighs more than a narrow one. A pair with an invalid member weighs nothing and does not count.
+    """
+    pairs = _in_pairs(fitness)
+    both = finite(pairs).all(axis=1)
+    difference = jnp.where(both, (pairs[:, 0] - pairs[:, 1]).astype(jnp.float32), 0.0)
+    square = jnp.sum(difference**2) / jnp.maximum(both.sum().astype(jnp.float32), 1.0)
+    scaled = difference * jnp.where(square > 0, jax.lax.rsqrt(square), 0.0)
+    return jnp.stack([scaled, -scaled], axis=1).reshape(-1)
 
 
 def group_centred(group: int | ArrayLike) -> Shaping:
@@ -101,6 +119,7 @@ SHAPINGS: dict[str, Shaping] = {
     "z_score": z_score,
     "centred_ranks": centred_ranks,
     "pair_sign": pair_sign,
+    "pair_difference": pair_difference,
 }
 
 

@@ -45,7 +45,8 @@ class PretrainConfig(RunConfig):
     rule: Literal["residual", "threshold", "published"] | None = None
     """How votes move integer weights: ours, the published rule mended, or as published."""
     lr: float | None = None
-    """Learning rate: steps (1/16) per generation for `residual`, in units of sigma for floats."""
+    """Learning rate: steps (1/16) per generation for `residual`, default 0.1; in units of sigma
+    for floats, default 0.04, which moves weights about as far."""
     momentum: float = 0.9
     """Of the rule `residual` and of the float optimizer."""
     decay: float = 1000.0
@@ -263,12 +264,12 @@ def strategy_for(config: PretrainConfig, model: "Egg", params: Any, mesh: Any) -
     plan = discover(model.score, params, jnp.zeros(config.tokens + 1, jnp.uint8), model.state())
     shared |= {"rank": config.rank, "plan": plan}
     if not config.integer:
-        schedule = lambda step: (config.lr or 1.0) / (1 + step / config.decay)
+        schedule = lambda step: (config.lr or 0.04) / (1 + step / config.decay)
         return eggroll(
             sigma=config.sigma or 2.0**-4,
             optimizer=optax.sgd(schedule, momentum=config.momentum),
             noise="int8",
-            shaping="pair_sign",
+            shaping="pair_difference",
             **shared,
         )
     return lattice(sigma=config.sigma or 2.0**-4, rule=integer_rule(config), **shared)

@@ -23,7 +23,7 @@ demo: $(VENV)/core.stamp
 	@echo; echo "The learning curve is in $(DEMO)/curve.png, the figures in $(DEMO)/summary.json."
 
 test: $(VENV)/test.stamp
-	$(BIN)/python -m pytest -n $(WORKERS) -m "not slow"
+	$(BIN)/python -m pytest -n $(WORKERS) --dist loadfile -m "not slow"
 
 test-slow: $(VENV)/test.stamp
 	$(BIN)/python -m pytest -m slow

@@ -12,11 +12,19 @@ os.environ.setdefault(_CACHE, tempfile.mkdtemp(prefix="springroll-tests-"))
 os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0")
 
 import jax  # noqa: E402
+import pytest  # noqa: E402
 
 jax.config.update("jax_num_cpu_devices", 4)
 jax.config.update("jax_numpy_dtype_promotion", "strict")
 jax.config.update("jax_numpy_rank_promotion", "raise")
 jax.devices()  # from here on no test can change how many there are
+
+
+@pytest.fixture(scope="module", autouse=True)
+def _let_go_of_programs():
+    """Thousands of compiled programs would take gigabytes by the end of the suite."""
+    yield
+    jax.clear_caches()
 
 
 def pytest_unconfigure():

@@ -1,4 +1,4 @@
-"""Every precision learns a little on a small text, through what `springroll pretrain` builds."""
+"""Floats and the published integers learn a little, through what `springroll pretrain` builds."""
 
 import jax
 import numpy as np
@@ -44,9 +44,8 @@ def test_floats_learn(corpus, precision):
     assert {x.dtype.name for x in jax.tree.leaves(state.params)} == {precision}
 
 
-@pytest.mark.parametrize("precision", ["int8", "compat"])
-def test_integers_learn(corpus, precision):
-    before, after, state, metrics = learn(task_of(corpus, precision=precision), 60)
+def test_the_published_integers_learn(corpus):
+    before, after, state, metrics = learn(task_of(corpus, precision="compat"), 60)
     assert after < before - 1.0, (before, after)
     assert 0 < float(metrics["moved"]) <= 1
     assert {x.dtype.name for x in jax.tree.leaves(state.params)} == {"int8"}

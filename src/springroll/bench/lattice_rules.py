@@ -24,7 +24,8 @@ VARIANTS: dict[str, dict[str, Any]] = {
     "mended": {"precision": "int8", "rule": "threshold"},
     "residual": {"precision": "int8", "rule": "residual"},
 }
-DEFAULTS: dict[str, Any] = {"decay": 1000.0}  # of learning rate and alpha alike: about the length of a run
+# Of learning rate and alpha alike: about the length of a run.
+DEFAULTS: dict[str, Any] = {"decay": 1000.0}
 POINTS = 12  # validations per run
 
 

@@ -1,5 +1,6 @@
 """Ctrl-C, SIGTERM and kill -9 on real processes, resumed to the bytes of an undisturbed one."""
 
+import contextlib
 import os
 import random
 import signal
@@ -22,8 +23,14 @@ def command(folder, generations=GENERATIONS, pause=0.004):
     return [sys.executable, "-W", "error", script, str(folder), str(generations), str(pause)]
 
 
-def start(folder, **changes):
-    return subprocess.Popen(command(folder, **changes), stderr=subprocess.PIPE, text=True)
+@contextlib.contextmanager
+def running(folder, **changes):
+    """A run in a process of its own, which does not outlive the block."""
+    with subprocess.Popen(command(folder, **changes), stderr=subprocess.PIPE, text=True) as process:
+        try:
+            yield process
+        finally:
+            process.kill()
 
 
 def finish(folder):
@@ -61,11 +68,10 @@ def test_killed_at_random_moments_a_run_ends_with_the_same_bytes(tmp_path, undis
     journal, size = tmp_path / "journal", 0
     for _ in range(3):
         size += rng.randint(1, 6000)  # of about 24000
-        process = start(tmp_path)
-        wait_for(process, lambda size=size: size_of(journal) >= size)
-        process.kill()
-        assert process.wait() == -signal.SIGKILL
-        process.stderr.close()
+        with running(tmp_path) as process:
+            wait_for(process, lambda size=size: size_of(journal) >= size)
+            process.kill()
+            assert process.wait() == -signal.SIGKILL
         size = size_of(journal)
     finish(tmp_path)
     assert final_bytes(tmp_path) == undisturbed
@@ -73,10 +79,10 @@ def test_killed_at_random_moments_a_run_ends_with_the_same_bytes(tmp_path, undis
 
 @pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
 def test_a_first_signal_saves_and_says_how_to_go_on(tmp_path, undisturbed, number, code):
-    process = start(tmp_path)
-    wait_for(process, lambda: size_of(tmp_path / "journal") > 3000)
-    process.send_signal(number)
-    _, printed = process.communicate(timeout=DEADLINE)
+    with running(tmp_path) as process:
+        wait_for(process, lambda: size_of(tmp_path / "journal") > 3000)
+        process.send_signal(number)
+        _, printed = process.communicate(timeout=DEADLINE)
     assert process.returncode == code, printed
     assert "stopping after this generation; Ctrl-C again to stop at once" in printed
     assert f"all saved; go on with --resume --out {tmp_path}" in printed
@@ -88,17 +94,16 @@ def test_a_first_signal_saves_and_says_how_to_go_on(tmp_path, undisturbed, numbe
 
 def test_a_second_ctrl_c_stops_at_once(tmp_path):
     """Even in the middle of a generation that takes an hour."""
-    process = start(tmp_path, pause=3600.0)
-    wait_for(process, lambda: size_of(tmp_path / "journal") > 0)
-    lines = []
-    reader = threading.Thread(target=lambda: lines.extend(process.stderr))
-    reader.start()
-    process.send_signal(signal.SIGINT)
-    wait_for(process, lambda: any("stopping" in line for line in lines))
-    process.send_signal(signal.SIGINT)
-    assert process.wait(DEADLINE) == 130
-    reader.join()
-    process.stderr.close()
+    with running(tmp_path, pause=3600.0) as process:
+        wait_for(process, lambda: size_of(tmp_path / "journal") > 0)
+        lines = []
+        reader = threading.Thread(target=lambda: lines.extend(process.stderr))
+        reader.start()
+        process.send_signal(signal.SIGINT)
+        wait_for(process, lambda: any("stopping" in line for line in lines))
+        process.send_signal(signal.SIGINT)
+        assert process.wait(DEADLINE) == 130
+        reader.join()
 
 
 def test_within_a_process_the_handlers_are_put_back():

@@ -57,9 +57,9 @@ def run(
             model or other data, is damaged, or is being written by another process.
     """
     with (
-        Journal.open(folder.journal, folder.run_id) as journal,
         Display(console=console) as display,
         Stop(display.stopping, display.release) as stop,
+        Journal.open(folder.journal, folder.run_id) as journal,
     ):
         start = restore(config, task, folder, journal, display.note)
         state, carry = start.state, start.carry

@@ -1,0 +1,64 @@
+"""Causal attention with shared key-value heads.
+
+Letters: B batch, T time of the query, S time of the key, H query heads, N key-value heads,
+G = H / N query heads per key-value head, K width of a head, D width of the model.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax import Array
+
+from springroll.models.decoder_config import DecoderConfig
+from springroll.models.norm import rms_norm
+from springroll.models.rope import Rotation, rotate
+
+MASKED = float(np.finfo(np.float32).min)
+
+
+def attention(config: DecoderConfig, params: dict[str, Any], x_BTD: Array, turn: Rotation) -> Array:
+    """The attention half of a block, before it is added to the residual stream: (B, T, D).
+
+    `params` holds q_proj (H K, D), k_proj and v_proj (N K, D), o_proj (D, H K), and where the
+    model has them q_bias, k_bias, v_bias and the norm weights q_norm, k_norm.
+    """
+    heads = (config.heads, config.kv_heads, config.kv_heads)
+    q, k, v = (_project(params, name, x_BTD) for name in "qkv")
+    if config.qk_norm == "whole":
+        q = rms_norm(q, params["q_norm"], config.norm_eps)
+        k = rms_norm(k, params["k_norm"], config.norm_eps)
+    split = lambda y, n: y.reshape(*y.shape[:2], n, config.head_dim)
+    q, k, v = (split(y, n) for y, n in zip((q, k, v), heads, strict=True))
+    if config.qk_norm == "head":
+        q = rms_norm(q, params["q_norm"], config.norm_eps)
+        k = rms_norm(k, params["k_norm"], config.norm_eps)
+    y_BTHK = attend(rotate(q, turn), rotate(k, turn), v)
+    return linear(y_BTHK.reshape(*x_BTD.shape[:2], -1), params["o_proj"])
+
+
+def attend(q_BTHK: Array, k_BSNK: Array, v_BSNK: Array) -> Array:
+    """softmax(q k / sqrt(K)) v over keys no later than the query: (B, T, H, K).
+
+    Scores and softmax are float32 whatever the inputs are.
+    """
+    batch, time, heads, width = q_BTHK.shape
+    q = q_BTHK.reshape(batch, time, k_BSNK.shape[2], -1, width)
+    score = jnp.einsum("BTNGK,BSNK->BNGTS", q, k_BSNK, preferred_element_type=jnp.float32)
+    seen = np.tri(time, k_BSNK.shape[1], dtype=bool)[None, None, None]
+    score = jnp.where(seen, score * np.float32(width**-0.5), np.float32(MASKED))
+    weight = jax.nn.softmax(score, axis=-1).astype(v_BSNK.dtype)
+    return jnp.einsum("BNGTS,BSNK->BTNGK", weight, v_BSNK).reshape(batch, time, heads, width)
+
+
+def linear(x: Array, w: Array) -> Array:
+    """x (..., in) times a weight (out, in): (..., out)."""
+    return jnp.einsum("...i,oi->...o", x, w)
+
+
+def _project(params: dict[str, Any], name: str, x_BTD: Array) -> Array:
+    y = linear(x_BTD, params[f"{name}_proj"])
+    return y + params[f"{name}_bias"][None, None] if f"{name}_bias" in params else y

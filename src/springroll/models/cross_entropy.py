@@ -1,0 +1,49 @@
+"""Cross-entropy of a language model's head that never holds tokens x vocabulary.
+
+The tokens are walked in chunks along time (the batch axis stays whole, so a sharded batch stays
+where it is). A chunk's logits are computed, used and dropped, and computed again for the gradient:
+one extra product with the head buys tokens x vocabulary x 4 bytes. When everything fits one chunk
+nothing is computed twice.
+"""
+
+from __future__ import annotations
+
+import jax
+import jax.numpy as jnp
+from jax import Array, lax
+
+CHUNK = 1 << 22  # logits alive at a time: 16 MiB of float32
+
+
+def cross_entropy(x_BTD: Array, head_VD: Array, targets_BT: Array, chunk: int = CHUNK) -> Array:
+    """Mean of -log softmax(x head^T)[target] in nats, float32 ().
+
+    Args:
+        x_BTD: what the head is applied to (batch, time, width).
+        head_VD: the head (vocabulary, width).
+        targets_BT: token ids (batch, time); a negative one does not count.
+        chunk: how many logits may be alive at a time; at least one token per row always is.
+    """
+    batch, time, width = x_BTD.shape
+    fits = max(1, chunk // (batch * head_VD.shape[0]))
+    pieces = -(-time // fits)
+    counted = jnp.maximum(jnp.sum(targets_BT >= 0), 1).astype(jnp.float32)
+    if pieces == 1:
+        return _nats(x_BTD, head_VD, targets_BT) / counted
+    size = -(-time // pieces)
+    missing = pieces * size - time
+    x = jnp.pad(x_BTD, ((0, 0), (0, missing), (0, 0)))
+    targets = jnp.pad(targets_BT, ((0, 0), (0, missing)), constant_values=-1)
+    x = x.reshape(batch, pieces, size, width).swapaxes(0, 1)
+    targets = targets.reshape(batch, pieces, size).swapaxes(0, 1)
+    step = jax.checkpoint(lambda x, t: _nats(x, head_VD, t), prevent_cse=False)
+    total, _ = lax.scan(lambda sum, xt: (sum + step(*xt), None), jnp.float32(0), (x, targets))
+    return total / counted
+
+
+def _nats(x_BTD: Array, head_VD: Array, targets_BT: Array) -> Array:
+    """Sum over the counted tokens, float32 ()."""
+    logits = jnp.einsum("BTD,VD->BTV", x_BTD, head_VD, preferred_element_type=jnp.float32)
+    picked = jnp.take_along_axis(logits, jnp.maximum(targets_BT, 0)[..., None], axis=-1)[..., 0]
+    nats = jax.nn.logsumexp(logits, axis=-1) - picked
+    return jnp.sum(jnp.where(targets_BT >= 0, nats, jnp.float32(0)))

@@ -1,0 +1,170 @@
+"""A decoder-only transformer: Llama, Qwen2, Qwen3 and mixtures of experts in one.
+
+Parameters are a plain tree in Hugging Face layout (matrices are (out, in)); blocks are stacked on
+a leading layer axis, so that one compiled block serves any depth:
+
+    embed_tokens (V, D)
+    layers: input_layernorm, post_attention_layernorm (L, D)
+            self_attn: q_proj (L, H K, D), k_proj, v_proj (L, N K, D), o_proj (L, D, H K)
+                       and where the model has them q_bias, k_bias, v_bias, q_norm, k_norm
+            mlp: gate_proj, up_proj (L, F, D), down_proj (L, D, F)
+    norm (D,), and unless the embedding is the head, lm_head (V, D)
+
+Computation is in the type of the parameters; softmaxes, norms and logits are float32.
+"""
+
+from __future__ import annotations
+
+import functools
+from dataclasses import dataclass
+from typing import Any, TypeAlias
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax import Array, lax
+
+from springroll.models.attention import attention, linear
+from springroll.models.cross_entropy import cross_entropy
+from springroll.models.decoder_config import DecoderConfig
+from springroll.models.norm import rms_norm
+from springroll.models.rope import Rotation, frequencies, rotation
+
+Params: TypeAlias = dict[str, Any]
+
+
+@dataclass(frozen=True)
+class Decoder:
+    """The model as functions of (params, arrays); see `decoder`."""
+
+    config: DecoderConfig
+    remat: bool = False
+
+    def init(self, key: Array, dtype: Any = jnp.float32) -> Params:
+        """Matrices init_std * N(0, 1), norm weights 1, biases 0."""
+        return init(self.config, key, dtype)
+
+    def embed(self, params: Params, tokens: Array) -> Array:
+        """tokens (batch, time) integers -> (batch, time, D)."""
+        return jnp.take(params["embed_tokens"], tokens, axis=0)
+
+    def block(
+        self, layer: Params, x_BTD: Array, turn: Rotation | None = None
+    ) -> tuple[Array, Params]:
+        """One layer (a slice of params["layers"]): x (batch, time, D) -> x, and its statistics.
+
+        `turn` are the rotary angles, computed here if not given. Statistics of a dense layer: {}.
+        """
+        config = self.config
+        turn = self.rotation(x_BTD.shape[1]) if turn is None else turn
+        y = rms_norm(x_BTD, layer["input_layernorm"], config.norm_eps)
+        x_BTD = x_BTD + attention(config, layer["self_attn"], y, turn)
+        y = rms_norm(x_BTD, layer["post_attention_layernorm"], config.norm_eps)
+        return x_BTD + swiglu(layer["mlp"], y), {}
+
+    def head(self, params: Params, x_BTD: Array) -> Array:
+        """Final norm and logits: (batch, time, D) -> (batch, time, V) float32."""
+        x = rms_norm(x_BTD, params["norm"], self.config.norm_eps)
+        head = self.head_weight(params)
+        return jnp.einsum("BTD,VD->BTV", x, head, preferred_element_type=jnp.float32)
+
+    def apply(self, params: Params, tokens: Array) -> Array:
+        """tokens (batch, time) integers -> logits (batch, time, V) float32."""
+        return self.head(params, self.hidden(params, tokens)[0])
+
+    def loss(self, params: Params, tokens: Array) -> tuple[Array, dict[str, Array]]:
+        """tokens (batch, time + 1) -> mean nats per predicted token () float32, and metrics.
+
+        Metrics: `nats`. Differentiate with `jax.value_and_grad(..., has_aux=True)`.
+        """
+        x, _ = self.hidden(params, tokens[:, :-1])
+        x = rms_norm(x, params["norm"], self.config.norm_eps)
+        nats = cross_entropy(x, self.head_weight(params), tokens[:, 1:])
+        return nats, {"nats": nats}
+
+    def hidden(self, params: Params, tokens: Array) -> tuple[Array, Params]:
+        """The residual stream after the last block (batch, time, D), and statistics per layer."""
+        turn = self.rotation(tokens.shape[1])
+        step = lambda x, layer: self.block(layer, x, turn)
+        if self.remat:
+            step = jax.checkpoint(step, prevent_cse=False)
+        return lax.scan(step, self.embed(params, tokens), params["layers"])
+
+    def head_weight(self, params: Params) -> Array:
+        return params["embed_tokens"] if self.config.tied else params["lm_head"]
+
+    def rotation(self, time: int) -> Rotation:
+        c = self.config
+        return rotation(time, frequencies(c.head_dim, c.rope_theta, c.rope_scaling))
+
+
+def decoder(config: DecoderConfig, remat: bool = False) -> Decoder:
+    """The model of that shape; `remat` keeps only the input of every block for the gradient.
+
+    >>> from springroll.models.decoder_config import CONFIGS
+    >>> model = decoder(CONFIGS["llama-1m"])
+    >>> params = model.init(jax.random.key(0))
+    >>> model.apply(params, jnp.zeros((1, 8), jnp.int32)).shape
+    (1, 8, 256)
+    """
+    return Decoder(config, remat)
+
+
+def swiglu(params: Params, x: Array) -> Array:
+    """down(silu(gate(x)) * up(x))."""
+    gate, up = linear(x, params["gate_proj"]), linear(x, params["up_proj"])
+    return linear(jax.nn.silu(gate) * up, params["down_proj"])
+
+
+def shapes(config: DecoderConfig) -> Params:
+    """The tree of parameter shapes."""
+    c, stack = config, config.layers
+    q, kv = c.heads * c.head_dim, c.kv_heads * c.head_dim
+    attention: Params = {
+        "q_proj": (stack, q, c.hidden),
+        "k_proj": (stack, kv, c.hidden),
+        "v_proj": (stack, kv, c.hidden),
+        "o_proj": (stack, c.hidden, q),
+    }
+    if c.qkv_bias:
+        attention |= {"q_bias": (stack, q), "k_bias": (stack, kv), "v_bias": (stack, kv)}
+    if c.qk_norm:
+        whole = c.qk_norm == "whole"
+        attention["q_norm"] = (stack, q if whole else c.head_dim)
+        attention["k_norm"] = (stack, kv if whole else c.head_dim)
+    tree: Params = {
+        "embed_tokens": (c.vocab, c.hidden),
+        "layers": {
+            "input_layernorm": (stack, c.hidden),
+            "self_attn": attention,
+            "post_attention_layernorm": (stack, c.hidden),
+            "mlp": {
+                "gate_proj": (stack, c.ffn, c.hidden),
+                "up_proj": (stack, c.ffn, c.hidden),
+                "down_proj": (stack, c.hidden, c.ffn),
+            },
+        },
+        "norm": (c.hidden,),
+    }
+    return tree if c.tied else tree | {"lm_head": (c.vocab, c.hidden)}
+
+
+def init(config: DecoderConfig, key: Array, dtype: Any = jnp.float32) -> Params:
+    """Fresh parameters; every leaf has a key of its own."""
+    is_shape = lambda node: isinstance(node, tuple)
+    leaves, tree = jax.tree_util.tree_flatten_with_path(shapes(config), is_leaf=is_shape)
+    make = functools.partial(_leaf, config, dtype=dtype)
+    keys = jax.random.split(key, len(leaves))
+    return tree.unflatten(
+        [make(path[-1].key, shape, k) for (path, shape), k in zip(leaves, keys, strict=True)]
+    )
+
+
+def _leaf(
+    config: DecoderConfig, name: str, shape: tuple[int, ...], key: Array, dtype: Any
+) -> Array:
+    if "norm" in name:
+        return jnp.ones(shape, dtype)
+    if name.endswith("bias"):
+        return jnp.zeros(shape, dtype)
+    return jax.random.normal(key, shape, dtype) * np.asarray(config.init_std, dtype)

@@ -1,0 +1,158 @@
+"""The shape of a decoder, its exact parameter count, and configurations by name."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any, Literal, TypeAlias
+
+from springroll.errors import InputError
+from springroll.models.rope import RopeScaling
+
+Router: TypeAlias = Literal["softmax", "sigmoid"]
+QkNorm: TypeAlias = Literal["", "head", "whole"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class DecoderConfig:
+    """Llama, Qwen2, Qwen3, Qwen3-MoE and OLMoE are settings of this one record.
+
+    `ffn` is the width of the feed-forward net, with experts the width of each expert. `experts=0`
+    is a dense model. `switch_loss` and `z_loss` are the weights of the two routing losses in
+    `Decoder.loss` (0: only reported).
+    """
+
+    vocab: int
+    hidden: int
+    layers: int
+    heads: int
+    kv_heads: int
+    head_dim: int
+    ffn: int
+    rope_theta: float = 10000.0
+    rope_scaling: RopeScaling | None = None
+    norm_eps: float = 1e-6
+    tied: bool = False  # the head is the embedding
+    qkv_bias: bool = False
+    qk_norm: QkNorm = ""  # RMSNorm of q and k: per head (Qwen3) or over all heads at once (OLMoE)
+    init_std: float = 0.02
+    experts: int = 0
+    top_k: int = 0
+    router: Router = "softmax"
+    renormalise: bool = True  # the weights of the chosen experts sum to 1
+    selection_bias: bool = False  # a bias that chooses experts and has no part in their weights
+    switch_loss: float = 0.0
+    z_loss: float = 0.0
+
+    def __post_init__(self) -> None:
+        for name in ("vocab", "hidden", "layers", "heads", "kv_heads", "head_dim", "ffn"):
+            if getattr(self, name) < 1:
+                raise InputError(f"{name} is {getattr(self, name)}; it must be at least 1")
+        if self.heads % self.kv_heads:
+            raise InputError(
+                f"{self.heads} heads cannot share {self.kv_heads} key-value heads evenly; "
+                "choose kv_heads that divides heads"
+            )
+        if self.head_dim % 2:
+            raise InputError(f"head_dim is {self.head_dim}; rotary positions need an even number")
+        if not 0 <= self.top_k <= self.experts or (self.experts > 0) != (self.top_k > 0):
+            raise InputError(
+                f"top_k is {self.top_k} of {self.experts} experts; expected 1 to experts, or both 0"
+            )
+
+    @property
+    def parameters(self) -> int:
+        """Numbers in the parameter tree, exactly."""
+        ends = self.vocab * self.hidden * (1 if self.tied else 2) + self.hidden
+        return ends + self.layers * (self._outside_experts + self.experts * self._one_ffn)
+
+    @property
+    def active_parameters(self) -> int:
+        """Numbers that one token meets: of every expert layer `top_k` experts."""
+        return self.parameters - self.layers * (self.experts - self.top_k) * self._one_ffn
+
+    @property
+    def _one_ffn(self) -> int:
+        return 3 * self.hidden * self.ffn
+
+    @property
+    def _outside_experts(self) -> int:
+        """Of one layer: attention, norms, and the dense net or the router."""
+        q, kv = self.heads * self.head_dim, self.kv_heads * self.head_dim
+        attention = self.hidden * (2 * q + 2 * kv) + (q + 2 * kv) * self.qkv_bias
+        norms = 2 * self.hidden
+        norms += {"": 0, "head": 2 * self.head_dim, "whole": q + kv}[self.qk_norm]
+        if not self.experts:
+            return attention + norms + self._one_ffn
+        return attention + norms + self.experts * (self.hidden + self.selection_bias)
+
+
+def llama(hidden: int, ffn: int, heads: int, layers: int, **rest: Any) -> DecoderConfig:
+    """A Llama without shared key-value heads; `rest` are other fields."""
+    shape = {"vocab": 32000, "kv_heads": heads, "head_dim": hidden // heads}
+    fields: dict[str, Any] = shape | rest
+    return DecoderConfig(hidden=hidden, ffn=ffn, heads=heads, layers=layers, **fields)
+
+
+_BYTES: dict[str, Any] = {"vocab": 256, "init_std": 0.05}
+_LLAMA3: dict[str, Any] = {
+    "vocab": 128256,
+    "kv_heads": 8,
+    "rope_theta": 500000.0,
+    "norm_eps": 1e-5,
+}
+_LONG = RopeScaling(factor=8.0)
+_QWEN2: dict[str, Any] = {"vocab": 151936, "rope_theta": 1e6, "qkv_bias": True}
+_QWEN3: dict[str, Any] = {"vocab": 151936, "rope_theta": 1e6, "qk_norm": "head", "head_dim": 128}
+
+CONFIGS: dict[str, DecoderConfig] = {
+    # Bytes in, bytes out: for experiments on a CPU.
+    "llama-1m": llama(128, 352, 4, 5, **_BYTES),
+    "llama-4m": llama(256, 704, 8, 5, **_BYTES),
+    "moe-1m": llama(128, 64, 4, 4, experts=8, top_k=2, selection_bias=True, **_BYTES),
+    "moe-4m": llama(256, 64, 8, 4, experts=16, top_k=4, selection_bias=True, **_BYTES),
+    # The sizes of the GaLore experiments, as in the configuration files of its repository. Its
+    # paper's Table 5 exchanges heads and layers of the 1B model.
+    "llama-60m": llama(512, 1376, 8, 8),
+    "llama-130m": llama(768, 2048, 12, 12),
+    "llama-350m": llama(1024, 2736, 16, 24),
+    "llama-1b": llama(2048, 5461, 32, 24),
+    "llama-7b": llama(4096, 11008, 32, 32),
+    # Published models.
+    "llama2-7b": llama(4096, 11008, 32, 32, norm_eps=1e-5),
+    "llama3-8b": llama(4096, 14336, 32, 32, **_LLAMA3),
+    "llama3.1-8b": llama(4096, 14336, 32, 32, rope_scaling=_LONG, **_LLAMA3),
+    "llama3.1-70b": llama(8192, 28672, 64, 80, rope_scaling=_LONG, **_LLAMA3),
+    "llama3.2-1b": llama(
+        2048, 8192, 32, 16, rope_scaling=RopeScaling(factor=32.0), tied=True, **_LLAMA3
+    ),
+    "qwen2.5-0.5b": llama(896, 4864, 14, 24, kv_heads=2, tied=True, **_QWEN2),
+    "qwen2.5-1.5b": llama(1536, 8960, 12, 28, kv_heads=2, tied=True, **_QWEN2),
+    "qwen2.5-7b": llama(3584, 18944, 28, 28, kv_heads=4, **(_QWEN2 | {"vocab": 152064})),
+    "qwen3-0.6b": llama(1024, 3072, 16, 28, kv_heads=8, tied=True, **_QWEN3),
+    "qwen3-8b": llama(4096, 12288, 32, 36, kv_heads=8, **_QWEN3),
+    "qwen3-30b-a3b": llama(2048, 768, 32, 48, kv_heads=4, experts=128, top_k=8, **_QWEN3),
+    "qwen3-235b-a22b": llama(4096, 1536, 64, 94, kv_heads=4, experts=128, top_k=8, **_QWEN3),
+    "olmoe-1b-7b": llama(
+        2048,
+        1024,
+        16,
+        16,
+        vocab=50304,
+        norm_eps=1e-5,
+        qk_norm="whole",
+        experts=64,
+        top_k=8,
+        renormalise=False,
+    ),
+}
+
+
+def named(name: str) -> DecoderConfig:
+    """The configuration of that name.
+
+    Raises:
+        InputError: no such name; the message lists those there are.
+    """
+    if name not in CONFIGS:
+        raise InputError(f"no model named '{name}'; known are {', '.join(CONFIGS)}")
+    return CONFIGS[name]

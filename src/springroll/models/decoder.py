@@ -7,7 +7,9 @@ a leading layer axis, so that one compiled block serves any depth:
     layers: input_layernorm, post_attention_layernorm (L, D)
             self_attn: q_proj (L, H K, D), k_proj, v_proj (L, N K, D), o_proj (L, D, H K)
                        and where the model has them q_bias, k_bias, v_bias, q_norm, k_norm
-            mlp: gate_proj, up_proj (L, F, D), down_proj (L, D, F)
+            mlp: gate_proj, up_proj (L, F, D), down_proj (L, D, F); or with experts
+                 gate (L, E, D), the router, [e_score_correction_bias (L, E)], and
+                 experts: gate_proj, up_proj (L, E, F, D), down_proj (L, E, D, F)
     norm (D,), and unless the embedding is the head, lm_head (V, D)
 
 Computation is in the type of the parameters; softmaxes, norms and logits are float32.
@@ -27,6 +29,7 @@ from jax import Array, lax
 from springroll.models.attention import attention, linear
 from springroll.models.cross_entropy import cross_entropy
 from springroll.models.decoder_config import DecoderConfig
+from springroll.models.moe import moe
 from springroll.models.norm import rms_norm
 from springroll.models.rope import Rotation, frequencies, rotation
 
@@ -53,14 +56,16 @@ class Decoder:
     ) -> tuple[Array, Params]:
         """One layer (a slice of params["layers"]): x (batch, time, D) -> x, and its statistics.
 
-        `turn` are the rotary angles, computed here if not given. Statistics of a dense layer: {}.
+        `turn` are the rotary angles, computed here if not given. Statistics of a layer with experts
+        are `load` (E,), `switch` and `z` (see `moe`); of a dense layer there are none.
         """
         config = self.config
         turn = self.rotation(x_BTD.shape[1]) if turn is None else turn
         y = rms_norm(x_BTD, layer["input_layernorm"], config.norm_eps)
         x_BTD = x_BTD + attention(config, layer["self_attn"], y, turn)
         y = rms_norm(x_BTD, layer["post_attention_layernorm"], config.norm_eps)
-        return x_BTD + swiglu(layer["mlp"], y), {}
+        y, stats = moe(config, layer["mlp"], y) if config.experts else (swiglu(layer["mlp"], y), {})
+        return x_BTD + y, stats
 
     def head(self, params: Params, x_BTD: Array) -> Array:
         """Final norm and logits: (batch, time, D) -> (batch, time, V) float32."""
@@ -75,12 +80,18 @@ class Decoder:
     def loss(self, params: Params, tokens: Array) -> tuple[Array, dict[str, Array]]:
         """tokens (batch, time + 1) -> mean nats per predicted token () float32, and metrics.
 
-        Metrics: `nats`. Differentiate with `jax.value_and_grad(..., has_aux=True)`.
+        Metrics: `nats`; with experts also `load` (L, E), picks per expert, and `switch` and `z`,
+        means over the layers of the routing losses, which are added to the returned value with the
+        weights of the configuration. Differentiate with `jax.value_and_grad(..., has_aux=True)`.
         """
-        x, _ = self.hidden(params, tokens[:, :-1])
+        x, stats = self.hidden(params, tokens[:, :-1])
         x = rms_norm(x, params["norm"], self.config.norm_eps)
         nats = cross_entropy(x, self.head_weight(params), tokens[:, 1:])
-        return nats, {"nats": nats}
+        if not stats:
+            return nats, {"nats": nats}
+        switch, z = jnp.mean(stats["switch"]), jnp.mean(stats["z"])
+        total = nats + self.config.switch_loss * switch + self.config.z_loss * z
+        return total, {"nats": nats, "load": stats["load"], "switch": switch, "z": z}
 
     def hidden(self, params: Params, tokens: Array) -> tuple[Array, Params]:
         """The residual stream after the last block (batch, time, D), and statistics per layer."""
@@ -132,17 +143,23 @@ def shapes(config: DecoderConfig) -> Params:
         whole = c.qk_norm == "whole"
         attention["q_norm"] = (stack, q if whole else c.head_dim)
         attention["k_norm"] = (stack, kv if whole else c.head_dim)
+    group = (stack, c.experts) if c.experts else (stack,)
+    mlp: Params = {
+        "gate_proj": (*group, c.ffn, c.hidden),
+        "up_proj": (*group, c.ffn, c.hidden),
+        "down_proj": (*group, c.hidden, c.ffn),
+    }
+    if c.experts:
+        mlp = {"gate": (stack, c.experts, c.hidden), "experts": mlp}
+    if c.selection_bias:
+        mlp["e_score_correction_bias"] = (stack, c.experts)
     tree: Params = {
         "embed_tokens": (c.vocab, c.hidden),
         "layers": {
             "input_layernorm": (stack, c.hidden),
             "self_attn": attention,
             "post_attention_layernorm": (stack, c.hidden),
-            "mlp": {
-                "gate_proj": (stack, c.ffn, c.hidden),
-                "up_proj": (stack, c.ffn, c.hidden),
-                "down_proj": (stack, c.hidden, c.ffn),
-            },
+            "mlp": mlp,
         },
         "norm": (c.hidden,),
     }

@@ -1,0 +1,91 @@
+"""A mixture of experts that drops no token: routing, the experts, and keeping them in balance.
+
+Letters: T tokens, K experts per token, E experts, D width of the model, F width of an expert.
+
+Balance without a loss (arXiv 2408.15664): a bias per expert is added to the scores when experts are
+chosen, not when their outputs are weighed, and after every step moves towards even loads. The
+Switch loss (arXiv 2101.03961, eq. 4) and the router z-loss (arXiv 2202.08906, eq. 5) are reported
+always and part of the objective where the configuration gives them a weight.
+"""
+
+from __future__ import annotations
+
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax import Array, lax
+
+from springroll.models.decoder_config import DecoderConfig
+from springroll.models.dispatch import collect, dispatch, spread
+from springroll.models.grouped import grouped_dot
+
+
+class Routing(NamedTuple):
+    """The chosen experts (T, K) int32, their weights (T, K) float32, and the two losses ()."""
+
+    expert_TK: Array
+    weight_TK: Array
+    switch: Array
+    z: Array
+
+
+def moe(config: DecoderConfig, params: dict[str, Any], x_BTD: Array) -> tuple[Array, Any]:
+    """The feed-forward half of a block: (B, T, D), and statistics `load` (E,), `switch`, `z`.
+
+    `params` holds gate (E, D), the router; experts: gate_proj, up_proj (E, F, D) and down_proj
+    (E, D, F); and with `selection_bias` e_score_correction_bias (E,).
+    """
+    x_TD = x_BTD.reshape(-1, config.hidden)
+    routing = route(config, params, x_TD)
+    to = dispatch(routing.expert_TK, config.experts)
+    places = (to.pick_of_row, to.row_of_pick)
+    experts, block_group = params["experts"], to.block_group
+    x_RD = spread(x_TD, *places)
+    gate = grouped_dot(x_RD, experts["gate_proj"], block_group, True)
+    up = grouped_dot(x_RD, experts["up_proj"], block_group, True)
+    y_RD = grouped_dot(jax.nn.silu(gate) * up, experts["down_proj"], block_group, True)
+    # Every pick is the only one of its row: weights go the way that tokens go, with K = 1.
+    weight_P1 = routing.weight_TK.reshape(-1, 1).astype(x_TD.dtype)
+    weight_R1 = spread(weight_P1, to.pick_of_row, to.row_of_pick.reshape(-1, 1))
+    y_TD = collect(y_RD * weight_R1, *places)
+    stats = {"load": to.load.astype(jnp.float32), "switch": routing.switch, "z": routing.z}
+    return y_TD.reshape(x_BTD.shape), stats
+
+
+def route(config: DecoderConfig, params: dict[str, Any], x_TD: Array) -> Routing:
+    """Which experts each token goes to and how much of each, from float32 scores.
+
+    Scores are softmax or sigmoid of x gate^T. The K largest (of score + bias, where there is a
+    bias) are chosen; weights are their scores, divided by their sum with `renormalise`.
+    """
+    logits = jnp.einsum("TD,ED->TE", x_TD, params["gate"], preferred_element_type=jnp.float32)
+    softmax = config.router == "softmax"
+    score = jax.nn.softmax(logits, axis=-1) if softmax else jax.nn.sigmoid(logits)
+    preference = lax.stop_gradient(score)
+    if config.selection_bias:
+        bias = lax.stop_gradient(params["e_score_correction_bias"])
+        preference = preference + bias.astype(jnp.float32)[None, :]
+    expert_TK = lax.top_k(preference, config.top_k)[1]
+    chosen = expert_TK[:, :, None] == jnp.arange(config.experts, dtype=jnp.int32)[None, None, :]
+    weight = jnp.sum(jnp.where(chosen, score[:, None, :], np.float32(0)), axis=-1)
+    if config.renormalise:
+        weight = weight / jnp.sum(weight, axis=-1, keepdims=True)
+    share = score if softmax else score / jnp.sum(score, axis=-1, keepdims=True)
+    fraction = jnp.mean(jnp.any(chosen, axis=1).astype(jnp.float32), axis=0) / config.top_k
+    switch = config.experts * jnp.sum(fraction * jnp.mean(share, axis=0))
+    z = jnp.mean(jnp.square(jax.nn.logsumexp(logits, axis=-1)))
+    return Routing(expert_TK, weight, switch, z)
+
+
+def balance(bias: Array, load: Array, rate: float = 1e-3) -> Array:
+    """bias + rate * sign(mean load - load): overloaded experts are chosen less from now on.
+
+    Args:
+        bias: e_score_correction_bias, (..., E).
+        load: picks per expert since the last call, (..., E), from the metrics of `Decoder.loss`.
+        rate: how far a bias moves per call.
+    """
+    even = jnp.mean(load, axis=-1, keepdims=True)
+    return bias + np.asarray(rate, bias.dtype) * jnp.sign(even - load).astype(bias.dtype)

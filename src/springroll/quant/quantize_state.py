@@ -1,0 +1,152 @@
+"""Optimizer state in 8 or 4 bits, around any optax transformation.
+
+    tx = quantize_state(optax.adamw(1e-3))              # 2.03 bytes of moments per weight, not 8
+    tx = quantize_state(optax.contrib.muon(0.02), bits=4)
+
+The state keeps the inner transformation's own structure (`.mu`, `.nu`, `.count`, hyperparameters);
+big moments alone are replaced by `Quantized` nodes. Whoever wants to read or change moments goes
+through floats and back:
+
+    floats = dequantize_state(state)                    # plain arrays under the same names
+    state = requantize_state(state, rotated(floats))    # in the form of the first argument
+
+Both leave a state without `Quantized` nodes as it is, so the caller need not know which it has.
+"""
+
+import functools
+import zlib
+from collections.abc import Sequence
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import optax
+from jax.tree_util import GetAttrKey, keystr
+
+from springroll.errors import InputError
+from springroll.quant.root_companding import Quantized, dequantize, quantize, requantize
+
+# Fields of optimizer states, by what they hold. `v` is missing on purpose: a second moment in some
+# optimizers, an average of differences in Adan.
+FIRST = ("mu", "trace", "m", "m1", "m2", "momentum", "exp_avg")
+SECOND = ("nu", "nu_max", "n", "sum_of_squares", "e_g", "e_x", "exp_avg_sq", "grad_sum_sq")
+_BLOCK = {8: 256, 4: 128}
+
+
+def quantize_state(
+    inner: optax.GradientTransformation,
+    bits: int = 8,
+    block: int | None = None,
+    min_size: int = 4096,
+    *,
+    stochastic: bool | None = None,
+    seed: int = 0,
+    first: Sequence[str] = FIRST,
+    second: Sequence[str] = SECOND,
+) -> optax.GradientTransformationExtraArgs:
+    """`inner` with its moments kept in codes of `bits` bits and one float32 scale per block.
+
+    Costs 1 + 4 / 256 bytes per number with 8 bits, 0.5 + 4 / 128 with 4. Each update decodes a
+    moment, lets `inner` change it and codes it again. Which leaves are moments, and of which kind,
+    is told by the outermost field of a NamedTuple or dataclass on their path whose name is in
+    `first` (signed) or `second` (nonnegative); keys of dictionaries do not count, they name
+    parameters. All other state, gradient accumulators and copies of weights among it, stays exact.
+
+    Args:
+        inner: any transformation; masked, partitioned, with injected hyperparameters.
+        bits: 8 or 4.
+        block: numbers per scale; by default 256 with 8 bits, 128 with 4.
+        min_size: a leaf with fewer numbers stays as it is.
+        stochastic: round codes at random, so that slow averages move (see
+            `root_companding.rounded`); by default with 4 bits only. The bits are a function of
+            seed, leaf and how often it was rounded: a resumed run repeats them.
+        seed: of that randomness.
+        first: names of fields with signed moments.
+        second: names of fields with moments that are never negative.
+
+    Raises:
+        InputError: bits other than 8 and 4, a block below 2; at init, a state with big float
+            leaves but without a moment by any of these names.
+
+    Source: block-wise codes of optimizer state are from arXiv 2110.02861, 4 bits from 2309.01507;
+    roots instead of tables are ours.
+    """
+    if bits not in _BLOCK:
+        raise InputError(f"quantize_state(bits={bits}): expected 8 or 4")
+    if block is not None and block < 2:
+        raise InputError(f"quantize_state(block={block}): expected at least 2 numbers per scale")
+    make = functools.partial(
+        quantize,
+        bits=bits,
+        block=block or _BLOCK[bits],
+        stochastic=bits == 4 if stochastic is None else stochastic,
+    )
+    inner = optax.with_extra_args_support(inner)
+
+    def init(params: Any) -> Any:
+        state = inner.init(params)
+        leaves, treedef = jax.tree_util.tree_flatten_with_path(state)
+        big = [path for path, leaf in leaves if _is_big(leaf, min_size)]
+        kinds = {keystr(path): _kind(path, first, second) for path in big}
+        if big and not any(kinds.values()):
+            raise InputError(
+                f"quantize_state finds no moments in the state of the transformation it wraps: "
+                f"{keystr(big[0])} is none of the fields {', '.join([*first, *second])}. "
+                f"Name its fields with first=[...] (signed) or second=[...] (nonnegative)"
+            )
+        return treedef.unflatten(
+            [
+                make(leaf, signed=kind == "first", seed=seed ^ zlib.crc32(keystr(path).encode()))
+                if (kind := kinds.get(keystr(path)))
+                else leaf
+                for path, leaf in leaves
+            ]
+        )
+
+    def update(updates: Any, state: Any, params: Any = None, **extra: Any) -> tuple[Any, Any]:
+        floats = dequantize_state(state)
+        with jax.numpy_dtype_promotion("standard"):  # optimizers need not be strict
+            updates, floats = inner.update(updates, floats, params, **extra)
+        with jax.named_scope("requantize_state"):
+            return updates, requantize_state(state, floats)
+
+    return optax.GradientTransformationExtraArgs(init, update)
+
+
+def dequantize_state(state: Any) -> Any:
+    """Any tree with its `Quantized` nodes replaced by the float arrays they stand for."""
+    with jax.named_scope("dequantize_state"):
+        return jax.tree.map(
+            lambda x: dequantize(x) if _is_quantized(x) else x, state, is_leaf=_is_quantized
+        )
+
+
+def requantize_state(like: Any, floats: Any) -> Any:
+    """`floats` with the leaves coded that are coded in `like`.
+
+    Shapes must be those of `like`, except that leading axes of a leaf may be longer or shorter.
+    """
+    return jax.tree.map(
+        lambda q, x: requantize(q, x) if _is_quantized(q) else x,
+        like,
+        floats,
+        is_leaf=_is_quantized,
+    )
+
+
+def _is_quantized(x: Any) -> bool:
+    return isinstance(x, Quantized)
+
+
+def _is_big(leaf: Any, min_size: int) -> bool:
+    array = isinstance(leaf, jax.Array) and jnp.issubdtype(leaf.dtype, jnp.floating)
+    return array and leaf.ndim > 0 and leaf.size >= min_size
+
+
+def _kind(path: Sequence[Any], first: Sequence[str], second: Sequence[str]) -> str | None:
+    for key in path:
+        if isinstance(key, GetAttrKey) and key.name in first:
+            return "first"
+        if isinstance(key, GetAttrKey) and key.name in second:
+            return "second"
+    return None

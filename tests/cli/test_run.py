@@ -12,8 +12,10 @@ import pytest
 from safetensors.numpy import load_file
 from tiny import files, pretrain, text_file
 
+from springroll.cli import trained
 from springroll.cli.main import main
 from springroll.cli.sample import printable
+from springroll.models.egg import EggConfig, egg
 from springroll.train.config import from_json
 from springroll.train.pretrain import PretrainConfig
 
@@ -183,22 +185,25 @@ def test_eval_of_another_text(capsys, run, tmp_path):
     assert "no corpus" in capsys.readouterr().err
 
 
+def model_of(config):
+    """The model, made without the commands' own way of making it."""
+    return egg(EggConfig(n_layers=config.n_layers, hidden=config.hidden, precision="int8"))
+
+
 def test_eval_bits_are_those_of_the_model_byte_by_byte(run):
     """Against one byte at a time, with the state carried by hand."""
-    from springroll.cli import trained
-    from springroll.cli.eval import bits_per_byte
-
     found = trained.load(run)
-    apply = jax.jit(found.model.apply)
+    model = model_of(found.config)
+    apply = jax.jit(model.apply)
     sample = np.frombuffer(b"\0def f(x):\n" * 2, np.uint8).reshape(2, -1)
     lengths = []
     for row in sample:
-        state = found.model.state()
+        state = model.state()
         for byte, target in itertools.pairwise(row):
             logits, state = apply(found.params, np.array([byte]), state)
             logits = np.asarray(logits[0], np.float64)
             lengths.append((np.log(np.exp(logits).sum()) - logits[target]) / np.log(2))
-    assert bits_per_byte(found.model, found.params, sample) == pytest.approx(np.mean(lengths), 1e-5)
+    assert found.model.bits(found.params, sample) == pytest.approx(np.mean(lengths), 1e-5)
 
 
 def test_sample_repeats_by_seed_and_begins_with_the_prompt(capsys, run, tmp_path):
@@ -215,13 +220,13 @@ def test_sample_repeats_by_seed_and_begins_with_the_prompt(capsys, run, tmp_path
 
 
 def test_sample_at_temperature_zero_is_the_likeliest_byte(run, tmp_path):
-    from springroll.cli import trained
     from springroll.cli.sample import generate
 
     found = trained.load(run)
-    text = generate(found.model, found.params, b"de", length=6, temperature=0.0, seed=1)
-    apply = jax.jit(found.model.apply)
-    state, expected, byte = found.model.state(), [], 0
+    text = generate(found, b"de", length=6, temperature=0.0, seed=1)
+    model = model_of(found.config)
+    apply = jax.jit(model.apply)
+    state, expected, byte = model.state(), [], 0
     for step in range(3 + 6):
         logits, state = apply(found.params, np.array([byte], np.uint8), state)
         byte = b"de"[step] if step < 2 else int(np.argmax(logits[0]))

@@ -269,7 +269,7 @@ def test_seconds_are_counted_over_resumes_without_validation(tmp_path, monkeypat
         clock[0] += 1.0
         return batch(generation)
 
-    def slow_validation(state):
+    def slow_validation(state, carry):
         clock[0] += 50.0
         return {"valid_bits_per_byte": 1.0}
 
@@ -291,7 +291,7 @@ def test_validation_takes_a_tenth_of_the_time_at_most(tmp_path, monkeypatch):
         clock[0] += 1.0
         return batch(generation)
 
-    def slow_validation(state):
+    def slow_validation(state, carry):
         count.append(1)
         clock[0] += 5.0
         return {"valid_bits_per_byte": 1.0}

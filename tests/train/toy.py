@@ -80,7 +80,7 @@ def toy(*, seed=0, carry=True, width=WIDTH, **changes):
         "ask": ask,
         "evaluate": evaluate if carry else evaluate_memoryless,
         "tell": tell,
-        "validate": loss,
+        "validate": lambda state, carry: loss(state),
         "pop_size": POP,
         "tokens": 100,
         "seed": seed,

@@ -48,7 +48,7 @@ TASK = Task(
     ask=lambda state: np.random.default_rng(int(state["n"])).normal(size=(4, 3)),
     evaluate=evaluate,
     tell=tell,
-    validate=lambda state: {"valid_bits_per_byte": float(np.abs(state["w"]).sum())},
+    validate=lambda state, carry: {"valid_bits_per_byte": float(np.abs(state["w"]).sum())},
     pop_size=4,
     tokens=4,
 )

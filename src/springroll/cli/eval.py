@@ -74,7 +74,7 @@ def evaluated(trained: Trained, options: EvalOptions) -> dict[str, Any]:
         "generation": trained.generation,
         "data": name,
         "bytes": int(sample[:, 1:].size),
-        "bits_per_byte": bits_per_byte(trained.model, trained.params, sample),
+        "bits_per_byte": trained.model.bits(trained.params, sample),
         **baselines(sample),
     }
 
@@ -102,22 +102,6 @@ def sample_of(trained: Trained, options: EvalOptions) -> tuple[str, "np.ndarray"
         corpus = corpus._replace(valid=np.concatenate([corpus.train, corpus.valid]))
     rows, tokens = options.streams or config.valid_streams, options.tokens or config.valid_tokens
     return corpus.name, validation(corpus, rows, tokens)
-
-
-def bits_per_byte(model: Any, params: Any, sample: "np.ndarray") -> float:
-    """Mean code length of `sample[:, 1:]`, each row read from an empty memory."""
-    import jax
-    import jax.numpy as jnp
-
-    from springroll.factored._compat import edge_jit
-
-    def mean_bits(params: Any, rows: Any) -> Any:
-        logits = jax.vmap(lambda row: model.apply(params, row[:-1], model.state())[0])(rows)
-        labels = rows[:, 1:, None].astype(jnp.int32)
-        chosen = jnp.take_along_axis(jax.nn.log_softmax(logits), labels, axis=-1)
-        return -jnp.mean(chosen) / jnp.log(2.0)
-
-    return float(edge_jit(mean_bits)(params, sample))
 
 
 def table(figures: dict[str, Any]) -> "Table":

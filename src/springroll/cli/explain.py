@@ -10,8 +10,9 @@ from typing import Annotated, Any, Literal
 import tyro
 
 from springroll.cli.options import nearest, parse
-from springroll.cli.trained import model_of, open_folder
+from springroll.cli.trained import open_folder
 from springroll.errors import InputError
+from springroll.train.backprop import TrainConfig
 from springroll.train.pretrain import PretrainConfig
 
 WIDE = 140  # columns where nothing says how many there are
@@ -21,13 +22,14 @@ WIDE = 140  # columns where nothing says how many there are
 class ExplainOptions:
     """A table of every parameter: its shape, how it is perturbed, how much noise that takes, why.
 
-    The target is a built-in model (`egg`, with the options below), the folder of a run, or
-    MODULE:FUNCTION, a function without arguments that returns (fn, params, *args). Nothing is
-    computed; params and args may be `jax.ShapeDtypeStruct`s.
+    The target is a built-in model (`egg`, with the options below, or a decoder such as
+    `llama-60m`), the folder of a run, or MODULE:FUNCTION, a function without arguments that
+    returns (fn, params, *args). Nothing is computed; params and args may be
+    `jax.ShapeDtypeStruct`s.
     """
 
     target: Annotated[str, tyro.conf.Positional]
-    """`egg`, a run folder, or MODULE:FUNCTION."""
+    """`egg`, a decoder by name, a run folder, or MODULE:FUNCTION."""
     n_layers: int = 6
     """Layers of `egg`."""
     hidden: int = 256
@@ -55,18 +57,23 @@ def target_of(options: ExplainOptions) -> tuple[Any, ...]:
     if options.target in MODELS:
         return MODELS[options.target](options)
     if Path(options.target).is_dir():
-        return score_of(open_folder(options.target)[1])
+        return explained(open_folder(options.target)[1])
     if ":" in options.target:
         return from_function(options.target)
+    from springroll.models.decoder_config import CONFIGS
+
+    if options.target in CONFIGS:
+        return explained(TrainConfig(model=options.target))
+    known = [*MODELS, *CONFIGS]
     raise InputError(
         f"{options.target} is no model, run folder or MODULE:FUNCTION"
-        f"{nearest(options.target, MODELS)}; models: {', '.join(MODELS)}"
+        f"{nearest(options.target, known)}; models: {', '.join(known)}"
     )
 
 
 def built_in_egg(options: ExplainOptions) -> tuple[Any, ...]:
     """The byte model at the size of the options."""
-    return score_of(
+    return explained(
         PretrainConfig(
             n_layers=options.n_layers, hidden=options.hidden, precision=options.precision
         )
@@ -76,15 +83,11 @@ def built_in_egg(options: ExplainOptions) -> tuple[Any, ...]:
 MODELS: dict[str, Callable[[ExplainOptions], tuple[Any, ...]]] = {"egg": built_in_egg}
 
 
-def score_of(config: PretrainConfig) -> tuple[Any, ...]:
-    """What pretraining evolves: the score of one stream of bytes."""
-    import jax
-    import jax.numpy as jnp
+def explained(config: PretrainConfig | TrainConfig) -> tuple[Any, ...]:
+    """What a run trains: the score of one stream of bytes, or the loss of a batch."""
+    from springroll.cli.byte_model import byte_model
 
-    model = model_of(config)
-    params = jax.eval_shape(model.init, jax.random.key(0))
-    state = jax.eval_shape(model.state)
-    return model.score, params, jax.ShapeDtypeStruct((config.tokens + 1,), jnp.uint8), state
+    return byte_model(config).explained()
 
 
 def from_function(target: str) -> tuple[Any, ...]:

@@ -21,6 +21,9 @@ class Command(NamedTuple):
 
 COMMANDS: dict[str, Command] = {
     "pretrain": Command("springroll.cli.pretrain", "train a byte language model without gradients"),
+    "train": Command(
+        "springroll.cli.train", "train a decoder on text by full or low-rank gradients"
+    ),
     "eval": Command("springroll.cli.eval", "bits per byte of a run, beside the lines to beat"),
     "sample": Command("springroll.cli.sample", "let a run write text"),
     "replay": Command("springroll.cli.replay", "rebuild a run's weights from its journal"),

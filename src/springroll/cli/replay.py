@@ -10,6 +10,7 @@ import tyro
 from springroll.cli.options import parse
 from springroll.cli.trained import open_folder
 from springroll.errors import InputError
+from springroll.train.pretrain import PretrainConfig
 
 DIFFERS = 1  # exit code
 
@@ -35,6 +36,12 @@ def run(argv: Sequence[str]) -> int:
     if options.out is not None and Path(options.out).exists():
         raise InputError(f"{options.out} exists already; give another --out")
     folder, config = open_folder(options.run)
+
+    if not isinstance(config, PretrainConfig):
+        raise InputError(
+            f"{options.run} was trained by gradients: its journal holds losses, which do not "
+            f"determine weights; they are in its checkpoints"
+        )
 
     from springroll.train.pretrain import build, use_cpu_devices
     from springroll.train.replay import replay

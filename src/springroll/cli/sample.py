@@ -4,17 +4,14 @@ import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import Annotated, Any
 
 import tyro
 
 from springroll.cli.options import parse
-from springroll.cli.trained import load
+from springroll.cli.trained import Trained, load
 from springroll.errors import InputError
 from springroll.train.atomic import replacing
-
-if TYPE_CHECKING:
-    from springroll.models.egg import Egg
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -51,8 +48,7 @@ def run(argv: Sequence[str]) -> int:
         print(note, file=sys.stderr)
     prompt = options.prompt.encode(errors="replace")
     text = generate(
-        trained.model,
-        trained.params,
+        trained,
         prompt,
         length=options.length,
         temperature=options.temperature,
@@ -66,37 +62,22 @@ def run(argv: Sequence[str]) -> int:
 
 
 def generate(
-    model: "Egg", params: Any, prompt: bytes, *, length: int, temperature: float, seed: int
+    trained: Trained, prompt: bytes, *, length: int, temperature: float, seed: int
 ) -> bytes:
-    """`length` bytes that follow the beginning of a document and `prompt`.
-
-    One `lax.scan` over bytes; what is carried is the recurrent state and the byte before.
-    """
+    """`length` bytes that follow the beginning of a document and `prompt`."""
     import jax
     import jax.numpy as jnp
     import numpy as np
 
-    from springroll.factored._compat import edge_jit
     from springroll.models.egg import SEPARATOR
 
-    start = jnp.asarray(np.frombuffer(bytes([SEPARATOR]) + prompt, np.uint8))
-
-    def drawn(logits: Any, key: Any) -> Any:
+    def draw(logits: Any, key: Any) -> Any:
         if temperature == 0:
             return jnp.argmax(logits).astype(jnp.uint8)
         return jax.random.categorical(key, logits / jnp.float32(temperature)).astype(jnp.uint8)
 
-    def step(before: tuple[Any, Any], key: Any) -> tuple[tuple[Any, Any], Any]:
-        state, logits = before
-        byte = drawn(logits, key)
-        logits, state = model.apply(params, byte[None], state)
-        return (state, logits[0]), byte
-
-    def written(key: Any) -> Any:
-        logits, state = model.apply(params, start, model.state())
-        return jax.lax.scan(step, (state, logits[-1]), jax.random.split(key, length))[1]
-
-    return np.asarray(edge_jit(written)(jax.random.key(seed))).tobytes()
+    start = np.frombuffer(bytes([SEPARATOR]) + prompt, np.uint8)
+    return trained.model.write(trained.params, start, length, draw, seed)
 
 
 def printable(text: bytes) -> str:

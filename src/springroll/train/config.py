@@ -15,7 +15,7 @@ from collections.abc import Mapping
 from dataclasses import field
 from pathlib import Path
 from types import MappingProxyType, UnionType
-from typing import Any, Literal, TypeVar
+from typing import Any, ClassVar, Literal, TypeVar
 
 from springroll.errors import InputError
 
@@ -29,6 +29,9 @@ is computed but how long, how loudly, in what pieces: `field(default=1, metadata
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class RunConfig:
     """The options of a run that every task shares; commands subclass it."""
+
+    command: ClassVar[str] = ""
+    """Of `springroll`, that runs it."""
 
     out: str = field(default="runs/latest", metadata=CHANGEABLE)
     """The run folder. It must not hold a run yet, unless --resume is given."""

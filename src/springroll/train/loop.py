@@ -53,8 +53,8 @@ def run(
         console: where progress goes; standard error by default.
 
     Raises:
-        InputError: no member of a generation has a finite fitness; the folder belongs to another
-            model or other data, is damaged, or is being written by another process.
+        InputError: no member has a finite fitness, as often as the task allows; the folder belongs
+            to another model or other data, is damaged, or is being written by another process.
     """
     with (
         Display(console=console) as display,
@@ -66,7 +66,7 @@ def run(
         with Session(config, task, folder, journal, display, start) as session:
             del start  # else it would hold on to the first state
             if session.generation == 0:
-                session.validate(state)
+                session.validate(state, carry)
             batch = task.batch(session.generation)
             while not stop.signal and not session.budget_spent():
                 members = task.ask(state)
@@ -79,7 +79,7 @@ def run(
                 if session.log_due():
                     session.log()
                 if session.eval_due():
-                    session.validate(state)
+                    session.validate(state, carry)
                 if session.save_due():
                     session.save(state, carry)
             session.finish(state, carry, stop.signal)

@@ -5,7 +5,7 @@ Importing this file imports no JAX: commands read the options from it before any
 
 import math
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any, Literal, NamedTuple
+from typing import TYPE_CHECKING, Any, ClassVar, Literal, NamedTuple
 
 from springroll.errors import InputError
 from springroll.train.config import CHANGEABLE, RunConfig
@@ -27,6 +27,8 @@ if TYPE_CHECKING:
 @dataclass(frozen=True, kw_only=True)
 class PretrainConfig(RunConfig):
     """Options of `springroll pretrain`: a byte model learns text without gradients."""
+
+    command: ClassVar[str] = "pretrain"
 
     data: str = "stdlib"
     """Text to learn: `stdlib` (Python's own source), a file, a folder, `minipile` or a hub name."""
@@ -349,7 +351,7 @@ def text_task(
         ask=strategy.ask,
         evaluate=edge_jit(score, donate_argnums=2),
         tell=strategy.tell,
-        validate=lambda state: validate(state.params),
+        validate=lambda state, _: validate(state.params),
         pop_size=config.pop_size,
         tokens=config.pop_size * config.tokens,
         seed=config.seed,

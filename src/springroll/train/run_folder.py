@@ -93,10 +93,16 @@ class RunFolder:
 
     def write_config(self, config: Any) -> None:
         """Write the resolved config (on resume: with its new budget)."""
-        write_json(self.config, {"run_id": self.run_id, "config": to_json(config)})
+        command = getattr(config, "command", "")
+        write_json(
+            self.config, {"run_id": self.run_id, "command": command, "config": to_json(config)}
+        )
 
     def read_config(self) -> dict[str, Any]:
-        """The file's `{"run_id": ..., "config": {...}}`; give the latter to `config.from_json`."""
+        """The file's `{"run_id": ..., "command": ..., "config": {...}}`.
+
+        Give the last to `config.from_json`. Runs from before there was a second command name none.
+        """
         data = read_json(self.config)
         if not isinstance(data.get("run_id"), str) or not isinstance(data.get("config"), dict):
             raise InputError(
@@ -117,7 +123,14 @@ def open_run(config: C, defaults: C) -> tuple[RunFolder, C]:
     if not config.resume:
         return RunFolder.create(config.out, config), config
     folder = RunFolder.resume(config.out)
-    stored = from_json(type(config), folder.read_config()["config"], where=str(folder.config))
+    found = folder.read_config()
+    command = found.get("command", config.command)
+    if command != config.command:
+        raise InputError(
+            f"{config.out} is a run of springroll {command}; go on with "
+            f"springroll {command} --resume --out {config.out}"
+        )
+    stored = from_json(type(config), found["config"], where=str(folder.config))
     config = replace(resumed(stored, config, defaults), out=config.out)
     folder.write_config(config)
     return folder, config

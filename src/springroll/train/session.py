@@ -49,6 +49,7 @@ class Session:
         self._steady_seconds = meta.get("steady_seconds", 0.0)
         self._steady_generations = meta.get("steady_generations", 0)
         self._dropped = meta.get("dropped", 0)  # members whose fitness was not finite
+        self._lost_in_a_row = meta.get("lost_in_a_row", 0)
         self._peak = meta.get("peak_memory_bytes", 0)
         self._log_clock = Clock(self._watch, config.log_every)
         self._eval_clock = Clock(self._watch, config.eval_every, share=EVAL_SHARE, compiles=True)
@@ -92,7 +93,7 @@ class Session:
         """The fitness to tell: the computed one, or the journal's where it has this generation.
 
         Raises:
-            InputError: not one member has a finite fitness.
+            InputError: not one member has a finite fitness, in too many generations in a row.
         """
         if self.generation < len(self._journal):
             recorded = self._journal.read(self.generation).fitness
@@ -102,12 +103,9 @@ class Session:
         if fitness.dtype.kind == "f":
             lost = int(fitness.size - np.count_nonzero(np.isfinite(fitness)))
             self._dropped += lost
-            if lost == fitness.size:
-                raise InputError(
-                    f"generation {self.generation}: the fitness of all {lost} members is NaN or "
-                    f"infinite; stopped, the checkpoints are kept; try a smaller sigma or "
-                    f"learning rate"
-                )
+            self._lost_in_a_row = self._lost_in_a_row + 1 if lost == fitness.size else 0
+            if self._lost_in_a_row >= self._task.lost_limit:
+                raise InputError(self._all_lost(lost))
         return fitness
 
     def record(self, fitness: np.ndarray, figures: Mapping[str, Any]) -> None:
@@ -140,13 +138,15 @@ class Session:
             self._metrics.write(row)
             self._show(row)
 
-    def validate(self, state: State) -> None:
+    def validate(self, state: State, carry: Carry) -> None:
         """Score the weights themselves; the training clock stands still meanwhile."""
         if self._task.validate is None or self._validated == self.generation:
             return
-        jax.block_until_ready(state)  # what is still being trained is not validation
+        jax.block_until_ready((state, carry))  # what is still being trained is not validation
         with self._eval_clock.spending(), self._watch.pause():
-            figures = {name: _number(value) for name, value in self._task.validate(state).items()}
+            figures = {
+                name: _number(value) for name, value in self._task.validate(state, carry).items()
+            }
             self._metrics.write({**self._counted(self._watch()), **figures})
             self._validated = self.generation
 
@@ -162,6 +162,7 @@ class Session:
                 "steady_seconds": self._steady_seconds,
                 "steady_generations": self._steady_generations,
                 "dropped": self._dropped,
+                "lost_in_a_row": self._lost_in_a_row,
                 "peak_memory_bytes": self._peak_memory(),
             }
             tree = Training(state, carry)
@@ -179,7 +180,7 @@ class Session:
         if self._saved != self.generation:
             self.save(state, carry)
         if signal is None:
-            self.validate(state)
+            self.validate(state, carry)
         if self._window:
             self.log()
         if self._row:
@@ -256,7 +257,8 @@ class Session:
         if self._metrics.newest.get(curve.valid) is not None:
             figures["valid"] = f"{self._metrics.newest[curve.valid]:.3f}"
         figures["tokens/s"] = si(row["tokens_per_second"])
-        figures["members/s"] = si(row["members_per_second"])
+        if self._task.pop_size > 1:
+            figures["members/s"] = si(row["members_per_second"])
         figures["memory"] = gibibytes(row["peak_memory_bytes"])
         if self._dropped:
             figures["dropped"] = str(self._dropped)
@@ -269,6 +271,17 @@ class Session:
     def _peak_memory(self) -> int:
         self._peak = max(self._peak, peak_memory_bytes())
         return self._peak
+
+    def _all_lost(self, members: int) -> str:
+        whose = "the loss" if members == 1 else f"the fitness of all {members} members"
+        limit = self._task.lost_limit
+        times = f" for {limit} generations in a row" if limit > 1 else ""
+        saved = "none was saved yet" if self._saved is None else f"the newest is {self._saved}"
+        remedy = "learning rate" if members == 1 else "sigma or learning rate"
+        return (
+            f"generation {self.generation}: {whose} is NaN or infinite{times}; stopped, the "
+            f"checkpoints in {self._folder.checkpoints} are kept ({saved}); try a smaller {remedy}"
+        )
 
     def _warn_of_difference(self) -> None:
         if not self._warned:

@@ -9,6 +9,9 @@ One generation is three calls, each usually a `jax.jit`:
 They are separate, and `tell` is given the fitness as it came to the host and went to the journal,
 so that replaying the journal runs the very programs that training ran: equal to the last bit,
 floats included.
+
+Training by gradients is the case of one member that keeps what it learns: the weights and their
+optimizer's state are its carry, `evaluate` makes the step, and there is nothing to tell.
 """
 
 from collections.abc import Callable, Mapping
@@ -60,13 +63,15 @@ class Task:
     """Fitness, (pop_size,) float32 or int32; the carry; figures like `train_bits_per_byte`."""
     tell: Callable[[State, Members, Any], tuple[State, Metrics]]
     """The step. The fitness is a NumPy array; members whose fitness is not finite take no part."""
-    validate: Callable[[State], Metrics] | None = None
+    validate: Callable[[State, Carry], Metrics] | None = None
     """Figures of the weights themselves, such as `valid_bits_per_byte`."""
     pop_size: int
     tokens: int
     """Tokens (or environment steps) that all members together take in one generation."""
     seed: int = 0
     """Goes to the journal."""
+    lost_limit: int = 1
+    """Stop after so many generations in a row without one finite fitness."""
     identity: Mapping[str, str] = field(default_factory=dict)
     """What else must be the same when a run goes on: for text, the hash of the corpus."""
     summary: Mapping[str, Any] = field(default_factory=dict)

@@ -1,0 +1,29 @@
+"""`springroll train`: train a decoder on text by gradients, full or low-rank."""
+
+from collections.abc import Sequence
+
+from springroll.cli.options import parse
+from springroll.cli.pretrain import report
+from springroll.train.backprop import TrainConfig
+
+PROG = "springroll train"
+
+DESCRIPTION = """\
+Train a decoder-only language model on text by gradients.
+
+  springroll train --model llama-1m --optimizer lowgrad --data stdlib --steps 300
+"""
+
+
+def run(argv: Sequence[str]) -> int:
+    """Train; the exit code is 0 when the budget was spent, 130 after Ctrl-C."""
+    config = parse(TrainConfig, argv, prog=PROG, description=DESCRIPTION)
+
+    from rich.console import Console
+
+    from springroll.train.backprop import train
+
+    result = train(config, console=Console(stderr=True))
+    if result.signal is None:
+        Console().print(report(config.out, result.summary))
+    return result.exit_code

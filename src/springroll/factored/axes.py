@@ -6,11 +6,13 @@ keep a thin term thin. `FLOWS` says, per primitive, how the axes move or how the
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
 from springroll.factored import _compat
+from springroll.factored.activations import Names
 from springroll.factored.control import unchanged
 from springroll.factored.ragged import is_plain
 from springroll.factored.reshape import reshape_groups
@@ -34,6 +36,7 @@ class Use(NamedTuple):
     summed: frozenset[int] = frozenset()  # contracted or looked up
     shared: frozenset[int] = frozenset()  # batch axes
     elementwise: bool = False  # broadcast against a bigger activation
+    meets: int | None = None  # the activation that it multiplies (see `activations`)
 
     def __str__(self) -> str:
         return f"{self.primitive} at {self.source}"
@@ -45,13 +48,27 @@ class Walk:
 
     uses: dict[int, list[Use]] = field(default_factory=dict)
     stacked: dict[int, set[int]] = field(default_factory=dict)
+    names: Names = field(default_factory=lambda: Names(itertools.count(), {}))
 
-    def run(self, jaxpr: Any, ins: Sequence[Refs]) -> list[Refs]:
+    def run(
+        self, jaxpr: Any, ins: Sequence[Refs], operands: Sequence[Any] | None = None
+    ) -> list[Refs]:
+        """Walk a jaxpr; `operands` are the atoms outside that its inputs stand for, if known."""
         opened, _ = _compat.open_jaxpr(jaxpr)
+        outer = self.names
+        known = dict(zip(opened.invars, map(outer.of, operands), strict=True) if operands else ())
+        self.names = Names(outer.counter, known)
+        try:
+            return self._equations(opened, ins)
+        finally:
+            self.names = outer
+
+    def _equations(self, opened: Any, ins: Sequence[Refs]) -> list[Refs]:
         env: dict[Any, Refs] = dict(zip(opened.invars, ins, strict=True))
         read = lambda atom: () if isinstance(atom, _compat.Literal) else env.get(atom, ())
         for eqn in opened.eqns:
             refs = [read(atom) for atom in eqn.invars]
+            self.names.follow(eqn)
             if any(refs):
                 flow = FLOWS.get(eqn.primitive.name, used_up)
                 env.update(zip(eqn.outvars, flow(self, eqn, refs), strict=True))
@@ -64,11 +81,20 @@ class Walk:
         summed: Sequence[int] = (),
         shared: Sequence[int] = (),
         elementwise: bool = False,
+        met: Any = None,
     ) -> None:
+        """A use of a parameter; `met` is the activation (an atom) that it multiplies."""
         for ref in refs:
             origin = lambda axes, ref=ref: frozenset(o for a in axes for o in ref.axes[a])
             source = _compat.source_of(eqn)
-            use = Use(eqn.primitive.name, source, origin(summed), origin(shared), elementwise)
+            use = Use(
+                eqn.primitive.name,
+                source,
+                origin(summed),
+                origin(shared),
+                elementwise,
+                None if met is None else self.names.of(met),
+            )
             found = self.uses.setdefault(ref.leaf, [])
             if use not in found:
                 found.append(use)
@@ -184,8 +210,8 @@ def split(walk: Walk, eqn: Any, refs: list[Refs]) -> list[Refs]:
 
 def dot_general(walk: Walk, eqn: Any, refs: list[Refs]) -> list[Refs]:
     summed, batch = eqn.params["dimension_numbers"]
-    for operand, c, b in zip(refs, summed, batch, strict=True):
-        walk.use(eqn, operand, summed=c, shared=b)
+    for operand, c, b, met in zip(refs, summed, batch, reversed(eqn.invars), strict=True):
+        walk.use(eqn, operand, summed=c, shared=b, met=met)
     return [()]
 
 
@@ -207,19 +233,19 @@ def conv(walk: Walk, eqn: Any, refs: list[Refs]) -> list[Refs]:
     p = eqn.params
     if refs[0] or p["feature_group_count"] != 1 or p["batch_group_count"] != 1:
         return used_up(walk, eqn, refs)
-    walk.use(eqn, refs[1], summed=p["dimension_numbers"].rhs_spec[1:])
+    walk.use(eqn, refs[1], summed=p["dimension_numbers"].rhs_spec[1:], met=eqn.invars[0])
     return [()]
 
 
 def ragged_dot(walk: Walk, eqn: Any, refs: list[Refs]) -> list[Refs]:
     if refs[0] or not is_plain(eqn):
         return used_up(walk, eqn, refs)
-    walk.use(eqn, refs[1], summed=(1,), shared=(0,))
+    walk.use(eqn, refs[1], summed=(1,), shared=(0,), met=eqn.invars[0])
     return [()]
 
 
 def call(walk: Walk, eqn: Any, refs: list[Refs]) -> list[Refs]:
-    return walk.run(_compat.inner_jaxpr(eqn), refs)
+    return walk.run(_compat.inner_jaxpr(eqn), refs, eqn.invars)
 
 
 def scan(walk: Walk, eqn: Any, refs: list[Refs]) -> list[Refs]:
@@ -250,12 +276,12 @@ def _fixed(carry: Sequence[Refs], fixed: set[int]) -> list[Refs]:
 
 def cond(walk: Walk, eqn: Any, refs: list[Refs]) -> list[Refs]:
     for branch in eqn.params["branches"]:
-        walk.run(branch, refs[1:])
+        walk.run(branch, refs[1:], eqn.invars[1:])
     return [() for _ in eqn.outvars]
 
 
 def shard_map(walk: Walk, eqn: Any, refs: list[Refs]) -> list[Refs]:
-    walk.run(eqn.params["jaxpr"], refs)
+    walk.run(eqn.params["jaxpr"], refs, eqn.invars)
     return [() for _ in eqn.outvars]
 
 

@@ -171,4 +171,5 @@ def leaf_plan(
         kind=kind,
         reason=reason,
         uses=tuple(dict.fromkeys(map(str, uses))),
+        meets=tuple(dict.fromkeys(use.meets for use in uses)),
     )

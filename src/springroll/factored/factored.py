@@ -16,6 +16,7 @@ from jax import Array, lax
 from springroll.errors import InputError
 
 STATIC: dict[str, Any] = {"static": True}
+MANY = 8  # above this rank `dense` is a matrix product
 
 
 @dataclass(frozen=True)
@@ -150,11 +151,13 @@ class Factored:
             roles=self.roles if roles is None else roles,
         )
 
-    def dense(self) -> Array:
-        """The full weight, in the dtype of `base`. Costs an array of base's shape.
+    def dense(self, dtype: Any = None) -> Array:
+        """The full weight, in the dtype of `base` or in `dtype`. Costs an array of base's shape.
 
         On a lattice an int8 base is clipped to +-127 after the thin term is added.
         """
+        if self.lattice is None and self.rank > MANY:
+            return self._product(dtype or self.dtype)
         left = self._spread("left")
         right = self._spread("right")
         if self.lattice is not None:
@@ -163,13 +166,32 @@ class Factored:
             for j in range(self.rank):
                 gain = gain_of(self.gain, j)
                 total = total + self.lattice.entry(left[..., j], right[..., j], gain, wide)
-            return saturate(total, self.dtype)
+            return saturate(total, dtype or self.dtype)
         wide = wide_dtype(self.dtype)
         thin = jnp.sum(
             lax.mul(*_same_shape(scale_rank(cast(left, wide), self.gain), cast(right, wide))),
             axis=-1,
         )
-        return cast(cast(self.base, wide) + thin, self.dtype)
+        return cast(cast(self.base, wide) + thin, dtype or self.dtype)
+
+    def _product(self, dtype: Any) -> Array:
+        """`dense` as one matrix product, for ranks at which a sum of outer products is slow."""
+        left, right = (list(self.axes(side)) for side in ("left", "right"))
+        shared = [i for i in left if i in right]
+        wide = common_dtype(self.left, self.right)
+        thin = lax.dot_general(
+            scale_rank(cast(self.left, wide), self.gain),
+            cast(self.right, wide),
+            (
+                ((len(left),), (len(right),)),
+                ([left.index(i) for i in shared], [right.index(i) for i in shared]),
+            ),
+            precision=lax.Precision.HIGHEST,
+            preferred_element_type=wide_dtype(wide),
+        )
+        made = [*shared, *(i for i in (*left, *right) if i not in shared)]
+        thin = lax.transpose(thin, [made.index(i) for i in range(self.ndim)])
+        return cast(cast(self.base, thin.dtype) + thin, dtype)
 
     def _spread(self, side: str) -> Array:
         """A factor with a size-1 axis for every axis of base that it does not carry."""

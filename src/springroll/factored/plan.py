@@ -26,6 +26,9 @@ class LeafPlan:
     kind: Kind
     reason: str  # why it is not low-rank, with the source line; empty for "low-rank"
     uses: tuple[str, ...]  # "dot_general at model.py:12 (mlp)", in program order
+    # The activations that it multiplies, by number, and None for a use that is no product (a
+    # lookup, a norm). Parameters with equal entries meet the same activation, as q, k and v do.
+    meets: tuple[int | None, ...] = ()
 
 
 @dataclass(frozen=True)

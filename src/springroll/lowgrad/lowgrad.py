@@ -1,0 +1,311 @@
+"""`lowgrad`: a trainer in which the gradient of a weight only ever exists in its subspace."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import Any, Literal, NamedTuple, get_args
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+from jax import Array
+
+from springroll.errors import InputError
+from springroll.factored.discover import discover
+from springroll.factored.interpret import factored
+from springroll.factored.plan import Plan
+from springroll.lowgrad import gradients, moments, refresh, schedule
+from springroll.lowgrad.leaves import Layout
+from springroll.lowgrad.schedule import Schedule
+from springroll.lowgrad.streams import Select, streams_of
+from springroll.lowgrad.subspace import Moments
+
+Refresh = Literal["power", "random"]
+
+
+class State(NamedTuple):
+    """All there is, as arrays: what a checkpoint holds."""
+
+    params: Any  # weights as of their last merge, everything else as it is now
+    projectors: dict[str, Array]  # stream -> P (stacked, inputs, rank) float32, orthonormal columns
+    low: dict[str, Array]  # path -> Sᵀ (stacked, outputs, rank) float32
+    opt: Any  # the inner optimizer's state over the trainable tree
+    skipped: Array  # () int32 steps without an update because the loss was not finite
+    schedule: Schedule
+
+
+@dataclass(frozen=True)
+class Options:
+    """How subspaces change; see `lowgrad`."""
+
+    period: int
+    turns: int
+    refresh: Refresh
+    moments: Moments
+    widen: float | None
+    scale: float | None
+    accumulate: int
+    seed: int
+
+
+@dataclass(frozen=True)
+class Trainer:
+    """What `lowgrad` returns. Its methods take a State and give a new one; the old one is used up.
+
+    `update` is all a training loop needs.
+    """
+
+    plan: Plan
+    layout: Layout
+    options: Options
+    optimizer: optax.GradientTransformation
+    run: Callable[..., Any] = field(repr=False)
+    compiled: dict[str, Any] = field(repr=False, default_factory=dict)
+
+    def init(self, params: Any) -> State:
+        """The state of step 0. `params` are used up; projectors are random until `update`."""
+        self.layout.check(params)
+        params = jax.tree.map(jnp.asarray, params)
+        low = self.layout.zeros()
+        opt = self.optimizer.init(self.layout.trainable(params, low))
+        moments.check(opt, self.layout.thin, low, self.options.moments)
+        projectors = jax.jit(lambda key: refresh.initial(self.layout, key))(self._key(0))
+        began = schedule.start(self.layout.streams, self.options.period)
+        return State(params, projectors, low, opt, jnp.zeros((), jnp.int32), began)
+
+    def update(self, state: State, *batch: Any) -> tuple[State, dict[str, Any]]:
+        """One training step, with a refresh of the layers whose turn it is."""
+        return self.refresh(state, *batch) if self.due(state) else self.step(state, *batch)
+
+    def due(self, state: State) -> bool:
+        """Whether any layer's subspace is to be refreshed at this step. Decided on the host."""
+        return any(layers.any() for layers in schedule.due(state.schedule).values())
+
+    def step(self, state: State, *batch: Any) -> tuple[State, dict[str, Any]]:
+        """One step of the inner optimizer on S and the other leaves, bases as they are."""
+        moving, still = self._apart(state)
+        moving, metrics = self._jit("step")(moving, still, state.projectors, batch)
+        return self._together(state, moving, still), metrics
+
+    def refresh(
+        self, state: State, *batch: Any, everything: bool = False
+    ) -> tuple[State, dict[str, Any]]:
+        """A step on this batch, then new subspaces from it for the layers that are due, or all."""
+        chosen = schedule.due(state.schedule)
+        if everything:
+            chosen = {name: np.ones_like(layers) for name, layers in chosen.items()}
+        now = state.schedule
+        moving, still = self._apart(state)
+        name = "step" if self.options.refresh == "random" else "probe"
+        moving, metrics, *found = self._jit(name)(moving, still, state.projectors, batch)
+        state = self._together(state, moving, still)
+        directions = found[0] if found else self._jit("draw")(self._key(1, now.step))
+        layers, counts = _listed(chosen)
+        turned, overlap = self._jit("turn")(
+            state._replace(schedule=None), directions, layers, counts, self._key(2, now.step)
+        )
+        timing = schedule.refreshed(
+            now,
+            self.layout.streams,
+            chosen,
+            self.options.turns,
+            overlap if self.options.widen is not None else None,
+            self.options.widen,
+        )
+        state = turned._replace(schedule=schedule.advanced(timing))
+        return state, {**metrics, "overlap": overlap}
+
+    def merge(self, state: State) -> State:
+        """All of P S written into the weights, S = 0, same bases and moments."""
+        layers, counts = _listed({s.name: np.ones(s.depth, bool) for s in self.layout.streams})
+        key = self._key(3, state.schedule.step)
+        merged = self._jit("merge")(state._replace(schedule=None), layers, counts, key)
+        return merged._replace(schedule=state.schedule)
+
+    def params(self, state: State) -> Any:
+        """The weights that the state stands for, dense, in the types of the parameters.
+
+        short types are rounded to nearest; the state is not used up. Costs a copy of the weights.
+        """
+        return self._jit("dense")(self.weights(state))
+
+    def weights(self, state: State) -> Any:
+        """The parameters with `Factored` leaves, for `sr.factored(fn)`: exact, and no copy."""
+        return self.layout.weights(state.params, state.projectors, state.low)
+
+    def lower(self, name: Literal["step", "probe"], state: State, *batch: Any) -> Any:
+        """The lowered program of the hot step, or of the first half of a refresh.
+
+        Its memory: `.compile().memory_analysis()`. State and batch may be ShapeDtypeStructs.
+        """
+        moving, still = self._apart(state)
+        return self._jit(name).lower(moving, still, state.projectors, batch)
+
+    def _key(self, *counters: Any) -> Array:
+        key = jax.random.key(self.options.seed)
+        for counter in counters:
+            key = jax.random.fold_in(key, int(counter))
+        return key
+
+    def _apart(self, state: State) -> tuple[Any, Any]:
+        trainable = self.layout.trainable(state.params, state.low)
+        return (trainable, state.opt, state.skipped), self.layout.still(state.params)
+
+    def _together(self, state: State, moving: Any, still: Any) -> State:
+        trainable, opt, skipped = moving
+        params, low = self.layout.params(trainable, still), self.layout.low(trainable)
+        timing = schedule.advanced(state.schedule)
+        return State(params, state.projectors, low, opt, skipped, timing)
+
+    def _jit(self, name: str) -> Any:
+        if name not in self.compiled:
+            make = {
+                "step": lambda: jax.jit(self._step, donate_argnums=0),
+                "probe": lambda: jax.jit(self._probe, donate_argnums=0),
+                "turn": lambda: jax.jit(self._turn, donate_argnums=0),
+                "merge": lambda: jax.jit(self._merge, donate_argnums=0),
+                "draw": lambda: jax.jit(lambda key: refresh.initial(self.layout, key)),
+                "dense": lambda: jax.jit(_dense),
+            }
+            self.compiled[name] = make[name]()
+        return self.compiled[name]
+
+    def _step(self, moving: Any, still: Any, projectors: Any, batch: Any) -> Any:
+        found = self._gradients(moving, still, projectors, batch)
+        return self._updated(moving, *found)
+
+    def _probe(self, moving: Any, still: Any, projectors: Any, batch: Any) -> Any:
+        """`_step`, and where the subspaces should go: Z per stream."""
+        loss, aux, grads = self._gradients(moving, still, projectors, batch)
+        layout = self.layout
+        directions = gradients.power(
+            self.run,
+            layout,
+            self.options.accumulate,
+            layout.params(moving[0], still),
+            projectors,
+            layout.low(moving[0]),
+            layout.low(grads),
+            batch,
+        )
+        return *self._updated(moving, loss, aux, grads), directions
+
+    def _gradients(self, moving: Any, still: Any, projectors: Any, batch: Any) -> Any:
+        return gradients.gradients(
+            self.run, self.layout, self.options.accumulate, moving[0], still, projectors, batch
+        )
+
+    def _updated(self, moving: Any, loss: Array, aux: Any, grads: Any) -> tuple[Any, Any]:
+        trainable, opt, skipped = moving
+        norm = _norm(grads)
+        finite = jnp.isfinite(loss) & jnp.isfinite(norm)
+        with jax.numpy_dtype_promotion("standard"):  # optax relies on it
+            updates, new_opt = self.optimizer.update(grads, opt, trainable)
+        new = optax.apply_updates(trainable, self._scaled(updates))
+        keep = lambda new, old: jnp.where(finite, new, old)
+        moved = jax.tree.map(keep, (new, new_opt), (trainable, opt))
+        skipped = skipped + jnp.where(finite, 0, 1).astype(jnp.int32)
+        metrics = {"loss": loss, "grad_norm": norm, "skipped": skipped, "aux": aux}
+        return (*moved, skipped), metrics
+
+    def _scaled(self, updates: Any) -> Any:
+        thin, scale = self.layout.thin, self.options.scale
+
+        def one(path: str, update: Any) -> Any:
+            if path not in thin:
+                return update
+            by = math.sqrt(thin[path].inputs / self.layout.rank) if scale is None else scale
+            return update * jnp.asarray(by, update.dtype)
+
+        return self.layout.map(one, updates)
+
+    def _turn(self, state: State, directions: Any, layers: Any, counts: Any, key: Array) -> Any:
+        healthy = jnp.all(jnp.stack([jnp.all(jnp.isfinite(z)) for z in directions.values()]))
+        counts = {name: jnp.where(healthy, count, 0) for name, count in counts.items()}
+        params, projectors, low, opt, overlap = refresh.turned(
+            self.layout,
+            state.params,
+            state.projectors,
+            state.low,
+            state.opt,
+            directions,
+            layers,
+            counts,
+            key,
+            self.options.moments,
+        )
+        return State(params, projectors, low, opt, state.skipped, state.schedule), overlap
+
+    def _merge(self, state: State, layers: Any, counts: Any, key: Array) -> State:
+        params = refresh.merge(
+            self.layout, state.params, state.projectors, state.low, layers, counts, key
+        )
+        low = jax.tree.map(jnp.zeros_like, state.low)
+        return state._replace(params=params, low=low)
+
+
+def lowgrad(
+    loss: Callable[..., Any],
+    params: Any,
+    optimizer: optax.GradientTransformation,
+    *example: Any,
+    rank: int = 128,
+    plan: Plan | None = None,
+    select: Select | None = None,
+    period: int = 200,
+    turns: int = 4,
+    refresh: Refresh = "power",
+    moments: Moments = "rotate",
+    widen: float | None = None,
+    scale: float | None = None,
+    accumulate: int = 1,
+    has_aux: bool = False,
+    seed: int = 0,
+) -> Trainer:
+    """Train loss(params, *batch) in subspaces of its weights' inputs."""
+    options = Options(period, turns, refresh, moments, widen, scale, accumulate, seed)
+    _check(options)
+    if plan is None:
+        if not example:
+            raise InputError(
+                "lowgrad needs to see the loss at work: give an example batch after the optimizer"
+                " (shapes suffice) or plan=sr.discover(loss, params, *batch)."
+            )
+        plan = discover(loss, params, *example)
+    layout = Layout.of(params, streams_of(plan, rank, select), rank)
+    thin_loss = factored(loss, densify_limit=0)
+
+    def run(weights: Any, *batch: Any) -> tuple[Array, Any]:
+        out = thin_loss(weights, *batch)
+        return out if has_aux else (out, None)
+
+    return Trainer(plan, layout, options, optimizer, run)
+
+
+def _check(options: Options) -> None:
+    for name, kind in (("refresh", Refresh), ("moments", Moments)):
+        given = getattr(options, name)
+        if given not in get_args(kind):
+            raise InputError(f"{name}={given!r} is unknown; expected one of {get_args(kind)}.")
+    for name in ("period", "turns", "accumulate"):
+        if getattr(options, name) < 1:
+            raise InputError(f"{name} is {getattr(options, name)}; expected at least 1.")
+
+
+def _norm(tree: Any) -> Array:
+    square = lambda a: jnp.sum(jnp.square(a.astype(jnp.float32)))
+    return jnp.sqrt(sum((square(leaf) for leaf in jax.tree.leaves(tree)), jnp.float32(0)))
+
+
+def _dense(weights: Any) -> Any:
+    is_thin = lambda leaf: hasattr(leaf, "dense")
+    return jax.tree.map(lambda w: w.dense() if is_thin(w) else w, weights, is_leaf=is_thin)
+
+
+def _listed(chosen: dict[str, np.ndarray]) -> tuple[dict[str, Any], dict[str, Any]]:
+    """stream -> indices of the chosen layers first (depth,), and how many they are."""
+    layers = {n: np.argsort(~c, kind="stable").astype(np.int32) for n, c in chosen.items()}
+    return layers, {n: np.int32(c.sum()) for n, c in chosen.items()}

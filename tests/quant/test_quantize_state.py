@@ -1,4 +1,4 @@
-"""Optimizer state in few bits: around any transformation, through checkpoints, as good as floats."""
+"""Optimizer state in few bits: any transformation, through checkpoints, as good as floats."""
 
 import jax
 import jax.numpy as jnp

@@ -4,11 +4,17 @@ Plain rounding loses every update below half a unit in the last place; with a ra
 small update survives with the right probability, and no float32 copy of the weights is needed.
 """
 
+import zlib
+from typing import Any, NamedTuple
+
+import jax
 import jax.numpy as jnp
 import numpy as np
+import optax
 from jax import Array, lax
 
 from springroll.errors import InputError
+from springroll.quant.split_master import as_float32, required
 
 
 def round_stochastically(x: Array, bits: Array) -> Array:
@@ -23,3 +29,48 @@ def round_stochastically(x: Array, bits: Array) -> Array:
     moved = (word + (bits & np.uint32(0xFFFF))) & np.uint32(0xFFFF0000)
     rounded = lax.bitcast_convert_type(moved, jnp.float32)
     return jnp.where(jnp.isfinite(x), rounded, x).astype(jnp.bfloat16)
+
+
+class StochasticRoundingState(NamedTuple):
+    """count: () uint32 updates done; inner_state: in float32."""
+
+    count: Array
+    inner_state: Any
+
+
+def with_stochastic_rounding(
+    inner: optax.GradientTransformation, seed: int = 0
+) -> optax.GradientTransformationExtraArgs:
+    """`inner` for bfloat16 weights that have no other copy: the new weight is rounded at random.
+
+    `inner` sees float32 gradients and weights; the updates are differences of bfloat16 weights, in
+    float32, for `optax.apply_updates`. On average a weight moves by exactly what `inner` says. The
+    random bits are a function of seed, count and the parameter's path: a resumed run repeats them.
+    Leaves of the parameters that are not bfloat16 pass through unchanged.
+    """
+    inner = optax.with_extra_args_support(inner)
+
+    def init(params: Any) -> StochasticRoundingState:
+        return StochasticRoundingState(jnp.zeros((), jnp.uint32), inner.init(as_float32(params)))
+
+    def update(
+        updates: Any, state: StochasticRoundingState, params: Any = None, **extra: Any
+    ) -> tuple[Any, StochasticRoundingState]:
+        params = required(params, "with_stochastic_rounding")
+        full = as_float32(params)
+        with jax.numpy_dtype_promotion("standard"):  # optimizers need not be strict
+            steps, inner_state = inner.update(as_float32(updates), state.inner_state, full, **extra)
+        key = jax.random.fold_in(jax.random.key(seed), state.count)
+
+        def moved(path: Any, p: Array, whole: Array, step: Array) -> Array:
+            if p.dtype != jnp.bfloat16:
+                return step
+            mine = jax.random.fold_in(key, zlib.crc32(jax.tree_util.keystr(path).encode()))
+            bits = jax.random.bits(mine, p.shape, jnp.uint32)
+            rounded = round_stochastically(whole + step.astype(jnp.float32), bits)
+            return rounded.astype(jnp.float32) - whole
+
+        updates = jax.tree_util.tree_map_with_path(moved, params, full, steps)
+        return updates, StochasticRoundingState(state.count + np.uint32(1), inner_state)
+
+    return optax.GradientTransformationExtraArgs(init, update)

@@ -9,37 +9,39 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import Any, Literal, NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import optax
 from jax import Array
 
-from springroll.factored.plan import LeafPlan
 from springroll.lowgrad.inner_state import find_moments, state_leaves
-from springroll.lowgrad.matrix_view import MatrixView, Select, matrix_views
+from springroll.lowgrad.matrix_view import MatrixView
+from springroll.lowgrad.projection import Projection
 from springroll.lowgrad.projector import Projector
-from springroll.lowgrad.projector_refresh import Subspace, renewed, turn
+from springroll.lowgrad.projector_refresh import renewed, turn
+
+Views = list[MatrixView | None]
 
 
 class LowRankState(NamedTuple):
     """All that a low-rank transformation carries: arrays only."""
 
     step: Array  # () int32, updates so far
-    projectors: Any  # like the parameters: a Projector where it is selected and stored, else None
+    projectors: Any  # like the parameters: a Projector where one is stored, else None
     norms: Any  # like the parameters: (*stack,) float32 of the limiter, or None
     inner: Any  # of the inner optimizer, which sees low-rank leaves
 
 
 class Step(NamedTuple):
-    """What a rule is given for one parameter; matrices are (*stack, m, n)."""
+    """What a rule is given for one parameter."""
 
-    gradient: Array
-    low_gradient: Array  # R, float32, of the shape the projector gives
+    gradient: Array  # G (*stack, m, n)
+    low_gradient: Array  # R float32, of the shape the projector gives
     low_update: Array  # what the inner optimizer made of R
     projector: Projector
-    norm: Array | None  # of the limiter
+    norm: Array | None  # (*stack,) of the limiter
 
 
 class Rule(NamedTuple):
@@ -50,125 +52,115 @@ class Rule(NamedTuple):
 
 
 @dataclass(frozen=True)
-class Layout:
-    """Which parameters are projected and where their inputs and outputs are; see `matrix_views`."""
-
-    select: Select = None
-    plan: Mapping[str, LeafPlan] | None = None
-    rows: Literal["in", "out"] = "in"
-    root: str = ""
-
-    def views(self, params: Any, rank: int) -> list[MatrixView | None]:
-        return matrix_views(
-            params, rank, select=self.select, plan=self.plan, rows=self.rows, root=self.root
-        )
-
-
-def low_rank(
-    inner: optax.GradientTransformation, subspace: Subspace, rule: Rule, layout: Layout
-) -> optax.GradientTransformationExtraArgs:
-    """The transformation; `update` takes `layer`, the index of a layer that is updated alone.
+class LowRank:
+    """`init` and `update` of the transformation.
 
     Decoupled weight decay of the inner optimizer reaches the whole weight, by the amount the inner
-    optimizer says and not `scale` times it: its update is linear in the weights it is shown, so it
-    is shown zeros in place of a projected weight, and the derivative of its update in the direction
-    of ones is the decay. No second run: the compiler sees a constant.
+    optimizer says and not `scale` times it. An update is linear in the weights that decay, so the
+    inner optimizer is shown zeros in place of a projected weight, and the derivative of its update
+    in the direction of ones is the decay: a constant to the compiler, exact, and no second run.
     """
-    inner = optax.with_extra_args_support(inner)
 
-    def init(params: Any) -> LowRankState:
-        views = layout.views(params, subspace.rank)
-        structure = jax.tree.structure(params)
+    inner: optax.GradientTransformationExtraArgs
+    projection: Projection
+    rule: Rule
+
+    def init(self, params: Any) -> LowRankState:
+        views = self.projection.views(params)
+        leaves, structure = jax.tree.flatten(params)
+        low = [
+            x if v is None else jnp.zeros(self.projection.low_shape(v))
+            for x, v in zip(leaves, views, strict=True)
+        ]
         each = lambda make: structure.unflatten([None if v is None else make(v) for v in views])
         return LowRankState(
             step=jnp.zeros((), jnp.int32),
-            projectors=each(subspace.start),
-            norms=each(lambda v: jnp.zeros(v.stack) if rule.limited else None),
-            inner=inner.init(low_tree(params, views)),
-        )
-
-    def low_tree(params: Any, views: list[MatrixView | None]) -> Any:
-        leaves, structure = jax.tree.flatten(params)
-        return structure.unflatten(
-            x if v is None else jnp.zeros(subspace.low_shape(v))
-            for x, v in zip(leaves, views, strict=True)
+            projectors=each(lambda v: self.projection.start(v) if self.projection.stored else None),
+            norms=each(lambda v: jnp.zeros(v.stack) if self.rule.limited else None),
+            inner=self.inner.init(structure.unflatten(low)),
         )
 
     def update(
-        grads: Any,
+        self,
+        updates: Any,
         state: LowRankState,
         params: Any = None,
         *,
         layer: Array | int = 0,
         **extra: Any,
     ) -> tuple[Any, LowRankState]:
-        views = layout.views(grads, subspace.rank)
-        gradients, structure = jax.tree.flatten(grads)
-        projectors = structure.flatten_up_to(state.projectors)
-        norms = structure.flatten_up_to(state.norms)
+        """As in optax. `layer` is the index of a layer that is updated by itself (see `root`)."""
+        views = self.projection.views(updates)
+        gradients, structure = jax.tree.flatten(updates)
         weights = None if params is None else structure.flatten_up_to(params)
-        matrices = [g if v is None else v.matrix(g) for g, v in zip(gradients, views, strict=True)]
-        projectors, inner_state = renew(views, state.step, layer, matrices, projectors, state.inner)
-        low = [
-            g if v is None else p.down(g)
-            for g, v, p in zip(matrices, views, projectors, strict=True)
-        ]
-        steps, decays, inner_state = inner_update(
-            views, structure, low, weights, inner_state, extra
-        )
-        for i, view in enumerate(views):
-            if view is None:
+        norms = structure.flatten_up_to(state.norms)
+        matrices = [v.matrix(g) if v else g for v, g in zip(views, gradients, strict=True)]
+        if self.projection.stored:
+            stored = structure.flatten_up_to(state.projectors)
+            projectors, inner = self._refresh(views, state, layer, matrices, stored)
+            after = structure.unflatten(projectors)
+        else:
+            projectors = [v and self.projection.drawn(v, state.step, layer) for v in views]
+            inner, after = state.inner, state.projectors
+        low = [p.down(x) if p else x for p, x in zip(projectors, matrices, strict=True)]
+        steps, decays, inner = self._inner_update(views, structure, low, weights, inner, extra)
+        for i, (view, projector) in enumerate(zip(views, projectors, strict=True)):
+            if view is None or projector is None:
                 continue
-            full, norms[i] = rule.apply(
-                Step(matrices[i], low[i], steps[i], projectors[i], norms[i])
-            )
+            with jax.named_scope("low_rank_update"):
+                full, norms[i] = self.rule.apply(
+                    Step(matrices[i], low[i], steps[i], projector, norms[i])
+                )
             if weights is not None:
                 full = full + decays[i] * view.matrix(weights[i]).astype(jnp.float32)
             steps[i] = view.restore(full).astype(gradients[i].dtype)
         return structure.unflatten(steps), LowRankState(
             step=jnp.asarray(optax.safe_increment(state.step)),
-            projectors=structure.unflatten(projectors),
+            projectors=after,
             norms=structure.unflatten(norms),
-            inner=inner_state,
+            inner=inner,
         )
 
-    def renew(
-        views: list[MatrixView | None],
-        count: Array,
+    def _refresh(
+        self,
+        views: Views,
+        state: LowRankState,
         layer: Array | int,
         matrices: list[Array],
         projectors: list[Any],
-        inner_state: Any,
     ) -> tuple[list[Any], Any]:
-        """Projectors and moments after this step's refresh."""
-        nodes, inner_structure = state_leaves(inner_state)
-        chosen = {v.path.removeprefix(layout.root).lstrip("/"): v for v in views if v is not None}
-        kept = find_moments(inner_state, chosen) if subspace.moments != "keep" else []
+        """Projectors, and the inner state with its moments in their coordinates."""
+        projection = self.projection
+        leaves, structure = state_leaves(state.inner)
+        chosen = {v.path.removeprefix(projection.root).lstrip("/"): v for v in views if v}
+        kept = find_moments(state.inner, chosen) if projection.moments != "keep" else []
         projectors = list(projectors)
         for i, view in enumerate(views):
             if view is None:
                 continue
             mine = [m for m in kept if chosen[m.path] is view]
-            projectors[i], moments = renewed(
-                subspace,
-                view.stack,
-                turn(subspace, view, len(chosen), count, layer),
-                jax.random.fold_in(subspace.key(view), count),
-                matrices[i],
-                projectors[i],
-                [(nodes[m.at], m.order) for m in mine],
-            )
-            for moment, node in zip(mine, moments, strict=True):
-                nodes[moment.at] = node
-        return projectors, jax.tree.unflatten(inner_structure, nodes)
+            with jax.named_scope("refresh_projector"):
+                projectors[i], moments = renewed(
+                    projection,
+                    view.stack,
+                    turn(projection, view, len(chosen), state.step, layer),
+                    jax.random.fold_in(projection.key(view), state.step),
+                    matrices[i],
+                    projectors[i],
+                    [(leaves[m.at], m.order) for m in mine],
+                )
+            for place, moment in zip(mine, moments, strict=True):
+                leaves[place.at] = moment
+        return projectors, jax.tree.unflatten(structure, leaves)
 
-    def inner_update(
-        views: list[MatrixView | None],
+    def _inner_update(
+        self,
+        views: Views,
         structure: Any,
         low: list[Array],
         weights: list[Any] | None,
-        inner_state: Any,
-        extra: dict[str, Any],
+        state: Any,
+        extra: Mapping[str, Any],
     ) -> tuple[list[Any], list[Any], Any]:
         """The inner steps, the decay of each projected weight (*stack, 1, 1), and the state."""
         gradients = structure.unflatten(low)
@@ -177,17 +169,26 @@ def low_rank(
             seen = None
             if weights is not None and shown is not None:
                 pairs = zip(views, weights, shown, strict=True)
-                seen = structure.unflatten([w if v is None else x for v, w, x in pairs])
+                seen = structure.unflatten([x if v else w for v, w, x in pairs])
             with jax.numpy_dtype_promotion("standard"):  # optimizers need not be strict
-                steps, after = inner.update(gradients, inner_state, seen, **extra)
+                steps, after = self.inner.update(gradients, state, seen, **extra)
             return structure.flatten_up_to(steps), after
 
         if weights is None:
-            steps, inner_state = run(None)
-            return steps, [None] * len(low), inner_state
+            steps, after = run(None)
+            return steps, [None] * len(low), after
         zeros, ones = [jnp.zeros_like(x) for x in low], [jnp.ones_like(x) for x in low]
-        steps, slopes, inner_state = jax.jvp(run, (zeros,), (ones,), has_aux=True)
-        pairs = zip(views, slopes, strict=True)
-        return steps, [None if v is None else s[..., :1, :1] for v, s in pairs], inner_state
+        steps, slopes, after = jax.jvp(run, (zeros,), (ones,), has_aux=True)
+        return (
+            steps,
+            [s[..., :1, :1] if v else None for v, s in zip(views, slopes, strict=True)],
+            after,
+        )
 
-    return optax.GradientTransformationExtraArgs(init, update)  # pyright: ignore[reportArgumentType]
+
+def low_rank(
+    inner: optax.GradientTransformation, projection: Projection, rule: Rule
+) -> optax.GradientTransformationExtraArgs:
+    """The optax transformation of a rule."""
+    frame = LowRank(optax.with_extra_args_support(inner), projection, rule)
+    return optax.GradientTransformationExtraArgs(frame.init, frame.update)  # pyright: ignore[reportArgumentType]

@@ -17,6 +17,7 @@ from springroll.errors import InputError
 from springroll.factored.plan import LeafPlan
 
 Side = Literal["in", "out", "std", "reverse_std", "left", "right", "full"]
+Rows = Literal["in", "out"]
 Select = Callable[[str], bool] | str | Sequence[str] | None
 
 
@@ -75,7 +76,7 @@ def matrix_views(
     *,
     select: Select = None,
     plan: Mapping[str, LeafPlan] | None = None,
-    rows: Literal["in", "out"] = "in",
+    rows: Rows = "in",
     root: str = "",
 ) -> list[MatrixView | None]:
     """A view per leaf of `params` in tree order; None for those that stay as they are.

@@ -6,68 +6,19 @@ time: nothing is computed on other steps, and the program does not grow with the
 
 from __future__ import annotations
 
-import hashlib
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
-from typing import Any, Literal, NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 from jax import Array, lax
 
-from springroll.errors import InputError
 from springroll.lowgrad.inner_state import decode, encode
-from springroll.lowgrad.matrix_view import MatrixView, Side, one_of
+from springroll.lowgrad.matrix_view import MatrixView
+from springroll.lowgrad.projection import Projection
 from springroll.lowgrad.projector import Projector, carry_over
-from springroll.lowgrad.subspace import Moments, Order, power_step, random_basis, svd_basis
-
-Refresh = Literal["power", "svd", "random"]
-
-
-@dataclass(frozen=True)
-class Subspace:
-    """The choices that make a projector.
-
-    Raises InputError for a rank or gap below one and for names that do not exist.
-    """
-
-    rank: int
-    update_gap: int = 200  # steps from one refresh of a matrix to its next
-    side: Side = "in"
-    refresh: Refresh = "power"
-    moments: Moments = "rotate"
-    stagger: bool = True  # matrices take turns instead of all being refreshed on one step
-    seed: int = 0
-
-    def __post_init__(self) -> None:
-        for name, value in (("rank", self.rank), ("update_gap", self.update_gap)):
-            if value < 1:
-                raise InputError(f"{name} is {value}; expected an integer of at least 1")
-        one_of(self.side, Side, "side")
-        one_of(self.refresh, Refresh, "refresh")
-        one_of(self.moments, Moments, "moments")
-
-    def low_shape(self, view: MatrixView) -> tuple[int, ...]:
-        """The shape of the low-rank gradient."""
-        left, right = view.sides(self.side)
-        m, n = view.size("m"), view.size("n")
-        return (*view.stack, self.rank if left else m, self.rank if right else n)
-
-    def key(self, view: MatrixView) -> Array:
-        """A typed key that depends on the seed and the path only."""
-        digest = hashlib.blake2b(view.path.encode(), digest_size=4).digest()
-        return jax.random.fold_in(jax.random.key(self.seed), int.from_bytes(digest, "little"))
-
-    def start(self, view: MatrixView) -> Projector:
-        """Random bases, from which the first gradient already takes a power step."""
-        left, right = view.sides(self.side)
-        both = jax.random.split(self.key(view))
-        shape = lambda role: (*view.stack, view.size(role), self.rank)
-        return Projector(
-            random_basis(both[0], shape("m")) if left else None,
-            random_basis(both[1], shape("n")) if right else None,
-        )
+from springroll.lowgrad.subspace import Order, power_step, random_basis, svd_basis
 
 
 class Turn(NamedTuple):
@@ -76,29 +27,35 @@ class Turn(NamedTuple):
     first: Array
     stride: Array
     several: Array
+    base: Array | int  # the number of the stack's first matrix in the stack of all layers
 
 
-def turn(subspace: Subspace, view: MatrixView, views: int, step: Array, layer: Array | int) -> Turn:
+def turn(
+    projection: Projection, view: MatrixView, views: int, step: Array, layer: Array | int
+) -> Turn:
     """Whose turn it is at `step`: on the first step everybody's.
 
     Afterwards each matrix is due every `update_gap` steps. With `stagger`, matrix j of a stack,
     counted from `layer` times the stack's size, is due j steps after matrix 0, and the `views`
     projected parameters are spread evenly over the gap.
     """
-    gap, matrices = subspace.update_gap, math.prod(view.stack)
-    zero = jnp.zeros((), jnp.int32)
-    if not subspace.stagger:
-        return Turn(zero, zero + 1, jnp.where(step % gap == 0, matrices, 0))
-    first = jnp.mod(step - view.number * gap // views - layer * matrices, gap).astype(jnp.int32)
+    gap, matrices = projection.update_gap, math.prod(view.stack)
+    zero, base = jnp.zeros((), jnp.int32), layer * matrices
+    if not projection.stagger:
+        return Turn(zero, zero + 1, jnp.where(step % gap == 0, matrices, 0), base)
+    first = jnp.mod(step - view.number * gap // views - base, gap).astype(jnp.int32)
     several = jnp.maximum((matrices - first + gap - 1) // gap, 0)
     start = step == 0
     return Turn(
-        jnp.where(start, 0, first), jnp.where(start, 1, gap), jnp.where(start, matrices, several)
+        jnp.where(start, 0, first),
+        jnp.where(start, 1, gap),
+        jnp.where(start, matrices, several),
+        base,
     )
 
 
 def renewed(
-    subspace: Subspace,
+    projection: Projection,
     stack: tuple[int, ...],
     due: Turn,
     key: Array,
@@ -119,9 +76,11 @@ def renewed(
             j = due.first + k * due.stride
             at = jnp.unravel_index(j, stack) if stack else ()
             old = jax.tree.map(lambda x: x[at], projector)
-            new = next_projector(subspace, gradient[at], old, jax.random.fold_in(key, j))
+            new = next_projector(
+                projection, gradient[at], old, jax.random.fold_in(key, due.base + j)
+            )
             moments = [
-                x.at[at].set(carry_over(new, old, x[at], order, subspace.moments))
+                x.at[at].set(carry_over(new, old, x[at], order, projection.moments))
                 for x, order in zip(moments, orders, strict=True)
             ]
             return jax.tree.map(lambda x, y: x.at[at].set(y), projector, new), moments
@@ -134,17 +93,19 @@ def renewed(
     return lax.cond(due.several > 0, renew, lambda *same: same, projector, leaves)
 
 
-def next_projector(subspace: Subspace, gradient: Array, old: Projector, key: Array) -> Projector:
+def next_projector(
+    projection: Projection, gradient: Array, old: Projector, key: Array
+) -> Projector:
     """The projector of one matrix (m, n): from its gradient, or from nothing."""
     both = jax.random.split(key)
 
     def basis(gradient: Array, old: Array | None, key: Array) -> Array | None:
         if old is None:
             return None
-        if subspace.refresh == "random":
+        if projection.refresh == "random":
             return random_basis(key, old.shape)
-        if subspace.refresh == "svd":
-            return svd_basis(gradient, subspace.rank)
+        if projection.refresh == "svd":
+            return svd_basis(gradient, projection.rank)
         return power_step(gradient, old)
 
     return Projector(

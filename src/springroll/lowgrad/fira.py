@@ -1,0 +1,82 @@
+"""Fira: GaLore, and the rest of the gradient scaled alike (arXiv 2410.01623)."""
+
+from __future__ import annotations
+
+from typing import Literal, Unpack
+
+import jax.numpy as jnp
+import optax
+from jax import Array
+
+from springroll.errors import InputError
+from springroll.lowgrad import galore
+from springroll.lowgrad.apollo import stretch
+from springroll.lowgrad.hf_adam import adam_direction, hf_step
+from springroll.lowgrad.limiter import GAMMA, limit_growth
+from springroll.lowgrad.low_rank import Rule, Step, low_rank
+from springroll.lowgrad.matrix_view import one_of
+from springroll.lowgrad.projection import Projection, ProjectionOptions
+
+Compat = Literal["fira"]
+
+
+def fira(
+    learning_rate: optax.ScalarOrSchedule,
+    rank: int,
+    *,
+    scale: float = 0.25,
+    b1: float = 0.9,
+    b2: float = 0.999,
+    eps: float = 1e-6,
+    weight_decay: float = 0.0,
+    gamma: float = GAMMA,
+    direction: optax.GradientTransformation | None = None,
+    compat: Compat | None = None,
+    **options: Unpack[ProjectionOptions],
+) -> optax.GradientTransformationExtraArgs:
+    """W <- W - lr k_t (scale P N + L((G - PR) s)), with R = PᵀG and s_j = ‖N_j‖ / ‖R_j‖.
+
+    N = m / (sqrt(v) + eps) is Adam's direction in the subspace, k_t its bias correction, L the
+    norm-growth limiter; s scales the part of the gradient outside of the subspace, a channel at a
+    time, as Adam does the part inside. As published, `scale` is for the inside only.
+
+    The released code also scales PR in the residual, so it is G - scale PR: a share 1 - scale of
+    the gradient inside the subspace leaks out of Adam's hands. compat="fira" does that; without
+    it nothing leaks.
+
+        tx = sr.fira(1e-2, rank=128, plan=sr.discover(fn, params, x))
+
+    Args:
+        learning_rate: number or schedule.
+        rank: r, at most min(m, n) of every selected matrix.
+        scale: alpha.
+        b1, b2, eps: Adam's; eps is added before the bias correction.
+        weight_decay: decoupled, of the weight after the step.
+        gamma: largest growth of the norm of the residual's step.
+        direction: what makes N of R, `adam_direction(b1, b2, eps)` by default.
+        compat: "fira" (1.0.2): the leak, and the choices of `galore(compat="galore-torch")`.
+        options: see `ProjectionOptions`; defaults as for `galore`.
+
+    State: as `galore` with Adam, and one float per matrix.
+
+    Raises:
+        InputError: as `galore`; and side "full", which leaves no channels.
+    """
+    if compat is not None:
+        one_of(compat, Compat, "compat")
+    projection = Projection.of(rank, galore.RELEASED if compat else {}, options)
+    if projection.side == "full":
+        raise InputError("side is 'full'; fira scales channels, project one side of the matrix")
+    inside = scale if compat else 1.0
+
+    def with_residual(step: Step) -> tuple[Array, Array | None]:
+        up = step.projector.up
+        residual = step.gradient.astype(jnp.float32) - inside * up(step.low_gradient)
+        assert step.norm is not None
+        residual, norm = limit_growth(residual * stretch(step, "channel"), step.norm, gamma)
+        return scale * up(step.low_update) + residual, norm
+
+    return optax.chain(
+        low_rank(direction or adam_direction(b1, b2, eps), projection, Rule(with_residual, True)),
+        hf_step(learning_rate, b1, b2, weight_decay=weight_decay),
+    )

@@ -1,0 +1,81 @@
+"""Adam as the released code of GaLore, APOLLO and Fira has it (from Hugging Face transformers).
+
+It differs from `optax.adamw` in two ways. Epsilon is added before the bias correction: the step is
+lr k_t N with N = m / (sqrt(v) + eps) and k_t = sqrt(1 - b2^t) / (1 - b1^t). And the weight that
+decays is the one after the step, W <- (1 - lr wd)(W - lr k_t N).
+"""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import optax
+from jax import Array
+
+
+def hf_adamw(
+    learning_rate: optax.ScalarOrSchedule,
+    b1: float = 0.9,
+    b2: float = 0.999,
+    eps: float = 1e-6,
+    weight_decay: float = 0.0,
+) -> optax.GradientTransformationExtraArgs:
+    """The whole optimizer."""
+    return optax.chain(
+        adam_direction(b1, b2, eps), hf_step(learning_rate, b1, b2, weight_decay=weight_decay)
+    )
+
+
+def adam_direction(
+    b1: float = 0.9, b2: float = 0.999, eps: float = 1e-6
+) -> optax.GradientTransformation:
+    """N = m / (sqrt(v) + eps), not corrected for bias."""
+
+    def init(params: Any) -> optax.ScaleByAdamState:
+        zeros = lambda: jax.tree.map(jnp.zeros_like, params)
+        return optax.ScaleByAdamState(jnp.zeros((), jnp.int32), zeros(), zeros())
+
+    def update(grads: Any, state: optax.ScaleByAdamState, params: Any = None) -> tuple[Any, Any]:
+        average = lambda b: lambda old, new: b * old + (1 - b) * new
+        mu = jax.tree.map(average(b1), state.mu, grads)
+        nu = jax.tree.map(average(b2), state.nu, jax.tree.map(jnp.square, grads))
+        direction = jax.tree.map(lambda m, v: m / (jnp.sqrt(v) + eps), mu, nu)
+        return direction, optax.ScaleByAdamState(optax.safe_increment(state.count), mu, nu)
+
+    return optax.GradientTransformation(init, update)  # pyright: ignore[reportArgumentType]
+
+
+def hf_step(
+    learning_rate: optax.ScalarOrSchedule, b1: float, b2: float, *, weight_decay: float = 0.0
+) -> optax.GradientTransformationExtraArgs:
+    """From a direction N to the step: -lr k_t N, then the decay of the weight after it."""
+    rate = learning_rate if callable(learning_rate) else lambda count: learning_rate
+
+    def init(params: Any) -> optax.ScaleByScheduleState:
+        return optax.ScaleByScheduleState(jnp.zeros((), jnp.int32))
+
+    def update(
+        directions: Any, state: optax.ScaleByScheduleState, params: Any = None, **extra: Any
+    ) -> tuple[Any, Any]:
+        lr = jnp.asarray(rate(state.count), jnp.float32)
+        length = lr * correction(jnp.asarray(state.count) + 1, b1, b2)
+        steps = jax.tree.map(lambda x: -length.astype(x.dtype) * x, directions)
+        if weight_decay and params is None:
+            raise ValueError("weight decay needs the parameters: update(grads, state, params)")
+        if weight_decay:
+            decay = (lr * weight_decay).astype
+            steps = jax.tree.map(
+                lambda x, w: x - decay(x.dtype) * (w.astype(x.dtype) + x), steps, params
+            )
+        return steps, optax.ScaleByScheduleState(optax.safe_increment(state.count))
+
+    return optax.GradientTransformationExtraArgs(init, update)  # pyright: ignore[reportArgumentType]
+
+
+def correction(t: Array, b1: float, b2: float) -> Array:
+    """k_t. 1 - b^t as -expm1(t log b): float32 powers lose four digits of it at t = 1."""
+    lacking = lambda b: -jnp.expm1(t.astype(jnp.float32) * (math.log(b) if b > 0 else -math.inf))
+    return jnp.sqrt(lacking(b2)) / lacking(b1)

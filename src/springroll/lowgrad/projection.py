@@ -1,0 +1,140 @@
+"""What is projected, on which side, from what and how often: choices of a low-rank optimizer."""
+
+from __future__ import annotations
+
+import hashlib
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any, Literal, TypedDict
+
+import jax
+import jax.numpy as jnp
+from jax import Array
+
+from springroll.errors import InputError
+from springroll.factored.plan import LeafPlan
+from springroll.lowgrad.matrix_view import MatrixView, Rows, Select, Side, matrix_views, one_of
+from springroll.lowgrad.projector import Projector
+from springroll.lowgrad.subspace import Moments, random_basis
+
+Refresh = Literal["power", "svd", "random"]
+
+
+class ProjectionOptions(TypedDict, total=False):
+    """Keywords that `galore`, `apollo` and `fira` share.
+
+    update_gap: steps from one refresh of a projector to the next (200).
+    side: which side of a matrix gets short: its inputs "in", its outputs "out", the smaller of them
+        "std" (inputs if equal), the larger "reverse_std", what is first or second in the layout
+        "left" or "right", or both "full".
+    refresh: where a new basis comes from. "power": one power step from the old one; "svd": the
+        leading singular vectors of the present gradient; "random": nothing.
+    moments: what a new basis does to the moments, "rotate", "fill", "keep" or "reset"; see
+        `subspace.rotate_moment`.
+    stagger: refresh the matrices in turns over the gap (after the first step) instead of all on
+        one step.
+    rows: without a plan, whether the rows of a matrix are its inputs, "in", as in Flax, or its
+        outputs, "out", as in PyTorch and in `springroll.models`. Leading axes are a stack of
+        matrices, with a projector each.
+    plan: roles of the axes, from `sr.discover`; where it is given, `rows` is not used.
+    select: which parameters: a pattern on their paths or several, or a function path -> bool. By
+        default all that the plan calls low-rank, without a plan all with two axes or more.
+    root: the path in `select` and `plan` of the tree that is optimized, if it is a part of theirs.
+    seed: of random bases.
+    """
+
+    update_gap: int
+    side: Side
+    refresh: Refresh
+    moments: Moments
+    stagger: bool
+    rows: Rows
+    plan: Mapping[str, LeafPlan] | None
+    select: Select
+    root: str
+    seed: int
+
+
+@dataclass(frozen=True)
+class Projection:
+    """`ProjectionOptions`, all decided.
+
+    Raises InputError for a rank or gap below one and for names that do not exist.
+    """
+
+    rank: int
+    update_gap: int = 200
+    side: Side = "in"
+    refresh: Refresh = "power"
+    moments: Moments = "rotate"
+    stagger: bool = True
+    rows: Rows = "in"
+    plan: Mapping[str, LeafPlan] | None = None
+    select: Select = None
+    root: str = ""
+    seed: int = 0
+    stored: bool = True  # else drawn anew, the same for `update_gap` steps, whenever it is needed
+
+    def __post_init__(self) -> None:
+        for name, value in (("rank", self.rank), ("update_gap", self.update_gap)):
+            if value < 1:
+                raise InputError(f"{name} is {value}; expected an integer of at least 1")
+        one_of(self.side, Side, "side")
+        one_of(self.refresh, Refresh, "refresh")
+        one_of(self.moments, Moments, "moments")
+        one_of(self.rows, Rows, "rows")
+
+    @classmethod
+    def of(cls, rank: int, *options: ProjectionOptions) -> Projection:
+        """From options of which later ones win."""
+        merged: ProjectionOptions = {}
+        for each in options:
+            merged.update(each)
+        return cls(rank, **merged)
+
+    def views(self, params: Any) -> list[MatrixView | None]:
+        """A view per leaf, None for those that are not projected."""
+        return matrix_views(
+            params, self.rank, select=self.select, plan=self.plan, rows=self.rows, root=self.root
+        )
+
+    def low_shape(self, view: MatrixView) -> tuple[int, ...]:
+        """The shape of the low-rank gradient."""
+        left, right = view.sides(self.side)
+        m, n = view.size("m"), view.size("n")
+        return (*view.stack, self.rank if left else m, self.rank if right else n)
+
+    def key(self, view: MatrixView) -> Array:
+        """A typed key that depends on the seed and the path only."""
+        digest = hashlib.blake2b(view.path.encode(), digest_size=4).digest()
+        return jax.random.fold_in(jax.random.key(self.seed), int.from_bytes(digest, "little"))
+
+    def start(self, view: MatrixView) -> Projector:
+        """Random bases, from which the first gradient already takes a power step."""
+        return self._projector(view, self.key(view), lambda key, shape: random_basis(key, shape))
+
+    def drawn(self, view: MatrixView, step: Array, layer: Array | int = 0) -> Projector:
+        """Gaussian projectors with entries of variance 1 / r: R is as long as G on average.
+
+        Matrix j of a stack, counted from `layer` times the stack's size, has its own key.
+        """
+        matrices = math.prod(view.stack)
+        numbers = layer * matrices + jnp.arange(matrices)
+
+        def gaussian(key: Array, shape: tuple[int, ...]) -> Array:
+            keys = jax.vmap(lambda j: jax.random.fold_in(key, j))(numbers)
+            each = jax.vmap(lambda key: jax.random.normal(key, shape[-2:]))(keys)
+            return each.reshape(shape) / jnp.sqrt(jnp.float32(self.rank))
+
+        key = jax.random.fold_in(self.key(view), step // self.update_gap)
+        return self._projector(view, key, gaussian)
+
+    def _projector(self, view: MatrixView, key: Array, make: Any) -> Projector:
+        left, right = view.sides(self.side)
+        both = jax.random.split(key)
+        shape = lambda role: (*view.stack, view.size(role), self.rank)
+        return Projector(
+            make(both[0], shape("m")) if left else None,
+            make(both[1], shape("n")) if right else None,
+        )

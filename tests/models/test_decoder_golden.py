@@ -8,15 +8,16 @@ import numpy as np
 import pytest
 from weights_by_formula import weight
 
-from springroll.models.decoder import decoder, shapes
+from springroll.models.decoder import decoder
 from springroll.models.decoder_config import DecoderConfig
-from springroll.models.rope import RopeScaling
+from springroll.models.decoder_shapes import shapes
+from springroll.models.rope import Llama3Scaling, YarnScaling
 
 GOLDEN = Path(__file__).parents[1] / "golden" / "decoder.npz"
 SHARED = {"vocab": 48, "hidden": 32, "layers": 2, "heads": 4, "kv_heads": 2, "head_dim": 8}
 DENSE = {**SHARED, "ffn": 40}
 EXPERTS = {**SHARED, "ffn": 24, "experts": 6, "top_k": 2}
-LLAMA3 = RopeScaling(factor=8.0, original_length=64)
+LLAMA3 = Llama3Scaling(factor=8.0, original_length=64)
 FAMILIES = {
     "llama": DecoderConfig(**DENSE, norm_eps=1e-5),
     "llama3": DecoderConfig(**DENSE, rope_theta=100.0, rope_scaling=LLAMA3),

@@ -20,11 +20,18 @@ from springroll.models.rope import Rotation, rotate
 MASKED = float(np.finfo(np.float32).min)
 
 
-def attention(config: DecoderConfig, params: dict[str, Any], x_BTD: Array, turn: Rotation) -> Array:
+def attention(
+    config: DecoderConfig,
+    params: dict[str, Any],
+    x_BTD: Array,
+    turn: Rotation,
+    window: Array | None = None,
+) -> Array:
     """The attention half of a block, before it is added to the residual stream: (B, T, D).
 
     `params` holds q_proj (H K, D), k_proj and v_proj (N K, D), o_proj (D, H K), and where the
-    model has them q_bias, k_bias, v_bias and the norm weights q_norm, k_norm.
+    model has them q_bias, k_bias, v_bias, o_bias, the norm weights q_norm, k_norm, and sinks (H,).
+    A position sees `window` () int32 tokens up to itself, all if None.
     """
     heads = (config.heads, config.kv_heads, config.kv_heads)
     q, k, v = (_project(params, name, x_BTD) for name in "qkv")
@@ -36,22 +43,40 @@ def attention(config: DecoderConfig, params: dict[str, Any], x_BTD: Array, turn:
     if config.qk_norm == "head":
         q = rms_norm(q, params["q_norm"], config.norm_eps)
         k = rms_norm(k, params["k_norm"], config.norm_eps)
-    y_BTHK = attend(rotate(q, turn), rotate(k, turn), v)
-    return linear(y_BTHK.reshape(*x_BTD.shape[:2], -1), params["o_proj"])
+    y_BTHK = attend(rotate(q, turn), rotate(k, turn), v, params.get("sinks"), window)
+    return _project(params, "o", y_BTHK.reshape(*x_BTD.shape[:2], -1))
 
 
-def attend(q_BTHK: Array, k_BSNK: Array, v_BSNK: Array) -> Array:
+def attend(
+    q_BTHK: Array,
+    k_BSNK: Array,
+    v_BSNK: Array,
+    sinks_H: Array | None = None,
+    window: Array | None = None,
+) -> Array:
     """softmax(q k / sqrt(K)) v over keys no later than the query: (B, T, H, K).
 
-    Scores and softmax are float32 whatever the inputs are.
+    Scores and softmax are float32 whatever the inputs are. A sink is one more score per head whose
+    key has no value: it takes weight away from the others.
     """
     batch, time, heads, width = q_BTHK.shape
     q = q_BTHK.reshape(batch, time, k_BSNK.shape[2], -1, width)
     score = jnp.einsum("BTNGK,BSNK->BNGTS", q, k_BSNK, preferred_element_type=jnp.float32)
-    seen = np.tri(time, k_BSNK.shape[1], dtype=bool)[None, None, None]
-    score = jnp.where(seen, score * np.float32(width**-0.5), np.float32(MASKED))
-    weight = jax.nn.softmax(score, axis=-1).astype(v_BSNK.dtype)
+    score = jnp.where(_seen(time, window), score * np.float32(width**-0.5), np.float32(MASKED))
+    if sinks_H is not None:
+        sink = sinks_H.astype(jnp.float32).reshape(1, score.shape[1], score.shape[2], 1, 1)
+        score = jnp.concatenate([score, jnp.broadcast_to(sink, (*score.shape[:-1], 1))], axis=-1)
+    weight = jax.nn.softmax(score, axis=-1)[..., :time].astype(v_BSNK.dtype)
     return jnp.einsum("BNGTS,BSNK->BTNGK", weight, v_BSNK).reshape(batch, time, heads, width)
+
+
+def _seen(time: int, window: Array | None) -> Array:
+    """Which keys each query sees: (1, 1, 1, T, S) bool."""
+    back = np.arange(time)[:, None] - np.arange(time)[None, :]
+    seen = jnp.asarray(back >= 0)
+    if window is not None:
+        seen = seen & (jnp.asarray(back, jnp.int32) < window.reshape(1, 1))
+    return seen[None, None, None]
 
 
 def linear(x: Array, w: Array) -> Array:

@@ -1,16 +1,7 @@
-"""A decoder-only transformer: Llama, Qwen2, Qwen3 and mixtures of experts in one.
+"""A decoder-only transformer: Llama, Qwen, OLMoE and gpt-oss in one.
 
-Parameters are a plain tree in Hugging Face layout (matrices are (out, in)); blocks are stacked on
-a leading layer axis, so that one compiled block serves any depth:
-
-    embed_tokens (V, D)
-    layers: input_layernorm, post_attention_layernorm (L, D)
-            self_attn: q_proj (L, H K, D), k_proj, v_proj (L, N K, D), o_proj (L, D, H K)
-                       and where the model has them q_bias, k_bias, v_bias, q_norm, k_norm
-            mlp: gate_proj, up_proj (L, F, D), down_proj (L, D, F); or with experts
-                 gate (L, E, D), the router, [e_score_correction_bias (L, E)], and
-                 experts: gate_proj, up_proj (L, E, F, D), down_proj (L, E, D, F)
-    norm (D,), and unless the embedding is the head, lm_head (V, D)
+`springroll.models.decoder_shapes` describes the tree of parameters: Hugging Face layout, blocks
+stacked on a leading layer axis, so that one compiled block serves any depth.
 
 Computation is in the type of the parameters; softmaxes, norms and logits are float32.
 """
@@ -29,9 +20,10 @@ from jax import Array, lax
 from springroll.models.attention import attention, linear
 from springroll.models.cross_entropy import cross_entropy
 from springroll.models.decoder_config import DecoderConfig
+from springroll.models.decoder_shapes import shapes
 from springroll.models.moe import moe
 from springroll.models.norm import rms_norm
-from springroll.models.rope import Rotation, frequencies, rotation
+from springroll.models.rope import Rotation, rotation
 
 Params: TypeAlias = dict[str, Any]
 
@@ -52,17 +44,22 @@ class Decoder:
         return jnp.take(params["embed_tokens"], tokens, axis=0)
 
     def block(
-        self, layer: Params, x_BTD: Array, turn: Rotation | None = None
+        self,
+        layer: Params,
+        x_BTD: Array,
+        turn: Rotation | None = None,
+        window: Array | None = None,
     ) -> tuple[Array, Params]:
         """One layer (a slice of params["layers"]): x (batch, time, D) -> x, and its statistics.
 
-        `turn` are the rotary angles, computed here if not given. Statistics of a layer with experts
-        are `load` (E,), `switch` and `z` (see `moe`); of a dense layer there are none.
+        `turn` are the rotary angles, computed here if not given; `window` () int32 is how many
+        tokens a position sees (`windows`), None for all. Statistics of a layer with experts are
+        `load` (E,), `switch` and `z` (see `moe`); of a dense layer there are none.
         """
         config = self.config
         turn = self.rotation(x_BTD.shape[1]) if turn is None else turn
         y = rms_norm(x_BTD, layer["input_layernorm"], config.norm_eps)
-        x_BTD = x_BTD + attention(config, layer["self_attn"], y, turn)
+        x_BTD = x_BTD + attention(config, layer["self_attn"], y, turn, window)
         y = rms_norm(x_BTD, layer["post_attention_layernorm"], config.norm_eps)
         y, stats = moe(config, layer["mlp"], y) if config.experts else (swiglu(layer["mlp"], y), {})
         return x_BTD + y, stats
@@ -96,17 +93,26 @@ class Decoder:
     def hidden(self, params: Params, tokens: Array) -> tuple[Array, Params]:
         """The residual stream after the last block (batch, time, D), and statistics per layer."""
         turn = self.rotation(tokens.shape[1])
-        step = lambda x, layer: self.block(layer, x, turn)
+        step = lambda x, scanned: self.block(scanned[0], x, turn, scanned[1])
         if self.remat:
             step = jax.checkpoint(step, prevent_cse=False)
-        return lax.scan(step, self.embed(params, tokens), params["layers"])
+        layers = (params["layers"], self.windows(tokens.shape[1]))
+        return lax.scan(step, self.embed(params, tokens), layers)
 
     def head_weight(self, params: Params) -> Array:
         return params["embed_tokens"] if self.config.tied else params["lm_head"]
 
     def rotation(self, time: int) -> Rotation:
+        """The rotary angles of the first `time` positions."""
         c = self.config
-        return rotation(time, frequencies(c.head_dim, c.rope_theta, c.rope_scaling))
+        return rotation(time, c.head_dim, c.rope_theta, c.rope_scaling)
+
+    def windows(self, time: int) -> Array | None:
+        """How many tokens a position of each layer sees, (L,) int32; None if all layers see all."""
+        if not self.config.window:
+            return None
+        limited = jnp.arange(self.config.layers, dtype=jnp.int32) % 2 == 0
+        return jnp.where(limited, jnp.int32(self.config.window), jnp.int32(time))
 
 
 def decoder(config: DecoderConfig, remat: bool = False) -> Decoder:
@@ -127,45 +133,6 @@ def swiglu(params: Params, x: Array) -> Array:
     return linear(jax.nn.silu(gate) * up, params["down_proj"])
 
 
-def shapes(config: DecoderConfig) -> Params:
-    """The tree of parameter shapes."""
-    c, stack = config, config.layers
-    q, kv = c.heads * c.head_dim, c.kv_heads * c.head_dim
-    attention: Params = {
-        "q_proj": (stack, q, c.hidden),
-        "k_proj": (stack, kv, c.hidden),
-        "v_proj": (stack, kv, c.hidden),
-        "o_proj": (stack, c.hidden, q),
-    }
-    if c.qkv_bias:
-        attention |= {"q_bias": (stack, q), "k_bias": (stack, kv), "v_bias": (stack, kv)}
-    if c.qk_norm:
-        whole = c.qk_norm == "whole"
-        attention["q_norm"] = (stack, q if whole else c.head_dim)
-        attention["k_norm"] = (stack, kv if whole else c.head_dim)
-    group = (stack, c.experts) if c.experts else (stack,)
-    mlp: Params = {
-        "gate_proj": (*group, c.ffn, c.hidden),
-        "up_proj": (*group, c.ffn, c.hidden),
-        "down_proj": (*group, c.hidden, c.ffn),
-    }
-    if c.experts:
-        mlp = {"gate": (stack, c.experts, c.hidden), "experts": mlp}
-    if c.selection_bias:
-        mlp["e_score_correction_bias"] = (stack, c.experts)
-    tree: Params = {
-        "embed_tokens": (c.vocab, c.hidden),
-        "layers": {
-            "input_layernorm": (stack, c.hidden),
-            "self_attn": attention,
-            "post_attention_layernorm": (stack, c.hidden),
-            "mlp": mlp,
-        },
-        "norm": (c.hidden,),
-    }
-    return tree if c.tied else tree | {"lm_head": (c.vocab, c.hidden)}
-
-
 def init(config: DecoderConfig, key: Array, dtype: Any = jnp.float32) -> Params:
     """Fresh parameters; every leaf has a key of its own."""
     is_shape = lambda node: isinstance(node, tuple)
@@ -182,6 +149,6 @@ def _leaf(
 ) -> Array:
     if "norm" in name:
         return jnp.ones(shape, dtype)
-    if name.endswith("bias"):
+    if name.endswith(("bias", "sinks")):
         return jnp.zeros(shape, dtype)
     return jax.random.normal(key, shape, dtype) * np.asarray(config.init_std, dtype)

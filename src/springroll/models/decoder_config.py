@@ -6,7 +6,8 @@ from dataclasses import dataclass
 from typing import Any, Literal, TypeAlias
 
 from springroll.errors import InputError
-from springroll.models.rope import RopeScaling
+from springroll.models.decoder_shapes import shapes, size
+from springroll.models.rope import Llama3Scaling, RopeScaling, YarnScaling
 
 Router: TypeAlias = Literal["softmax", "sigmoid"]
 QkNorm: TypeAlias = Literal["", "head", "whole"]
@@ -14,11 +15,11 @@ QkNorm: TypeAlias = Literal["", "head", "whole"]
 
 @dataclass(frozen=True, kw_only=True)
 class DecoderConfig:
-    """Llama, Qwen2, Qwen3, Qwen3-MoE and OLMoE are settings of this one record.
+    """Llama, Qwen2, Qwen3, Qwen3-MoE, OLMoE and gpt-oss are settings of this one record.
 
     `ffn` is the width of the feed-forward net, with experts the width of each expert. `experts=0`
     is a dense model. `switch_loss` and `z_loss` are the weights of the two routing losses in
-    `Decoder.loss` (0: only reported).
+    `Decoder.loss` (0: only reported). The fields after `z_loss` are what gpt-oss adds.
     """
 
     vocab: int
@@ -42,6 +43,11 @@ class DecoderConfig:
     selection_bias: bool = False  # a bias that chooses experts and has no part in their weights
     switch_loss: float = 0.0
     z_loss: float = 0.0
+    o_bias: bool = False
+    expert_bias: bool = False  # in the router and in every matrix of the experts
+    sinks: bool = False  # a learned score per head that takes part in the softmax and has no value
+    window: int = 0  # layers 0, 2, ... see only this many tokens; 0: all
+    swiglu_limit: float = 0.0  # experts compute (up + 1) gate sigmoid(1.702 gate), clipped; 0: not
 
     def __post_init__(self) -> None:
         for name in ("vocab", "hidden", "layers", "heads", "kv_heads", "head_dim", "ffn"):
@@ -54,6 +60,8 @@ class DecoderConfig:
             )
         if self.head_dim % 2:
             raise InputError(f"head_dim is {self.head_dim}; rotary positions need an even number")
+        if self.expert_bias and not self.experts:
+            raise InputError("expert_bias is set but experts is 0; there is nothing to add it to")
         if not 0 <= self.top_k <= self.experts or (self.experts > 0) != (self.top_k > 0):
             raise InputError(
                 f"top_k is {self.top_k} of {self.experts} experts; expected 1 to experts, or both 0"
@@ -62,28 +70,15 @@ class DecoderConfig:
     @property
     def parameters(self) -> int:
         """Numbers in the parameter tree, exactly."""
-        ends = self.vocab * self.hidden * (1 if self.tied else 2) + self.hidden
-        return ends + self.layers * (self._outside_experts + self.experts * self._one_ffn)
+        return size(shapes(self))
 
     @property
     def active_parameters(self) -> int:
         """Numbers that one token meets: of every expert layer `top_k` experts."""
-        return self.parameters - self.layers * (self.experts - self.top_k) * self._one_ffn
-
-    @property
-    def _one_ffn(self) -> int:
-        return 3 * self.hidden * self.ffn
-
-    @property
-    def _outside_experts(self) -> int:
-        """Of one layer: attention, norms, and the dense net or the router."""
-        q, kv = self.heads * self.head_dim, self.kv_heads * self.head_dim
-        attention = self.hidden * (2 * q + 2 * kv) + (q + 2 * kv) * self.qkv_bias
-        norms = 2 * self.hidden
-        norms += {"": 0, "head": 2 * self.head_dim, "whole": q + kv}[self.qk_norm]
         if not self.experts:
-            return attention + norms + self._one_ffn
-        return attention + norms + self.experts * (self.hidden + self.selection_bias)
+            return self.parameters
+        experts = size(shapes(self)["layers"]["mlp"]["experts"])
+        return self.parameters - experts // self.experts * (self.experts - self.top_k)
 
 
 def llama(hidden: int, ffn: int, heads: int, layers: int, **rest: Any) -> DecoderConfig:
@@ -100,7 +95,22 @@ _LLAMA3: dict[str, Any] = {
     "rope_theta": 500000.0,
     "norm_eps": 1e-5,
 }
-_LONG = RopeScaling(factor=8.0)
+_LONG = Llama3Scaling(factor=8.0)
+_GPT_OSS: dict[str, Any] = {
+    "vocab": 201088,
+    "kv_heads": 8,
+    "head_dim": 64,
+    "rope_theta": 150000.0,
+    "rope_scaling": YarnScaling(factor=32.0, truncate=False),
+    "norm_eps": 1e-5,
+    "qkv_bias": True,
+    "o_bias": True,
+    "expert_bias": True,
+    "sinks": True,
+    "window": 128,
+    "swiglu_limit": 7.0,
+    "top_k": 4,
+}
 _QWEN2: dict[str, Any] = {"vocab": 151936, "rope_theta": 1e6, "qkv_bias": True}
 _QWEN3: dict[str, Any] = {"vocab": 151936, "rope_theta": 1e6, "qk_norm": "head", "head_dim": 128}
 
@@ -123,7 +133,7 @@ CONFIGS: dict[str, DecoderConfig] = {
     "llama3.1-8b": llama(4096, 14336, 32, 32, rope_scaling=_LONG, **_LLAMA3),
     "llama3.1-70b": llama(8192, 28672, 64, 80, rope_scaling=_LONG, **_LLAMA3),
     "llama3.2-1b": llama(
-        2048, 8192, 32, 16, rope_scaling=RopeScaling(factor=32.0), tied=True, **_LLAMA3
+        2048, 8192, 32, 16, rope_scaling=Llama3Scaling(factor=32.0), tied=True, **_LLAMA3
     ),
     "qwen2.5-0.5b": llama(896, 4864, 14, 24, kv_heads=2, tied=True, **_QWEN2),
     "qwen2.5-1.5b": llama(1536, 8960, 12, 28, kv_heads=2, tied=True, **_QWEN2),
@@ -144,6 +154,8 @@ CONFIGS: dict[str, DecoderConfig] = {
         top_k=8,
         renormalise=False,
     ),
+    "gpt-oss-20b": llama(2880, 2880, 64, 24, experts=32, **_GPT_OSS),
+    "gpt-oss-120b": llama(2880, 2880, 64, 36, experts=128, **_GPT_OSS),
 }
 
 

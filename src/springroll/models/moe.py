@@ -34,18 +34,13 @@ class Routing(NamedTuple):
 def moe(config: DecoderConfig, params: dict[str, Any], x_BTD: Array) -> tuple[Array, Any]:
     """The feed-forward half of a block: (B, T, D), and statistics `load` (E,), `switch`, `z`.
 
-    `params` holds gate (E, D), the router; experts: gate_proj, up_proj (E, F, D) and down_proj
-    (E, D, F); and with `selection_bias` e_score_correction_bias (E,).
+    `params` is one layer of `mlp` in `springroll.models.decoder_shapes`.
     """
     x_TD = x_BTD.reshape(-1, config.hidden)
     routing = route(config, params, x_TD)
     to = dispatch(routing.expert_TK, config.experts)
     places = (to.pick_of_row, to.row_of_pick)
-    experts, block_group = params["experts"], to.block_group
-    x_RD = spread(x_TD, *places)
-    gate = grouped_dot(x_RD, experts["gate_proj"], block_group, True)
-    up = grouped_dot(x_RD, experts["up_proj"], block_group, True)
-    y_RD = grouped_dot(jax.nn.silu(gate) * up, experts["down_proj"], block_group, True)
+    y_RD = _experts(config, params["experts"], spread(x_TD, *places), to.block_group)
     # Every pick is the only one of its row: weights go the way that tokens go, with K = 1.
     weight_P1 = routing.weight_TK.reshape(-1, 1).astype(x_TD.dtype)
     weight_R1 = spread(weight_P1, to.pick_of_row, to.row_of_pick.reshape(-1, 1))
@@ -61,6 +56,8 @@ def route(config: DecoderConfig, params: dict[str, Any], x_TD: Array) -> Routing
     bias) are chosen; weights are their scores, divided by their sum with `renormalise`.
     """
     logits = jnp.einsum("TD,ED->TE", x_TD, params["gate"], preferred_element_type=jnp.float32)
+    if config.expert_bias:
+        logits = logits + params["gate_bias"].astype(jnp.float32)[None, :]
     softmax = config.router == "softmax"
     score = jax.nn.softmax(logits, axis=-1) if softmax else jax.nn.sigmoid(logits)
     preference = lax.stop_gradient(score)
@@ -77,6 +74,24 @@ def route(config: DecoderConfig, params: dict[str, Any], x_TD: Array) -> Routing
     switch = config.experts * jnp.sum(fraction * jnp.mean(share, axis=0))
     z = jnp.mean(jnp.square(jax.nn.logsumexp(logits, axis=-1)))
     return Routing(expert_TK, weight, switch, z)
+
+
+def _experts(config: DecoderConfig, params: dict[str, Any], x_RD: Array, block_group: Array) -> Any:
+    """Every row through the net of its block's expert: (R, D)."""
+
+    def linear(name: str, x: Array) -> Array:
+        y = grouped_dot(x, params[f"{name}_proj"], block_group, True)
+        if not config.expert_bias:
+            return y
+        y = y.reshape(block_group.shape[0], -1, y.shape[1])
+        return (y + params[f"{name}_bias"][block_group][:, None]).reshape(x.shape[0], -1)
+
+    gate, up = linear("gate", x_RD), linear("up", x_RD)
+    if config.swiglu_limit:
+        limit = np.asarray(config.swiglu_limit, gate.dtype)
+        gate, up = jnp.minimum(gate, limit), jnp.clip(up, -limit, limit) + np.ones((), up.dtype)
+        return linear("down", up * gate * jax.nn.sigmoid(gate * np.asarray(1.702, gate.dtype)))
+    return linear("down", jax.nn.silu(gate) * up)
 
 
 def balance(bias: Array, load: Array, rate: float = 1e-3) -> Array:

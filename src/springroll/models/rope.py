@@ -1,14 +1,14 @@
 """Rotary positions: pairs of channels turn by an angle that grows with the position.
 
 The halves of a head are the pairs (channel i with channel i + dim / 2), as Hugging Face stores
-Llama and Qwen weights. Source: RoFormer, arXiv 2104.09864; scaling: Llama 3.1 model card.
+Llama and Qwen weights. Source: RoFormer, arXiv 2104.09864.
 """
 
 from __future__ import annotations
 
 import math
 from dataclasses import dataclass
-from typing import NamedTuple
+from typing import NamedTuple, TypeAlias
 
 import jax.numpy as jnp
 import numpy as np
@@ -16,7 +16,7 @@ from jax import Array
 
 
 @dataclass(frozen=True, kw_only=True)
-class RopeScaling:
+class Llama3Scaling:
     """Llama 3.1: slow channels turn `factor` times slower, fast ones as before, blended between.
 
     A channel is fast if it turns at least `high_freq_factor` times within `original_length`
@@ -28,29 +28,74 @@ class RopeScaling:
     high_freq_factor: float = 4.0
     original_length: int = 8192
 
+    @property
+    def gain(self) -> float:
+        return 1.0
+
+    def kept(self, rate: np.ndarray) -> np.ndarray:
+        """How much of its own rate each channel keeps, 0 to 1."""
+        turns = self.original_length * rate / (2 * math.pi)
+        low, high = self.low_freq_factor, self.high_freq_factor
+        return np.clip((turns - low) / (high - low), 0, 1)
+
+
+@dataclass(frozen=True, kw_only=True)
+class YarnScaling:
+    """YaRN: as `Llama3Scaling`, but blended evenly over the channels, and scores get a `gain`.
+
+    Source: arXiv 2309.00071, as transformers computes it. `truncate` widens the blended range to
+    whole channels (gpt-oss does not).
+    """
+
+    factor: float
+    beta_fast: float = 32.0
+    beta_slow: float = 1.0
+    original_length: int = 4096
+    truncate: bool = True
+
+    @property
+    def gain(self) -> float:
+        """On queries and keys alike: 0.1 ln(factor) + 1."""
+        return 0.1 * math.log(self.factor) + 1 if self.factor > 1 else 1.0
+
+    def kept(self, rate: np.ndarray) -> np.ndarray:
+        """How much of its own rate each channel keeps, 0 to 1."""
+        log_theta = -math.log(rate[1])  # per channel
+        channel = lambda turns: math.log(self.original_length / (turns * 2 * math.pi)) / log_theta
+        fast, slow = channel(self.beta_fast), channel(self.beta_slow)
+        if self.truncate:
+            fast, slow = math.floor(fast), math.ceil(slow)
+        fast, slow = max(fast, 0), min(slow, 2 * len(rate) - 1)
+        return 1 - np.clip((np.arange(len(rate)) - fast) / max(slow - fast, 1e-3), 0, 1)
+
+
+RopeScaling: TypeAlias = Llama3Scaling | YarnScaling
+
 
 class Rotation(NamedTuple):
-    """Cosine and sine per position and channel pair, both (time, head_dim / 2) float32."""
+    """Cosine and sine (times a gain) per position and pair, both (time, head_dim / 2) float32."""
 
     cos: Array
     sin: Array
 
 
 def frequencies(head_dim: int, theta: float, scaling: RopeScaling | None = None) -> np.ndarray:
-    """Radians per position of each channel pair, (head_dim / 2,) float32."""
+    """Radians per position of each channel pair, (head_dim / 2,) float64."""
     rate = theta ** (-np.arange(0, head_dim, 2) / head_dim)
-    if scaling is not None:
-        turns = scaling.original_length * rate / (2 * math.pi)
-        low, high = scaling.low_freq_factor, scaling.high_freq_factor
-        kept = np.clip((turns - low) / (high - low), 0, 1)
-        rate = rate * (kept + (1 - kept) / scaling.factor)
-    return rate.astype(np.float32)
+    if scaling is None:
+        return rate
+    kept = scaling.kept(rate)
+    return rate * (kept + (1 - kept) / scaling.factor)
 
 
-def rotation(time: int, rate: np.ndarray) -> Rotation:
-    """The angles of positions 0 .. time - 1."""
-    angle = jnp.arange(time, dtype=jnp.float32)[:, None] * jnp.asarray(rate)[None, :]
-    return Rotation(jnp.cos(angle), jnp.sin(angle))
+def rotation(
+    time: int, head_dim: int, theta: float, scaling: RopeScaling | None = None
+) -> Rotation:
+    """The rotations of positions 0 .. time - 1."""
+    rate = jnp.asarray(frequencies(head_dim, theta, scaling), jnp.float32)
+    angle = jnp.arange(time, dtype=jnp.float32)[:, None] * rate[None, :]
+    gain = np.float32(1.0 if scaling is None else scaling.gain)
+    return Rotation(jnp.cos(angle) * gain, jnp.sin(angle) * gain)
 
 
 def rotate(x_BTHK: Array, turn: Rotation) -> Array:

@@ -7,7 +7,6 @@ Weights come from `weights_by_formula`, by their names in a checkpoint; only tok
 losses are stored. Made with transformers 5.23.0, torch 2.13.0.
 """
 
-import re
 from pathlib import Path
 
 import numpy as np
@@ -34,6 +33,15 @@ LLAMA3 = {
     "high_freq_factor": 4.0,
     "original_max_position_embeddings": 64,
 }
+YARN = {
+    "rope_type": "yarn",
+    "rope_theta": 100.0,
+    "factor": 8.0,
+    "beta_fast": 4.0,
+    "beta_slow": 1.0,
+    "truncate": False,
+    "original_max_position_embeddings": 64,
+}
 EXPERTS = {"num_experts": 6, "num_experts_per_tok": 2}
 FAMILIES = {
     "llama": tr.LlamaConfig(**SHARED, rms_norm_eps=1e-5),
@@ -44,43 +52,44 @@ FAMILIES = {
     "qwen3_moe": tr.Qwen3MoeConfig(
         **SHARED, **EXPERTS, head_dim=16, moe_intermediate_size=24, norm_topk_prob=True
     ),
+    "gpt_oss": tr.GptOssConfig(
+        **(SHARED | {"intermediate_size": 24, "head_dim": 8, "num_local_experts": 6}),
+        num_experts_per_tok=2,
+        sliding_window=5,
+        rope_parameters=YARN,
+        swiglu_limit=1.0,
+    ),
     "olmoe": tr.OlmoeConfig(**SHARED, **EXPERTS, norm_topk_prob=False),
 }
 
 
-def value(name: str, shape: tuple[int, ...]) -> np.ndarray:
+def value(family: str, name: str, shape: tuple[int, ...]) -> np.ndarray:
     """A parameter of a model in memory; a fused one is put together from its checkpoint's parts."""
-    if name.endswith("experts.gate_up_proj"):
-        experts, both, width = shape
-        parts = ["gate_proj", "up_proj"]
-        shape = (both // 2, width)
-    elif name.endswith("experts.down_proj"):
-        experts, *shape = shape
-        parts = ["down_proj"]
-    else:
+    if family == "gpt_oss" or not name.endswith(("experts.gate_up_proj", "experts.down_proj")):
         return weight(name, shape)
-    stem = re.sub(r"experts\..*", "experts", name)
-    one = lambda e: [weight(f"{stem}.{e}.{part}.weight", tuple(shape)) for part in parts]
-    return np.stack([np.concatenate(one(e)) for e in range(experts)])
+    stem, fused = name.rsplit(".", 1)
+    parts = ["down_proj"] if fused == "down_proj" else ["gate_proj", "up_proj"]
+    rows = shape[1] // len(parts)
+    one = lambda e: [weight(f"{stem}.{e}.{part}.weight", (rows, shape[2])) for part in parts]
+    return np.stack([np.concatenate(one(e)) for e in range(shape[0])])
 
 
-def run(config) -> dict[str, np.ndarray]:
+def run(family: str) -> dict[str, np.ndarray]:
+    config = FAMILIES[family]
     model = tr.AutoModelForCausalLM.from_config(config, attn_implementation="eager").float().eval()
     with torch.no_grad():
         for name, parameter in model.named_parameters():
-            parameter.copy_(torch.from_numpy(value(name, tuple(parameter.shape))))
+            parameter.copy_(torch.from_numpy(value(family, name, tuple(parameter.shape))))
         tokens = torch.from_numpy(np.random.default_rng(0).integers(0, config.vocab_size, (2, 13)))
         logits = model(tokens).logits
-        nats = torch.nn.functional.cross_entropy(
-            logits[:, :-1].flatten(0, 1), tokens[:, 1:].flatten()
-        )
+        nats = torch.nn.functional.cross_entropy(logits[:, :-1].mT, tokens[:, 1:])
     return {"tokens": tokens.int().numpy(), "logits": logits.numpy(), "nats": nats.numpy()}
 
 
 def main() -> None:
     results = {}
-    for family, config in FAMILIES.items():
-        results |= {f"{family}/{key}": array for key, array in run(config).items()}
+    for family in FAMILIES:
+        results |= {f"{family}/{key}": array for key, array in run(family).items()}
         print(family, results[f"{family}/nats"])
     np.savez_compressed(Path(__file__).with_name("decoder.npz"), **results)
 

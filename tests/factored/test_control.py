@@ -1,5 +1,7 @@
 """Programs inside programs: calls, loops, branches and their bodies see thin weights."""
 
+import dataclasses
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -211,3 +213,35 @@ def test_a_scanned_population_reads_each_layer_once():
 def test_weights_that_a_loop_or_kernel_needs_whole_are_reported(fn, says):
     with pytest.raises(InputError, match=says):
         factored(fn, densify_limit=0)(weight(0, (9, 8), "mn"))
+
+
+def test_weights_that_share_a_factor_meet_an_activation_once_in_a_scanned_checkpoint():
+    rank, layers, d = 9, 3, 5
+    q, k = (weight(i, (layers, d, d), "smn", rank=rank, gain=None) for i in (1, 2))
+    x = jnp.ones((4, d))
+
+    def fn(q, k, x):
+        body = jax.checkpoint(lambda x, w: (jnp.tanh(x @ w[0]) * (x @ w[1]), None))
+        return lax.scan(body, x, (q, k))[0]
+
+    def loss(right, x):
+        shared = [
+            dataclasses.replace(w, left=q.left, right=r) for w, r in zip((q, k), right, strict=True)
+        ]
+        return factored(fn)(*shared, x).sum()
+
+    def met(fn, *args):  # products of an activation with a factor
+        return [
+            e
+            for e in equations(jax.make_jaxpr(fn)(*args))
+            if e.primitive.name == "dot_general"
+            and e.invars[0].aval.shape == x.shape
+            and e.invars[1].aval.shape == (d, rank)
+            and e.params["dimension_numbers"][0] == ((1,), (0,))
+        ]
+
+    assert len(met(loss, (q.right, k.right), x)) == 1
+    # Forward once, recomputed once; dy of each weight meets its own right factor.
+    assert len(met(jax.grad(loss), (q.right, k.right), x)) == 4
+    expected = fn(*(dataclasses.replace(w, left=q.left).dense() for w in (q, k)), x).sum()
+    np.testing.assert_allclose(loss((q.right, k.right), x), expected, rtol=1e-5)

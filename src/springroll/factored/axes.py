@@ -14,6 +14,7 @@ from typing import Any, NamedTuple
 from springroll.factored import _compat
 from springroll.factored.activations import Names
 from springroll.factored.control import unchanged
+from springroll.factored.product import marked_product
 from springroll.factored.ragged import is_plain
 from springroll.factored.reshape import reshape_groups
 
@@ -37,6 +38,8 @@ class Use(NamedTuple):
     shared: frozenset[int] = frozenset()  # batch axes
     elementwise: bool = False  # broadcast against a bigger activation
     meets: int | None = None  # the activation that it multiplies (see `activations`)
+    # Batch axes (experts) among which the rows of one common activation are dealt out.
+    dealt: frozenset[int] = frozenset()
 
     def __str__(self) -> str:
         return f"{self.primitive} at {self.source}"
@@ -48,7 +51,7 @@ class Walk:
 
     uses: dict[int, list[Use]] = field(default_factory=dict)
     stacked: dict[int, set[int]] = field(default_factory=dict)
-    names: Names = field(default_factory=lambda: Names(itertools.count(), {}))
+    names: Names = field(default_factory=lambda: Names(itertools.count(), {}, set()))
 
     def run(
         self, jaxpr: Any, ins: Sequence[Refs], operands: Sequence[Any] | None = None
@@ -57,7 +60,7 @@ class Walk:
         opened, _ = _compat.open_jaxpr(jaxpr)
         outer = self.names
         known = dict(zip(opened.invars, map(outer.of, operands), strict=True) if operands else ())
-        self.names = Names(outer.counter, known)
+        self.names = Names(outer.counter, known, outer.dealt)
         try:
             return self._equations(opened, ins)
         finally:
@@ -82,8 +85,16 @@ class Walk:
         shared: Sequence[int] = (),
         elementwise: bool = False,
         met: Any = None,
+        dealt: Sequence[int] = (),
     ) -> None:
-        """A use of a parameter; `met` is the activation (an atom) that it multiplies."""
+        """A use of a parameter; `met` is the activation (an atom) that it multiplies.
+
+        `dealt` are axes whose slices each meet some rows of it. What comes out, entry by entry,
+        belongs to those slices: a product that meets it deals out nothing common.
+        """
+        name = None if met is None else self.names.of(met)
+        if dealt and self.names.belongs(name):
+            dealt = ()
         for ref in refs:
             origin = lambda axes, ref=ref: frozenset(o for a in axes for o in ref.axes[a])
             source = _compat.source_of(eqn)
@@ -93,7 +104,8 @@ class Walk:
                 origin(summed),
                 origin(shared),
                 elementwise,
-                None if met is None else self.names.of(met),
+                name,
+                origin(dealt),
             )
             found = self.uses.setdefault(ref.leaf, [])
             if use not in found:
@@ -240,11 +252,19 @@ def conv(walk: Walk, eqn: Any, refs: list[Refs]) -> list[Refs]:
 def ragged_dot(walk: Walk, eqn: Any, refs: list[Refs]) -> list[Refs]:
     if refs[0] or not is_plain(eqn):
         return used_up(walk, eqn, refs)
-    walk.use(eqn, refs[1], summed=(1,), shared=(0,), met=eqn.invars[0])
+    walk.use(eqn, refs[1], summed=(1,), shared=(0,), met=eqn.invars[0], dealt=(0,))
+    walk.names.deal(eqn)
     return [()]
 
 
 def call(walk: Walk, eqn: Any, refs: list[Refs]) -> list[Refs]:
+    spec = marked_product(eqn)
+    if spec is not None and not (refs[0] or any(refs[2:])):
+        s, m = spec.axes("s"), spec.axes("m")
+        walk.use(eqn, refs[1], summed=m, shared=s, met=eqn.invars[0], dealt=s)
+        if s:
+            walk.names.deal(eqn)
+        return [() for _ in eqn.outvars]
     return walk.run(_compat.inner_jaxpr(eqn), refs, eqn.invars)
 
 

@@ -38,7 +38,7 @@ def dot_general(frame: Frame, eqn: Any, a: Any, b: Any) -> list[Any] | None:
     dtype = eqn.outvars[0].aval.dtype
     wide = wide_dtype(dtype)
     precision = _precision(eqn, w)
-    term = thin_term(x, x_labels, thin, out, dtype=wide, precision=precision)
+    term = thin_term(x, x_labels, thin, out, dtype=wide, precision=precision, seen=frame.seen)
     operands = [v.base if v is w else v for v in (a, b)]
     changed = {"preferred_element_type": wide, "precision": precision}
     if isinstance(eqn.params["precision"], lax.DotAlgorithmPreset):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Callable
 from typing import Any
 
 import jax
@@ -11,20 +12,29 @@ from jax import lax
 from springroll.factored import _compat
 from springroll.factored.factored import Factored
 from springroll.factored.frame import Frame
+from springroll.factored.product import marked_product, thin_product
 
 
 def inline(frame: Frame, eqn: Any, *args: Any) -> list[Any]:
-    """jit, custom_jvp, custom_vjp and other calls: the body runs in place."""
+    """custom_jvp, custom_vjp and other calls: the body runs in place."""
     return frame.run(_compat.inner_jaxpr(eqn), args)
+
+
+def call(frame: Frame, eqn: Any, *args: Any) -> list[Any]:
+    """jit: a product that was marked as one is called again, anything else runs in place."""
+    spec = marked_product(eqn)
+    out = None if spec is None else thin_product(frame, spec, eqn, *args)
+    return inline(frame, eqn, *args) if out is None else out
 
 
 def remat(frame: Frame, eqn: Any, *args: Any) -> list[Any]:
     """The rewritten body is a checkpoint again, so gradients still recompute it."""
-    body = lambda *a: frame.run(eqn.params["jaxpr"], a)
+    once, rebuild = distinct(args)
+    body = lambda *a: frame.run(eqn.params["jaxpr"], rebuild(a))
     wrapped = jax.checkpoint(
         body, prevent_cse=eqn.params["prevent_cse"], policy=eqn.params["policy"]
     )
-    return wrapped(*args)
+    return wrapped(*once)
 
 
 def scan(frame: Frame, eqn: Any, *args: Any) -> list[Any]:
@@ -37,11 +47,11 @@ def scan(frame: Frame, eqn: Any, *args: Any) -> list[Any]:
     moving = [i for i in range(n_carry) if i not in kept]
     start = [frame.dense(carry[i], eqn, "scan (a carry that changes)") for i in moving]
     stacks = [_scanned(x) for x in args[n_consts + n_carry :]]
-    scanned, rebuild = [s for s, _ in stacks], [make for _, make in stacks]
+    scanned, rebuild = distinct([s for s, _ in stacks])
 
     def body(state: list[Any], xs: list[Any]) -> tuple[list[Any], list[Any]]:
         carries = [kept[i] if i in kept else state[moving.index(i)] for i in range(n_carry)]
-        slices = [make(x) for make, x in zip(rebuild, xs, strict=True)]
+        slices = [make(x) for (_, make), x in zip(stacks, rebuild(xs), strict=True)]
         outs = frame.run(p["jaxpr"], [*consts, *carries, *slices])
         new = [frame.dense(outs[i], eqn, "scan (a carry)") for i in moving]
         return new, [frame.dense(y, eqn, "scan (an output)") for y in outs[n_carry:]]
@@ -50,6 +60,19 @@ def scan(frame: Frame, eqn: Any, *args: Any) -> list[Any]:
         body, start, scanned, length=p["length"], reverse=p["reverse"], unroll=p["unroll"]
     )
     return [*(kept[i] if i in kept else final[moving.index(i)] for i in range(n_carry)), *ys]
+
+
+def distinct(tree: Any) -> tuple[list[Any], Callable[[Any], Any]]:
+    """(the arrays of a tree, each once, how to rebuild the tree from them).
+
+    Weights that share a factor go on sharing it in the body, so what an activation has in common
+    with all of them is computed once.
+    """
+    leaves, structure = jax.tree.flatten(tree)
+    first: dict[int, int] = {}
+    places = [first.setdefault(id(leaf), len(first)) for leaf in leaves]
+    once = [leaves[places.index(k)] for k in range(len(first))]
+    return once, lambda new: jax.tree.unflatten(structure, [new[k] for k in places])
 
 
 def _scanned(x: Any) -> tuple[Any, Any]:

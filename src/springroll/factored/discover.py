@@ -172,4 +172,5 @@ def leaf_plan(
         reason=reason,
         uses=tuple(dict.fromkeys(map(str, uses))),
         meets=tuple(dict.fromkeys(use.meets for use in uses)),
+        dealt=tuple(sorted(frozenset.intersection(*(u.dealt for u in uses)))) if uses else (),
     )

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
@@ -21,6 +21,7 @@ class Frame:
     values: dict[Any, Any]
     producers: dict[Any, Any]  # variable -> the equation that made it
     interpret: Callable[[Any, Sequence[Any], Policy], list[Any]]
+    seen: dict[Any, Any] = field(default_factory=dict)  # activation times factor (see `thin_term`)
 
     def read(self, atom: Any) -> Any:
         return atom.val if isinstance(atom, _compat.Literal) else self.values[atom]

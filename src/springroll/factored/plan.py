@@ -29,6 +29,9 @@ class LeafPlan:
     # The activations that it multiplies, by number, and None for a use that is no product (a
     # lookup, a norm). Parameters with equal entries meet the same activation, as q, k and v do.
     meets: tuple[int | None, ...] = ()
+    # Axes (experts) among which the rows of one common activation are dealt out: their slices are
+    # stacked by role, and yet may share what belongs to that activation.
+    dealt: tuple[int, ...] = ()
 
 
 @dataclass(frozen=True)

@@ -41,9 +41,19 @@ class Thin(NamedTuple):
 
 
 def thin_term(
-    x: Array, x_labels: list[int], thin: Thin, out: list[int], *, dtype: Any, precision: Any = None
+    x: Array,
+    x_labels: list[int],
+    thin: Thin,
+    out: list[int],
+    *,
+    dtype: Any,
+    precision: Any = None,
+    seen: dict[Any, Any] | None = None,
 ) -> Array:
     """einsum(x, thin -> out) in `dtype`.
+
+    `seen` remembers products of an activation with a factor, for other weights that meet the same
+    two: x P is computed, kept for the gradient and differentiated once for q, k and v.
 
     x meets first the factor with which it sums over more, so the intermediate has x's free axes
     and the rank; the gain is applied there. On a lattice the second factor must not be summed
@@ -62,7 +72,7 @@ def thin_term(
     rank = first.shape[-1]
     rows = math.prod(n for c, n in zip(x_labels, x.shape, strict=True) if c not in f_labels)
     if rank > UNROLL or (rank > 1 and rows >= FEW_ROWS):
-        t = contract(x, x_labels, first, f_labels, [*middle, RANK], **options)
+        t = _once(seen, x, x_labels, first, f_labels, [*middle, RANK], options)
         if rank > UNROLL and thin.lattice is None:
             t = scale_rank(t, thin.gain)
             return contract(t, [*middle, RANK], second, s_labels, out, **options)
@@ -85,6 +95,26 @@ def thin_term(
             for t, part in zip(ts, _components(second), strict=True)
         ]
     return sum(parts[1:], parts[0])
+
+
+def _once(
+    seen: dict[Any, Any] | None,
+    x: Array,
+    x_labels: list[int],
+    factor: Array,
+    f_labels: list[int],
+    out: list[int],
+    options: dict[str, Any],
+) -> Array:
+    """contract(x, factor), or the result of the same call from `seen`."""
+    if seen is None:
+        return contract(x, x_labels, factor, f_labels, out, **options)
+    number = {c: i for i, c in enumerate(dict.fromkeys((*x_labels, *f_labels)))}
+    spec = tuple(tuple(number[c] for c in labels) for labels in (x_labels, f_labels, out))
+    key = (id(x), id(factor), spec, *options.values())
+    if key not in seen:  # the operands are kept too: an id is only theirs as long as they live
+        seen[key] = (contract(x, x_labels, factor, f_labels, out, **options), x, factor)
+    return seen[key][0]
 
 
 def product_term(thin: Thin, out: list[int], *, dtype: Any) -> Array:

@@ -90,7 +90,8 @@ class Layout:
             if path not in thin:
                 return leaf
             user = thin[path]
-            return Factored(leaf, left[user.stream], right[path], None, user.roles, path=path)
+            p, s = user.placed(left[user.stream], "sm"), user.placed(right[path], "sn")
+            return Factored(leaf, p, s, None, user.roles, path=path)
 
         return self.map(one, params)
 

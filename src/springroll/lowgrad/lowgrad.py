@@ -255,6 +255,7 @@ def lowgrad(
     rank: int = 128,
     plan: Plan | None = None,
     select: Select | None = None,
+    own_experts: bool = False,
     period: int = 200,
     turns: int = 4,
     refresh: Refresh = "power",
@@ -275,7 +276,7 @@ def lowgrad(
                 " (shapes suffice) or plan=sr.discover(loss, params, *batch)."
             )
         plan = discover(loss, params, *example)
-    layout = Layout.of(params, streams_of(plan, rank, select), rank)
+    layout = Layout.of(params, streams_of(plan, rank, select, own_experts), rank)
     thin_loss = factored(loss, densify_limit=0)
 
     def run(weights: Any, *batch: Any) -> tuple[Array, Any]:

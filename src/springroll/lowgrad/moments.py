@@ -14,12 +14,10 @@ import jax.numpy as jnp
 from jax import Array
 
 from springroll.errors import InputError
+from springroll.lowgrad.inner_state import Moment, decode, encode, find_moments, state_leaves
+from springroll.lowgrad.matrix_view import path_of
 from springroll.lowgrad.streams import ThinLeaf
-from springroll.lowgrad.subspace import Moments, Order, rotate_moment
-from springroll.quant.quantize_state import FIRST, SECOND, dequantize_state, requantize_state
-
-# Sums and averages that are linear in the gradient: accumulators of MultiSteps count as such.
-LINEAR = (*FIRST, "acc_grads", "momentum_buffer")
+from springroll.lowgrad.subspace import Moments, rotate_moment
 
 
 def rotated(
@@ -31,58 +29,41 @@ def rotated(
 ) -> Any:
     """`opt` with every moment of S in the new bases of the chosen layers.
 
-    `change`: stream -> (depth, bases per layer, r, r); `chosen`: stream -> (depth,) bool. States
-    of `quantize_state` are decoded and coded again.
+    `change`: stream -> (depth, bases per layer, r, r); `chosen`: stream -> (depth,) bool. Moments
+    in few bits are decoded and coded again.
     """
-    if how == "keep":
-        return opt
-
-    def turn(path: Any, leaf: Any) -> Any:
-        order, user = _moment(path, leaf, thin)
-        if order is None or user is None:
-            return leaf
+    leaves, structure = state_leaves(opt)
+    for moment in find_moments(opt, thin) if how != "keep" else ():
+        user = thin[moment.path]
         c, mask = change[user.stream], chosen[user.stream]
-        depth, bases, rank, _ = c.shape
-        coordinates = jnp.swapaxes(leaf.reshape(depth, bases, user.outputs, rank), -1, -2)
-        new = jnp.swapaxes(rotate_moment(c, coordinates, order, how), -1, -2)
-        kept = leaf.reshape(new.shape)
-        return jnp.where(mask[:, None, None, None], new, kept).reshape(leaf.shape)
+        leaves[moment.at] = _turned(leaves[moment.at], moment, user, c, mask, how)
+    return jax.tree.unflatten(structure, leaves)
 
-    floats = dequantize_state(opt)
-    return requantize_state(opt, jax.tree_util.tree_map_with_path(turn, floats))
+
+def _turned(
+    leaf: Any, moment: Moment, user: ThinLeaf, change: Array, chosen: Array, how: Moments
+) -> Any:
+    old = decode(leaf)
+    depth, bases, rank, _ = change.shape
+    rows = old.reshape(depth, bases, user.outputs, rank)
+    turned = rotate_moment(change, jnp.swapaxes(rows, -1, -2), moment.order, how)
+    new = jnp.where(chosen[:, None, None, None], jnp.swapaxes(turned, -1, -2), rows)
+    return encode(leaf, new.reshape(old.shape))
 
 
 def check(opt: Any, thin: Mapping[str, ThinLeaf], low: Mapping[str, Any], how: Moments) -> None:
-    """Raise InputError if a leaf of the state is shaped like S but of unknown meaning."""
-    if how == "keep":
+    """Raise InputError if the state holds something shaped like S of which nothing is known."""
+    known = {moment.at for moment in find_moments(opt, thin)} if how != "keep" else None
+    leaves = jax.tree_util.tree_leaves_with_path(opt)
+    if known is None or len(leaves) != len(state_leaves(opt)[0]):  # few bits: only moments are
         return
-
-    def look(path: Any, leaf: Any) -> None:
-        order, user = _moment(path, leaf, thin)
-        if user is not None and order is None and leaf.shape == low[user.path].shape:
-            name = jax.tree_util.keystr(path, simple=True, separator="/")
+    for at, (path, leaf) in enumerate(leaves):
+        end = next((i for i in range(len(path)) if path_of(path[i:]) in thin), None)
+        if end is None or at in known:
+            continue
+        if jnp.shape(leaf) == low[path_of(path[end:])].shape:
             raise InputError(
-                f"optimizer state {name} has the shape of S, and nothing tells how it changes with"
-                " the basis; use moments='keep' or an optimizer whose moments are called mu and nu."
+                f"optimizer state {path_of(path)} is shaped like S, and nothing tells how it"
+                " changes with the basis; use moments='keep' or an optimizer whose averages are"
+                " called mu and nu, as in optax.adam."
             )
-
-    jax.tree_util.tree_map_with_path(look, dequantize_state(opt))
-
-
-def _moment(
-    path: tuple[Any, ...], leaf: Any, thin: Mapping[str, ThinLeaf]
-) -> tuple[Order | None, ThinLeaf | None]:
-    """(what the leaf is an average of, whose) for one leaf of an optimizer state."""
-    parts = [jax.tree_util.keystr((key,), simple=True) for key in path]
-    start = next(
-        (i for i in range(len(parts)) if "/".join(parts[i:]) in thin and jnp.ndim(leaf)), None
-    )
-    if start is None:
-        return None, None
-    fields = [key.name for key in path[:start] if isinstance(key, jax.tree_util.GetAttrKey)]
-    order: Order | None = None
-    for name in fields:  # the outermost name that says it
-        if name in LINEAR or name in SECOND:
-            order = "first" if name in LINEAR else "second"
-            break
-    return order, thin["/".join(parts[start:])]

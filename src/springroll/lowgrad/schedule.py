@@ -15,7 +15,7 @@ from springroll.lowgrad.streams import Stream
 
 
 class Schedule(NamedTuple):
-    """Host arrays (NumPy), int64; a part of the state like any other."""
+    """Host arrays (NumPy), int32; a part of the state like any other."""
 
     step: Any  # () calls so far
     next: dict[str, Any]  # stream -> (depth,) the call at which each layer is refreshed next
@@ -23,9 +23,9 @@ class Schedule(NamedTuple):
 
 
 def start(streams: Sequence[Stream], period: int) -> Schedule:
-    zeros = {s.name: np.zeros(s.depth, np.int64) for s in streams}
-    gaps = {s.name: np.full(s.depth, period, np.int64) for s in streams}
-    return Schedule(np.zeros((), np.int64), zeros, gaps)
+    zeros = {s.name: np.zeros(s.depth, np.int32) for s in streams}
+    gaps = {s.name: np.full(s.depth, period, np.int32) for s in streams}
+    return Schedule(np.zeros((), np.int32), zeros, gaps)
 
 
 def due(schedule: Schedule) -> dict[str, np.ndarray]:
@@ -56,7 +56,7 @@ def refreshed(
             gap = np.where(chosen & ~first & (np.asarray(overlap[name]) >= widen), 2 * gap, gap)
         phase = -(-gap * (turn_of(stream, streams, turns) + 1) // turns)
         at = np.where(chosen, now + np.where(first, phase, gap), at)
-        nexts[name], gaps[name] = at.astype(np.int64), gap.astype(np.int64)
+        nexts[name], gaps[name] = at.astype(np.int32), gap.astype(np.int32)
     return schedule._replace(next=nexts, gap=gaps)
 
 

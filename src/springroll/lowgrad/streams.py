@@ -11,6 +11,8 @@ import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
+from jax import Array
+
 from springroll.errors import InputError
 from springroll.factored.plan import LeafPlan, Plan
 
@@ -30,9 +32,18 @@ class ThinLeaf:
     def stacked(self) -> bool:
         return self.roles[0] == "s"
 
+    def axes(self, roles: str) -> tuple[int, ...]:
+        """The axes with these roles; those of the first letter come first."""
+        return tuple(i for letter in roles for i, r in enumerate(self.roles) if r == letter)
+
     def sizes(self, roles: str) -> tuple[int, ...]:
-        """The sizes of the axes with these roles, in order."""
-        return tuple(n for n, role in zip(self.shape, self.roles, strict=True) if role in roles)
+        return tuple(self.shape[i] for i in self.axes(roles))
+
+    def placed(self, factor: Array, roles: str) -> Array:
+        """P ("sm") or S^T ("sn") with its axes in the order of the weight, as `Factored` wants."""
+        axes = self.axes(roles)
+        order = [axes.index(i) for i in sorted(axes)]
+        return factor if order == sorted(order) else factor.transpose(*order, len(order))
 
     @property
     def inputs(self) -> int:
@@ -68,8 +79,13 @@ class Stream:
         return self.depth, math.prod(first.sizes("s")) // self.depth, first.inputs
 
 
-def streams_of(plan: Plan, rank: int, select: Select | None = None) -> tuple[Stream, ...]:
+def streams_of(
+    plan: Plan, rank: int, select: Select | None = None, own_experts: bool = False
+) -> tuple[Stream, ...]:
     """The streams of the selected weights of a plan, in order of first appearance.
+
+    Experts among which a common activation is dealt out (gate, up) share its projector, unless
+    `own_experts`; experts that meet what only they have computed (down) have one each.
 
     By default every weight that is only used in products and has more than `rank` inputs and
     outputs. A weight chosen by `select` that is a vector or too small is an InputError, and so is
@@ -82,7 +98,9 @@ def streams_of(plan: Plan, rank: int, select: Select | None = None) -> tuple[Str
         raise InputError(_nothing(plan, rank, select))
     groups: dict[tuple, list[ThinLeaf]] = {}
     for leaf in chosen:
-        thin = ThinLeaf(leaf.path, leaf.shape, leaf.roles or "", "")
+        common = () if own_experts else leaf.dealt
+        roles = "".join("n" if i in common else r for i, r in enumerate(leaf.roles or ""))
+        thin = ThinLeaf(leaf.path, leaf.shape, roles, "")
         alone = len(leaf.meets) != 1 or leaf.meets[0] is None
         key = (leaf.path if alone else leaf.meets, thin.sizes("sm"), thin.stacked)
         groups.setdefault(key, []).append(thin)

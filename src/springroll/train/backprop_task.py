@@ -61,7 +61,7 @@ def build(config: TrainConfig) -> Training:
     lines = baselines(sample)
     placement = place(config)
     model, learner = make(config)
-    learner, memory = compiled(config, learner, placement)
+    memory = memory_of(config, learner, placement)
     refuse_too_big(memory, budget(config), alternatives(config, placement))
     task = text_task(config, model, learner, text, sample, lines, corpus.digest, placement)
     return Training(task, model, learner, corpus, lines, memory)
@@ -87,27 +87,23 @@ def place(config: TrainConfig) -> Placement:
     if config.batch % wanted:
         raise InputError(f"batch is {config.batch}; it must divide evenly over {wanted} devices")
     mesh = Mesh(np.array(found[:wanted]), (AXIS,))
-    split = PartitionSpec(None, AXIS, None)
-    return Placement(NamedSharding(mesh, PartitionSpec()), NamedSharding(mesh, split))
+    return Placement(NamedSharding(mesh, PartitionSpec()), NamedSharding(mesh, PartitionSpec(AXIS)))
 
 
-def compiled(config: TrainConfig, learner: Learner, placement: Placement) -> tuple[Learner, Memory]:
-    """The learner with its step compiled, and the memory the compiler planned for it."""
+def memory_of(config: TrainConfig, learner: Learner, placement: Placement) -> Memory:
+    """The memory the compiler plans for a step. The program is kept: the first step runs it."""
     on = lambda sharding: lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=sharding)
-    key = jax.eval_shape(lambda: jax.random.key(0))
-    shapes = jax.eval_shape(learner.init, key)
-    batch = jax.ShapeDtypeStruct((config.accumulate, config.batch, config.tokens + 1), np.uint8)
-    step = learner.step.lower(
-        jax.tree.map(on(placement.state), shapes), on(placement.batch)(batch)
-    ).compile()
+    shapes = jax.eval_shape(learner.init, jax.random.key(0))
+    rows = config.accumulate * config.batch
+    batch = jax.ShapeDtypeStruct((rows, config.tokens + 1), np.uint8)
+    lowered = learner.lower(jax.tree.map(on(placement.state), shapes), on(placement.batch)(batch))
     weights = tree_bytes(jax.eval_shape(learner.params, shapes))
-    memory = step_memory(
-        step,
+    return step_memory(
+        lowered.compile(),
         weights=weights,
         state=tree_bytes(shapes) - weights,
         gradients=learner.gradient_bytes,
     )
-    return learner._replace(step=step), memory
 
 
 def budget(config: TrainConfig) -> int | None:
@@ -128,7 +124,7 @@ def alternatives(config: TrainConfig, placement: Placement) -> Iterator[tuple[st
     for change in changes:
         other = dataclasses.replace(config, **change)
         if other != config:
-            yield flags(change, config), compiled(other, make(other)[1], placement)[1].peak
+            yield flags(change, config), memory_of(other, make(other)[1], placement).peak
 
 
 def flags(change: dict[str, Any], config: TrainConfig) -> str:
@@ -155,21 +151,16 @@ def text_task(
     def init() -> tuple[None, Any]:
         return None, jax.device_put(learner.init(jax.random.key(config.seed)), placement.state)
 
-    def batch(generation: int) -> np.ndarray:
-        rows = text.batch(generation)
-        return rows.reshape(config.accumulate, config.batch, -1)
-
     def evaluate(state: None, members: None, carry: Any, rows: np.ndarray) -> Any:
         tokens = jax.device_put(rows, placement.batch)
-        step = learner.refresh if learner.due(carry) else learner.step
-        carry, figures = step(carry, tokens)
+        carry, figures = learner.step(carry, tokens)
         bits = figures["loss"] / np.float32(math.log(2))
         return -figures["loss"][None], carry, {**figures, "train_bits_per_byte": bits}
 
     nats = jax.jit(lambda params: mean_nats(model, params, sample, config.batch))
     return Task(
         init=init,
-        batch=batch,
+        batch=text.batch,
         ask=lambda state: None,
         evaluate=evaluate,
         tell=lambda state, members, fitness: (None, {}),

@@ -10,7 +10,11 @@ from typing import Any, NamedTuple, TypeAlias
 import jax
 import jax.numpy as jnp
 import optax
-from jax import Array, lax
+from jax import Array
+
+from springroll.lowgrad.gradients import averaged
+from springroll.lowgrad.lowgrad import Trainer
+from springroll.train.memory import tree_bytes
 
 Params: TypeAlias = Any
 State: TypeAlias = Any
@@ -24,17 +28,14 @@ class Learner(NamedTuple):
 
     init: Callable[[Array], State]
     """The state before the first step, from a key."""
-    step: Any
-    """A jitted (state, tokens (micro-batches, sequences, T + 1)) -> (state, figures); the state is
-    donated. Figures: `loss` in nats per token, not finite where the step was skipped, and
-    `grad_norm`."""
+    step: Callable[[State, Array], tuple[State, Metrics]]
+    """(state, tokens (sequences, T + 1)) -> (state, figures); the state is donated.
+    Figures: `loss` in nats per token, not finite where the step was skipped, and `grad_norm`."""
+    lower: Callable[[State, Any], Any]
+    """The program of a step for shapes of its arguments, as `jax.jit(...).lower` gives it."""
     params: Callable[[State], Params]
     """The weights of a state."""
-    refresh: Any = None
-    """As `step`, and also moves the subspaces."""
-    due: Callable[[State], bool] = lambda _: False
-    """Whether `refresh` takes the place of the next `step`."""
-    gradient_bytes: int = 0
+    gradient_bytes: int
     """Of the gradients that are alive together."""
 
 
@@ -50,24 +51,31 @@ def optax_learner(
     loss: Loss,
     init: Callable[[Array], Params],
     optimizer: optax.GradientTransformation,
+    *,
+    narrow: Callable[[Params], Params] = lambda params: params,
+    accumulate: int = 1,
     mend: Mend = lambda params, _: params,
 ) -> Learner:
     """Full gradients, and any optax transformation.
 
     Args:
         loss: (params, tokens) -> mean nats and figures.
-        init: key -> params.
+        init: key -> float32 params, which `optimizer.init` sees.
+        narrow: float32 params -> those to train, such as their bfloat16 halves.
+        accumulate: micro-batches that a batch is cut into.
         mend: applied to the new weights with the figures of the step (balancing of experts).
     """
 
     def start(key: Array) -> Trained:
         params = init(key)
-        return Trained(params, optimizer.init(params), jnp.zeros((), jnp.int32))
+        return Trained(narrow(params), optimizer.init(params), jnp.zeros((), jnp.int32))
 
     def step(state: Trained, batch: Array) -> tuple[Trained, Metrics]:
-        (value, figures), grads = accumulated(loss, state.params, batch)
+        gradient = lambda tokens: jax.value_and_grad(loss, has_aux=True)(state.params, tokens)
+        (value, figures), grads = averaged(gradient, (batch,), accumulate)
         norm = optax.tree.norm(grads)
-        updates, moments = optimizer.update(grads, state.optimizer, state.params)
+        with jax.numpy_dtype_promotion("standard"):  # optimizers need not be strict where users are
+            updates, moments = optimizer.update(grads, state.optimizer, state.params)
         params = mend(optax.apply_updates(state.params, updates), figures)
         good = jnp.isfinite(value) & jnp.isfinite(norm)
         params = chosen(good, params, state.params)
@@ -75,32 +83,40 @@ def optax_learner(
         metrics = figures | {"loss": jnp.where(good, value, jnp.nan), "grad_norm": norm}
         return Trained(params, moments, state.steps + 1), metrics
 
-    shapes = jax.eval_shape(init, jax.random.key(0))
-    gradients = sum(x.size * x.dtype.itemsize for x in jax.tree.leaves(shapes))
+    jitted = jax.jit(step, donate_argnums=0)
     return Learner(
         init=jax.jit(start),
-        step=jax.jit(step, donate_argnums=0),
+        step=jitted,
+        lower=jitted.lower,
         params=lambda state: state.params,
-        gradient_bytes=gradients,
+        gradient_bytes=tree_bytes(jax.eval_shape(start, jax.random.key(0)).params),
     )
 
 
-def accumulated(loss: Loss, params: Params, batch: Array) -> tuple[tuple[Array, Metrics], Params]:
-    """Value, figures and gradient of the mean over micro-batches (k, sequences, T + 1)."""
-    gradient = jax.value_and_grad(loss, has_aux=True)
-    if batch.shape[0] == 1:
-        return gradient(params, batch[0])
-    share = 1.0 / batch.shape[0]
+def lowgrad_learner(
+    trainer: Trainer,
+    init: Callable[[Array], Params],
+    mend: Mend = lambda params, _: params,
+) -> Learner:
+    """Gradients in subspaces only; the trainer moves them when it is time."""
 
-    def add(total: Any, tokens: Array) -> tuple[Any, None]:
-        more = gradient(params, tokens)
-        return jax.tree.map(lambda t, m: t + (m * share).astype(t.dtype), total, more), None
+    def step(state: Any, batch: Array) -> tuple[Any, Metrics]:
+        state, found = trainer.update(state, batch)
+        loss = jnp.where(jnp.isfinite(found["grad_norm"]), found["loss"], jnp.nan)
+        params = mend(state.params, found["aux"])
+        return state._replace(params=params), {"loss": loss, "grad_norm": found["grad_norm"]}
 
-    zeros = jax.tree.map(
-        lambda x: jnp.zeros(x.shape, jnp.promote_types(x.dtype, jnp.float32)),
-        jax.eval_shape(gradient, params, batch[0]),
+    def trainable(key: Array) -> Any:
+        state = trainer.init(init(key))
+        return trainer.layout.trainable(state.params, state.low)
+
+    return Learner(
+        init=lambda key: trainer.init(init(key)),
+        step=step,
+        lower=lambda state, batch: trainer.lower("step", state, batch),
+        params=trainer.params,
+        gradient_bytes=tree_bytes(jax.eval_shape(trainable, jax.random.key(0))),
     )
-    return lax.scan(add, zeros, batch)[0]
 
 
 def chosen(condition: Array, yes: Any, no: Any) -> Any:

@@ -7,10 +7,22 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import optax
+import optax.contrib
 
+from springroll.factored.discover import discover
+from springroll.factored.plan import Plan
+from springroll.lowgrad.apollo import apollo, apollo_mini
+from springroll.lowgrad.fira import fira
+from springroll.lowgrad.galore import galore
+from springroll.lowgrad.hf_adam import adam_direction
+from springroll.lowgrad.lowgrad import Trainer, lowgrad
 from springroll.models.decoder import Decoder
+from springroll.models.moe import balance
+from springroll.quant.quantize_state import quantize_state
+from springroll.quant.split_master import high_half, with_split_master
+from springroll.quant.stochastic_rounding import with_stochastic_rounding
 from springroll.train.backprop import TrainConfig
-from springroll.train.learners import Learner, optax_learner
+from springroll.train.learners import Learner, lowgrad_learner, optax_learner
 
 Schedule = Callable[[Any], Any]
 
@@ -32,15 +44,56 @@ PROJECTED = re.compile(r"layers/.*_proj$")  # the matrices of a block; not route
 
 def learner_for(config: TrainConfig, model: Decoder) -> Learner:
     """What trains `model` as configured."""
-    init = lambda key: model.init(key, jnp.dtype(config.dtype))
-    return optax_learner(model.loss, init, transformation(config, model))
+    dtype = jnp.dtype(config.dtype)
+    if config.optimizer == "lowgrad":
+        init = lambda key: model.init(key, dtype)
+        return lowgrad_learner(low_rank_trainer(config, model, init), init, balanced)
+    tx = clipped(config, OPTIMIZERS[config.optimizer](config, model))
+    narrow = lambda params: params
+    if config.dtype == "bfloat16":
+        split = config.rounding == "split"
+        tx = with_split_master(tx) if split else with_stochastic_rounding(tx, config.seed)
+        narrow = high_half
+    return optax_learner(
+        model.loss, model.init, tx, narrow=narrow, accumulate=config.accumulate, mend=balanced
+    )
 
 
-def transformation(config: TrainConfig, model: Decoder) -> optax.GradientTransformation:
-    """Clipping, then the optimizer with its schedule, its state in as many bits as asked for."""
-    inner = OPTIMIZERS[config.optimizer](config, model)
-    clip = optax.identity() if config.clip is None else optax.clip_by_global_norm(config.clip)
-    return optax.chain(clip, inner)
+def low_rank_trainer(config: TrainConfig, model: Decoder, init: Callable[[Any], Any]) -> Trainer:
+    """`sr.lowgrad` on the matrices of the blocks."""
+    return lowgrad(
+        model.loss,
+        jax.eval_shape(init, jax.random.key(0)),
+        clipped(config, quantized(config, adamw(config, learning_rate(config)))),
+        plan=plan_of(model),
+        rank=rank_of(config, model),
+        select=is_matrix,
+        period=config.gap,
+        scale=config.scale,
+        accumulate=config.accumulate,
+        has_aux=True,
+        seed=config.seed,
+    )
+
+
+def clipped(config: TrainConfig, tx: optax.GradientTransformation) -> optax.GradientTransformation:
+    return tx if config.clip is None else optax.chain(optax.clip_by_global_norm(config.clip), tx)
+
+
+def quantized(
+    config: TrainConfig, tx: optax.GradientTransformation
+) -> optax.GradientTransformation:
+    return tx if config.state_bits == 32 else quantize_state(tx, bits=config.state_bits)
+
+
+def balanced(params: Any, figures: dict[str, Any]) -> Any:
+    """Params with the routers' selection biases moved towards an even load, where there are any."""
+    layers = params["layers"]
+    bias = layers["mlp"].get("e_score_correction_bias")
+    if bias is None:
+        return params
+    moved = jax.vmap(balance)(bias, figures["load"])
+    return params | {"layers": layers | {"mlp": layers["mlp"] | {"e_score_correction_bias": moved}}}
 
 
 def learning_rate(config: TrainConfig) -> Schedule:
@@ -58,31 +111,44 @@ def learning_rate(config: TrainConfig) -> Schedule:
     return optax.join_schedules([warm, fall], [rise])
 
 
+def is_matrix(path: str) -> bool:
+    """Whether a parameter is a matrix of a block."""
+    return PROJECTED.search(path) is not None
+
+
 def matrices(params: Any) -> Any:
     """A tree of booleans: which leaves are matrices of a block."""
     spelt = lambda path: jax.tree_util.keystr(path, simple=True, separator="/")
-    return jax.tree_util.tree_map_with_path(
-        lambda path, _: PROJECTED.search(spelt(path)) is not None, params
-    )
+    return jax.tree_util.tree_map_with_path(lambda path, _: is_matrix(spelt(path)), params)
 
 
-def adamw(config: TrainConfig, model: Decoder) -> optax.GradientTransformation:
-    return optax.adamw(
-        learning_rate(config),
-        b1=config.b1,
-        b2=config.b2,
-        weight_decay=config.weight_decay,
-        mask=matrices,
-    )
+def plan_of(model: Decoder) -> Plan:
+    """Which axes of each parameter are inputs, outputs and stacks; nothing is computed."""
+    params = jax.eval_shape(model.init, jax.random.key(0))
+    return discover(model.loss, params, jax.ShapeDtypeStruct((1, 9), jnp.int32))
+
+
+def rank_of(config: TrainConfig, model: Decoder) -> int:
+    """As asked, or a quarter of the hidden size."""
+    return config.rank or max(1, model.config.hidden // 4)
+
+
+def adamw(config: TrainConfig, rate: Schedule) -> optax.GradientTransformation:
+    decay = config.weight_decay
+    if not decay:
+        return optax.adam(rate, b1=config.b1, b2=config.b2)
+    return optax.adamw(rate, b1=config.b1, b2=config.b2, weight_decay=decay, mask=matrices)
+
+
+def full(config: TrainConfig, model: Decoder) -> optax.GradientTransformation:
+    return quantized(config, adamw(config, learning_rate(config)))
 
 
 def muon(config: TrainConfig, model: Decoder) -> optax.GradientTransformation:
     """Muon for the matrices of a block, batched over layers and experts; Adam for the rest."""
-    from optax.contrib import MuonDimensionNumbers
-
     rate = learning_rate(config)
-    out_in = MuonDimensionNumbers(reduction_axis=-1, output_axis=-2)
-    return optax.contrib.muon(
+    out_in = optax.contrib.MuonDimensionNumbers(reduction_axis=-1, output_axis=-2)
+    tx = optax.contrib.muon(
         rate,
         weight_decay=config.weight_decay,
         adam_b1=config.b1,
@@ -92,9 +158,52 @@ def muon(config: TrainConfig, model: Decoder) -> optax.GradientTransformation:
             lambda matrix: out_in if matrix else None, matrices(params)
         ),
     )
+    return quantized(config, tx)
+
+
+def on_galore(config: TrainConfig, model: Decoder) -> optax.GradientTransformation:
+    inner = quantized(config, adamw(config, learning_rate(config)))
+    return galore(inner, rank_of(config, model), **projection(config, model))
+
+
+def on_apollo(config: TrainConfig, model: Decoder) -> optax.GradientTransformation:
+    options = projection(config, model) | directed(config)
+    return apollo(learning_rate(config), rank_of(config, model), **options)
+
+
+def on_apollo_mini(config: TrainConfig, model: Decoder) -> optax.GradientTransformation:
+    options = projection(config, model) | directed(config)
+    return apollo_mini(learning_rate(config), config.rank or 1, **options)
+
+
+def on_fira(config: TrainConfig, model: Decoder) -> optax.GradientTransformation:
+    options = projection(config, model) | directed(config)
+    return fira(learning_rate(config), rank_of(config, model), **options)
+
+
+def projection(config: TrainConfig, model: Decoder) -> dict[str, Any]:
+    """The options that all projecting transformations share."""
+    options = {
+        "update_gap": config.gap,
+        "select": is_matrix,
+        "plan": plan_of(model),
+        "seed": config.seed,
+    }
+    return options if config.scale is None else options | {"scale": config.scale}
+
+
+def directed(config: TrainConfig) -> dict[str, Any]:
+    """Adam's part of APOLLO and Fira."""
+    direction = quantized(config, adam_direction(config.b1, config.b2))
+    betas = {"b1": config.b1, "b2": config.b2}
+    return betas | {"weight_decay": config.weight_decay, "direction": direction}
 
 
 OPTIMIZERS: dict[str, Callable[[TrainConfig, Decoder], optax.GradientTransformation]] = {
-    "adamw": adamw,
+    "adamw": full,
+    "galore": on_galore,
+    "apollo": on_apollo,
+    "apollo-mini": on_apollo_mini,
+    "fira": on_fira,
     "muon": muon,
 }

@@ -1,0 +1,187 @@
+"""`springroll train` from the command line: learning, resuming, refusing, and reading its runs."""
+
+import json
+
+import jax
+import numpy as np
+import pytest
+from tiny import files, text_file
+
+from springroll.cli import trained
+from springroll.cli.main import main
+from springroll.models.decoder_config import CONFIGS, llama
+from springroll.train.backprop import TrainConfig
+from springroll.train.optimizers import OPTIMIZERS
+
+TINY = {
+    "llama-tiny": llama(16, 32, 2, 2, vocab=256, init_std=0.1),
+    "moe-tiny": llama(16, 16, 2, 2, vocab=256, init_std=0.1, experts=4, top_k=2),
+}
+STEPS = 6
+SIZE = (
+    "--batch 4 --tokens 16 --valid-streams 4 --valid-tokens 16 --rank 4 --gap 2 --log-every 0 "
+    "--eval-every 0 --schedule-steps 6"
+).split()
+
+
+@pytest.fixture(autouse=True)
+def tiny_models(monkeypatch):
+    for name, config in TINY.items():
+        monkeypatch.setitem(CONFIGS, name, config)
+
+
+@pytest.fixture(scope="module")
+def text(tmp_path_factory):
+    return str(text_file(tmp_path_factory.mktemp("text")))
+
+
+def command(text, out, *more, model="llama-tiny", steps=STEPS):
+    base = ["train", "--data", text, "--out", str(out), "--model", model, "--steps", str(steps)]
+    return [*base, *SIZE, *more]
+
+
+def newest(folder, step=STEPS):
+    return (folder / "checkpoints" / f"{step:09d}.safetensors").read_bytes()
+
+
+@pytest.mark.parametrize("optimizer", [*OPTIMIZERS, "lowgrad"])
+def test_it_learns_and_resumes_to_the_same_bytes(tmp_path, text, optimizer):
+    more = ["--optimizer", optimizer, "--lr", "0.03"]
+    assert main(command(text, tmp_path / "whole", *more)) == 0
+    assert main(command(text, tmp_path / "parts", *more, steps=3)) == 0  # in the middle of a gap
+    assert main(command(text, tmp_path / "parts", "--resume")) == 0
+    assert newest(tmp_path / "parts") == newest(tmp_path / "whole")
+    rows = [json.loads(r) for r in (tmp_path / "whole" / "metrics.jsonl").read_text().splitlines()]
+    valid = [row["valid_bits_per_byte"] for row in rows if "valid_bits_per_byte" in row]
+    assert valid[-1] < valid[0]
+
+
+def test_it_prints_the_memory_of_a_step_and_the_result(tmp_path, text, capsys):
+    assert main(command(text, tmp_path / "run")) == 0
+    out, err = capsys.readouterr()
+    for word in ("weights", "gradients", "state", "activations", "peak", "adamw"):
+        assert word in err
+    assert "bits/byte" in out and "springroll sample" in out
+    assert (tmp_path / "run" / "curve.png").stat().st_size > 0
+
+
+def test_what_cannot_fit_is_refused_with_what_could(tmp_path, text, capsys):
+    assert main(command(text, tmp_path / "run", "--memory", "200KiB")) == 2
+    said = capsys.readouterr().err
+    assert "a step needs" in said and "200 KiB are available" in said
+    assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ("--optimizer adamv", "did you mean adamw?"),
+        ("--model llama-2m", "no model named 'llama-2m'"),
+        ("--rank 0", "rank is 0; it must be above 0"),
+        ("--warmup 1", "warmup is 1.0; it must be a share from 0 to below 1"),
+        ("--b2 1", "b2 is 1.0; it must be from 0 to below 1"),
+        ("--batch 3 --devices 2", "batch is 3; it must divide evenly over 2 devices"),
+        ("--devices 99", "devices is 99; this process has"),
+        ("--memory much", "memory is 'much'; expected a number and a unit, such as 24GiB"),
+    ],
+)
+def test_bad_options_are_one_line_and_leave_no_folder(tmp_path, text, capsys, options, message):
+    assert main(command(text, tmp_path / "run", *options.split())) == 2
+    said = capsys.readouterr().err
+    assert message in said and said.count("\n") == 1
+    assert not (tmp_path / "run").exists()
+
+
+def test_a_run_cannot_go_on_as_another(tmp_path, text, capsys):
+    out = tmp_path / "run"
+    assert main(command(text, out)) == 0
+    before = files(out)
+    capsys.readouterr()
+    for options, message in {
+        "--rank 5": "rank is 5, but the run to resume has 4",
+        "--optimizer muon": "optimizer is 'muon', but the run to resume has 'adamw'",
+    }.items():
+        assert main(["train", "--resume", "--out", str(out), *options.split()]) == 2
+        said = capsys.readouterr().err
+        assert message in said and said.count("\n") == 1
+    assert main(["pretrain", "--resume", "--out", str(out)]) == 2
+    assert "is a run of springroll train" in capsys.readouterr().err
+    assert files(out) == before
+
+
+def test_a_loss_that_is_nan_stops_after_ten_steps_and_names_the_checkpoint(tmp_path, text, capsys):
+    out = tmp_path / "run"
+    assert main(command(text, out, "--lr", "1e30", "--clip", "None", steps=40)) == 2
+    said = capsys.readouterr().err
+    assert "the loss is NaN or infinite for 10 generations in a row" in said
+    assert "checkpoints" in said and "try a smaller learning rate" in said
+
+
+def test_micro_batches_over_devices_give_the_same_weights(tmp_path, text):
+    runs = {
+        "one": "--batch 8".split(),
+        "micro": "--batch 2 --accumulate 4".split(),
+        "devices": "--batch 8 --devices 4".split(),
+    }
+    found = {}
+    for name, options in runs.items():
+        out = tmp_path / name
+        assert main(command(text, out, *options)) == 0
+        found[name] = trained.load(str(out)).params
+    # Streams are dealt to micro-batches in order, so a step sees the same rows.
+    for name in ("micro", "devices"):
+        jax.tree.map(
+            lambda a, b: np.testing.assert_allclose(a, b, atol=2e-5), found["one"], found[name]
+        )
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory, text):
+    out = tmp_path_factory.mktemp("read") / "run"
+    with pytest.MonkeyPatch.context() as patch:
+        for name, config in TINY.items():
+            patch.setitem(CONFIGS, name, config)
+        assert main(command(text, out, model="moe-tiny")) == 0
+    return str(out)
+
+
+def test_eval_agrees_with_the_validation_of_the_run(run, capsys):
+    assert main(["eval", run, "--json"]) == 0
+    figures = json.loads(capsys.readouterr().out)
+    with open(f"{run}/summary.json") as file:
+        summary = json.load(file)
+    assert figures["bits_per_byte"] == pytest.approx(summary["valid_bits_per_byte"], rel=1e-5)
+
+
+def test_sample_writes_what_the_model_finds_likeliest(run, capsys):
+    from springroll.cli.sample import generate
+    from springroll.models.decoder import decoder
+
+    found = trained.load(run)
+    text = generate(found, b"def ", length=20, temperature=0.0, seed=0)
+    apply = jax.jit(decoder(TINY["moe-tiny"]).apply)
+    seen = list(b"\0def ")
+    for _ in range(20):
+        window = seen[-found.config.tokens :]
+        rows = np.zeros((1, found.config.tokens), np.int32)
+        rows[0, : len(window)] = window
+        seen.append(int(np.argmax(apply(found.params, rows)[0, len(window) - 1])))
+    assert text == bytes(seen[5:])
+    assert main(["sample", run, "--length", "8"]) == 0
+
+
+def test_replay_says_that_losses_are_no_weights(run, capsys):
+    assert main(["replay", run]) == 2
+    assert "was trained by gradients" in capsys.readouterr().err
+
+
+def test_explain_reads_a_run_and_a_model_by_name(run, capsys):
+    for target in (run, "llama-tiny"):
+        assert main(["explain", target]) == 0
+        assert "q_proj" in capsys.readouterr().out
+
+
+def test_the_schedule_is_that_of_the_steps_the_run_began_with():
+    assert TrainConfig(generations=50).resolved().schedule_steps == 50
+    assert TrainConfig(generations=50, schedule_steps=9).resolved().schedule_steps == 9
+    assert TrainConfig(seconds=3.0).resolved().schedule_steps is None

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any, Literal, TypeAlias
+from typing import Any, Literal, TypeAlias, get_args
 
 from springroll.errors import InputError
 from springroll.models.decoder_shapes import shapes, size
@@ -60,8 +60,12 @@ class DecoderConfig:
             )
         if self.head_dim % 2:
             raise InputError(f"head_dim is {self.head_dim}; rotary positions need an even number")
-        if self.expert_bias and not self.experts:
-            raise InputError("expert_bias is set but experts is 0; there is nothing to add it to")
+        for name in ("expert_bias", "selection_bias"):
+            if getattr(self, name) and not self.experts:
+                raise InputError(f"{name} is set but experts is 0; there is nothing to add it to")
+        for name, known in (("router", get_args(Router)), ("qk_norm", get_args(QkNorm))):
+            if getattr(self, name) not in known:
+                raise InputError(f"{name} is {getattr(self, name)!r}; expected one of {known}")
         if not 0 <= self.top_k <= self.experts or (self.experts > 0) != (self.top_k > 0):
             raise InputError(
                 f"top_k is {self.top_k} of {self.experts} experts; expected 1 to experts, or both 0"

@@ -1,0 +1,79 @@
+"""Chunked cross-entropy: equal to the plain one, and never tokens x vocabulary in memory."""
+
+import functools
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+import springroll as sr
+from springroll.models.cross_entropy import cross_entropy
+
+BATCH, TIME, WIDTH, VOCAB = 2, 10, 8, 24
+
+
+def draw():
+    keys = jax.random.split(jax.random.key(0), 3)
+    x = jax.random.normal(keys[0], (BATCH, TIME, WIDTH))
+    head = jax.random.normal(keys[1], (VOCAB, WIDTH))
+    return x, head, jax.random.randint(keys[2], (BATCH, TIME), 0, VOCAB)
+
+
+def plain(x, head, targets):
+    picked = jnp.take_along_axis(jax.nn.log_softmax(x @ head.T), targets[..., None], axis=-1)
+    return -jnp.mean(picked)
+
+
+def gradients(fn, x, head, targets):
+    return jax.value_and_grad(fn, (0, 1))(x, head, targets)
+
+
+@pytest.mark.parametrize("chunk", [1, 3 * BATCH * VOCAB, 4 * BATCH * VOCAB, 1 << 20])
+def test_value_and_gradients_are_those_of_the_plain_one(chunk):
+    ours = gradients(functools.partial(cross_entropy, chunk=chunk), *draw())
+    for a, b in zip(*map(jax.tree.leaves, (ours, gradients(plain, *draw()))), strict=True):
+        np.testing.assert_allclose(a, b, atol=1e-5)
+
+
+def test_negative_targets_do_not_count():
+    x, head, targets = draw()
+    ours = cross_entropy(x, head, targets.at[:, 6:].set(-1), chunk=4 * BATCH * VOCAB)
+    np.testing.assert_allclose(ours, plain(x[:, :6], head, targets[:, :6]), rtol=1e-5)
+    assert cross_entropy(x, head, jnp.full_like(targets, -1)) == 0
+
+
+def test_neither_loss_nor_gradient_holds_tokens_times_vocabulary():
+    batch, time, width, vocab = 4, 256, 16, 4096
+    shape = jax.ShapeDtypeStruct
+    args = (
+        shape((batch, time, width), jnp.float32),
+        shape((vocab, width), jnp.float32),
+        shape((batch, time), jnp.int32),
+    )
+    fn = functools.partial(cross_entropy, chunk=batch * vocab * 16)
+    compiled = jax.jit(functools.partial(gradients, fn)).lower(*args).compile()
+    logits = batch * time * vocab * 4
+    assert compiled.memory_analysis().temp_size_in_bytes < logits / 3
+    whole = jax.jit(functools.partial(gradients, plain)).lower(*args).compile()
+    assert whole.memory_analysis().temp_size_in_bytes > logits
+
+
+def test_bfloat16_has_float32_logits():
+    x, head, targets = draw()
+    narrow = [x.astype(jnp.bfloat16), head.astype(jnp.bfloat16)]
+    wide = [a.astype(jnp.float32) for a in narrow]
+    loss = cross_entropy(*narrow, targets)
+    assert loss.dtype == jnp.float32
+    np.testing.assert_allclose(loss, plain(*wide, targets), rtol=1e-6)
+
+
+def test_a_thin_head_is_differentiated_without_being_formed():
+    x, head, targets = draw()
+    left, right = jnp.ones((WIDTH, 2)) / 7, jnp.arange(2.0 * VOCAB).reshape(VOCAB, 2) / 50
+    fn = functools.partial(cross_entropy, chunk=3 * BATCH * VOCAB)
+    thin = lambda right: sr.Factored(base=head, left=left, right=right, roles="nm")
+    loss = lambda right: sr.factored(fn, densify_limit=0)(x, thin(right), targets)
+    dense = lambda right: plain(x, head + right @ left.T, targets)
+    for a, b in zip(jax.value_and_grad(loss)(right), jax.value_and_grad(dense)(right), strict=True):
+        np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-6)

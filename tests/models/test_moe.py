@@ -1,0 +1,131 @@
+"""The mixture of experts: equal to one token at a time, dropless, balanced by its bias."""
+
+import dataclasses
+import functools
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from moe_per_token import moe_per_token
+
+from springroll.models.decoder import decoder
+from springroll.models.decoder_config import llama
+from springroll.models.moe import balance, moe, route
+
+CONFIG = llama(8, 6, 2, 1, vocab=16, experts=5, top_k=2, init_std=1.0)
+SIGMOID = dataclasses.replace(CONFIG, router="sigmoid", selection_bias=True)
+SUM_FREE = dataclasses.replace(CONFIG, renormalise=False)
+
+
+def layer(config, key=0):
+    params = decoder(config).init(jax.random.key(key))["layers"]["mlp"]
+    return jax.tree.map(lambda a: a[0], params)
+
+
+def tokens(batch=2, time=9):
+    return jax.random.normal(jax.random.key(1), (batch, time, CONFIG.hidden))
+
+
+@functools.partial(jax.jit, static_argnums=0)
+def ours(config, params, x):
+    def score(params, x):
+        y = moe(config, params, x)[0]
+        return jnp.sum(y * jnp.cos(jnp.arange(y.size, dtype=y.dtype).reshape(y.shape))), y
+
+    return jax.grad(score, (0, 1), has_aux=True)(params, x)
+
+
+@pytest.mark.parametrize("config", [CONFIG, SIGMOID, SUM_FREE], ids=["softmax", "sigmoid", "raw"])
+def test_output_and_gradients_are_those_of_one_token_at_a_time(config):
+    params, x = layer(config), tokens()
+    if config.selection_bias:
+        params["e_score_correction_bias"] = jnp.array([0.3, 0, -0.2, 0.1, 0])
+
+    def score(params, x):
+        y = moe_per_token(config, params, x.reshape(-1, config.hidden)).reshape(x.shape)
+        return jnp.sum(y * jnp.cos(jnp.arange(y.size, dtype=y.dtype).reshape(y.shape))), y
+
+    slow = jax.jit(jax.grad(score, (0, 1), has_aux=True))(params, x)
+    for a, b in zip(*map(jax.tree.leaves, (ours(config, params, x), slow)), strict=True):
+        np.testing.assert_allclose(a, b, atol=2e-4)
+
+
+def test_a_dead_expert_gets_exactly_no_gradient():
+    params = layer(SIGMOID)
+    params["e_score_correction_bias"] = jnp.array([0, 0, -9.0, 0, 0])
+    (gradient, _), _ = ours(SIGMOID, params, tokens())
+    for leaf in jax.tree.leaves(gradient["experts"]):
+        assert not np.any(leaf[2])
+        assert np.any(leaf[1])
+    assert not np.any(gradient["e_score_correction_bias"])
+
+
+def test_every_pick_is_computed_even_if_all_choose_the_same():
+    params = layer(SIGMOID)
+    params["e_score_correction_bias"] = jnp.array([9.0, 0, 0, 9.0, 0])
+    y, stats = jax.jit(moe, static_argnums=0)(SIGMOID, params, tokens())
+    np.testing.assert_array_equal(stats["load"], [18, 0, 0, 18, 0])
+    slow = moe_per_token(SIGMOID, params, tokens().reshape(-1, SIGMOID.hidden))
+    np.testing.assert_allclose(y.reshape(slow.shape), slow, atol=1e-4)
+
+
+def test_the_selection_bias_chooses_and_has_no_part_in_the_weights():
+    config = dataclasses.replace(CONFIG, selection_bias=True)
+    params, x = layer(config), tokens().reshape(-1, config.hidden)
+    params["e_score_correction_bias"] = jnp.array([0, 9.0, 0, 0, 9.0])
+    routing = route(config, params, x)
+    np.testing.assert_array_equal(np.sort(routing.expert_TK), np.tile([1, 4], (len(x), 1)))
+    score = jax.nn.softmax(x @ params["gate"].T)
+    expected = jnp.take_along_axis(score, routing.expert_TK, axis=1)
+    np.testing.assert_allclose(
+        routing.weight_TK, expected / expected.sum(1, keepdims=True), rtol=1e-5
+    )
+
+
+def test_routing_losses_by_their_formulas():
+    params, x = layer(CONFIG), tokens().reshape(-1, CONFIG.hidden)
+    routing = route(CONFIG, params, x)
+    logits = x @ params["gate"].T
+    f = np.bincount(np.asarray(routing.expert_TK).reshape(-1), minlength=5) / (2 * len(x))
+    p = np.mean(jax.nn.softmax(logits), axis=0)
+    np.testing.assert_allclose(routing.switch, 5 * np.sum(f * p), rtol=1e-5)
+    np.testing.assert_allclose(
+        routing.z, np.mean(np.log(np.sum(np.exp(logits), axis=1)) ** 2), rtol=1e-5
+    )
+    even = {"gate": jnp.zeros((5, CONFIG.hidden))}
+    np.testing.assert_allclose(route(CONFIG, even, x).switch, 1, rtol=1e-6)
+
+
+def test_balance_moves_every_bias_towards_the_mean_load():
+    bias, load = jnp.zeros((2, 4)), jnp.array([[4.0, 0, 2, 2], [1, 1, 1, 1]])
+    moved = balance(bias, load, rate=0.01)
+    np.testing.assert_allclose(moved, [[-0.01, 0.01, 0, 0], [0, 0, 0, 0]], rtol=1e-6)
+
+
+def test_balance_evens_out_a_router_with_favourites():
+    config = dataclasses.replace(CONFIG, selection_bias=True)
+    params, x = layer(config), jnp.abs(tokens(4, 64))
+    params["gate"] = (params["gate"] / 5).at[0].set(0.5)  # all tokens like expert 0 best
+    x = x.reshape(-1, config.hidden)
+
+    def load(bias):
+        routing = route(config, params | {"e_score_correction_bias": bias}, x)
+        return jnp.sum(jax.nn.one_hot(routing.expert_TK, 5), axis=(0, 1))
+
+    step = lambda _, bias: balance(bias, load(bias), rate=2e-3)
+    before = load(jnp.zeros(5))
+    after = load(jax.jit(lambda bias: jax.lax.fori_loop(0, 300, step, bias))(jnp.zeros(5)))
+    assert before.max() > 1.8 * before.mean()
+    assert after.max() < 1.1 * after.mean()
+
+
+def test_a_sharded_batch_gives_the_same():
+    params, x = layer(CONFIG), tokens(4, 6)
+    mesh = jax.make_mesh((4,), ("data",), axis_types=(jax.sharding.AxisType.Auto,))
+    split = jax.sharding.NamedSharding(mesh, jax.sharding.PartitionSpec("data"))
+    spread = jax.device_put(x, split)
+    for a, b in zip(
+        *map(jax.tree.leaves, (ours(CONFIG, params, spread), ours(CONFIG, params, x))), strict=True
+    ):
+        np.testing.assert_allclose(a, b, atol=1e-4)

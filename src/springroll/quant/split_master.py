@@ -89,7 +89,7 @@ def with_split_master(
         return SplitMasterState(jax.tree.map(_low, params), inner.init(as_float32(params)))
 
     def update(
-        updates: Any, state: SplitMasterState, params: Any = None, **extra: Any
+        updates: Any, state: Any, params: Any = None, **extra: Any
     ) -> tuple[Any, SplitMasterState]:
         params = required(params, "with_split_master")
         full = jax.tree.map(_joined, params, state.low)

@@ -32,9 +32,9 @@ def round_stochastically(x: Array, bits: Array) -> Array:
 
 
 class StochasticRoundingState(NamedTuple):
-    """count: () uint32 updates done; inner_state: in float32."""
+    """steps: () uint32, updates done; inner_state: in float32."""
 
-    count: Array
+    steps: Array
     inner_state: Any
 
 
@@ -45,7 +45,7 @@ def with_stochastic_rounding(
 
     `inner` sees float32 gradients and weights; the updates are differences of bfloat16 weights, in
     float32, for `optax.apply_updates`. On average a weight moves by exactly what `inner` says. The
-    random bits are a function of seed, count and the parameter's path: a resumed run repeats them.
+    random bits are a function of seed, step and the parameter's path: a resumed run repeats them.
     Leaves of the parameters that are not bfloat16 pass through unchanged.
     """
     inner = optax.with_extra_args_support(inner)
@@ -54,13 +54,13 @@ def with_stochastic_rounding(
         return StochasticRoundingState(jnp.zeros((), jnp.uint32), inner.init(as_float32(params)))
 
     def update(
-        updates: Any, state: StochasticRoundingState, params: Any = None, **extra: Any
+        updates: Any, state: Any, params: Any = None, **extra: Any
     ) -> tuple[Any, StochasticRoundingState]:
         params = required(params, "with_stochastic_rounding")
         full = as_float32(params)
         with jax.numpy_dtype_promotion("standard"):  # optimizers need not be strict
             steps, inner_state = inner.update(as_float32(updates), state.inner_state, full, **extra)
-        key = jax.random.fold_in(jax.random.key(seed), state.count)
+        key = jax.random.fold_in(jax.random.key(seed), state.steps)
 
         def moved(path: Any, p: Array, whole: Array, step: Array) -> Array:
             if p.dtype != jnp.bfloat16:
@@ -71,6 +71,6 @@ def with_stochastic_rounding(
             return rounded.astype(jnp.float32) - whole
 
         updates = jax.tree_util.tree_map_with_path(moved, params, full, steps)
-        return updates, StochasticRoundingState(state.count + np.uint32(1), inner_state)
+        return updates, StochasticRoundingState(state.steps + np.uint32(1), inner_state)
 
     return optax.GradientTransformationExtraArgs(init, update)

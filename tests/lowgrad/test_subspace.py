@@ -5,16 +5,22 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from springroll.lowgrad.subspace import (
-    captured,
-    change_of_basis,
-    orthonormal,
-    overlap,
-    power_step,
-    random_basis,
-    rotate_moment,
-    svd_basis,
+from springroll.lowgrad import subspace
+
+# Compiled once per shape.
+captured, change_of_basis, orthonormal, overlap, power_step = map(
+    jax.jit,
+    (
+        subspace.captured,
+        subspace.change_of_basis,
+        subspace.orthonormal,
+        subspace.overlap,
+        subspace.power_step,
+    ),
 )
+random_basis = jax.jit(subspace.random_basis, static_argnums=1)
+svd_basis = jax.jit(subspace.svd_basis, static_argnums=1)
+rotate_moment = jax.jit(subspace.rotate_moment, static_argnums=(2, 3))
 
 STACK, M, N, R = 3, 24, 40, 6
 

@@ -19,7 +19,7 @@ def golden(name):
 def trajectory(tx, family, keep_after, supply=None):
     """{step: weights} of `tx`; `supply(step, state)` may change the state at each refresh."""
     params = jax.tree.map(jnp.asarray, weights())
-    state = tx.init(params)
+    state = jax.jit(tx.init)(params)
 
     @jax.jit
     def advance(params, state, grads):

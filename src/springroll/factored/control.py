@@ -23,7 +23,7 @@ def inline(frame: Frame, eqn: Any, *args: Any) -> list[Any]:
 def call(frame: Frame, eqn: Any, *args: Any) -> list[Any]:
     """jit: a product that was marked as one is called again, anything else runs in place."""
     spec = marked_product(eqn)
-    out = None if spec is None else thin_product(frame, spec, eqn, *args)
+    out = None if spec is None else thin_product(frame, spec, eqn, *map(frame.joined, args))
     return inline(frame, eqn, *args) if out is None else out
 
 

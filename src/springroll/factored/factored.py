@@ -84,6 +84,33 @@ class Lattice:
 
 @jax.tree_util.register_dataclass
 @dataclass(frozen=True)
+class Blocks:
+    """Factors side by side along the rank, joined only where they meet an activation.
+
+    May stand in the place of `left` or `right` of a `Factored`: layers of a scan are then joined
+    one by one, and no joined copy of a whole stack exists.
+    """
+
+    parts: tuple[Any, ...]
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        return (*self.parts[0].shape[:-1], sum(part.shape[-1] for part in self.parts))
+
+    @property
+    def ndim(self) -> int:
+        return len(self.shape)
+
+    @property
+    def dtype(self) -> np.dtype:
+        return common_dtype(*self.parts)
+
+    def joined(self) -> Array:
+        return lax.concatenate([cast(part, self.dtype) for part in self.parts], self.ndim - 1)
+
+
+@jax.tree_util.register_dataclass
+@dataclass(frozen=True)
 class Factored:
     """base + gain * left @ right.T, never formed.
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -10,7 +11,7 @@ import numpy as np
 
 from springroll.factored import _compat
 from springroll.factored.densify import Policy
-from springroll.factored.factored import Factored
+from springroll.factored.factored import Blocks, Factored
 
 
 @dataclass
@@ -32,9 +33,24 @@ class Frame:
 
     def dense(self, value: Any, eqn: Any, where: str = "") -> Any:
         """`value`; if it is Factored, densified and reported under `where` or the primitive."""
+        value = self.joined(value)
         if not isinstance(value, Factored):
             return value
         return self.policy.densify(value, where or eqn.primitive.name, _compat.source_of(eqn))
+
+    def joined(self, value: Any) -> Any:
+        """`value`; a Factored of `Blocks` with each factor in one piece, equal parts made once."""
+        if not isinstance(value, Factored):
+            return value
+        return dataclasses.replace(value, left=self._one(value.left), right=self._one(value.right))
+
+    def _one(self, factor: Any) -> Any:
+        if not isinstance(factor, Blocks):
+            return factor
+        key = ("joined", *map(id, factor.parts))
+        if key not in self.seen:  # with the parts, whose ids they are
+            self.seen[key] = (factor.joined(), factor)
+        return self.seen[key][0]
 
     def varies_along(self, atom: Any) -> set[int]:
         """The axes along which a plain operand may differ from entry to entry.

@@ -15,7 +15,7 @@ from springroll.factored import _compat
 from springroll.factored.densify import DEFAULT_LIMIT, Policy
 from springroll.factored.factored import Factored
 from springroll.factored.frame import Frame
-from springroll.factored.rules import RULES
+from springroll.factored.rules import INSIDE, RULES
 from springroll.factored.trace import Call, Program, is_factored
 
 
@@ -29,6 +29,8 @@ def interpret(jaxpr: Any, args: Sequence[Any], policy: Policy) -> list[Any]:
         with _compat.equation_context(eqn):
             out = None
             if any(isinstance(v, Factored) for v in operands):
+                if eqn.primitive.name not in INSIDE:
+                    operands = [frame.joined(v) for v in operands]
                 rule = RULES.get(eqn.primitive.name)
                 out = rule(frame, eqn, *operands) if rule else None
                 if out is None:
@@ -37,7 +39,7 @@ def interpret(jaxpr: Any, args: Sequence[Any], policy: Policy) -> list[Any]:
                 out = _compat.bind(eqn, *operands)
         values.update(zip(eqn.outvars, out, strict=True))
         frame.producers.update((var, eqn) for var in eqn.outvars)
-    return [frame.read(atom) for atom in opened.outvars]
+    return [frame.joined(frame.read(atom)) for atom in opened.outvars]
 
 
 def factored(fn: Callable[..., Any], *, densify_limit: int | None = DEFAULT_LIMIT) -> Callable:
@@ -80,7 +82,7 @@ def run_program(program: Program, call: Call, policy: Policy) -> Any:
 def prepare(weight: Factored, path: str) -> Factored:
     """Check a Factored argument and make its base vary wherever its factors do (shard_map)."""
     check(weight, path)
-    parts = [weight.left, weight.right] + ([] if weight.gain is None else [weight.gain])
+    parts = jax.tree.leaves((weight.left, weight.right, weight.gain))
     wanted = frozenset[str]().union(*map(_compat.varying, parts))
     base = _compat.vary(weight.base, sorted(wanted))
     return dataclasses.replace(weight, base=base, path=path)
@@ -114,7 +116,7 @@ def check(weight: Factored, path: str) -> None:
             f"{name}: gain has shape {jnp.shape(weight.gain)}; it must be () or ({weight.rank},)."
         )
     if weight.lattice is None and jnp.issubdtype(weight.dtype, jnp.integer):
-        parts = [weight.left, weight.right] + ([] if weight.gain is None else [weight.gain])
+        parts = jax.tree.leaves((weight.left, weight.right, weight.gain))
         if not all(jnp.issubdtype(p.dtype, jnp.integer) for p in parts):
             raise InputError(
                 f"{name}: an integer base with real factors needs a lattice (how to round)."

@@ -69,3 +69,7 @@ RULES: dict[str, Callable] = {
     "shard_map": shard.shard_map,
     "while": control.while_,
 }
+
+# Rules that hand their operands to a program inside and look at nothing themselves.
+_CONTROL = (control.call, control.cond, control.inline, control.remat, control.scan, control.while_)
+INSIDE = frozenset(name for name, rule in RULES.items() if rule in _CONTROL)

@@ -14,7 +14,9 @@ import jax.numpy as jnp
 from jax import Array, lax
 
 from springroll.errors import InputError
+from springroll.factored.factored import Blocks
 from springroll.lowgrad.leaves import Layout
+from springroll.lowgrad.streams import Stream
 
 Run = Callable[..., tuple[Array, Any]]  # (weights, *batch) -> (loss, aux)
 
@@ -49,21 +51,21 @@ def power(
     that is xᵀ (dy dSᵀ) = G (Pᵀ G)ᵀ, summed by autodiff over everything that shares P, over
     micro-batches, vmapped examples and devices. No m x n array here either.
     """
-    across = {p: g / _largest(grads, layout, p) for p, g in grads.items()}
-    right = {path: jnp.concatenate([low[path], across[path]], -1) for path in low}
+    right = {path: Blocks((low[path], grads[path])) for path in low}
+    one = jnp.ones(layout.rank)
+    gains = {s.name: jnp.concatenate([one, one / _largest(grads, s)]) for s in layout.streams}
 
     def objective(probe: Mapping[str, Array], *micro: Any) -> tuple[Array, None]:
-        left = {name: jnp.concatenate([p, probe[name]], -1) for name, p in projectors.items()}
-        return run(layout.weights(params, left, right), *micro)[0], None
+        left = {name: Blocks((p, probe[name])) for name, p in projectors.items()}
+        return run(layout.weights(params, left, right, gains), *micro)[0], None
 
     of = jax.value_and_grad(objective, has_aux=True)
     zero = {name: jnp.zeros_like(p) for name, p in projectors.items()}
     return averaged(lambda *micro: of(zero, *micro), batch, parts)[1]
 
 
-def _largest(grads: Mapping[str, Array], layout: Layout, path: str) -> Array:
+def _largest(grads: Mapping[str, Array], stream: Stream) -> Array:
     """The largest entry of dS among the users of a projector, so that Z does not underflow."""
-    stream = next(s for s in layout.streams if s.name == layout.thin[path].stream)
     top = jnp.max(jnp.stack([jnp.max(jnp.abs(grads[user.path])) for user in stream.users]))
     return jnp.where(top > 0, top, 1.0)
 

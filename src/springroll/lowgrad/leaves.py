@@ -82,8 +82,14 @@ class Layout:
         leaves = self.tree.flatten_up_to(trainable)
         return {path: leaf for path, leaf in zip(self.paths, leaves, strict=True) if path in thin}
 
-    def weights(self, params: Any, left: Mapping[str, Array], right: Mapping[str, Array]) -> Any:
-        """The parameters with `Factored` leaves; left by stream, right by path."""
+    def weights(
+        self,
+        params: Any,
+        left: Mapping[str, Any],
+        right: Mapping[str, Any],
+        gains: Mapping[str, Array] | None = None,
+    ) -> Any:
+        """The parameters with `Factored` leaves; left and gains by stream, right by path."""
         thin = self.thin
 
         def one(path: str, leaf: Any) -> Any:
@@ -91,7 +97,8 @@ class Layout:
                 return leaf
             user = thin[path]
             p, s = user.placed(left[user.stream], "sm"), user.placed(right[path], "sn")
-            return Factored(leaf, p, s, None, user.roles, path=path)
+            gain = None if gains is None else gains[user.stream]
+            return Factored(leaf, p, s, gain, user.roles, path=path)
 
         return self.map(one, params)
 

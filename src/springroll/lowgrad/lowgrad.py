@@ -11,7 +11,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
-from jax import Array
+from jax import Array, lax
 
 from springroll.errors import InputError
 from springroll.factored.discover import discover
@@ -199,17 +199,24 @@ class Trainer:
         )
 
     def _updated(self, moving: Any, loss: Array, aux: Any, grads: Any) -> tuple[Any, Any]:
+        """The inner optimizer's step, unless loss or gradient is not finite.
+
+        A branch, not a select: a select would keep old and new moments alive side by side.
+        """
         trainable, opt, skipped = moving
         norm = _norm(grads)
         finite = jnp.isfinite(loss) & jnp.isfinite(norm)
-        with jax.numpy_dtype_promotion("standard"):  # optax relies on it
-            updates, new_opt = self.optimizer.update(grads, opt, trainable)
-        new = optax.apply_updates(trainable, self._scaled(updates))
-        keep = lambda new, old: jnp.where(finite, new, old)
-        moved = jax.tree.map(keep, (new, new_opt), (trainable, opt))
+
+        def take(trainable: Any, opt: Any, grads: Any) -> tuple[Any, Any]:
+            with jax.numpy_dtype_promotion("standard"):  # optimizers need not be strict
+                updates, opt = self.optimizer.update(grads, opt, trainable)
+            return optax.apply_updates(trainable, self._scaled(updates)), opt
+
+        skip = lambda trainable, opt, grads: (trainable, opt)
+        trainable, opt = lax.cond(finite, take, skip, trainable, opt, grads)
         skipped = skipped + jnp.where(finite, 0, 1).astype(jnp.int32)
         metrics = {"loss": loss, "grad_norm": norm, "skipped": skipped, "aux": aux}
-        return (*moved, skipped), metrics
+        return (trainable, opt, skipped), metrics
 
     def _scaled(self, updates: Any) -> Any:
         thin, scale = self.layout.thin, self.options.scale

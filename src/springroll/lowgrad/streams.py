@@ -10,8 +10,9 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from typing import Any
 
-from jax import Array
+import jax
 
 from springroll.errors import InputError
 from springroll.factored.plan import LeafPlan, Plan
@@ -39,11 +40,13 @@ class ThinLeaf:
     def sizes(self, roles: str) -> tuple[int, ...]:
         return tuple(self.shape[i] for i in self.axes(roles))
 
-    def placed(self, factor: Array, roles: str) -> Array:
-        """P ("sm") or S^T ("sn") with its axes in the order of the weight, as `Factored` wants."""
+    def placed(self, factor: Any, roles: str) -> Any:
+        """P ("sm") or Sᵀ ("sn") with its axes in the order of the weight, as `Factored` wants."""
         axes = self.axes(roles)
         order = [axes.index(i) for i in sorted(axes)]
-        return factor if order == sorted(order) else factor.transpose(*order, len(order))
+        if order == sorted(order):
+            return factor
+        return jax.tree.map(lambda a: a.transpose(*order, len(order)), factor)
 
     @property
     def inputs(self) -> int:

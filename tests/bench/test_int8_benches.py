@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from springroll.bench import int8_throughput, lattice_rules
+from springroll.bench import int8_throughput, lattice_rules, seeds
 
 SCRIPT = Path(__file__).parents[2] / "bench" / "gpu_evolve.py"
 
@@ -35,10 +35,17 @@ def test_rules_are_compared_at_equal_tokens_and_drawn(corpus, tmp_path):
     for curves in result["curves"].values():
         assert len(curves) == 1 and len(curves[0]) == len(result["tokens"]) == 4
     assert result["tokens"] == [0, 64, 128, 192]
-    text = lattice_rules.table(result)
-    assert text.splitlines()[0] == "| rule | seed 0 | mean |"
+    text = seeds.table(result["final"], lines=result["lines"])
+    assert text.splitlines()[0] == "|  | seed 0 | mean |"
     assert "| residual |" in text and "| bigram |" in text
-    lattice_rules.draw(result, tmp_path / "rules.png")
+    seeds.draw(
+        tmp_path / "rules.png",
+        result["curves"],
+        result["tokens"],
+        result["lines"],
+        title="rules",
+        top=9.0,
+    )
     assert (tmp_path / "rules.png").read_bytes().startswith(b"\x89PNG")
 
 

@@ -27,6 +27,7 @@ BENCHES: dict[str, str] = {
     "mlp_step": "one evaluation and update of a small policy beside threefry drawn twice",
     "openes_ratio": "a step of EGGROLL beside one of OpenES",
     "lattice_rules": "bits per byte at equal tokens of the integer rules",
+    "lowgrad_quality": "final loss of low-rank and full gradients, each at its best rate; an hour",
 }
 ALL = "all"
 FAILED = 1  # exit code

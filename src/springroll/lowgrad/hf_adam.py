@@ -60,7 +60,8 @@ def hf_step(
     def update(
         directions: Any, state: optax.ScaleByScheduleState, params: Any = None, **extra: Any
     ) -> tuple[Any, Any]:
-        lr = jnp.asarray(rate(state.count), jnp.float32)
+        with jax.numpy_dtype_promotion("standard"):  # schedules need not be strict
+            lr = jnp.asarray(rate(state.count), jnp.float32)
         length = lr * correction(jnp.asarray(state.count) + 1, b1, b2)
         steps = jax.tree.map(lambda x: -length.astype(x.dtype) * x, directions)
         if weight_decay and params is None:

@@ -89,7 +89,12 @@ class LowRank:
         layer: Array | int = 0,
         **extra: Any,
     ) -> tuple[Any, LowRankState]:
-        """As in optax. `layer` is the index of a layer that is updated by itself (see `root`)."""
+        """As in optax.
+
+        A stack can be updated a layer at a time, each with its slice of the state: if the tree is
+        that of the whole less the stacked axis, `layer` is the index of the layer, and the result
+        is that of the whole. Only the random bases at the start differ.
+        """
         views = self.projection.views(updates)
         gradients, structure = jax.tree.flatten(updates)
         weights = None if params is None else structure.flatten_up_to(params)
@@ -132,7 +137,7 @@ class LowRank:
         """Projectors, and the inner state with its moments in their coordinates."""
         projection = self.projection
         leaves, structure = state_leaves(state.inner)
-        chosen = {v.path.removeprefix(projection.root).lstrip("/"): v for v in views if v}
+        chosen = {v.path: v for v in views if v}
         kept = find_moments(state.inner, chosen) if projection.moments != "keep" else []
         projectors = list(projectors)
         for i, view in enumerate(views):

@@ -77,19 +77,17 @@ def matrix_views(
     select: Select = None,
     plan: Mapping[str, LeafPlan] | None = None,
     rows: Rows = "in",
-    root: str = "",
 ) -> list[MatrixView | None]:
     """A view per leaf of `params` in tree order; None for those that stay as they are.
 
     Without a `plan` the last two axes are the matrix, its rows the inputs or, with rows="out", the
-    outputs. `root` is the path of `params` within the tree that `select` and `plan` speak of; if
-    the plan has one more axis there, `params` is one layer of the stack.
+    outputs. A parameter that lacks the first, stacked axis of its plan is one layer by itself.
 
     Raises InputError for a rank above min(m, n), for a selected vector, for a pattern that matches
     nothing and for a plan of other parameters.
     """
     leaves = [
-        ("/".join(filter(None, (root, path_of(path)))), tuple(jnp.shape(leaf)))
+        (path_of(path), tuple(jnp.shape(leaf)))
         for path, leaf in jax.tree_util.tree_leaves_with_path(params)
     ]
     paths = [path for path, _ in leaves]
@@ -112,7 +110,7 @@ def matrix_views(
                 f"{view.size('m')} x {view.size('n')}; lower the rank or leave it out with select"
             )
         views.append(view)
-    if not any(views):
+    if not any(views) and select is None:
         raise InputError("no parameter is projected: none is a matrix; give select or a plan")
     return views
 

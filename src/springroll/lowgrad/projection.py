@@ -40,7 +40,6 @@ class ProjectionOptions(TypedDict, total=False):
     plan: roles of the axes, from `sr.discover`; where it is given, `rows` is not used.
     select: which parameters: a pattern on their paths or several, or a function path -> bool. By
         default all that the plan calls low-rank, without a plan all with two axes or more.
-    root: the path in `select` and `plan` of the tree that is optimized, if it is a part of theirs.
     seed: of random bases.
     """
 
@@ -52,7 +51,6 @@ class ProjectionOptions(TypedDict, total=False):
     rows: Rows
     plan: Mapping[str, LeafPlan] | None
     select: Select
-    root: str
     seed: int
 
 
@@ -72,7 +70,6 @@ class Projection:
     rows: Rows = "in"
     plan: Mapping[str, LeafPlan] | None = None
     select: Select = None
-    root: str = ""
     seed: int = 0
     stored: bool = True  # else drawn anew, the same for `update_gap` steps, whenever it is needed
 
@@ -95,9 +92,7 @@ class Projection:
 
     def views(self, params: Any) -> list[MatrixView | None]:
         """A view per leaf, None for those that are not projected."""
-        return matrix_views(
-            params, self.rank, select=self.select, plan=self.plan, rows=self.rows, root=self.root
-        )
+        return matrix_views(params, self.rank, select=self.select, plan=self.plan, rows=self.rows)
 
     def low_shape(self, view: MatrixView) -> tuple[int, ...]:
         """The shape of the low-rank gradient."""
@@ -111,8 +106,10 @@ class Projection:
         return jax.random.fold_in(jax.random.key(self.seed), int.from_bytes(digest, "little"))
 
     def start(self, view: MatrixView) -> Projector:
-        """Random bases, from which the first gradient already takes a power step."""
-        return self._projector(view, self.key(view), lambda key, shape: random_basis(key, shape))
+        """Random bases for the first gradient to take a power step from; else zeros until then."""
+        power = self.refresh == "power"
+        make = lambda key, shape: random_basis(key, shape) if power else jnp.zeros(shape)
+        return self._projector(view, self.key(view), make)
 
     def drawn(self, view: MatrixView, step: Array, layer: Array | int = 0) -> Projector:
         """Gaussian projectors with entries of variance 1 / r: R is as long as G on average.

@@ -62,25 +62,19 @@ grouped_dot.defvjp(_forward, _backward)
 def _outer(a: Array, b: Array, block_group: Array, like: Array) -> Array:
     """The sum of a[block].T @ b[block] over the blocks of each group, shaped and typed as `like`.
 
-    A running sum restarts with every group and is written to the group's place after each block:
-    what moves per block is one weight, never the whole buffer.
+    Group by group, so that each sum stays in one small buffer and is written once.
     """
-    change = block_group[1:] != block_group[:-1]
-    starts = jnp.concatenate([jnp.ones((1,), bool), change])
+    a, b = _blocks(a, block_group), _blocks(b, block_group)
+    groups = jnp.arange(like.shape[0], dtype=jnp.int32)
+    ends = jnp.sum(block_group[None, :] <= groups[:, None], axis=1, dtype=jnp.int32)
+    starts = jnp.concatenate([jnp.zeros((1,), jnp.int32), ends[:-1]])
 
-    def step(carry: tuple[Array, Array], block: Any) -> tuple[tuple[Array, Array], None]:
-        total, out = carry
-        a, b, group, start = block
-        here = _dot(a, b, 0, 0, jnp.float32)
-        total = jnp.where(start, here, total + here)
-        return (
-            total,
-            lax.dynamic_update_index_in_dim(out, total.astype(out.dtype), group, 0),
-        ), None
+    def one(_: None, span: tuple[Array, Array]) -> tuple[None, Array]:
+        add = lambda i, total: total + _dot(_pick(a, i), _pick(b, i), 0, 0, jnp.float32)
+        total = lax.fori_loop(*span, add, jnp.zeros(like.shape[1:], jnp.float32))
+        return None, total.astype(like.dtype)
 
-    carry = (jnp.zeros(like.shape[1:], jnp.float32), jnp.zeros_like(like))
-    blocks = (_blocks(a, block_group), _blocks(b, block_group), block_group, starts)
-    return lax.scan(step, carry, blocks)[0][1]
+    return lax.scan(one, None, (starts, ends))[1]
 
 
 def _blocks(x: Array, block_group: Array) -> Array:

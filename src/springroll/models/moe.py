@@ -39,12 +39,12 @@ def moe(config: DecoderConfig, params: dict[str, Any], x_BTD: Array) -> tuple[Ar
     x_TD = x_BTD.reshape(-1, config.hidden)
     routing = route(config, params, x_TD)
     to = dispatch(routing.expert_TK, config.experts)
-    places = (to.pick_of_row, to.row_of_pick)
-    y_RD = _experts(config, params["experts"], spread(x_TD, *places), to.block_group)
     # Every pick is the only one of its row: weights go the way that tokens go, with K = 1.
     weight_P1 = routing.weight_TK.reshape(-1, 1).astype(x_TD.dtype)
     weight_R1 = spread(weight_P1, to.pick_of_row, to.row_of_pick.reshape(-1, 1))
-    y_TD = collect(y_RD * weight_R1, *places)
+    x_RD = spread(x_TD, to.pick_of_row, to.row_of_pick)
+    y_RD = _experts(config, params["experts"], x_RD, weight_R1, to.block_group)
+    y_TD = collect(y_RD, to.pick_of_row, to.row_of_pick)
     stats = {"load": to.load.astype(jnp.float32), "switch": routing.switch, "z": routing.z}
     return y_TD.reshape(x_BTD.shape), stats
 
@@ -76,22 +76,29 @@ def route(config: DecoderConfig, params: dict[str, Any], x_TD: Array) -> Routing
     return Routing(expert_TK, weight, switch, z)
 
 
-def _experts(config: DecoderConfig, params: dict[str, Any], x_RD: Array, block_group: Array) -> Any:
-    """Every row through the net of its block's expert: (R, D)."""
+def _experts(
+    config: DecoderConfig, params: dict[str, Any], x_RD: Array, weight_R1: Array, block_group: Array
+) -> Array:
+    """Every row through the net of its block's expert, times its weight: (R, D).
 
-    def linear(name: str, x: Array) -> Array:
+    The weight multiplies what enters the last matrix, which is narrower than what leaves it.
+    """
+
+    def linear(name: str, x: Array, weight: Array | None = None) -> Array:
         y = grouped_dot(x, params[f"{name}_proj"], block_group, True)
         if not config.expert_bias:
             return y
-        y = y.reshape(block_group.shape[0], -1, y.shape[1])
-        return (y + params[f"{name}_bias"][block_group][:, None]).reshape(x.shape[0], -1)
+        bias = jnp.repeat(params[f"{name}_bias"][block_group], len(x) // len(block_group), axis=0)
+        return y + (bias if weight is None else bias * weight)
 
     gate, up = linear("gate", x_RD), linear("up", x_RD)
     if config.swiglu_limit:
         limit = np.asarray(config.swiglu_limit, gate.dtype)
         gate, up = jnp.minimum(gate, limit), jnp.clip(up, -limit, limit) + np.ones((), up.dtype)
-        return linear("down", up * gate * jax.nn.sigmoid(gate * np.asarray(1.702, gate.dtype)))
-    return linear("down", jax.nn.silu(gate) * up)
+        hidden = up * gate * jax.nn.sigmoid(gate * np.asarray(1.702, gate.dtype))
+    else:
+        hidden = jax.nn.silu(gate) * up
+    return linear("down", hidden * weight_R1, weight_R1)
 
 
 def balance(bias: Array, load: Array, rate: float = 1e-3) -> Array:

@@ -18,17 +18,37 @@ if TYPE_CHECKING:
     from springroll.factored.explain import explain as explain
     from springroll.factored.factored import Factored as Factored
     from springroll.factored.interpret import factored as factored
+    from springroll.lowgrad.apollo import apollo as apollo
+    from springroll.lowgrad.apollo import apollo_mini as apollo_mini
+    from springroll.lowgrad.fira import fira as fira
+    from springroll.lowgrad.galore import galore as galore
+    from springroll.lowgrad.layerwise import layerwise as layerwise
+    from springroll.lowgrad.lowgrad import lowgrad as lowgrad
+    from springroll.quant.quantize_state import quantize_state as quantize_state
+    from springroll.quant.split_master import with_split_master as with_split_master
+    from springroll.quant.stochastic_rounding import (
+        with_stochastic_rounding as with_stochastic_rounding,
+    )
 
 _WHERE = {
-    "Factored": "springroll.factored.factored",
-    "InputError": "springroll.errors",
+    "apollo": "springroll.lowgrad.apollo",
+    "apollo_mini": "springroll.lowgrad.apollo",
     "discover": "springroll.factored.discover",
     "eggroll": "springroll.evolve.eggroll",
     "evaluate": "springroll.evolve.members",
     "explain": "springroll.factored.explain",
+    "Factored": "springroll.factored.factored",
     "factored": "springroll.factored.interpret",
+    "fira": "springroll.lowgrad.fira",
+    "galore": "springroll.lowgrad.galore",
+    "InputError": "springroll.errors",
     "lattice": "springroll.evolve.lattice",
+    "layerwise": "springroll.lowgrad.layerwise",
+    "lowgrad": "springroll.lowgrad.lowgrad",
     "open_es": "springroll.evolve.open_es",
+    "quantize_state": "springroll.quant.quantize_state",
+    "with_split_master": "springroll.quant.split_master",
+    "with_stochastic_rounding": "springroll.quant.stochastic_rounding",
 }
 
 __version__ = "0.1.0"

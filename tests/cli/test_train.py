@@ -44,9 +44,19 @@ def newest(folder, step=STEPS):
     return (folder / "checkpoints" / f"{step:09d}.safetensors").read_bytes()
 
 
-@pytest.mark.parametrize("optimizer", [*OPTIMIZERS, "lowgrad"])
-def test_it_learns_and_resumes_to_the_same_bytes(tmp_path, text, optimizer):
-    more = ["--optimizer", optimizer, "--lr", "0.03"]
+@pytest.mark.parametrize(
+    "options",
+    [
+        *OPTIMIZERS,
+        "lowgrad",
+        "lowgrad --dtype bfloat16 --state-bits 8 --accumulate 2",
+        "adamw --dtype bfloat16 --weight-decay 0.1",
+        "apollo --dtype bfloat16 --rounding stochastic --state-bits 4",
+        "apollo-mini --layerwise --dtype bfloat16",
+    ],
+)
+def test_it_learns_and_resumes_to_the_same_bytes(tmp_path, text, options):
+    more = f"--lr 0.03 --optimizer {options}".split()
     assert main(command(text, tmp_path / "whole", *more)) == 0
     assert main(command(text, tmp_path / "parts", *more, steps=3)) == 0  # in the middle of a gap
     assert main(command(text, tmp_path / "parts", "--resume")) == 0

@@ -12,7 +12,9 @@ import jax.numpy as jnp
 import optax
 from jax import Array
 
+from springroll.factored._compat import edge_jit
 from springroll.lowgrad.gradients import averaged
+from springroll.lowgrad.layerwise import Layerwise, parted
 from springroll.lowgrad.lowgrad import Trainer
 from springroll.train.memory import tree_bytes
 
@@ -76,7 +78,8 @@ def optax_learner(
         norm = optax.tree.norm(grads)
         with jax.numpy_dtype_promotion("standard"):  # optimizers need not be strict where users are
             updates, moments = optimizer.update(grads, state.optimizer, state.params)
-        params = mend(optax.apply_updates(state.params, updates), figures)
+            params = optax.apply_updates(state.params, updates)
+        params = mend(params, figures)
         good = jnp.isfinite(value) & jnp.isfinite(norm)
         params = chosen(good, params, state.params)
         moments = chosen(good, moments, state.optimizer)
@@ -90,6 +93,38 @@ def optax_learner(
         lower=jitted.lower,
         params=lambda state: state.params,
         gradient_bytes=tree_bytes(jax.eval_shape(start, jax.random.key(0)).params),
+    )
+
+
+def layerwise_learner(
+    trainer: Layerwise,
+    init: Callable[[Array], Params],
+    *,
+    narrow: Callable[[Params], Params] = lambda params: params,
+    mend: Mend = lambda params, _: params,
+) -> Learner:
+    """Full gradients, one layer's at a time; see `springroll.lowgrad.layerwise`.
+
+    Args as those of `optax_learner`.
+    """
+
+    def start(key: Array) -> Trained:
+        params = init(key)
+        return Trained(narrow(params), trainer.init(params), jnp.zeros((), jnp.int32))
+
+    def step(state: Trained, batch: Array) -> tuple[Trained, Metrics]:
+        params, optimizer, metrics = trainer.step(state.params, state.optimizer, batch)
+        return Trained(mend(params, metrics), optimizer, state.steps + 1), metrics
+
+    layers, rest = parted(jax.eval_shape(start, jax.random.key(0)).params)
+    one_layer = jax.tree.map(lambda a: jax.ShapeDtypeStruct(a.shape[1:], a.dtype), layers)
+    jitted: Any = edge_jit(step, donate_argnums=0)
+    return Learner(
+        init=jax.jit(start),
+        step=jitted,
+        lower=jitted.lower,
+        params=lambda state: state.params,
+        gradient_bytes=tree_bytes(one_layer) + tree_bytes(rest),
     )
 
 

@@ -15,14 +15,16 @@ from springroll.lowgrad.apollo import apollo, apollo_mini
 from springroll.lowgrad.fira import fira
 from springroll.lowgrad.galore import galore
 from springroll.lowgrad.hf_adam import adam_direction
+from springroll.lowgrad.layerwise import layerwise
 from springroll.lowgrad.lowgrad import Trainer, lowgrad
 from springroll.models.decoder import Decoder
 from springroll.models.moe import balance
+from springroll.models.stages import stages
 from springroll.quant.quantize_state import quantize_state
 from springroll.quant.split_master import high_half, with_split_master
 from springroll.quant.stochastic_rounding import with_stochastic_rounding
 from springroll.train.backprop import TrainConfig
-from springroll.train.learners import Learner, lowgrad_learner, optax_learner
+from springroll.train.learners import Learner, layerwise_learner, lowgrad_learner, optax_learner
 
 Schedule = Callable[[Any], Any]
 
@@ -44,19 +46,27 @@ PROJECTED = re.compile(r"layers/.*_proj$")  # the matrices of a block; not route
 
 def learner_for(config: TrainConfig, model: Decoder) -> Learner:
     """What trains `model` as configured."""
-    dtype = jnp.dtype(config.dtype)
     if config.optimizer == "lowgrad":
-        init = lambda key: model.init(key, dtype)
+        init = lambda key: model.init(key, jnp.dtype(config.dtype))
         return lowgrad_learner(low_rank_trainer(config, model, init), init, balanced)
-    tx = clipped(config, OPTIMIZERS[config.optimizer](config, model))
-    narrow = lambda params: params
-    if config.dtype == "bfloat16":
-        split = config.rounding == "split"
-        tx = with_split_master(tx) if split else with_stochastic_rounding(tx, config.seed)
-        narrow = high_half
+    narrow = high_half if config.dtype == "bfloat16" else lambda params: params
+    tx = OPTIMIZERS[config.optimizer](config, model)
+    if config.layerwise:
+        rest = rounded(config, adamw(config, learning_rate(config)))
+        trainer = layerwise(stages(model), rounded(config, tx), rest, clip=config.clip)
+        return layerwise_learner(trainer, model.init, narrow=narrow, mend=balanced)
+    tx = rounded(config, clipped(config, tx))
     return optax_learner(
         model.loss, model.init, tx, narrow=narrow, accumulate=config.accumulate, mend=balanced
     )
+
+
+def rounded(config: TrainConfig, tx: optax.GradientTransformation) -> optax.GradientTransformation:
+    """`tx` for weights of the configured type: bfloat16 ones lose no update."""
+    if config.dtype == "float32":
+        return tx
+    split = config.rounding == "split"
+    return with_split_master(tx) if split else with_stochastic_rounding(tx, config.seed)
 
 
 def low_rank_trainer(config: TrainConfig, model: Decoder, init: Callable[[Any], Any]) -> Trainer:

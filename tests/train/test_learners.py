@@ -1,0 +1,89 @@
+"""Learners on a regression of a few numbers: skipped steps, accumulation, mending, one meaning."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+
+from springroll.quant.split_master import high_half, with_split_master
+from springroll.train.learners import optax_learner
+
+
+def loss(params, batch):
+    x = batch.astype(jnp.float32) / jnp.float32(10)
+    out = x[:, :-1] @ params["w"].astype(jnp.float32)
+    nats = jnp.mean(jnp.square(out - x[:, -1:]))
+    return nats, {"nats": nats, "load": jnp.sum(batch > 3)}
+
+
+def init(key):
+    return {"w": jax.random.normal(key, (3, 1)), "count": jnp.zeros(())}
+
+
+def batch(seed=0, rows=8):
+    return np.random.default_rng(seed).integers(0, 9, (rows, 4)).astype(np.uint8)
+
+
+def trained(learner, steps=5):
+    state = learner.init(jax.random.key(0))
+    for i in range(steps):
+        state, figures = learner.step(state, batch(i))
+    return state, figures
+
+
+def test_a_step_is_the_optimizers():
+    learner = optax_learner(loss, init, optax.sgd(0.1))
+    state, figures = trained(learner, 1)
+    params = init(jax.random.key(0))
+    value, grads = jax.value_and_grad(lambda p: loss(p, batch(0))[0])(params)
+    np.testing.assert_allclose(state.params["w"], params["w"] - 0.1 * grads["w"], rtol=1e-5)
+    assert float(figures["loss"]) == pytest.approx(float(value), rel=1e-6)
+    assert float(figures["grad_norm"]) == pytest.approx(float(optax.tree.norm(grads)), rel=1e-5)
+
+
+def test_micro_batches_make_the_same_step():
+    one = trained(optax_learner(loss, init, optax.adam(0.1)))[0]
+    four = trained(optax_learner(loss, init, optax.adam(0.1), accumulate=4))[0]
+    np.testing.assert_allclose(one.params["w"], four.params["w"], atol=1e-5)
+
+
+def test_a_loss_that_is_not_finite_changes_nothing():
+    bad = lambda params, rows: jax.tree.map(
+        lambda x: jnp.where(rows[0, 0] == 255, jnp.asarray(jnp.nan, x.dtype), x)
+        if jnp.issubdtype(x.dtype, jnp.floating)
+        else x,
+        loss(params, rows),
+    )
+    learner = optax_learner(bad, init, optax.adam(0.1))
+    state = trained(learner, 3)[0]
+    before = jax.tree.map(np.array, (state.params, state.optimizer))
+    poisoned = batch()
+    poisoned[0, 0] = 255
+    state, figures = learner.step(state, poisoned)
+    assert np.isnan(figures["loss"])
+    jax.tree.map(np.testing.assert_array_equal, before, (state.params, state.optimizer))
+    assert int(state.steps) == 4
+
+
+def test_what_has_no_gradient_is_mended_with_the_figures():
+    mend = lambda params, figures: params | {"count": params["count"] + figures["nats"]}
+    state, figures = trained(optax_learner(loss, init, optax.sgd(0.1), mend=mend), 1)
+    assert float(state.params["count"]) == pytest.approx(float(figures["nats"]), rel=1e-6)
+
+
+def test_bfloat16_halves_learn_what_float32_learns():
+    whole = trained(optax_learner(loss, init, optax.sgd(0.01)), 1)[0]
+    learner = optax_learner(loss, init, with_split_master(optax.sgd(0.01)), narrow=high_half)
+    halves = trained(learner, 1)[0]
+    assert halves.params["w"].dtype == jnp.bfloat16
+    np.testing.assert_allclose(halves.params["w"].astype(np.float32), whole.params["w"], rtol=1e-2)
+    assert learner.gradient_bytes == 2 * 4  # of the bfloat16 leaves
+
+
+def test_the_program_can_be_had_without_running_it():
+    learner = optax_learner(loss, init, optax.adam(0.1))
+    shapes = jax.eval_shape(learner.init, jax.random.key(0))
+    rows = jax.ShapeDtypeStruct((8, 4), jnp.uint8)
+    plan = learner.lower(shapes, rows).compile().memory_analysis()
+    assert plan.argument_size_in_bytes > 0

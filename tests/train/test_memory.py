@@ -1,0 +1,112 @@
+"""The memory table: bytes from the compiler, budgets as people spell them, refusals."""
+
+import jax
+import jax.numpy as jnp
+import pytest
+from rich.console import Console
+
+from springroll.errors import InputError
+from springroll.train import memory
+from springroll.train.memory import Memory, parse_bytes, refuse_too_big, step_memory, tree_bytes
+
+MIB = 1 << 20
+
+
+def step(state, batch):
+    weights, momentum = state
+    grads = jax.grad(lambda w: jnp.sum(jnp.tanh(batch @ w) ** 2))(weights)
+    momentum = jnp.float32(0.9) * momentum + grads
+    return (weights - jnp.float32(0.1) * momentum, momentum), jnp.sum(grads)
+
+
+def planned(donate):
+    square = jax.ShapeDtypeStruct((512, 512), jnp.float32)
+    batch = jax.ShapeDtypeStruct((64, 512), jnp.float32)
+    jitted = jax.jit(step, donate_argnums=(0,) if donate else ())
+    compiled = jitted.lower((square, square), batch).compile()
+    return step_memory(compiled, weights=MIB, state=MIB, gradients=MIB)
+
+
+def test_bytes_are_the_compilers():
+    found = planned(donate=True)
+    assert found.weights == found.state == MIB and found.batch == 64 * 512 * 4
+    assert found.gradients <= MIB
+    # Donated, new weights and momentum take the place of the old ones.
+    assert 2 * MIB + found.batch <= found.peak < 4 * MIB + found.batch
+    assert planned(donate=False).peak > found.peak
+
+
+def test_the_table_names_all_kinds():
+    console = Console(width=60, record=True, file=open("/dev/null", "w"))  # noqa: SIM115
+    with console.file:
+        console.print(Memory(3 * MIB, 6 * MIB, 0, 3 * MIB, MIB, 13 * MIB).table())
+    text = console.export_text()
+    for word in ("weights", "gradients", "state", "activations", "peak", "13 MiB"):
+        assert word in text
+
+
+@pytest.mark.parametrize(
+    ("text", "size"),
+    [("24GiB", 24 << 30), ("24 gb", 24 * 10**9), ("1.5MiB", 3 << 19), ("7B", 7)],
+)
+def test_sizes_as_people_spell_them(text, size):
+    assert parse_bytes(text) == size
+
+
+@pytest.mark.parametrize("text", ["", "24", "GiB", "-1GiB", "24 gibibytes", "1e3 MiB"])
+def test_other_spellings_are_refused(text):
+    with pytest.raises(InputError, match="expected a number and a unit, such as 24GiB"):
+        parse_bytes(text)
+
+
+def test_the_first_alternative_that_fits_is_named_and_the_rest_not_looked_at():
+    job = Memory(0, 0, 0, 0, 0, 100 * MIB)
+
+    def alternatives():
+        yield "--remat", 60 * MIB
+        yield "--optimizer lowgrad", 30 * MIB
+        raise AssertionError("looked further than needed")
+
+    with pytest.raises(InputError, match=r"needs 100 MiB, 50 MiB are .*; --optimizer lowgrad nee"):
+        refuse_too_big(job, 50 * MIB, alternatives())
+    with pytest.raises(InputError, match="take a smaller --model"):
+        refuse_too_big(job, 50 * MIB, [("--remat", 60 * MIB)])
+
+
+def test_what_fits_or_is_unknown_is_not_refused():
+    job = Memory(0, 0, 0, 0, 0, 100)
+
+    def never():
+        raise AssertionError("nothing to look for")
+        yield
+
+    refuse_too_big(job, 100, never())
+    refuse_too_big(job, None, never())
+
+
+def test_memory_of_the_host_and_of_a_container(tmp_path, monkeypatch):
+    files = {
+        "/proc/meminfo": "MemTotal: 900 kB\nMemAvailable:   800 kB\n",
+        "/sys/fs/cgroup/memory.max": "500000\n",
+        "/sys/fs/cgroup/memory.current": "100000\n",
+    }
+
+    def path(name):
+        there = tmp_path / name.strip("/").replace("/", "_")
+        for known, text in files.items():
+            (tmp_path / known.strip("/").replace("/", "_")).write_text(text)
+        return there
+
+    class Rooted(type(tmp_path)):
+        def __truediv__(self, other):
+            return path(f"{self}/{other}")
+
+    monkeypatch.setattr(memory, "Path", lambda name: path(name) if "mem" in name else Rooted(name))
+    assert memory.available_bytes() == 400000
+    files["/sys/fs/cgroup/memory.max"] = "max\n"
+    assert memory.available_bytes() == 800 * 1024
+
+
+def test_bytes_of_a_tree():
+    tree = {"a": jnp.zeros((3, 5), jnp.bfloat16), "b": jax.ShapeDtypeStruct((7,), jnp.int8)}
+    assert tree_bytes(tree) == 37

@@ -20,7 +20,7 @@ def test_flops_of_64_experts_top_8_are_within_the_claim():
 
 
 def test_one_round_is_three_products_of_a_block():
-    assert grouped_flops.one_round(16, 64, 32) == pytest.approx(3 * 2 * 16 * 64 * 32, rel=0.01)
+    assert grouped_flops.one_round(16, 64, 32) == pytest.approx(3 * 2 * 16 * 64 * 32, rel=0.02)
 
 
 def test_the_count_with_rounds_added_is_that_of_an_unrolled_loop(monkeypatch):

@@ -1,0 +1,172 @@
+"""The decoder: its parts make the whole, causal, one compiled block, low-rank all through."""
+
+import dataclasses
+import functools
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+import springroll as sr
+from springroll.models.attention import attend
+from springroll.models.decoder import decoder
+from springroll.models.decoder_config import llama
+
+DENSE = llama(16, 24, 4, 2, vocab=20, kv_heads=2, qk_norm="head", init_std=0.3)
+MOE = llama(16, 8, 4, 2, vocab=20, experts=4, top_k=2, selection_bias=True, init_std=0.3)
+KINDS = pytest.mark.parametrize("config", [DENSE, MOE], ids=["dense", "experts"])
+
+
+@functools.cache
+def case(config, time=7):
+    model = decoder(config)
+    keys = jax.random.split(jax.random.key(0))
+    return model, model.init(keys[0]), jax.random.randint(keys[1], (4, time), 0, config.vocab)
+
+
+@functools.partial(jax.jit, static_argnums=0)
+def apply(model, params, tokens):
+    return model.apply(params, tokens)
+
+
+@functools.partial(jax.jit, static_argnums=0)
+def learn(model, params, tokens):
+    return jax.value_and_grad(model.loss, has_aux=True)(params, tokens)
+
+
+def close(a, b, atol=1e-5):
+    for x, y in zip(*map(jax.tree.leaves, (a, b)), strict=True):
+        np.testing.assert_allclose(x, y, atol=atol)
+
+
+@KINDS
+def test_embed_blocks_and_head_walked_one_by_one_are_apply(config):
+    model, params, tokens = case(config)
+    x = model.embed(params, tokens)
+    block = jax.jit(model.block)
+    for i in range(config.layers):
+        x, _ = block(jax.tree.map(lambda leaf, i=i: leaf[i], params["layers"]), x)
+    close(model.head(params, x), apply(model, params, tokens))
+
+
+@KINDS
+def test_a_position_sees_nothing_after_it(config):
+    model, params, tokens = case(config)
+    other = tokens.at[:, 4].set((tokens[:, 4] + 1) % config.vocab)
+    before, after = apply(model, params, tokens), apply(model, params, other)
+    close(before[:, :4], after[:, :4])
+    assert np.all(np.max(np.abs(before - after)[:, 4:], axis=(1, 2)) > 1e-3)
+
+
+def test_a_window_hides_what_is_further_back():
+    q, k, v = jax.random.normal(jax.random.key(0), (3, 1, 9, 2, 4))
+    near = attend(q, k, v, window=jnp.int32(3))
+    moved = attend(q, k.at[:, 2].add(1.0), v.at[:, 2].add(1.0), window=jnp.int32(3))
+    same = np.all(near == moved, axis=(0, 2, 3))
+    np.testing.assert_array_equal(same, [True] * 2 + [False] * 3 + [True] * 4)
+    close(attend(q, k, v, window=jnp.int32(9)), attend(q, k, v))
+
+
+def test_shared_key_value_heads_are_repeated_ones():
+    q, k, v = jax.random.normal(jax.random.key(0), (3, 2, 5, 6, 4))
+    k, v = k[:, :, :2], v[:, :, :2]
+    repeat = lambda x: jnp.repeat(x, 3, axis=2)
+    close(attend(q, k, v), attend(q, repeat(k), repeat(v)))
+
+
+@KINDS
+def test_loss_is_the_mean_code_length_and_counts_the_picks(config):
+    model, params, tokens = case(config)
+    (loss, metrics), _ = learn(model, params, tokens)
+    logits = apply(model, params, tokens[:, :-1])
+    picked = jnp.take_along_axis(jax.nn.log_softmax(logits), tokens[:, 1:, None], axis=-1)
+    np.testing.assert_allclose(loss, -jnp.mean(picked), rtol=1e-5)
+    np.testing.assert_allclose(loss, metrics["nats"])
+    if config.experts:
+        assert metrics["load"].shape == (config.layers, config.experts)
+        np.testing.assert_array_equal(np.sum(metrics["load"], axis=1), config.top_k * 4 * 6)
+
+
+def test_routing_losses_are_added_with_their_weights():
+    model, params, tokens = case(MOE)
+    (_, plain), _ = learn(model, params, tokens)
+    weighted = decoder(dataclasses.replace(MOE, switch_loss=0.5, z_loss=0.25))
+    (loss, metrics), gradient = learn(weighted, params, tokens)
+    expected = plain["nats"] + 0.5 * plain["switch"] + 0.25 * plain["z"]
+    np.testing.assert_allclose(loss, expected, rtol=1e-5)
+    np.testing.assert_allclose(metrics["nats"], plain["nats"], rtol=1e-6)
+    assert np.any(gradient["layers"]["mlp"]["gate"])
+
+
+@KINDS
+def test_remat_changes_memory_and_nothing_else(config):
+    model, params, tokens = case(config)
+    remat = decoder(config, remat=True)
+    close(learn(model, params, tokens), learn(remat, params, tokens))
+    deep = dataclasses.replace(config, layers=8)
+    shape = jax.eval_shape(decoder(deep).init, jax.random.key(0))
+    long = jax.ShapeDtypeStruct((8, 65), jnp.int32)
+    temp = lambda model: (
+        learn.lower(model, shape, long).compile().memory_analysis().temp_size_in_bytes
+    )
+    assert temp(decoder(deep, remat=True)) < 0.6 * temp(decoder(deep))
+
+
+@KINDS
+def test_the_program_does_not_grow_with_depth(config):
+    def lines(layers):
+        deep = dataclasses.replace(config, layers=layers)
+        shape = jax.eval_shape(decoder(deep).init, jax.random.key(0))
+        text = learn.lower(decoder(deep), shape, jax.ShapeDtypeStruct((4, 7), jnp.int32)).as_text()
+        return len(text.splitlines())
+
+    assert lines(3) == lines(30)
+
+
+@KINDS
+def test_a_batch_split_over_devices_gives_the_same(config):
+    model, params, tokens = case(config)
+    mesh = jax.make_mesh((4,), ("data",), axis_types=(jax.sharding.AxisType.Auto,))
+    split = jax.sharding.NamedSharding(mesh, jax.sharding.PartitionSpec("data"))
+    close(learn(model, params, jax.device_put(tokens, split)), learn(model, params, tokens))
+
+
+@KINDS
+def test_every_matrix_is_found_to_be_low_rank(config):
+    model, params, tokens = case(config)
+    plan = sr.discover(lambda p, t: model.loss(p, t)[0], params, tokens)
+    for path, leaf in plan.items():
+        matrix = "proj" in path or path.endswith(("embed_tokens", "lm_head", "mlp/gate"))
+        assert (leaf.kind == "low-rank") == matrix, (path, leaf)
+    assert plan["layers/self_attn/q_proj"].roles == "snm"
+    if config.experts:
+        assert plan["layers/mlp/experts/down_proj"].roles == "ssnm"
+
+
+@KINDS
+def test_bfloat16_parameters_give_float32_logits_near_those_of_float32(config):
+    model, params, tokens = case(config)
+    if config.experts:  # rounding may choose another expert: here all are chosen
+        model = decoder(dataclasses.replace(config, top_k=config.experts))
+    narrow = jax.tree.map(lambda leaf: leaf.astype(jnp.bfloat16), params)
+    wide = jax.tree.map(lambda leaf: leaf.astype(jnp.float32), narrow)
+    logits = apply(model, narrow, tokens)
+    assert logits.dtype == jnp.float32
+    np.testing.assert_allclose(logits, apply(model, wide, tokens), atol=0.15)
+    (_, _), gradient = learn(model, narrow, tokens)
+    assert {leaf.dtype for leaf in jax.tree.leaves(gradient)} == {jnp.dtype(jnp.bfloat16)}
+
+
+def test_fresh_parameters_have_their_spread_and_a_key_decides_them():
+    config = dataclasses.replace(MOE, qkv_bias=True, sinks=True)
+    params = decoder(config).init(jax.random.key(0))
+    layers = params["layers"]
+    assert np.std(layers["mlp"]["experts"]["up_proj"]) == pytest.approx(0.3, rel=0.05)
+    assert not np.array_equal(layers["self_attn"]["q_proj"], layers["self_attn"]["o_proj"])
+    assert np.all(params["norm"] == 1) and np.all(layers["input_layernorm"] == 1)
+    assert not np.any(layers["self_attn"]["k_bias"]) and not np.any(layers["self_attn"]["sinks"])
+    again = decoder(config).init(jax.random.key(0), jnp.bfloat16)
+    other = decoder(config).init(jax.random.key(1))
+    assert again["embed_tokens"].dtype == jnp.bfloat16
+    assert not np.array_equal(other["embed_tokens"], params["embed_tokens"])

@@ -16,6 +16,7 @@ import optax
 from jax import Array
 
 from springroll.errors import InputError
+from springroll.lowgrad.channels import Per, energy, length, stretch
 from springroll.lowgrad.hf_adam import adam_direction, hf_step
 from springroll.lowgrad.limiter import GAMMA, limit_growth
 from springroll.lowgrad.low_rank import Rule, Step, low_rank
@@ -23,7 +24,6 @@ from springroll.lowgrad.matrix_view import one_of
 from springroll.lowgrad.projection import Projection, ProjectionOptions
 
 Compat = Literal["apollo-torch"]
-Per = Literal["channel", "tensor"]
 
 OURS: ProjectionOptions = {"side": "std", "refresh": "random", "moments": "keep", "stagger": False}
 RELEASED: ProjectionOptions = {"rows": "out"}
@@ -47,8 +47,8 @@ def apollo(
     """W <- W - lr k_t sqrt(scale) L(G s), with s_j = ‖N_j‖ / ‖R_j‖ for each column j.
 
     N = m / (sqrt(v) + eps) is Adam's direction for R, k_t its bias correction, L the norm-growth
-    limiter. To multiply by sqrt(scale) before L, `scale_front` of the released code, gives the same
-    updates, because L only knows ratios.
+    limiter. Whether sqrt(scale) is inside of L, `scale_front` of the released code, makes no
+    difference, because L only knows ratios.
     Parameters that are not selected get plain Adam (`hf_adamw`).
 
         tx = sr.apollo(1e-2, rank=256, plan=sr.discover(fn, params, x))
@@ -81,10 +81,13 @@ def apollo(
         raise InputError("side is 'full'; apollo scales channels, project one side of the matrix")
 
     def scaled(step: Step) -> tuple[Array, Array | None]:
-        update, norm = step.gradient.astype(jnp.float32) * stretch(step, per), step.norm
+        factors, norm = math.sqrt(scale) * stretch(step, per), step.norm
         if norm is not None and gamma is not None:
-            update, norm = limit_growth(update, norm, gamma)
-        return math.sqrt(scale) * update, norm
+            # The norm of G s without G s, which is only formed where it is added to the weight.
+            size = length(jnp.square(factors) * energy(step.gradient, step))
+            shorter, norm = limit_growth(size, norm, gamma)
+            factors = factors * shorter[..., None, None]
+        return factors * step.gradient.astype(jnp.float32), norm
 
     return optax.chain(
         low_rank(
@@ -123,15 +126,3 @@ def apollo_mini(
         compat=compat,
         **options,
     )
-
-
-def stretch(step: Step, per: Per) -> Array:
-    """‖N‖ / ‖R‖ along the rank axis or of the whole matrix, of a shape that multiplies G.
-
-    Zero where R is: a channel that got no gradient has nothing to scale.
-    """
-    rank_axis = -2 if step.projector.left is not None else -1
-    axes = rank_axis if per == "channel" else (-2, -1)
-    length = lambda x: jnp.linalg.norm(x.astype(jnp.float32), axis=axes, keepdims=True)
-    before, after = length(step.low_gradient), length(step.low_update)
-    return jnp.where(before > 0, after / jnp.where(before > 0, before, 1.0), 0.0)

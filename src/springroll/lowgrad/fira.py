@@ -10,7 +10,7 @@ from jax import Array
 
 from springroll.errors import InputError
 from springroll.lowgrad import galore
-from springroll.lowgrad.apollo import stretch
+from springroll.lowgrad.channels import energy, length, stretch
 from springroll.lowgrad.hf_adam import adam_direction, hf_step
 from springroll.lowgrad.limiter import GAMMA, limit_growth
 from springroll.lowgrad.low_rank import Rule, Step, low_rank
@@ -57,7 +57,7 @@ def fira(
         compat: "fira" (1.0.2): the leak, and the choices of `galore(compat="galore-torch")`.
         options: see `ProjectionOptions`; defaults as for `galore`.
 
-    State: as `galore` with Adam, and one float per matrix.
+    State: as `galore` with Adam, and one float per matrix. Cost: that of `galore`.
 
     Raises:
         InputError: as `galore`; and side "full", which leaves no channels.
@@ -70,11 +70,16 @@ def fira(
     inside = scale if compat else 1.0
 
     def with_residual(step: Step) -> tuple[Array, Array | None]:
-        up = step.projector.up
-        residual = step.gradient.astype(jnp.float32) - inside * up(step.low_gradient)
         assert step.norm is not None
-        residual, norm = limit_growth(residual * stretch(step, "channel"), step.norm, gamma)
-        return scale * up(step.low_update) + residual, norm
+        factors, low = stretch(step), step.low_gradient
+        # P is orthonormal, so R tells how long the columns of G - inside PR are.
+        lost = inside * (2 - inside) * energy(low, step)
+        size = length(jnp.square(factors) * (energy(step.gradient, step) - lost))
+        shorter, norm = limit_growth(size, step.norm, gamma)
+        factors = factors * shorter[..., None, None]
+        # P commutes with factors of columns: both terms in P take one product.
+        low = scale * step.low_update - inside * factors * low
+        return factors * step.gradient.astype(jnp.float32) + step.projector.up(low), norm
 
     return optax.chain(
         low_rank(direction or adam_direction(b1, b2, eps), projection, Rule(with_residual, True)),

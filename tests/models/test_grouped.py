@@ -7,6 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+import springroll as sr
 from springroll.models.grouped import grouped_dot
 
 SIZE, BLOCK_GROUP = 4, (0, 0, 2, 3, 3, 3)  # group 1 has no block
@@ -31,11 +32,10 @@ def by_group(x, w, block_group):
     return jnp.stack([row @ w[g] for row, g in zip(x, group, strict=True)])
 
 
-@functools.partial(jax.jit, static_argnums=(0, 1))
-def product_and_gradients(fn, transposed, x, w, block_group, dy):
+@functools.partial(jax.jit, static_argnums=0)
+def product_and_gradients(transposed, x, w, block_group, dy):
     w = w.swapaxes(1, 2) if transposed else w
-    extra = (transposed,) if fn is grouped_dot else ()
-    y, back = jax.vjp(lambda x, w: fn(x, w, block_group, *extra), x, w)
+    y, back = jax.vjp(lambda x, w: grouped_dot(x, w, block_group, transposed=transposed), x, w)
     dx, dw = back(dy)
     return y, dx, dw.swapaxes(1, 2) if transposed else dw
 
@@ -43,7 +43,7 @@ def product_and_gradients(fn, transposed, x, w, block_group, dy):
 @pytest.mark.parametrize("transposed", [False, True])
 def test_product_and_gradients_are_those_of_ragged_dot_and_of_rows(transposed):
     x, w, block_group, dy = draw()
-    ours = product_and_gradients(grouped_dot, transposed, x, w, block_group, dy)
+    ours = product_and_gradients(transposed, x, w, block_group, dy)
     for other in (by_ragged_dot, by_group):
         group = block_group if other is by_ragged_dot else BLOCK_GROUP
         y, back = jax.vjp(lambda x, w, f=other, g=group: f(x, w, g), x, w)
@@ -53,17 +53,17 @@ def test_product_and_gradients_are_those_of_ragged_dot_and_of_rows(transposed):
 
 def test_a_group_without_a_block_gets_exactly_no_gradient():
     x, w, block_group, dy = draw()
-    dw = product_and_gradients(grouped_dot, False, x, w, block_group, dy)[2]
+    dw = product_and_gradients(False, x, w, block_group, dy)[2]
     assert not np.any(dw[1])
     assert all(np.any(dw[g]) for g in (0, 2, 3))
 
 
 def test_bfloat16_stays_and_its_gradient_is_summed_in_float32():
     x, w, block_group, dy = draw(jnp.bfloat16)
-    y, dx, dw = product_and_gradients(grouped_dot, True, x, w, block_group, dy)
+    y, dx, dw = product_and_gradients(True, x, w, block_group, dy)
     assert {y.dtype, dx.dtype, dw.dtype} == {jnp.dtype(jnp.bfloat16)}
     wide = [a.astype(jnp.float32) for a in (x, w)]
-    exact = product_and_gradients(grouped_dot, True, *wide, block_group, dy.astype(jnp.float32))[2]
+    exact = product_and_gradients(True, *wide, block_group, dy.astype(jnp.float32))[2]
     np.testing.assert_array_equal(dw, exact.astype(jnp.bfloat16))
 
 
@@ -74,7 +74,9 @@ def test_it_works_under_vmap_checkpoint_and_scan():
     np.testing.assert_allclose(many, jnp.stack([one, 2 * one]), atol=1e-5)
 
     def layers(w_stack, x):
-        step = lambda x, w: (x + grouped_dot(grouped_dot(x, w, block_group), w, block_group, True),)
+        step = lambda x, w: (
+            x + grouped_dot(grouped_dot(x, w, block_group), w, block_group, transposed=True),
+        )
         step = jax.checkpoint(step, prevent_cse=False)
         return jnp.sum(jax.lax.scan(lambda x, w: (*step(x, w), None), x, w_stack)[0])
 
@@ -87,6 +89,27 @@ def test_it_works_under_vmap_checkpoint_and_scan():
     for a, b in zip(
         jax.grad(layers, (0, 1))(stack, x), jax.grad(unrolled, (0, 1))(stack, x), strict=True
     ):
+        np.testing.assert_allclose(a, b, atol=1e-4)
+
+
+@pytest.mark.parametrize("transposed", [False, True])
+def test_a_thin_weight_is_two_more_grouped_products(transposed):
+    x, w, block_group, dy = draw()
+    left, right = jax.random.normal(jax.random.key(1), (2, GROUPS, WIDTH, 2)) / 3
+    right = right[:, :OUT]
+    turn = (lambda w: w.swapaxes(1, 2)) if transposed else (lambda w: w)
+    roles = "snm" if transposed else "smn"
+    fn = functools.partial(grouped_dot, transposed=transposed)
+
+    def thin(right):
+        weight = sr.Factored(base=turn(w), left=left, right=right, roles=roles)
+        return jnp.sum(dy * sr.factored(fn, densify_limit=0)(x, weight, block_group))
+
+    def dense(right):
+        weight = w + jnp.einsum("gkr,gnr->gkn", left, right)
+        return jnp.sum(dy * grouped_dot(x, weight, block_group))
+
+    for a, b in zip(jax.value_and_grad(thin)(right), jax.value_and_grad(dense)(right), strict=True):
         np.testing.assert_allclose(a, b, atol=1e-4)
 
 

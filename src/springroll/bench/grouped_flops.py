@@ -52,7 +52,7 @@ def one_round(size: int, width: int, out: int) -> float:
     """Of one block through one matrix: the product and its two gradients."""
     x, y = _shape(size, width), _shape(size, out)
     w, group = _shape(1, out, width), jax.ShapeDtypeStruct((1,), jnp.int32)
-    product = lambda x, w, group: grouped_dot(x, w, group, True)
+    product = lambda x, w, group: grouped_dot(x, w, group, transposed=True)
     back = lambda x, w, group, dy: jax.vjp(lambda x, w: product(x, w, group), x, w)[1](dy)
     return counted(product, x, w, group) + counted(back, x, w, group, y)
 

@@ -14,21 +14,20 @@ import jax
 import jax.numpy as jnp
 from jax import Array, lax
 
-
-def _own_gradient(fn: Callable[..., Array]) -> Any:
-    return jax.custom_vjp(fn, nondiff_argnums=(3,))
+from springroll.factored.product import product
 
 
-@_own_gradient
+@product(lambda transposed=False: "snm" if transposed else "smn")
 def grouped_dot(x: Array, w: Array, block_group: Array, transposed: bool = False) -> Array:
     """y[block] = x[block] @ w[block_group[block]] for every block of rows.
 
     Args:
         x: (rows, k), rows = blocks * block size.
-        w: a weight per group, (groups, k, n), or (groups, n, k) if `transposed`.
+        w: a weight per group, (groups, k, n), or (groups, n, k) if `transposed`. It may be
+            Factored under `springroll.factored`: then the thin term is two more grouped products.
         block_group: (blocks,) int32, the group of each block, in ascending order. Not every group
             needs a block; the gradient of a weight without one is exactly zero.
-        transposed: whether w is stored (out, in).
+        transposed: whether w is stored (out, in). By keyword.
 
     Returns:
         (rows, n) in the type of x.
@@ -36,6 +35,15 @@ def grouped_dot(x: Array, w: Array, block_group: Array, transposed: bool = False
     Forward, the gradient of x and that of w cost 2 rows k n FLOPs each. The gradient of w is
     summed in float32 within a group.
     """
+    return _product(x, w, block_group, transposed)
+
+
+def _own_gradient(fn: Callable[..., Array]) -> Any:
+    return jax.custom_vjp(fn, nondiff_argnums=(3,))
+
+
+@_own_gradient
+def _product(x: Array, w: Array, block_group: Array, transposed: bool) -> Array:
     axis = 1 if transposed else 0
 
     def step(_: None, block: tuple[Array, Array]) -> tuple[None, Array]:
@@ -46,17 +54,17 @@ def grouped_dot(x: Array, w: Array, block_group: Array, transposed: bool = False
 
 
 def _forward(x: Array, w: Array, block_group: Array, transposed: bool) -> tuple[Array, Any]:
-    return grouped_dot(x, w, block_group, transposed), (x, w, block_group)
+    return _product(x, w, block_group, transposed), (x, w, block_group)
 
 
 def _backward(transposed: bool, saved: Any, dy: Array) -> tuple[Array, Array, None]:
     x, w, block_group = saved
-    dx = grouped_dot(dy, w, block_group, not transposed)
+    dx = _product(dy, w, block_group, not transposed)
     a, b = (dy, x) if transposed else (x, dy)
     return dx, _outer(a, b, block_group, w), None
 
 
-grouped_dot.defvjp(_forward, _backward)
+_product.defvjp(_forward, _backward)
 
 
 def _outer(a: Array, b: Array, block_group: Array, like: Array) -> Array:

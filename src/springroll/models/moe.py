@@ -85,7 +85,7 @@ def _experts(
     """
 
     def linear(name: str, x: Array, weight: Array | None = None) -> Array:
-        y = grouped_dot(x, params[f"{name}_proj"], block_group, True)
+        y = grouped_dot(x, params[f"{name}_proj"], block_group, transposed=True)
         if not config.expert_bias:
             return y
         bias = jnp.repeat(params[f"{name}_bias"][block_group], len(x) // len(block_group), axis=0)

@@ -40,6 +40,7 @@ class ProjectionOptions(TypedDict, total=False):
     plan: roles of the axes, from `sr.discover`; where it is given, `rows` is not used.
     select: which parameters: a pattern on their paths or several, or a function path -> bool. By
         default all that the plan calls low-rank, without a plan all with two axes or more.
+    basis_dtype: in which bases are stored, float32 or bfloat16; they are found in float32.
     seed: of random bases.
     """
 
@@ -51,6 +52,7 @@ class ProjectionOptions(TypedDict, total=False):
     rows: Rows
     plan: Mapping[str, LeafPlan] | None
     select: Select
+    basis_dtype: Any
     seed: int
 
 
@@ -70,6 +72,7 @@ class Projection:
     rows: Rows = "in"
     plan: Mapping[str, LeafPlan] | None = None
     select: Select = None
+    basis_dtype: Any = jnp.float32
     seed: int = 0
     stored: bool = True  # else drawn anew, the same for `update_gap` steps, whenever it is needed
 
@@ -109,7 +112,8 @@ class Projection:
         """Random bases for the first gradient to take a power step from; else zeros until then."""
         power = self.refresh == "power"
         make = lambda key, shape: random_basis(key, shape) if power else jnp.zeros(shape)
-        return self._projector(view, self.key(view), make)
+        first = self._projector(view, self.key(view), make)
+        return jax.tree.map(lambda basis: basis.astype(self.basis_dtype), first)
 
     def drawn(self, view: MatrixView, step: Array, layer: Array | int = 0) -> Projector:
         """Gaussian projectors with entries of variance 1 / r: R is as long as G on average.

@@ -55,7 +55,6 @@ def carry_over(new: Projector, old: Projector, moment: Array, order: Order, how:
 
 
 def _product(spec: str, a: Array, b: Array) -> Array:
-    """einsum with float32 sums; a basis meets a bfloat16 gradient in bfloat16, else in float32."""
-    half = jnp.bfloat16 in (a.dtype, b.dtype)
-    dtype = jnp.bfloat16 if half else jnp.float32
+    """einsum of a basis and a matrix with float32 sums, in bfloat16 if that is what both are."""
+    dtype = jnp.bfloat16 if a.dtype == b.dtype == jnp.bfloat16 else jnp.float32
     return jnp.einsum(spec, a.astype(dtype), b.astype(dtype), preferred_element_type=jnp.float32)

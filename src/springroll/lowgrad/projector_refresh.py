@@ -103,10 +103,12 @@ def next_projector(
         if old is None:
             return None
         if projection.refresh == "random":
-            return random_basis(key, old.shape)
-        if projection.refresh == "svd":
-            return svd_basis(gradient, projection.rank)
-        return power_step(gradient, old)
+            new = random_basis(key, old.shape)
+        elif projection.refresh == "svd":
+            new = svd_basis(gradient, projection.rank)
+        else:
+            new = power_step(gradient, old)
+        return new.astype(old.dtype)
 
     return Projector(
         basis(gradient, old.left, both[0]),

@@ -195,3 +195,59 @@ def test_the_schedule_is_that_of_the_steps_the_run_began_with():
     assert TrainConfig(generations=50).resolved().schedule_steps == 50
     assert TrainConfig(generations=50, schedule_steps=9).resolved().schedule_steps == 9
     assert TrainConfig(seconds=3.0).resolved().schedule_steps is None
+
+
+@pytest.fixture
+def hf_folder(tmp_path):
+    """A model as transformers writes it, with a tokenizer of single characters."""
+    import tokenizers
+    from safetensors.numpy import save_file
+
+    from springroll.models.decoder import decoder
+    from springroll.models.hf import checkpoint_names
+    from springroll.models.hf_config import hf_config
+
+    values = {
+        "model_type": "qwen3",
+        "vocab_size": 130,
+        "hidden_size": 16,
+        "num_hidden_layers": 2,
+        "num_attention_heads": 2,
+        "head_dim": 8,
+        "intermediate_size": 24,
+        "initializer_range": 0.1,
+    }
+    folder = tmp_path / "hf"
+    folder.mkdir()
+    (folder / "config.json").write_text(json.dumps(values))
+    made = tokenizers.Tokenizer(
+        tokenizers.models.WordLevel({chr(i): i for i in range(1, 129)} | {"?": 129}, unk_token="?")
+    )
+    made.pre_tokenizer = tokenizers.pre_tokenizers.Split("", "isolated")
+    made.save(str(folder / "tokenizer.json"))
+    tensors = {}
+    params = decoder(hf_config(values)).init(jax.random.key(1))
+    for path, leaf in jax.tree_util.tree_leaves_with_path(params):
+        spelt = jax.tree_util.keystr(path, simple=True, separator="/")
+        for index, name in checkpoint_names(spelt, leaf.shape):
+            tensors[name] = np.asarray(leaf[index])
+    save_file(tensors, folder / "model.safetensors")
+    return folder
+
+
+@pytest.mark.parametrize("optimizer", ["adamw", "lowgrad"])
+def test_a_hugging_face_folder_goes_on_learning(tmp_path, text, hf_folder, optimizer, capsys):
+    out = tmp_path / "run"
+    more = ["--optimizer", optimizer, "--lr", "0.03"]
+    assert main(command(text, out, *more, model=str(hf_folder))) == 0
+    rows = [json.loads(row) for row in (out / "metrics.jsonl").read_text().splitlines()]
+    valid = [row["valid_bits_per_byte"] for row in rows if "valid_bits_per_byte" in row]
+    assert valid[0] == pytest.approx(np.log2(130), abs=0.5) and valid[-1] < valid[0]
+    capsys.readouterr()
+    assert main(["sample", str(out)]) == 2
+    assert "this command reads models of bytes" in capsys.readouterr().err
+
+
+def test_a_folder_without_a_model_is_refused(tmp_path, text, capsys):
+    assert main(command(text, tmp_path / "run", model=str(tmp_path))) == 2
+    assert "holds no model: no config.json with a model_type" in capsys.readouterr().err

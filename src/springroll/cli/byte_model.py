@@ -3,6 +3,7 @@
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any, NamedTuple
 
+from springroll.errors import InputError
 from springroll.train.backprop import TrainConfig
 from springroll.train.pretrain import PretrainConfig
 
@@ -94,8 +95,13 @@ def _decoder(config: TrainConfig) -> ByteModel:
     import jax.numpy as jnp
     import numpy as np
 
+    from springroll.models.hf import is_hf_folder
     from springroll.train.backprop_task import make, mean_nats
 
+    if is_hf_folder(config.model):
+        raise InputError(
+            f"the run learnt the tokens of {config.model}; this command reads models of bytes"
+        )
     model, learner = make(config)
     saved = jax.eval_shape(learner.init, jax.eval_shape(lambda: jax.random.key(0)))
     window = config.tokens

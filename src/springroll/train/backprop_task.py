@@ -3,6 +3,7 @@
 import dataclasses
 import math
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any, NamedTuple
 
 import jax
@@ -14,9 +15,12 @@ from jax.sharding import Mesh, NamedSharding, PartitionSpec
 from springroll.errors import InputError
 from springroll.models.decoder import Decoder, decoder
 from springroll.models.decoder_config import DecoderConfig, named
+from springroll.models.decoder_shapes import shapes
+from springroll.models.hf import is_hf_folder, read_config, read_params
 from springroll.tasks.baselines import baselines
 from springroll.tasks.corpus import Corpus, load_corpus
 from springroll.tasks.text import Streams, streams, validation
+from springroll.tasks.tokens import tokenized, tokenizer
 from springroll.train.backprop import TrainConfig
 from springroll.train.learners import Learner
 from springroll.train.memory import (
@@ -56,26 +60,55 @@ class Placement(NamedTuple):
 def build(config: TrainConfig) -> Training:
     """Load the text, make model and learner, see that a step fits, and join them to a task."""
     corpus = load_corpus(config.data)
-    text = streams(corpus.train, config.batch * config.accumulate, config.tokens)
-    sample = validation(corpus, config.valid_streams, config.valid_tokens)
-    lines = baselines(sample)
+    lines = baselines(validation(corpus, config.valid_streams, config.valid_tokens))
     placement = place(config)
     model, learner = make(config)
     memory = memory_of(config, learner, placement)
     refuse_too_big(memory, budget(config), alternatives(config, placement))
-    task = text_task(config, model, learner, text, sample, lines, corpus.digest, placement)
+    text = text_for(config, corpus)
+    task = text_task(config, model, learner, text, lines, corpus.digest, placement)
     return Training(task, model, learner, corpus, lines, memory)
 
 
 def make(config: TrainConfig) -> tuple[Decoder, Learner]:
     """The model of a config and what trains it; nothing is allocated."""
-    model = decoder(byte_level(config.model), remat=config.remat)
-    return model, learner_for(config, model)
+    model = decoder(model_config(config.model), remat=config.remat)
+    if not is_hf_folder(config.model):
+        return model, learner_for(config, model, model.init)
+    return model, learner_for(config, model, lambda key: pretrained(config.model, model.config))
 
 
-def byte_level(name: str) -> DecoderConfig:
-    """The configuration of that name with the 256 bytes for a vocabulary."""
+def model_config(name: str) -> DecoderConfig:
+    """The configuration of that name with the 256 bytes for a vocabulary, or that of a folder."""
+    if is_hf_folder(name):
+        return read_config(name)
+    if Path(name).is_dir():
+        raise InputError(f"{name} holds no model: no config.json with a model_type")
     return dataclasses.replace(named(name), vocab=BYTES)
+
+
+def pretrained(folder: str, config: DecoderConfig) -> Any:
+    """The weights in a folder, in float32; read when the program runs, not when it is traced."""
+    struct = lambda shape: jax.ShapeDtypeStruct(shape, jnp.float32)
+    like = jax.tree.map(struct, shapes(config), is_leaf=lambda node: isinstance(node, tuple))
+    return jax.pure_callback(lambda: read_params(folder, config, np.float32), like)
+
+
+class Text(NamedTuple):
+    """What is learnt and what it is validated on, in tokens."""
+
+    train: Streams
+    sample: np.ndarray  # (n, T + 1)
+    tokens_per_byte: float
+
+
+def text_for(config: TrainConfig, corpus: Corpus) -> Text:
+    """The corpus in the tokens of the model."""
+    per_byte = 1.0
+    if is_hf_folder(config.model):
+        corpus, per_byte = tokenized(corpus, tokenizer(config.model))
+    train = streams(corpus.train, config.batch * config.accumulate, config.tokens)
+    return Text(train, validation(corpus, config.valid_streams, config.valid_tokens), per_byte)
 
 
 def place(config: TrainConfig) -> Placement:
@@ -95,7 +128,8 @@ def memory_of(config: TrainConfig, learner: Learner, placement: Placement) -> Me
     on = lambda sharding: lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=sharding)
     shapes = jax.eval_shape(learner.init, jax.random.key(0))
     rows = config.accumulate * config.batch
-    batch = jax.ShapeDtypeStruct((rows, config.tokens + 1), np.uint8)
+    kind = np.int32 if is_hf_folder(config.model) else np.uint8
+    batch = jax.ShapeDtypeStruct((rows, config.tokens + 1), kind)
     lowered = learner.lower(jax.tree.map(on(placement.state), shapes), on(placement.batch)(batch))
     weights = tree_bytes(jax.eval_shape(learner.params, shapes))
     return step_memory(
@@ -140,8 +174,7 @@ def text_task(
     config: TrainConfig,
     model: Decoder,
     learner: Learner,
-    text: Streams,
-    sample: np.ndarray,
+    text: Text,
     lines: dict[str, float],
     digest: str,
     placement: Placement,
@@ -154,18 +187,19 @@ def text_task(
     def evaluate(state: None, members: None, carry: Any, rows: np.ndarray) -> Any:
         tokens = jax.device_put(rows, placement.batch)
         carry, figures = learner.step(carry, tokens)
-        bits = figures["loss"] / np.float32(math.log(2))
+        bits = figures["loss"] * bits_per_nat
         return -figures["loss"][None], carry, {**figures, "train_bits_per_byte": bits}
 
-    nats = jax.jit(lambda params: mean_nats(model, params, sample, config.batch))
+    bits_per_nat = np.float32(text.tokens_per_byte / math.log(2))
+    nats = jax.jit(lambda params: mean_nats(model, params, text.sample, config.batch))
     return Task(
         init=init,
-        batch=text.batch,
+        batch=text.train.batch,
         ask=lambda state: None,
         evaluate=evaluate,
         tell=lambda state, members, fitness: (None, {}),
         validate=lambda _, carry: {
-            "valid_bits_per_byte": nats(learner.params(carry)) / np.float32(math.log(2))
+            "valid_bits_per_byte": nats(learner.params(carry)) * bits_per_nat
         },
         pop_size=1,
         tokens=config.accumulate * config.batch * config.tokens,

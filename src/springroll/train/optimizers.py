@@ -44,20 +44,20 @@ UNLIMITED_WARMUP = 1000  # steps that `warmup` is a share of when the schedule h
 PROJECTED = re.compile(r"layers/.*_proj$")  # the matrices of a block; not router, embedding, head
 
 
-def learner_for(config: TrainConfig, model: Decoder) -> Learner:
-    """What trains `model` as configured."""
+def learner_for(config: TrainConfig, model: Decoder, init: Callable[[Any], Any]) -> Learner:
+    """What trains `model` as configured, from the float32 parameters that `init` makes of a key."""
     if config.optimizer == "lowgrad":
-        init = lambda key: model.init(key, jnp.dtype(config.dtype))
-        return lowgrad_learner(low_rank_trainer(config, model, init), init, balanced)
+        cast = lambda key: jax.tree.map(lambda x: x.astype(config.dtype), init(key))
+        return lowgrad_learner(low_rank_trainer(config, model, cast), cast, balanced)
     narrow = high_half if config.dtype == "bfloat16" else lambda params: params
     tx = OPTIMIZERS[config.optimizer](config, model)
     if config.layerwise:
         rest = rounded(config, adamw(config, learning_rate(config)))
         trainer = layerwise(stages(model), rounded(config, tx), rest, clip=config.clip)
-        return layerwise_learner(trainer, model.init, narrow=narrow, mend=balanced)
+        return layerwise_learner(trainer, init, narrow=narrow, mend=balanced)
     tx = rounded(config, clipped(config, tx))
     return optax_learner(
-        model.loss, model.init, tx, narrow=narrow, accumulate=config.accumulate, mend=balanced
+        model.loss, init, tx, narrow=narrow, accumulate=config.accumulate, mend=balanced
     )
 
 

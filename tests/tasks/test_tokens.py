@@ -1,0 +1,53 @@
+"""Corpora in tokens, and tokenizers that are missing or broken."""
+
+import sys
+
+import numpy as np
+import pytest
+import tokenizers
+
+from springroll.errors import InputError
+from springroll.tasks.corpus import load_corpus
+from springroll.tasks.tokens import tokenized, tokenizer
+
+
+def corpus(tmp_path):
+    (tmp_path / "text.txt").write_text("".join(f"line {i}: häuser\n" for i in range(900)))
+    return load_corpus(str(tmp_path / "text.txt"))
+
+
+def words(folder):
+    """A word-level tokenizer file."""
+    known = {"line": 0, ":": 1, "?": 2} | {str(i): 3 + i for i in range(900)}
+    made = tokenizers.Tokenizer(tokenizers.models.WordLevel(known, unk_token="?"))
+    made.pre_tokenizer = tokenizers.pre_tokenizers.Whitespace()
+    made.save(str(folder / "tokenizer.json"))
+
+
+def test_tokens_stand_for_the_same_text(tmp_path):
+    text = corpus(tmp_path)
+    lengths = lambda texts: [[len(word) for word in each.split()] for each in texts]
+    found, per_byte = tokenized(text, lengths)
+    expected = [len(word) for word in text.train.tobytes().decode().replace("\0", " ").split()]
+    assert found.train.dtype == np.int32 and found.train.tolist() == expected
+    assert per_byte == found.valid.size / text.valid.size
+    assert found.digest == text.digest
+
+
+def test_a_tokenizer_file_is_used_as_it_is(tmp_path):
+    words(tmp_path)
+    encode = tokenizer(tmp_path)
+    assert encode(["line 5: house", "7"]) == [[0, 8, 1, 2], [10]]
+    found, per_byte = tokenized(corpus(tmp_path), encode)
+    assert set(found.valid[:4].tolist()) >= {0, 1, 2} and 0 < per_byte < 1
+
+
+def test_what_is_missing_is_one_line(tmp_path, monkeypatch):
+    with pytest.raises(InputError, match=r"holds no tokenizer\.json"):
+        tokenizer(tmp_path)
+    (tmp_path / "tokenizer.json").write_text("{}")
+    with pytest.raises(InputError, match="cannot read"):
+        tokenizer(tmp_path)
+    monkeypatch.setitem(sys.modules, "tokenizers", None)
+    with pytest.raises(InputError, match=r"pip install 'springroll\[hf\]'"):
+        tokenizer(tmp_path)

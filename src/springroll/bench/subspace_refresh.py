@@ -50,7 +50,7 @@ def run(
     tokens: int = TOKENS,
     repeats: int = 3,
 ) -> list[dict[str, Any]]:
-    """Median seconds of a refresh for each rank: ours, and a full SVD, which is the same for all."""
+    """Median seconds of a refresh for each rank: ours, and a full SVD, the same for all."""
     draw = jax.jit(batch, static_argnums=(1, 2, 3))
     svd = jax.jit(functools.partial(svd_basis, rank=max(ranks)))
     steps = {"power": jax.jit(power_step), "in_backward": jax.jit(in_backward)}
@@ -58,15 +58,15 @@ def run(
     old = svd(x.T @ dy)  # of the batch before
     x, dy = draw(jax.random.key(1), size, tokens, DECAY)
     arrays = {"power": (x.T @ dy,), "in_backward": (x, dy)}
-    found: dict[Any, Array] = {}
+    found: dict[str, Array] = {}
 
-    def keep(name: Any, basis: Array) -> Array:
+    def keep(name: str, basis: Array) -> Array:
         found[name] = basis
         return basis
 
-    variants: dict[Any, Any] = {
-        (name, rank): lambda name=name, rank=rank: keep(
-            (name, rank), steps[name](*arrays[name], old[:, :rank])
+    variants: dict[str, Any] = {
+        f"{name} {rank}": lambda name=name, rank=rank: keep(
+            f"{name} {rank}", steps[name](*arrays[name], old[:, :rank])
         )
         for name in steps
         for rank in ranks
@@ -81,17 +81,17 @@ def run(
         best = energy(found["svd"])
         return measure.record(
             "subspace_refresh",
-            ours=seconds["power", rank],
+            ours=seconds[f"power {rank}"],
             baseline=seconds["svd"],
-            ratio=seconds["svd"] / seconds["power", rank],
+            ratio=seconds["svd"] / seconds[f"power {rank}"],
             unit="seconds per refresh",
             rank=rank,
             size=size,
             tokens=tokens,
-            in_backward_seconds=seconds["in_backward", rank],
+            in_backward_seconds=seconds[f"in_backward {rank}"],
             energy={
-                "power": round(energy(found["power", rank]) / best, 4),
-                "in_backward": round(energy(found["in_backward", rank]) / best, 4),
+                "power": round(energy(found[f"power {rank}"]) / best, 4),
+                "in_backward": round(energy(found[f"in_backward {rank}"]) / best, 4),
                 "stale": round(energy(old) / best, 4),
             },
             target=f"ratio >= {TARGETS.get(rank)}, energy >= {ENERGY}",

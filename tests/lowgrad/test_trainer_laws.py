@@ -188,7 +188,7 @@ def test_merging_changes_what_the_state_stands_for_by_rounding_alone(warm):
 
 
 def test_no_array_of_a_weights_shape_but_the_weights_themselves():
-    """In the hot step a matrix of every layer, or of one, is only ever an input or a slice of it."""
+    """Matrices of all layers, or of one, are only ever inputs of the hot step or slices of them."""
     t = trainer(fn=remat_loss)
     state = jax.eval_shape(t.init, init())
     moving, still = t._apart(state)

@@ -12,7 +12,7 @@ from jax import Array
 
 from springroll.errors import InputError
 from springroll.factored.factored import Factored
-from springroll.lowgrad.streams import Stream, ThinLeaf
+from springroll.lowgrad.streams import Stream, ThinLeaf, place
 
 
 @dataclass(frozen=True)
@@ -96,7 +96,8 @@ class Layout:
             if path not in thin:
                 return leaf
             user = thin[path]
-            p, s = user.placed(left[user.stream], "sm"), user.placed(right[path], "sn")
+            p = place(left[user.stream], user.roles, "sm")
+            s = place(right[path], user.roles, "sn")
             gain = None if gains is None else gains[user.stream]
             return Factored(leaf, p, s, gain, user.roles, path=path)
 

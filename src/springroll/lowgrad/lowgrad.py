@@ -24,6 +24,7 @@ from springroll.lowgrad.streams import Select, streams_of
 from springroll.lowgrad.subspace import Moments
 
 Refresh = Literal["power", "random"]
+Program = Literal["step", "probe", "turn"]
 
 
 class State(NamedTuple):
@@ -122,7 +123,7 @@ class Trainer:
         """All of P S written into the weights, S = 0, same bases and moments."""
         layers, counts = _listed({s.name: np.ones(s.depth, bool) for s in self.layout.streams})
         key = self._key(3, state.schedule.step)
-        merged = self._jit("merge")(state._replace(schedule=None), layers, counts, key)
+        merged, _ = self._jit("turn")(state._replace(schedule=None), None, layers, counts, key)
         return merged._replace(schedule=state.schedule)
 
     def params(self, state: State) -> Any:
@@ -136,11 +137,15 @@ class Trainer:
         """The parameters with `Factored` leaves, for `sr.factored(fn)`: exact, and no copy."""
         return self.layout.weights(state.params, state.projectors, state.low)
 
-    def lower(self, name: Literal["step", "probe"], state: State, *batch: Any) -> Any:
-        """The lowered program of the hot step, or of the first half of a refresh.
+    def lower(self, name: Program, state: State, *batch: Any) -> Any:
+        """The lowered program of the hot step, or of the two halves of a refresh.
 
         Its memory: `.compile().memory_analysis()`. State and batch may be ShapeDtypeStructs.
         """
+        if name == "turn":
+            depths = {s.name: np.zeros(s.depth, bool) for s in self.layout.streams}
+            now = state._replace(schedule=None)
+            return self._jit(name).lower(now, state.projectors, *_listed(depths), self._key(0))
         moving, still = self._apart(state)
         return self._jit(name).lower(moving, still, state.projectors, batch)
 
@@ -166,7 +171,6 @@ class Trainer:
                 "step": lambda: jax.jit(self._step, donate_argnums=0),
                 "probe": lambda: jax.jit(self._probe, donate_argnums=0),
                 "turn": lambda: jax.jit(self._turn, donate_argnums=0),
-                "merge": lambda: jax.jit(self._merge, donate_argnums=0),
                 "draw": lambda: jax.jit(lambda key: refresh.initial(self.layout, key)),
                 "dense": lambda: jax.jit(_dense),
             }
@@ -230,8 +234,9 @@ class Trainer:
         return self.layout.map(one, updates)
 
     def _turn(self, state: State, directions: Any, layers: Any, counts: Any, key: Array) -> Any:
-        healthy = jnp.all(jnp.stack([jnp.all(jnp.isfinite(z)) for z in directions.values()]))
-        counts = {name: jnp.where(healthy, count, 0) for name, count in counts.items()}
+        if directions is not None:  # of a batch whose loss was not finite, nothing is learned
+            healthy = [jnp.all(jnp.isfinite(z)) for z in directions.values()]
+            counts = jax.tree.map(lambda n: jnp.where(jnp.stack(healthy).all(), n, 0), counts)
         params, projectors, low, opt, overlap = refresh.turned(
             self.layout,
             state.params,
@@ -245,13 +250,6 @@ class Trainer:
             self.options.moments,
         )
         return State(params, projectors, low, opt, state.skipped, state.schedule), overlap
-
-    def _merge(self, state: State, layers: Any, counts: Any, key: Array) -> State:
-        params = refresh.merge(
-            self.layout, state.params, state.projectors, state.low, layers, counts, key
-        )
-        low = jax.tree.map(jnp.zeros_like, state.low)
-        return state._replace(params=params, low=low)
 
 
 def lowgrad(

@@ -14,6 +14,7 @@ import jax.numpy as jnp
 from jax import Array
 
 from springroll.errors import InputError
+from springroll.lowgrad.each_layer import each_layer, layer_of
 from springroll.lowgrad.inner_state import Moment, decode, encode, find_moments, state_leaves
 from springroll.lowgrad.matrix_view import path_of
 from springroll.lowgrad.streams import ThinLeaf
@@ -24,31 +25,42 @@ def rotated(
     opt: Any,
     thin: Mapping[str, ThinLeaf],
     change: Mapping[str, Array],
-    chosen: Mapping[str, Array],
+    layers: Mapping[str, Array],
+    counts: Mapping[str, Array],
     how: Moments,
 ) -> Any:
     """`opt` with every moment of S in the new bases of the chosen layers.
 
-    `change`: stream -> (depth, bases per layer, r, r); `chosen`: stream -> (depth,) bool. Moments
-    in few bits are decoded and coded again.
+    `change`: stream -> (depth, bases per layer, r, r). The first counts[stream] of layers[stream]
+    are turned, one by one and in place. Moments in few bits are decoded and coded again.
     """
     leaves, structure = state_leaves(opt)
     for moment in find_moments(opt, thin) if how != "keep" else ():
         user = thin[moment.path]
-        c, mask = change[user.stream], chosen[user.stream]
-        leaves[moment.at] = _turned(leaves[moment.at], moment, user, c, mask, how)
+        chosen = layers[user.stream], counts[user.stream]
+        leaves[moment.at] = _turned(
+            leaves[moment.at], moment, user, change[user.stream], chosen, how
+        )
     return jax.tree.unflatten(structure, leaves)
 
 
 def _turned(
-    leaf: Any, moment: Moment, user: ThinLeaf, change: Array, chosen: Array, how: Moments
+    leaf: Any,
+    moment: Moment,
+    user: ThinLeaf,
+    change: Array,
+    chosen: tuple[Array, Array],
+    how: Moments,
 ) -> Any:
-    old = decode(leaf)
-    depth, bases, rank, _ = change.shape
-    rows = old.reshape(depth, bases, user.outputs, rank)
-    turned = rotate_moment(change, jnp.swapaxes(rows, -1, -2), moment.order, how)
-    new = jnp.where(chosen[:, None, None, None], jnp.swapaxes(turned, -1, -2), rows)
-    return encode(leaf, new.reshape(old.shape))
+    _, bases, rank, _ = change.shape
+
+    def one(part: Array, layer: Array) -> Array:
+        rows = part.reshape(bases, user.outputs, rank)
+        c = layer_of(change, layer)
+        turned = rotate_moment(c, jnp.swapaxes(rows, -1, -2), moment.order, how)
+        return jnp.swapaxes(turned, -1, -2).reshape(part.shape)
+
+    return encode(leaf, each_layer(one, decode(leaf), *chosen, user.stacked))
 
 
 def check(opt: Any, thin: Mapping[str, ThinLeaf], low: Mapping[str, Any], how: Moments) -> None:

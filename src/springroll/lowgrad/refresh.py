@@ -2,18 +2,21 @@
 
 from __future__ import annotations
 
+import functools
 import zlib
 from collections.abc import Mapping
 from typing import Any
 
 import jax
 import jax.numpy as jnp
-from jax import Array, lax
+from jax import Array
 
+from springroll.factored.factored import Factored
 from springroll.lowgrad import moments
+from springroll.lowgrad.each_layer import each_layer, layer_of
 from springroll.lowgrad.leaves import Layout
 from springroll.lowgrad.merge import merged
-from springroll.lowgrad.streams import Stream
+from springroll.lowgrad.streams import Stream, place
 from springroll.lowgrad.subspace import Moments, change_of_basis, orthonormal
 
 
@@ -35,7 +38,7 @@ def turned(
     projectors: Mapping[str, Array],
     low: Mapping[str, Array],
     opt: Any,
-    directions: Mapping[str, Array],
+    directions: Mapping[str, Array] | None,
     layers: Mapping[str, Array],
     counts: Mapping[str, Array],
     key: Array,
@@ -44,69 +47,51 @@ def turned(
     """(params, projectors, low, opt, overlap) after the chosen layers got new bases.
 
     For every stream, the first counts[name] of layers[name] (indices along the stack) are merged
-    into their weights and get the basis orthonormal(directions). `overlap` (depth,) says how much
-    of the old subspace the new one kept, 1 for layers that were not chosen.
+    into their weights and get the basis orthonormal(directions); without directions they keep
+    theirs. `overlap` (depth,) says how much of the old subspace the new one kept, 1 for layers
+    that were not chosen.
     """
-    params = merge(layout, params, projectors, low, layers, counts, key)
-    new, change, overlap, chosen, low = {}, {}, {}, {}, dict(low)
+    flat = dict(zip(layout.paths, layout.tree.flatten_up_to(params), strict=True))
+    new, change, overlap, low = {}, {}, {}, dict(low)
     for stream in layout.streams:
         name = stream.name
-        at = jnp.where(jnp.arange(stream.depth) < counts[name], layers[name], stream.depth)
-        chosen[name] = jnp.zeros(stream.depth, bool).at[at].set(True, mode="drop")
-        new[name], change[name] = _bases(
-            stream, layout.rank, projectors[name], directions[name], layers[name], counts[name]
-        )
+        depth, bases, _ = stream.bases
+        same = jnp.broadcast_to(jnp.eye(layout.rank), (depth, bases, layout.rank, layout.rank))
+        whole = {
+            "basis": projectors[name],
+            "change": same,
+            "base": {user.path: flat[user.path] for user in stream.users},
+            "low": {user.path: low[user.path] for user in stream.users},
+        }
+        toward = None if directions is None else directions[name]
+        one = functools.partial(_turn, stream, toward, key)
+        done = each_layer(one, whole, layers[name], counts[name], stream.stacked)
+        new[name], change[name] = done["basis"], done["change"]
+        flat.update(done["base"])
+        low.update(done["low"])
         energy = jnp.sum(jnp.square(change[name]), axis=(-2, -1)) / layout.rank
-        overlap[name] = jnp.where(chosen[name], jnp.mean(energy, axis=-1), 1.0)
-        for user in stream.users:
-            low[user.path] = _cleared(low[user.path], chosen[name], user.stacked)
-    opt = moments.rotated(opt, layout.thin, change, chosen, how)
+        overlap[name] = jnp.mean(energy, axis=-1)
+    if directions is not None:
+        opt = moments.rotated(opt, layout.thin, change, layers, counts, how)
+    params = jax.tree.unflatten(layout.tree, [flat[path] for path in layout.paths])
     return params, new, low, opt, overlap
 
 
-def merge(
-    layout: Layout,
-    params: Any,
-    projectors: Mapping[str, Array],
-    low: Mapping[str, Array],
-    layers: Mapping[str, Array],
-    counts: Mapping[str, Array],
-    key: Array,
-) -> Any:
-    """The parameters with P S added to the weights of the chosen layers."""
-    thin = layout.thin
-
-    def one(path: str, weight: Any) -> Any:
-        if path not in thin:
-            return weight
-        stream = thin[path].stream
-        mine = jax.random.fold_in(key, zlib.crc32(path.encode()))
-        return merged(weight, mine, layers[stream], counts[stream])
-
-    return layout.map(one, layout.weights(params, projectors, low))
-
-
-def _bases(
-    stream: Stream, rank: int, old: Array, directions: Array, layers: Array, count: Array
-) -> tuple[Array, Array]:
-    """(new projector, change of basis (depth, bases, r, r)); identity where nothing changed."""
-    shape = (*stream.bases, rank)
-    flat, wanted = old.reshape(shape), directions.reshape(shape)
-    same = jnp.broadcast_to(jnp.eye(rank), (*stream.bases[:2], rank, rank))
-
-    def one(i: Array, carry: tuple[Array, Array]) -> tuple[Array, Array]:
-        bases, change = carry
-        pick = lambda a: lax.dynamic_index_in_dim(a, layers[i], 0, keepdims=False)
-        before = pick(bases)
-        after = orthonormal(pick(wanted), near=before)
-        c = change_of_basis(after, before)
-        put = lambda a, b: lax.dynamic_update_index_in_dim(a, b.astype(a.dtype), layers[i], 0)
-        return put(bases, after), put(change, c)
-
-    new, change = lax.fori_loop(0, count, one, (flat, same))
-    return new.reshape(old.shape), change
-
-
-def _cleared(low: Array, chosen: Array, stacked: bool) -> Array:
-    mask = chosen if stacked else chosen[:1].reshape(())
-    return jnp.where(mask.reshape(mask.shape + (1,) * (low.ndim - mask.ndim)), 0.0, low)
+def _turn(stream: Stream, toward: Array | None, key: Array, part: Any, layer: Array) -> Any:
+    """One layer of a stream: weights merged, S = 0, and a new basis with C = P_newᵀ P_old."""
+    basis, base, low = part["basis"], dict(part["base"]), dict(part["low"])
+    for user in stream.users:
+        path = user.path
+        roles = user.roles[1:] if user.stacked else user.roles
+        left, right = place(basis, roles, "sm"), place(low[path], roles, "sn")
+        mine = jax.random.fold_in(jax.random.fold_in(key, zlib.crc32(path.encode())), layer)
+        base[path] = merged(Factored(base[path], left, right, None, roles, path=path), mine)
+        low[path] = jnp.zeros_like(low[path])
+    if toward is None:
+        return {**part, "base": base, "low": low}
+    _, bases, inputs = stream.bases
+    old = basis.reshape(bases, inputs, -1)
+    wanted = layer_of(toward, layer) if stream.stacked else toward
+    new = orthonormal(wanted.reshape(old.shape), near=old)
+    change = change_of_basis(new, old).reshape(part["change"].shape)
+    return {"basis": new.reshape(basis.shape), "change": change, "base": base, "low": low}

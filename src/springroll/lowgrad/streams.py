@@ -33,20 +33,9 @@ class ThinLeaf:
     def stacked(self) -> bool:
         return self.roles[0] == "s"
 
-    def axes(self, roles: str) -> tuple[int, ...]:
-        """The axes with these roles; those of the first letter come first."""
-        return tuple(i for letter in roles for i, r in enumerate(self.roles) if r == letter)
-
-    def sizes(self, roles: str) -> tuple[int, ...]:
-        return tuple(self.shape[i] for i in self.axes(roles))
-
-    def placed(self, factor: Any, roles: str) -> Any:
-        """P ("sm") or Sᵀ ("sn") with its axes in the order of the weight, as `Factored` wants."""
-        axes = self.axes(roles)
-        order = [axes.index(i) for i in sorted(axes)]
-        if order == sorted(order):
-            return factor
-        return jax.tree.map(lambda a: a.transpose(*order, len(order)), factor)
+    def sizes(self, letters: str) -> tuple[int, ...]:
+        """The sizes of the axes with these roles; those of the first letter come first."""
+        return tuple(self.shape[i] for i in axes_of(self.roles, letters))
 
     @property
     def inputs(self) -> int:
@@ -67,8 +56,11 @@ class Stream:
     @property
     def depth(self) -> int:
         """Layers that are refreshed one by one: the first axis if it is stacked, or 1."""
-        first = self.users[0]
-        return first.shape[0] if first.stacked else 1
+        return self.users[0].shape[0] if self.stacked else 1
+
+    @property
+    def stacked(self) -> bool:
+        return self.users[0].stacked
 
     @property
     def sizes(self) -> tuple[int, ...]:
@@ -80,6 +72,20 @@ class Stream:
         """(depth, bases per layer, inputs): the projector as matrices."""
         first = self.users[0]
         return self.depth, math.prod(first.sizes("s")) // self.depth, first.inputs
+
+
+def axes_of(roles: str, letters: str) -> tuple[int, ...]:
+    """The axes with these roles; those of the first letter come first."""
+    return tuple(i for letter in letters for i, role in enumerate(roles) if role == letter)
+
+
+def place(factor: Any, roles: str, letters: str) -> Any:
+    """P ("sm") or Sᵀ ("sn") with its axes in the order of the weight, as `Factored` wants it."""
+    axes = axes_of(roles, letters)
+    order = [axes.index(i) for i in sorted(axes)]
+    if order == sorted(order):
+        return factor
+    return jax.tree.map(lambda a: a.transpose(*order, len(order)), factor)
 
 
 def streams_of(

@@ -15,12 +15,16 @@ from springroll.models.moe import balance, moe, route
 
 CONFIG = llama(8, 6, 2, 1, vocab=16, experts=5, top_k=2, init_std=1.0)
 SIGMOID = dataclasses.replace(CONFIG, router="sigmoid", selection_bias=True)
-SUM_FREE = dataclasses.replace(CONFIG, renormalise=False)
+
+
+@functools.cache
+def fresh(config, key):
+    params = jax.jit(decoder(config).init)(jax.random.key(key))["layers"]["mlp"]
+    return jax.tree.map(lambda a: a[0], params)
 
 
 def layer(config, key=0):
-    params = decoder(config).init(jax.random.key(key))["layers"]["mlp"]
-    return jax.tree.map(lambda a: a[0], params)
+    return dict(fresh(config, key))
 
 
 def tokens(batch=2, time=9):
@@ -36,7 +40,7 @@ def ours(config, params, x):
     return jax.grad(score, (0, 1), has_aux=True)(params, x)
 
 
-@pytest.mark.parametrize("config", [CONFIG, SIGMOID, SUM_FREE], ids=["softmax", "sigmoid", "raw"])
+@pytest.mark.parametrize("config", [CONFIG, SIGMOID], ids=["softmax", "sigmoid"])
 def test_output_and_gradients_are_those_of_one_token_at_a_time(config):
     params, x = layer(config), tokens()
     if config.selection_bias:
@@ -66,7 +70,9 @@ def test_every_pick_is_computed_even_if_all_choose_the_same():
     params["e_score_correction_bias"] = jnp.array([9.0, 0, 0, 9.0, 0])
     y, stats = jax.jit(moe, static_argnums=0)(SIGMOID, params, tokens())
     np.testing.assert_array_equal(stats["load"], [18, 0, 0, 18, 0])
-    slow = moe_per_token(SIGMOID, params, tokens().reshape(-1, SIGMOID.hidden))
+    slow = jax.jit(moe_per_token, static_argnums=0)(
+        SIGMOID, params, tokens().reshape(-1, SIGMOID.hidden)
+    )
     np.testing.assert_allclose(y.reshape(slow.shape), slow, atol=1e-4)
 
 
@@ -118,14 +124,3 @@ def test_balance_evens_out_a_router_with_favourites():
     after = load(jax.jit(lambda bias: jax.lax.fori_loop(0, 300, step, bias))(jnp.zeros(5)))
     assert before.max() > 1.8 * before.mean()
     assert after.max() < 1.1 * after.mean()
-
-
-def test_a_sharded_batch_gives_the_same():
-    params, x = layer(CONFIG), tokens(4, 6)
-    mesh = jax.make_mesh((4,), ("data",), axis_types=(jax.sharding.AxisType.Auto,))
-    split = jax.sharding.NamedSharding(mesh, jax.sharding.PartitionSpec("data"))
-    spread = jax.device_put(x, split)
-    for a, b in zip(
-        *map(jax.tree.leaves, (ours(CONFIG, params, spread), ours(CONFIG, params, x))), strict=True
-    ):
-        np.testing.assert_allclose(a, b, atol=1e-4)

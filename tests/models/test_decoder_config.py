@@ -74,7 +74,7 @@ def test_a_shape_that_cannot_be_is_refused(change, message):
 
 
 def test_an_unknown_name_lists_the_known_ones():
-    with pytest.raises(InputError, match="no model named 'llama-2m'; known are .*llama-1m, "):
+    with pytest.raises(InputError, match=r"no model named 'llama-2m'; known are .*llama-1m, "):
         named("llama-2m")
 
 

@@ -119,7 +119,9 @@ _QWEN2: dict[str, Any] = {"vocab": 151936, "rope_theta": 1e6, "qkv_bias": True}
 _QWEN3: dict[str, Any] = {"vocab": 151936, "rope_theta": 1e6, "qk_norm": "head", "head_dim": 128}
 
 CONFIGS: dict[str, DecoderConfig] = {
-    # Bytes in, bytes out: for experiments on a CPU.
+    # Bytes in, bytes out: for tests, and for experiments on a CPU.
+    "llama-tiny": llama(32, 64, 2, 2, **_BYTES),
+    "moe-tiny": llama(32, 32, 2, 2, experts=4, top_k=2, selection_bias=True, **_BYTES),
     "llama-1m": llama(128, 352, 4, 5, **_BYTES),
     "llama-4m": llama(256, 704, 8, 5, **_BYTES),
     "moe-1m": llama(128, 64, 4, 4, experts=8, top_k=2, selection_bias=True, **_BYTES),

@@ -57,7 +57,7 @@ def test_drawn_projectors_keep_lengths_on_average_and_last_a_gap():
     np.testing.assert_array_equal(left[0], left[1])
     assert np.abs(left[0] - left[2]).max() > 1
     mean = np.einsum("smr,snr->mn", left[0], left[0]) / 200
-    np.testing.assert_allclose(mean, np.eye(M), atol=0.15)
+    np.testing.assert_allclose(mean, np.eye(M), atol=0.25)
     assert abs(np.mean(left[0][0] * left[0][1])) < 0.1
 
 

@@ -147,9 +147,9 @@ class LowRank:
             with jax.named_scope("refresh_projector"):
                 projectors[i], moments = renewed(
                     projection,
-                    view.stack,
+                    view,
                     turn(projection, view, len(chosen), state.step, layer),
-                    jax.random.fold_in(projection.key(view), state.step),
+                    state.step,
                     matrices[i],
                     projectors[i],
                     [(leaves[m.at], m.order) for m in mine],

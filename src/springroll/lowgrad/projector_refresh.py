@@ -18,7 +18,7 @@ from springroll.lowgrad.inner_state import decode, encode
 from springroll.lowgrad.matrix_view import MatrixView
 from springroll.lowgrad.projection import Projection
 from springroll.lowgrad.projector import Projector, carry_over
-from springroll.lowgrad.subspace import Order, power_step, random_basis, svd_basis
+from springroll.lowgrad.subspace import Order, orthonormal, power_step, svd_basis
 
 
 class Turn(NamedTuple):
@@ -56,9 +56,9 @@ def turn(
 
 def renewed(
     projection: Projection,
-    stack: tuple[int, ...],
+    view: MatrixView,
     due: Turn,
-    key: Array,
+    step: Array,
     gradient: Array,
     projector: Projector,
     kept: Sequence[tuple[Any, Order]],
@@ -66,7 +66,7 @@ def renewed(
     """The projector and the moments after the refresh of the matrices that are due.
 
     `gradient` is (*stack, m, n), `kept` the moments of its low-rank gradient (coded or not) with
-    their orders, `key` the randomness of this parameter and step.
+    their orders.
     """
     orders: list[Order] = [order for _, order in kept]
 
@@ -74,11 +74,13 @@ def renewed(
         def one(k: Array, carry: tuple[Projector, list[Array]]) -> tuple[Projector, list[Array]]:
             projector, moments = carry
             j = due.first + k * due.stride
-            at = jnp.unravel_index(j, stack) if stack else ()
+            at = jnp.unravel_index(j, view.stack) if view.stack else ()
             old = jax.tree.map(lambda x: x[at], projector)
-            new = next_projector(
-                projection, gradient[at], old, jax.random.fold_in(key, due.base + j)
-            )
+            if projection.refresh == "random":
+                normal = projection.gaussian(view, step, (due.base + j)[None])
+                new = jax.tree.map(lambda x, y: orthonormal(x[0]).astype(y.dtype), normal, old)
+            else:
+                new = next_projector(projection, gradient[at], old)
             moments = [
                 x.at[at].set(carry_over(new, old, x[at], order, projection.moments))
                 for x, order in zip(moments, orders, strict=True)
@@ -93,24 +95,14 @@ def renewed(
     return lax.cond(due.several > 0, renew, lambda *same: same, projector, leaves)
 
 
-def next_projector(
-    projection: Projection, gradient: Array, old: Projector, key: Array
-) -> Projector:
-    """The projector of one matrix (m, n): from its gradient, or from nothing."""
-    both = jax.random.split(key)
+def next_projector(projection: Projection, gradient: Array, old: Projector) -> Projector:
+    """The projector of one matrix (m, n) from its gradient."""
 
-    def basis(gradient: Array, old: Array | None, key: Array) -> Array | None:
+    def basis(gradient: Array, old: Array | None) -> Array | None:
         if old is None:
             return None
-        if projection.refresh == "random":
-            new = random_basis(key, old.shape)
-        elif projection.refresh == "svd":
-            new = svd_basis(gradient, projection.rank)
-        else:
-            new = power_step(gradient, old)
+        svd = projection.refresh == "svd"
+        new = svd_basis(gradient, projection.rank) if svd else power_step(gradient, old)
         return new.astype(old.dtype)
 
-    return Projector(
-        basis(gradient, old.left, both[0]),
-        basis(jnp.matrix_transpose(gradient), old.right, both[1]),
-    )
+    return Projector(basis(gradient, old.left), basis(jnp.matrix_transpose(gradient), old.right))

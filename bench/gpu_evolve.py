@@ -11,19 +11,13 @@ Prints one JSON line per measurement and writes them all, with chip and date, to
 - members: population forward of 4 residual blocks beside a plain batch and dense members.
 """
 
-import argparse
-import json
-import re
-from pathlib import Path
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 
 import springroll as sr
-from springroll.bench import int8_throughput, measure, population_forward
-
-RESULTS = Path(__file__).parent / "results"
+from springroll.bench import int8_throughput, measure, population_forward, unattended
 
 
 def linear(width: int, members: int, *, drawn: bool, repeats: int = 9) -> dict[str, Any]:
@@ -74,25 +68,5 @@ def measurements(small: bool) -> list[tuple[str, Any]]:
     ]
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--small", action="store_true", help="sizes for a CPU, to test the script")
-    parser.add_argument("--out", type=Path, default=RESULTS, help="folder for the JSON file")
-    options = parser.parse_args()
-    results = []
-    for name, call in measurements(options.small):
-        try:
-            results.append(call())
-        except jax.errors.JaxRuntimeError as error:  # what does not fit: go on
-            results.append({"name": name, "failed": str(error).splitlines()[0]})
-        measure.report(results[-1])
-    chip = re.sub(r"[^a-z0-9]+", "-", jax.devices()[0].device_kind.lower()).strip("-")
-    options.out.mkdir(parents=True, exist_ok=True)
-    done = [r["date"] for r in results if "date" in r]
-    path = options.out / f"gpu_evolve-{chip}-{max(done, default='failed')}.json"
-    path.write_text(json.dumps(results, indent=1) + "\n")
-    print(f"wrote {path}")
-
-
 if __name__ == "__main__":
-    main()
+    unattended.main("gpu_evolve", __doc__.splitlines()[0], measurements)

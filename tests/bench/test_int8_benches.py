@@ -1,15 +1,8 @@
-"""The integer benchmarks and the script for a GPU, at sizes that take seconds."""
-
-import json
-import subprocess
-import sys
-from pathlib import Path
+"""The integer benchmarks, at sizes that take seconds."""
 
 import pytest
 
 from springroll.bench import int8_throughput, lattice_rules, seeds
-
-SCRIPT = Path(__file__).parents[2] / "bench" / "gpu_evolve.py"
 
 
 @pytest.fixture
@@ -47,17 +40,3 @@ def test_rules_are_compared_at_equal_tokens_and_drawn(corpus, tmp_path):
         top=9.0,
     )
     assert (tmp_path / "rules.png").read_bytes().startswith(b"\x89PNG")
-
-
-def test_the_script_for_a_gpu_runs_unattended(tmp_path):
-    done = subprocess.run(
-        [sys.executable, str(SCRIPT), "--small", "--out", str(tmp_path)],
-        capture_output=True,
-        text=True,
-        timeout=300,
-    )
-    assert done.returncode == 0, done.stderr
-    (path,) = tmp_path.glob("gpu_evolve-*.json")
-    results = json.loads(path.read_text())
-    assert len(results) == len(done.stdout.splitlines()) - 1
-    assert not [r for r in results if "failed" in r]

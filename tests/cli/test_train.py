@@ -9,25 +9,15 @@ from tiny import files, text_file
 
 from springroll.cli import trained
 from springroll.cli.main import main
-from springroll.models.decoder_config import CONFIGS, llama
+from springroll.models.decoder_config import CONFIGS
 from springroll.train.backprop import TrainConfig
 from springroll.train.optimizers import OPTIMIZERS
 
-TINY = {
-    "llama-tiny": llama(16, 32, 2, 2, vocab=256, init_std=0.1),
-    "moe-tiny": llama(16, 16, 2, 2, vocab=256, init_std=0.1, experts=4, top_k=2),
-}
 STEPS = 6
 SIZE = (
     "--batch 4 --tokens 16 --valid-streams 4 --valid-tokens 16 --rank 4 --gap 2 --log-every 0 "
     "--eval-every 0 --schedule-steps 6"
 ).split()
-
-
-@pytest.fixture(autouse=True)
-def tiny_models(monkeypatch):
-    for name, config in TINY.items():
-        monkeypatch.setitem(CONFIGS, name, config)
 
 
 @pytest.fixture(scope="module")
@@ -148,10 +138,7 @@ def test_micro_batches_over_devices_give_the_same_weights(tmp_path, text):
 @pytest.fixture(scope="module")
 def run(tmp_path_factory, text):
     out = tmp_path_factory.mktemp("read") / "run"
-    with pytest.MonkeyPatch.context() as patch:
-        for name, config in TINY.items():
-            patch.setitem(CONFIGS, name, config)
-        assert main(command(text, out, model="moe-tiny")) == 0
+    assert main(command(text, out, model="moe-tiny")) == 0
     return str(out)
 
 
@@ -169,7 +156,7 @@ def test_sample_writes_what_the_model_finds_likeliest(run, capsys):
 
     found = trained.load(run)
     text = generate(found, b"def ", length=20, temperature=0.0, seed=0)
-    apply = jax.jit(decoder(TINY["moe-tiny"]).apply)
+    apply = jax.jit(decoder(CONFIGS["moe-tiny"]).apply)
     seen = list(b"\0def ")
     for _ in range(20):
         window = seen[-found.config.tokens :]

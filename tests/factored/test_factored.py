@@ -6,10 +6,10 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from against_dense import dense_numpy, weight
+from against_dense import dense_numpy, equations, weight
 
 from springroll.errors import InputError
-from springroll.factored.factored import Factored, Lattice, saturate
+from springroll.factored.factored import Blocks, Factored, Lattice, saturate
 from springroll.factored.interpret import factored
 
 LAYOUTS = [
@@ -85,7 +85,7 @@ def _broken():
     yield dataclasses.replace(w, left=w.right), "left has shape"
     yield dataclasses.replace(w, right=w.right[:, :1]), "must be equal"
     yield dataclasses.replace(w, gain=jnp.ones(3)), "gain has shape"
-    yield dataclasses.replace(w, base=w.base.astype(jnp.int8)), "needs a lattice"
+    yield dataclasses.replace(w, base=w.base.astype(jnp.int32)), "needs a lattice"
     yield dataclasses.replace(w, left=w.left[:, :0], right=w.right[:, :0]), "rank 0"
 
 
@@ -95,3 +95,46 @@ def test_parts_that_do_not_fit_name_the_parameter(w, says):
         factored(lambda p: p["layer"]["w"] * 1)({"layer": {"w": w}})
     assert str(error.value).startswith("layer/w")
     assert "\n" not in str(error.value)
+
+
+def test_codes_with_a_real_thin_term_are_converted_first():
+    """Weight-only int8: the thin term is in units of the codes until they become real."""
+    w = weight(3, (30, 25), "mn", rank=9, gain=None)
+    codes = jnp.asarray(np.random.default_rng(0).integers(-9, 9, (30, 25)), jnp.int8)
+    w = dataclasses.replace(w, base=codes)
+    x = jnp.ones((2, 30))
+    run = factored(lambda w, x: (x @ w.astype(jnp.float32)) * 0.1, densify_limit=0)
+    real = codes.astype(jnp.float32)
+    expected = x @ (real + w.left @ w.right.T) * 0.1
+    np.testing.assert_allclose(run(w, x), expected, rtol=1e-5)
+    nearest = jnp.round(real + w.left @ w.right.T).astype(jnp.int8)
+    np.testing.assert_array_equal(w.dense(), nearest)
+    np.testing.assert_array_equal(
+        dataclasses.replace(w, left=w.left[:, :2], right=w.right[:, :2]).dense(),
+        jnp.round(real + w.left[:, :2] @ w.right[:, :2].T).astype(jnp.int8),
+    )
+    with pytest.raises(InputError, match="cannot stay low-rank"):
+        factored(lambda w, x: x.astype(jnp.int8) @ w, densify_limit=0)(w, x)
+
+
+def test_many_components_are_one_product():
+    for roles, shape in (
+        ("mn", (6, 5)),
+        ("snm", (3, 6, 5)),
+        ("nsm", (4, 3, 5)),
+        ("nnm", (4, 3, 5)),
+    ):
+        w = weight(4, shape, roles, rank=9)
+        np.testing.assert_allclose(w.dense(), dense_numpy(w), rtol=1e-5, atol=1e-5)
+
+
+def test_blocks_of_factors_are_joined_where_they_are_used():
+    w, v = (weight(i, (3, 6, 6), "smn", gain=None) for i in (5, 6))
+    sums = dataclasses.replace(w, left=Blocks((w.left, v.left)), right=Blocks((w.right, v.right)))
+    layers = lambda w, x: jax.lax.scan(lambda x, l: (jnp.tanh(x @ l), None), x, w)[0]
+    expected = layers(dense_numpy(w) + dense_numpy(v) - v.base, jnp.ones((2, 6)))
+    run = factored(layers, densify_limit=0)
+    np.testing.assert_allclose(run(sums, jnp.ones((2, 6))), expected, rtol=1e-4)
+    joined = (3, 6, 4)
+    jaxpr = jax.make_jaxpr(run)(sums, jnp.ones((2, 6)))
+    assert all(out.aval.shape != joined for eqn in equations(jaxpr) for out in eqn.outvars)

@@ -23,7 +23,8 @@ def convert_element_type(frame: Frame, eqn: Any, w: Factored) -> list[Any] | Non
     if w.lattice is not None:
         numeric = jnp.issubdtype(new, jnp.integer) or jnp.issubdtype(new, jnp.floating)
         return [dataclasses.replace(w, base=cast(w.base, new))] if numeric else None
-    if jnp.issubdtype(w.dtype, jnp.inexact) and not jnp.issubdtype(new, jnp.inexact):
+    real = any(jnp.issubdtype(part.dtype, jnp.inexact) for part in (w.base, w.left, w.right))
+    if real and not jnp.issubdtype(new, jnp.inexact):
         return None
     return [w.map(lambda a, axes: cast(a, new))]
 

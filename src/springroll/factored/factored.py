@@ -181,10 +181,11 @@ class Factored:
     def dense(self, dtype: Any = None) -> Array:
         """The full weight, in the dtype of `base` or in `dtype`. Costs an array of base's shape.
 
-        On a lattice an int8 base is clipped to +-127 after the thin term is added.
+        An int8 base is clipped to +-127 after the thin term is added; real factors, in units of
+        its codes, are first rounded to nearest.
         """
         if self.lattice is None and self.rank > MANY:
-            return self._product(dtype or self.dtype)
+            return settled(self._product(), dtype or self.dtype)
         left = self._spread("left")
         right = self._spread("right")
         if self.lattice is not None:
@@ -194,14 +195,14 @@ class Factored:
                 gain = gain_of(self.gain, j)
                 total = total + self.lattice.entry(left[..., j], right[..., j], gain, wide)
             return saturate(total, dtype or self.dtype)
-        wide = wide_dtype(self.dtype)
+        wide = wide_dtype(common_dtype(self.base, self.left, self.right))
         thin = jnp.sum(
             lax.mul(*_same_shape(scale_rank(cast(left, wide), self.gain), cast(right, wide))),
             axis=-1,
         )
-        return cast(cast(self.base, wide) + thin, dtype or self.dtype)
+        return settled(cast(self.base, wide) + thin, dtype or self.dtype)
 
-    def _product(self, dtype: Any) -> Array:
+    def _product(self) -> Array:
         """`dense` as one matrix product, for ranks at which a sum of outer products is slow."""
         left, right = (list(self.axes(side)) for side in ("left", "right"))
         shared = [i for i in left if i in right]
@@ -218,7 +219,7 @@ class Factored:
         )
         made = [*shared, *(i for i in (*left, *right) if i not in shared)]
         thin = lax.transpose(thin, [made.index(i) for i in range(self.ndim)])
-        return cast(cast(self.base, thin.dtype) + thin, dtype)
+        return cast(self.base, thin.dtype) + thin
 
     def _spread(self, side: str) -> Array:
         """A factor with a size-1 axis for every axis of base that it does not carry."""
@@ -260,6 +261,13 @@ def saturate(total: Array, dtype: Any) -> Array:
     if jnp.dtype(dtype) == jnp.int8:
         total = lax.clamp(jnp.array(-127, total.dtype), total, jnp.array(127, total.dtype))
     return cast(total, dtype)
+
+
+def settled(total: Array, dtype: Any) -> Array:
+    """To `dtype`; a real number becomes the nearest integer where that is asked for."""
+    if jnp.issubdtype(total.dtype, jnp.floating) and jnp.issubdtype(dtype, jnp.integer):
+        total = lax.round(total, lax.RoundingMethod.TO_NEAREST_EVEN)
+    return saturate(total, dtype)
 
 
 def cast(x: Array, dtype: Any) -> Array:

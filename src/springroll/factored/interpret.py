@@ -12,11 +12,14 @@ import jax.numpy as jnp
 
 from springroll.errors import InputError
 from springroll.factored import _compat
+from springroll.factored.activations import MOVES
 from springroll.factored.densify import DEFAULT_LIMIT, Policy
 from springroll.factored.factored import Factored
 from springroll.factored.frame import Frame
 from springroll.factored.rules import INSIDE, RULES
 from springroll.factored.trace import Call, Program, is_factored
+
+MAY_MEET_CODES = MOVES | INSIDE | {"dynamic_slice", "slice", "unstack"}
 
 
 def interpret(jaxpr: Any, args: Sequence[Any], policy: Policy) -> list[Any]:
@@ -32,6 +35,8 @@ def interpret(jaxpr: Any, args: Sequence[Any], policy: Policy) -> list[Any]:
                 if eqn.primitive.name not in INSIDE:
                     operands = [frame.joined(v) for v in operands]
                 rule = RULES.get(eqn.primitive.name)
+                if eqn.primitive.name not in MAY_MEET_CODES and any(map(codes, operands)):
+                    rule = None
                 out = rule(frame, eqn, *operands) if rule else None
                 if out is None:
                     operands = [frame.dense(v, eqn) for v in operands]
@@ -115,9 +120,21 @@ def check(weight: Factored, path: str) -> None:
         raise InputError(
             f"{name}: gain has shape {jnp.shape(weight.gain)}; it must be () or ({weight.rank},)."
         )
-    if weight.lattice is None and jnp.issubdtype(weight.dtype, jnp.integer):
+    wide = jnp.issubdtype(weight.dtype, jnp.integer) and weight.dtype.itemsize > 1
+    if weight.lattice is None and wide:
         parts = jax.tree.leaves((weight.left, weight.right, weight.gain))
         if not all(jnp.issubdtype(p.dtype, jnp.integer) for p in parts):
             raise InputError(
-                f"{name}: an integer base with real factors needs a lattice (how to round)."
+                f"{name}: an {weight.dtype} base with real factors needs a lattice (how to round)."
             )
+
+
+def codes(weight: Any) -> bool:
+    """Whether an operand is a weight of integer codes with a real thin term in units of them.
+
+    That is a weight stored in int8 and converted where it is used; until then it can only be moved.
+    """
+    if not isinstance(weight, Factored) or weight.lattice is not None:
+        return False
+    real = jnp.issubdtype(weight.left.dtype, jnp.inexact)
+    return real and jnp.issubdtype(weight.dtype, jnp.integer)

@@ -64,6 +64,7 @@ class Trainer:
     options: Options
     optimizer: optax.GradientTransformation
     run: Callable[..., Any] = field(repr=False)
+    example: tuple[Any, ...] | None = field(repr=False, default=None)
     compiled: dict[str, Any] = field(repr=False, default_factory=dict)
 
     def init(self, params: Any) -> State:
@@ -73,7 +74,7 @@ class Trainer:
         low = self.layout.zeros()
         opt = self.optimizer.init(self.layout.trainable(params, low))
         moments.check(opt, self.layout.thin, low, self.options.moments)
-        projectors = jax.jit(lambda key: refresh.initial(self.layout, key))(self._key(0))
+        projectors = refresh.random_bases(self.layout, self._key(0))
         began = schedule.start(self.layout.streams, self.options.period)
         return State(params, projectors, low, opt, jnp.zeros((), jnp.int32), began)
 
@@ -87,6 +88,7 @@ class Trainer:
 
     def step(self, state: State, *batch: Any) -> tuple[State, dict[str, Any]]:
         """One step of the inner optimizer on S and the other leaves, bases as they are."""
+        self._check_batch(batch)
         moving, still = self._apart(state)
         moving, metrics = self._jit("step")(moving, still, state.projectors, batch)
         return self._together(state, moving, still), metrics
@@ -95,6 +97,7 @@ class Trainer:
         self, state: State, *batch: Any, everything: bool = False
     ) -> tuple[State, dict[str, Any]]:
         """A step on this batch, then new subspaces from it for the layers that are due, or all."""
+        self._check_batch(batch)
         chosen = schedule.due(state.schedule)
         if everything:
             chosen = {name: np.ones_like(layers) for name, layers in chosen.items()}
@@ -103,7 +106,9 @@ class Trainer:
         name = "step" if self.options.refresh == "random" else "probe"
         moving, metrics, *found = self._jit(name)(moving, still, state.projectors, batch)
         state = self._together(state, moving, still)
-        directions = found[0] if found else self._jit("draw")(self._key(1, now.step))
+        directions = (
+            found[0] if found else refresh.random_bases(self.layout, self._key(1, now.step))
+        )
         layers, counts = _listed(chosen)
         turned, overlap = self._jit("turn")(
             state._replace(schedule=None), directions, layers, counts, self._key(2, now.step)
@@ -149,6 +154,17 @@ class Trainer:
         moving, still = self._apart(state)
         return self._jit(name).lower(moving, still, state.projectors, batch)
 
+    def _check_batch(self, batch: tuple[Any, ...]) -> None:
+        """Raise InputError unless the batch looks like the example, sizes aside."""
+        if self.example is None:
+            return
+        kind = lambda a: (jnp.ndim(a), str(jnp.result_type(a)))
+        given, expected = (jax.tree.map(kind, b) for b in (batch, self.example))
+        if given != expected:
+            raise InputError(
+                f"the batch has (axes, type) {given}; the example batch had {expected}."
+            )
+
     def _key(self, *counters: Any) -> Array:
         key = jax.random.key(self.options.seed)
         for counter in counters:
@@ -171,7 +187,6 @@ class Trainer:
                 "step": lambda: jax.jit(self._step, donate_argnums=0),
                 "probe": lambda: jax.jit(self._probe, donate_argnums=0),
                 "turn": lambda: jax.jit(self._turn, donate_argnums=0),
-                "draw": lambda: jax.jit(lambda key: refresh.initial(self.layout, key)),
                 "dense": lambda: jax.jit(_dense),
             }
             self.compiled[name] = make[name]()
@@ -271,7 +286,63 @@ def lowgrad(
     has_aux: bool = False,
     seed: int = 0,
 ) -> Trainer:
-    """Train loss(params, *batch) in subspaces of its weights' inputs."""
+    """A trainer of loss(params, *batch) in which no weight's full gradient ever exists.
+
+    A weight W (inputs x outputs) is trained as W + P S. P (inputs x rank) has orthonormal columns
+    and belongs to the activation x that W meets, so q, k and v share one, gate and up another. Only
+    S is differentiated: dS = Pᵀ G = (x P)ᵀ dy, without G = xᵀ dy. Gradient, optimizer state, what
+    is sent between devices and a part of the FLOPs shrink by rank / inputs. `loss` is any JAX
+    function; which axes are inputs is read from the program (`sr.discover`).
+
+    Every `period` steps a layer gets a new subspace: P S is added to W, P becomes the orthonormal
+    basis of G Gᵀ P (one power step, computed in a second backward pass) and S = 0. Layers take
+    `turns`. Until then W stands still, so bfloat16 and int8 weights, rounded at random, change once
+    per period.
+
+    >>> import jax, jax.numpy as jnp, optax
+    >>> loss = lambda params, x, y: jnp.mean((jnp.tanh(x @ params["w1"]) @ params["w2"] - y) ** 2)
+    >>> params = {"w1": jnp.ones((8, 16)) / 8, "w2": jnp.ones((16, 6)) / 16}
+    >>> x, y = jnp.ones((4, 8)), jnp.zeros((4, 6))
+    >>> trainer = lowgrad(loss, params, optax.adam(1e-2), x, y, rank=2)
+    >>> state = trainer.init(params)
+    >>> for _ in range(3):
+    ...     state, metrics = trainer.update(state, x, y)
+    >>> sorted(state.low), state.low["w1"].shape, int(state.schedule.step)
+    (['w1', 'w2'], (16, 2), 3)
+
+    Args:
+        loss: loss(params, *batch) -> scalar, a mean over the batch; (scalar, aux) with `has_aux`.
+        params: arrays or ShapeDtypeStructs; only shapes are read.
+        optimizer: any optax transformation, over the parameters' structure with Sᵀ (stacked,
+            outputs, rank) in place of the weights in subspaces. Weight decay pulls S to zero, that
+            is, the weights to where they were last merged. Clipping sees the gradients of S.
+        *example: a batch, or its shapes; not needed with `plan`.
+        rank: columns of P. A quarter of the model's width keeps the quality of full gradients.
+        plan: what `sr.discover(loss, params, *batch)` returned.
+        select: path -> bool, the weights in subspaces. By default every weight that is only used
+            in products and is larger than `rank` on both sides, so also an untied output head;
+            published recipes leave that out.
+        own_experts: experts get projectors of their own also where they meet one common activation.
+        period: steps between two refreshes of a layer.
+        turns: parts of a period in which layers are refreshed; 1 refreshes all in the same step.
+        refresh: "power", or "random": new random bases, without the second backward pass.
+        moments: what becomes of the optimizer's averages, see `subspace.rotate_moment`.
+        widen: double a layer's period whenever the new subspace overlaps the old one by at least
+            this much (‖P_newᵀ P_old‖²/rank; 0.5 is a high value); None: never.
+        scale: factor on the updates of S; None is sqrt(inputs / rank), with which Adam moves W as
+            far per entry as with full gradients, so that learning rates carry over.
+        accumulate: equal parts in which a batch is computed; only gradients of S are summed.
+        has_aux: see loss; the mean of aux over the parts is `metrics["aux"]`.
+        seed: of initial bases, random bases and rounding; these depend on the step alone.
+
+    Raises:
+        InputError: a rank above a selected matrix, a selected vector, nothing to select, an
+            unknown option value, optimizer state of unknown meaning; in training a batch unlike
+            the example.
+
+    Source: gradients in a subspace are from GaLore (arXiv 2403.03507), the power step from PowerSGD
+    (1905.13727), turning the moments from LDAdam (2410.16103).
+    """
     options = Options(period, turns, refresh, moments, widen, scale, accumulate, seed)
     _check(options)
     if plan is None:
@@ -288,7 +359,9 @@ def lowgrad(
         out = thin_loss(weights, *batch)
         return out if has_aux else (out, None)
 
-    return Trainer(plan, layout, options, optimizer, run)
+    shape = lambda a: jax.ShapeDtypeStruct(jnp.shape(a), jnp.result_type(a))
+    seen = jax.tree.map(shape, example) or None
+    return Trainer(plan, layout, options, optimizer, run, seen)
 
 
 def _check(options: Options) -> None:

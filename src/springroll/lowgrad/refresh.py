@@ -17,19 +17,22 @@ from springroll.lowgrad.each_layer import each_layer, layer_of
 from springroll.lowgrad.leaves import Layout
 from springroll.lowgrad.merge import merged
 from springroll.lowgrad.streams import Stream, place
-from springroll.lowgrad.subspace import Moments, change_of_basis, orthonormal
+from springroll.lowgrad.subspace import Moments, change_of_basis, orthonormal, random_basis
 
 
-def initial(layout: Layout, key: Array) -> dict[str, Array]:
-    """Random orthonormal bases: the first power step starts from them."""
-    sizes = {s.name: (*s.sizes, layout.rank) for s in layout.streams}
-    return {s.name: drawn(s, layout.rank, key).reshape(sizes[s.name]) for s in layout.streams}
+def random_bases(layout: Layout, key: Array) -> dict[str, Array]:
+    """Random orthonormal bases, stream -> P: what training starts from, or `refresh="random"`."""
+    return {
+        s.name: _drawn(jax.random.fold_in(key, zlib.crc32(s.name.encode())), s, layout.rank)
+        for s in layout.streams
+    }
 
 
-def drawn(stream: Stream, rank: int, key: Array) -> Array:
-    """A random basis for every slice of a stream: (depth, bases per layer, inputs, rank)."""
-    key = jax.random.fold_in(key, zlib.crc32(stream.name.encode()))
-    return orthonormal(jax.random.normal(key, (*stream.bases, rank)))
+def _drawn(key: Array, stream: Stream, rank: int) -> Array:
+    return _bases(key, (*stream.bases, rank)).reshape(*stream.sizes, rank)
+
+
+_bases = jax.jit(random_basis, static_argnums=1)  # one program per shape, not per trainer
 
 
 def turned(

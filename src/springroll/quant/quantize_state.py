@@ -24,6 +24,7 @@ import optax
 from jax.tree_util import GetAttrKey, keystr
 
 from springroll.errors import InputError
+from springroll.quant.in_slices import update_in_slices
 from springroll.quant.root_companding import Quantized, dequantize, quantize, requantize
 
 # Fields of optimizer states, by what they hold. `v` is missing on purpose: a second moment in some
@@ -104,11 +105,12 @@ def quantize_state(
         )
 
     def update(updates: Any, state: Any, params: Any = None, **extra: Any) -> tuple[Any, Any]:
-        floats = dequantize_state(state)
-        with jax.numpy_dtype_promotion("standard"):  # optimizers need not be strict
-            updates, floats = inner.update(updates, floats, params, **extra)
-        with jax.named_scope("requantize_state"):
-            return updates, requantize_state(state, floats)
+        def floats(updates: Any, state: Any) -> tuple[Any, Any]:
+            with jax.numpy_dtype_promotion("standard"):  # optimizers need not be strict
+                return inner.update(updates, state, params, **extra)
+
+        with jax.named_scope("quantize_state"):
+            return update_in_slices(floats, updates, state)
 
     return optax.GradientTransformationExtraArgs(init, update)
 

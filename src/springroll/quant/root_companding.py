@@ -10,9 +10,9 @@ are; code 0 is forbidden for second moments, because they are divided by: a smal
 zero would turn 1 / sqrt(v) into 1 / eps. No table is looked up. Decoding and coding again gives the
 same codes, so a number that does not change never drifts.
 
-On moments of heavy-tailed gradients in 8 bits, x is off by 0.9 % (relative rms; linear codes 2.0 %)
-and sqrt(v) by 0.7 % (median; linear 12 %, and every third by more than a factor of two); in 4 bits
-by 14 % and 11 % (linear 23 %, and most v are zero): `python -m springroll.bench.state_quantization`.
+On moments of heavy-tailed gradients x is off by 0.9 % (relative rms; linear codes 2.0 %) in 8 bits,
+sqrt(v) by 0.7 % (median; linear 12 %, and every third by more than a factor of two); in 4 bits by
+14 % and 11 % (linear 23 %, and most v are zero): `python -m springroll.bench.state_quantization`.
 """
 
 import dataclasses
@@ -23,6 +23,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from jax import Array
+from jax.typing import ArrayLike
 
 # Below, a scale is taken for zero: quotients would leave the range of float32.
 _TINY = np.float32(1e-37)
@@ -91,8 +92,11 @@ def quantize(
     return requantize(like, x)
 
 
-def requantize(like: Quantized, x: Array) -> Quantized:
-    """`x` in the form of `like`; where that rounds at random, with the next draw."""
+def requantize(like: Quantized, x: Array, part: ArrayLike = 0) -> Quantized:
+    """`x` in the form of `like`; where that rounds at random, with the next draw.
+
+    `part` tells pieces of an array that are coded one by one apart.
+    """
     power, levels = _law(like.bits, like.signed)
     blocks = _blocks(x.astype(jnp.float32).reshape(*like.codes.shape[:-1], -1), like.block)
     scales = jnp.abs(blocks).max(-1)
@@ -104,6 +108,7 @@ def requantize(like: Quantized, x: Array) -> Quantized:
         codes, draws = jnp.round(place), None
     else:
         key = jax.random.fold_in(jax.random.key(like.seed), like.draws.reshape(-1)[0])
+        key = jax.random.fold_in(key, part)
         codes = rounded(place, power, jax.random.uniform(key, place.shape))
         draws = like.draws + np.uint32(1)
     if like.signed:

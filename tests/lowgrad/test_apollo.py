@@ -8,6 +8,7 @@ import numpy as np
 import optax
 import pytest
 
+from springroll.bench.measure import temp_bytes
 from springroll.errors import InputError
 from springroll.lowgrad.apollo import apollo, apollo_mini
 from springroll.lowgrad.matrix_view import MatrixView
@@ -141,6 +142,20 @@ def test_decay_and_what_is_not_selected():
     with jax.numpy_dtype_promotion("standard"):
         theirs, _ = plain.update(tree(1), plain.init(PARAMS))
     np.testing.assert_allclose(ours[0]["b"], theirs["b"], rtol=1e-4)
+
+
+def test_the_scaled_gradient_is_not_formed_beside_the_gradient():
+    """Bytes from the compiler: what a step needs besides weights, gradients and state."""
+    params = {"w": jax.ShapeDtypeStruct((4, 128, 128), jnp.float32)}
+    tx = apollo_mini(1e-2)
+
+    def step(params, state, grads):
+        updates, state = tx.update(grads, state, params)
+        return optax.apply_updates(params, updates), state
+
+    state = jax.eval_shape(tx.init, params)
+    jitted = jax.jit(step, donate_argnums=(0, 1))
+    assert temp_bytes(jitted, params, state, params) < 0.25 * params["w"].size * 4
 
 
 def test_one_line_for_wrong_input():

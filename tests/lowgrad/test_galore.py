@@ -75,7 +75,7 @@ def test_equals_the_slow_version(refresh, moments):
         np.testing.assert_allclose(ours["w"][i], w, atol=2e-5)
 
 
-@pytest.mark.parametrize("side", ["in", "out", "full"])
+@pytest.mark.parametrize("side", ["in", "full"])
 def test_the_layout_does_not_matter(side):
     """(out, in) with rows="out" is (in, out) transposed."""
     turned = lambda tree: jax.tree.map(jnp.matrix_transpose, tree)
@@ -169,6 +169,15 @@ def test_bfloat16_weights():
     exact, _ = run(tx, 4, half(PARAMS), lambda step: tree(step + 1))
     single = lambda tree: jax.tree.map(lambda x: x.astype(jnp.float32), tree)
     close(single(params), single(exact), 0.05)
+
+
+def test_bases_in_bfloat16_are_half_the_bytes_and_nearly_as_good():
+    make = lambda dtype: galore(optax.adamw(0.05), R, update_gap=3, basis_dtype=dtype)
+    exact, _ = run(make(jnp.float32), 4)
+    short, state = run(make(jnp.bfloat16), 4)
+    assert state.projectors["w"].left.dtype == jnp.bfloat16
+    moved = float(jnp.linalg.norm(exact["w"] - PARAMS["w"]))
+    assert float(jnp.linalg.norm(short["w"] - exact["w"])) < 0.05 * moved
 
 
 def test_a_dead_expert_stays_where_it_is():

@@ -102,10 +102,10 @@ def on_adamw():
 
 @pytest.mark.parametrize(
     "make, axes",
-    [(on_adamw, P("x")), (on_adamw, P(None, "x")), (lambda: apollo(0.05, R), P(None, None, "x"))],
+    [(on_adamw, P("x")), (lambda: apollo(0.05, R), P(None, "x"))],
 )
 def test_sharded_gradients_give_the_same(make, axes):
-    """Layers, inputs or outputs over 4 devices; no more is asked of the user than `jax.jit`."""
+    """Layers or inputs over 4 devices; no more is asked of the user than `jax.jit`."""
     mesh = jax.make_mesh((4,), ("x",), axis_types=(AxisType.Auto,))
     place = lambda tree: {
         "w": jax.device_put(tree["w"], NamedSharding(mesh, axes)),

@@ -23,10 +23,10 @@ from springroll.train.pretrain import use_cpu_devices
 
 MODELS = ("llama-1m", "moe-1m")
 GRID: dict[str, list[float]] = {  # learning rates, ascending by a factor of two
-    "adamw": [2.5e-3, 5e-3, 1e-2],
-    "lowgrad": [2.5e-3, 5e-3, 1e-2],
-    "apollo": [5e-3, 1e-2, 2e-2],
-    "apollo-mini": [5e-3, 1e-2, 2e-2],
+    "adamw": [1.25e-3, 2.5e-3, 5e-3],
+    "lowgrad": [1.25e-3, 2.5e-3, 5e-3],
+    "apollo": [2.5e-3, 5e-3, 1e-2],
+    "apollo-mini": [2.5e-3, 5e-3, 1e-2],
     "galore": [1e-2, 2e-2, 4e-2],
     "muon": [1e-2, 2e-2, 4e-2],
 }
@@ -34,7 +34,7 @@ OURS = "lowgrad"
 SEEDS = (0, 1, 2)
 SIZE: dict[str, Any] = {
     "data": "stdlib",
-    "batch": 16,
+    "batch": 8,
     "tokens": 128,
     "gap": 50,
     "valid_streams": 128,

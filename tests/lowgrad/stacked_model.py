@@ -12,21 +12,21 @@ RANK = 12
 TOKENS = jnp.asarray(np.random.default_rng(5).integers(0, VOCAB, (8, 9)), jnp.int32)
 
 
-def init(seed=0, layers=LAYERS, dtype=jnp.float32):
+def init(seed=0, layers=LAYERS, dtype=jnp.float32, d=D, f=F):
     rng = np.random.default_rng(seed)
 
     def draw(*shape):
         return jnp.asarray(rng.normal(size=shape) / np.sqrt(shape[-1]), dtype)
 
     return {
-        "embed": draw(VOCAB, D),
+        "embed": draw(VOCAB, d),
         "layers": {
-            "q": draw(layers, D, D),
-            "k": draw(layers, D, D),
-            "gate": draw(layers, F, D),
-            "up": draw(layers, F, D),
-            "down": draw(layers, D, F),
-            "bias": jnp.zeros((layers, D), dtype),
+            "q": draw(layers, d, d),
+            "k": draw(layers, d, d),
+            "gate": draw(layers, f, d),
+            "up": draw(layers, f, d),
+            "down": draw(layers, d, f),
+            "bias": jnp.zeros((layers, d), dtype),
         },
     }
 

@@ -144,7 +144,8 @@ def full_step(loss: Any, optimizer: Any) -> Any:
 
     def step(params: Any, moments: Any, batch: Any) -> Any:
         (value, _), grads = jax.value_and_grad(loss, has_aux=True)(params, batch)
-        updates, moments = optimizer.update(grads, moments, params)
+        with jax.numpy_dtype_promotion("standard"):  # optimizers need not be strict
+            updates, moments = optimizer.update(grads, moments, params)
         return optax.apply_updates(params, updates), moments, value
 
     return step

@@ -15,6 +15,7 @@ import optax
 from springroll.bench import measure
 from springroll.bench.lowgrad_communication import full_step, in_blocks
 from springroll.lowgrad.lowgrad import Program, lowgrad
+from springroll.lowgrad.streams import Select
 from springroll.models.decoder import Decoder, decoder
 from springroll.models.decoder_config import CONFIGS
 
@@ -39,7 +40,7 @@ def adamw(model: Decoder, params: Any, tokens: Any) -> dict[str, Any]:
     return {"": step.lower(params, jax.eval_shape(optimizer.init, params), tokens).compile()}
 
 
-def low_rank(rank: int) -> Compile:
+def low_rank(rank: int, select: Select = in_blocks) -> Compile:
     """The hot step of `lowgrad`, and the two programs that run when layers get new subspaces."""
 
     def compile_(model: Decoder, params: Any, tokens: Any) -> dict[str, Any]:
@@ -49,7 +50,7 @@ def low_rank(rank: int) -> Compile:
             optax.adamw(1e-3),
             tokens,
             rank=rank,
-            select=in_blocks,
+            select=select,
             has_aux=True,
         )
         state = jax.eval_shape(trainer.init, params)

@@ -6,6 +6,7 @@ G = H / N query heads per key-value head, K width of a head, D width of the mode
 
 from __future__ import annotations
 
+import functools
 from typing import Any
 
 import jax
@@ -47,6 +48,7 @@ def attention(
     return _project(params, "o", y_BTHK.reshape(*x_BTD.shape[:2], -1))
 
 
+@functools.partial(jax.checkpoint, prevent_cse=False)
 def attend(
     q_BTHK: Array,
     k_BSNK: Array,
@@ -56,8 +58,9 @@ def attend(
 ) -> Array:
     """softmax(q k / sqrt(K)) v over keys no later than the query: (B, T, H, K).
 
-    Scores and softmax are float32 whatever the inputs are. A sink is one more score per head whose
-    key has no value: it takes weight away from the others.
+    Scores and softmax are float32 whatever the inputs are, and computed again for the gradient:
+    what is kept does not grow with T S. A sink is one more score per head whose key has no value:
+    it takes weight away from the others.
     """
     batch, time, heads, width = q_BTHK.shape
     q = q_BTHK.reshape(batch, time, k_BSNK.shape[2], -1, width)

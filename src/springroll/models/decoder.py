@@ -21,6 +21,7 @@ from springroll.models.attention import attention, linear
 from springroll.models.cross_entropy import cross_entropy
 from springroll.models.decoder_config import DecoderConfig
 from springroll.models.decoder_shapes import shapes
+from springroll.models.gate import gated
 from springroll.models.moe import moe
 from springroll.models.norm import rms_norm
 from springroll.models.rope import Rotation, rotation
@@ -130,7 +131,7 @@ def decoder(config: DecoderConfig, remat: bool = False) -> Decoder:
 def swiglu(params: Params, x: Array) -> Array:
     """down(silu(gate(x)) * up(x))."""
     gate, up = linear(x, params["gate_proj"]), linear(x, params["up_proj"])
-    return linear(jax.nn.silu(gate) * up, params["down_proj"])
+    return linear(gated(gate, up, 0.0), params["down_proj"])
 
 
 def init(config: DecoderConfig, key: Array, dtype: Any = jnp.float32) -> Params:

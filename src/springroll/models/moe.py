@@ -19,6 +19,7 @@ from jax import Array, lax
 
 from springroll.models.decoder_config import DecoderConfig
 from springroll.models.dispatch import collect, dispatch, spread
+from springroll.models.gate import gated
 from springroll.models.grouped import grouped_dot
 
 
@@ -91,13 +92,7 @@ def _experts(
         bias = jnp.repeat(params[f"{name}_bias"][block_group], len(x) // len(block_group), axis=0)
         return y + (bias if weight is None else bias * weight)
 
-    gate, up = linear("gate", x_RD), linear("up", x_RD)
-    if config.swiglu_limit:
-        limit = np.asarray(config.swiglu_limit, gate.dtype)
-        gate, up = jnp.minimum(gate, limit), jnp.clip(up, -limit, limit) + np.ones((), up.dtype)
-        hidden = up * gate * jax.nn.sigmoid(gate * np.asarray(1.702, gate.dtype))
-    else:
-        hidden = jax.nn.silu(gate) * up
+    hidden = gated(linear("gate", x_RD), linear("up", x_RD), config.swiglu_limit)
     return linear("down", hidden * weight_R1, weight_R1)
 
 

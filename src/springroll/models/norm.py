@@ -1,6 +1,8 @@
-"""Root mean square normalisation."""
+"""Root mean square normalisation. For the gradient only its input is kept."""
 
 from __future__ import annotations
+
+import functools
 
 import jax
 import jax.numpy as jnp
@@ -8,6 +10,7 @@ import numpy as np
 from jax import Array
 
 
+@functools.partial(jax.checkpoint, prevent_cse=False, static_argnums=2)
 def rms_norm(x: Array, weight: Array, eps: float) -> Array:
     """x / sqrt(mean(x^2) + eps) * weight over the last axis; float32 inside, type of x outside."""
     wide = x.astype(jnp.float32)

@@ -50,9 +50,9 @@ def both(inner, bits=8, steps=2, **options):
 
 TRANSFORMATIONS = {
     "adamw": optax.adamw(1e-2, weight_decay=0.1, mask={n: n != "w" for n in PARAMS}),
-    "nesterov": optax.sgd(optax.cosine_decay_schedule(0.1, 9), momentum=0.9, nesterov=True),
-    "clipped": optax.chain(optax.clip_by_global_norm(1.0), optax.amsgrad(1e-2)),
-    "injected": optax.inject_hyperparams(optax.lion)(learning_rate=1e-2),
+    "clipped": optax.chain(
+        optax.clip_by_global_norm(1.0), optax.inject_hyperparams(optax.amsgrad)(learning_rate=1e-2)
+    ),
 }
 
 

@@ -183,7 +183,7 @@ def skipping(every: int, b1: float = 0.9, b2: float = 0.999, periods: int = 4000
         m, v = b1 * m + (1 - b1) * gradient, b2 * v + (1 - b2) * jnp.square(gradient)
         return (m, v), m / jnp.sqrt(v)
 
-    steps = max(periods, 10) * every
+    steps = max(periods * every, 20_000)  # until v has settled
     zero = jnp.float32(0)
     moves = lax.scan(step, (zero, zero), jnp.arange(steps, dtype=jnp.int32))[1]
     last = moves[-every * (periods // 4) :]

@@ -291,17 +291,19 @@ def draw(path: Path, energy: list[Row], share: list[Row], wide: int) -> None:
         left.bar(places, [row[key] for row in rows], width=0.38, label=label)
     names = [row["side"].replace(", ", "\n") for row in rows]
     left.set_xticks([x + 0.2 for x in range(len(rows))], names, fontsize=8)
-    left.set(ylim=(0, 1), title=f"energy kept of the next {wide} tokens, rank = width x {least:g}")
+    left.set(ylim=(0, 1.25), yticks=(0, 0.25, 0.5, 0.75, 1))
+    left.set_title(f"energy of the next {wide} tokens kept, rank {least:g} x width", fontsize=10)
     for key, label in (
         ("uniform", "uniform choice"),
         ("start", "untrained routers"),
         ("trained", "trained routers"),
     ):
         right.semilogx([r["tokens"] for r in share], [r[key] for r in share], label=label)
-    right.set(ylim=(0, 1.02), xlabel="tokens in a step", title="experts with at least one token")
-    for axes in (left, right):
+    right.set(ylim=(0, 1.02), xlabel="tokens in a step")
+    right.set_title("share of experts with at least one token", fontsize=10)
+    for axes, place in ((left, "upper right"), (right, "lower right")):
         axes.spines[["top", "right"]].set_visible(False)
-        axes.legend(frameon=False, fontsize=8, loc="lower right")
+        axes.legend(frameon=False, fontsize=8, loc=place)
     figure.savefig(path, dpi=150)
 
 

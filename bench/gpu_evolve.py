@@ -69,4 +69,4 @@ def measurements(small: bool) -> list[tuple[str, Any]]:
 
 
 if __name__ == "__main__":
-    unattended.main("gpu_evolve", __doc__.splitlines()[0], measurements)
+    unattended.script("gpu_evolve", __doc__.splitlines()[0], measurements)

@@ -25,6 +25,7 @@ if TYPE_CHECKING:
     from springroll.lowgrad.layerwise import layerwise as layerwise
     from springroll.lowgrad.lowgrad import lowgrad as lowgrad
     from springroll.quant.quantize_state import quantize_state as quantize_state
+    from springroll.quant.split_master import high_half as high_half
     from springroll.quant.split_master import with_split_master as with_split_master
     from springroll.quant.stochastic_rounding import (
         with_stochastic_rounding as with_stochastic_rounding,
@@ -41,6 +42,7 @@ _WHERE = {
     "factored": "springroll.factored.interpret",
     "fira": "springroll.lowgrad.fira",
     "galore": "springroll.lowgrad.galore",
+    "high_half": "springroll.quant.split_master",
     "InputError": "springroll.errors",
     "lattice": "springroll.evolve.lattice",
     "layerwise": "springroll.lowgrad.layerwise",

@@ -27,6 +27,15 @@ BENCHES: dict[str, str] = {
     "mlp_step": "one evaluation and update of a small policy beside threefry drawn twice",
     "openes_ratio": "a step of EGGROLL beside one of OpenES",
     "lattice_rules": "bits per byte at equal tokens of the integer rules",
+    "train_step": "a training step with each optimizer beside AdamW's",
+    "lowgrad_memory": "memory of a step at the shape of LLaMA-7B, compiled and not run",
+    "lowgrad_communication": "bytes that 8 devices exchange per step, full and low-rank gradients",
+    "layerwise_memory": "memory of a step that keeps one layer's gradient, at LLaMA-7B's shape",
+    "optimizer_state": "bytes of optimizer state, 60M to 7B, beside the published ones",
+    "subspace_refresh": "a new subspace by a power step beside a full SVD; three minutes",
+    "state_quantization": "error of moments in 8 and 4 bits beside linear codes",
+    "grouped_flops": "FLOPs of 64 experts beside the ideal and ragged_dot",
+    "expert_granular": "what holds of the claims for mixtures of experts; minutes",
     "lowgrad_quality": "final loss of low-rank and full gradients, each at its best rate; an hour",
 }
 ALL = "all"

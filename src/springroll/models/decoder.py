@@ -82,8 +82,13 @@ class Decoder:
         means over the layers of the routing losses, which are added to the returned value with the
         weights of the configuration. Differentiate with `jax.value_and_grad(..., has_aux=True)`.
         """
-        x, stats = self.hidden(params, tokens[:, :-1])
-        x = rms_norm(x, params["norm"], self.config.norm_eps)
+        return self.finish(params, *self.hidden(params, tokens[:, :-1]), tokens)
+
+    def finish(
+        self, params: Params, x_BTD: Array, stats: Params, tokens: Array
+    ) -> tuple[Array, dict[str, Array]]:
+        """`loss` from the residual stream after the last block and statistics per layer."""
+        x = rms_norm(x_BTD, params["norm"], self.config.norm_eps)
         nats = cross_entropy(x, self.head_weight(params), tokens[:, 1:])
         if not stats:
             return nats, {"nats": nats}

@@ -73,7 +73,9 @@ def _rope(values: Values, where: str) -> dict[str, Any]:
     rope = values.get("rope_parameters") or values.get("rope_scaling") or {}
     theta = rope.get("rope_theta", values.get("rope_theta", 10000.0))
     kind = rope.get("rope_type", rope.get("type", "default"))
-    length = rope.get("original_max_position_embeddings", values.get("max_position_embeddings"))
+    length: int = rope.get("original_max_position_embeddings") or values.get(
+        "max_position_embeddings", 0
+    )
     scaling: RopeScaling | None
     if kind == "default":
         scaling = None

@@ -2,43 +2,36 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from typing import Any, NamedTuple
+from dataclasses import dataclass
+from typing import Any
 
-import jax.numpy as jnp
 from jax import Array
 
-from springroll.models.cross_entropy import cross_entropy
 from springroll.models.decoder import Decoder, Params
-from springroll.models.norm import rms_norm
 
 
-class Stages(NamedTuple):
-    """embed: (params, tokens) -> x. block: (one layer, x, its index) -> (x, statistics). finish:
-    (params, x, stacked statistics, tokens (batch, time + 1)) -> (loss, metrics)."""
+@dataclass(frozen=True)
+class DecoderStages:
+    """The parts of which `model.loss` is made; only `block` looks at a layer."""
 
-    embed: Callable[[Params, Array], Array]
-    block: Callable[[Params, Array, Array], tuple[Array, Any]]
-    finish: Callable[[Params, Array, Any, Array], tuple[Array, dict[str, Array]]]
+    model: Decoder
 
+    def embed(self, params: Params, tokens: Array) -> Array:
+        """tokens (batch, time) -> x (batch, time, D)."""
+        return self.model.embed(params, tokens)
 
-def stages(model: Decoder) -> Stages:
-    """The parts of which `model.loss` is made; `embed` and `finish` do not look at the layers."""
-    config = model.config
-
-    def block(layer: Params, x: Array, index: Array) -> tuple[Array, Any]:
-        windows = model.windows(x.shape[1])
-        return model.block(layer, x, None, None if windows is None else windows[index])
+    def block(self, layer: Params, x: Array, index: Array) -> tuple[Array, Any]:
+        """(one layer, x, its index () int32) -> (x, statistics)."""
+        windows = self.model.windows(x.shape[1])
+        return self.model.block(layer, x, None, None if windows is None else windows[index])
 
     def finish(
-        params: Params, x: Array, stats: Any, tokens: Array
+        self, params: Params, x: Array, stats: Any, tokens: Array
     ) -> tuple[Array, dict[str, Array]]:
-        x = rms_norm(x, params["norm"], config.norm_eps)
-        nats = cross_entropy(x, model.head_weight(params), tokens[:, 1:])
-        if not stats:
-            return nats, {"nats": nats}
-        switch, z = jnp.mean(stats["switch"]), jnp.mean(stats["z"])
-        total = nats + config.switch_loss * switch + config.z_loss * z
-        return total, {"nats": nats, "load": stats["load"], "switch": switch, "z": z}
+        """(params, x, stacked statistics, tokens (batch, time + 1)) -> (loss, metrics)."""
+        return self.model.finish(params, x, stats, tokens)
 
-    return Stages(model.embed, block, finish)
+
+def stages(model: Decoder) -> DecoderStages:
+    """The decoder for `sr.layerwise`."""
+    return DecoderStages(model)

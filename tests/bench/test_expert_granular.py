@@ -117,15 +117,12 @@ def test_memory_names_the_cost_in_arithmetic(stubbed):
 
 
 def test_subspaces_say_where_an_own_basis_pays(stubbed):
-    toy = expert_subspaces.train(CONFIGS["moe-tiny"], _Text, 1, 1, 1)
+    model = decoder(CONFIGS["moe-tiny"])
+    toy = expert_subspaces.Toy(model, None, None, (5.5, 2.5), np.zeros(100, np.uint8))
     record, rows = expert_granular.subspaces(toy, stubbed)
     assert record["ratio"] == pytest.approx(0.9 / 0.8) and record["nats"] == [5.5, 2.5]
     assert len(rows) == 2 * 2 * 4  # batches, ranks, sides
     assert rows[0]["one for all, same bytes"] == "0.800 (rank 10)"
-
-
-class _Text:
-    valid = np.zeros(100, np.uint8)
 
 
 def test_skipping_is_beside_an_adam_that_stands_still(stubbed):

@@ -23,6 +23,7 @@ def folder(tmp_path, monkeypatch):
     (tmp_path / "text.py").write_text(text)
     monkeypatch.setitem(CONFIGS, "tiny", llama(8, 16, 1, 1, vocab=256, init_std=0.1))
     monkeypatch.setattr(lowgrad_quality, "GRID", {"adamw": [1e-3, 1e-2], "muon": [1e-2]})
+    monkeypatch.setitem(lowgrad_quality.METHODS, "muon", {"optimizer": "muon"})
     monkeypatch.setattr(lowgrad_quality, "SEEDS", (0, 1))
     monkeypatch.setattr(lowgrad_quality, "OURS", "muon")
     return tmp_path

@@ -50,9 +50,11 @@ def test_micro_batches_make_the_same_step():
 
 def test_a_loss_that_is_not_finite_changes_nothing():
     bad = lambda params, rows: jax.tree.map(
-        lambda x: jnp.where(rows[0, 0] == 255, jnp.asarray(jnp.nan, x.dtype), x)
-        if jnp.issubdtype(x.dtype, jnp.floating)
-        else x,
+        lambda x: (
+            jnp.where(rows[0, 0] == 255, jnp.asarray(jnp.nan, x.dtype), x)
+            if jnp.issubdtype(x.dtype, jnp.floating)
+            else x
+        ),
         loss(params, rows),
     )
     learner = optax_learner(bad, init, optax.adam(0.1))

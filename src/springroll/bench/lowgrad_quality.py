@@ -22,13 +22,19 @@ from springroll.train.backprop_task import build
 from springroll.train.pretrain import use_cpu_devices
 
 MODELS = ("llama-1m", "moe-1m")
-GRID: dict[str, list[float]] = {  # learning rates, ascending by a factor of two
+METHODS: dict[str, dict[str, Any]] = {  # fields of TrainConfig
+    "adamw": {"optimizer": "adamw"},
+    "lowgrad": {"optimizer": "lowgrad", "gap": 10},
+    "apollo": {"optimizer": "apollo"},
+    "lowgrad, power steps": {"optimizer": "lowgrad", "refresh": "power"},
+    "apollo-mini": {"optimizer": "apollo-mini"},
+}
+GRID: dict[str, list[float]] = {  # learning rates to begin with, ascending by a factor of two
     "adamw": [1.25e-3, 2.5e-3, 5e-3],
     "lowgrad": [1.25e-3, 2.5e-3, 5e-3],
     "apollo": [2.5e-3, 5e-3, 1e-2],
+    "lowgrad, power steps": [1.25e-3, 2.5e-3, 5e-3],
     "apollo-mini": [2.5e-3, 5e-3, 1e-2],
-    "galore": [1e-2, 2e-2, 4e-2],
-    "muon": [1e-2, 2e-2, 4e-2],
 }
 OURS = "lowgrad"
 SEEDS = (0, 1, 2)
@@ -59,8 +65,8 @@ class Bench:
                     self.runs[row["model"], row["method"], row["lr"], row["seed"]] = row["curve"]
 
     def config(self, model: str, method: str, lr: float, seed: int) -> TrainConfig:
-        which: Any = {"model": model, "optimizer": method, "lr": lr, "seed": seed}
-        return TrainConfig(**which, **self.options)
+        which: dict[str, Any] = {"model": model, "lr": lr, "seed": seed}
+        return TrainConfig(**(which | self.options | METHODS[method]))
 
     def final(self, model: str, method: str, lr: float, seed: int) -> float:
         """The last validation of a run, run now if it was not yet."""

@@ -50,8 +50,12 @@ class TrainConfig(RunConfig):
     """Decay of the second moment."""
     rank: int | None = None
     """Rank of the subspace; default: a quarter of the hidden size (of APOLLO-Mini: 1)."""
-    gap: int = 200
-    """Steps between two refreshes of a subspace."""
+    refresh: Literal["random", "power"] = "random"
+    """Where `lowgrad` takes a new subspace from: drawn at random, or a power step on the gradient,
+    for which the step is computed twice."""
+    gap: int | None = None
+    """Steps between two refreshes of a subspace; default: 10 of `lowgrad` with random subspaces,
+    which cost nothing to find, and 200 of all others."""
     scale: float | None = None
     """Factor of the projected update; default: the method's own."""
     state_bits: Literal[32, 8, 4] = 32
@@ -92,10 +96,10 @@ class TrainConfig(RunConfig):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        for name in ("batch", "tokens", "accumulate", "gap", "valid_streams", "valid_tokens"):
+        for name in ("batch", "tokens", "accumulate", "valid_streams", "valid_tokens"):
             if getattr(self, name) < 1:
                 raise InputError(f"{name} is {getattr(self, name)}; it must be at least 1")
-        for name in ("lr", "clip", "scale", "rank", "schedule_steps"):
+        for name in ("lr", "clip", "scale", "rank", "gap", "schedule_steps"):
             value = getattr(self, name)
             if value is not None and not value > 0:
                 raise InputError(f"{name} is {value}; it must be above 0")
@@ -113,6 +117,12 @@ class TrainConfig(RunConfig):
             raise InputError(
                 "lowgrad holds no full gradient that layerwise could save; leave out --layerwise"
             )
+
+    @property
+    def steps_between(self) -> int:
+        """Steps between two refreshes of a subspace, as given or by default."""
+        often = self.optimizer == "lowgrad" and self.refresh == "random"
+        return self.gap or (10 if often else 200)
 
     def resolved(self) -> "TrainConfig":
         """With the schedule fixed to the generations the run begins with."""

@@ -78,7 +78,9 @@ def low_rank_trainer(config: TrainConfig, model: Decoder, init: Callable[[Any], 
         plan=plan_of(model),
         rank=rank_of(config, model),
         select=is_matrix,
-        period=config.gap,
+        period=config.steps_between,
+        turns=1 if config.refresh == "random" else 4,
+        refresh=config.refresh,
         scale=config.scale,
         accumulate=config.accumulate,
         has_aux=True,
@@ -194,7 +196,7 @@ def on_fira(config: TrainConfig, model: Decoder) -> optax.GradientTransformation
 def projection(config: TrainConfig, model: Decoder) -> dict[str, Any]:
     """The options that all projecting transformations share."""
     options = {
-        "update_gap": config.gap,
+        "update_gap": config.steps_between,
         "select": is_matrix,
         "plan": plan_of(model),
         "seed": config.seed,

@@ -41,7 +41,7 @@ def newest(folder, step=STEPS):
         "lowgrad",
         "lowgrad --dtype bfloat16 --state-bits 8 --accumulate 2",
         "adamw --dtype bfloat16 --weight-decay 0.1",
-        "apollo --dtype bfloat16 --rounding stochastic --state-bits 4",
+        "apollo --dtype bfloat16 --rounding stochastic --state-bits 4 --weight-decay 0.1",
         "apollo-mini --layerwise --dtype bfloat16",
     ],
 )
@@ -77,6 +77,9 @@ def test_what_cannot_fit_is_refused_with_what_could(tmp_path, text, capsys):
     [
         ("--optimizer adamv", "did you mean adamw?"),
         ("--model llama-2m", "no model named 'llama-2m'"),
+        ("--optimizer galore --rank 33", "rank 33 is above min(m, n) of"),
+        ("--optimizer lowgrad --rank 33", "rank 33 is above its matrix of"),
+        ("--optimizer lowgrad --weight-decay 0.1", "weight_decay would not act"),
         ("--rank 0", "rank is 0; it must be above 0"),
         ("--warmup 1", "warmup is 1.0; it must be a share from 0 to below 1"),
         ("--b2 1", "b2 is 1.0; it must be from 0 to below 1"),

@@ -73,9 +73,11 @@ def test_a_shape_that_cannot_be_is_refused(change, message):
         DecoderConfig(**(fields | {"ffn": 8} | change))
 
 
-def test_an_unknown_name_lists_the_known_ones():
-    with pytest.raises(InputError, match=r"no model named 'llama-2m'; known are .*llama-1m, "):
-        named("llama-2m")
+def test_an_unknown_name_suggests_the_nearest_or_lists_the_known_ones():
+    with pytest.raises(InputError, match=r"no model named 'llama-60'; did you mean llama-60m"):
+        named("llama-60")
+    with pytest.raises(InputError, match=r"no model named 'xyz'; known are .*llama-1m, "):
+        named("xyz")
 
 
 def test_fields_of_llama_can_be_replaced():

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import difflib
 from dataclasses import dataclass
 from typing import Any, Literal, TypeAlias, get_args
 
@@ -172,5 +173,7 @@ def named(name: str) -> DecoderConfig:
         InputError: no such name; the message lists those there are.
     """
     if name not in CONFIGS:
-        raise InputError(f"no model named '{name}'; known are {', '.join(CONFIGS)}")
+        near = difflib.get_close_matches(name, CONFIGS, n=1)
+        hint = f"did you mean {near[0]}?" if near else f"known are {', '.join(CONFIGS)}"
+        raise InputError(f"no model named '{name}'; {hint}")
     return CONFIGS[name]

@@ -113,6 +113,11 @@ class TrainConfig(RunConfig):
                 "layerwise updates weights during the backward pass, so there is nothing to "
                 f"accumulate over {self.accumulate} micro-batches; leave out one of the two"
             )
+        if self.weight_decay and self.optimizer == "lowgrad":
+            raise InputError(
+                "lowgrad leaves weights alone between two refreshes, so weight_decay would not act "
+                "on them; leave it out, or take galore or apollo"
+            )
         if self.layerwise and self.optimizer == "lowgrad":
             raise InputError(
                 "lowgrad holds no full gradient that layerwise could save; leave out --layerwise"

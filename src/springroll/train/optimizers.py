@@ -28,15 +28,15 @@ from springroll.train.learners import Learner, layerwise_learner, lowgrad_learne
 
 Schedule = Callable[[Any], Any]
 
-# Peak learning rates for models of 1M to 5M parameters (docs/lowgrad.md has the grid).
+# Peak learning rates for models of 1M to 5M parameters (docs/lowgrad.md has the grids).
 LR = {
-    "adamw": 5e-3,
-    "galore": 2e-2,
-    "apollo": 1e-2,
-    "apollo-mini": 1e-2,
-    "fira": 2e-2,
-    "muon": 2e-2,
-    "lowgrad": 2e-2,
+    "adamw": 2.5e-3,
+    "galore": 1e-2,
+    "apollo": 5e-3,
+    "apollo-mini": 5e-3,
+    "fira": 1e-2,
+    "muon": 1e-2,
+    "lowgrad": 2.5e-3,
 }
 MUON_ADAM_SHARE = 0.25  # Muon's learning rate is for orthogonal steps; Adam's, for the rest, below
 UNLIMITED_WARMUP = 1000  # steps that `warmup` is a share of when the schedule has no end
@@ -50,9 +50,9 @@ def learner_for(config: TrainConfig, model: Decoder, init: Callable[[Any], Any])
         cast = lambda key: jax.tree.map(lambda x: x.astype(config.dtype), init(key))
         return lowgrad_learner(low_rank_trainer(config, model, cast), cast, balanced)
     narrow = high_half if config.dtype == "bfloat16" else lambda params: params
-    tx = OPTIMIZERS[config.optimizer](config, model)
+    tx = decayed(config, OPTIMIZERS[config.optimizer](config, model))
     if config.layerwise:
-        rest = rounded(config, adamw(config, learning_rate(config)))
+        rest = rounded(config, adam(config))
         trainer = layerwise(stages(model), rounded(config, tx), rest, clip=config.clip)
         return layerwise_learner(trainer, init, narrow=narrow, mend=balanced)
     tx = rounded(config, clipped(config, tx))
@@ -74,7 +74,7 @@ def low_rank_trainer(config: TrainConfig, model: Decoder, init: Callable[[Any], 
     return lowgrad(
         model.loss,
         jax.eval_shape(init, jax.random.key(0)),
-        clipped(config, quantized(config, adamw(config, learning_rate(config)))),
+        clipped(config, quantized(config, adam(config))),
         plan=plan_of(model),
         rank=rank_of(config, model),
         select=is_matrix,
@@ -145,15 +145,21 @@ def rank_of(config: TrainConfig, model: Decoder) -> int:
     return config.rank or max(1, model.config.hidden // 4)
 
 
-def adamw(config: TrainConfig, rate: Schedule) -> optax.GradientTransformation:
-    decay = config.weight_decay
-    if not decay:
-        return optax.adam(rate, b1=config.b1, b2=config.b2)
-    return optax.adamw(rate, b1=config.b1, b2=config.b2, weight_decay=decay, mask=matrices)
+def decayed(config: TrainConfig, tx: optax.GradientTransformation) -> optax.GradientTransformation:
+    """`tx`, and lr weight_decay W off every matrix of a block: AdamW's decay for any optimizer."""
+    if not config.weight_decay:
+        return tx
+    rate = learning_rate(config)
+    share = lambda step: -config.weight_decay * rate(step)
+    return optax.chain(tx, optax.add_decayed_weights(share, mask=matrices))
+
+
+def adam(config: TrainConfig) -> optax.GradientTransformation:
+    return optax.adam(learning_rate(config), b1=config.b1, b2=config.b2)
 
 
 def full(config: TrainConfig, model: Decoder) -> optax.GradientTransformation:
-    return quantized(config, adamw(config, learning_rate(config)))
+    return quantized(config, adam(config))
 
 
 def muon(config: TrainConfig, model: Decoder) -> optax.GradientTransformation:
@@ -162,7 +168,6 @@ def muon(config: TrainConfig, model: Decoder) -> optax.GradientTransformation:
     out_in = optax.contrib.MuonDimensionNumbers(reduction_axis=-1, output_axis=-2)
     tx = optax.contrib.muon(
         rate,
-        weight_decay=config.weight_decay,
         adam_b1=config.b1,
         adam_b2=config.b2,
         adam_learning_rate=lambda step: MUON_ADAM_SHARE * rate(step),
@@ -174,7 +179,7 @@ def muon(config: TrainConfig, model: Decoder) -> optax.GradientTransformation:
 
 
 def on_galore(config: TrainConfig, model: Decoder) -> optax.GradientTransformation:
-    inner = quantized(config, adamw(config, learning_rate(config)))
+    inner = quantized(config, adam(config))
     return galore(inner, rank_of(config, model), **projection(config, model))
 
 
@@ -207,8 +212,7 @@ def projection(config: TrainConfig, model: Decoder) -> dict[str, Any]:
 def directed(config: TrainConfig) -> dict[str, Any]:
     """Adam's part of APOLLO and Fira."""
     direction = quantized(config, adam_direction(config.b1, config.b2))
-    betas = {"b1": config.b1, "b2": config.b2}
-    return betas | {"weight_decay": config.weight_decay, "direction": direction}
+    return {"b1": config.b1, "b2": config.b2, "direction": direction}
 
 
 OPTIMIZERS: dict[str, Callable[[TrainConfig, Decoder], optax.GradientTransformation]] = {

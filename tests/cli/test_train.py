@@ -10,8 +10,8 @@ from tiny import files, text_file
 from springroll.cli import trained
 from springroll.cli.main import main
 from springroll.models.decoder_config import CONFIGS
-from springroll.train.backprop import TrainConfig
 from springroll.train.optimizers import OPTIMIZERS
+from springroll.train.train_config import TrainConfig
 
 STEPS = 6
 SIZE = (

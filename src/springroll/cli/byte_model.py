@@ -4,8 +4,8 @@ from collections.abc import Callable
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from springroll.errors import InputError
-from springroll.train.backprop import TrainConfig
 from springroll.train.pretrain import PretrainConfig
+from springroll.train.train_config import TrainConfig
 
 if TYPE_CHECKING:
     import numpy as np

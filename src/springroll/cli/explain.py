@@ -12,8 +12,8 @@ import tyro
 from springroll.cli.options import nearest, parse
 from springroll.cli.trained import open_folder
 from springroll.errors import InputError
-from springroll.train.backprop import TrainConfig
 from springroll.train.pretrain import PretrainConfig
+from springroll.train.train_config import TrainConfig
 
 WIDE = 140  # columns where nothing says how many there are
 

@@ -4,7 +4,7 @@ from collections.abc import Sequence
 
 from springroll.cli.options import parse
 from springroll.cli.pretrain import report
-from springroll.train.backprop import TrainConfig
+from springroll.train.train_config import TrainConfig
 
 PROG = "springroll train"
 

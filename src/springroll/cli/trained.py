@@ -3,10 +3,10 @@
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from springroll.errors import InputError
-from springroll.train.backprop import TrainConfig
 from springroll.train.config import from_json
 from springroll.train.pretrain import PretrainConfig
 from springroll.train.run_folder import RunFolder
+from springroll.train.train_config import TrainConfig
 
 if TYPE_CHECKING:
     from springroll.cli.byte_model import ByteModel

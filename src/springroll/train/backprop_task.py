@@ -21,7 +21,6 @@ from springroll.tasks.baselines import baselines
 from springroll.tasks.corpus import Corpus, load_corpus
 from springroll.tasks.text import Streams, streams, validation
 from springroll.tasks.tokens import tokenized, tokenizer
-from springroll.train.backprop import TrainConfig
 from springroll.train.learners import Learner
 from springroll.train.memory import (
     Memory,
@@ -33,6 +32,7 @@ from springroll.train.memory import (
 )
 from springroll.train.optimizers import learner_for
 from springroll.train.task import Curve, Task
+from springroll.train.train_config import TrainConfig
 
 BYTES = 256  # the vocabulary of raw text
 LOST_LIMIT = 10  # steps in a row whose loss is not finite, and the run stops

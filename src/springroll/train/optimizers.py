@@ -23,8 +23,8 @@ from springroll.models.stages import stages
 from springroll.quant.quantize_state import quantize_state
 from springroll.quant.split_master import high_half, with_split_master
 from springroll.quant.stochastic_rounding import with_stochastic_rounding
-from springroll.train.backprop import TrainConfig
 from springroll.train.learners import Learner, layerwise_learner, lowgrad_learner, optax_learner
+from springroll.train.train_config import TrainConfig
 
 Schedule = Callable[[Any], Any]
 

@@ -124,14 +124,13 @@ def test_micro_batches_over_devices_give_the_same_weights(tmp_path, text):
     runs = {
         "one": "--batch 8".split(),
         "micro": "--batch 2 --accumulate 4".split(),
-        "devices": "--batch 8 --devices 4".split(),
+        "devices": "--batch 4 --accumulate 2 --devices 4".split(),
     }
     found = {}
     for name, options in runs.items():
         out = tmp_path / name
         assert main(command(text, out, *options)) == 0
         found[name] = trained.load(str(out)).params
-    # Streams are dealt to micro-batches in order, so a step sees the same rows.
     for name in ("micro", "devices"):
         jax.tree.map(
             lambda a, b: np.testing.assert_allclose(a, b, atol=2e-5), found["one"], found[name]

@@ -92,4 +92,5 @@ def _pieces(a: Any, parts: int) -> Array:
             f"a batch of shape {list(jnp.shape(a))} cannot be accumulated in {parts} equal parts;"
             " its first axis must be a multiple of accumulate."
         )
-    return jnp.reshape(a, (parts, a.shape[0] // parts, *a.shape[1:]))
+    # Every parts-th row: rows that lie on many devices stay where they are, in every piece.
+    return jnp.swapaxes(jnp.reshape(a, (a.shape[0] // parts, parts, *a.shape[1:])), 0, 1)

@@ -26,15 +26,13 @@ METHODS: dict[str, dict[str, Any]] = {  # fields of TrainConfig
     "adamw": {"optimizer": "adamw"},
     "lowgrad": {"optimizer": "lowgrad", "gap": 10},
     "apollo": {"optimizer": "apollo"},
-    "lowgrad, power steps": {"optimizer": "lowgrad", "refresh": "power"},
-    "apollo-mini": {"optimizer": "apollo-mini"},
+    "lowgrad-power": {"optimizer": "lowgrad", "refresh": "power"},
 }
 GRID: dict[str, list[float]] = {  # learning rates to begin with, ascending by a factor of two
     "adamw": [1.25e-3, 2.5e-3, 5e-3],
     "lowgrad": [1.25e-3, 2.5e-3, 5e-3],
     "apollo": [2.5e-3, 5e-3, 1e-2],
-    "lowgrad, power steps": [1.25e-3, 2.5e-3, 5e-3],
-    "apollo-mini": [2.5e-3, 5e-3, 1e-2],
+    "lowgrad-power": [1.25e-3, 2.5e-3, 5e-3],
 }
 OURS = "lowgrad"
 SEEDS = (0, 1, 2)

@@ -26,7 +26,7 @@ def task_of(corpus, **options):
 
 def learn(task, generations):
     """Validation bits per byte before and after."""
-    bits = lambda state: float(task.validate(state)["valid_bits_per_byte"])
+    bits = lambda state: float(task.validate(state, None)["valid_bits_per_byte"])
     state, carry = task.init()
     before = bits(state)
     for generation in range(generations):

@@ -15,7 +15,7 @@ from springroll.bench import measure
 Call = Callable[[], dict[str, Any]]
 
 
-def main(
+def script(
     name: str, summary: str, measurements: Callable[[bool], Sequence[tuple[str, Call]]]
 ) -> None:
     """The command line of a script: `--small` and `--out`.

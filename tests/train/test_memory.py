@@ -1,4 +1,4 @@
-"""The memory table: bytes from the compiler, budgets as people spell them, refusals."""
+"""The memory table: bytes from the compiler, refusals."""
 
 import jax
 import jax.numpy as jnp
@@ -6,8 +6,7 @@ import pytest
 from rich.console import Console
 
 from springroll.errors import InputError
-from springroll.train import memory
-from springroll.train.memory import Memory, parse_bytes, refuse_too_big, step_memory, tree_bytes
+from springroll.train.memory import Memory, refuse_too_big, step_memory, tree_bytes
 
 MIB = 1 << 20
 
@@ -45,20 +44,6 @@ def test_the_table_names_all_kinds():
         assert word in text
 
 
-@pytest.mark.parametrize(
-    ("text", "size"),
-    [("24GiB", 24 << 30), ("24 gb", 24 * 10**9), ("1.5MiB", 3 << 19), ("7B", 7)],
-)
-def test_sizes_as_people_spell_them(text, size):
-    assert parse_bytes(text) == size
-
-
-@pytest.mark.parametrize("text", ["", "24", "GiB", "-1GiB", "24 gibibytes", "1e3 MiB"])
-def test_other_spellings_are_refused(text):
-    with pytest.raises(InputError, match="expected a number and a unit, such as 24GiB"):
-        parse_bytes(text)
-
-
 def test_the_first_alternative_that_fits_is_named_and_the_rest_not_looked_at():
     job = Memory(0, 0, 0, 0, 0, 100 * MIB)
 
@@ -82,29 +67,6 @@ def test_what_fits_or_is_unknown_is_not_refused():
 
     refuse_too_big(job, 100, never())
     refuse_too_big(job, None, never())
-
-
-def test_memory_of_the_host_and_of_a_container(tmp_path, monkeypatch):
-    files = {
-        "/proc/meminfo": "MemTotal: 900 kB\nMemAvailable:   800 kB\n",
-        "/sys/fs/cgroup/memory.max": "500000\n",
-        "/sys/fs/cgroup/memory.current": "100000\n",
-    }
-
-    def path(name):
-        there = tmp_path / name.strip("/").replace("/", "_")
-        for known, text in files.items():
-            (tmp_path / known.strip("/").replace("/", "_")).write_text(text)
-        return there
-
-    class Rooted(type(tmp_path)):
-        def __truediv__(self, other):
-            return path(f"{self}/{other}")
-
-    monkeypatch.setattr(memory, "Path", lambda name: path(name) if "mem" in name else Rooted(name))
-    assert memory.available_bytes() == 400000
-    files["/sys/fs/cgroup/memory.max"] = "max\n"
-    assert memory.available_bytes() == 800 * 1024
 
 
 def test_bytes_of_a_tree():

@@ -17,6 +17,7 @@ from springroll.models.decoder import Decoder, decoder
 from springroll.models.decoder_config import DecoderConfig, named
 from springroll.models.decoder_shapes import shapes
 from springroll.models.hf import is_hf_folder, read_config, read_params
+from springroll.stream.budget import available_bytes, parse_bytes
 from springroll.tasks.baselines import baselines
 from springroll.tasks.corpus import Corpus, load_corpus
 from springroll.tasks.text import Streams, streams, validation
@@ -24,8 +25,6 @@ from springroll.tasks.tokens import tokenized, tokenizer
 from springroll.train.learners import Learner
 from springroll.train.memory import (
     Memory,
-    available_bytes,
-    parse_bytes,
     refuse_too_big,
     step_memory,
     tree_bytes,

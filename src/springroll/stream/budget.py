@@ -1,0 +1,61 @@
+"""How much memory there is, and memory as people spell it."""
+
+import re
+from pathlib import Path
+
+from springroll.errors import InputError
+
+UNITS = {"B": 1, "KIB": 2**10, "MIB": 2**20, "GIB": 2**30, "TIB": 2**40}
+UNITS |= {"KB": 10**3, "MB": 10**6, "GB": 10**9, "TB": 10**12}
+
+
+def parse_bytes(text: str, name: str = "memory") -> int:
+    """'24GiB', '24 GB' or '512MiB' in bytes; a unit is needed, letter case does not matter.
+
+    >>> parse_bytes("1.5 KiB")
+    1536
+
+    Raises:
+        InputError: it is not a number and a unit.
+    """
+    found = re.fullmatch(r"\s*(\d+(?:\.\d+)?)\s*([a-z]+)\s*", text, re.IGNORECASE)
+    if not found or found[2].upper() not in UNITS:
+        raise InputError(f"{name} is {text!r}; expected a number and a unit, such as 24GiB")
+    return int(float(found[1]) * UNITS[found[2].upper()])
+
+
+def spelt(size: float) -> str:
+    """Bytes in the largest binary unit that leaves a number above one: '1.5 GiB'."""
+    for power, unit in ((2**40, "TiB"), (2**30, "GiB"), (2**20, "MiB"), (2**10, "KiB")):
+        if size >= power:
+            return f"{size / power:.3g} {unit}"
+    return f"{size:.3g} B"
+
+
+def available_bytes() -> int | None:
+    """Bytes a program can have: of the first device, or on a CPU what the host has left.
+
+    None where the system does not tell.
+    """
+    import jax
+
+    stats = jax.devices()[0].memory_stats()
+    if stats and stats.get("bytes_limit"):
+        return stats["bytes_limit"] - stats.get("bytes_in_use", 0)
+    known = [free for free in (_free_memory(), _free_in_container()) if free is not None]
+    return min(known, default=None)
+
+
+def _free_memory() -> int | None:
+    table = Path("/proc/meminfo")
+    found = re.search(r"MemAvailable:\s+(\d+) kB", table.read_text()) if table.exists() else None
+    return int(found[1]) * 1024 if found else None
+
+
+def _free_in_container() -> int | None:
+    """What the control group leaves, where one sets a limit (version 2)."""
+    group = Path("/sys/fs/cgroup")
+    limit, used = group / "memory.max", group / "memory.current"
+    if not limit.exists() or not used.exists() or limit.read_text().strip() == "max":
+        return None
+    return max(0, int(limit.read_text()) - int(used.read_text()))

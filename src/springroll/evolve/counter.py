@@ -46,7 +46,7 @@ def stream(seed: Array, epoch: ArrayLike, path: str) -> Array:
     return fold(fold(words, jnp.uint32(digest[0])), jnp.uint32(digest[1]))
 
 
-def bits(words: Array, pairs: Array, size: int, first: int = 0) -> Array:
+def bits(words: Array, pairs: Array, size: int, first: ArrayLike = 0) -> Array:
     """Uniform words (P, size) uint32 for elements `first .. first + size` of each pair.
 
     `words` is a stream (2,), `pairs` (P,) uint32.
@@ -57,7 +57,7 @@ def bits(words: Array, pairs: Array, size: int, first: int = 0) -> Array:
         # slower. A single key is a scalar to XLA, and barriers of scalars crash its CPU compiler
         # where they are kept (see `edge_jit`).
         keys = lax.optimization_barrier(keys)
-    element = jnp.arange(first, first + size, dtype=jnp.uint32) * _u32(_GOLDEN)
+    element = (jnp.arange(size, dtype=jnp.uint32) + jnp.asarray(first, jnp.uint32)) * _u32(_GOLDEN)
     x = element[None] + keys[:, :1]
     x = (x ^ (x >> _u32(16))) * _u32(_MUL_A)
     x = (x ^ (x >> _u32(15))) + keys[:, 1:]

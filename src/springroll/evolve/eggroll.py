@@ -1,5 +1,6 @@
 """EGGROLL: evolution strategies with low-rank perturbations (arXiv 2511.16652)."""
 
+import functools
 from collections.abc import Mapping
 from typing import Any, Literal
 
@@ -12,9 +13,10 @@ from springroll.errors import InputError
 from springroll.evolve import step
 from springroll.evolve.members import Members
 from springroll.evolve.noise import Noise
+from springroll.evolve.part import check_elementwise
 from springroll.evolve.population import Population, Schedule, as_arrays, fitness_metrics
 from springroll.evolve.shaping import Shaping, finite, pair_difference, pair_sign, shaping_named
-from springroll.evolve.strategy import State, Strategy
+from springroll.evolve.strategy import Parts, State, Strategy
 from springroll.evolve.update import direction
 
 
@@ -103,6 +105,26 @@ def eggroll(
     if shape in (pair_sign, pair_difference) and not antithetic:
         raise InputError(f"shaping {shaping!r} compares antithetic pairs; it needs antithetic=True")
     optimizer = optimizer if optimizer is not None else optax.sgd(0.1)
+    return _by_direction(
+        population,
+        shape=shape,
+        optimizer=optimizer,
+        lr_units=lr_units,
+        master=master,
+        max_step_ratio=max_step_ratio,
+    )
+
+
+def _by_direction(
+    population: Population,
+    *,
+    shape: Shaping,
+    optimizer: optax.GradientTransformation,
+    lr_units: str,
+    master: step.Master,
+    max_step_ratio: float | None,
+) -> Strategy:
+    """The strategy that hands the optimizer the sum of all members."""
 
     def init(key: Array, params: Any) -> State:
         params = as_arrays(params)
@@ -112,6 +134,8 @@ def eggroll(
         seed = jax.random.bits(key, (2,), jnp.uint32)
         with jax.numpy_dtype_promotion("standard"):  # optimizers need not be strict where users are
             opt_state = optimizer.init(weights)
+        if population.known is not None:
+            check_elementwise(optimizer, weights, opt_state)
         return population.placed(State(params, copies, opt_state, seed, jnp.int32(0)))
 
     @jax.jit
@@ -132,7 +156,7 @@ def eggroll(
         updates, ratio = step.guarded(updates, weights, max_step_ratio)
         moved = jax.tree.map(lambda w, u: w + u.astype(w.dtype), weights, updates)
         params, copies = step.stored(
-            state.params, moved, state.master, master, state.seed, state.generation
+            state.params, moved, state.master, master, state.seed, state.generation, members.first
         )
         # With no member left there is no direction: momentum must not move the weights either.
         keep = lambda new, old: jax.tree.map(lambda a, b: jnp.where(valid.any(), a, b), new, old)
@@ -146,7 +170,17 @@ def eggroll(
         )
         return state, metrics
 
-    return Strategy(init, ask, tell)
+    make = functools.partial(
+        _by_direction,
+        shape=shape,
+        optimizer=optimizer,
+        lr_units=lr_units,
+        master=master,
+        max_step_ratio=max_step_ratio,
+    )
+    whole = max_step_ratio is not None
+    parts = "max_step_ratio bounds the step of all parameters" if whole else Parts(population, make)
+    return Strategy(init, ask, tell, parts)
 
 
 def _descent_factor(lr_units: str, sigma: Array, valid: Array) -> Array:

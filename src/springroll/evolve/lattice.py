@@ -1,5 +1,6 @@
 """EGGROLL on the integer lattice: int8 weights, int8 noise, ternary votes, no gradient."""
 
+import functools
 from collections.abc import Callable, Mapping
 from typing import Any
 
@@ -15,7 +16,7 @@ from springroll.evolve.noise import Noise
 from springroll.evolve.perturbation import Leaf, Perturbation, path_of
 from springroll.evolve.population import Population, Schedule, fitness_metrics
 from springroll.evolve.shaping import finite, pair_votes
-from springroll.evolve.strategy import State, Strategy
+from springroll.evolve.strategy import Parts, State, Strategy
 from springroll.evolve.update import exact_sums
 from springroll.factored._compat import edge_jit
 from springroll.factored.factored import Factored, Lattice
@@ -150,7 +151,8 @@ def by_votes(
         }
         return new._replace(generation=state.generation + 1), metrics
 
-    return Strategy(init, ask, tell)
+    make = functools.partial(by_votes, rule=rule, noise_of=noise_of, registers=registers)
+    return Strategy(init, ask, tell, Parts(population, make))
 
 
 def rule_named(name: str) -> Rule:

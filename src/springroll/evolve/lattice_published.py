@@ -87,7 +87,8 @@ def published(
             )
         return strategy.init(key, params)._replace(seed=root)
 
-    return Strategy(init, strategy.ask, strategy.tell)
+    why = "the published noise is addressed by the order of all parameters"
+    return Strategy(init, strategy.ask, strategy.tell, why)
 
 
 @functools.cache

@@ -32,6 +32,7 @@ class Members:
     epoch: Array  # () int32
     sigma: Array  # () float32
     perturbation: Perturbation = dataclasses.field(metadata={"static": True})
+    first: Array | None = None  # () of a slice of stacked layers: which of the stack comes first
 
     @property
     def size(self) -> int:
@@ -42,13 +43,14 @@ class Members:
         """The factors of all these pairs: stored ones, or drawn now."""
         if self.factors is not None:
             return self.factors
-        return self.perturbation.draw(self.seed, self.epoch, self.pairs)
+        return self.perturbation.draw(self.seed, self.epoch, self.pairs, first=self.first)
 
     def factors_of(self, leaf: Leaf) -> tuple[Array, ...]:
         """The factors of one parameter: stored ones, or drawn now."""
         if self.factors is not None:
             return self.factors[leaf.path]
-        return self.perturbation.draw(self.seed, self.epoch, self.pairs, (leaf,))[leaf.path]
+        draw = functools.partial(self.perturbation.draw, first=self.first)
+        return draw(self.seed, self.epoch, self.pairs, (leaf,))[leaf.path]
 
     def chunk(self, start: Array, count: int, only: Leaf | None = None) -> "Members":
         """`count` consecutive pairs from `start` on; with `only`, factors of that parameter."""
@@ -129,6 +131,26 @@ def evaluate(
     Raises InputError if an argument's leading axis is not N, if `fn` does not return a scalar, or
     if the pairs do not divide over the mesh.
     """
+    finish = _fitness_and_aux if has_aux else _fitness
+    options = {"pairs_per_chunk": pairs_per_chunk, "mesh": mesh, "finish": finish}
+    return each_member(fn, state.params, members, *args, in_axes=in_axes, **options)
+
+
+def each_member(
+    fn: Callable[..., Any],
+    params: Any,
+    members: Members,
+    *args: Any,
+    in_axes: Any = None,
+    pairs_per_chunk: int | None = None,
+    mesh: jax.sharding.Mesh | None = None,
+    finish: Callable[[Any], Any] | None = None,
+) -> Any:
+    """`fn(member's params, *args)` of every member: its pytree, with a leading axis of N.
+
+    `evaluate` without the demand for a scalar; `finish` is applied to what `fn` returns. The
+    arguments are those of `evaluate`; `params` are the ones that `members` perturb.
+    """
     mesh = members.perturbation.mesh if mesh is None else auto_mesh(mesh)
     batched = per_member_leaves(args, in_axes)
     leaves, treedef = jax.tree.flatten(args)
@@ -148,8 +170,8 @@ def evaluate(
         call = fn
         fn = lambda *args: call(*args)  # e.g. a module that holds arrays: compiled anew each time
     limit = pairs_per_chunk or members.perturbation.pairs_per_chunk
-    static = (fn, treedef, batched, has_aux, limit, mesh)
-    return _evaluate(*static, state.params, members, tuple(leaves))
+    static = (fn, treedef, batched, finish, limit, mesh)
+    return _each_member(*static, params, members, tuple(leaves))
 
 
 def per_member_leaves(args: tuple[Any, ...], in_axes: Any) -> tuple[bool, ...]:
@@ -168,18 +190,18 @@ def per_member_leaves(args: tuple[Any, ...], in_axes: Any) -> tuple[bool, ...]:
 
 
 @functools.partial(edge_jit, static_argnums=(0, 1, 2, 3, 4, 5))
-def _evaluate(
+def _each_member(
     fn: Callable[..., Any],
     treedef: Any,
     batched: tuple[bool, ...],
-    has_aux: bool,
+    finish: Callable[[Any], Any] | None,
     limit: int | None,
     mesh: jax.sharding.Mesh | None,
     params: Any,
     members: Members,
     leaves: tuple[Any, ...],
 ) -> Any:
-    run = functools.partial(_on_device, fn, treedef, batched, has_aux, limit)
+    run = functools.partial(_on_device, fn, treedef, batched, finish, limit)
     if mesh is None:
         return run(params, members, leaves)
     per_member = tuple(PartitionSpec(AXIS) if b else PartitionSpec() for b in batched)
@@ -196,7 +218,7 @@ def _on_device(
     fn: Callable[..., Any],
     treedef: Any,
     batched: tuple[bool, ...],
-    has_aux: bool,
+    finish: Callable[[Any], Any] | None,
     limit: int | None,
     params: Any,
     members: Members,
@@ -205,7 +227,7 @@ def _on_device(
     """All members that live on this device, chunk after chunk."""
     pairs, signs = members.pairs.shape[0], len(members.perturbation.signs)
     count, size = chunks_of(pairs, limit)
-    run = functools.partial(_at_once, fn, treedef, batched, has_aux, params)
+    run = functools.partial(_at_once, fn, treedef, batched, finish, params)
     if count == 1:
         return run(members, leaves)
     # A last chunk that would run over the end starts earlier; its overlap is computed twice.
@@ -232,7 +254,7 @@ def _at_once(
     fn: Callable[..., Any],
     treedef: Any,
     batched: tuple[bool, ...],
-    has_aux: bool,
+    finish: Callable[[Any], Any] | None,
     params: Any,
     members: Members,
     leaves: tuple[Any, ...],
@@ -245,7 +267,8 @@ def _at_once(
 
     def member(sign: Array, factors: Factors, leaves: tuple[Any, ...]) -> Any:
         attached = perturbation.attach(params, factors, sign, members.sigma)
-        return _scored(thin(attached, *jax.tree.unflatten(treedef, leaves)), has_aux)
+        result = thin(attached, *jax.tree.unflatten(treedef, leaves))
+        return result if finish is None else finish(result)
 
     axes = tuple(0 if b else None for b in batched)
     by_sign = jax.vmap(member, in_axes=(0, None, axes))
@@ -259,11 +282,14 @@ def _at_once(
     return jax.tree.map(lambda x: x.reshape(-1, *x.shape[2:]), out)
 
 
-def _scored(result: Any, has_aux: bool) -> Any:
-    fitness, aux = result if has_aux else (result, None)
-    fitness = jnp.asarray(fitness)
+def _fitness(result: Any) -> Array:
+    fitness = jnp.asarray(result)
     if fitness.shape != ():
         raise InputError(f"fn returned fitness of shape {list(fitness.shape)}; expected a scalar")
     kind = jnp.int32 if jnp.issubdtype(fitness.dtype, jnp.integer) else jnp.float32
-    fitness = fitness.astype(kind)
-    return (fitness, aux) if has_aux else fitness
+    return fitness.astype(kind)
+
+
+def _fitness_and_aux(result: Any) -> tuple[Array, Any]:
+    fitness, aux = result
+    return _fitness(fitness), aux

@@ -7,6 +7,7 @@ Neither ever forms a weight per member.
 
 import difflib
 import fnmatch
+import functools
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
@@ -14,7 +15,8 @@ from typing import Any, Literal, Protocol, TypeAlias
 
 import jax
 import jax.numpy as jnp
-from jax import Array
+import numpy as np
+from jax import Array, lax
 
 from springroll.errors import InputError
 from springroll.evolve import counter
@@ -38,6 +40,7 @@ class Leaf:
     dtype: str
     kind: Kind
     roles: str = ""  # a letter per axis: s shared, m left, n right; of dense ones only leading s
+    stack: int | None = None  # layers of the stack of which this is a slice; None: it is no slice
 
     @property
     def stacked(self) -> int:
@@ -110,14 +113,24 @@ class DrawLeaf(Protocol):
 
 
 def draw_counted(
-    perturbation: "Perturbation", leaf: Leaf, seed: Array, epoch: Array, pairs: Array
+    perturbation: "Perturbation",
+    leaf: Leaf,
+    seed: Array,
+    epoch: Array,
+    pairs: Array,
+    first: Array | None = None,
 ) -> tuple[Array, ...]:
-    """The perturbation's kind of noise at its counted address."""
+    """The perturbation's kind of noise at its counted address.
+
+    `first` () is where a slice of a stack begins, counted in layers of the stack.
+    """
     shared, rank = leaf.shape[: leaf.stacked], perturbation.rank
     words = counter.stream(seed, epoch, leaf.path)
     size = leaf.numbers_per_pair(rank) // max(1, math.prod(shared))
     if shared:
         layers = jnp.arange(math.prod(shared), dtype=jnp.uint32)
+        if first is not None:
+            layers = layers + first.astype(jnp.uint32) * np.uint32(math.prod(shared[1:]))
         streams = counter.fold(words[None], layers)
         flat = jax.vmap(lambda w: perturbation.noise.sample(w, pairs, size))(streams)
     else:
@@ -130,6 +143,31 @@ def draw_counted(
     left = flat[..., :cut].reshape(*lead, *m, rank)
     right = flat[..., cut:].reshape(*lead, *n, rank)
     return left, right
+
+
+def draw_slice(
+    perturbation: "Perturbation",
+    leaf: Leaf,
+    seed: Array,
+    epoch: Array,
+    pairs: Array,
+    first: Array,
+) -> tuple[Array, ...]:
+    """The factors of a slice of a stack, as they are in those of the whole stack.
+
+    Where the layers share their noise's address (a matrix made of the vectors of all layers), that
+    of the whole is drawn and cut.
+    """
+    if leaf.stacked:
+        return draw_counted(perturbation, leaf, seed, epoch, pairs, first)
+    assert leaf.stack is not None
+    whole = replace(leaf, shape=(leaf.stack, *leaf.shape[1:]))
+    drawn = draw_counted(perturbation, whole, seed, epoch, pairs)
+    cut = lambda x: lax.dynamic_slice_in_dim(x, first, leaf.shape[0], 1)
+    if leaf.kind == "dense":
+        return (cut(drawn[0]),)
+    left, right = drawn
+    return (cut(left), right) if leaf.roles[0] == "m" else (left, cut(right))
 
 
 @dataclass(frozen=True)
@@ -170,18 +208,23 @@ class Perturbation:
         return self.noise.scale**2 / math.sqrt(self.rank)
 
     def draw(
-        self, seed: Array, epoch: Array, pairs: Array, leaves: tuple[Leaf, ...] | None = None
+        self,
+        seed: Array,
+        epoch: Array,
+        pairs: Array,
+        leaves: tuple[Leaf, ...] | None = None,
+        first: Array | None = None,
     ) -> Factors:
         """Raw factors of `pairs` (P,) uint32 for `leaves` (default: all), in the noise's dtype.
 
         Low-rank: left (*shared, P, *m axes, rank) and right (*shared, P, *n axes, rank), where
         *shared are the leading shared axes; dense: (*shared, P, *rest). `seed` (2,) uint32, `epoch`
-        integer.
+        integer. Of a slice of a stack `first` () is its first layer.
         """
         leaves = self.evolved if leaves is None else leaves
+        one = self.draw_leaf if first is None else functools.partial(draw_slice, first=first)
         return once(
-            lambda: {leaf.path: self.draw_leaf(self, leaf, seed, epoch, pairs) for leaf in leaves},
-            epoch,
+            lambda: {leaf.path: one(self, leaf, seed, epoch, pairs) for leaf in leaves}, epoch
         )
 
     def pair_axes(self) -> dict[str, int]:

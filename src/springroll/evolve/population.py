@@ -48,6 +48,7 @@ class Population:
     integers: bool = False
     attach_leaf: AttachLeaf = attach_real
     draw_leaf: DrawLeaf = draw_counted
+    known: Perturbation | None = None  # of a part of a model: decided with the whole (`part`)
 
     def __post_init__(self) -> None:
         if self.pop_size < 2:
@@ -89,6 +90,8 @@ class Population:
 
     def perturbation(self, params: Any) -> Perturbation:
         """What is perturbed and how; whether factors are kept or redrawn, by the byte budget."""
+        if self.known is not None:
+            return self.known
         found = describe(
             params,
             rank=self.rank,
@@ -99,11 +102,22 @@ class Population:
             integers=self.integers,
             mesh=self.mesh,
         )
+        return self._within_budget(
+            replace(found, attach_leaf=self.attach_leaf, draw_leaf=self.draw_leaf)
+        )
+
+    def of_part(self, part: Perturbation) -> "Population":
+        """The same members, of whose parameters these are a part.
+
+        Each layer's factors are used once before the next layer comes, so they are not kept.
+        """
+        return replace(self, known=replace(self._within_budget(part), stored=False))
+
+    def _within_budget(self, found: Perturbation) -> Perturbation:
         fits = max(1, self.noise_budget_bytes // max(1, found.bytes_per_pair()))
         stored = fits >= self.pairs // self.devices
         limit = self.pairs_per_chunk if stored else min(fits, self.pairs_per_chunk or fits)
-        how = {"attach_leaf": self.attach_leaf, "draw_leaf": self.draw_leaf}
-        return replace(found, stored=stored, pairs_per_chunk=limit, **how)
+        return replace(found, stored=stored, pairs_per_chunk=limit)
 
     def members(self, state: State) -> Members:
         """This generation's members, with their factors where those fit the budget."""

@@ -81,16 +81,27 @@ def guarded(updates: Any, weights: Any, max_step_ratio: float | None) -> tuple[A
 
 
 def stored(
-    params: Any, moved: Any, copies: Any, master: Master, seed: Array, generation: Array
+    params: Any,
+    moved: Any,
+    copies: Any,
+    master: Master,
+    seed: Array,
+    generation: Array,
+    first: Array | None = None,
 ) -> tuple[Any, Any]:
-    """(params, master copies) that keep the `moved` working weights, in the model's own dtypes."""
+    """(params, master copies) that keep the `moved` working weights, in the model's own dtypes.
+
+    With `first` () the params are a slice of stacked layers that begins there; rounding is then
+    that of the whole stack.
+    """
 
     def one(path: Any, x: Array, weight: Any) -> Array:
         if _is_nothing(weight):
             return x
         if master == "stochastic" and x.dtype == jnp.bfloat16:
             words = counter.stream(seed, generation, path_of(path) + "#rounding")
-            bits = counter.bits(words, jnp.zeros((1,), jnp.uint32), x.size)
+            before = 0 if first is None else first.astype(jnp.uint32) * (x.size // x.shape[0])
+            bits = counter.bits(words, jnp.zeros((1,), jnp.uint32), x.size, before)
             return round_stochastically(weight, bits.reshape(x.shape))
         return weight.astype(x.dtype)
 

@@ -1,0 +1,1 @@
+"""Models bigger than the device: weights live in host memory and pass through it by layers."""

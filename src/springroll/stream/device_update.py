@@ -1,0 +1,119 @@
+"""Updates on the device: weights and optimizer state come with the layer and go back changed."""
+
+from collections.abc import Callable
+from concurrent.futures import Future
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import optax
+from jax import Array
+
+from springroll.stream.conveyor import Conveyor, Passing, Stop
+from springroll.stream.update import Gradient
+
+Mend = Callable[[Any, Any], Any]  # (weights of a layer, its statistics) -> leaves that change
+
+
+class DeviceUpdate:
+    """Any optax transformation, a bundle at a time.
+
+    As in `sr.layerwise`, it sees {"layers": one layer} and the extra argument `layer`; for the rest
+    (embedding, last norm, head) there may be another one. What mixes bundles, such as a global
+    norm, sees one at a time.
+
+    Args:
+        mend: what moves a weight without a gradient (balancing of experts).
+    """
+
+    fields = ("weights", "state")
+
+    def __init__(
+        self,
+        optimizer: optax.GradientTransformation,
+        rest: optax.GradientTransformation | None = None,
+        mend: Mend | None = None,
+    ):
+        self._layers = optax.with_extra_args_support(optimizer)
+        self._rest = optax.with_extra_args_support(optimizer if rest is None else rest)
+        self._mend = mend
+        self.of_layer = jax.jit(self._layer, donate_argnums=(0, 1))
+        self.of_rest = jax.jit(self._others, donate_argnums=(0, 1))
+
+    def init(self, weights: Any, layer: bool) -> Any:
+        """The state of a bundle, from its float32 weights."""
+        return self._layers.init({"layers": weights}) if layer else self._rest.init(weights)
+
+    def apply(self, conveyor: Conveyor, passing: Passing, gradient: Gradient) -> None:
+        bundle, here = passing.bundle, passing.arrays
+        if bundle < conveyor.store.bundles - 1:
+            index = jnp.asarray(bundle, jnp.int32)
+            weights, state = self.of_layer(
+                here["weights"], here["state"], *gradient[:3], gradient.stats, index
+            )
+        else:
+            weights, state = self.of_rest(here["weights"], here["state"], *gradient[:3])
+        new = {"weights": weights, "state": state}
+        store: Any = conveyor.store
+        if store.resident(bundle):
+            store.replace(bundle, new)
+            return
+        returned: Future[Any] = Future()
+        store.promise(bundle, returned)
+
+        def came(fetched: "Future[Any]") -> None:
+            try:
+                store.replace(bundle, fetched.result())
+            except BaseException as error:
+                returned.set_exception(error)
+            else:
+                returned.set_result(None)
+
+        fetched = conveyor.link.fetch(new)
+        passing.until(fetched)
+        fetched.add_done_callback(came)
+
+    def apply_all(self, conveyor: Conveyor, held: dict[int, Any], gradient: Gradient) -> None:
+        for passing in conveyor.walk([Stop(bundle, self.fields) for bundle in sorted(held)]):
+            values, stats = conveyor.link.send(held.pop(passing.bundle).result()).result()
+            self.apply(conveyor, passing, gradient._replace(values=values, stats=stats))
+
+    def _layer(
+        self,
+        weights: Any,
+        state: Any,
+        grads: Any,
+        factor: Array,
+        good: Array,
+        stats: Any,
+        layer: Array,
+    ) -> tuple[Any, Any]:
+        named = lambda tree: {"layers": tree}
+        new, state = updated(
+            self._layers, named(weights), state, named(grads), factor, good, layer=layer
+        )
+        new = new["layers"]
+        return (new if self._mend is None else {**new, **self._mend(new, stats)}), state
+
+    def _others(
+        self, weights: Any, state: Any, grads: Any, factor: Array, good: Array
+    ) -> tuple[Any, Any]:
+        return updated(self._rest, weights, state, grads, factor, good)
+
+
+def updated(
+    optimizer: optax.GradientTransformationExtraArgs,
+    weights: Any,
+    state: Any,
+    grads: Any,
+    factor: Array,
+    good: Array,
+    **extra: Any,
+) -> tuple[Any, Any]:
+    """(weights, state) after a step with factor * grads; as they were unless `good`."""
+    grads = jax.tree.map(lambda g: g * factor.astype(g.dtype), grads)
+    with jax.numpy_dtype_promotion("standard"):  # optimizers need not be strict
+        updates, new_state = optimizer.update(grads, state, weights, **extra)
+        new = optax.apply_updates(weights, updates)
+    keep = lambda a, b: jnp.where(good, a, b)
+    return jax.tree.map(keep, new, weights), jax.tree.map(keep, new_state, state)

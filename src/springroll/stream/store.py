@@ -1,0 +1,121 @@
+"""Where the bundles of a model live between their passages through the device.
+
+A bundle is a dictionary of fields ("weights", "state"), each a tree of arrays. Host memory is
+`pinned_host` arrays of JAX: the device copies them at the full speed of the link, and as nothing
+else moves them, host code may write them in place through NumPy views. Where memory cannot be
+page-locked they are plain NumPy arrays, three to five times slower to copy from a GPU. Bundles may
+also be placed in the memory of the device, and are then never sent.
+"""
+
+import ctypes
+import warnings
+from collections.abc import Mapping, Sequence
+from concurrent.futures import Future
+from typing import Any, Protocol
+
+import jax
+import numpy as np
+
+from springroll.stream.link import Link
+
+Fields = dict[str, Any]  # field -> tree of arrays
+
+
+class Store(Protocol):
+    """What streaming reads from. A store of mapped files needs no more than this."""
+
+    @property
+    def bundles(self) -> int:
+        """How many there are."""
+        ...
+
+    def arrays(self, bundle: int, fields: Sequence[str]) -> Fields:
+        """What is to be sent; waits for what was promised."""
+        ...
+
+    def resident(self, bundle: int) -> bool:
+        """Whether `arrays` are on the device already."""
+        ...
+
+
+class HostStore:
+    """Bundles in memory, to be read and written.
+
+    Bundles whose indices are in `on_device` live in the memory of the device.
+    """
+
+    def __init__(self, link: Link, on_device: Sequence[int] = ()):
+        self._link = link
+        self._on_device = frozenset(on_device)
+        self._fields: list[Fields] = []
+        self._promised: dict[int, Future[Any]] = {}
+        self._locked = link.on_host is not None
+
+    @property
+    def bundles(self) -> int:
+        return len(self._fields)
+
+    def append(self, fields: Mapping[str, Any]) -> None:
+        """One more bundle, copied from trees of arrays."""
+        self._fields.append({name: self._placed(self.bundles, t) for name, t in fields.items()})
+
+    def arrays(self, bundle: int, fields: Sequence[str]) -> Fields:
+        self.wait(bundle)
+        return {name: self._fields[bundle][name] for name in fields}
+
+    def resident(self, bundle: int) -> bool:
+        return bundle in self._on_device
+
+    def view(self, bundle: int, field: str) -> Any:
+        """The same memory as writable NumPy arrays; only for bundles on the host.
+
+        Waits for nothing: who writes is who promised.
+        """
+        return jax.tree.map(_writable, self._fields[bundle][field])
+
+    def replace(self, bundle: int, fields: Mapping[str, Any]) -> None:
+        """Take these arrays, on the host (for resident bundles: on the device), in place of the
+        old ones."""
+        self._fields[bundle] = self._fields[bundle] | dict(fields)
+
+    def promise(self, bundle: int, written: "Future[Any]") -> None:
+        """The bundle is being written and must not be read before `written` is done."""
+        self._promised[bundle] = written
+
+    def wait(self, bundle: int) -> None:
+        """Until nothing is promised; raises what went wrong while writing."""
+        written = self._promised.get(bundle)
+        if written is not None:
+            written.result()
+            self._promised.pop(bundle, None)
+
+    def settle(self) -> None:
+        """Wait for every bundle."""
+        for bundle in list(self._promised):
+            self.wait(bundle)
+
+    def _placed(self, bundle: int, tree: Any) -> Any:
+        if bundle in self._on_device:
+            return jax.device_put(tree, self._link.on_device)
+        if self._locked and self._link.on_host is not None:
+            try:
+                return jax.block_until_ready(jax.device_put(tree, self._link.on_host))
+            except jax.errors.JaxRuntimeError as error:
+                self._locked = False
+                warnings.warn(
+                    f"host memory could not be page-locked ({str(error).splitlines()[0]}); going "
+                    "on with pageable memory, which a GPU copies several times slower. Raise "
+                    "`ulimit -l` or XLA_PJRT_GPU_HOST_MEMORY_LIMIT_GB",
+                    stacklevel=2,
+                )
+        return jax.tree.map(lambda x: np.array(x, order="C"), tree)
+
+
+def _writable(x: Any) -> np.ndarray:
+    """NumPy on the memory of an array that is on the host."""
+    if isinstance(x, np.ndarray):
+        return x
+    x.block_until_ready()
+    size = x.size * x.dtype.itemsize
+    memory = (ctypes.c_byte * size).from_address(x.unsafe_buffer_pointer())
+    return np.frombuffer(memory, x.dtype).reshape(x.shape)

@@ -42,6 +42,11 @@ def available_bytes() -> int | None:
     stats = jax.devices()[0].memory_stats()
     if stats and stats.get("bytes_limit"):
         return stats["bytes_limit"] - stats.get("bytes_in_use", 0)
+    return host_memory()
+
+
+def host_memory() -> int | None:
+    """Bytes of host memory that are left; None where the system does not tell."""
     known = [free for free in (_free_memory(), _free_in_container()) if free is not None]
     return min(known, default=None)
 

@@ -1,0 +1,104 @@
+"""`springroll plan [MODEL]`: what a machine can train, how and how fast, beforehand."""
+
+import json
+import sys
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Annotated, Any, Literal
+
+import tyro
+
+from springroll.cli.options import parse
+
+WIDE = 120  # columns where nothing says how many there are
+
+
+@dataclass(frozen=True, kw_only=True)
+class PlanOptions:
+    """Where weights, state and activations of a training step live, and how long the step takes.
+
+    Without a model: the largest that this machine can train, by every method. Nothing is
+    allocated. Exit code 2 where nothing fits, with the nearest that does.
+
+      springroll plan --device "RTX 3080" --host 64GB
+      springroll plan gpt-oss-120b --device H200 --host 1.5TB
+      springroll plan llama-7b --device 24GiB --host 110GiB --method adamw-8bit
+    """
+
+    model: Annotated[str | None, tyro.conf.Positional] = None
+    """A name such as `llama-7b`, or a Hugging Face folder."""
+    device: str = "auto"
+    """A card, its memory, or `auto` for the one at hand."""
+    host: str | None = None
+    """Host memory that may be used, such as 64GB; default: what this machine has left."""
+    tokens_per_step: int = 16384
+    """Tokens per optimizer step; of `evolve`, of all members of a generation."""
+    sequence: int = 1024
+    """Tokens per sequence."""
+    micro_batch: int | None = None
+    """Sequences computed together; default: about 4,096 tokens of them, or what fits."""
+    method: str = "adamw"
+    """adamw, muon, galore, apollo-mini, sgd, lowgrad or evolve; with -8bit or -4bit behind it the
+    optimizer's state is kept in so many bits."""
+    rank: int | None = None
+    """Rank of subspaces; default: a quarter of the hidden size."""
+    dtype: Literal["bfloat16", "float32"] = "bfloat16"
+    """Of weights and activations."""
+    rounding: Literal["split", "stochastic"] = "split"
+    """Of bfloat16 weights: an exact float32 in two halves, or rounding at random."""
+    clip: Literal["previous", "exact", "layer"] = "previous"
+    """Which norm limits gradients: of the last step, of this one (all gradients are held on the
+    host until it is known), or of each layer."""
+    depth: int = 3
+    """Layers on the device at a time."""
+    link: str | None = None
+    """Bytes per second of the link each way, such as 25GB; default: that of the card."""
+    json: bool = False
+    """Print one JSON object in place of tables."""
+
+
+def run(argv: Sequence[str]) -> int:
+    """Print the plan of a model, or what the machine can train."""
+    options = parse(PlanOptions, argv, prog="springroll plan")
+
+    from springroll.stream.largest import alternatives, capacity
+    from springroll.stream.plan import found_model, options_of, planned_or_refused
+    from springroll.stream.plan_table import alternatives_table, capacity_table
+
+    asked = options_of(
+        options.device,
+        options.host,
+        options.link,
+        None,
+        tokens=options.tokens_per_step,
+        sequence=options.sequence,
+        micro_batch=options.micro_batch,
+        method=options.method,
+        rank=options.rank,
+        dtype=options.dtype,
+        rounding=options.rounding,
+        depth=options.depth,
+        clip=options.clip,
+    )
+    if options.model is None:
+        ways = capacity(asked)
+        show([capacity_table(ways)], [way.record() for way in ways], options.json)
+        return 0
+    name, config = found_model(options.model)
+    plan = planned_or_refused(name, config, asked)
+    others = alternatives(name, config, asked)
+    record = plan.record() | {"alternatives": [way.record() for way in others]}
+    show([*plan.tables(), alternatives_table(others)], record, options.json)
+    return 0
+
+
+def show(tables: list[Any], record: Any, as_json: bool) -> None:
+    """Tables for people, or one line for programs."""
+    if as_json:
+        print(json.dumps(record))
+        return
+    from rich.console import Console
+
+    console = Console(width=None if sys.stdout.isatty() else WIDE)
+    for table in tables:
+        console.print(table)

@@ -1,0 +1,138 @@
+"""Bytes of a streamed step on the device and on the host, by kind; exact arithmetic over shapes."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal
+
+from springroll.models.decoder_config import DecoderConfig
+from springroll.stream.methods import Mode, Recipe, layer_numbers, rest_numbers
+from springroll.stream.working_set import WorkingSet
+
+Clip = Literal["exact", "previous", "layer"]
+Bytes = dict[str, int]  # by kind
+
+
+@dataclass(frozen=True)
+class Job:
+    """What a step has to do.
+
+    tokens: of a step, in micro-batches of `rows` sequences of `sequence` tokens; for evolve those
+    of all members of a generation. depth: bundles on the device at a time.
+    """
+
+    config: DecoderConfig
+    recipe: Recipe
+    tokens: int
+    rows: int
+    sequence: int
+    working: WorkingSet
+    depth: int = 3
+    clip: Clip = "previous"
+
+    @property
+    def parts(self) -> int:
+        """Micro-batches of a step."""
+        return self.tokens // (self.rows * self.sequence)
+
+    @property
+    def layer(self) -> int:
+        """Parameters of a layer."""
+        return layer_numbers(self.config)
+
+    @property
+    def rest(self) -> int:
+        """Parameters of no layer."""
+        return rest_numbers(self.config)
+
+    @property
+    def layer_input(self) -> int:
+        """Bytes of one layer's inputs, of all micro-batches."""
+        return self.tokens * self.config.hidden * self.recipe.weights
+
+    @property
+    def gradient(self) -> int:
+        """Bytes per number of a gradient: summed in float32, one micro-batch as computed."""
+        return 4 if self.parts > 1 else self.recipe.weights
+
+
+@dataclass(frozen=True)
+class Placement:
+    """What stays on the device.
+
+    mode: where streamed layers are updated; "resident" when there are none.
+    layers: how many layers stay, with their state. inputs: the saved inputs of how many layers do.
+    """
+
+    mode: Mode
+    layers: int
+    inputs: int
+
+
+def passing(job: Job, mode: Mode) -> int:
+    """Bytes of a layer on its way to its update: weights, and state where that is on the device."""
+    weights = job.layer * job.recipe.weights
+    if mode in ("device", "resident"):
+        return weights + job.layer * job.recipe.low + job.recipe.layer_state
+    return weights
+
+
+def stored(job: Job) -> int:
+    """Bytes of a layer where it lives."""
+    return job.layer * (job.recipe.weights + job.recipe.low) + job.recipe.layer_state
+
+
+def rest_stored(job: Job) -> int:
+    """Bytes of embedding, last norm and head where they live."""
+    return job.rest * (job.recipe.weights + job.recipe.low) + job.recipe.rest_state
+
+
+def device_bytes(job: Job, place: Placement) -> Bytes:
+    """What the device holds at the peak of a step."""
+    config, recipe = job.config, job.recipe
+    streamed = config.layers - place.layers
+    at_update = place.mode in ("device", "resident")
+    rest = rest_stored(job) if at_update else job.rest * recipe.weights + recipe.rest_held
+    found = {
+        "layers that stay": place.layers * stored(job),
+        "layers passing": min(job.depth, streamed) * passing(job, place.mode),
+        "embedding and head": rest,
+        "state that stays": config.layers * recipe.layer_held,
+    }
+    if recipe.trains:
+        low_rank = place.mode == "lowgrad"
+        layer = recipe.layer_held if low_rank else job.layer * job.gradient
+        going = 2 if place.mode == "host" and streamed else 1  # one more on its way to the host
+        found["gradients"] = going * layer + job.rest * job.gradient
+        found["layer inputs"] = (place.inputs + 2) * job.layer_input
+    else:
+        found["layer inputs"] = 2 * job.layer_input if place.inputs else 0
+    found["working set"] = max(job.working)
+    return found
+
+
+def host_bytes(job: Job, place: Placement) -> Bytes:
+    """What streaming keeps in host memory."""
+    config, recipe = job.config, job.recipe
+    streamed = config.layers - place.layers
+    at_update = place.mode in ("device", "resident")
+    numbers = streamed * job.layer + (0 if at_update else job.rest)
+    found = {
+        "weights": numbers * recipe.weights,
+        "low halves": numbers * recipe.low,
+        "state": streamed * recipe.layer_state + (0 if at_update else recipe.rest_state),
+    }
+    if recipe.trains:
+        found["layer inputs"] = (config.layers - place.inputs) * job.layer_input
+        if place.mode == "host":
+            alive = numbers if job.clip == "exact" else min(2, streamed) * job.layer + job.rest
+            found["gradients"] = alive * job.gradient
+    else:
+        found["layer inputs"] = 0 if place.inputs else 2 * job.layer_input
+    found["staging"] = max(job.layer, job.config.vocab * config.hidden) if numbers else 0
+    return found
+
+
+def total(found: Bytes) -> int:
+    """All kinds together."""
+    return sum(found.values())

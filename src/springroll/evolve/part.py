@@ -24,7 +24,7 @@ def layer_of(whole: Perturbation, stack: str) -> Perturbation:
     """
     if whole.draw_leaf is not draw_counted:
         raise InputError(
-            f"{whole.noise.name!r} noise cannot be drawn for one layer; evolve the model at once"
+            f"{whole.noise.name!r} noise cannot be drawn for one layer; evolve the model whole"
         )
     cut = lambda leaf: replace(leaf, shape=(1, *leaf.shape[1:]), stack=leaf.shape[0])
     return replace(whole, leaves=tuple(cut(x) for x in whole.leaves if in_stack(x, stack)))
@@ -56,7 +56,7 @@ def check_elementwise(optimizer: optax.GradientTransformation, weights: Any, sta
             raise InputError(
                 f"the optimizer takes a {name} over many numbers, so that a layer's step is not "
                 "its own; use one that moves every number by itself, such as optax.sgd or "
-                "optax.adam, or evolve the model at once"
+                "optax.adam, or evolve the model whole"
             )
 
 

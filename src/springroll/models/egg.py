@@ -105,6 +105,35 @@ class Egg(NamedTuple):
         return COMPAT_BITS_SCALE if self.config.precision == "compat" else BITS_SCALE
 
 
+class EggStages(NamedTuple):
+    """The parts of which `Egg.score` is made, for evolution that walks the layers one by one.
+
+    `rest` are the parameters without "blocks", `layer` is one slice of those.
+    """
+
+    config: EggConfig
+    stack: str = "blocks"
+
+    def embed(self, rest: Params, tokens: Array) -> tuple[Array, Array]:
+        """tokens (T + 1,) -> x (T, D), stored, and which tokens begin a document (T,) bool."""
+        read = tokens[:-1]
+        return embed(arithmetic(self.config.precision), rest, read), read == SEPARATOR
+
+    def block(
+        self, layer: Params, x: tuple[Array, Array], state: Array, index: Array
+    ) -> tuple[tuple[Array, Array], Array]:
+        """One layer with its recurrent state (D,); all layers are alike, whatever their index."""
+        numbers = arithmetic(self.config.precision)
+        x_TD, state = block(numbers, in_registers(self.config, layer), x[0], state, x[1])
+        return (x_TD, x[1]), state
+
+    def score(self, rest: Params, x: tuple[Array, Array], tokens: Array) -> Array:
+        """Fitness () as `Egg.score` gives it."""
+        numbers = arithmetic(self.config.precision)
+        logits = head(numbers, in_registers(self.config, rest), x[0])
+        return -jnp.sum(numbers.bits(logits, tokens[1:].astype(jnp.int32)))
+
+
 def egg(config: EggConfig) -> Egg:
     """The model of that size and arithmetic."""
     return Egg(config)

@@ -1,0 +1,126 @@
+"""What is compiled to evolve a model layer by layer: once, whatever the number of layers.
+
+A population stays in its thin form: a program gets the weights of one layer and draws the factors
+of some pairs by their address. Programs that read a layer also return a token, a number that is
+there when the program is done and is never donated.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax import Array, lax
+
+from springroll.evolve.members import Members, each_member
+from springroll.evolve.strategy import State
+from springroll.factored._compat import edge_jit
+from springroll.stream.evolve_stages import Stages
+from springroll.stream.parted_state import ByPath, Parted
+
+
+class Chunk(NamedTuple):
+    """Pairs that run together."""
+
+    start: np.int32
+    pairs: int
+
+
+class Now(NamedTuple):
+    """What members are drawn from: seed (2,) uint32 and generation () int32 of the state."""
+
+    seed: Array
+    generation: Array
+
+
+def chunks(pairs: int, limit: int | None) -> list[Chunk]:
+    """All pairs, at most `limit` at once; the last chunk may be smaller."""
+    size = min(pairs, limit or pairs)
+    return [Chunk(np.int32(at), min(size, pairs - at)) for at in range(0, pairs, size)]
+
+
+class Programs:
+    """The compiled parts of a generation of `stages` under a strategy in parts."""
+
+    def __init__(self, stages: Stages, parted: Parted, per_member: bool):
+        self._stages, self._parted = stages, parted
+        self._axis = 0 if per_member else None  # of the inputs
+        self.pairs = parted.population.pairs
+        self._signs = parted.population.pop_size // self.pairs
+        # Integer networks need their barriers kept; for others some are too much for the compiler.
+        compiled: Any = edge_jit if parted.population.integers else jax.jit
+        self.update = compiled(self._update)
+        self.embed = compiled(self._embed, static_argnums=(4,))
+        self.forward = compiled(self._forward, static_argnums=(6,), donate_argnums=(2, 3))
+        self.score = compiled(self._score, static_argnums=(5,))
+
+    @property
+    def limit(self) -> int | None:
+        """Pairs that may run at once: what the strategy allows for a layer and for the rest."""
+        limits = [part.pairs_per_chunk for part in self._parted.perturbations]
+        return min((limit for limit in limits if limit is not None), default=None)
+
+    def _update(
+        self, fields: ByPath, shared: ByPath, fitness: Array, index: Array
+    ) -> tuple[ByPath, Array]:
+        """(the bundle of a layer after a generation with that fitness (N,), token)."""
+        state = self._parted.layer_state(fields, shared)
+        members = dataclasses.replace(self._parted.for_layer.ask(state), first=index)
+        new, _ = self._parted.for_layer.tell(state, members, fitness)
+        return self._parted.fields(new), _token()
+
+    def _embed(self, rest: Any, now: Now, inputs: Any, start: Any, pairs: int) -> Any:
+        """x of a chunk of members, before the first layer."""
+        members = self._members(self._parted.for_rest, now, start, pairs)
+        inputs = self._of_chunk(inputs, start, pairs)
+        return each_member(self._stages.embed, rest, members, inputs, in_axes=self._axis, **_ONCE)
+
+    def _forward(
+        self, weights: Any, now: Now, x: Any, memory: Any, start: Any, index: Array, pairs: int
+    ) -> tuple[Any, Any, Array]:
+        """(x of a chunk after layer `index`, memory (N, layers, ...), token)."""
+        members = self._members(self._parted.for_layer, now, start, pairs)
+        members = dataclasses.replace(members, first=index)
+        at = lambda m: (start * self._signs, index, *(0,) * (m.ndim - 2))
+        size = lambda m: (pairs * self._signs, 1, *m.shape[2:])
+        here = jax.tree.map(lambda m: lax.dynamic_slice(m, at(m), size(m))[:, 0], memory)
+        params = {self._parted.stack: jax.tree.map(lambda w: w[None], weights)}
+        axes = (0, 0, None)
+        x, here = each_member(self._block, params, members, x, here, index, in_axes=axes, **_ONCE)
+        put = lambda m, new: lax.dynamic_update_slice(m, new[:, None], at(m))
+        return x, jax.tree.map(put, memory, here), _token()
+
+    def _score(self, rest: Any, now: Now, x: Any, inputs: Any, start: Array, pairs: int) -> Array:
+        """Fitness of a chunk, int32 or float32."""
+        members = self._members(self._parted.for_rest, now, start, pairs)
+        inputs = self._of_chunk(inputs, start, pairs)
+        axes = (0, self._axis)
+        fitness = each_member(self._stages.score, rest, members, x, inputs, in_axes=axes, **_ONCE)
+        integer = jnp.issubdtype(fitness.dtype, jnp.integer)
+        return fitness.astype(jnp.int32 if integer else jnp.float32)
+
+    def _block(self, params: Any, x: Any, memory: Any, index: Array) -> Any:
+        layer = jax.tree.map(lambda w: lax.squeeze(w, (0,)), params[self._parted.stack])
+        return self._stages.block(layer, x, memory, index)
+
+    def _members(self, strategy: Any, now: Now, start: Any, pairs: int) -> Members:
+        members = strategy.ask(State(None, None, None, now.seed, now.generation))
+        return members.chunk(start, pairs)
+
+    def _of_chunk(self, inputs: Any, start: Any, pairs: int) -> Any:
+        if self._axis is None:
+            return inputs
+        size = pairs * self._signs
+        return jax.tree.map(
+            lambda x: lax.dynamic_slice_in_dim(x, start * self._signs, size), inputs
+        )
+
+
+_ONCE: dict[str, Any] = {"pairs_per_chunk": 1 << 62}  # a chunk is not cut again
+
+
+def _token() -> Array:
+    return jnp.zeros((), jnp.int32)

@@ -46,9 +46,9 @@ class PlanOptions:
     """Of weights and activations."""
     rounding: Literal["split", "stochastic"] = "split"
     """Of bfloat16 weights: an exact float32 in two halves, or rounding at random."""
-    clip: Literal["previous", "exact", "layer"] = "previous"
-    """Which norm limits gradients: of the last step, of this one (all gradients are held on the
-    host until it is known), or of each layer."""
+    clip: Literal["none", "global", "previous", "layer"] = "previous"
+    """Which norm limits gradients: `global`, of the whole gradient, which is held on the host until
+    it is known; that of the step before; or of each layer."""
     depth: int = 3
     """Layers on the device at a time."""
     link: str | None = None
@@ -62,8 +62,9 @@ def run(argv: Sequence[str]) -> int:
     options = parse(PlanOptions, argv, prog="springroll plan")
 
     from springroll.stream.largest import alternatives, capacity
-    from springroll.stream.plan import found_model, options_of, planned_or_refused
+    from springroll.stream.plan import found_model, options_of
     from springroll.stream.plan_table import alternatives_table, capacity_table
+    from springroll.stream.refusal import planned_or_refused
 
     asked = options_of(
         options.device,

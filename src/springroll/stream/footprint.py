@@ -9,7 +9,7 @@ from springroll.models.decoder_config import DecoderConfig
 from springroll.stream.methods import Mode, Recipe, layer_numbers, rest_numbers
 from springroll.stream.working_set import WorkingSet
 
-Clip = Literal["exact", "previous", "layer"]
+Clip = Literal["none", "global", "previous", "layer"]
 Bytes = dict[str, int]  # by kind
 
 
@@ -125,7 +125,7 @@ def host_bytes(job: Job, place: Placement) -> Bytes:
     if recipe.trains:
         found["layer inputs"] = (config.layers - place.inputs) * job.layer_input
         if place.mode == "host":
-            alive = numbers if job.clip == "exact" else min(2, streamed) * job.layer + job.rest
+            alive = numbers if job.clip == "global" else min(2, streamed) * job.layer + job.rest
             found["gradients"] = alive * job.gradient
     else:
         found["layer inputs"] = 0 if place.inputs else 2 * job.layer_input

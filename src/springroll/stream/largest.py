@@ -11,7 +11,7 @@ from springroll.models.decoder_config import CONFIGS, DecoderConfig
 from springroll.stream.footprint import Job
 from springroll.stream.methods import METHODS
 from springroll.stream.placement import Budgets, choose
-from springroll.stream.plan import Options, Plan, job_of, micro_batches, planned
+from springroll.stream.planned import Options, Plan, job_of, micro_batches, planned
 from springroll.stream.rates import Rates
 from springroll.stream.working_set import WorkingSet
 

@@ -12,7 +12,7 @@ from springroll.stream.step_time import work
 
 if TYPE_CHECKING:
     from springroll.stream.largest import Way
-    from springroll.stream.plan import Plan
+    from springroll.stream.planned import Plan
 
 UPDATES = {
     "resident": "nothing streams: all layers and their state stay on the device",

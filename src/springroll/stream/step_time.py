@@ -114,7 +114,7 @@ def step_seconds(job: Job, place: Placement, rates: Rates) -> Seconds:
         return Seconds(compute, sum(ins), sum(outs), cpu, 0.0, sum(busy.values()), bottleneck)
     first = max(forward, ins[0], outs[0])
     second = max(backward + head, ins[1], outs[1])
-    if job.clip == "exact" and place.mode == "host":
+    if job.clip == "global" and place.mode == "host":
         step = second + max(first, cpu)  # no update before the last gradient is there
     else:
         step = max(first + second, cpu)

@@ -8,7 +8,7 @@ next computation queued.
 
 import threading
 from collections import deque
-from collections.abc import Iterator, Sequence
+from collections.abc import Generator, Sequence
 from concurrent.futures import Future
 from typing import Any, NamedTuple
 
@@ -72,7 +72,7 @@ class Conveyor:
         self.store, self.link = store, link
         self.ledger = Ledger(depth)
 
-    def walk(self, stops: Sequence[Stop]) -> Iterator[Passing]:
+    def walk(self, stops: Sequence[Stop]) -> Generator[Passing]:
         """The bundles of the itinerary, one after the other. Consecutive stops at one bundle are
         one passage with the fields of all of them."""
         runs = merged(stops)

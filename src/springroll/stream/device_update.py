@@ -12,7 +12,7 @@ from jax import Array
 from springroll.stream.conveyor import Conveyor, Passing, Stop
 from springroll.stream.update import Gradient
 
-Mend = Callable[[Any, Any], Any]  # (weights of a layer, its statistics) -> leaves that change
+Mend = Callable[[Any, Any], Any]  # (weights of a layer, its statistics) -> weights
 
 
 class DeviceUpdate:
@@ -93,7 +93,7 @@ class DeviceUpdate:
             self._layers, named(weights), state, named(grads), factor, good, layer=layer
         )
         new = new["layers"]
-        return (new if self._mend is None else {**new, **self._mend(new, stats)}), state
+        return (new if self._mend is None else self._mend(new, stats)), state
 
     def _others(
         self, weights: Any, state: Any, grads: Any, factor: Array, good: Array

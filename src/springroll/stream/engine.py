@@ -7,6 +7,8 @@ many. Sources: arXiv 2604.05091 (weights and states on the host, stateless layer
 2512.17570 (all micro-batches of a layer before the next).
 """
 
+import functools
+import operator
 from typing import Any
 
 import jax
@@ -73,7 +75,7 @@ class Engine:
         count = tokens.shape[0]
         together = next(n for n in range(min(rows, count), 0, -1) if count % n == 0)
         parts = [tokens[i : i + together] for i in range(0, count, together)]
-        return _Forward(self, parts).run()
+        return _Forward(self, parts).metrics()
 
     def _cut(self, tokens: Any, parts: int) -> list[Any]:
         """Every parts-th row, as gradients are accumulated elsewhere."""
@@ -97,7 +99,7 @@ class _Forward:
         self.visits = schedule.forward_only(engine.layers, len(parts))
         self.rest_fields = WEIGHTS
 
-    def run(self) -> Metrics:
+    def metrics(self) -> Metrics:
         self.walk()
         return averaged([{**metrics, "loss": loss} for loss, metrics in self.found.values()])
 
@@ -241,7 +243,8 @@ class _Step(_Forward):
         squared = self.programs.square(grads)
         self.squares.append(squared)
         if clip.waits:
-            self.held[passing.bundle] = self.conveyor.link.fetch((grads, stats))
+            small = self.programs.narrow(grads, passing.arrays["weights"])
+            self.held[passing.bundle] = self.conveyor.link.fetch((small, stats))
             return
         self.good = self.good & jnp.isfinite(squared)
         scale = jnp.ones((), jnp.float32)
@@ -256,7 +259,7 @@ def averaged(trees: list[Any]) -> Any:
     """The mean of the real leaves, the sum of integers (counts)."""
 
     def one(*leaves: Any) -> Any:
-        total = sum(leaves[1:], start=leaves[0])
+        total: Any = functools.reduce(operator.add, leaves)
         return total / len(leaves) if jnp.issubdtype(total.dtype, jnp.floating) else total
 
     return jax.tree.map(one, *trees)

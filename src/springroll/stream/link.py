@@ -28,7 +28,7 @@ class Link:
     copies by itself; else NumPy arrays.
     """
 
-    def __init__(self, device: jax.Device | None = None):
+    def __init__(self, device: Any = None):
         self.device = device or jax.local_devices()[0]
         self.traffic = Traffic()
         self._back = ThreadPoolExecutor(1, "springroll-fetch")
@@ -73,7 +73,7 @@ class ThrottledLink(Link):
     For tests and benches on machines whose device is the host.
     """
 
-    def __init__(self, bytes_per_second: float, device: jax.Device | None = None):
+    def __init__(self, bytes_per_second: float, device: Any = None):
         super().__init__(device)
         self.bytes_per_second = bytes_per_second
         self.busy = {"send": 0.0, "fetch": 0.0}  # seconds each direction was in use

@@ -36,6 +36,7 @@ class Programs:
         self.backward = jax.jit(self._backward, donate_argnums=6)
         self.embed_backward = jax.jit(self._embed_backward, donate_argnums=4)
         self.square = jax.jit(square)
+        self.narrow = narrow
 
     def _embed(self, moving: Any, still: Any, tokens: Array) -> tuple[Array, Array]:
         """x of the first layer."""
@@ -112,6 +113,12 @@ def square(grads: Any) -> Array:
         (jnp.sum(jnp.square(g.astype(jnp.float32))) for g in jax.tree.leaves(grads)),
         start=jnp.zeros((), jnp.float32),
     )
+
+
+@jax.jit
+def narrow(grads: Any, weights: Any) -> Any:
+    """Gradients in the types of the weights: what crosses the link."""
+    return jax.tree.map(lambda g, w: g.astype(w.dtype), grads, weights)
 
 
 def _token() -> Array:

@@ -1,4 +1,4 @@
-"""The inputs of layers, kept from the forward to the backward pass: on the device or on the host."""
+"""The inputs of layers, kept for the backward pass: on the device or on the host."""
 
 from collections.abc import Callable
 from concurrent.futures import Future

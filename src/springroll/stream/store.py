@@ -71,7 +71,7 @@ class HostStore:
 
         Waits for nothing: who writes is who promised.
         """
-        return jax.tree.map(_writable, self._fields[bundle][field])
+        return jax.tree.map(writable, self._fields[bundle][field])
 
     def replace(self, bundle: int, fields: Mapping[str, Any]) -> None:
         """Take these arrays, on the host (for resident bundles: on the device), in place of the
@@ -111,7 +111,7 @@ class HostStore:
         return jax.tree.map(lambda x: np.array(x, order="C"), tree)
 
 
-def _writable(x: Any) -> np.ndarray:
+def writable(x: Any) -> np.ndarray:
     """NumPy on the memory of an array that is on the host."""
     if isinstance(x, np.ndarray):
         return x

@@ -86,8 +86,12 @@ class Egg(NamedTuple):
         Logits are in log2 units times ln 2: `softmax(logits)` is the model's distribution.
         """
         stored, state = forward(self.config, params, tokens, state)
+        return self.natural(stored), state
+
+    def natural(self, stored: Array) -> Array:
+        """Stored logits in natural units, float32."""
         unit = fp.ONE if self.config.integer else 1
-        return stored.astype(jnp.float32) * np.float32(np.log(2) / unit), state
+        return stored.astype(jnp.float32) * np.float32(np.log(2) / unit)
 
     def score(self, params: Params, tokens: Array, state: Array) -> tuple[Array, Array]:
         """Fitness of one stream: minus the code length of tokens[1:] given tokens[:-1] and `state`.
@@ -127,11 +131,15 @@ class EggStages(NamedTuple):
         x_TD, state = block(numbers, in_registers(self.config, layer), x[0], state, x[1])
         return (x_TD, x[1]), state
 
+    def stored_logits(self, rest: Params, x: tuple[Array, Array]) -> Array:
+        """Logits (T, 256) as `forward` gives them."""
+        numbers = arithmetic(self.config.precision)
+        return head(numbers, in_registers(self.config, rest), x[0])
+
     def score(self, rest: Params, x: tuple[Array, Array], tokens: Array) -> Array:
         """Fitness () as `Egg.score` gives it."""
-        numbers = arithmetic(self.config.precision)
-        logits = head(numbers, in_registers(self.config, rest), x[0])
-        return -jnp.sum(numbers.bits(logits, tokens[1:].astype(jnp.int32)))
+        bits = arithmetic(self.config.precision).bits
+        return -jnp.sum(bits(self.stored_logits(rest, x), tokens[1:].astype(jnp.int32)))
 
 
 def egg(config: EggConfig) -> Egg:

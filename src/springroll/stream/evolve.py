@@ -85,19 +85,33 @@ def streamed(
     link = Link() if link is None else link
     mapped = params if isinstance(params, MappedStore) else None
     tree = mapped.params if mapped else params
-    stages = checked(stages, tree)
-    parts = parted(strategy, tree_of(tree), stages.stack)
-    if mapped and parts.stacked:
-        raise InputError(
-            f"the strategy keeps {parts.stacked[0]} for every weight, which a file that is only "
-            "read cannot take back; use optax.sgd without momentum and master='stochastic' or None"
-        )
-    depth = _depth_within(device_budget, parts, depth, written=mapped is None)
+    parts, depth = prepared(strategy, stages, tree, device_budget, depth, written=mapped is None)
     if mapped:
         store, rest = mapped, rest_started(parts, link, key, tree)
     else:
         store, rest = started(parts, link, key, params)
     return Streamed(parts, stages, store, rest, link, depth, device_budget, per_member)
+
+
+def prepared(
+    strategy: Strategy,
+    stages: Stages,
+    params: Any,
+    device_budget: int | None,
+    depth: int = 3,
+    written: bool = True,
+) -> tuple[Parted, int]:
+    """The strategy in parts and the depth that the budget holds; no array is made.
+
+    `params` may be shapes. Raises InputError for all that `streamed` refuses.
+    """
+    parts = parted(strategy, tree_of(params), checked(stages, params).stack)
+    if parts.stacked and not written:
+        raise InputError(
+            f"the strategy keeps {parts.stacked[0]} for every weight, which a file that is only "
+            "read cannot take back; use optax.sgd without momentum and master='stochastic' or None"
+        )
+    return parts, _depth_within(device_budget, parts, depth, written)
 
 
 class Streamed:
@@ -174,10 +188,10 @@ class Streamed:
 
         Args:
             embed: (rest, inputs) -> x.
-            block: (one layer, x, its index) -> x.
+            block: (one layer, x, its index () int32) -> x.
             finish: (rest, x, inputs) -> the result.
         """
-        embed, block, finish = jax.jit(embed), jax.jit(block), jax.jit(finish)
+        embed, block, finish = map(self.programs.compiled, (embed, block, finish))
 
         def run(inputs: Any) -> Any:
             x = embed(self._rest.params, inputs)

@@ -51,7 +51,8 @@ class Programs:
         self.pairs = parted.population.pairs
         self._signs = parted.population.pop_size // self.pairs
         # Integer networks need their barriers kept; for others some are too much for the compiler.
-        compiled: Any = edge_jit if parted.population.integers else jax.jit
+        self.compiled: Any = edge_jit if parted.population.integers else jax.jit
+        compiled = self.compiled
         self.update = compiled(self._update)
         self.embed = compiled(self._embed, static_argnums=(4,))
         self.forward = compiled(self._forward, static_argnums=(6,), donate_argnums=(2, 3))

@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, ClassVar, Literal, NamedTuple
 
 from springroll.errors import InputError
+from springroll.stream.budget import parse_bytes
 from springroll.train.config import CHANGEABLE, RunConfig
 
 if TYPE_CHECKING:
@@ -65,6 +66,12 @@ class PretrainConfig(RunConfig):
     """Members run at once on one device; default: so many that their activations fit 1 GiB."""
     devices: int | None = field(default=None, metadata=CHANGEABLE)
     """Devices to split the population over; default: all, and on a CPU one per core."""
+    engine: Literal["auto", "resident", "stream"] = field(default="auto", metadata=CHANGEABLE)
+    """Where weights live: on the device, or in host memory from where each layer passes through the
+    device once per generation. `auto` streams what does not fit; integers are the same either way.
+    """
+    device_memory: str | None = field(default=None, metadata=CHANGEABLE)
+    """How much of the device to use for weights and what streams by, such as 2GiB; default: all."""
     valid_streams: int = field(default=128, metadata=CHANGEABLE)
     """Rows of the validation sample."""
     valid_tokens: int = field(default=1024, metadata=CHANGEABLE)
@@ -103,6 +110,16 @@ class PretrainConfig(RunConfig):
                 f"streams is {self.streams}; the {pairs} pairs of pop_size {self.pop_size} must "
                 "divide evenly over them"
             )
+        self.device_bytes  # noqa: B018  raises what is wrong with it
+        if self.engine == "stream" and self.devices not in (None, 1):
+            raise InputError(f"devices is {self.devices}; --engine stream runs on one device")
+
+    @property
+    def device_bytes(self) -> int | None:
+        """device_memory in bytes."""
+        if self.device_memory is None:
+            return None
+        return parse_bytes(self.device_memory, "device_memory")
 
     @property
     def integer(self) -> bool:
@@ -217,6 +234,7 @@ def build(config: PretrainConfig) -> Pretraining:
     from springroll.tasks.baselines import baselines
     from springroll.tasks.corpus import load_corpus
     from springroll.tasks.text import streams, validation
+    from springroll.train.streamed_pretrain import must_stream, streamed_task
 
     corpus = load_corpus(config.data)
     text = streams(corpus.train, config.num_streams, config.tokens)
@@ -230,10 +248,15 @@ def build(config: PretrainConfig) -> Pretraining:
             registers=fastest_registers() if config.integer else "int8",
         )
     )
-    mesh = population_mesh(config.devices, config.pop_size // 2)
     params = jax.eval_shape(model.init, jax.random.key(0))
+    streams_layers = config.engine == "stream"
+    mesh = None if streams_layers else population_mesh(config.devices, config.pop_size // 2)
     strategy = strategy_for(config, model, params, mesh)
     task = text_task(config, model, strategy, text, sample, lines, corpus.digest, mesh)
+    if must_stream(config, strategy, params):
+        if mesh is not None:
+            strategy = strategy_for(config, model, params, None)
+        task = streamed_task(config, model, strategy, task, sample)
     return Pretraining(task, model, strategy, corpus, sample, lines)
 
 
@@ -299,6 +322,16 @@ def pairs_per_chunk(config: PretrainConfig, devices: int) -> int:
     return max(1, min(config.pop_size // 2 // devices, (1 << 30) // (2 * per_member)))
 
 
+def code_length(logits: Any, rows: Any) -> Any:
+    """Bits per byte of rows (n, T + 1) under logits (n, T, 256)."""
+    import jax
+    import jax.numpy as jnp
+
+    labels = rows[:, 1:, None].astype(jnp.int32)
+    chosen = jnp.take_along_axis(jax.nn.log_softmax(logits), labels, axis=-1)
+    return -jnp.mean(chosen) / jnp.log(2.0)
+
+
 def text_task(
     config: PretrainConfig,
     model: "Egg",
@@ -339,10 +372,7 @@ def text_task(
 
     def bits_of(params: Any) -> Any:
         run = lambda row: model.apply(params, row[:-1], model.state())[0]
-        logits = jax.vmap(run)(sample)
-        labels = sample[:, 1:, None].astype(jnp.int32)
-        chosen = jnp.take_along_axis(jax.nn.log_softmax(logits), labels, axis=-1)
-        return {"valid_bits_per_byte": -jnp.mean(chosen) / jnp.log(2.0)}
+        return {"valid_bits_per_byte": code_length(jax.vmap(run)(sample), sample)}
 
     validate = edge_jit(bits_of)
     return Task(

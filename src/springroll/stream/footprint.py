@@ -126,7 +126,7 @@ def host_bytes(job: Job, place: Placement) -> Bytes:
         found["layer inputs"] = (config.layers - place.inputs) * job.layer_input
         if place.mode == "host":
             alive = numbers if job.clip == "global" else min(2, streamed) * job.layer + job.rest
-            found["gradients"] = alive * job.gradient
+            found["gradients"] = alive * recipe.weights
     else:
         found["layer inputs"] = 0 if place.inputs else 2 * job.layer_input
     found["staging"] = max(job.layer, job.config.vocab * config.hidden) if numbers else 0

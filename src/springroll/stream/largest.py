@@ -13,7 +13,6 @@ from springroll.stream.methods import METHODS
 from springroll.stream.placement import Budgets, choose
 from springroll.stream.planned import Options, Plan, job_of, micro_batches, planned
 from springroll.stream.rates import Rates
-from springroll.stream.working_set import WorkingSet
 
 SMALLEST = 50e6  # parameters: below are toys
 SHAPE = "llama-7b"  # whose layers are counted where no model is given
@@ -51,15 +50,10 @@ def capacity(options: Options) -> list[Way]:
 
 
 def largest_named(options: Options) -> Plan | None:
-    """The named model with the most parameters that fits.
-
-    Only of models whose weights fit is the compiler asked.
-    """
+    """The named model with the most parameters that fits."""
     for name, config in sorted(CONFIGS.items(), key=lambda item: -item[1].parameters):
         if config.parameters < SMALLEST:
             return None
-        if not _might_fit(config, options):
-            continue
         found = planned(name, config, options)
         if found is not None:
             return found
@@ -99,9 +93,3 @@ def _way(options: Options, shape: DecoderConfig, plan: Any) -> Way:
         return Way(options.method, says, 0, None)
     parameters = deepest(job, options.rates, options.budgets)
     return Way(options.method, says, parameters, plan(options))
-
-
-def _might_fit(config: DecoderConfig, options: Options) -> bool:
-    """Whether it would if computing took no memory."""
-    job = job_of(config, options, 1, working=WorkingSet(0, 0))
-    return choose(job, options.rates, options.budgets) is not None

@@ -169,12 +169,12 @@ def _state(method: str, path: str, shape: tuple[int, ...], bits: int, rank: int)
     if method == "muon":
         return _coded(count, bits)
     stack, outputs, inputs = math.prod(shape[:-2]), *shape[-2:]
-    low = stack * outputs * (1 if method == "apollo-mini" else min(rank, outputs, inputs))
+    if method == "apollo-mini":  # projected to one vector along the longer side
+        return 2 * _coded(stack * max(outputs, inputs), bits)
+    low = stack * outputs * min(rank, outputs, inputs)
     if method == "galore":  # P float32 of every matrix, and moments of the projected gradient
         return 4 * stack * min(rank, outputs, inputs) * inputs + 2 * _coded(low, bits)
-    if method == "lowgrad":  # S, and its moments
-        return 4 * low + 2 * _coded(low, bits)
-    return 2 * _coded(low, bits)
+    return 4 * low + 2 * _coded(low, bits)  # lowgrad: S and its moments
 
 
 def _projectors(config: DecoderConfig, rank: int) -> int:

@@ -138,6 +138,9 @@ class Plan:
 
 def planned(name: str, config: DecoderConfig, options: Options) -> Plan | None:
     """The fastest step that fits, with the largest micro-batch that lets it; None if none does."""
+    free = job_of(config, options, 1, working=WorkingSet(0, 0))
+    if choose(free, options.rates, options.budgets) is None:
+        return None  # not even if computing took no memory: no need to ask the compiler
     for rows in micro_batches(options):
         job = job_of(config, options, rows)
         choice = choose(job, options.rates, options.budgets)

@@ -1,0 +1,72 @@
+"""`springroll plan` as people call it."""
+
+import json
+import subprocess
+import sys
+
+import pytest
+
+from springroll.cli import main as cli
+from springroll.cli.plan import run
+from springroll.stream import largest
+
+SMALL = ["--tokens-per-step", "512", "--sequence", "128"]
+
+
+@pytest.fixture(autouse=True)
+def _registered(monkeypatch):
+    monkeypatch.setitem(cli.COMMANDS, "plan", cli.Command("springroll.cli.plan", "a plan"))
+
+
+def test_tables_of_a_model(capsys):
+    assert run(["llama-60m", "--device", "RTX 3080", "--host", "8GB", *SMALL]) == 0
+    said = capsys.readouterr().out
+    for word in ("llama-60m by adamw on RTX 3080", "working set", "tokens per second", "evolve"):
+        assert word in said
+
+
+def test_json_of_a_model(capsys):
+    code = run(["llama-60m", "--device", "600MiB", "--host", "8GB", "--json", *SMALL])
+    found = json.loads(capsys.readouterr().out)
+    assert code == 0
+    assert found["device_peak"] <= 600 * 2**20 and found["seconds"]["step"] > 0
+    assert {way["method"] for way in found["alternatives"]} >= {"adamw", "lowgrad", "evolve"}
+
+
+def test_without_a_model_what_the_machine_can_train(capsys, monkeypatch):
+    few = {name: largest.CONFIGS[name] for name in ("llama-60m", "llama-130m")}
+    monkeypatch.setattr(largest, "CONFIGS", few)
+    monkeypatch.setattr(largest, "SHAPE", "llama-60m")
+    assert run(["--device", "RTX 3080", "--host", "8GB", *SMALL]) == 0
+    said = capsys.readouterr().out
+    assert "largest named model" in said and "llama-130m (resident)" in said
+
+
+@pytest.mark.parametrize(
+    ("argv", "said"),
+    [
+        (["llama-60m", "--device", "RTX 3808"], "did you mean RTX 3080"),
+        (["lama-60m", "--device", "H200"], "did you mean llama-60m"),
+        (["llama-60m", "--device", "H200", "--host", "much"], "expected a number and a unit"),
+        (["llama-60m", "--device", "H200", "--tokens-per-step", "1000"], "take 1024"),
+        (["llama-60m", "--device", "H200", "--method", "adamm"], "did you mean adamw"),
+        (["llama-60m", "--device", "1MiB", "--host", "1MiB", *SMALL], "give more memory"),
+        (["llama-60m", "--devise", "H200"], "--device"),
+    ],
+)
+def test_bad_input_is_one_line_and_exit_code_2(argv, said, capsys, monkeypatch):
+    monkeypatch.setattr(largest, "CONFIGS", {})
+    assert cli.main(["plan", *argv]) == cli.BAD_INPUT
+    line = capsys.readouterr().err
+    assert said in line and line.count("\n") == 1
+
+
+def test_help_imports_no_jax():
+    program = (
+        "import sys\nfrom springroll.cli.plan import run\n"
+        "try:\n    run(['--help'])\nexcept SystemExit:\n    pass\n"
+        "assert 'jax' not in sys.modules"
+    )
+    found = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True)
+    assert found.returncode == 0, found.stderr
+    assert "--tokens-per-step" in found.stdout

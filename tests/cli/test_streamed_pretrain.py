@@ -1,56 +1,76 @@
 """`springroll pretrain --engine stream`: the run folder of the resident run, byte for byte."""
 
 import json
+import shutil
+import time
 
 import jax
 import numpy as np
 import pytest
-from tiny import pretrain, text_file
+from tiny import pretrain, start, text_file
 
 from springroll.cli.main import main
 from springroll.cli.pretrain import config_of
 from springroll.errors import InputError
 from springroll.models.egg import EggConfig, EggStages, egg
-from springroll.stream.link import Link
+from springroll.train.checkpoint import differing_paths
 from springroll.train.pretrain import build
 from springroll.train.streamed_pretrain import must_stream
 
-GENERATIONS, BREAK = 6, 4
-END = ("--n-layers", "2", "--generations", str(GENERATIONS))
-NEWEST = f"checkpoints/{GENERATIONS:09d}.safetensors"
+GENERATIONS = 4
+LAYERS = ("--n-layers", "2")
 
 
-class Death(BaseException):
-    """Nothing that a program could answer to."""
+def newest(run, generation=GENERATIONS):
+    return (run / "checkpoints" / f"{generation:09d}.safetensors").read_bytes()
 
 
-def test_the_folder_is_that_of_the_resident_run_even_after_a_crash(tmp_path, monkeypatch, capsys):
-    """It dies between the two layers of a generation, one of which has taken its step."""
-    text = text_file(tmp_path)
-    died, resident = tmp_path / "died", tmp_path / "resident"
-    fetch, steps = Link.fetch, []
+def test_a_resident_run_goes_on_streamed_to_the_same_bytes(tmp_path, monkeypatch, capsys):
+    """From what a kill left: the checkpoint before the last, a journal with a torn last record."""
+    monkeypatch.setattr("springroll.train.session.SAVE_SHARE", 1.0)  # after every generation
+    resident, killed = tmp_path / "resident", tmp_path / "killed"
+    end = ("--generations", str(GENERATIONS))
+    assert main(pretrain(text_file(tmp_path), resident, *LAYERS, *end)) == 0
+    shutil.copytree(resident, killed)
+    for path in (killed / "checkpoints").glob(f"{GENERATIONS:09d}.*"):
+        path.unlink()
+    journal = (resident / "journal").read_bytes()
+    (killed / "journal").write_bytes(journal[:-5])
+    capsys.readouterr()
 
-    def dying(link, tree):
-        steps.append(tree)
-        if len(steps) > 2 * BREAK:
-            raise Death
-        return fetch(link, tree)
-
-    monkeypatch.setattr(Link, "fetch", dying)
-    with pytest.raises(Death):
-        main(pretrain(text, died, *END, "--engine", "stream"))
-    monkeypatch.undo()
-    assert not (died / "summary.json").exists()
-
-    assert main(["pretrain", "--resume", "--out", str(died), "--members-per-chunk", "8"]) == 0
-    said = capsys.readouterr().err
-    assert f"going on with {died}" in said and "not the journal's" not in said
-    assert main(pretrain(text, resident, *END)) == 0
-    for name in ("journal", NEWEST):
-        assert (died / name).read_bytes() == (resident / name).read_bytes()
-    scores = [json.loads((run / "summary.json").read_text()) for run in (died, resident)]
+    on = ["--resume", "--out", str(killed), "--engine", "stream", "--members-per-chunk", "8"]
+    assert main(["pretrain", *on]) == 0
+    assert f"going on with {killed} at generation {GENERATIONS - 1}" in capsys.readouterr().err
+    assert (killed / "journal").read_bytes() == journal
+    assert newest(killed) == newest(resident)
+    scores = [json.loads((run / "summary.json").read_text()) for run in (killed, resident)]
     one, other = (score["valid_bits_per_byte"] for score in scores)
     assert one == pytest.approx(other, rel=1e-6)
+
+
+def test_both_begin_with_the_same_state(tmp_path):
+    engines = [built(tmp_path, *LAYERS, "--engine", name) for name in ("resident", "stream")]
+    assert differing_paths(*(made.task.init() for made in engines)) == []
+
+
+@pytest.mark.slow
+def test_kill_9_leaves_no_trace(tmp_path, capsys):
+    text, run = text_file(tmp_path), tmp_path / "run"
+    end = (*LAYERS, "--generations", "200", "--engine", "stream")
+    process = start(pretrain(text, run, *end))
+    give_up = time.monotonic() + 120
+    while not (run / "journal").exists() or (run / "journal").stat().st_size < 2000:
+        assert process.poll() is None and time.monotonic() < give_up
+        time.sleep(0.01)
+    process.kill()
+    process.communicate()
+    assert not (run / "summary.json").exists()
+    assert main(["pretrain", "--resume", "--out", str(run)]) == 0
+    assert main(pretrain(text, tmp_path / "undisturbed", *end)) == 0
+    assert newest(run, 200) == newest(tmp_path / "undisturbed", 200)
+    capsys.readouterr()
+    assert main(["replay", str(run)]) == 0
+    assert "equal to the checkpoint of generation 200, bit for bit" in capsys.readouterr().out
 
 
 def built(tmp_path, *options):

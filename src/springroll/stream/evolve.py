@@ -34,7 +34,7 @@ from springroll.stream.population_pass import Now, Programs, chunks
 from springroll.stream.store import HostStore
 
 Metrics = dict[str, Any]
-Visit = Callable[[Array, Any], Any]  # (layer () int32, its weights) -> when it is done with them
+Visit = Callable[[Any, Any], Any]  # (layer () int32, its weights) -> when it is done with them
 
 
 class Due(NamedTuple):
@@ -154,7 +154,7 @@ class Streamed:
         assert parked is not None
         waiting = parked
 
-        def visit(index: Array, weights: Any) -> Any:
+        def visit(index: Any, weights: Any) -> Any:
             nonlocal memory
             token = None
             for number, (start, pairs) in enumerate(self.chunks):
@@ -196,7 +196,7 @@ class Streamed:
         def run(inputs: Any) -> Any:
             x = embed(self._rest.params, inputs)
 
-            def visit(index: Array, weights: Any) -> Any:
+            def visit(index: Any, weights: Any) -> Any:
                 nonlocal x
                 x = block(weights, x, index)
                 return x
@@ -278,7 +278,7 @@ class Streamed:
         fields = ("weights", "state") if self._due else ("weights",)
         returning: deque[tuple[int, Future[Any]]] = deque()
         for passing in self.conveyor.walk([Stop(i, fields) for i in range(self.parted.layers)]):
-            layer, index = passing.arrays, jnp.int32(passing.bundle)
+            layer, index = passing.arrays, np.int32(passing.bundle)
             if passing.bundle not in self._moved:
                 for due in self._due:
                     layer, token = self.programs.update(layer, due.shared, due.fitness, index)

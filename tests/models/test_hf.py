@@ -115,6 +115,19 @@ def test_the_new_spelling_of_rope_says_the_same():
     assert hf_config(old) == hf_config(new)
 
 
+def test_attention_bias_is_of_all_four_matrices():
+    for family in ("llama", "qwen3", "qwen3_moe", "olmoe"):
+        config = hf_config(config_of(family) | {"attention_bias": True})
+        assert config.qkv_bias and config.o_bias
+    assert not hf_config(config_of("qwen2") | {"attention_bias": True}).o_bias
+
+
+def test_the_number_of_experts_in_both_spellings():
+    values = config_of("qwen3_moe")
+    new = {k: v for k, v in values.items() if k != "num_experts"} | {"num_local_experts": 6}
+    assert hf_config(new) == hf_config(values)
+
+
 @pytest.mark.parametrize(
     ("change", "message"),
     [

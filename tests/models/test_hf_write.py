@@ -32,6 +32,7 @@ MODELS = {
     "dense": TINY,
     "tied": dataclasses.replace(TINY, tied=True),
     "bias": dataclasses.replace(TINY, qkv_bias=True, kv_heads=1),
+    "biases": dataclasses.replace(TINY, qkv_bias=True, o_bias=True),
     "experts": llama(32, 24, 2, 2, vocab=256, experts=4, top_k=2, qk_norm="head"),
     "olmoe": llama(32, 24, 2, 2, vocab=256, experts=4, top_k=2, qk_norm="whole"),
 }
@@ -201,6 +202,20 @@ def test_every_published_model_has_a_config(name):
     values = config_json(CONFIGS[name], "float32")
     assert values["torch_dtype"] == "float32" and values["max_position_embeddings"] >= 4096
     json.dumps(values)
+
+
+def test_what_would_not_be_read_is_refused(tmp_path):
+    """A bias that the config does not speak of is no bias that may be left out."""
+    save_hf(tmp_path, MODELS["biases"], params_of(MODELS["biases"]))
+    values = json.loads((tmp_path / "config.json").read_text())
+    (tmp_path / "config.json").write_text(json.dumps(values | {"attention_bias": False}))
+    with pytest.raises(
+        InputError, match=r"holds 8 tensors .* model\.layers\.0\.self_attn\.\w_proj"
+    ):
+        open_hf(tmp_path)
+    (tmp_path / "config.json").write_text(json.dumps(values | {"model_type": "mamba"}))
+    with pytest.raises(InputError, match=r"^.*config\.json: model_type is 'mamba'"):
+        open_hf(tmp_path)
 
 
 def test_shards_that_are_lost_or_cut_are_named_at_once(tmp_path):

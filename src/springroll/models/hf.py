@@ -27,6 +27,7 @@ from springroll.models.safetensors_map import forget, mapped
 
 INDEX = "model.safetensors.index.json"
 SINGLE = "model.safetensors"
+UNREAD = ("lm_head.weight", "rotary_emb.inv_freq")  # of tied models; of old checkpoints
 FLOATS = (jnp.bfloat16, np.float16, np.float32, np.float64)
 
 
@@ -59,11 +60,12 @@ def read_config(folder: str | Path) -> DecoderConfig:
     """The shape of the model in a folder; no weights are read."""
     path = Path(folder) / "config.json"
     try:
-        return hf_config(json.loads(path.read_text()), str(path))
+        values = json.loads(path.read_text())
     except OSError as error:
         raise InputError(f"cannot read {path}: {error.strerror}") from None
     except ValueError as error:
         raise InputError(f"{path} is not JSON: {error}") from None
+    return hf_config(values, str(path))
 
 
 @dataclass(frozen=True)
@@ -82,13 +84,21 @@ def open_hf(folder: str | Path, config: DecoderConfig | None = None) -> Checkpoi
 
     Raises:
         InputError: a file is missing, truncated or damaged, a tensor is missing, has another shape
-            than the config says, or is quantized.
+            than the config says, is quantized, or would not be read.
     """
     config = read_config(folder) if config is None else config
     tensors = _tensors(Path(folder))
+    needed = set()
     for path, shape in _paths(config):
         for index, name in checkpoint_names(path, shape):
             _check(tensors, name, path, shape[len(index) :])
+            needed.add(name)
+    unread = [n for n in tensors if n not in needed and not n.endswith(UNREAD)]
+    if unread:
+        raise InputError(
+            f"{folder} holds {len(unread)} tensors that the model of its config.json has not, "
+            f"{unread[0]} first; without them it would compute something else"
+        )
     return Checkpoint(config, tensors)
 
 

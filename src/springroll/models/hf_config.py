@@ -12,11 +12,15 @@ from springroll.models.rope import Llama3Scaling, RopeScaling, YarnScaling
 Values = Mapping[str, Any]
 
 FAMILIES: dict[str, Callable[[Values], dict[str, Any]]] = {
-    "llama": lambda c: {"qkv_bias": c.get("attention_bias", False)},
+    "llama": lambda c: _biases(c),
     "qwen2": lambda c: {"qkv_bias": True},
-    "qwen3": lambda c: {"qk_norm": "head"},
-    "qwen3_moe": lambda c: {"qk_norm": "head", **_experts(c, c["moe_intermediate_size"])},
-    "olmoe": lambda c: {"qk_norm": "whole", **_experts(c, c["intermediate_size"])},
+    "qwen3": lambda c: {"qk_norm": "head", **_biases(c)},
+    "qwen3_moe": lambda c: {
+        "qk_norm": "head",
+        **_biases(c),
+        **_experts(c, c["moe_intermediate_size"]),
+    },
+    "olmoe": lambda c: {"qk_norm": "whole", **_biases(c), **_experts(c, c["intermediate_size"])},
 }
 
 
@@ -58,9 +62,15 @@ def hf_config(values: Values, where: str = "config.json") -> DecoderConfig:
         raise InputError(f"{where}: the key {missing} is missing") from None
 
 
+def _biases(values: Values) -> dict[str, Any]:
+    """`attention_bias` is of all four matrices (Qwen2 has its own rule)."""
+    return dict.fromkeys(("qkv_bias", "o_bias"), bool(values.get("attention_bias", False)))
+
+
 def _experts(values: Values, ffn: int) -> dict[str, Any]:
     return {
-        "experts": values["num_experts"],
+        # transformers 5 writes the second for Qwen3-MoE, though all its folders have the first.
+        "experts": values.get("num_experts") or values["num_local_experts"],
         "top_k": values["num_experts_per_tok"],
         "renormalise": values.get("norm_topk_prob", False),
         "ffn": ffn,

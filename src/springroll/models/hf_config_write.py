@@ -73,7 +73,7 @@ def _values(c: DecoderConfig, family: str, dtype: str, context: int | None) -> d
         "rms_norm_eps": c.norm_eps,
         "tie_word_embeddings": c.tied,
         "initializer_range": c.init_std,
-        "attention_bias": False,
+        "attention_bias": c.o_bias,
         "max_position_embeddings": context or _context(c),
         "rope_theta": c.rope_theta,
         "torch_dtype": dtype,

@@ -143,6 +143,7 @@ def test_little_memory_and_a_slow_link_change_nothing(engine, first):
     tight = streamed(
         strategy(pairs_per_chunk=3), TOY, PARAMS, key=KEY, device_budget=least, link=link
     )
+    tight.programs = engine.programs  # the same, compiled already
     tight_memory, tight_history = run(tight, range(2))
     assert tight.conveyor.ledger.peak == 1
     assert link.traffic.fetches > LAYERS
@@ -188,6 +189,7 @@ def test_files_that_are_only_read():
     options = {"optimizer": optax.sgd(lambda step: 0.3 / (1 + step)), "master": "stochastic"}
     written = streamed(strategy(**options), TOY, params, key=KEY)
     read = streamed(strategy(**options), TOY, mapped(params), key=KEY)
+    read.programs = written.programs  # the same, compiled once
     memory, history = run(written, range(3))
     assert_equal(run(read, range(3)), (memory, history))
     assert read.link.traffic.fetches == 0 and not read.writable

@@ -1,12 +1,19 @@
-"""Layers in files that are only read: weights that need no host memory of their own."""
+"""Layers in files that are only read: weights that need no host memory of their own.
+
+The system reads pages when a layer is sent and may drop them when memory is short, so a model of
+any size is evolved from a disk. Steps are not written back; see `springroll.stream.evolve`.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from pathlib import Path
 from typing import Any
 
 import jax
 
+from springroll.models.decoder import Decoder, decoder
+from springroll.models.hf import open_hf, read_layer, read_rest
 from springroll.stream.store import Fields
 
 
@@ -42,3 +49,15 @@ class MappedStore:
 
     def resident(self, bundle: int) -> bool:
         return False
+
+
+def mapped_model(folder: str | Path) -> tuple[Decoder, MappedStore]:
+    """The model of a Hugging Face folder, its layers left in the files.
+
+    Raises:
+        InputError: what is wrong with the folder, before any weight is read.
+    """
+    checkpoint = open_hf(folder)
+    layer = lambda index: read_layer(checkpoint, index)
+    store = MappedStore(read_rest(checkpoint), layer, checkpoint.config.layers)
+    return decoder(checkpoint.config), store

@@ -104,6 +104,9 @@ def _decoder(config: TrainConfig) -> ByteModel:
         )
     model, learner = make(config)
     saved = jax.eval_shape(learner.init, jax.eval_shape(lambda: jax.random.key(0)))
+    prefix, params = "carry", learner.params
+    if config.engine == "stream":  # whose states differ, but not its weights
+        saved, prefix, params = jax.eval_shape(params, saved), "carry/params", lambda saved: saved
     window = config.tokens
 
     def write(params: Any, start: Any, length: int, draw: Draw, seed: int) -> bytes:
@@ -131,13 +134,13 @@ def _decoder(config: TrainConfig) -> ByteModel:
 
     return ByteModel(
         saved=saved,
-        prefix="carry",
-        params=learner.params,
+        prefix=prefix,
+        params=params,
         bits=bits,
         write=write,
         explained=lambda: (
             lambda params, tokens: model.loss(params, tokens)[0],
-            jax.eval_shape(learner.params, saved),
+            jax.eval_shape(params, saved),
             jax.ShapeDtypeStruct((1, config.tokens + 1), jnp.int32),
         ),
     )

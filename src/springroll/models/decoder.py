@@ -8,7 +8,7 @@ Computation is in the type of the parameters; softmaxes, norms and logits are fl
 
 from __future__ import annotations
 
-import functools
+from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any, TypeAlias
 
@@ -141,13 +141,23 @@ def swiglu(params: Params, x: Array) -> Array:
 
 def init(config: DecoderConfig, key: Array, dtype: Any = jnp.float32) -> Params:
     """Fresh parameters; every leaf has a key of its own."""
-    is_shape = lambda node: isinstance(node, tuple)
-    leaves, tree = jax.tree_util.tree_flatten_with_path(shapes(config), is_leaf=is_shape)
-    make = functools.partial(_leaf, config, dtype=dtype)
-    keys = jax.random.split(key, len(leaves))
-    return tree.unflatten(
-        [make(path[-1].key, shape, k) for (path, shape), k in zip(leaves, keys, strict=True)]
-    )
+    tree = jax.tree.structure(shapes(config), is_leaf=_is_shape)
+    return tree.unflatten([values for _, values in leaves(config, key, dtype)])
+
+
+def leaves(
+    config: DecoderConfig, key: Array, dtype: Any = jnp.float32
+) -> Iterator[tuple[str, Array]]:
+    """The same parameters by path, one leaf after the other, in the order of the tree."""
+    found, _ = jax.tree_util.tree_flatten_with_path(shapes(config), is_leaf=_is_shape)
+    keys = jax.random.split(key, len(found))
+    for (path, shape), k in zip(found, keys, strict=True):
+        spelt = jax.tree_util.keystr(path, simple=True, separator="/")
+        yield spelt, _leaf(config, path[-1].key, shape, k, dtype)
+
+
+def _is_shape(node: Any) -> bool:
+    return isinstance(node, tuple)
 
 
 def _leaf(

@@ -61,7 +61,8 @@ class HostStore:
 
     def arrays(self, bundle: int, fields: Sequence[str]) -> Fields:
         self.wait(bundle)
-        return {name: self._fields[bundle][name] for name in fields}
+        here = self._fields[bundle]
+        return dict(here) if self.resident(bundle) else {name: here[name] for name in fields}
 
     def resident(self, bundle: int) -> bool:
         return bundle in self._on_device
@@ -72,6 +73,24 @@ class HostStore:
         Waits for nothing: who writes is who promised.
         """
         return jax.tree.map(writable, self._fields[bundle][field])
+
+    def tree(self, bundle: int, field: str) -> Any:
+        """The arrays of a field, to look at their structure and shapes."""
+        return self._fields[bundle][field]
+
+    def leaf(self, bundle: int, field: str, index: int) -> np.ndarray:
+        """One array of a field, as NumPy; not to be written."""
+        x = jax.tree.leaves(self._fields[bundle][field])[index]
+        return np.asarray(x) if bundle in self._on_device else writable(x)
+
+    def write(self, bundle: int, field: str, index: int, values: np.ndarray) -> None:
+        """Other values for one array of a field."""
+        leaves, tree = jax.tree.flatten(self._fields[bundle][field])
+        if bundle in self._on_device:
+            leaves[index] = jax.device_put(values, self._link.on_device)
+            self._fields[bundle][field] = tree.unflatten(leaves)
+        else:
+            np.copyto(writable(leaves[index]), values)
 
     def replace(self, bundle: int, fields: Mapping[str, Any]) -> None:
         """Take these arrays, on the host (for resident bundles: on the device), in place of the

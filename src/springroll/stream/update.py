@@ -29,6 +29,10 @@ class Update(Protocol):
         """What must be on the device, beside the weights, when a gradient is applied."""
         ...
 
+    def init(self, weights: Any, layer: bool) -> Any:
+        """The state of a bundle, from its float32 weights."""
+        ...
+
     def apply(self, conveyor: Conveyor, passing: Passing, gradient: Gradient) -> None:
         """Take this gradient. Returns at once; the store promises the result."""
         ...
@@ -39,3 +43,28 @@ class Update(Protocol):
         `held` are futures of (values, stats) by bundle; `gradient` has the factor only.
         """
         ...
+
+
+class PlacedUpdate:
+    """`there` for bundles that live on the device, `passing` for those that pass through it."""
+
+    def __init__(self, there: Update, passing: Update):
+        self._there, self._passing = there, passing
+
+    @property
+    def fields(self) -> tuple[str, ...]:
+        return self._passing.fields
+
+    def init(self, weights: Any, layer: bool) -> Any:
+        return self._passing.init(weights, layer)
+
+    def apply(self, conveyor: Conveyor, passing: Passing, gradient: Gradient) -> None:
+        update = self._there if conveyor.store.resident(passing.bundle) else self._passing
+        update.apply(conveyor, passing, gradient)
+
+    def apply_all(self, conveyor: Conveyor, held: dict[int, Any], gradient: Gradient) -> None:
+        stays = {
+            bundle: held.pop(bundle) for bundle in list(held) if conveyor.store.resident(bundle)
+        }
+        self._passing.apply_all(conveyor, held, gradient)
+        self._there.apply_all(conveyor, stays, gradient)

@@ -31,9 +31,8 @@ def train(config: TrainConfig, console: "Console | None" = None) -> "Result":
         folder, config = open_run(config, TrainConfig())
         made = build(config)
     else:
-        config = config.resolved()
-        made = build(config)  # first: what is wrong with the options leaves no folder behind
-        folder, config = open_run(config, TrainConfig())
+        made = build(config.resolved())  # first: wrong options leave no folder behind
+        folder, config = open_run(made.config, TrainConfig())
     if console is not None:
         console.print(opening(config, made))
         console.print(made.memory.table())

@@ -23,13 +23,9 @@ from springroll.tasks.corpus import Corpus, load_corpus
 from springroll.tasks.text import Streams, streams, validation
 from springroll.tasks.tokens import tokenized, tokenizer
 from springroll.train.learners import Learner
-from springroll.train.memory import (
-    Memory,
-    refuse_too_big,
-    step_memory,
-    tree_bytes,
-)
+from springroll.train.memory import Memory, refuse_too_big, too_big
 from springroll.train.optimizers import learner_for
+from springroll.train.streaming import StreamMemory, stream_learner
 from springroll.train.task import Curve, Task
 from springroll.train.train_config import TrainConfig
 
@@ -41,12 +37,13 @@ AXIS = "batch"  # of the mesh
 class Training(NamedTuple):
     """Everything a run is made of."""
 
+    config: TrainConfig  # with the engine decided
     task: Task
     model: Decoder
     learner: Learner
     corpus: Corpus
     lines: dict[str, float]  # bits per byte to beat
-    memory: Memory
+    memory: Memory | StreamMemory
 
 
 class Placement(NamedTuple):
@@ -61,12 +58,33 @@ def build(config: TrainConfig) -> Training:
     corpus = load_corpus(config.data)
     lines = baselines(validation(corpus, config.valid_streams, config.valid_tokens))
     placement = place(config)
-    model, learner = make(config)
-    memory = memory_of(config, learner, placement)
-    refuse_too_big(memory, budget(config), alternatives(config, placement))
+    config, model, learner, memory = engine(config, placement)
     text = text_for(config, corpus)
     task = text_task(config, model, learner, text, lines, corpus.digest, placement)
-    return Training(task, model, learner, corpus, lines, memory)
+    return Training(config, task, model, learner, corpus, lines, memory)
+
+
+def engine(
+    config: TrainConfig, placement: Placement
+) -> tuple[TrainConfig, Decoder, Learner, Memory | StreamMemory]:
+    """(config with the engine decided, model, what trains it, memory of a step).
+
+    Raises:
+        InputError: a step fits in no way; the nearest that does is named.
+    """
+    if config.engine != "stream":
+        model, learner = make(config)
+        memory = memory_of(config, learner, placement)
+        if config.engine == "resident" or not too_big(memory, budget(config)):
+            refuse_too_big(memory, budget(config), alternatives(config, placement))
+            return dataclasses.replace(config, engine="resident"), model, learner, memory
+        try:
+            return engine(dataclasses.replace(config, engine="stream"), placement)
+        except InputError:
+            refuse_too_big(memory, budget(config), alternatives(config, placement))
+            raise
+    model = decoder(model_config(config.model))
+    return config, model, *stream_learner(config, model)
 
 
 def make(config: TrainConfig) -> tuple[Decoder, Learner]:
@@ -122,21 +140,12 @@ def place(config: TrainConfig) -> Placement:
     return Placement(NamedSharding(mesh, PartitionSpec()), NamedSharding(mesh, PartitionSpec(AXIS)))
 
 
-def memory_of(config: TrainConfig, learner: Learner, placement: Placement) -> Memory:
-    """The memory the compiler plans for a step. The program is kept: the first step runs it."""
-    on = lambda sharding: lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=sharding)
-    shapes = jax.eval_shape(learner.init, jax.random.key(0))
+def memory_of(config: TrainConfig, learner: Learner, placement: Placement) -> Any:
+    """The memory that a step needs."""
     rows = config.accumulate * config.batch
     kind = np.int32 if is_hf_folder(config.model) else np.uint8
-    batch = jax.ShapeDtypeStruct((rows, config.tokens + 1), kind)
-    lowered = learner.lower(jax.tree.map(on(placement.state), shapes), on(placement.batch)(batch))
-    weights = tree_bytes(jax.eval_shape(learner.params, shapes))
-    return step_memory(
-        lowered.compile(),
-        weights=weights,
-        state=tree_bytes(shapes) - weights,
-        gradients=learner.gradient_bytes,
-    )
+    shape = (rows, config.tokens + 1)
+    return learner.memory(jax.ShapeDtypeStruct(shape, kind, sharding=placement.batch))
 
 
 def budget(config: TrainConfig) -> int | None:
@@ -181,7 +190,8 @@ def text_task(
     """The loop's view: one member, whose carry is the whole training state."""
 
     def init() -> tuple[None, Any]:
-        return None, jax.device_put(learner.init(jax.random.key(config.seed)), placement.state)
+        put = lambda x: jax.device_put(x, placement.state) if hasattr(x, "devices") else x
+        return None, jax.tree.map(put, learner.init(jax.random.key(config.seed)))
 
     def evaluate(state: None, members: None, carry: Any, rows: np.ndarray) -> Any:
         tokens = jax.device_put(rows, placement.batch)
@@ -190,16 +200,22 @@ def text_task(
         return -figures["loss"][None], carry, {**figures, "train_bits_per_byte": bits}
 
     bits_per_nat = np.float32(text.tokens_per_byte / math.log(2))
-    nats = jax.jit(lambda params: mean_nats(model, params, text.sample, config.batch))
+    whole = jax.jit(lambda params: mean_nats(model, params, text.sample, config.batch))
+
+    def validate(_: None, carry: Any) -> dict[str, Any]:
+        if learner.score is None:
+            nats = whole(learner.params(carry))
+        else:
+            nats = learner.score(carry, text.sample)
+        return {"valid_bits_per_byte": nats * bits_per_nat}
+
     return Task(
         init=init,
         batch=text.train.batch,
         ask=lambda state: None,
         evaluate=evaluate,
         tell=lambda state, members, fitness: (None, {}),
-        validate=lambda _, carry: {
-            "valid_bits_per_byte": nats(learner.params(carry)) * bits_per_nat
-        },
+        validate=validate,
         pop_size=1,
         tokens=config.accumulate * config.batch * config.tokens,
         seed=config.seed,

@@ -297,6 +297,8 @@ def _mismatch(tensors: Path, name: str, found: object, wanted: object) -> str:
 
 def _placed(array: np.ndarray, like: Any) -> Any:
     """The array as the kind of leaf that `like` is, where `like` is."""
+    if hasattr(like, "overwrite"):  # memory of its own, which is written (see `stream.kept`)
+        return like.overwrite(array)
     if _is_key(like):
         implementation, words = _key_parts(like)
         key = jax.random.wrap_key_data(_placed(array, words), impl=implementation)

@@ -11,12 +11,13 @@ import jax
 import jax.numpy as jnp
 import optax
 from jax import Array
+from jax.sharding import NamedSharding, PartitionSpec
 
 from springroll.factored._compat import edge_jit
 from springroll.lowgrad.gradients import averaged
 from springroll.lowgrad.layerwise import Layerwise, parted
 from springroll.lowgrad.lowgrad import Trainer
-from springroll.train.memory import tree_bytes
+from springroll.train.memory import Memory, step_memory, tree_bytes
 
 Params: TypeAlias = Any
 State: TypeAlias = Any
@@ -33,12 +34,14 @@ class Learner(NamedTuple):
     step: Callable[[State, Array], tuple[State, Metrics]]
     """(state, tokens (sequences, T + 1)) -> (state, figures); the state is donated.
     Figures: `loss` in nats per token, not finite where the step was skipped, and `grad_norm`."""
-    lower: Callable[[State, Any], Any]
-    """The program of a step for shapes of its arguments, as `jax.jit(...).lower` gives it."""
+    memory: Callable[[Any], Any]
+    """What a step on a batch of this shape and sharding needs: something with a `peak` in bytes on
+    the device and a `table()`. The program is kept: the first step runs it."""
     params: Callable[[State], Params]
     """The weights of a state."""
-    gradient_bytes: int
-    """Of the gradients that are alive together."""
+    score: Callable[[State, Any], Array] | None = None
+    """(state, tokens (n, T + 1)) -> mean nats per token, where `params` are never together on the
+    device."""
 
 
 class Trained(NamedTuple):
@@ -90,9 +93,8 @@ def optax_learner(
     return Learner(
         init=jax.jit(start),
         step=jitted,
-        lower=jitted.lower,
-        params=lambda state: state.params,
-        gradient_bytes=tree_bytes(jax.eval_shape(start, jax.random.key(0)).params),
+        memory=compiled(start, jitted.lower, weights_of, lambda state: tree_bytes(state.params)),
+        params=weights_of,
     )
 
 
@@ -116,15 +118,17 @@ def layerwise_learner(
         params, optimizer, metrics = trainer.step(state.params, state.optimizer, batch)
         return Trained(mend(params, metrics), optimizer, state.steps + 1), metrics
 
-    layers, rest = parted(jax.eval_shape(start, jax.random.key(0)).params)
-    one_layer = jax.tree.map(lambda a: jax.ShapeDtypeStruct(a.shape[1:], a.dtype), layers)
+    def gradients(state: Trained) -> int:
+        layers, rest = parted(state.params)
+        depth = jax.tree.leaves(layers)[0].shape[0]
+        return tree_bytes(layers) // depth + tree_bytes(rest)
+
     jitted: Any = edge_jit(step, donate_argnums=0)
     return Learner(
         init=jax.jit(start),
         step=jitted,
-        lower=jitted.lower,
-        params=lambda state: state.params,
-        gradient_bytes=tree_bytes(one_layer) + tree_bytes(rest),
+        memory=compiled(start, jitted.lower, weights_of, gradients),
+        params=weights_of,
     )
 
 
@@ -141,17 +145,49 @@ def lowgrad_learner(
         params = mend(state.params, found["aux"])
         return state._replace(params=params), {"loss": loss, "grad_norm": found["grad_norm"]}
 
-    def trainable(key: Array) -> Any:
-        state = trainer.init(init(key))
-        return trainer.layout.trainable(state.params, state.low)
+    def start(key: Array) -> Any:
+        return trainer.init(init(key))
 
+    gradients = lambda state: tree_bytes(trainer.layout.trainable(state.params, state.low))
+    lower = lambda state, batch: trainer.lower("step", state, batch)
     return Learner(
-        init=lambda key: trainer.init(init(key)),
+        init=start,
         step=step,
-        lower=lambda state, batch: trainer.lower("step", state, batch),
+        memory=compiled(start, lower, trainer.params, gradients),
         params=trainer.params,
-        gradient_bytes=tree_bytes(jax.eval_shape(trainable, jax.random.key(0))),
     )
+
+
+def compiled(
+    init: Callable[[Array], State],
+    lower: Callable[[State, Any], Any],
+    params: Callable[[State], Params],
+    gradients: Callable[[State], int],
+) -> Callable[[Any], Memory]:
+    """`Learner.memory` from the compiler's plan of a step.
+
+    Args:
+        lower: the program for shapes of state and batch, as `jax.jit(...).lower` gives it.
+        gradients: bytes of those that are alive together.
+    """
+
+    def memory(batch: Any) -> Memory:
+        state = jax.eval_shape(init, jax.random.key(0))
+        weights = tree_bytes(jax.eval_shape(params, state))
+        there = NamedSharding(batch.sharding.mesh, PartitionSpec()) if batch.sharding else None
+        on = lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=there)
+        return step_memory(
+            lower(jax.tree.map(on, state), batch).compile(),
+            weights=weights,
+            state=tree_bytes(state) - weights,
+            gradients=gradients(state),
+        )
+
+    return memory
+
+
+def weights_of(state: Trained) -> Params:
+    return state.params
 
 
 def chosen(condition: Array, yes: Any, no: Any) -> Any:

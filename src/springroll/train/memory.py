@@ -69,6 +69,11 @@ def tree_bytes(tree: Any) -> int:
     return sum(leaf.size * leaf.dtype.itemsize for leaf in jax.tree.leaves(tree))
 
 
+def too_big(memory: Memory, available: int | None) -> bool:
+    """Whether the peak is above what is available, bytes; None for unknown."""
+    return available is not None and memory.peak > available
+
+
 def refuse_too_big(
     memory: Memory, available: int | None, alternatives: Iterable[tuple[str, int]] = ()
 ) -> None:
@@ -82,8 +87,9 @@ def refuse_too_big(
     Raises:
         InputError: the peak is above what is available.
     """
-    if available is None or memory.peak <= available:
+    if not too_big(memory, available):
         return
+    assert available is not None
     from springroll.train.progress import gibibytes
 
     fitting = next(((name, peak) for name, peak in alternatives if peak <= available), None)

@@ -50,15 +50,23 @@ def learner_for(config: TrainConfig, model: Decoder, init: Callable[[Any], Any])
         cast = lambda key: jax.tree.map(lambda x: x.astype(config.dtype), init(key))
         return lowgrad_learner(low_rank_trainer(config, model, cast), cast, balanced)
     narrow = high_half if config.dtype == "bfloat16" else lambda params: params
-    tx = decayed(config, OPTIMIZERS[config.optimizer](config, model))
     if config.layerwise:
-        rest = rounded(config, adam(config))
-        trainer = layerwise(stages(model), rounded(config, tx), rest, clip=config.clip)
+        layers, rest = layer_optimizers(config, model)
+        trainer = layerwise(stages(model), layers, rest, clip=config.clip)
         return layerwise_learner(trainer, init, narrow=narrow, mend=balanced)
+    tx = decayed(config, OPTIMIZERS[config.optimizer](config, model))
     tx = rounded(config, clipped(config, tx))
     return optax_learner(
         model.loss, init, tx, narrow=narrow, accumulate=config.accumulate, mend=balanced
     )
+
+
+def layer_optimizers(
+    config: TrainConfig, model: Decoder
+) -> tuple[optax.GradientTransformation, optax.GradientTransformation]:
+    """What updates one layer at a time, {"layers": one}, and what updates all else: Adam."""
+    layers = decayed(config, OPTIMIZERS[config.optimizer](config, model))
+    return rounded(config, layers), rounded(config, quantized(config, adam(config)))
 
 
 def rounded(config: TrainConfig, tx: optax.GradientTransformation) -> optax.GradientTransformation:

@@ -54,6 +54,15 @@ class TrainConfig(RunConfig):
     layerwise: bool = False
     """Update every layer during the backward pass, so that one layer's gradient is alive. No
     accumulation; clipping is per layer."""
+    engine: Literal["auto", "resident", "stream"] = "auto"
+    """`stream` keeps weights and state in host memory and passes them through the device layer by
+    layer; `auto` does so when a step does not fit otherwise."""
+    update: Literal["auto", "host", "device"] = field(default="auto", metadata=CHANGEABLE)
+    """Where streamed layers are updated: exact AdamW by the processor, anything by the device."""
+    depth: int = field(default=3, metadata=CHANGEABLE)
+    """Streamed layers that are on the device at a time."""
+    host_memory: str | None = field(default=None, metadata=CHANGEABLE)
+    """Of streaming: refuse what needs more host memory than this; default: what is free."""
     batch: int = 8
     """Sequences per micro-batch."""
     tokens: int = 256
@@ -61,7 +70,10 @@ class TrainConfig(RunConfig):
     accumulate: int = 1
     """Micro-batches per step."""
     clip: float | None = 1.0
-    """Largest global norm of a step's gradient; None for no limit."""
+    """Largest norm of a step's gradient; None for no limit."""
+    clip_by: Literal["global", "previous", "layer"] = "global"
+    """Whose norm, when streaming: the whole gradient's, for which gradients wait on the host; that
+    of the step before; each layer's own."""
     schedule: Literal["cosine", "linear", "constant"] = "cosine"
     """Of the learning rate after the warm-up, down to a tenth. Without --generations or
     --schedule-steps it stays constant."""
@@ -87,7 +99,7 @@ class TrainConfig(RunConfig):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        for name in ("batch", "tokens", "accumulate", "valid_streams", "valid_tokens"):
+        for name in ("batch", "tokens", "accumulate", "valid_streams", "valid_tokens", "depth"):
             if getattr(self, name) < 1:
                 raise InputError(f"{name} is {getattr(self, name)}; it must be at least 1")
         for name in ("lr", "clip", "scale", "rank", "gap", "schedule_steps"):
@@ -104,6 +116,8 @@ class TrainConfig(RunConfig):
                 "layerwise updates weights during the backward pass, so there is nothing to "
                 f"accumulate over {self.accumulate} micro-batches; leave out one of the two"
             )
+        if self.clip_by != "global" and self.engine == "resident":
+            raise InputError(f"clip_by {self.clip_by} is of streaming; leave out --engine resident")
         if self.weight_decay and self.optimizer == "lowgrad":
             raise InputError(
                 "lowgrad leaves weights alone between two refreshes, so weight_decay would not act "

@@ -1,0 +1,100 @@
+"""A trainer for models that do not fit on the device."""
+
+from collections.abc import Sequence
+from typing import Any, NamedTuple
+
+import jax.numpy as jnp
+from jax import Array
+
+from springroll.errors import InputError
+from springroll.lowgrad.layerwise import LayerwiseState, Stages
+from springroll.stream.clipping import Clip
+from springroll.stream.conveyor import Conveyor
+from springroll.stream.engine import Engine, Metrics
+from springroll.stream.filling import Tensors, blank, fill
+from springroll.stream.kept import kept
+from springroll.stream.link import Link
+from springroll.stream.schedule import Schedule
+from springroll.stream.store import HostStore
+
+
+class State(NamedTuple):
+    """All there is, in the order of a checkpoint of `sr.layerwise`.
+
+    params and optimizer are leaves of the store (`Kept`): a step changes them in place.
+    """
+
+    params: Any
+    optimizer: LayerwiseState
+    steps: Array  # () int32, those that changed nothing included
+
+
+class Streamed:
+    """A model in host memory whose training steps stream it through the device.
+
+        trainer = Streamed(stages(model), shapes, DeviceUpdate(optax.adam(1e-3)))
+        state = trainer.fill(stacked_leaves(leaves))
+        state, metrics = trainer.step(state, tokens)
+
+    Args:
+        model: its three parts.
+        shapes: its float32 parameters as `jax.ShapeDtypeStruct`s, blocks stacked in "layers".
+        update: where and how weights change.
+        narrow: keep and compute with bfloat16 halves; `update` then knows the other halves.
+        depth: bundles on the device at a time.
+        on_device: layers that stay there.
+        parts, clip, kept_inputs, order: see `Engine`.
+    """
+
+    def __init__(
+        self,
+        model: Stages,
+        shapes: Any,
+        update: Any,
+        *,
+        narrow: bool = False,
+        link: Link | None = None,
+        depth: int = 3,
+        on_device: Sequence[int] = (),
+        parts: int = 1,
+        clip: Clip = Clip(),  # noqa: B008
+        kept_inputs: int | None = None,
+        order: Schedule = "layer-major",
+    ):
+        missing = [part for part in ("embed", "block", "finish") if not hasattr(model, part)]
+        if missing or "layers" not in shapes:
+            raise InputError(
+                f"a {type(model).__name__} cannot be streamed: it has no "
+                f"{' and no '.join(missing) or 'parameters in layers'}; give its three parts and "
+                "blocks stacked in layers, such as models.stages.stages(decoder)"
+            )
+        self.link = link or Link()
+        self.shapes = shapes
+        self.store = HostStore(self.link, on_device)
+        blank(self.store, update, shapes, narrow)
+        conveyor = Conveyor(self.store, self.link, depth)
+        self.engine = Engine(
+            model, conveyor, update, parts=parts, clip=clip, kept=kept_inputs, order=order
+        )
+
+    def fill(self, tensors: Tensors) -> State:
+        """The state of step 0, with these weights."""
+        fill(self.store, tensors, self.shapes)
+        return self.state()
+
+    def state(self) -> State:
+        """What the store holds, before the first step."""
+        layers, rest = kept(self.store, "weights", self.engine.layers)
+        states, rest_state = kept(self.store, "state", self.engine.layers)
+        optimizer = LayerwiseState(states, rest_state, jnp.zeros((), jnp.float32))
+        return State({**rest, "layers": layers}, optimizer, jnp.zeros((), jnp.int32))
+
+    def step(self, state: State, tokens: Any) -> tuple[State, Metrics]:
+        """One step on tokens (batch, time + 1); returns while the last updates still run."""
+        metrics, norm = self.engine.step(tokens, state.optimizer.norm)
+        optimizer = state.optimizer._replace(norm=norm)
+        return state._replace(optimizer=optimizer, steps=state.steps + 1), metrics
+
+    def score(self, tokens: Any, rows: int) -> Metrics:
+        """Metrics of the model on tokens (n, time + 1), at most `rows` rows at a time."""
+        return self.engine.score(tokens, rows)

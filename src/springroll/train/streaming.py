@@ -1,0 +1,220 @@
+"""`springroll train --engine stream`: the learner of a model that passes through the device."""
+
+from collections.abc import Iterator
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+
+from springroll.errors import InputError
+from springroll.models.decoder import Decoder, leaves
+from springroll.models.decoder_shapes import shapes
+from springroll.models.hf import is_hf_folder, open_hf, read_bundles
+from springroll.models.moe import balance
+from springroll.models.stages import stages
+from springroll.stream.budget import available_bytes, host_memory, parse_bytes, spelt
+from springroll.stream.clipping import Clip
+from springroll.stream.device_update import DeviceUpdate
+from springroll.stream.devices import device_of
+from springroll.stream.filling import bundled_leaves, stacked_leaves
+from springroll.stream.footprint import Job, Placement, device_bytes, host_bytes, total
+from springroll.stream.host_adamw import AdamW
+from springroll.stream.host_update import HostUpdate
+from springroll.stream.methods import Mode, Recipe
+from springroll.stream.placement import Budgets, choose, least_device, least_host
+from springroll.stream.rates import Rates, assumed
+from springroll.stream.streamed import Streamed
+from springroll.stream.update import PlacedUpdate
+from springroll.stream.working_set import working_set
+from springroll.train.learners import Learner
+from springroll.train.memory import tree_bytes
+from springroll.train.optimizers import layer_optimizers, learning_rate, matrices
+from springroll.train.train_config import TrainConfig
+
+if TYPE_CHECKING:
+    from rich.table import Table
+
+
+class StreamMemory(NamedTuple):
+    """Bytes of a step on the device and on the host, by kind."""
+
+    device: dict[str, int]
+    host: dict[str, int]
+
+    @property
+    def peak(self) -> int:
+        """On the device."""
+        return total(self.device)
+
+    def table(self) -> "Table":
+        """For people."""
+        from rich.table import Table
+
+        table = Table("memory of a step", "device", "host", title_justify="left")
+        for column in table.columns[1:]:
+            column.justify = "right"
+        for kind in dict.fromkeys((*self.device, *self.host)):
+            sizes = [tier.get(kind, 0) for tier in self]
+            if any(sizes):
+                table.add_row(kind, *(spelt(size) if size else "" for size in sizes))
+        table.add_section()
+        table.add_row("peak", spelt(total(self.device)), spelt(total(self.host)))
+        return table
+
+
+def stream_learner(config: TrainConfig, model: Decoder) -> tuple[Learner, StreamMemory]:
+    """What trains `model` as configured; only shapes are allocated.
+
+    Raises:
+        InputError: what cannot be streamed, or fits in no way; before anything is allocated.
+    """
+    job = job_of(config, model)
+    place = placed(config, job)
+    made: list[Streamed] = []  # allocated by init
+
+    def init(key: Any) -> Any:
+        made[:] = [streamed(config, model, place)]
+        return made[0].fill(tensors(config, model, key))
+
+    learner = Learner(
+        init=init,
+        step=lambda state, batch: made[0].step(state, batch),
+        memory=lambda batch: StreamMemory(device_bytes(job, place), host_bytes(job, place)),
+        params=lambda state: state.params,
+        score=lambda state, rows: made[0].score(rows, config.batch)["nats"],
+    )
+    return learner, learner.memory(None)
+
+
+def streamed(config: TrainConfig, model: Decoder, place: Placement) -> Streamed:
+    """The trainer, with its store allocated."""
+    stay = range(model.config.layers - place.layers, model.config.layers)  # needed first again
+    rest = [model.config.layers] if place.mode == "resident" else []
+    return Streamed(
+        stages(model),
+        float32_shapes(model),
+        update_for(config, model, place.mode),
+        narrow=config.dtype == "bfloat16",
+        depth=config.depth,
+        on_device=[*stay, *rest],
+        parts=config.accumulate,
+        clip=Clip(config.clip, config.clip_by),
+        kept_inputs=place.inputs,
+    )
+
+
+def update_for(config: TrainConfig, model: Decoder, mode: Mode) -> Any:
+    """Where weights change: on the device, or on the host but for layers that do not leave it."""
+    optimizer, rest = layer_optimizers(config, model)
+    there = DeviceUpdate(optimizer, rest, mend=balanced_layer)
+    if mode != "host":
+        return there
+    rate = learning_rate(config)
+    adamw = AdamW(
+        lr=lambda step: rate(jnp.asarray(step, jnp.int32)),
+        b1=config.b1,
+        b2=config.b2,
+        weight_decay=config.weight_decay,
+    )
+    here = HostUpdate(adamw, optimizer, rest, decays=matrices, mend=balanced_layer)
+    return PlacedUpdate(there, here)
+
+
+def balanced_layer(layer: Any, stats: Any) -> Any:
+    """A layer whose router's selection bias is moved towards an even load, if it has one."""
+    bias = layer["mlp"].get("e_score_correction_bias")
+    if bias is None:
+        return layer
+    moved = balance(bias, stats["load"])
+    return layer | {"mlp": layer["mlp"] | {"e_score_correction_bias": moved}}
+
+
+def tensors(config: TrainConfig, model: Decoder, key: Any) -> Iterator[Any]:
+    """The first weights, one tensor at a time."""
+    if is_hf_folder(config.model):
+        return bundled_leaves(read_bundles(open_hf(config.model, model.config)))
+    return stacked_leaves(leaves(model.config, key))
+
+
+def float32_shapes(model: Decoder) -> Any:
+    """Of the parameters."""
+    struct = lambda shape: jax.ShapeDtypeStruct(shape, jnp.float32)
+    return jax.tree.map(struct, shapes(model.config), is_leaf=lambda node: isinstance(node, tuple))
+
+
+def on_host(config: TrainConfig) -> bool:
+    """Whether the processor can do the updates: exact AdamW."""
+    exact = config.dtype == "float32" or config.rounding == "split"
+    return config.optimizer == "adamw" and config.state_bits == 32 and exact
+
+
+def job_of(config: TrainConfig, model: Decoder) -> Job:
+    """The step, counted."""
+    if config.layerwise:
+        raise InputError("stream updates layer by layer anyway; leave out --layerwise")
+    if (config.devices or 1) > 1:
+        raise InputError(f"stream uses one device; devices is {config.devices}")
+    if config.update == "host" and not on_host(config):
+        raise InputError(
+            "updates on the host are exact AdamW in float32 or with --rounding split; "
+            f"leave out --update host for {config.optimizer} in {config.state_bits} bits"
+        )
+    modes: dict[str, tuple[Mode, ...]] = {"host": ("host",), "device": ("device",)}
+    both: tuple[Mode, ...] = ("host", "device") if on_host(config) else ("device",)
+    working = working_set(model.config, config.batch, config.tokens, config.dtype)
+    return Job(
+        config=model.config,
+        recipe=recipe_of(config, model, modes.get(config.update, both)),
+        tokens=config.accumulate * config.batch * config.tokens,
+        rows=config.batch,
+        sequence=config.tokens,
+        working=working,
+        depth=config.depth,
+        clip="none" if config.clip is None else config.clip_by,
+    )
+
+
+def recipe_of(config: TrainConfig, model: Decoder, modes: tuple[Mode, ...]) -> Recipe:
+    """Bytes of weights and of the optimizer's state, from the optimizer itself."""
+    layers, rest = layer_optimizers(config, model)
+    whole = float32_shapes(model)
+    one = jax.tree.map(lambda a: jax.ShapeDtypeStruct(a.shape[1:], a.dtype), whole.pop("layers"))
+    weights = 4 if config.dtype == "float32" else 2
+    low = 2 if weights == 2 and config.rounding == "split" else 0
+    numbers = lambda tree: sum(a.size for a in jax.tree.leaves(tree))
+    state = tree_bytes(jax.eval_shape(layers.init, {"layers": one})) - low * numbers(one)
+    others = tree_bytes(jax.eval_shape(rest.init, whole)) - low * numbers(whole)
+    return Recipe(config.optimizer, weights, low, state, others, 0, 0, modes)
+
+
+def placed(config: TrainConfig, job: Job) -> Placement:
+    """What stays on the device and what streams, within the budgets.
+
+    Raises:
+        InputError: nothing fits; what is missing is named.
+    """
+    here = jax.devices()[0].platform == "cpu"
+    free = host_memory() or 1 << 62
+    device = available_bytes() if config.memory is None else parse_bytes(config.memory)
+    host = free if config.host_memory is None else parse_bytes(config.host_memory, "host_memory")
+    budgets = Budgets(device or 1 << 62, host, free if here else None)
+    found = choose(job, rates(), budgets)
+    if found is not None:
+        return found.place
+    least = least_device(job)
+    if least > budgets.device:
+        raise InputError(
+            f"streaming needs {spelt(least)} on the device, {spelt(budgets.device)} are "
+            f"available; lower --depth (now {config.depth}), --batch or --tokens"
+        )
+    raise InputError(
+        f"streaming needs {spelt(least_host(job, budgets))} of host memory, {spelt(host)} are "
+        "available; take fewer --state-bits, --rounding stochastic or a smaller --model"
+    )
+
+
+def rates() -> Rates:
+    """To compare placements with: those of a card with a fast link, for want of a measurement."""
+    card = device_of("H100").card
+    assert card is not None
+    return assumed(card)

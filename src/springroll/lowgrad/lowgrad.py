@@ -74,7 +74,7 @@ class Trainer:
         low = self.layout.zeros()
         opt = self.optimizer.init(self.layout.trainable(params, low))
         moments.check(opt, self.layout.thin, low, self.options.moments)
-        projectors = refresh.random_bases(self.layout, self._key(0))
+        projectors = refresh.random_bases(self.layout, self.key(0))
         began = schedule.start(self.layout.streams, self.options.period)
         return State(params, projectors, low, opt, jnp.zeros((), jnp.int32), began)
 
@@ -106,12 +106,10 @@ class Trainer:
         name = "step" if self.options.refresh == "random" else "probe"
         moving, metrics, *found = self._jit(name)(moving, still, state.projectors, batch)
         state = self._together(state, moving, still)
-        directions = (
-            found[0] if found else refresh.random_bases(self.layout, self._key(1, now.step))
-        )
-        layers, counts = _listed(chosen)
+        directions = found[0] if found else refresh.random_bases(self.layout, self.key(1, now.step))
+        layers, counts = listed(chosen)
         turned, overlap = self._jit("turn")(
-            state._replace(schedule=None), directions, layers, counts, self._key(2, now.step)
+            state._replace(schedule=None), directions, layers, counts, self.key(2, now.step)
         )
         timing = schedule.refreshed(
             now,
@@ -124,10 +122,16 @@ class Trainer:
         state = turned._replace(schedule=schedule.advanced(timing))
         return state, {**metrics, "overlap": overlap}
 
+    def apply(self, state: State, loss: Array, grads: Any) -> tuple[State, dict[str, Any]]:
+        """`step` with a gradient of the trainable tree (`layout.trainable`) from elsewhere."""
+        moving, still = self._apart(state)
+        moving, metrics = self._jit("apply")(moving, loss, grads)
+        return self._together(state, moving, still), metrics
+
     def merge(self, state: State) -> State:
         """All of P S written into the weights, S = 0, same bases and moments."""
-        layers, counts = _listed({s.name: np.ones(s.depth, bool) for s in self.layout.streams})
-        key = self._key(3, state.schedule.step)
+        layers, counts = listed({s.name: np.ones(s.depth, bool) for s in self.layout.streams})
+        key = self.key(3, state.schedule.step)
         merged, _ = self._jit("turn")(state._replace(schedule=None), None, layers, counts, key)
         return merged._replace(schedule=state.schedule)
 
@@ -150,7 +154,7 @@ class Trainer:
         if name == "turn":
             depths = {s.name: np.zeros(s.depth, bool) for s in self.layout.streams}
             now = state._replace(schedule=None)
-            return self._jit(name).lower(now, state.projectors, *_listed(depths), self._key(0))
+            return self._jit(name).lower(now, state.projectors, *listed(depths), self.key(0))
         moving, still = self._apart(state)
         return self._jit(name).lower(moving, still, state.projectors, batch)
 
@@ -165,7 +169,8 @@ class Trainer:
                 f"the batch has (axes, type) {given}; the example batch had {expected}."
             )
 
-    def _key(self, *counters: Any) -> Array:
+    def key(self, *counters: Any) -> Array:
+        """Of a random draw: 0 first bases, 1 new bases and 2, 3 rounding at a step."""
         key = jax.random.key(self.options.seed)
         for counter in counters:
             key = jax.random.fold_in(key, int(counter))
@@ -186,6 +191,7 @@ class Trainer:
             make = {
                 "step": lambda: jax.jit(self._step, donate_argnums=0),
                 "probe": lambda: jax.jit(self._probe, donate_argnums=0),
+                "apply": lambda: jax.jit(self._applied, donate_argnums=0),
                 "turn": lambda: jax.jit(self._turn, donate_argnums=0),
                 "dense": lambda: jax.jit(_dense),
             }
@@ -216,6 +222,10 @@ class Trainer:
         return gradients.gradients(
             self.run, self.layout, self.options.accumulate, moving[0], still, projectors, batch
         )
+
+    def _applied(self, moving: Any, loss: Array, grads: Any) -> tuple[Any, Any]:
+        grads = jax.tree.map(lambda g, leaf: g.astype(leaf.dtype), grads, moving[0])
+        return self._updated(moving, loss, None, grads)
 
     def _updated(self, moving: Any, loss: Array, aux: Any, grads: Any) -> tuple[Any, Any]:
         """The inner optimizer's step, unless loss or gradient is not finite.
@@ -384,7 +394,7 @@ def _dense(weights: Any) -> Any:
     return jax.tree.map(lambda w: w.dense() if is_thin(w) else w, weights, is_leaf=is_thin)
 
 
-def _listed(chosen: dict[str, np.ndarray]) -> tuple[dict[str, Any], dict[str, Any]]:
+def listed(chosen: dict[str, np.ndarray]) -> tuple[dict[str, Any], dict[str, Any]]:
     """stream -> indices of the chosen layers first (depth,), and how many they are."""
     layers = {n: np.argsort(~c, kind="stable").astype(np.int32) for n, c in chosen.items()}
     return layers, {n: np.int32(c.sum()) for n, c in chosen.items()}

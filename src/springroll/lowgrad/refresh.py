@@ -67,7 +67,7 @@ def turned(
             "low": {user.path: low[user.path] for user in stream.users},
         }
         toward = None if directions is None else directions[name]
-        one = functools.partial(_turn, stream, toward, key)
+        one = functools.partial(turn, stream, toward, key)
         done = each_layer(one, whole, layers[name], counts[name], stream.stacked)
         new[name], change[name] = done["basis"], done["change"]
         flat.update(done["base"])
@@ -80,7 +80,7 @@ def turned(
     return params, new, low, opt, overlap
 
 
-def _turn(stream: Stream, toward: Array | None, key: Array, part: Any, layer: Array) -> Any:
+def turn(stream: Stream, toward: Array | None, key: Array, part: Any, layer: Array) -> Any:
     """One layer of a stream: weights merged, S = 0, and a new basis with C = P_newᵀ P_old."""
     basis, base, low = part["basis"], dict(part["base"]), dict(part["low"])
     for user in stream.users:

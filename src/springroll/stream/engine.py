@@ -9,6 +9,7 @@ many. Sources: arXiv 2604.05091 (weights and states on the host, stateless layer
 
 import functools
 import operator
+from collections.abc import Callable
 from typing import Any
 
 import jax
@@ -20,12 +21,13 @@ from springroll.lowgrad.layerwise import Stages
 from springroll.stream import schedule
 from springroll.stream.clipping import Clip, factor
 from springroll.stream.conveyor import Conveyor, Passing, Stop
-from springroll.stream.programs import Programs
+from springroll.stream.programs import Join, Programs, whole
 from springroll.stream.saved_inputs import SavedInputs
 from springroll.stream.schedule import Visit
 from springroll.stream.update import Gradient, Update
 
 WEIGHTS = ("weights",)
+Operands = Callable[[Passing], tuple[Any, Any]]
 Metrics = dict[str, Any]
 
 
@@ -40,6 +42,8 @@ class Engine:
         clip: of gradients.
         kept: layers (the last ones) whose inputs stay on the device; None for all.
         order: of the visits, see `schedule`.
+        operands: what of a bundle is differentiated, and what else there is of it; `join` makes
+            the weights of the two.
     """
 
     def __init__(
@@ -52,11 +56,14 @@ class Engine:
         clip: Clip = Clip(),  # noqa: B008
         kept: int | None = None,
         order: schedule.Schedule = "layer-major",
+        join: Join = whole,
+        operands: Operands = lambda passing: (passing.arrays["weights"], None),
     ):
         self.conveyor, self.update, self.parts = conveyor, update, parts
         self.clip = clip.checked()
         self.layers = conveyor.store.bundles - 1
-        self.programs = Programs(model, parts)
+        self.programs = Programs(model, parts, join)
+        self.operands = operands
         plan = {"layer-major": schedule.layer_major, "checkpointed": schedule.checkpointed}[order]
         self.visits = plan(self.layers, parts)
         self._kept = self.layers if kept is None else kept
@@ -123,14 +130,14 @@ class _Forward:
     def embed(self, visit: Visit, rest: Passing) -> None:
         for part in visit.parts:
             self.x[part], token = self.programs.embed(
-                rest.arrays["weights"], None, self.tokens[part]
+                *self.engine.operands(rest), self.tokens[part]
             )
             rest.until(token)
 
     def forward(self, visit: Visit, layer: Passing) -> None:
         for part in visit.parts:
             x, stats, token = self.programs.forward(
-                layer.arrays["weights"], None, self.entering(visit, part), index(visit.layer)
+                *self.engine.operands(layer), self.entering(visit, part), index(visit.layer)
             )
             self.x[part], self.stats[part][visit.layer] = x, stats
             layer.until(token)
@@ -141,7 +148,7 @@ class _Forward:
     def finish(self, visit: Visit, rest: Passing) -> None:
         for part in visit.parts:
             self.found[part] = self.programs.score(
-                rest.arrays["weights"], None, self.x.pop(part), self.listed(part), self.tokens[part]
+                *self.engine.operands(rest), self.x.pop(part), self.listed(part), self.tokens[part]
             )
             rest.until(self.found[part][0])
 
@@ -198,8 +205,7 @@ class _Step(_Forward):
         for part in visit.parts:
             loss, metrics, self.rest_grads, self.dx[part], self.d_stats[part], token = (
                 self.programs.finish(
-                    rest.arrays["weights"],
-                    None,
+                    *self.engine.operands(rest),
                     self.x.pop(part),
                     self.listed(part),
                     self.tokens[part],
@@ -216,8 +222,7 @@ class _Step(_Forward):
         self.saved.ahead(at - 1)
         for part in visit.parts:
             self.grads, self.dx[part], token = self.programs.backward(
-                layer.arrays["weights"],
-                None,
+                *self.engine.operands(layer),
                 self.saved.take(at, part),
                 index(at),
                 self.dx[part],
@@ -231,7 +236,7 @@ class _Step(_Forward):
     def embed_backward(self, visit: Visit, rest: Passing) -> None:
         for part in visit.parts:
             self.rest_grads, token = self.programs.embed_backward(
-                rest.arrays["weights"], None, self.tokens[part], self.dx.pop(part), self.rest_grads
+                *self.engine.operands(rest), self.tokens[part], self.dx.pop(part), self.rest_grads
             )
             rest.until(token)
         self.settle(rest, self.rest_grads, None)

@@ -5,7 +5,7 @@ copy of a bundle may go when the tokens of its readers are ready, and tokens are
 """
 
 from collections.abc import Callable
-from typing import Any, NamedTuple
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -15,20 +15,23 @@ from jax import Array
 from springroll.lowgrad.layerwise import Stages
 
 
-class Split(NamedTuple):
-    """How a bundle on the device makes the weights of a layer, and which part is differentiated.
+Join = Callable[[Any, Any], Any]
 
-    join(moving, still) -> weights of the layer. Full gradients move the whole bundle.
-    """
 
-    join: Callable[[Any, Any], Any] = lambda moving, still: moving
+def whole(moving: Any, still: Any) -> Any:
+    """The `Join` of full gradients: all weights of a bundle are differentiated."""
+    return moving
 
 
 class Programs:
-    """The compiled parts of a step of `model`; micro-batches are averaged over `parts`."""
+    """The compiled parts of a step of `model`; micro-batches are averaged over `parts`.
 
-    def __init__(self, model: Stages, parts: int = 1, split: Split = Split()):  # noqa: B008
-        self._model, self._parts, self._join = model, parts, split.join
+    Args:
+        join: (what is differentiated, what is not) -> the weights of a bundle.
+    """
+
+    def __init__(self, model: Stages, parts: int = 1, join: Join = whole):
+        self._model, self._parts, self._join = model, parts, join
         self.embed = jax.jit(self._embed)
         self.forward = jax.jit(self._forward)
         self.score = jax.jit(self._score)

@@ -95,6 +95,6 @@ class Streamed:
         optimizer = state.optimizer._replace(norm=norm)
         return state._replace(optimizer=optimizer, steps=state.steps + 1), metrics
 
-    def score(self, tokens: Any, rows: int) -> Metrics:
+    def score(self, state: State, tokens: Any, rows: int) -> Metrics:
         """Metrics of the model on tokens (n, time + 1), at most `rows` rows at a time."""
         return self.engine.score(tokens, rows)

@@ -1,5 +1,6 @@
 """`springroll train --engine stream`: the learner of a model that passes through the device."""
 
+import dataclasses
 from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -20,7 +21,8 @@ from springroll.stream.filling import bundled_leaves, stacked_leaves
 from springroll.stream.footprint import Job, Placement, device_bytes, host_bytes, total
 from springroll.stream.host_adamw import AdamW
 from springroll.stream.host_update import HostUpdate
-from springroll.stream.methods import Mode, Recipe
+from springroll.stream.low_rank import StreamedLowRank
+from springroll.stream.methods import Mode, Recipe, recipe
 from springroll.stream.placement import Budgets, choose, least_device, least_host
 from springroll.stream.rates import Rates, assumed
 from springroll.stream.streamed import Streamed
@@ -28,7 +30,13 @@ from springroll.stream.update import PlacedUpdate
 from springroll.stream.working_set import working_set
 from springroll.train.learners import Learner
 from springroll.train.memory import tree_bytes
-from springroll.train.optimizers import layer_optimizers, learning_rate, matrices
+from springroll.train.optimizers import (
+    balanced,
+    layer_optimizers,
+    learning_rate,
+    low_rank_trainer,
+    matrices,
+)
 from springroll.train.train_config import TrainConfig
 
 if TYPE_CHECKING:
@@ -70,20 +78,28 @@ def stream_learner(config: TrainConfig, model: Decoder) -> tuple[Learner, Stream
     """
     job = job_of(config, model)
     place = placed(config, job)
-    made: list[Streamed] = []  # allocated by init
+    make = low_rank if config.optimizer == "lowgrad" else streamed
+    made: list[Any] = []  # allocated by init
 
     def init(key: Any) -> Any:
-        made[:] = [streamed(config, model, place)]
+        made[:] = [make(config, model, place)]
         return made[0].fill(tensors(config, model, key))
 
+    def step(state: Any, batch: Any) -> tuple[Any, Any]:
+        state, figures = made[0].step(state, batch)
+        if config.optimizer == "lowgrad":  # the others have done so, layer by layer
+            state = state._replace(params=balanced(state.params, figures))
+        return state, figures
+
+    memory = StreamMemory(device_bytes(job, place), host_bytes(job, place))
     learner = Learner(
         init=init,
-        step=lambda state, batch: made[0].step(state, batch),
-        memory=lambda batch: StreamMemory(device_bytes(job, place), host_bytes(job, place)),
+        step=step,
+        memory=lambda batch: memory,
         params=lambda state: state.params,
-        score=lambda state, rows: made[0].score(rows, config.batch)["nats"],
+        score=lambda state, rows: made[0].score(state, rows, config.batch)["nats"],
     )
-    return learner, learner.memory(None)
+    return learner, memory
 
 
 def streamed(config: TrainConfig, model: Decoder, place: Placement) -> Streamed:
@@ -99,6 +115,22 @@ def streamed(config: TrainConfig, model: Decoder, place: Placement) -> Streamed:
         on_device=[*stay, *rest],
         parts=config.accumulate,
         clip=Clip(config.clip, config.clip_by),
+        kept_inputs=place.inputs,
+    )
+
+
+def low_rank(config: TrainConfig, model: Decoder, place: Placement) -> StreamedLowRank:
+    """The same for gradients in subspaces."""
+    dtype = jnp.dtype(config.dtype)
+    kept = jax.tree.map(lambda a: jax.ShapeDtypeStruct(a.shape, dtype), float32_shapes(model))
+    cast = lambda key: jax.tree.map(lambda x: x.astype(dtype), model.init(key))
+    return StreamedLowRank(
+        stages(model),
+        low_rank_trainer(dataclasses.replace(config, accumulate=1), model, cast),
+        kept,
+        depth=config.depth,
+        on_device=range(model.config.layers - place.layers, model.config.layers),
+        parts=config.accumulate,
         kept_inputs=place.inputs,
     )
 
@@ -176,6 +208,11 @@ def job_of(config: TrainConfig, model: Decoder) -> Job:
 
 def recipe_of(config: TrainConfig, model: Decoder, modes: tuple[Mode, ...]) -> Recipe:
     """Bytes of weights and of the optimizer's state, from the optimizer itself."""
+    if config.optimizer == "lowgrad":
+        bits = config.state_bits
+        return recipe(
+            model.config, "lowgrad", dtype=config.dtype, state_bits=bits, rank=config.rank
+        )
     layers, rest = layer_optimizers(config, model)
     whole = float32_shapes(model)
     one = jax.tree.map(lambda a: jax.ShapeDtypeStruct(a.shape[1:], a.dtype), whole.pop("layers"))

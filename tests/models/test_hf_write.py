@@ -155,6 +155,32 @@ def test_tensors_are_copied_into_memory_that_is_there(tmp_path):
     np.testing.assert_array_equal(norm, params["norm"])
 
 
+def test_what_belongs_to_the_text_comes_along(tmp_path):
+    """A model from a folder, trained and written: its config, tokenizer and templates stay."""
+    source, out = tmp_path / "source", tmp_path / "out"
+    save_hf(source, TINY, params_of(TINY))
+    values = json.loads((source / "config.json").read_text())
+    values |= {"eos_token_id": 7, "max_position_embeddings": 512, "dtype": "float32"}
+    (source / "config.json").write_text(json.dumps(values))
+    (source / "tokenizer.json").write_text("{}")
+    (source / "notes.txt").write_text("not of the model")
+    save_hf(out, TINY, params_of(TINY, jnp.bfloat16), like=source)
+    written = json.loads((out / "config.json").read_text())
+    del values["dtype"]
+    assert written == values | {"torch_dtype": "bfloat16"}
+    assert sorted(p.name for p in out.iterdir()) == [
+        "config.json",
+        "model.safetensors",
+        "tokenizer.json",
+    ]
+    with pytest.raises(InputError, match="another model than `like`: tied differs"):
+        save_hf(tmp_path / "x", MODELS["tied"], params_of(MODELS["tied"]), like=source)
+    (source / "config.json").write_text("[]")
+    with pytest.raises(InputError, match="is not a JSON object"):
+        save_hf(tmp_path / "x", TINY, params_of(TINY), like=source)
+    assert not (tmp_path / "x").exists()
+
+
 def test_nothing_is_overwritten(tmp_path):
     save_hf(tmp_path, TINY, params_of(TINY))
     before = (tmp_path / "model.safetensors").read_bytes()

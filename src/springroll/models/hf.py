@@ -58,6 +58,11 @@ def is_hf_folder(path: str | Path) -> bool:
 
 def read_config(folder: str | Path) -> DecoderConfig:
     """The shape of the model in a folder; no weights are read."""
+    return hf_config(read_json(folder), str(Path(folder) / "config.json"))
+
+
+def read_json(folder: str | Path) -> dict[str, Any]:
+    """The config.json of a folder as it stands there."""
     path = Path(folder) / "config.json"
     try:
         values = json.loads(path.read_text())
@@ -65,7 +70,9 @@ def read_config(folder: str | Path) -> DecoderConfig:
         raise InputError(f"cannot read {path}: {error.strerror}") from None
     except ValueError as error:
         raise InputError(f"{path} is not JSON: {error}") from None
-    return hf_config(values, str(path))
+    if not isinstance(values, dict):
+        raise InputError(f"{path} is not a JSON object")
+    return values
 
 
 @dataclass(frozen=True)

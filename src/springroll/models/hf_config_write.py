@@ -7,6 +7,7 @@ The inverse is not computed but found: each family's way to write the shape is r
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Mapping
 from typing import Any
 
 from springroll.errors import InputError
@@ -25,23 +26,33 @@ _OF_TRAINING = {"switch_loss": 0.0, "z_loss": 0.0, "init_std": 0.0}  # no part o
 
 
 def config_json(
-    config: DecoderConfig, dtype: str = "bfloat16", context: int | None = None
+    config: DecoderConfig, dtype: str = "bfloat16", like: Mapping[str, Any] | None = None
 ) -> dict[str, Any]:
     """The `config.json` of a model.
 
+    `max_position_embeddings`, which no computation reads, is what the rope scaling was made for, or
+    4096.
+
     Args:
         dtype: of the tensors, "bfloat16" or "float32".
-        context: tokens, the longest text; by default what the rope scaling was made for, or 4096.
-            It limits what programs accept and changes no number.
+        like: the `config.json` of a model of the same shape, to be taken over.
 
     Raises:
-        InputError: no family that `hf_config` knows is this model; says what the nearest lacks.
+        InputError: `like` is another model; or no family that `hf_config` knows is this model, and
+            what the nearest lacks.
     """
+    if like is not None:
+        others = _differences(config, hf_config(like))
+        if others:
+            raise InputError(
+                f"the folder to write is another model than `like`: {others[0]} differs"
+            )
+        return {k: v for k, v in like.items() if k != "dtype"} | {"torch_dtype": dtype}
     lacks: dict[str, list[str]] = {}
     for family in ARCHITECTURES:
         if (family in ("qwen3_moe", "olmoe")) != (config.experts > 0):
             continue
-        values = _values(config, family, dtype, context)
+        values = _values(config, family, dtype)
         lacks[family] = _differences(config, hf_config(values))
         if not lacks[family]:
             return values
@@ -58,7 +69,7 @@ def _differences(ours: DecoderConfig, theirs: DecoderConfig) -> list[str]:
     return [name for name in names if getattr(ours, name) != getattr(theirs, name)]
 
 
-def _values(c: DecoderConfig, family: str, dtype: str, context: int | None) -> dict[str, Any]:
+def _values(c: DecoderConfig, family: str, dtype: str) -> dict[str, Any]:
     values: dict[str, Any] = {
         "architectures": [ARCHITECTURES[family]],
         "model_type": family,
@@ -74,7 +85,7 @@ def _values(c: DecoderConfig, family: str, dtype: str, context: int | None) -> d
         "tie_word_embeddings": c.tied,
         "initializer_range": c.init_std,
         "attention_bias": c.o_bias,
-        "max_position_embeddings": context or _context(c),
+        "max_position_embeddings": _context(c),
         "rope_theta": c.rope_theta,
         "torch_dtype": dtype,
     }

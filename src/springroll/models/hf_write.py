@@ -26,10 +26,23 @@ from springroll.errors import InputError
 from springroll.models.decoder import Decoder
 from springroll.models.decoder_config import DecoderConfig
 from springroll.models.decoder_shapes import shapes
-from springroll.models.hf import INDEX, SINGLE, checkpoint_names
+from springroll.models.hf import INDEX, SINGLE, checkpoint_names, read_json
 from springroll.models.hf_config_write import config_json
 
 SHARD_BYTES = 5_000_000_000
+# What stands beside the weights and belongs to the text, not to them.
+OF_TEXT = (
+    "added_tokens.json",
+    "chat_template.jinja",
+    "chat_template.json",
+    "generation_config.json",
+    "merges.txt",
+    "special_tokens_map.json",
+    "tokenizer.json",
+    "tokenizer.model",
+    "tokenizer_config.json",
+    "vocab.json",
+)
 DTYPES = {"bfloat16": "BF16", "float32": "F32"}
 
 
@@ -39,6 +52,7 @@ def save_hf(
     params: Any,
     *,
     dtype: Any = None,
+    like: str | Path | None = None,
     shard_bytes: int = SHARD_BYTES,
 ) -> Path:
     """Write a model that transformers, vLLM and `load_hf` read.
@@ -50,6 +64,7 @@ def save_hf(
             params["layers"]) and then of the rest, of which one at a time is looked at.
         dtype: bfloat16 or float32, of all tensors; by default that of the tree's embedding. An
             iterable needs one.
+        like: the folder the model came from; its config.json, tokenizer and templates are copied.
         shard_bytes: a file has at most so many, unless one tensor has more.
 
     Returns:
@@ -57,8 +72,8 @@ def save_hf(
 
     Raises:
         InputError: the folder holds a model, the disk is too small, no architecture in Hugging
-            Face's format is this model, a tree has another shape than the model. All but the last
-            before anything is written.
+            Face's format is this model, or `like` is another; a tree has another shape than the
+            model. All but the last before anything is written.
     """
     config = model.config if isinstance(model, Decoder) else model
     if isinstance(params, Mapping):
@@ -67,11 +82,14 @@ def save_hf(
     name = jnp.dtype(dtype).name if dtype is not None else "none"
     if name not in DTYPES:
         raise InputError(f"dtype of the folder is {name}; expected bfloat16 or float32")
-    described = config_json(config, name)
+    described = config_json(config, name, None if like is None else read_json(like))
     plan = list(_shards(_planned(config, jnp.dtype(dtype)), shard_bytes))
     folder = Path(folder)
     _check_room(folder, sum(shard.bytes for shard in plan))
     folder.mkdir(parents=True, exist_ok=True)
+    for source in () if like is None else map(Path(like).joinpath, OF_TEXT):
+        if source.exists():
+            shutil.copyfile(source, folder / source.name)
     with _replacing(folder / "config.json") as file:
         file.write((json.dumps(described, indent=2) + "\n").encode())
     _write_shards(folder, plan, _tensors(config, params), jnp.dtype(dtype))

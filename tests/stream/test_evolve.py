@@ -192,6 +192,8 @@ def test_files_that_are_only_read():
     read.programs = written.programs  # the same, compiled once
     memory, history = run(written, range(3))
     assert_equal(run(read, range(3)), (memory, history))
+    assert written.link.traffic.sent == 3 * tree_bytes(params["blocks"])  # two bytes per weight
+    assert written.link.traffic.fetched == 2 * tree_bytes(params["blocks"])
     assert read.link.traffic.fetches == 0 and not read.writable
     assert read.link.traffic.sent == 3 * tree_bytes(params["blocks"])
     assert_equal(read.state(), written.state())

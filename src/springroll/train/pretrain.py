@@ -154,6 +154,7 @@ class Pretraining(NamedTuple):
     corpus: "Corpus"
     sample: "np.ndarray"  # validation text, (streams, T + 1) uint8
     lines: dict[str, float]  # bits per byte to beat
+    streams: bool = False  # layers pass through the device
 
 
 def pretrain(config: PretrainConfig, console: "Console | None" = None) -> "Result":
@@ -183,7 +184,7 @@ def opening(config: PretrainConfig, made: Pretraining) -> str:
     return (
         f"{made.model.config.parameters:,} {config.precision} parameters, population "
         f"{config.pop_size:,}, {config.num_streams:,} streams of {config.tokens} bytes; "
-        f"{made.corpus}\n"
+        f"{made.corpus}{'; layers pass through the device' if made.streams else ''}\n"
         "to beat, in bits/byte of the validation text: "
         f"unigram {lines['unigram_bits_per_byte']:.3f}, "
         f"bigram {lines['bigram_bits_per_byte']:.3f}, gzip {lines['gzip_bits_per_byte']:.3f}"
@@ -249,15 +250,16 @@ def build(config: PretrainConfig) -> Pretraining:
         )
     )
     params = jax.eval_shape(model.init, jax.random.key(0))
-    streams_layers = config.engine == "stream"
-    mesh = None if streams_layers else population_mesh(config.devices, config.pop_size // 2)
+    one = config.engine == "stream"
+    mesh = None if one else population_mesh(config.devices, config.pop_size // 2)
     strategy = strategy_for(config, model, params, mesh)
     task = text_task(config, model, strategy, text, sample, lines, corpus.digest, mesh)
-    if must_stream(config, strategy, params):
+    streamed = must_stream(config, strategy, params)
+    if streamed:
         if mesh is not None:
             strategy = strategy_for(config, model, params, None)
         task = streamed_task(config, model, strategy, task, sample)
-    return Pretraining(task, model, strategy, corpus, sample, lines)
+    return Pretraining(task, model, strategy, corpus, sample, lines, streamed)
 
 
 def strategy_for(config: PretrainConfig, model: "Egg", params: Any, mesh: Any) -> "Strategy":

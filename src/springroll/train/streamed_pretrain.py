@@ -98,7 +98,7 @@ class Engine:
 
     def start(self) -> State:
         """Generation 0, in NumPy arrays."""
-        with jax.default_device(jax.local_devices(backend="cpu")[0]):
+        with jax.default_device(host()):
             key = jax.random.key(self._seed)
             params = self._model.init(jax.random.fold_in(key, 0))
             key = jax.random.fold_in(key, 1)
@@ -129,6 +129,15 @@ class Engine:
         metrics = now.tell(fitness)
         self._last = now.lazy_state()
         return self._last, metrics
+
+
+def host() -> Any:
+    """Where arrays are made that may be too big for the device; None if JAX was told to have no
+    processor."""
+    try:
+        return jax.local_devices(backend="cpu")[0]
+    except RuntimeError:
+        return None
 
 
 def validation(model: Egg) -> tuple[Callable[..., Any], Callable[..., Any], Callable[..., Any]]:

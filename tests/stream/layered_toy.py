@@ -55,8 +55,8 @@ def params_of(dtype=jnp.float32):
 
 
 def strategy(**options):
-    defaults = {"pop_size": N, "sigma": 0.05, "rank": 2, "optimizer": optax.adam(1e-2)}
-    return sr.eggroll(**defaults | options)
+    defaults = {"pop_size": N, "sigma": 0.05, "rank": 2, "noise": "rademacher"}
+    return sr.eggroll(**defaults | {"optimizer": optax.adam(1e-2)} | options)
 
 
 def inputs_of(generation, members=None):

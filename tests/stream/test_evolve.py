@@ -14,7 +14,7 @@ from springroll.stream.evolve_stages import Likelihood
 from springroll.stream.link import ThrottledLink, tree_bytes
 from springroll.stream.mapped_store import MappedStore
 from springroll.stream.parted_state import named, parted
-from springroll.stream.population_pass import chunks
+from springroll.stream.population_pass import Now, chunks
 
 PARAMS = params_of()
 LAYER = jax.tree.map(lambda x: x[0], PARAMS["blocks"])
@@ -230,12 +230,21 @@ def test_models_without_parts_and_budgets_without_room():
     refused("depth is 0", depth=0)
 
 
-def test_frozen_rest_and_chunks():
-    frozen = {"emb": "frozen", "out": "frozen"}
-    es = strategy(roles=frozen, optimizer=optax.sgd(0.1))
+def test_a_rest_that_is_frozen():
+    es = strategy(roles={"emb": "frozen", "out": "frozen"}, optimizer=optax.sgd(0.1))
     engine = streamed(es, TOY, PARAMS, key=KEY, per_member=True)
-    fitness, _ = engine.evaluate(inputs_of(0, N))
-    engine.tell(np.asarray(fitness))
-    np.testing.assert_array_equal(engine.state().params["emb"], PARAMS["emb"])
-    assert np.abs(engine.array("params/blocks/up") - np.asarray(PARAMS["blocks"]["up"])).max() > 0
-    assert chunks(7, 3) == [(0, 3), (3, 3), (6, 1)] and chunks(4, None) == [(0, 4)]
+    tokens = engine.programs.embed(PARAMS, *embedded(engine, inputs_of(0, N)))
+    np.testing.assert_array_equal(tokens, PARAMS["emb"][inputs_of(0, N)["tokens"]])
+    assert int(engine.tell(np.arange(N, dtype=np.float32))["dropped"]) == 0
+    np.testing.assert_array_equal(engine.array("params/emb"), PARAMS["emb"])
+    assert int(engine.array("generation")) == 1
+
+
+def embedded(engine, inputs):
+    state = engine.parted.for_rest.init(KEY, {"emb": PARAMS["emb"], "out": PARAMS["out"]})
+    return Now(state.seed, state.generation), inputs, np.int32(0), N // 2
+
+
+def test_pairs_run_in_chunks():
+    assert chunks(7, 3) == [(0, 3), (3, 3), (6, 1)]
+    assert chunks(4, None) == chunks(4, 9) == [(0, 4)]

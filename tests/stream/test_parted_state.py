@@ -13,8 +13,6 @@ from springroll.evolve.strategy import State
 from springroll.models.decoder import decoder
 from springroll.models.decoder_config import named as model_named
 from springroll.models.hf_write import save_hf
-from springroll.models.stages import stages
-from springroll.stream.evolve_stages import Likelihood, checked
 from springroll.stream.evolved_state import LazyArray, loaded, started
 from springroll.stream.link import Link
 from springroll.stream.mapped_store import MappedStore, mapped_model
@@ -128,25 +126,6 @@ def test_a_lazy_array_is_read_when_numpy_asks():
     assert reads == []
     np.testing.assert_array_equal(np.asarray(lazy), [1, 1])
     assert np.asarray(lazy, np.float64).dtype == np.float64 and len(reads) == 2
-
-
-@pytest.mark.parametrize("name", ["llama-tiny", "moe-tiny"])
-def test_likelihood_of_a_decoder_is_minus_its_nats(name):
-    model = decoder(model_named(name))
-    params = model.init(KEY)
-    text = np.random.default_rng(0).integers(0, 256, (2, 6)).astype(np.int32)
-    parts = checked(Likelihood(stages(model)), params)
-
-    def score(params, text):
-        x = parts.embed(params, text)
-        for index in range(model.config.layers):
-            layer = jax.tree.map(lambda w, i=index: w[i], params["layers"])
-            x, nothing = parts.block(layer, x, None, jnp.int32(index))
-            assert nothing is None
-        return parts.score(params, x, text)
-
-    want = -model.loss(params, text)[1]["nats"]
-    np.testing.assert_allclose(jax.jit(score)(params, text), want, rtol=1e-5)
 
 
 def test_the_toy_is_the_same_in_parts_and_whole():

@@ -8,6 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from springroll.errors import InputError
+from springroll.models.safetensors_map import forget
 from springroll.quant.split_master import high_half, split
 from springroll.stream.store import HostStore
 
@@ -55,6 +56,7 @@ def fill(store: HostStore, tensors: Tensors, shapes: Any) -> None:
             bundle = first + offset if layered else store.bundles - 1
             inside = index[1:] if layered else index
             _write(store, bundle, weights, low, inside, part)
+        forget(values)
     absent = [path for path, left in missing.items() if left]
     if absent:
         raise InputError(f"{len(absent)} parameters have no values, {absent[0]} among them")

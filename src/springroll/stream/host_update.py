@@ -127,7 +127,7 @@ class HostUpdate:
             for count in counts:
                 count += 1
             if self._mend is not None and gradient.stats is not None:
-                copied(weights, self._mend(weights, gradient.stats))
+                copied(weights, self._mend(weights, jax.tree.map(writable, gradient.stats)))
             written.set_result(None)
 
         self._pool.submit(bundle, jobs).add_done_callback(_or_fail(end, written))

@@ -116,6 +116,8 @@ class HostStore:
     def _placed(self, bundle: int, tree: Any) -> Any:
         if bundle in self._on_device:
             return jax.device_put(tree, self._link.on_device)
+        # A copy of our own: on a CPU, JAX takes NumPy memory over as it is.
+        tree = jax.tree.map(lambda x: np.array(x, order="C"), tree)
         if self._locked and self._link.on_host is not None:
             try:
                 return jax.block_until_ready(jax.device_put(tree, self._link.on_host))
@@ -127,14 +129,15 @@ class HostStore:
                     "`ulimit -l` or XLA_PJRT_GPU_HOST_MEMORY_LIMIT_GB",
                     stacklevel=2,
                 )
-        return jax.tree.map(lambda x: np.array(x, order="C"), tree)
+        return tree
 
 
 def writable(x: Any) -> np.ndarray:
-    """NumPy on the memory of an array that is on the host."""
+    """NumPy on the memory of an array that is on the host, which lives as long as the result."""
     if isinstance(x, np.ndarray):
         return x
     x.block_until_ready()
     size = x.size * x.dtype.itemsize
     memory = (ctypes.c_byte * size).from_address(x.unsafe_buffer_pointer())
+    memory.owner = x
     return np.frombuffer(memory, x.dtype).reshape(x.shape)

@@ -142,8 +142,13 @@ def update_for(config: TrainConfig, model: Decoder, mode: Mode) -> Any:
     if mode != "host":
         return there
     rate = learning_rate(config)
+
+    def at(step: int) -> Any:
+        with jax.numpy_dtype_promotion("standard"):  # optax need not be strict
+            return rate(jnp.asarray(step, jnp.int32))
+
     adamw = AdamW(
-        lr=lambda step: rate(jnp.asarray(step, jnp.int32)),
+        lr=at,
         b1=config.b1,
         b2=config.b2,
         weight_decay=config.weight_decay,

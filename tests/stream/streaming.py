@@ -1,0 +1,82 @@
+"""A tiny decoder in host memory, and the same trained as a whole: what streaming is held against."""
+
+import dataclasses
+import functools
+
+import jax
+import numpy as np
+import optax
+
+from springroll.models.decoder import decoder, leaves
+from springroll.models.decoder_config import named
+from springroll.models.stages import stages
+from springroll.stream.device_update import DeviceUpdate
+from springroll.stream.filling import stacked_leaves
+from springroll.stream.host_adamw import AdamW
+from springroll.stream.host_update import HostUpdate
+from springroll.stream.streamed import Streamed
+
+LR = 1e-2
+EPS = 1e-6  # a larger one than Adam's 1e-8 keeps rounding of tiny gradients from being amplified
+
+
+@functools.cache
+def model(name="llama-tiny", layers=3):
+    return decoder(dataclasses.replace(named(name), layers=layers))
+
+
+def shapes(model):
+    return jax.eval_shape(model.init, jax.random.key(0))
+
+
+def tokens(seed=1, rows=4, time=8):
+    return jax.random.randint(jax.random.key(seed), (rows, time + 1), 0, 256)
+
+
+def adam():
+    return optax.adam(LR, eps=EPS)
+
+
+def update(where, optimizer=None, **more):
+    optimizer = optimizer or adam()
+    if where == "device":
+        return DeviceUpdate(optimizer, **more)
+    return HostUpdate(AdamW(LR, eps=EPS, weight_decay=0.0), optimizer, threads=2, **more)
+
+
+def streamed(model, where="device", optimizer=None, **options):
+    trainer = Streamed(stages(model), shapes(model), update(where, optimizer), **options)
+    return trainer, trainer.fill(stacked_leaves(leaves(model.config, jax.random.key(0))))
+
+
+def whole(model, steps, parts=1, optimizer=None, batch=tokens):
+    """(params, loss and norm of each step) of ordinary training."""
+    optimizer = optimizer or adam()
+    loss = lambda p, t: sum(model.loss(p, t[i::parts])[0] for i in range(parts)) / parts
+
+    @jax.jit
+    def step(params, state, t):
+        value, grads = jax.value_and_grad(loss)(params, t)
+        with jax.numpy_dtype_promotion("standard"):
+            updates, state = optimizer.update(grads, state, params)
+        return optax.apply_updates(params, updates), state, value, optax.tree.norm(grads)
+
+    params = model.init(jax.random.key(0))
+    state, seen = optimizer.init(params), []
+    for i in range(steps):
+        params, state, value, norm = step(params, state, batch(i))
+        seen.append((float(value), float(norm)))
+    return params, seen
+
+
+def arrays(tree):
+    return [np.asarray(x) for x in jax.tree.leaves(tree)]
+
+
+def distance(a, b):
+    squares = lambda x, y: float(np.sum(np.square(x.astype(np.float32) - y.astype(np.float32))))
+    return sum(map(squares, arrays(a), arrays(b))) ** 0.5
+
+
+def started(model):
+    return model.init(jax.random.key(0))

@@ -1,0 +1,215 @@
+"""A streamed step is the step of the whole model: gradients, updates, clipping, skipping, bytes."""
+
+import jax
+import numpy as np
+import optax
+import pytest
+from streaming import (
+    adam,
+    arrays,
+    distance,
+    model,
+    started,
+    streamed,
+    tokens,
+    update,
+    whole,
+)
+
+from springroll.errors import InputError
+from springroll.models.stages import stages
+from springroll.stream.clipping import Clip
+from springroll.stream.schedule import checkpointed, layer_major, sends
+from springroll.stream.streamed import Streamed
+
+STEPS = 3
+
+
+def run(trainer, state, steps=STEPS):
+    seen = []
+    for i in range(steps):
+        state, metrics = trainer.step(state, tokens(i))
+        seen.append((float(metrics["loss"]), float(metrics["grad_norm"])))
+    return state, seen
+
+
+def close(seen, expected, tolerance=1e-5):
+    np.testing.assert_allclose(seen, expected, rtol=tolerance)
+
+
+@pytest.mark.parametrize("name", ["llama-tiny", "moe-tiny"])
+@pytest.mark.parametrize("parts", [1, 2])
+def test_gradients_are_those_of_the_whole_model(name, parts):
+    # With plain descent at a rate of 1 the change of the weights is the gradient.
+    trainer, state = streamed(model(name), optimizer=optax.sgd(1.0), parts=parts)
+    state, _ = trainer.step(state, tokens())
+    loss = lambda p: sum(model(name).loss(p, tokens()[i::parts])[0] for i in range(parts)) / parts
+    grads = jax.grad(loss)(started(model(name)))
+    found = [a - b for a, b in zip(arrays(started(model(name))), arrays(state.params), strict=True)]
+    for got, expected in zip(found, arrays(grads), strict=True):
+        largest = max(float(np.max(np.abs(expected))), 1e-3)
+        # What is subtracted is rounded to the weights' own precision, 6e-8 of about 1.
+        np.testing.assert_allclose(got, expected, atol=1e-5 * largest + 2e-7)
+
+
+@pytest.mark.parametrize(
+    ("where", "options"),
+    [
+        ("device", {}),
+        ("device", {"parts": 2, "depth": 2, "kept_inputs": 1}),
+        ("device", {"on_device": (0, 2), "clip": Clip(0.5)}),
+        ("device", {"order": "checkpointed", "depth": 1}),
+        ("host", {"kept_inputs": 0}),
+        ("host", {"parts": 2, "clip": Clip(0.5)}),
+    ],
+)
+def test_n_steps_end_where_the_whole_model_does(where, options):
+    clip = options.get("clip", Clip()).limit
+    optimizer = adam() if clip is None else optax.chain(optax.clip_by_global_norm(clip), adam())
+    params, expected = whole(model(), STEPS, options.get("parts", 1), optimizer)
+    trainer, state = streamed(model(), where, **options)
+    state, seen = run(trainer, state)
+    close(seen, expected)
+    moved = distance(params, started(model()))
+    assert distance(state.params, params) < 1e-5 * moved
+    assert int(state.steps) == STEPS
+
+
+def test_layers_are_mended_with_the_figures_of_their_experts():
+    from streaming import shapes
+
+    from springroll.models.decoder import leaves
+    from springroll.models.moe import balance
+    from springroll.stream.filling import stacked_leaves
+
+    moe = model("moe-tiny")
+    path = lambda layer: layer["mlp"]["e_score_correction_bias"]
+
+    def mend(layer, stats):
+        bias = balance(path(layer), stats["load"])
+        return layer | {"mlp": layer["mlp"] | {"e_score_correction_bias": bias}}
+
+    load = moe.loss(started(moe), tokens(0))[1]["load"]
+    for where in ("device", "host"):
+        trainer = Streamed(stages(moe), shapes(moe), update(where, mend=mend))
+        state = trainer.fill(stacked_leaves(leaves(moe.config, jax.random.key(0))))
+        state, metrics = trainer.step(state, tokens(0))
+        np.testing.assert_array_equal(np.asarray(metrics["load"]), np.asarray(load))
+        biases = np.asarray(path(state.params["layers"]))
+        expected = jax.vmap(balance)(path(started(moe)["layers"]), load)
+        np.testing.assert_allclose(biases, np.asarray(expected), atol=1e-7)
+
+
+@pytest.mark.parametrize("where", ["device", "host"])
+def test_clipping_by_layer_and_by_the_step_before(where):
+    plain = optax.sgd(1.0)
+    limit = 0.1
+    for by in ("layer", "previous"):
+        if where == "host":
+            trainer, state = streamed(model(), where, clip=Clip(limit, by))
+        else:
+            trainer, state = streamed(model(), where, plain, clip=Clip(limit, by))
+        before = arrays(state.params["layers"])
+        state, metrics = trainer.step(state, tokens(0))
+        first = [a - b for a, b in zip(arrays(state.params["layers"]), before, strict=True)]
+        norms = np.sqrt(sum(np.square(x).reshape(3, -1).sum(1) for x in first))
+        if where == "device" and by == "layer":
+            np.testing.assert_allclose(norms, limit, rtol=1e-3)
+        if where == "device" and by == "previous":  # no step before: not clipped
+            assert norms.max() > limit
+        before, norm = arrays(state.params), float(metrics["grad_norm"])
+        state, metrics = trainer.step(state, tokens(1))
+        if where == "device" and by == "previous":
+            second = [a - b for a, b in zip(arrays(state.params), before, strict=True)]
+            moved = np.sqrt(sum(float(np.square(x).sum()) for x in second))
+            np.testing.assert_allclose(moved, float(metrics["grad_norm"]) * limit / norm, rtol=1e-3)
+        assert np.isfinite(float(metrics["loss"]))
+
+
+@pytest.mark.parametrize("where", ["device", "host"])
+@pytest.mark.parametrize("clip", [Clip(), Clip(1.0)])
+def test_a_step_without_a_finite_loss_changes_nothing(where, clip):
+    trainer, state = streamed(model(), where, clip=clip)
+    good = trainer.store.leaf(3, "weights", 0).copy()
+    trainer.store.write(3, "weights", 0, np.full_like(good, np.nan))
+    before = arrays(state)
+    state, metrics = trainer.step(state, tokens())
+    assert np.isnan(float(metrics["loss"])) and int(state.steps) == 1
+    for a, b in zip(arrays(state)[:-1], before[:-1], strict=True):
+        np.testing.assert_array_equal(a, b)
+    trainer.store.write(3, "weights", 0, good)
+    state, metrics = trainer.step(state, tokens())
+    assert np.isfinite(float(metrics["loss"]))
+
+
+@pytest.mark.parametrize("parts", [1, 2])
+@pytest.mark.parametrize("depth", [1, 2, 3])
+def test_bundles_and_bytes_are_those_of_the_formula(parts, depth):
+    layers = 6
+    trainer, state = streamed(model(layers=layers), parts=parts, depth=depth)
+    weights = 4 * sum(x.size // layers for x in arrays(started(model(layers=layers))["layers"]))
+    rest = 4 * model(layers=layers).config.parameters - layers * weights
+    for _ in range(2):
+        before = trainer.link.traffic
+        state, _ = trainer.step(state, tokens())
+        trainer.store.settle()
+        now = trainer.link.traffic
+        # Weights forward; weights, two moments and two counters backward: of the last layer once.
+        state_of = 2 * weights + 4
+        assert now.sends - before.sends == 2 * layers - 1 + 1
+        assert now.sent - before.sent == (2 * layers - 1) * weights + layers * state_of + (
+            3 * rest + 4
+        )
+        assert now.fetches - before.fetches == layers + 1
+        assert now.fetched - before.fetched == layers * (weights + state_of) + 3 * rest + 4
+    assert trainer.engine.conveyor.ledger.peak == min(depth, layers)
+
+
+def test_updates_on_the_host_send_weights_twice_and_fetch_gradients_once():
+    layers = 6
+    trainer, state = streamed(model(layers=layers), "host", depth=2, parts=2)
+    numbers = model(layers=layers).config.parameters
+    layer = sum(x.size // layers for x in arrays(started(model(layers=layers))["layers"]))
+    state, _ = trainer.step(state, tokens())
+    trainer.store.settle()
+    found = trainer.link.traffic
+    assert found.sent == 4 * ((2 * layers - 1) * layer + numbers - layers * layer)
+    small = (layers + 1) * (4 + 1)  # the factor, and whether the gradient is good
+    assert found.fetched == 4 * numbers + small
+    assert found.fetches == layers + 1
+    assert trainer.engine.conveyor.ledger.peak <= 2
+
+
+def test_schedules_count_their_passages():
+    assert sends(layer_major(8, 1)) == sends(layer_major(8, 5)) == 15
+    assert sends(checkpointed(8, 1)) == 3 * 8 - 2
+    with pytest.raises(InputError, match="one micro-batch; there are 2"):
+        checkpointed(8, 2)
+
+
+def test_resident_layers_never_cross_the_link():
+    trainer, state = streamed(model(), on_device=range(4))
+    state, _ = trainer.step(state, tokens())
+    assert trainer.link.traffic == (0, 0, 0, 0)
+    assert np.isfinite(arrays(state.params)[0]).all()
+
+
+def test_the_score_is_the_mean_loss():
+    trainer, state = streamed(model())
+    found = trainer.score(state, tokens(rows=6), rows=4)
+    expected = model().loss(started(model()), tokens(rows=6))[1]["nats"]
+    np.testing.assert_allclose(float(found["nats"]), float(expected), rtol=1e-6)
+
+
+def test_what_cannot_be_streamed_is_said():
+    with pytest.raises(InputError, match="has no embed and no block and no finish"):
+        Streamed(object(), {"layers": {}}, update("device"))
+    with pytest.raises(InputError, match="clip_by is 'all'"):
+        streamed(model(), clip=Clip(1.0, "all"))
+    with pytest.raises(InputError, match="4 sequences cannot be cut into 3"):
+        trainer, state = streamed(model(), parts=3)
+        trainer.step(state, tokens())
+    with pytest.raises(InputError, match="the optimizer also keeps"):
+        trainer, state = streamed(model(), "host", optax.sgd(0.1, momentum=0.9))
+        trainer.step(state, tokens())
+        arrays(state)

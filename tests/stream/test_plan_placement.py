@@ -12,7 +12,15 @@ from springroll.errors import InputError
 from springroll.models.decoder_config import CONFIGS
 from springroll.stream import largest
 from springroll.stream.devices import named_card
-from springroll.stream.footprint import Job, Placement, device_bytes, host_bytes, stored, total
+from springroll.stream.footprint import (
+    Job,
+    Placement,
+    device_bytes,
+    host_bytes,
+    rest_stored,
+    stored,
+    total,
+)
 from springroll.stream.largest import alternatives, capacity, deepest, largest_named
 from springroll.stream.methods import recipe
 from springroll.stream.placement import Budgets, choose, fits, least_device, least_host, placements
@@ -79,8 +87,8 @@ def test_everything_is_stored_once(method, per):
         place = Placement("device", layers, 32)
         there, here = host_bytes(one, place), device_bytes(one, place)
         held = there["weights"] + there["low halves"] + there["state"] + here["layers that stay"]
-        assert held == 32 * stored(one)
-        assert held == pytest.approx(per * 32 * one.layer, rel=0.01)
+        assert held == 32 * stored(one) + rest_stored(one)
+        assert held == pytest.approx(per * SEVEN.parameters, rel=0.01)
 
 
 def test_host_bytes_per_parameter_keep_the_promise():

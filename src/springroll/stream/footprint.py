@@ -88,48 +88,53 @@ def rest_stored(job: Job) -> int:
 
 
 def device_bytes(job: Job, place: Placement) -> Bytes:
-    """What the device holds at the peak of a step."""
+    """What the device holds at the peak of a step: between the passes, when head and loss are
+    computed, or in the backward pass, when a layer is."""
     config, recipe = job.config, job.recipe
     streamed = config.layers - place.layers
     at_update = place.mode in ("device", "resident")
-    rest = rest_stored(job) if at_update else job.rest * recipe.weights + recipe.rest_held
     found = {
         "layers that stay": place.layers * stored(job),
         "layers passing": min(job.depth, streamed) * passing(job, place.mode),
-        "embedding and head": rest,
+        "embedding and head": rest_stored(job)
+        if at_update
+        else job.rest * recipe.weights + recipe.rest_held,
         "state that stays": config.layers * recipe.layer_held,
     }
-    if recipe.trains:
-        low_rank = place.mode == "lowgrad"
-        layer = recipe.layer_held if low_rank else job.layer * job.gradient
-        going = 2 if place.mode == "host" and streamed else 1  # one more on its way to the host
-        found["gradients"] = going * layer + job.rest * job.gradient
-        found["layer inputs"] = (place.inputs + 2) * job.layer_input
-    else:
+    if not recipe.trains:
         found["layer inputs"] = 2 * job.layer_input if place.inputs else 0
-    found["working set"] = max(job.working)
-    return found
+        return found | {"working set": max(job.working)}
+    found["layer inputs"] = (place.inputs + 1) * job.layer_input  # and the gradient of one
+    rest = job.rest * job.gradient
+    layer = recipe.layer_held if place.mode == "lowgrad" else job.layer * job.gradient
+    going = 2 if place.mode == "host" and streamed else 1  # one more on its way to the host
+    head = {"gradients": rest, "working set": job.working.head}
+    back = {"gradients": rest + going * layer, "working set": job.working.layer}
+    return found | max(head, back, key=total)
 
 
 def host_bytes(job: Job, place: Placement) -> Bytes:
     """What streaming keeps in host memory."""
     config, recipe = job.config, job.recipe
     streamed = config.layers - place.layers
-    at_update = place.mode in ("device", "resident")
-    numbers = streamed * job.layer + (0 if at_update else job.rest)
+    rest = 0 if place.mode == "resident" else 1
+    numbers = streamed * job.layer + rest * job.rest
     found = {
         "weights": numbers * recipe.weights,
         "low halves": numbers * recipe.low,
-        "state": streamed * recipe.layer_state + (0 if at_update else recipe.rest_state),
+        "state": streamed * recipe.layer_state + rest * recipe.rest_state,
     }
-    if recipe.trains:
-        found["layer inputs"] = (config.layers - place.inputs) * job.layer_input
-        if place.mode == "host":
-            alive = numbers if job.clip == "global" else min(2, streamed) * job.layer + job.rest
-            found["gradients"] = alive * recipe.weights
-    else:
-        found["layer inputs"] = 0 if place.inputs else 2 * job.layer_input
-    found["staging"] = max(job.layer, job.config.vocab * config.hidden) if numbers else 0
+    if not recipe.trains:
+        return found | {"layer inputs": 0 if place.inputs else 2 * job.layer_input}
+    found["layer inputs"] = (config.layers - place.inputs) * job.layer_input
+    if not streamed:
+        return found
+    if job.clip == "global":
+        found["gradients"] = numbers * recipe.weights
+    elif place.mode == "host":
+        found["gradients"] = max(job.layer, job.rest) * recipe.weights
+    if place.mode == "device":  # the new one comes while the old one is there
+        found["bundle returning"] = max(passing(job, place.mode), rest_stored(job))
     return found
 
 

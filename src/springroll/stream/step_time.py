@@ -14,7 +14,7 @@ from __future__ import annotations
 from typing import NamedTuple
 
 from springroll.models.decoder_config import DecoderConfig
-from springroll.stream.footprint import Job, Placement, passing
+from springroll.stream.footprint import Job, Placement, passing, rest_stored
 from springroll.stream.rates import Rates
 
 
@@ -90,14 +90,13 @@ def step_seconds(job: Job, place: Placement, rates: Rates) -> Seconds:
         back = weights
     backward += update / rates.device_update
     link_in, link_out = rates.to_device, rates.to_host
+    rest_in, rest_out = _rest(job, place)
     if recipe.trains:
-        ins = (
-            streamed * weights / link_in,
-            (streamed * passing(job, place.mode) + saved) / link_in,
-        )
-        outs = (saved / link_out, streamed * back / link_out)
+        again = streamed * passing(job, place.mode) + saved
+        ins = ((streamed * weights + rest_in) / link_in, again / link_in)
+        outs = (saved / link_out, (streamed * back + rest_out) / link_out)
     else:
-        ins = ((streamed * weights + saved) / link_in, 0.0)
+        ins = ((streamed * weights + rest_in + saved) / link_in, 0.0)
         outs = ((streamed * back + saved) / link_out, 0.0)
     cpu = 0.0
     if place.mode == "host":
@@ -124,6 +123,16 @@ def step_seconds(job: Job, place: Placement, rates: Rates) -> Seconds:
     step += fill
     bottleneck = max(busy, key=lambda name: busy[name])
     return Seconds(compute, sum(ins), sum(outs), cpu, fill, step, bottleneck)
+
+
+def _rest(job: Job, place: Placement) -> tuple[int, int]:
+    """Bytes of embedding and head to the device and back to the host."""
+    weights = job.rest * job.recipe.weights
+    if place.layers == job.config.layers:
+        return 0, 0
+    if place.mode == "device":
+        return rest_stored(job), rest_stored(job)
+    return weights, weights if place.mode == "host" else 0
 
 
 def tokens_to_hide(job: Job, place: Placement, rates: Rates) -> int:

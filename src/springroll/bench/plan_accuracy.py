@@ -1,0 +1,280 @@
+"""What `sr.plan` says of a step beside what the step takes: peak memory and seconds.
+
+    python -m springroll.bench.plan_accuracy [CASE]
+
+Six configurations. Bytes are those of both tiers, as device and host of a CPU are one memory; they
+are measured as the kernel's own record of a process's peak (VmHWM, reset through
+/proc/self/clear_refs) during steps, less what the process took before the trainer was built and
+after another one had compiled all programs. Seconds are predicted from the rates of one layer
+(`stream.measured`), which is run by itself in turn with whole steps.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import gc
+import json
+import os
+import re
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from springroll.bench import measure
+from springroll.models.decoder_config import DecoderConfig, llama
+from springroll.stream.methods import Dtype, Mode
+
+MEMORY, SECONDS = 0.10, 0.20  # the errors that are promised
+STEPS = 5
+WARM = 2
+# The C library keeps freed memory for later; with these it gives it back, so that the peak of the
+# process is that of its arrays. They cost time, so seconds are measured without.
+RETURNED = {"MALLOC_MMAP_THRESHOLD_": "262144", "MALLOC_ARENA_MAX": "1"}
+LEARNING = 1e-4
+
+
+@dataclass(frozen=True, kw_only=True)
+class Case:
+    """A configuration: a model, a method, and where things are."""
+
+    config: DecoderConfig
+    mode: Mode
+    method: str = "adamw"
+    dtype: Dtype = "float32"
+    rows: int = 2
+    parts: int = 1
+    sequence: int = 256
+    stay: int = 0  # layers on the device
+    inputs: int = 1 << 20  # layers whose inputs stay, at most
+
+
+DENSE = llama(1024, 2816, 16, 8, vocab=8192)
+EXPERTS = llama(512, 512, 8, 8, vocab=8192, experts=16, top_k=2)
+CASES = {
+    "float32, host": Case(config=DENSE, mode="host"),
+    "bfloat16, host, 2 parts": Case(config=DENSE, mode="host", dtype="bfloat16", parts=2),
+    "8-bit state, device": Case(
+        config=DENSE, mode="device", method="adamw-8bit", dtype="bfloat16", rows=1
+    ),
+    "resident, 4 parts": Case(config=DENSE, mode="resident", parts=4, stay=8),
+    "experts, device": Case(config=EXPERTS, mode="device", rows=4),
+    "experts, host, inputs away": Case(
+        config=EXPERTS, mode="host", rows=4, parts=4, stay=2, inputs=0
+    ),
+}
+
+
+def planned(case: Case) -> tuple[Any, Any]:
+    """(what a step has to do, where everything is)."""
+    from springroll.stream.footprint import Job, Placement
+    from springroll.stream.methods import recipe
+    from springroll.stream.working_set import working_set
+
+    config = case.config
+    job = Job(
+        config=config,
+        recipe=recipe(config, case.method, dtype=case.dtype),
+        tokens=case.rows * case.parts * case.sequence,
+        rows=case.rows,
+        sequence=case.sequence,
+        working=working_set(config, case.rows, case.sequence, case.dtype),
+        clip="none",
+    )
+    return job, Placement(case.mode, case.stay, min(case.inputs, config.layers))
+
+
+def predicted_bytes(case: Case) -> dict[str, Any]:
+    """Of both tiers, and by kind."""
+    from springroll.stream.footprint import device_bytes, host_bytes, total
+
+    tiers = [device_bytes(*planned(case)), host_bytes(*planned(case))]
+    return {"bytes": sum(map(total, tiers)), "device": tiers[0], "host": tiers[1]}
+
+
+def updates(case: Case) -> tuple[Any, Any]:
+    """(the optimizer of streamed layers, what applies it)."""
+    import optax
+
+    import springroll as sr
+    from springroll.stream.device_update import DeviceUpdate
+    from springroll.stream.host_adamw import AdamW
+    from springroll.stream.host_update import HostUpdate
+    from springroll.stream.update import PlacedUpdate
+
+    tx: Any = optax.adam(LEARNING)
+    if case.method.endswith("-8bit"):
+        tx = sr.quantize_state(tx)
+    if case.dtype == "bfloat16":
+        tx = sr.with_split_master(tx)
+    there = DeviceUpdate(tx)
+    if case.mode != "host":
+        return tx, there
+    return tx, PlacedUpdate(there, HostUpdate(AdamW(LEARNING, weight_decay=0.0), tx))
+
+
+def trainer(case: Case) -> Any:
+    """The trainer with its store filled."""
+    import jax
+
+    from springroll.models.decoder import decoder, leaves
+    from springroll.models.stages import stages
+    from springroll.stream.filling import stacked_leaves
+    from springroll.stream.streamed import Streamed
+
+    model, layers = decoder(case.config), case.config.layers
+    stay = range(layers - case.stay, layers)
+    made = Streamed(
+        stages(model),
+        jax.eval_shape(model.init, jax.random.key(0)),
+        updates(case)[1],
+        narrow=case.dtype == "bfloat16",
+        on_device=[*stay, *([layers] if case.mode == "resident" else [])],
+        parts=case.parts,
+        kept_inputs=min(case.inputs, layers),
+    )
+    state = made.fill(stacked_leaves(leaves(case.config, jax.random.key(0))))
+    return made, state
+
+
+def steps(case: Case, made: Any, state: Any, count: int) -> list[float]:
+    """Seconds of each of `count` steps, its updates included."""
+    import jax
+    import numpy as np
+
+    shape = (case.rows * case.parts, case.sequence + 1)
+    tokens = np.random.default_rng(0).integers(0, case.config.vocab, shape, np.int32)
+    found = []
+    for _ in range(count):
+        start = time.perf_counter()
+        state, metrics = made.step(state, tokens)
+        jax.block_until_ready(metrics)
+        made.store.settle()
+        found.append(time.perf_counter() - start)
+    return found
+
+
+def seconds(case: Case) -> tuple[float, float]:
+    """(predicted, measured): medians, in turn, so that both see the same minutes."""
+    from springroll.stream.measured import calibration
+    from springroll.stream.step_time import step_seconds
+
+    job, place = planned(case)
+    rates = calibration(job, updates(case)[0])
+    made, state = trainer(case)
+    steps(case, made, state, WARM)
+    said, was = [], []
+    for _ in range(STEPS):
+        said.append(step_seconds(job, place, rates()).step)
+        was += steps(case, made, state, 1)
+    return statistics.median(said), statistics.median(was)
+
+
+def peak(case: Case) -> int:
+    """Bytes that the process takes for the trainer and its steps, at most.
+
+    A first trainer compiles and is dropped; the second finds every program in the cache.
+    """
+    made, state = trainer(case)
+    steps(case, made, state, WARM)
+    del made, state
+    settled()
+    before = status("VmRSS")
+    made, state = trainer(case)
+    steps(case, made, state, WARM)
+    settled()
+    Path("/proc/self/clear_refs").write_text("5")
+    steps(case, made, state, WARM)
+    return status("VmHWM") - before
+
+
+def settled() -> None:
+    """Give memory that nobody uses back to the system."""
+    gc.collect()
+    ctypes.CDLL("libc.so.6").malloc_trim(0)
+
+
+def status(name: str) -> int:
+    """Bytes of that line of /proc/self/status."""
+    found = re.search(rf"{name}:\s+(\d+) kB", Path("/proc/self/status").read_text())
+    assert found is not None
+    return int(found[1]) * 1024
+
+
+def measured(name: str, what: str) -> dict[str, Any]:
+    """One number of a case, "bytes" or "seconds", in this process, and what was predicted."""
+    case = CASES[name]
+    if what == "bytes":
+        return {"said": predicted_bytes(case), "was": peak(case)}
+    said, was = seconds(case)
+    return {"said": said, "was": was}
+
+
+def compared(name: str) -> dict[str, Any]:
+    """Predictions and measurements of one case."""
+    with tempfile.TemporaryDirectory() as cache:
+        settings = {
+            "JAX_COMPILATION_CACHE_DIR": cache,
+            "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0",
+        }
+        time = fresh(name, "seconds", settings)
+        memory = fresh(name, "bytes", settings | RETURNED)
+    return {
+        "case": name,
+        "kinds": memory["said"],
+        "bytes": [memory["said"]["bytes"], memory["was"]],
+        "bytes_error": memory["said"]["bytes"] / memory["was"] - 1,
+        "seconds": [time["said"], time["was"]],
+        "seconds_error": time["said"] / time["was"] - 1,
+    }
+
+
+def run(names: tuple[str, ...] = tuple(CASES)) -> dict[str, Any]:
+    """All cases, each in a process of its own."""
+    rows = [compared(name) for name in names]
+    worst = {kind: max(abs(row[f"{kind}_error"]) for row in rows) for kind in ("bytes", "seconds")}
+    return measure.record(
+        "plan_accuracy",
+        ours=worst["bytes"],
+        baseline=MEMORY,
+        ratio=worst["bytes"] / MEMORY,
+        unit="largest relative error of the predicted peak memory, and the promised one",
+        seconds_error=worst["seconds"],
+        seconds_promised=SECONDS,
+        cases={row["case"]: line(row) for row in rows},
+    )
+
+
+def fresh(name: str, what: str, settings: dict[str, str]) -> dict[str, Any]:
+    """`measured`, in a new process."""
+    command = [sys.executable, "-m", "springroll.bench.plan_accuracy", name, what]
+    found = subprocess.run(
+        command, env=os.environ | settings, stdout=subprocess.PIPE, text=True, check=True
+    )
+    return json.loads(found.stdout.splitlines()[-1])
+
+
+def line(row: dict[str, Any]) -> str:
+    """Predicted and measured."""
+    (said, was), (slow, long) = row["bytes"], row["seconds"]
+    return (
+        f"{said / 1e9:.3f} GB said, {was / 1e9:.3f} was ({row['bytes_error']:+.1%}); "
+        f"{slow:.2f} s said, {long:.2f} was ({row['seconds_error']:+.1%})"
+    )
+
+
+def main() -> None:
+    if len(sys.argv) > 2:
+        print(json.dumps(measured(*sys.argv[1:])), flush=True)
+    elif len(sys.argv) > 1:
+        print(json.dumps(compared(sys.argv[1])), flush=True)
+    else:
+        measure.report(run())
+
+
+if __name__ == "__main__":
+    main()

@@ -1,4 +1,4 @@
-"""A tiny decoder in host memory, and the same trained as a whole: what streaming is held against."""
+"""A tiny decoder in host memory, and the same trained as a whole to hold it against."""
 
 import dataclasses
 import functools

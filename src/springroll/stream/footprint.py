@@ -106,7 +106,7 @@ def device_bytes(job: Job, place: Placement) -> Bytes:
         return found | {"working set": max(job.working)}
     found["layer inputs"] = (place.inputs + 1) * job.layer_input  # and the gradient of one
     rest = job.rest * job.gradient
-    layer = recipe.layer_held if place.mode == "lowgrad" else job.layer * job.gradient
+    layer = config.layers * recipe.layer_thin or job.layer * job.gradient
     going = 2 if place.mode == "host" and streamed else 1  # one more on its way to the host
     head = {"gradients": rest, "working set": job.working.head}
     back = {"gradients": rest + going * layer, "working set": job.working.layer}
@@ -117,7 +117,7 @@ def host_bytes(job: Job, place: Placement) -> Bytes:
     """What streaming keeps in host memory."""
     config, recipe = job.config, job.recipe
     streamed = config.layers - place.layers
-    rest = 0 if place.mode == "resident" else 1
+    rest = 1 if place.mode in ("host", "device") else 0
     numbers = streamed * job.layer + rest * job.rest
     found = {
         "weights": numbers * recipe.weights,
@@ -125,7 +125,8 @@ def host_bytes(job: Job, place: Placement) -> Bytes:
         "state": streamed * recipe.layer_state + rest * recipe.rest_state,
     }
     if not recipe.trains:
-        return found | {"layer inputs": 0 if place.inputs else 2 * job.layer_input}
+        found["layer inputs"] = 0 if place.inputs else 2 * job.layer_input
+        return found | {"bundle returning": min(1, streamed) * passing(job, place.mode)}
     found["layer inputs"] = (config.layers - place.inputs) * job.layer_input
     if not streamed:
         return found

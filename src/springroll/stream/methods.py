@@ -36,7 +36,8 @@ class Recipe:
     weights: per number, as computed with; low: per number, the rest of an exact float32 master;
     layer_state, rest_state: of a layer and of what is in no layer, travelling with the weights;
     layer_held, rest_held: the same, but on the device all the time;
-    updates: where updates of streamed layers can run.
+    updates: where updates of streamed layers can run;
+    layer_thin: of the gradient of a layer that only exists in a subspace.
     """
 
     name: str
@@ -47,6 +48,7 @@ class Recipe:
     layer_held: int
     rest_held: int
     updates: tuple[Mode, ...]
+    layer_thin: int = 0
 
     @property
     def trains(self) -> bool:
@@ -100,6 +102,7 @@ def recipe(
         layer + _projectors(config, rank) if held else 0,
         rest if held else 0,
         updates.get(method, ("host", "device") if exact else ("device",)),
+        sum(_thin(path, shape, rank) for path, shape in _layer(config)) if held else 0,
     )
 
 
@@ -175,6 +178,13 @@ def _state(method: str, path: str, shape: tuple[int, ...], bits: int, rank: int)
     if method == "galore":  # P float32 of every matrix, and moments of the projected gradient
         return 4 * stack * min(rank, outputs, inputs) * inputs + 2 * _coded(low, bits)
     return 4 * low + 2 * _coded(low, bits)  # lowgrad: S and its moments
+
+
+def _thin(path: str, shape: tuple[int, ...], rank: int) -> int:
+    """Bytes of the float32 gradient of S, or of what is no matrix."""
+    if not path.endswith("_proj"):
+        return 4 * math.prod(shape)
+    return 4 * math.prod(shape[:-1]) * min(rank, *shape[-2:])
 
 
 def _projectors(config: DecoderConfig, rank: int) -> int:

@@ -128,11 +128,11 @@ def step_seconds(job: Job, place: Placement, rates: Rates) -> Seconds:
 def _rest(job: Job, place: Placement) -> tuple[int, int]:
     """Bytes of embedding and head to the device and back to the host."""
     weights = job.rest * job.recipe.weights
-    if place.layers == job.config.layers:
-        return 0, 0
-    if place.mode == "device":
+    if place.layers < job.config.layers and place.mode == "host":
+        return weights, weights
+    if place.layers < job.config.layers and place.mode == "device":
         return rest_stored(job), rest_stored(job)
-    return weights, weights if place.mode == "host" else 0
+    return 0, 0  # it stays
 
 
 def tokens_to_hide(job: Job, place: Placement, rates: Rates) -> int:

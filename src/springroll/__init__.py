@@ -24,12 +24,16 @@ if TYPE_CHECKING:
     from springroll.lowgrad.galore import galore as galore
     from springroll.lowgrad.layerwise import layerwise as layerwise
     from springroll.lowgrad.lowgrad import lowgrad as lowgrad
+    from springroll.models.hf import load_hf as load_hf
+    from springroll.models.hf_write import save_hf as save_hf
     from springroll.quant.quantize_state import quantize_state as quantize_state
     from springroll.quant.split_master import high_half as high_half
     from springroll.quant.split_master import with_split_master as with_split_master
     from springroll.quant.stochastic_rounding import (
         with_stochastic_rounding as with_stochastic_rounding,
     )
+    from springroll.stream.plan import plan as plan
+    from springroll.stream.streamed import Streamed as Streamed
 
 _WHERE = {
     "apollo": "springroll.lowgrad.apollo",
@@ -46,9 +50,13 @@ _WHERE = {
     "InputError": "springroll.errors",
     "lattice": "springroll.evolve.lattice",
     "layerwise": "springroll.lowgrad.layerwise",
+    "load_hf": "springroll.models.hf",
     "lowgrad": "springroll.lowgrad.lowgrad",
     "open_es": "springroll.evolve.open_es",
+    "plan": "springroll.stream.plan",
     "quantize_state": "springroll.quant.quantize_state",
+    "save_hf": "springroll.models.hf_write",
+    "Streamed": "springroll.stream.streamed",
     "with_split_master": "springroll.quant.split_master",
     "with_stochastic_rounding": "springroll.quant.stochastic_rounding",
 }

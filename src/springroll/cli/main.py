@@ -24,6 +24,7 @@ COMMANDS: dict[str, Command] = {
     "train": Command(
         "springroll.cli.train", "train a decoder on text by full or low-rank gradients"
     ),
+    "plan": Command("springroll.cli.plan", "what a machine can train, and how fast, beforehand"),
     "eval": Command("springroll.cli.eval", "bits per byte of a run, beside the lines to beat"),
     "sample": Command("springroll.cli.sample", "let a run write text"),
     "replay": Command("springroll.cli.replay", "rebuild a run's weights from its journal"),

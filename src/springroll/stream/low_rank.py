@@ -79,7 +79,7 @@ class StreamedLowRank:
                 leaf = bases.index(path)
                 rows = values[None] if index else values
                 for row, part in enumerate(rows, start=index[0] if index else 0):
-                    self.store.write(row, "weights", leaf, np.asarray(part, values.dtype))
+                    self.store.write(row, "weights", leaf, part)
             else:
                 shape = _struct(self._shapes, path)
                 whole = others.setdefault(path, np.zeros(shape.shape, shape.dtype))

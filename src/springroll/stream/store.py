@@ -84,13 +84,14 @@ class HostStore:
         return np.asarray(x) if bundle in self._on_device else writable(x)
 
     def write(self, bundle: int, field: str, index: int, values: np.ndarray) -> None:
-        """Other values for one array of a field."""
+        """Other values for one array of a field, in the type that it has."""
         leaves, tree = jax.tree.flatten(self._fields[bundle][field])
         if bundle in self._on_device:
-            leaves[index] = jax.device_put(values, self._link.on_device)
+            same = np.asarray(values, leaves[index].dtype)
+            leaves[index] = jax.device_put(same, self._link.on_device)
             self._fields[bundle][field] = tree.unflatten(leaves)
         else:
-            np.copyto(writable(leaves[index]), values)
+            np.copyto(writable(leaves[index]), values, casting="unsafe")
 
     def replace(self, bundle: int, fields: Mapping[str, Any]) -> None:
         """Take these arrays, on the host (for resident bundles: on the device), in place of the

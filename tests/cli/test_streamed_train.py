@@ -1,0 +1,120 @@
+"""`springroll train --engine stream`: the same run folder, loop and resume; kill -9; refusals."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+
+import numpy as np
+import pytest
+from tiny import text_file
+
+from springroll.cli import trained
+from springroll.cli.main import main
+from springroll.train import checkpoint
+
+STEPS = 4
+SIZE = (
+    "--batch 4 --tokens 16 --valid-streams 4 --valid-tokens 16 --rank 4 --gap 2 --log-every 0 "
+    "--eval-every 0 --schedule-steps 4 --lr 0.03"
+).split()
+# Less than two layers and all that goes with them, so that layers do stream.
+STREAM = ["--engine", "stream", "--depth", "1", "--memory", "560KiB"]
+
+
+@pytest.fixture(scope="module")
+def text(tmp_path_factory):
+    return str(text_file(tmp_path_factory.mktemp("text")))
+
+
+def command(text, out, *more, model="llama-tiny", steps=STEPS):
+    base = ["train", "--data", text, "--out", str(out), "--model", model, "--steps", str(steps)]
+    return [*base, *SIZE, *more]
+
+
+def newest(folder, step=STEPS):
+    return (folder / "checkpoints" / f"{step:09d}.safetensors").read_bytes()
+
+
+def valid(folder):
+    rows = [json.loads(r) for r in (folder / "metrics.jsonl").read_text().splitlines()]
+    return [row["valid_bits_per_byte"] for row in rows if "valid_bits_per_byte" in row]
+
+
+def test_it_learns_what_the_resident_engine_learns(tmp_path, text, capsys):
+    assert main(command(text, tmp_path / "whole", "--engine", "resident")) == 0
+    assert main(command(text, tmp_path / "stream", *STREAM)) == 0
+    said = capsys.readouterr().err
+    for word in ("layers passing", "host", "embedding and head", "working set"):
+        assert word in said
+    np.testing.assert_allclose(valid(tmp_path / "stream"), valid(tmp_path / "whole"), rtol=1e-4)
+    whole, stream = (trained.load(str(tmp_path / name)).params for name in ("whole", "stream"))
+    np.testing.assert_allclose(stream["lm_head"], whole["lm_head"], atol=1e-4)
+    assert main(["eval", str(tmp_path / "stream"), "--data", text]) == 0
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        "--dtype bfloat16 --weight-decay 0.1 --accumulate 2 --clip-by previous",
+        "--optimizer muon --state-bits 8 --clip-by layer",
+        "--optimizer lowgrad --dtype bfloat16",
+    ],
+)
+def test_it_resumes_to_the_same_bytes(tmp_path, text, options):
+    more = [*options.split(), *STREAM[:4], "--memory", "900KiB"]
+    assert main(command(text, tmp_path / "whole", *more)) == 0
+    assert main(command(text, tmp_path / "parts", *more, steps=3)) == 0
+    assert main(command(text, tmp_path / "parts", "--resume")) == 0
+    assert newest(tmp_path / "parts") == newest(tmp_path / "whole")
+
+
+def test_it_streams_by_itself_when_a_step_does_not_fit(tmp_path, text):
+    assert main(command(text, tmp_path / "run", *STREAM[2:])) == 0
+    config = json.loads((tmp_path / "run" / "config.json").read_text())["config"]
+    assert config["engine"] == "stream"
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ("--engine stream --memory 200KiB", "streaming needs .* on the device, 200 KiB are"),
+        ("--engine stream --host-memory 100KiB --memory 560KiB --depth 1", "of host memory, 100"),
+        ("--engine stream --layerwise", "leave out --layerwise"),
+        ("--engine stream --update host --optimizer muon", "leave out --update host for muon"),
+        ("--engine stream --devices 2", "stream uses one device; devices is 2"),
+        ("--engine resident --clip-by layer", "clip_by layer is of streaming"),
+        ("--engine streem", "did you mean stream"),
+        ("--depth 0", "depth is 0"),
+    ],
+)
+def test_what_is_wrong_is_one_line_and_leaves_nothing(tmp_path, text, capsys, options, message):
+    assert main(command(text, tmp_path / "run", *options.split())) == 2
+    said = capsys.readouterr().err
+    import re
+
+    assert re.search(message, said), said
+    assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.slow
+def test_a_kill_in_the_middle_of_updates_mixes_no_two_steps(tmp_path, text):
+    """Killed again and again at any moment, the run ends with the bytes of an undisturbed one."""
+    more = [*STREAM, "--dtype", "bfloat16", "--update", "host"]
+    steps = 40
+    assert main(command(text, tmp_path / "whole", *more, steps=steps)) == 0
+    first = command(text, tmp_path / "parts", *more, steps=steps)
+    run = [sys.executable, "-m", "springroll"]
+    for attempt in range(4):
+        resume = ["--resume"] if (tmp_path / "parts" / "config.json").exists() else []
+        with subprocess.Popen([*run, *first, *resume], env=os.environ) as process:
+            for _ in range(600):
+                if len(checkpoint.saved(tmp_path / "parts" / "checkpoints")) > 1:
+                    break
+                time.sleep(0.1)
+            time.sleep(0.05 * attempt)
+            process.send_signal(signal.SIGKILL)
+    assert main([*first, "--resume"]) == 0
+    assert newest(tmp_path / "parts", steps) == newest(tmp_path / "whole", steps)

@@ -55,7 +55,7 @@ def streamed(
     device_budget: int | None = None,
     depth: int = 3,
     link: Link | None = None,
-) -> Streamed:
+) -> StreamedPopulation:
     """Evolve a model whose layers are in host memory or in files, layer by layer.
 
         engine = streamed(strategy, Likelihood(stages(decoder)), params, key=key)
@@ -90,7 +90,7 @@ def streamed(
         store, rest = mapped, rest_started(parts, link, key, tree)
     else:
         store, rest = started(parts, link, key, params)
-    return Streamed(parts, stages, store, rest, link, depth, device_budget, per_member)
+    return StreamedPopulation(parts, stages, store, rest, link, depth, device_budget, per_member)
 
 
 def prepared(
@@ -114,7 +114,7 @@ def prepared(
     return parts, _depth_within(device_budget, parts, depth, written)
 
 
-class Streamed:
+class StreamedPopulation:
     """A population and a model that passes through the device; made by `streamed`.
 
     `evaluate` and `tell` in turn make a generation. The step of the layers is due from `tell` until
@@ -177,9 +177,9 @@ class Streamed:
         """
         if self.writable:
             self.settle()
-        self._due.append(Due(self.parted.shared(self._rest), fitness))
-        strategy = self.parted.for_rest
-        self._rest, metrics = strategy.tell(self._rest, strategy.ask(self._rest), fitness)
+        strategy, before = self.parted.for_rest, self._rest
+        self._rest, metrics = strategy.tell(before, strategy.ask(before), fitness)
+        self._due.append(Due(self.parted.shared(before), fitness))
         self.told += 1
         return {name: x for name, x in metrics.items() if name not in ("moved", "step_ratio")}
 

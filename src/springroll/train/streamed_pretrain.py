@@ -18,7 +18,7 @@ from springroll.errors import InputError
 from springroll.evolve.strategy import State, Strategy
 from springroll.models.egg import Egg, EggStages
 from springroll.stream.budget import available_bytes, spelt
-from springroll.stream.evolve import Streamed, prepared, streamed
+from springroll.stream.evolve import StreamedPopulation, prepared, streamed
 from springroll.stream.link import tree_bytes
 from springroll.train.task import Batch, Carry, Metrics, Task
 
@@ -93,7 +93,7 @@ class Engine:
     def __init__(self, seed: int, budget: int | None, model: Egg, strategy: Strategy):
         self._seed, self._budget = seed, budget
         self._model, self._strategy = model, strategy
-        self._streamed: Streamed | None = None
+        self._streamed: StreamedPopulation | None = None
         self._last: State | None = None
 
     def start(self) -> State:
@@ -113,7 +113,7 @@ class Engine:
         self._last = self._streamed.state()
         return self._last
 
-    def at(self, state: State) -> Streamed:
+    def at(self, state: State) -> StreamedPopulation:
         """The engine in that state."""
         if self._streamed is None:
             self.start()

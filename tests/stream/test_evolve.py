@@ -109,6 +109,13 @@ def test_telling_alone_replays_a_run(engine, first):
     assert {"fitness_mean", "sigma", "dropped"} <= set(metrics) and "step_ratio" not in metrics
 
 
+def test_a_refused_fitness_leaves_nothing_due(engine, first):
+    engine.load(first)
+    with pytest.raises(InputError, match=r"fitness has shape \[3\]; expected \[8\]"):
+        engine.tell(np.zeros(3, np.float32))
+    assert_equal(engine.state(), first)
+
+
 def test_arrays_are_read_when_looked_at_and_only_while_they_hold(engine, first):
     engine.load(first)
     memory, _ = run(engine, [0])

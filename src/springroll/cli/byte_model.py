@@ -96,17 +96,14 @@ def _decoder(config: TrainConfig) -> ByteModel:
     import numpy as np
 
     from springroll.models.hf import is_hf_folder
-    from springroll.train.backprop_task import make, mean_nats
+    from springroll.train.backprop_task import make, mean_nats, weights_of
 
     if is_hf_folder(config.model):
         raise InputError(
             f"the run learnt the tokens of {config.model}; this command reads models of bytes"
         )
-    model, learner = make(config)
-    saved = jax.eval_shape(learner.init, jax.eval_shape(lambda: jax.random.key(0)))
-    prefix, params = "carry", learner.params
-    if config.engine == "stream":  # whose states differ, but not its weights
-        saved, prefix, params = jax.eval_shape(params, saved), "carry/params", lambda saved: saved
+    model, _ = make(config)
+    saved, prefix, params = weights_of(config)
     window = config.tokens
 
     def write(params: Any, start: Any, length: int, draw: Draw, seed: int) -> bytes:

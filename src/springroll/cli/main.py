@@ -28,6 +28,7 @@ COMMANDS: dict[str, Command] = {
     "eval": Command("springroll.cli.eval", "bits per byte of a run, beside the lines to beat"),
     "sample": Command("springroll.cli.sample", "let a run write text"),
     "replay": Command("springroll.cli.replay", "rebuild a run's weights from its journal"),
+    "export": Command("springroll.cli.export", "a run's weights as a Hugging Face folder"),
     "explain": Command("springroll.cli.explain", "how each parameter of a model is perturbed"),
     "doctor": Command("springroll.cli.doctor", "devices, versions, extras, and a self-test"),
     "bench": Command("springroll.cli.bench", "measure one of the claims on this machine"),

@@ -2,7 +2,7 @@
 
 import dataclasses
 import math
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -93,6 +93,16 @@ def make(config: TrainConfig) -> tuple[Decoder, Learner]:
     if not is_hf_folder(config.model):
         return model, learner_for(config, model, model.init)
     return model, learner_for(config, model, lambda key: pretrained(config.model, model.config))
+
+
+def weights_of(config: TrainConfig) -> tuple[Any, str, Callable[[Any], Any]]:
+    """Where the weights of a run are saved: (shapes of a part, its path, part -> weights)."""
+    learner = make(config)[1]
+    saved = jax.eval_shape(learner.init, jax.eval_shape(lambda: jax.random.key(0)))
+    if config.engine == "stream" and config.optimizer != "lowgrad":
+        # Its optimizer states are others, its weights are not.
+        return jax.eval_shape(learner.params, saved), "carry/params", lambda saved: saved
+    return saved, "carry", learner.params
 
 
 def model_config(name: str) -> DecoderConfig:

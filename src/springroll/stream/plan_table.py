@@ -25,7 +25,8 @@ UPDATES = {
 
 def memory_table(plan: Plan) -> Table:
     """Bytes per tier and kind."""
-    table = Table("", "device", "host", title=f"memory of {title(plan)}", title_justify="left")
+    name = f"memory of {title(plan)}"
+    table = Table("", "device", "host", title=name, title_justify="left", min_width=len(name))
     for column in table.columns[1:]:
         column.justify = "right"
     for kind in dict.fromkeys((*plan.device_bytes, *plan.host_bytes)):

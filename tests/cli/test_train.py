@@ -224,10 +224,10 @@ def hf_folder(tmp_path):
     return folder
 
 
-@pytest.mark.parametrize("optimizer", ["adamw", "lowgrad"])
-def test_a_hugging_face_folder_goes_on_learning(tmp_path, text, hf_folder, optimizer, capsys):
+@pytest.mark.parametrize("options", ["", "--optimizer lowgrad", "--engine stream --depth 1"])
+def test_a_hugging_face_folder_goes_on_learning(tmp_path, text, hf_folder, options, capsys):
     out = tmp_path / "run"
-    more = ["--optimizer", optimizer, "--lr", "0.03"]
+    more = [*options.split(), "--lr", "0.03"]
     assert main(command(text, out, *more, model=str(hf_folder))) == 0
     rows = [json.loads(row) for row in (out / "metrics.jsonl").read_text().splitlines()]
     valid = [row["valid_bits_per_byte"] for row in rows if "valid_bits_per_byte" in row]
@@ -235,6 +235,20 @@ def test_a_hugging_face_folder_goes_on_learning(tmp_path, text, hf_folder, optim
     capsys.readouterr()
     assert main(["sample", str(out)]) == 2
     assert "this command reads models of bytes" in capsys.readouterr().err
+    assert main(["export", str(out), str(tmp_path / "further")]) == 0
+    same = (hf_folder / "tokenizer.json").read_bytes()
+    assert (tmp_path / "further" / "tokenizer.json").read_bytes() == same
+
+
+@pytest.mark.parametrize("engine", ["resident", "stream"])
+def test_a_folder_cut_short_is_refused_before_anything_is_made(
+    tmp_path, text, hf_folder, engine, capsys
+):
+    shard = hf_folder / "model.safetensors"
+    shard.write_bytes(shard.read_bytes()[:-100])
+    assert main(command(text, tmp_path / "run", "--engine", engine, model=str(hf_folder))) == 2
+    assert "model.safetensors" in capsys.readouterr().err
+    assert not (tmp_path / "run").exists()
 
 
 def test_a_folder_without_a_model_is_refused(tmp_path, text, capsys):

@@ -16,7 +16,7 @@ from springroll.errors import InputError
 from springroll.models.decoder import Decoder, decoder
 from springroll.models.decoder_config import DecoderConfig, named
 from springroll.models.decoder_shapes import shapes
-from springroll.models.hf import is_hf_folder, read_config, read_params
+from springroll.models.hf import is_hf_folder, open_hf, read_config, read_params
 from springroll.stream.budget import available_bytes, parse_bytes
 from springroll.tasks.baselines import baselines
 from springroll.tasks.corpus import Corpus, load_corpus
@@ -72,6 +72,8 @@ def engine(
     Raises:
         InputError: a step fits in no way; the nearest that does is named.
     """
+    if is_hf_folder(config.model):
+        open_hf(config.model)  # what is wrong with its files is found before anything is allocated
     if config.engine != "stream":
         model, learner = make(config)
         memory = memory_of(config, learner, placement)

@@ -130,7 +130,9 @@ class HostUpdate:
                 copied(weights, self._mend(weights, jax.tree.map(writable, gradient.stats)))
             written.set_result(None)
 
-        self._pool.submit(bundle, jobs).add_done_callback(_or_fail(end, written))
+        # The rest comes first: the next step begins with its embedding.
+        first_use = bundle if layer else -1
+        self._pool.submit(first_use, jobs).add_done_callback(_or_fail(end, written))
 
 
 def parted(state: Any, weights: Any) -> tuple[dict[str, Any], list[np.ndarray]]:

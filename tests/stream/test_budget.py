@@ -1,5 +1,7 @@
 """How much memory there is, and how people spell it."""
 
+import os
+
 import pytest
 
 from springroll.errors import InputError
@@ -50,3 +52,13 @@ def test_memory_of_the_host_and_of_a_container(tmp_path, monkeypatch):
 )
 def test_sizes_are_printed_in_the_largest_unit(size, text):
     assert spelt(size) == text
+
+
+def test_page_locking_is_allowed_for_all_that_is_free_unless_it_was_set(monkeypatch):
+    monkeypatch.setattr(os, "environ", {})
+    monkeypatch.setattr(budget, "host_memory", lambda: 100 << 30)
+    budget.allow_page_locking()
+    assert os.environ["XLA_PJRT_GPU_HOST_MEMORY_LIMIT_GB"] == "100"
+    monkeypatch.setattr(budget, "host_memory", lambda: 50 << 30)
+    budget.allow_page_locking()
+    assert os.environ["XLA_PJRT_GPU_HOST_MEMORY_LIMIT_GB"] == "100"

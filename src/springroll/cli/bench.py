@@ -36,6 +36,7 @@ BENCHES: dict[str, str] = {
     "state_quantization": "error of moments in 8 and 4 bits beside linear codes",
     "grouped_flops": "FLOPs of 64 experts beside the ideal and ragged_dot",
     "expert_granular": "what holds of the claims for mixtures of experts; minutes",
+    "stream_overlap": "a streamed step beside its busiest resource and MegaTrain's schedule",
     "host_adamw": "AdamW on host memory beside a triad, bytes per second",
     "plan_accuracy": "the planner's memory and time beside measurements; six minutes",
     "evolve_from_disk": "a generation of a model of 4B parameters in a mapped folder; minutes",

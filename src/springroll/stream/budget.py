@@ -1,5 +1,6 @@
 """How much memory there is, and memory as people spell it."""
 
+import os
 import re
 from pathlib import Path
 
@@ -49,6 +50,16 @@ def host_memory() -> int | None:
     """Bytes of host memory that are left; None where the system does not tell."""
     known = [free for free in (_free_memory(), _free_in_container()) if free is not None]
     return min(known, default=None)
+
+
+def allow_page_locking() -> None:
+    """Let JAX lock all host memory that is free; to be called before its backend starts.
+
+    XLA's pool of page-locked memory for GPUs ends at 64 GB unless it is told otherwise by then.
+    """
+    free = host_memory()
+    if free is not None:
+        os.environ.setdefault("XLA_PJRT_GPU_HOST_MEMORY_LIMIT_GB", str(free >> 30))
 
 
 def _free_memory() -> int | None:

@@ -21,11 +21,13 @@ def train(config: TrainConfig, console: "Console | None" = None) -> "Result":
         InputError: the corpus or model cannot be read, a step does not fit in memory, the folder
             holds another run, or a figure is off.
     """
+    from springroll.stream.budget import allow_page_locking
     from springroll.train.backprop_task import build
     from springroll.train.loop import run
     from springroll.train.pretrain import use_cpu_devices
     from springroll.train.run_folder import open_run
 
+    allow_page_locking()
     use_cpu_devices(config.devices or 1)
     if config.resume:
         folder, config = open_run(config, TrainConfig())

@@ -163,9 +163,11 @@ def pretrain(config: PretrainConfig, console: "Console | None" = None) -> "Resul
     Raises:
         InputError: the corpus cannot be read, the folder holds another run, or a figure is off.
     """
+    from springroll.stream.budget import allow_page_locking
     from springroll.train.loop import run
     from springroll.train.run_folder import open_run
 
+    allow_page_locking()
     use_cpu_devices(config.devices)
     if config.resume:
         folder, config = open_run(config, PretrainConfig())

@@ -5,6 +5,7 @@ soon as a gradient is there, so they overlap the backward pass, and the bundle t
 pass needs first is updated first, so they overlap that pass too.
 """
 
+import contextlib
 import os
 from collections.abc import Callable
 from concurrent.futures import Future
@@ -105,7 +106,7 @@ class HostUpdate:
         self, conveyor: Conveyor, bundle: int, gradient: Gradient, written: "Future[Any]"
     ) -> None:
         """Hand the update to the threads; runs when everything is on the host."""
-        if not bool(np.asarray(gradient.good)):
+        if not bool(writable(gradient.good)):
             written.set_result(None)
             return
         conveyor.ledger.writing(bundle)
@@ -113,26 +114,39 @@ class HostUpdate:
         weights = store.view(bundle, "weights")
         moments, counts = parted(store.view(bundle, "state"), weights)
         layer = bundle < store.bundles - 1
-        jobs = self._adamw.jobs(
-            weights,
-            moments,
-            jax.tree.map(writable, gradient.values),
-            step=int(counts[0]),
-            scale=float(np.asarray(gradient.factor)),
-            decay=self._decays({"layers": weights})["layers"] if layer else self._decays(weights),
-        )
+        with on_processor():  # the rate may be a schedule of optax
+            jobs = self._adamw.jobs(
+                weights,
+                moments,
+                jax.tree.map(writable, gradient.values),
+                step=int(counts[0]),
+                scale=float(writable(gradient.factor)),
+                decay=self._decays({"layers": weights})["layers"]
+                if layer
+                else self._decays(weights),
+            )
 
         def end(done: "Future[Any]") -> None:
             done.result()
             for count in counts:
                 count += 1
             if self._mend is not None and gradient.stats is not None:
-                copied(weights, self._mend(weights, jax.tree.map(writable, gradient.stats)))
+                with on_processor():
+                    stats = jax.tree.map(writable, gradient.stats)
+                    copied(weights, self._mend(weights, stats))
             written.set_result(None)
 
         # The rest comes first: the next step begins with its embedding.
         first_use = bundle if layer else -1
         self._pool.submit(first_use, jobs).add_done_callback(_or_fail(end, written))
+
+
+def on_processor() -> Any:
+    """Compute with JAX beside the device, whose queue is long."""
+    try:
+        return jax.default_device(jax.local_devices(backend="cpu")[0])
+    except RuntimeError:  # this process was started without
+        return contextlib.nullcontext()
 
 
 def parted(state: Any, weights: Any) -> tuple[dict[str, Any], list[np.ndarray]]:

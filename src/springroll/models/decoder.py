@@ -58,12 +58,23 @@ class Decoder:
         `load` (E,), `switch` and `z` (see `moe`); of a dense layer there are none.
         """
         config = self.config
+        x_BTD, y = self.attend(layer, x_BTD, turn, window)
+        y, stats = moe(config, layer["mlp"], y) if config.experts else (swiglu(layer["mlp"], y), {})
+        return x_BTD + y, stats
+
+    def attend(
+        self,
+        layer: Params,
+        x_BTD: Array,
+        turn: Rotation | None = None,
+        window: Array | None = None,
+    ) -> tuple[Array, Array]:
+        """The first half of a layer: (x after attention, what enters the feed-forward half)."""
+        config = self.config
         turn = self.rotation(x_BTD.shape[1]) if turn is None else turn
         y = rms_norm(x_BTD, layer["input_layernorm"], config.norm_eps)
         x_BTD = x_BTD + attention(config, layer["self_attn"], y, turn, window)
-        y = rms_norm(x_BTD, layer["post_attention_layernorm"], config.norm_eps)
-        y, stats = moe(config, layer["mlp"], y) if config.experts else (swiglu(layer["mlp"], y), {})
-        return x_BTD + y, stats
+        return x_BTD, rms_norm(x_BTD, layer["post_attention_layernorm"], config.norm_eps)
 
     def head(self, params: Params, x_BTD: Array) -> Array:
         """Final norm and logits: (batch, time, D) -> (batch, time, V) float32."""

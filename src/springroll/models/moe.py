@@ -44,7 +44,7 @@ def moe(config: DecoderConfig, params: dict[str, Any], x_BTD: Array) -> tuple[Ar
     weight_P1 = routing.weight_TK.reshape(-1, 1).astype(x_TD.dtype)
     weight_R1 = spread(weight_P1, to.pick_of_row, to.row_of_pick.reshape(-1, 1))
     x_RD = spread(x_TD, to.pick_of_row, to.row_of_pick)
-    y_RD = _experts(config, params["experts"], x_RD, weight_R1, to.block_group)
+    y_RD = expert_nets(config, params["experts"], x_RD, weight_R1, to.block_group)
     y_TD = collect(y_RD, to.pick_of_row, to.row_of_pick)
     stats = {"load": to.load.astype(jnp.float32), "switch": routing.switch, "z": routing.z}
     return y_TD.reshape(x_BTD.shape), stats
@@ -77,7 +77,15 @@ def route(config: DecoderConfig, params: dict[str, Any], x_TD: Array) -> Routing
     return Routing(expert_TK, weight, switch, z)
 
 
-def _experts(
+def dense_weights(routing: Routing, experts: int) -> tuple[Array, Array]:
+    """(weights (T, experts) float32, zero where not chosen; picks per expert (experts,) float32)"""
+    everyone = jnp.arange(experts, dtype=jnp.int32)[None, None, :]
+    chosen = routing.expert_TK[:, :, None] == everyone
+    weight = jnp.sum(jnp.where(chosen, routing.weight_TK[:, :, None], np.float32(0)), axis=1)
+    return weight, jnp.sum(chosen, axis=(0, 1), dtype=jnp.int32).astype(jnp.float32)
+
+
+def expert_nets(
     config: DecoderConfig, params: dict[str, Any], x_RD: Array, weight_R1: Array, block_group: Array
 ) -> Array:
     """Every row through the net of its block's expert, times its weight: (R, D).

@@ -179,3 +179,10 @@ def test_what_fails_while_updating_comes_out_where_it_is_waited_for():
     trainer.step(state, tokens())
     with pytest.raises(InputError, match="updates on the host are AdamW's"):
         trainer.store.settle()
+
+
+def test_gradients_that_wait_are_bounded_and_change_nothing():
+    expected = bits(run(*streamed(model(), "host"), 0, 2)[0].params)
+    trainer = Streamed(stages(model()), shapes(model()), update("host", waiting=1))
+    state = trainer.fill(stacked_leaves(leaves(model().config, jax.random.key(0))))
+    assert bits(run(trainer, state, 0, 2)[0].params) == expected

@@ -220,8 +220,6 @@ def compared(name: str) -> dict[str, Any]:
         settings = {
             "JAX_COMPILATION_CACHE_DIR": cache,
             "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0",
-            # XLA would spend a minute on folding the first state in 8 bits, which is constant.
-            "XLA_FLAGS": "--xla_disable_hlo_passes=constant_folding",
         }
         time = fresh(name, "seconds", settings)
         memory = fresh(name, "bytes", settings | RETURNED)

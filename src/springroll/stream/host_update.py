@@ -7,6 +7,8 @@ pass needs first is updated first, so they overlap that pass too.
 
 import contextlib
 import os
+import sys
+import threading
 from collections.abc import Callable
 from concurrent.futures import Future
 from typing import Any
@@ -38,6 +40,8 @@ class HostUpdate:
         optimizer, rest: as in `DeviceUpdate`; only their `init` is used.
         decays: (weights of a bundle) -> which leaves have weight decay, a tree of booleans.
         threads: that update; default: all cores.
+        waiting: bundles whose gradients may wait on the host for an update, 2 bytes per bfloat16
+            parameter; more make the backward pass wait. With a global clip all have to.
         mend: as in `DeviceUpdate`.
     """
 
@@ -51,10 +55,12 @@ class HostUpdate:
         *,
         decays: Callable[[Any], Any] = lambda weights: jax.tree.map(lambda _: True, weights),
         threads: int | None = None,
+        waiting: int | None = None,
         mend: Mend | None = None,
     ):
         self._adamw, self._decays, self._mend = adamw, decays, mend
         self._optimizer, self._rest = optimizer, optimizer if rest is None else rest
+        self._room = threading.Semaphore(waiting or sys.maxsize)
         self._pool = NextUseFirst(threads or os.cpu_count() or 1)
 
     def init(self, weights: Any, layer: bool) -> Any:
@@ -64,9 +70,11 @@ class HostUpdate:
         return self._rest.init(weights)
 
     def apply(self, conveyor: Conveyor, passing: Passing, gradient: Gradient) -> None:
+        self._room.acquire()
         small = narrow(gradient.values, passing.arrays["weights"])
         came = conveyor.link.fetch((small, *gradient[1:]))
         written = self._promised(conveyor, passing.bundle)
+        written.add_done_callback(lambda _: self._room.release())
 
         def begin(fetched: "Future[Any]") -> None:
             passing.leave()

@@ -76,13 +76,13 @@ def stream_learner(config: TrainConfig, model: Decoder) -> tuple[Learner, Stream
     Raises:
         InputError: what cannot be streamed, or fits in no way; before anything is allocated.
     """
-    job = job_of(config, model)
-    place = placed(config, job)
+    job, budgets = job_of(config, model), budgets_of(config)
+    place = placed(config, job, budgets)
     make = low_rank if config.optimizer == "lowgrad" else streamed
     made: list[Any] = []  # allocated by init
 
     def init(key: Any) -> Any:
-        made[:] = [make(config, model, place)]
+        made[:] = [make(config, model, place, waiting(job, place, budgets))]
         return made[0].fill(tensors(config, model, key))
 
     def step(state: Any, batch: Any) -> tuple[Any, Any]:
@@ -102,14 +102,14 @@ def stream_learner(config: TrainConfig, model: Decoder) -> tuple[Learner, Stream
     return learner, memory
 
 
-def streamed(config: TrainConfig, model: Decoder, place: Placement) -> Streamed:
-    """The trainer, with its store allocated."""
+def streamed(config: TrainConfig, model: Decoder, place: Placement, waiting: int) -> Streamed:
+    """The trainer, with its store allocated; `waiting`: see `HostUpdate`."""
     stay = range(model.config.layers - place.layers, model.config.layers)  # needed first again
     rest = [model.config.layers] if place.mode == "resident" else []
     return Streamed(
         stages(model),
         float32_shapes(model),
-        update_for(config, model, place.mode),
+        update_for(config, model, place.mode, waiting),
         narrow=config.dtype == "bfloat16",
         depth=config.depth,
         on_device=[*stay, *rest],
@@ -119,7 +119,9 @@ def streamed(config: TrainConfig, model: Decoder, place: Placement) -> Streamed:
     )
 
 
-def low_rank(config: TrainConfig, model: Decoder, place: Placement) -> StreamedLowRank:
+def low_rank(
+    config: TrainConfig, model: Decoder, place: Placement, waiting: int
+) -> StreamedLowRank:
     """The same for gradients in subspaces."""
     dtype = jnp.dtype(config.dtype)
     kept = jax.tree.map(lambda a: jax.ShapeDtypeStruct(a.shape, dtype), float32_shapes(model))
@@ -135,7 +137,7 @@ def low_rank(config: TrainConfig, model: Decoder, place: Placement) -> StreamedL
     )
 
 
-def update_for(config: TrainConfig, model: Decoder, mode: Mode) -> Any:
+def update_for(config: TrainConfig, model: Decoder, mode: Mode, waiting: int) -> Any:
     """Where weights change: on the device, or on the host but for layers that do not leave it."""
     optimizer, rest = layer_optimizers(config, model)
     there = DeviceUpdate(optimizer, rest, mend=balanced_layer)
@@ -153,7 +155,7 @@ def update_for(config: TrainConfig, model: Decoder, mode: Mode) -> Any:
         b2=config.b2,
         weight_decay=config.weight_decay,
     )
-    here = HostUpdate(adamw, optimizer, rest, decays=matrices, mend=balanced_layer)
+    here = HostUpdate(adamw, optimizer, rest, decays=matrices, waiting=waiting, mend=balanced_layer)
     return PlacedUpdate(there, here)
 
 
@@ -229,17 +231,31 @@ def recipe_of(config: TrainConfig, model: Decoder, modes: tuple[Mode, ...]) -> R
     return Recipe(config.optimizer, weights, low, state, others, 0, 0, modes)
 
 
-def placed(config: TrainConfig, job: Job) -> Placement:
+def budgets_of(config: TrainConfig) -> Budgets:
+    """Bytes as given, or what there is."""
+    here = jax.devices()[0].platform == "cpu"
+    free = host_memory() or 1 << 62
+    device = available_bytes() if config.memory is None else parse_bytes(config.memory)
+    host = free if config.host_memory is None else parse_bytes(config.host_memory, "host_memory")
+    return Budgets(device or 1 << 62, host, free if here else None)
+
+
+def waiting(job: Job, place: Placement, budgets: Budgets) -> int:
+    """Layers whose gradients may wait on the host: those that were counted, and as many as what is
+    left of the budget holds."""
+    host, device = total(host_bytes(job, place)), total(device_bytes(job, place))
+    left = budgets.host - host
+    if budgets.together is not None:
+        left = min(left, budgets.together - host - device)
+    return 2 + max(0, left) // (job.layer * job.recipe.weights)
+
+
+def placed(config: TrainConfig, job: Job, budgets: Budgets) -> Placement:
     """What stays on the device and what streams, within the budgets.
 
     Raises:
         InputError: nothing fits; what is missing is named.
     """
-    here = jax.devices()[0].platform == "cpu"
-    free = host_memory() or 1 << 62
-    device = available_bytes() if config.memory is None else parse_bytes(config.memory)
-    host = free if config.host_memory is None else parse_bytes(config.host_memory, "host_memory")
-    budgets = Budgets(device or 1 << 62, host, free if here else None)
     found = choose(job, rates(), budgets)
     if found is not None:
         return found.place
@@ -250,8 +266,9 @@ def placed(config: TrainConfig, job: Job) -> Placement:
             f"available; lower --depth (now {config.depth}), --batch or --tokens"
         )
     raise InputError(
-        f"streaming needs {spelt(least_host(job, budgets))} of host memory, {spelt(host)} are "
-        "available; take fewer --state-bits, --rounding stochastic or a smaller --model"
+        f"streaming needs {spelt(least_host(job, budgets))} of host memory, "
+        f"{spelt(budgets.host)} are available; take fewer --state-bits, --rounding stochastic "
+        "or a smaller --model"
     )
 
 

@@ -31,7 +31,7 @@ from springroll.stream.methods import Dtype, Mode
 
 MEMORY, SECONDS = 0.10, 0.20  # the errors that are promised
 STEPS = 3
-WARM = 1
+WARM = 2
 # The C library keeps freed memory for later; with these it gives it back, so that the peak of the
 # process is that of its arrays. They cost time, so seconds are measured without.
 RETURNED = {"MALLOC_MMAP_THRESHOLD_": "262144", "MALLOC_ARENA_MAX": "1"}

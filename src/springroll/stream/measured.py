@@ -103,8 +103,17 @@ def calibration(job: Job, optimizer: optax.GradientTransformation) -> Callable[[
         found = programs.finish(has.rest, None, has.x, stats, has.tokens, None)
         return x, programs.embed_backward(has.rest, None, has.tokens, has.x, found[2])
 
+    summed = [backward()[0]]
+
+    def further() -> Any:  # micro-batches after the first are added to its gradient
+        summed[0], dx, _ = programs.backward(
+            has.layer, None, has.x, index, has.x, has.stats, summed[0]
+        )
+        return summed[0], dx
+
     def rates() -> Rates:
-        layer = seconds(forward) + seconds(backward)
+        back = seconds(backward) + (job.parts - 1) * (seconds(further) if job.parts > 1 else 0.0)
+        layer = seconds(forward) + back / job.parts
         return Rates(
             flops=(done.forward + done.backward) / layer / config.layers,
             head_flops=done.head / seconds(head),

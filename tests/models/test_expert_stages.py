@@ -80,7 +80,7 @@ def test_groups_of_experts_add_up_to_the_mixture():
     y, params = entering(), layer()
     weight, load = dense_weights(route(CONFIG, params, y), 4)
     expected, stats = moe(CONFIG, params, y[None])
-    total = 0.0
+    total = jnp.zeros_like(y)
     for begin in (0, 2):
         few = jax.tree.map(lambda x, b=begin: x[b : b + 2], params["experts"])
         total += some_experts(CONFIG, 20, few, y, weight[:, begin : begin + 2])

@@ -42,13 +42,13 @@ class ExpertStages:
         """Bundles of a layer."""
         return 1 + self.model.config.experts // self.together
 
-    def embed(self, params: Params, tokens: Array) -> Carry:
-        """tokens (batch, time) -> what enters the first bundle."""
+    def embed(self, params: Params, tokens: Array) -> Any:
+        """tokens (batch, time) -> the `Carry` that enters the first bundle."""
         x = self.model.embed(params, tokens)
         weight = jnp.zeros((tokens.size, self.model.config.experts), jnp.float32)
         return Carry(x, jnp.zeros_like(x), weight)
 
-    def block(self, bundle: Params, carry: Carry, index: Array) -> tuple[Carry, Any]:
+    def block(self, bundle: Params, carry: Any, index: Array) -> tuple[Any, Any]:
         """(one bundle, what enters it, its number () int32) -> (what leaves it, statistics).
 
         Statistics are those of `Decoder.block` after attention, none after experts.
@@ -59,7 +59,7 @@ class ExpertStages:
         return self._experts(bundle["mlp"]["experts"], carry, place - 1), {}
 
     def finish(
-        self, params: Params, carry: Carry, stats: Any, tokens: Array
+        self, params: Params, carry: Any, stats: Any, tokens: Array
     ) -> tuple[Array, dict[str, Array]]:
         """(params, carry, stacked statistics, tokens (batch, time + 1)) -> (loss, metrics)."""
         return self.model.finish(params, carry.x, stats, tokens)
@@ -94,7 +94,8 @@ class ExpertStages:
         config, hidden = self.model.config, self.model.config.hidden
         weight = lax.dynamic_slice_in_dim(carry.weight, group * self.together, self.together, 1)
         picks = pass_picks(config, weight.shape[0], self.together)
-        added = some_experts(config, picks, params, carry.y.reshape(-1, hidden), weight)
+        y = carry.y.reshape(-1, hidden)
+        added = some_experts(config, picks, params, y, weight)
         return carry._replace(x=carry.x + added.reshape(carry.x.shape))
 
 

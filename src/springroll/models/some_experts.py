@@ -10,7 +10,7 @@ Letters: T tokens, S experts at hand, D width of the model, C picks of a pass.
 
 from __future__ import annotations
 
-import functools
+from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import jax
@@ -31,7 +31,11 @@ def pass_picks(config: DecoderConfig, tokens: int, experts: int) -> int:
     return max(1, min(most, share))
 
 
-@functools.partial(jax.custom_vjp, nondiff_argnums=(0, 1))
+def _own_gradient(fn: Callable[..., Array]) -> Any:
+    return jax.custom_vjp(fn, nondiff_argnums=(0, 1))
+
+
+@_own_gradient
 def some_experts(
     config: DecoderConfig, picks: int, params: dict[str, Any], y_TD: Array, weight_TS: Array
 ) -> Array:

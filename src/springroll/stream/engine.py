@@ -22,7 +22,7 @@ from springroll.stream import schedule
 from springroll.stream.clipping import Clip, factor
 from springroll.stream.conveyor import Conveyor, Passing, Stop
 from springroll.stream.programs import Join, Programs, whole
-from springroll.stream.saved_inputs import SavedInputs
+from springroll.stream.saved_inputs import Everything, SavedInputs, Saving
 from springroll.stream.schedule import Visit
 from springroll.stream.update import Gradient, Update
 
@@ -36,7 +36,8 @@ class Engine:
 
     Args:
         model: its three parts, such as `models.stages.stages(decoder)`.
-        conveyor: over a store of the layers, in order, and last the rest.
+        conveyor: over a store of the layers, in order, and last the rest. A layer may be any bundle
+            that `model.block` computes.
         update: what becomes of gradients.
         parts: micro-batches that a batch is cut into.
         clip: of gradients.
@@ -64,6 +65,9 @@ class Engine:
         self.layers = conveyor.store.bundles - 1
         self.programs = Programs(model, parts, join)
         self.operands = operands
+        self.saving: Saving = model if isinstance(model, Saving) else Everything()
+        if order == "checkpointed" and isinstance(model, Saving):
+            raise InputError("the checkpointed schedule computes whole layers; take layer-major")
         plan = {"layer-major": schedule.layer_major, "checkpointed": schedule.checkpointed}[order]
         self.visits = plan(self.layers, parts)
         self._kept = self.layers if kept is None else kept
@@ -164,7 +168,7 @@ class _Step(_Forward):
         self.visits = engine.visits
         self.norm = jnp.zeros((), jnp.float32) if norm is None else norm
         kept = engine.layers - engine._kept
-        self.saved = SavedInputs(self.conveyor.link, lambda layer: layer >= kept)
+        self.saved = SavedInputs(self.conveyor.link, lambda i: i >= kept, engine.saving)
         self.dx: dict[int, Any] = {}
         self.d_stats: dict[int, Any] = {}
         self.rest_grads: Any = None

@@ -1,7 +1,7 @@
 """A store from weights that come one tensor at a time, so that memory holds the store and one."""
 
 from collections.abc import Iterable, Iterator
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -10,52 +10,53 @@ import numpy as np
 from springroll.errors import InputError
 from springroll.models.safetensors_map import forget
 from springroll.quant.split_master import high_half, split
+from springroll.stream.bundles import Bundles, Index, Part, kinds, overlap, whole_layers
 from springroll.stream.store import HostStore
 
 Tensors = Iterator[tuple[str, tuple[int, ...], Any]]  # (path, index into its stacks, values)
 
 
-def blank(store: HostStore, update: Any, shapes: Any, narrow: bool) -> None:
+def blank(store: HostStore, update: Any, bundles: Bundles, narrow: bool) -> None:
     """Append every bundle of a model with weights that are all zero.
 
     Args:
         update: whose `init` makes the state of a bundle.
-        shapes: float32 parameters as `jax.ShapeDtypeStruct`s, blocks stacked in "layers".
+        bundles: float32 ones.
         narrow: keep bfloat16 halves.
     """
-    layers, rest = shapes["layers"], {k: v for k, v in shapes.items() if k != "layers"}
-    depth = jax.tree.leaves(layers)[0].shape[0]
-    one = jax.tree.map(lambda a: jax.ShapeDtypeStruct(a.shape[1:], a.dtype), layers)
-    for tree, count in ((one, depth), (rest, 1)):
-        made = jax.device_get(_fresh(update, tree, tree is one, narrow))
-        for _ in range(count):
-            store.append(made)
+    made = {}
+    for alike in kinds(bundles):
+        tree = jax.tree.map(lambda part: part.struct, bundles[alike[0]])
+        layer = alike[0] < len(bundles) - 1
+        made |= dict.fromkeys(alike, jax.device_get(_fresh(update, tree, layer, narrow)))
+    for number in range(len(bundles)):
+        store.append(made[number])
 
 
-def fill(store: HostStore, tensors: Tensors, shapes: Any) -> None:
+def fill(store: HostStore, tensors: Tensors, shapes: Any, bundles: Bundles | None = None) -> None:
     """Write tensors where they belong: with a split master, both halves.
+
+    Args:
+        shapes: of the parameters.
+        bundles: of the store; by default whole layers.
 
     Raises:
         InputError: a tensor that the model does not have, of another shape, or one is missing.
     """
-    places = _places(store, shapes)
-    missing = {path: int(np.prod(shape)) for path, (shape, *_) in places.items()}
+    places = _places(store, whole_layers(shapes) if bundles is None else bundles)
+    whole = {path: found[0].part.whole for path, found in places.items()}
+    missing = {path: int(np.prod(shape)) for path, shape in whole.items()}
     for path, index, values in tensors:
         if path not in places:
             raise InputError(f"{path} is no parameter of the model")
-        shape, layered, weights, low = places[path]
-        values = np.asarray(values)
-        if values.shape != shape[len(index) :]:
-            raise InputError(
-                f"{path} has the shape {list(values.shape)}; expected {list(shape[len(index) :])}"
-            )
+        values, shape = np.asarray(values), whole[path][len(index) :]
+        if values.shape != shape:
+            raise InputError(f"{path} has the shape {list(values.shape)}; expected {list(shape)}")
         missing[path] -= values.size
-        stacks = values[None] if layered and index else values if layered else [values]
-        first = index[0] if index and layered else 0
-        for offset, part in enumerate(stacks):
-            bundle = first + offset if layered else store.bundles - 1
-            inside = index[1:] if layered else index
-            _write(store, bundle, weights, low, inside, part)
+        for place in places[path]:
+            common = overlap(place.part, index)
+            if common is not None:
+                _write(store, place, common[1], values[common[0]])
         forget(values)
     absent = [path for path, left in missing.items() if left]
     if absent:
@@ -84,24 +85,29 @@ def _named(prefix: str, index: tuple[int, ...], tree: Any) -> Tensors:
 
 
 def _fresh(update: Any, tree: Any, layer: bool, narrow: bool) -> Any:
-    def make() -> Any:
-        weights = jax.tree.map(lambda a: jnp.zeros(a.shape, jnp.float32), tree)
-        state = update.init(weights, layer)
-        return {"weights": high_half(weights) if narrow else weights, "state": state}
-
-    return jax.jit(make)()
+    """A bundle of zeros. Not compiled as a whole: XLA would spend minutes on folding it."""
+    weights = jax.tree.map(lambda a: jnp.zeros(a.shape, jnp.float32), tree)
+    state = update.init(weights, layer)
+    return {"weights": high_half(weights) if narrow else weights, "state": state}
 
 
-def _places(store: HostStore, shapes: Any) -> dict[str, tuple[Any, bool, int, int | None]]:
-    """Path -> (shape, whether it is a layer's, number of the leaf, number of its low half)."""
-    found = {}
-    for layered, bundle in ((True, 0), (False, store.bundles - 1)):
+class _Place(NamedTuple):
+    """Where a part is: the numbers of its leaf among the weights, and of its low half."""
+
+    part: Part
+    bundle: int
+    weights: int
+    low: int | None
+
+
+def _places(store: HostStore, bundles: Bundles) -> dict[str, list[_Place]]:
+    """By path of the parameter."""
+    found: dict[str, list[_Place]] = {}
+    for bundle, tree in enumerate(bundles):
         lows = _lows(store.tree(bundle, "state"))
-        tree = shapes["layers"] if layered else {k: v for k, v in shapes.items() if k != "layers"}
-        for number, (path, leaf) in enumerate(jax.tree_util.tree_leaves_with_path(tree)):
-            spelt = jax.tree_util.keystr(path, simple=True, separator="/")
-            name = f"layers/{spelt}" if layered else spelt
-            found[name] = (leaf.shape, layered, number, lows[number] if lows else None)
+        for number, part in enumerate(jax.tree.leaves(tree)):
+            place = _Place(part, bundle, number, lows[number] if lows else None)
+            found.setdefault(part.path, []).append(place)
     return found
 
 
@@ -114,21 +120,19 @@ def _lows(state: Any) -> list[int]:
     ]
 
 
-def _write(
-    store: HostStore, bundle: int, weights: int, low: int | None, inside: Any, values: np.ndarray
-) -> None:
+def _write(store: HostStore, place: _Place, inside: Index, values: np.ndarray) -> None:
     def put(field: str, leaf: int, new: Any) -> None:
-        if inside:
-            whole = store.leaf(bundle, field, leaf).copy()
+        if any(isinstance(at, int) for at in inside):
+            whole = store.leaf(place.bundle, field, leaf).copy()
             whole[inside] = new
             new = whole
-        store.write(bundle, field, leaf, np.asarray(new))
+        store.write(place.bundle, field, leaf, np.asarray(new))
 
-    narrow = store.leaf(bundle, "weights", weights).dtype == jnp.bfloat16
+    narrow = store.leaf(place.bundle, "weights", place.weights).dtype == jnp.bfloat16
     if not narrow or values.dtype == jnp.bfloat16:
-        put("weights", weights, values.astype(jnp.bfloat16 if narrow else np.float32))
+        put("weights", place.weights, values.astype(jnp.bfloat16 if narrow else np.float32))
         return
     high, rest = jax.device_get(split(jnp.asarray(values, jnp.float32)))
-    put("weights", weights, high)
-    if low is not None:
-        put("state", low, rest)
+    put("weights", place.weights, high)
+    if place.low is not None:
+        put("state", place.low, rest)

@@ -1,29 +1,37 @@
-"""Leaves of a store as a checkpoint sees them: stacked over the layers, read and written in place.
+"""Leaves of a store as a checkpoint sees them: put together from bundles, written in place.
 
 A leaf knows its shape and type without holding a byte. Read with `np.asarray`, it waits until its
-bundles are settled and stacks them, so that one leaf is alive beside the store; `overwrite` puts
-values back where they belong.
+bundles are settled and puts them together, so that one leaf is alive beside the store; `overwrite`
+puts values back where they belong.
 """
 
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import numpy as np
 
+from springroll.stream.bundles import Bundles, Index, kinds
 from springroll.stream.store import HostStore
 
 
-class Kept:
-    """Leaf number `leaf` of a field of these bundles, with a leading axis of bundles, or of the
-    one bundle that is given as a number."""
+class Piece(NamedTuple):
+    """whole[at] is leaf number `leaf` of a bundle."""
 
-    def __init__(self, store: HostStore, field: str, leaf: int, bundles: Sequence[int] | int):
-        self._store, self._field, self._leaf = store, field, leaf
-        self._bundles, self._one = bundles, isinstance(bundles, int)
-        first = self._array(bundles if isinstance(bundles, int) else bundles[0])
-        self.dtype = np.dtype(first.dtype)
-        self.shape = first.shape if isinstance(bundles, int) else (len(bundles), *first.shape)
+    bundle: int
+    leaf: int
+    at: Index
+
+
+class Kept:
+    """An array of this shape that these pieces of a field make."""
+
+    def __init__(
+        self, store: HostStore, field: str, shape: tuple[int, ...], pieces: Sequence[Piece]
+    ):
+        self._store, self._field, self._pieces = store, field, pieces
+        self.dtype = np.dtype(self._array(pieces[0]).dtype)
+        self.shape = tuple(shape)
         self.size = int(np.prod(self.shape))
         self.ndim = len(self.shape)
 
@@ -34,32 +42,63 @@ class Kept:
 
     def __array__(self, dtype: Any = None, copy: Any = None) -> np.ndarray:
         self.block_until_ready()
-        if isinstance(self._bundles, int):
-            return np.array(self._array(self._bundles), dtype)
         out = np.empty(self.shape, dtype or self.dtype)
-        for row, bundle in enumerate(self._bundles):
-            out[row] = self._array(bundle)
+        for piece in self._pieces:
+            out[piece.at] = self._array(piece)
         return out
 
     def overwrite(self, values: np.ndarray) -> "Kept":
         """Put values of the same shape in place."""
         self.block_until_ready()
-        bundles = [self._bundles] if isinstance(self._bundles, int) else self._bundles
-        for bundle, row in zip(bundles, values[None] if self._one else values, strict=True):
-            self._store.write(bundle, self._field, self._leaf, row)
+        for piece in self._pieces:
+            self._store.write(piece.bundle, self._field, piece.leaf, values[piece.at])
         return self
 
-    def _array(self, bundle: int) -> Any:
-        return self._store.leaf(bundle, self._field, self._leaf)
+    def _array(self, piece: Piece) -> Any:
+        return self._store.leaf(piece.bundle, self._field, piece.leaf)
 
 
-def kept(store: HostStore, field: str, layers: int) -> tuple[Any, Any]:
-    """(leaves of the layers, stacked; leaves of the rest) of a field."""
+def kept_params(store: HostStore, bundles: Bundles, shapes: Any) -> Any:
+    """The weights as the tree of the model's parameters, whatever its bundles are."""
+    pieces: dict[str, list[Piece]] = {}
+    for bundle, tree in enumerate(bundles):
+        for leaf, part in enumerate(jax.tree.leaves(tree)):
+            pieces.setdefault(part.path, []).append(Piece(bundle, leaf, part.index))
 
-    def of(bundles: Sequence[int] | int, like: int) -> Any:
-        tree = store.tree(like, field)
-        structure = jax.tree.structure(tree)
-        count = structure.num_leaves
-        return structure.unflatten([Kept(store, field, i, bundles) for i in range(count)])
+    def one(path: Any, leaf: Any) -> Kept:
+        spelt = jax.tree_util.keystr(path, simple=True, separator="/")
+        return Kept(store, "weights", leaf.shape, pieces[spelt])
 
-    return of(range(layers), 0), of(layers, layers)
+    return jax.tree_util.tree_map_with_path(one, shapes)
+
+
+def kept_states(store: HostStore, bundles: Bundles) -> tuple[Any, Any]:
+    """(states of the layers, those of the rest): bundles that are alike are stacked; a tuple of
+    such stacks where bundles differ."""
+    *layers, (rest,) = kinds(bundles)
+    stacks = tuple(stacked(store, "state", alike) for alike in layers)
+    tree = store.tree(rest, "state")
+    single = [
+        Kept(store, "state", x.shape, [Piece(rest, i, ())])
+        for i, x in enumerate(jax.tree.leaves(tree))
+    ]
+    return stacks[0] if len(stacks) == 1 else stacks, jax.tree.unflatten(
+        jax.tree.structure(tree), single
+    )
+
+
+def stacked(store: HostStore, field: str, bundles: Sequence[int]) -> Any:
+    """The tree of a field of bundles that are alike, with a leading axis of bundles."""
+    leaves, structure = jax.tree.flatten(store.tree(bundles[0], field))
+    count = len(bundles)
+    return structure.unflatten(
+        [
+            Kept(
+                store,
+                field,
+                (count, *x.shape),
+                [Piece(bundle, leaf, (row,)) for row, bundle in enumerate(bundles)],
+            )
+            for leaf, x in enumerate(leaves)
+        ]
+    )

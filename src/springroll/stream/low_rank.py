@@ -21,7 +21,7 @@ from springroll.lowgrad.lowgrad import State, Trainer, listed
 from springroll.stream.conveyor import Conveyor, Passing, Stop
 from springroll.stream.engine import WEIGHTS, Engine, Metrics
 from springroll.stream.filling import Tensors
-from springroll.stream.kept import kept
+from springroll.stream.kept import stacked
 from springroll.stream.link import Link
 from springroll.stream.low_rank_layers import LAYERS, Gradients, LowRankLayers, ThinStages
 from springroll.stream.store import HostStore
@@ -84,7 +84,7 @@ class StreamedLowRank:
                 shape = _struct(self._shapes, path)
                 whole = others.setdefault(path, np.zeros(shape.shape, shape.dtype))
                 whole[index] = values
-        stacks, _ = kept(self.store, "weights", self.engine.layers)
+        stacks = stacked(self.store, "weights", range(self.engine.layers))
         put = lambda path, _: stacks[path] if path in stacks else self._device(others[path])
         params = self.layout.map(put, self._shapes)
         zeros = self.layout.zeros()

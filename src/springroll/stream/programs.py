@@ -14,7 +14,6 @@ from jax import Array
 
 from springroll.lowgrad.layerwise import Stages
 
-
 Join = Callable[[Any, Any], Any]
 
 
@@ -69,9 +68,9 @@ class Programs:
     ) -> tuple[Any, Array, Array]:
         """(gradients added to `grads`, dx of the layer before, token)."""
         block = lambda p, x: self._model.block(self._join(p, still), x, index)
-        (_, stats), pull = jax.vjp(block, moving, x)
+        (out, stats), pull = jax.vjp(block, moving, x)
         found, dx = pull((dx, _cotangent(stats, d_stats)))
-        return self._added(grads, found), dx, _token()
+        return self._added(grads, found), _cotangent(out, dx), _token()
 
     def _embed_backward(
         self, moving: Any, still: Any, tokens: Array, dx: Array, grads: Any
@@ -89,8 +88,9 @@ class Programs:
 
 
 def stacked(stats: Any) -> Any:
-    """Statistics of the layers with a leading axis of layers."""
-    return jax.tree.map(lambda *leaves: jnp.stack(leaves), *stats)
+    """Statistics of the layers that have any, with a leading axis of layers."""
+    there = [one for one in stats if jax.tree.leaves(one)] or stats[:1]
+    return jax.tree.map(lambda *leaves: jnp.stack(leaves), *there)
 
 
 def _real(tree: Any) -> Any:
@@ -99,15 +99,21 @@ def _real(tree: Any) -> Any:
 
 
 def _cotangent(values: Any, real: Any) -> Any:
-    """The inverse: zeros of the type that integers have for a cotangent."""
+    """The inverse: zeros, of the type that integers have for a cotangent, where there is None."""
     leaves, tree = jax.tree.flatten(values)
     given = tree.flatten_up_to(real)
     return tree.unflatten(
         [
-            np.zeros(x.shape, jax.dtypes.float0) if d is None else d
+            (jnp.zeros_like(x) if jnp.issubdtype(x.dtype, jnp.floating) else _none(x))
+            if d is None
+            else d
             for x, d in zip(leaves, given, strict=True)
         ]
     )
+
+
+def _none(x: Array) -> Any:
+    return np.zeros(x.shape, jax.dtypes.float0)
 
 
 def square(grads: Any) -> Array:

@@ -8,11 +8,12 @@ from jax import Array
 
 from springroll.errors import InputError
 from springroll.lowgrad.layerwise import LayerwiseState, Stages
+from springroll.stream.bundles import Bundles, whole_layers
 from springroll.stream.clipping import Clip
 from springroll.stream.conveyor import Conveyor
 from springroll.stream.engine import Engine, Metrics
 from springroll.stream.filling import Tensors, blank, fill
-from springroll.stream.kept import kept
+from springroll.stream.kept import kept_params, kept_states
 from springroll.stream.link import Link
 from springroll.stream.schedule import Schedule
 from springroll.stream.store import HostStore
@@ -40,9 +41,11 @@ class Streamed:
         model: its three parts.
         shapes: its float32 parameters as `jax.ShapeDtypeStruct`s, blocks stacked in "layers".
         update: where and how weights change.
+        bundles: what passes at a time; by default layers. Those of `bundles.experts_apart` go with
+            `models.expert_stages`.
         narrow: keep and compute with bfloat16 halves; `update` then knows the other halves.
         depth: bundles on the device at a time.
-        on_device: layers that stay there.
+        on_device: bundles that stay there.
         parts, clip, kept_inputs, order: see `Engine`.
     """
 
@@ -52,6 +55,7 @@ class Streamed:
         shapes: Any,
         update: Any,
         *,
+        bundles: Bundles | None = None,
         narrow: bool = False,
         link: Link | None = None,
         depth: int = 3,
@@ -70,8 +74,9 @@ class Streamed:
             )
         self.link = link or Link()
         self.shapes = shapes
+        self.bundles = whole_layers(shapes) if bundles is None else bundles
         self.store = HostStore(self.link, on_device)
-        blank(self.store, update, shapes, narrow)
+        blank(self.store, update, self.bundles, narrow)
         conveyor = Conveyor(self.store, self.link, depth)
         self.engine = Engine(
             model, conveyor, update, parts=parts, clip=clip, kept=kept_inputs, order=order
@@ -79,15 +84,15 @@ class Streamed:
 
     def fill(self, tensors: Tensors) -> State:
         """The state of step 0, with these weights."""
-        fill(self.store, tensors, self.shapes)
+        fill(self.store, tensors, self.shapes, self.bundles)
         return self.state()
 
     def state(self) -> State:
         """What the store holds, before the first step."""
-        layers, rest = kept(self.store, "weights", self.engine.layers)
-        states, rest_state = kept(self.store, "state", self.engine.layers)
-        optimizer = LayerwiseState(states, rest_state, jnp.zeros((), jnp.float32))
-        return State({**rest, "layers": layers}, optimizer, jnp.zeros((), jnp.int32))
+        params = kept_params(self.store, self.bundles, self.shapes)
+        layers, rest = kept_states(self.store, self.bundles)
+        optimizer = LayerwiseState(layers, rest, jnp.zeros((), jnp.float32))
+        return State(params, optimizer, jnp.zeros((), jnp.int32))
 
     def step(self, state: State, tokens: Any) -> tuple[State, Metrics]:
         """One step on tokens (batch, time + 1); returns while the last updates still run."""

@@ -1,0 +1,228 @@
+"""Layers that come as attention, then a few experts at a time: the same steps and files."""
+
+import functools
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+from streaming import adam, arrays, distance, model, shapes, started, tokens, update, whole
+
+from springroll.errors import InputError
+from springroll.models.decoder import leaves
+from springroll.models.expert_stages import expert_stages
+from springroll.models.moe import balance
+from springroll.quant.split_master import join, with_split_master
+from springroll.stream.bundles import Part, experts_apart, kinds, numbers, overlap, whole_layers
+from springroll.stream.clipping import Clip
+from springroll.stream.conveyor import Conveyor
+from springroll.stream.engine import Engine
+from springroll.stream.filling import bundled_leaves, fill, stacked_leaves
+from springroll.stream.streamed import Streamed
+from springroll.stream.update import PlacedUpdate
+from springroll.train import checkpoint
+
+STEPS = 3
+LAYERS = 2
+
+
+def moe():
+    return model("moe-tiny", LAYERS)
+
+
+@functools.cache
+def reference(clip=None, parts=1):
+    optimizer = adam() if clip is None else optax.chain(optax.clip_by_global_norm(clip), adam())
+    return whole(moe(), STEPS, parts, optimizer)
+
+
+def trainer_of(where="device", optimizer=None, together=2, mend=None, **options):
+    there = [update(kind, optimizer, mend=mend) for kind in ("device", where)]
+    return Streamed(
+        expert_stages(moe(), together),
+        shapes(moe()),
+        PlacedUpdate(*there),
+        bundles=experts_apart(shapes(moe()), together),
+        **options,
+    )
+
+
+def streamed(*args, **options):
+    trainer = trainer_of(*args, **options)
+    return trainer, trainer.fill(stacked_leaves(leaves(moe().config, jax.random.key(0))))
+
+
+def run(trainer, state, first=0, last=STEPS):
+    seen = []
+    for i in range(first, last):
+        state, metrics = trainer.step(state, tokens(i))
+        seen.append((float(metrics["loss"]), float(metrics["grad_norm"])))
+    return state, seen
+
+
+def bits(tree):
+    return [x.tobytes() for x in arrays(tree)]
+
+
+def test_gradients_are_those_of_the_whole_model():
+    # With plain descent at a rate of 1 the change of the weights is the gradient.
+    trainer, state = streamed(optimizer=optax.sgd(1.0))
+    state, metrics = trainer.step(state, tokens())
+    (_, figures), grads = jax.value_and_grad(moe().loss, has_aux=True)(started(moe()), tokens())
+    before = arrays(started(moe()))
+    for a, b, expected in zip(before, arrays(state.params), arrays(grads), strict=True):
+        largest = max(float(np.max(np.abs(expected))), 1e-3)
+        np.testing.assert_allclose(a - b, expected, atol=1e-5 * largest + 1e-7)
+    np.testing.assert_array_equal(np.asarray(metrics["load"]), np.asarray(figures["load"]))
+    np.testing.assert_allclose(float(metrics["switch"]), float(figures["switch"]), rtol=1e-6)
+
+
+@pytest.mark.parametrize(
+    ("where", "options"),
+    [
+        ("device", {"depth": 2}),
+        ("device", {"parts": 2, "kept_inputs": 0}),
+        ("host", {"kept_inputs": 3, "together": 1}),
+        ("host", {"clip": Clip(0.5), "on_device": (1, 4)}),
+    ],
+)
+def test_n_steps_end_where_the_whole_model_does(where, options):
+    params, expected = reference(options.get("clip", Clip()).limit, options.get("parts", 1))
+    state, seen = run(*streamed(where, **options))
+    np.testing.assert_allclose(seen, expected, rtol=1e-5)
+    assert distance(state.params, params) < 1e-5 * distance(params, started(moe()))
+
+
+def test_clipping_by_bundle():
+    limit = 0.1
+    trainer, state = streamed(optimizer=optax.sgd(1.0), clip=Clip(limit, "layer"))
+    before = [jax.tree.map(np.copy, trainer.store.view(i, "weights")) for i in range(7)]
+    trainer.step(state, tokens())
+    trainer.store.settle()
+    for bundle, old in enumerate(before):
+        assert distance(trainer.store.view(bundle, "weights"), old) < limit * 1.001
+
+
+@pytest.mark.parametrize("where", ["device", "host"])
+def test_routers_are_mended_with_the_figures_of_their_layer(where):
+    at = lambda layer: layer["mlp"].get("e_score_correction_bias")
+
+    def mend(layer, stats):
+        if at(layer) is None:
+            assert not stats
+            return layer
+        bias = balance(at(layer), stats["load"])
+        return layer | {"mlp": layer["mlp"] | {"e_score_correction_bias": bias}}
+
+    trainer, state = streamed(where, mend=mend)
+    state, metrics = trainer.step(state, tokens())
+    biases = np.asarray(state.params["layers"]["mlp"]["e_score_correction_bias"])
+    begun = started(moe())["layers"]["mlp"]["e_score_correction_bias"]
+    expected = jax.vmap(balance)(begun, metrics["load"])
+    np.testing.assert_allclose(biases, np.asarray(expected), atol=1e-7)
+
+
+def test_a_checkpoint_holds_the_parameters_of_the_model_and_resumes_bit_for_bit(tmp_path):
+    make = lambda: trainer_of("host", with_split_master(adam()), narrow=True)
+    trainer = make()
+    state = trainer.fill(stacked_leaves(leaves(moe().config, jax.random.key(0))))
+    assert jax.tree.structure(state.params) == jax.tree.structure(shapes(moe()))
+    assert [x.shape for x in jax.tree.leaves(state.params)] == [
+        x.shape for x in jax.tree.leaves(shapes(moe()))
+    ]
+    state, _ = run(trainer, state, 0, 1)
+    checkpoint.save(tmp_path, 1, state, {})
+    expected, _ = run(trainer, state, 1, 3)
+    other = make()
+    found, notes = checkpoint.load_newest(tmp_path, other.state())
+    assert found is not None and not notes
+    again, _ = run(other, found.tree, 1, 3)
+    assert bits(again) == bits(expected)
+
+
+def test_a_window_holds_groups_of_experts_and_weights_cross_twice():
+    trainer, state = streamed("host", depth=1)
+    trainer.step(state, tokens())
+    trainer.store.settle()
+    bundles = trainer.bundles
+    last = numbers([bundles[-2]])  # forward and backward in one passage
+    rest = numbers([bundles[-1]])
+    assert trainer.link.traffic.sent == 4 * (2 * numbers(bundles[:-1]) - last + rest)
+    assert trainer.engine.conveyor.ledger.peak == 1
+    layer = numbers(whole_layers(shapes(moe()))[:1])
+    assert max(numbers([bundle]) for bundle in bundles[:-1]) < layer
+
+
+def test_tensors_find_their_bundles_however_they_come():
+    params = started(moe())
+    trainer, state = streamed()
+    assert bits(state.params) == bits(params)
+    layers = [
+        jax.tree.map(lambda a, i=i: np.asarray(a[i]), params["layers"]) for i in range(LAYERS)
+    ]
+    rest = {k: np.asarray(v) for k, v in params.items() if k != "layers"}
+    state = trainer_of().fill(bundled_leaves([*layers, rest]))
+    assert bits(state.params) == bits(params)
+    trainer = trainer_of(together=2)
+
+    def one_by_one():
+        for path, values in jax.tree_util.tree_leaves_with_path(params):
+            spelt = jax.tree_util.keystr(path, simple=True, separator="/")
+            experts = range(4) if "/experts/" in spelt else [None]
+            for i in range(LAYERS if spelt.startswith("layers") else 0):
+                for e in experts:
+                    index = (i,) if e is None else (i, e)
+                    yield spelt, index, np.asarray(values[index])
+            if not spelt.startswith("layers"):
+                yield spelt, (), np.asarray(values)
+
+    fill(trainer.store, one_by_one(), shapes(moe()), trainer.bundles)
+    assert bits(trainer.state().params) == bits(params)
+
+
+def test_halves_of_experts_are_the_float32_that_filled_them():
+    _, state = streamed("device", with_split_master(adam()), narrow=True)
+    name = "gate_proj"
+    high = np.asarray(state.params["layers"]["mlp"]["experts"][name])
+    lows = [
+        np.asarray(leaf)
+        for path, leaf in jax.tree_util.tree_leaves_with_path(state.optimizer.layers[1])
+        if any(getattr(key, "name", "") == "low" for key in path)
+        and jax.tree_util.keystr(path, simple=True, separator="/").endswith(name)
+    ]
+    (low,) = lows
+    given = np.asarray(started(moe())["layers"]["mlp"]["experts"][name])
+    np.testing.assert_array_equal(
+        np.asarray(join(jnp.asarray(high), jnp.asarray(low.reshape(high.shape)))), given
+    )
+
+
+def test_parts_and_where_they_overlap():
+    part = Part("w", (3, 8, 5), np.float32, (1, slice(4, 6)))
+    assert part.shape == (2, 5)
+    assert overlap(part, (0,)) is None and overlap(part, (1, 3)) is None
+    assert overlap(part, (1, 5)) == ((), (1,))
+    values = np.arange(3 * 8 * 5).reshape(3, 8, 5)
+    for index in ((), (1,)):
+        found = overlap(part, index)
+        assert found is not None
+        from_, there = found
+        out = np.zeros((2, 5), int)
+        out[there] = values[index][from_]
+        np.testing.assert_array_equal(out, values[1, 4:6])
+    assert overlap(Part("n", (4,), np.float32), ()) == ((), ())
+
+
+def test_bundles_are_of_three_kinds_and_lose_nothing():
+    bundles = experts_apart(shapes(moe()), 1)
+    assert [len(alike) for alike in kinds(bundles)] == [LAYERS, LAYERS * 4, 1]
+    assert numbers(bundles) == moe().config.parameters
+    assert [len(alike) for alike in kinds(whole_layers(shapes(moe())))] == [LAYERS, 1]
+
+
+def test_the_order_that_computes_whole_layers_again_is_refused():
+    trainer = trainer_of()
+    conveyor = Conveyor(trainer.store, trainer.link)
+    with pytest.raises(InputError, match="computes whole layers; take layer-major"):
+        Engine(expert_stages(moe(), 2), conveyor, update("device"), order="checkpointed")

@@ -31,6 +31,7 @@ import optax
 
 from springroll.bench import measure
 from springroll.bench.paced import Event, Log, PacedAdamW, PacedLink, PacedModel, shapes
+from springroll.bench.timeline import draw
 from springroll.stream.clipping import Clip
 from springroll.stream.host_update import HostUpdate
 from springroll.stream.schedule import Schedule
@@ -50,12 +51,13 @@ class Case(NamedTuple):
     update: float
 
 
+FIELD = "7B at 32k tokens"
 # A step needs 4 computes, 2 copies to the device, one back and one update per layer.
 CASES = {
     "GPU-bound": Case(1.0, 1.2, 2.4),
     "link-bound": Case(0.6, 2.0, 2.4),
     "CPU-bound": Case(0.6, 1.2, 4.0),
-    "7B at 32k tokens": Case(1.0, 0.28, 2.0),
+    FIELD: Case(1.0, 0.28, 2.0),
 }
 
 
@@ -168,12 +170,10 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--timeline", type=Path, help="draw one step of both orders to this file")
     options = parser.parse_args(arguments)
     if options.timeline is not None:
-        from springroll.bench.timeline import draw
-
-        case = CASES["7B at 32k tokens"]
+        case = CASES[FIELD]
         rows = {
-            "springroll": timed(case, 0.01, 16, 1)[1],
-            "MegaTrain's order": timed(case, 0.01, 16, 1, "checkpointed")[1],
+            "layer-major": timed(case, 0.02, 12, 1)[1],
+            "MegaTrain's order": timed(case, 0.02, 12, 1, "checkpointed")[1],
         }
         draw(rows, options.timeline)
         return

@@ -134,6 +134,7 @@ class NextUseFirst:
                     self._failure = self._failure or error
             del job  # a job holds views of the memory of a bundle
             self._ended(index, submission)
+            del submission  # who waited for it may hold a bundle's gradient
 
     def _ended(self, index: int, submission: _Submission) -> None:
         with self._changed:

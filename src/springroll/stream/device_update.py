@@ -6,6 +6,7 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 import optax
 from jax import Array
 
@@ -47,7 +48,7 @@ class DeviceUpdate:
     def apply(self, conveyor: Conveyor, passing: Passing, gradient: Gradient) -> None:
         bundle, here = passing.bundle, passing.arrays
         if bundle < conveyor.store.bundles - 1:
-            index = jnp.asarray(bundle, jnp.int32)
+            index = np.int32(bundle)
             weights, state = self.of_layer(
                 here["weights"], here["state"], *gradient[:3], gradient.stats, index
             )

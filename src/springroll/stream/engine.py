@@ -14,6 +14,7 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jax import Array
 
 from springroll.errors import InputError
@@ -181,10 +182,10 @@ class _Step(_Forward):
 
     def run(self) -> tuple[Metrics, Array]:
         self.walk()
-        norm = jnp.sqrt(jnp.stack(self.squares).sum())
+        norm = norm_of(self.squares)
         if self.engine.clip.waits:
-            self.good = self.good & jnp.isfinite(norm)
-            limit = jnp.float32(self.engine.clip.limit)
+            self.good = all_finite(self.good, norm)
+            limit = np.float32(self.engine.clip.limit)
             common = Gradient(None, factor(limit, norm), self.good)
             self.engine.update.apply_all(self.conveyor, self.held, common)
         found = [{**metrics, "loss": loss} for loss, metrics in self.found.values()]
@@ -218,8 +219,7 @@ class _Step(_Forward):
             )
             self.found[part] = loss, metrics
             rest.until(token)
-        losses = [loss for loss, _ in self.found.values()]
-        self.good = jnp.isfinite(jnp.stack(losses)).all()
+        self.good = all_finite(True, *(loss for loss, _ in self.found.values()))
 
     def backward(self, visit: Visit, layer: Passing) -> None:
         at = visit.layer
@@ -255,15 +255,16 @@ class _Step(_Forward):
             small = self.programs.narrow(grads, passing.arrays["weights"])
             self.held[passing.bundle] = self.conveyor.link.fetch((small, stats))
             return
-        self.good = self.good & jnp.isfinite(squared)
+        self.good = all_finite(self.good, squared)
         scale = jnp.ones((), jnp.float32)
         if clip.limit is not None:
             norm = jnp.sqrt(squared) if clip.by == "layer" else self.norm
-            scale = factor(jnp.float32(clip.limit), norm)
+            scale = factor(np.float32(clip.limit), norm)
         gradient = Gradient(grads, scale, self.good, stats)
         self.engine.update.apply(self.conveyor, passing, gradient)
 
 
+@jax.jit
 def averaged(trees: list[Any]) -> Any:
     """The mean of the real leaves, the sum of integers (counts)."""
 
@@ -274,5 +275,17 @@ def averaged(trees: list[Any]) -> Any:
     return jax.tree.map(one, *trees)
 
 
-def index(layer: int) -> Array:
-    return jnp.asarray(layer, jnp.int32)
+@jax.jit
+def all_finite(good: Any, *numbers: Array) -> Array:
+    """Whether all are, and it was good before."""
+    return functools.reduce(operator.and_, map(jnp.isfinite, numbers), jnp.asarray(good))
+
+
+@jax.jit
+def norm_of(squares: list[Array]) -> Array:
+    """The norm of a whole gradient, from the squared norms of its parts."""
+    return jnp.sqrt(jnp.stack(squares).sum())
+
+
+def index(layer: int) -> Any:
+    return np.int32(layer)

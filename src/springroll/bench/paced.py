@@ -59,7 +59,7 @@ class PacedModel:
     log: Log = field(default_factory=Log)
 
     def embed(self, params: Any, tokens: Array) -> Array:
-        return params["embed"][:WIDTH] + tokens[:, :1].astype(jnp.float32)
+        return params["embed"][:WIDTH] + jnp.mean(tokens.astype(jnp.float32))
 
     def block(self, layer: Any, x: Array, index: Array) -> tuple[Array, Any]:
         return self._slow(jnp.tanh(x * layer["w"][:WIDTH])), {}

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from typing import Literal
 
 from springroll.models.decoder_config import DecoderConfig
+from springroll.models.decoder_shapes import shapes, size
 from springroll.stream.methods import Mode, Recipe, layer_numbers, rest_numbers
 from springroll.stream.working_set import WorkingSet
 
@@ -18,7 +19,8 @@ class Job:
     """What a step has to do.
 
     tokens: of a step, in micro-batches of `rows` sequences of `sequence` tokens; for evolve those
-    of all members of a generation. depth: bundles on the device at a time.
+    of all members of a generation. depth: bundles on the device at a time, which are layers, or
+    with `experts_per_bundle` attention or so many experts.
     """
 
     config: DecoderConfig
@@ -29,6 +31,7 @@ class Job:
     working: WorkingSet
     depth: int = 3
     clip: Clip = "previous"
+    experts_per_bundle: int | None = None
 
     @property
     def parts(self) -> int:
@@ -41,14 +44,32 @@ class Job:
         return layer_numbers(self.config)
 
     @property
+    def bundles(self) -> int:
+        """That a layer passes as."""
+        return 1 + self.config.experts // self.experts_per_bundle if self.experts_per_bundle else 1
+
+    @property
+    def bundle(self) -> int:
+        """Parameters of the largest of them."""
+        if not self.experts_per_bundle:
+            return self.layer
+        experts = size(shapes(self.config)["layers"]["mlp"]["experts"]) // self.config.layers
+        few = experts // self.config.experts * self.experts_per_bundle
+        return max(few, self.layer - experts)
+
+    @property
     def rest(self) -> int:
         """Parameters of no layer."""
         return rest_numbers(self.config)
 
     @property
     def layer_input(self) -> int:
-        """Bytes of one layer's inputs, of all micro-batches."""
-        return self.tokens * self.config.hidden * self.recipe.weights
+        """Bytes of one layer's inputs, of all micro-batches; those of its experts too, where they
+        are bundles: as wide, and a float32 weight per expert."""
+        one = self.config.hidden * self.recipe.weights
+        if self.experts_per_bundle:
+            one = 2 * one + 4 * self.config.experts
+        return self.tokens * one
 
     @property
     def gradient(self) -> int:
@@ -77,6 +98,11 @@ def passing(job: Job, mode: Mode) -> int:
     return weights
 
 
+def largest(job: Job, layer: int) -> int:
+    """Of so many bytes of a layer, those of its largest bundle."""
+    return -(-layer * job.bundle // job.layer)
+
+
 def stored(job: Job) -> int:
     """Bytes of a layer where it lives."""
     return job.layer * (job.recipe.weights + job.recipe.low) + job.recipe.layer_state
@@ -95,7 +121,8 @@ def device_bytes(job: Job, place: Placement) -> Bytes:
     at_update = place.mode in ("device", "resident")
     found = {
         "layers that stay": place.layers * stored(job),
-        "layers passing": min(job.depth, streamed) * passing(job, place.mode),
+        "layers passing": min(job.depth, streamed * job.bundles)
+        * largest(job, passing(job, place.mode)),
         "embedding and head": rest_stored(job)
         if at_update
         else job.rest * recipe.weights + recipe.rest_held,
@@ -106,7 +133,7 @@ def device_bytes(job: Job, place: Placement) -> Bytes:
         return found | {"working set": max(job.working)}
     found["layer inputs"] = (place.inputs + 1) * job.layer_input  # and the gradient of one
     rest = job.rest * job.gradient
-    layer = config.layers * recipe.layer_thin or job.layer * job.gradient
+    layer = config.layers * recipe.layer_thin or job.bundle * job.gradient
     going = 2 if place.mode == "host" and streamed else 1  # one more on its way to the host
     head = {"gradients": rest, "working set": job.working.head}
     back = {"gradients": rest + going * layer, "working set": job.working.layer}
@@ -133,9 +160,9 @@ def host_bytes(job: Job, place: Placement) -> Bytes:
     if job.clip == "global":
         found["gradients"] = numbers * recipe.weights
     elif place.mode == "host":
-        found["gradients"] = max(job.layer, job.rest) * recipe.weights
+        found["gradients"] = max(job.bundle, job.rest) * recipe.weights
     if place.mode == "device":  # the new one comes while the old one is there
-        found["bundle returning"] = max(passing(job, place.mode), rest_stored(job))
+        found["bundle returning"] = max(largest(job, passing(job, place.mode)), rest_stored(job))
     return found
 
 

@@ -20,6 +20,7 @@ import jax.numpy as jnp
 from springroll.models.decoder import decoder
 from springroll.models.decoder_config import DecoderConfig
 from springroll.models.decoder_shapes import shapes
+from springroll.models.expert_stages import expert_stages, only_experts, without_experts
 from springroll.models.stages import stages
 from springroll.stream.programs import Programs
 
@@ -80,6 +81,30 @@ def working_set(
         asked = [lambda: programs.forward.lower(*forward), lambda: programs.score.lower(*head)]
     with ThreadPoolExecutor(2) as pool:  # the compiler lets go of Python
         return WorkingSet(*pool.map(_temporary, asked))
+
+
+@functools.lru_cache(maxsize=256)
+def expert_working_set(
+    config: DecoderConfig, rows: int, sequence: int, dtype: str, together: int
+) -> WorkingSet:
+    """The same where `together` experts are a bundle: `layer` is that of the largest bundle."""
+    model = expert_stages(decoder(config), together)
+    programs = Programs(model)
+    has = arguments(config, rows, sequence, dtype)
+    carry = jax.eval_shape(model.embed, has.rest, jax.ShapeDtypeStruct(has.x.shape[:2], jnp.int32))
+    few = lambda w: jax.ShapeDtypeStruct((together, *w.shape[1:]), w.dtype)
+    bundles = [without_experts(has.layer), jax.tree.map(few, only_experts(has.layer))]
+
+    def backward(place: int) -> Any:
+        entered = model.restored(place, model.kept(place, carry))
+        stats = {} if place else has.stats
+        return programs.backward.lower(bundles[place], None, entered, INDEX, carry, stats, None)
+
+    head = (has.rest, None, carry, [has.stats] * config.layers, has.tokens, None)
+    asked = [lambda: backward(0), lambda: backward(1), lambda: programs.finish.lower(*head)]
+    with ThreadPoolExecutor(2) as pool:
+        *layer, last = pool.map(_temporary, asked)
+    return WorkingSet(max(layer), last)
 
 
 def _temporary(lower: Any) -> int:

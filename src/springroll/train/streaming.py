@@ -10,10 +10,12 @@ import jax.numpy as jnp
 from springroll.errors import InputError
 from springroll.models.decoder import Decoder, leaves
 from springroll.models.decoder_shapes import shapes
+from springroll.models.expert_stages import expert_stages
 from springroll.models.hf import is_hf_folder, open_hf, read_bundles
 from springroll.models.moe import balance
 from springroll.models.stages import stages
 from springroll.stream.budget import available_bytes, host_memory, parse_bytes, spelt
+from springroll.stream.bundles import experts_apart, whole_layers
 from springroll.stream.clipping import Clip
 from springroll.stream.device_update import DeviceUpdate
 from springroll.stream.devices import device_of
@@ -27,7 +29,7 @@ from springroll.stream.placement import Budgets, choose, least_device, least_hos
 from springroll.stream.rates import Rates, assumed
 from springroll.stream.streamed import Streamed
 from springroll.stream.update import PlacedUpdate
-from springroll.stream.working_set import working_set
+from springroll.stream.working_set import expert_working_set, working_set
 from springroll.train.learners import Learner
 from springroll.train.memory import tree_bytes
 from springroll.train.optimizers import (
@@ -104,18 +106,23 @@ def stream_learner(config: TrainConfig, model: Decoder) -> tuple[Learner, Stream
 
 def streamed(config: TrainConfig, model: Decoder, place: Placement, waiting: int) -> Streamed:
     """The trainer, with its store allocated; `waiting`: see `HostUpdate`."""
-    stay = range(model.config.layers - place.layers, model.config.layers)  # needed first again
-    rest = [model.config.layers] if place.mode == "resident" else []
+    params, together = float32_shapes(model), config.experts_per_bundle
+    parts = expert_stages(model, together) if together else stages(model)
+    bundles = experts_apart(params, together) if together else whole_layers(params)
+    last, of_layer = len(bundles) - 1, (len(bundles) - 1) // model.config.layers
+    stay = range(last - place.layers * of_layer, last)  # needed first again
+    rest = [last] if place.mode == "resident" else []
     return Streamed(
-        stages(model),
-        float32_shapes(model),
+        parts,
+        params,
         update_for(config, model, place.mode, waiting),
+        bundles=bundles,
         narrow=config.dtype == "bfloat16",
         depth=config.depth,
         on_device=[*stay, *rest],
         parts=config.accumulate,
         clip=Clip(config.clip, config.clip_by),
-        kept_inputs=place.inputs,
+        kept_inputs=place.inputs * of_layer,
     )
 
 
@@ -198,9 +205,15 @@ def job_of(config: TrainConfig, model: Decoder) -> Job:
             "updates on the host are exact AdamW in float32 or with --rounding split; "
             f"leave out --update host for {config.optimizer} in {config.state_bits} bits"
         )
+    together = config.experts_per_bundle
+    if together and config.optimizer == "lowgrad":
+        raise InputError("lowgrad streams whole layers; leave out --experts-per-bundle")
+    if together:
+        expert_stages(model, together)  # or it says why not
     modes: dict[str, tuple[Mode, ...]] = {"host": ("host",), "device": ("device",)}
     both: tuple[Mode, ...] = ("host", "device") if on_host(config) else ("device",)
-    working = working_set(model.config, config.batch, config.tokens, config.dtype)
+    size = model.config, config.batch, config.tokens, config.dtype
+    working = expert_working_set(*size, together) if together else working_set(*size)
     return Job(
         config=model.config,
         recipe=recipe_of(config, model, modes.get(config.update, both)),
@@ -210,6 +223,7 @@ def job_of(config: TrainConfig, model: Decoder) -> Job:
         working=working,
         depth=config.depth,
         clip="none" if config.clip is None else config.clip_by,
+        experts_per_bundle=together,
     )
 
 
@@ -241,13 +255,13 @@ def budgets_of(config: TrainConfig) -> Budgets:
 
 
 def waiting(job: Job, place: Placement, budgets: Budgets) -> int:
-    """Layers whose gradients may wait on the host: those that were counted, and as many as what is
+    """Bundles whose gradients may wait on the host: those that were counted, and as many as what is
     left of the budget holds."""
     host, device = total(host_bytes(job, place)), total(device_bytes(job, place))
     left = budgets.host - host
     if budgets.together is not None:
         left = min(left, budgets.together - host - device)
-    return 2 + max(0, left) // (job.layer * job.recipe.weights)
+    return 2 + max(0, left) // (job.bundle * job.recipe.weights)
 
 
 def placed(config: TrainConfig, job: Job, budgets: Budgets) -> Placement:
@@ -264,12 +278,21 @@ def placed(config: TrainConfig, job: Job, budgets: Budgets) -> Placement:
         raise InputError(
             f"streaming needs {spelt(least)} on the device, {spelt(budgets.device)} are "
             f"available; lower --depth (now {config.depth}), --batch or --tokens"
+            + (f", or pass --experts-per-bundle {smaller}" if (smaller := fewer(job)) else "")
         )
     raise InputError(
         f"streaming needs {spelt(least_host(job, budgets))} of host memory, "
         f"{spelt(budgets.host)} are available; take fewer --state-bits, --rounding stochastic "
         "or a smaller --model"
     )
+
+
+def fewer(job: Job) -> int | None:
+    """Experts of a bundle that is smaller than the present ones, if there can be one."""
+    experts = job.config.experts
+    if not job.recipe.layer_thin and not job.experts_per_bundle and experts > 1:
+        return max(n for n in range(1, experts) if experts % n == 0)
+    return None
 
 
 def rates() -> Rates:

@@ -61,6 +61,9 @@ class TrainConfig(RunConfig):
     """Where streamed layers are updated: exact AdamW by the processor, anything by the device."""
     depth: int = field(default=3, metadata=CHANGEABLE)
     """Streamed layers that are on the device at a time."""
+    experts_per_bundle: int | None = None
+    """Of streaming a mixture of experts: pass a layer as attention and then so many experts at a
+    time; `depth` and clipping by layer then mean these bundles. Default: whole layers."""
     host_memory: str | None = field(default=None, metadata=CHANGEABLE)
     """Of streaming: refuse what needs more host memory than this; default: what is free."""
     batch: int = 8
@@ -102,7 +105,10 @@ class TrainConfig(RunConfig):
         for name in ("batch", "tokens", "accumulate", "valid_streams", "valid_tokens", "depth"):
             if getattr(self, name) < 1:
                 raise InputError(f"{name} is {getattr(self, name)}; it must be at least 1")
-        for name in ("lr", "clip", "scale", "rank", "gap", "schedule_steps"):
+        for name in (
+            *("lr", "clip", "scale", "rank", "gap", "schedule_steps"),
+            "experts_per_bundle",
+        ):
             value = getattr(self, name)
             if value is not None and not value > 0:
                 raise InputError(f"{name} is {value}; it must be above 0")

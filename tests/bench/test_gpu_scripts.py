@@ -10,7 +10,9 @@ import pytest
 SCRIPTS = Path(__file__).parents[2] / "bench"
 
 
-@pytest.mark.parametrize("name", ["gpu_evolve", "gpu_lowgrad"])
+@pytest.mark.parametrize(
+    "name", ["gpu_evolve", "gpu_lowgrad", pytest.param("gpu_stream", marks=pytest.mark.slow)]
+)
 def test_a_script_measures_everything_and_writes_it(tmp_path, name):
     done = subprocess.run(
         [sys.executable, str(SCRIPTS / f"{name}.py"), "--small", "--out", str(tmp_path)],

@@ -1,14 +1,22 @@
-"""`springroll train --engine stream --experts-per-bundle`: the same run, and what it refuses."""
+"""`springroll train --engine stream --experts-per-bundle`: what is built, and what it refuses."""
 
 import json
 import re
 
+import jax
 import numpy as np
 import pytest
 from tiny import text_file
 
 from springroll.cli import trained
 from springroll.cli.main import main
+from springroll.models.decoder import decoder
+from springroll.models.decoder_config import named
+from springroll.stream.footprint import Job, Placement, device_bytes, host_bytes
+from springroll.stream.methods import recipe
+from springroll.stream.working_set import WorkingSet
+from springroll.train.streaming import float32_shapes, streamed
+from springroll.train.train_config import TrainConfig
 
 SIZE = (
     "--steps 2 --batch 4 --tokens 16 --valid-streams 4 --valid-tokens 16 --log-every 0 "
@@ -21,14 +29,57 @@ def command(tmp_path, out, *more, model="moe-tiny"):
     return ["train", "--data", str(text), "--out", str(out), "--model", model, *SIZE, *more]
 
 
-def test_its_weights_are_those_of_the_model(tmp_path, capsys):
-    assert main(command(tmp_path, tmp_path / "run", "--experts-per-bundle", "2")) == 0
+@pytest.mark.slow
+def test_a_run_ends_with_the_weights_of_the_model(tmp_path, capsys):
+    once = command(tmp_path, tmp_path / "run", "--experts-per-bundle", "2")
+    assert main(once) == 0
     assert "layers passing" in capsys.readouterr().err
     config = json.loads((tmp_path / "run" / "config.json").read_text())["config"]
     assert config["experts_per_bundle"] == 2
     params = trained.load(str(tmp_path / "run")).params
     assert params["layers"]["mlp"]["experts"]["gate_proj"].shape[:2] == (2, 4)
     assert np.isfinite(params["lm_head"]).all()
+    assert main(["eval", str(tmp_path / "run"), "--data", str(text_file(tmp_path))]) == 0
+
+
+def test_layers_that_stay_stay_with_all_their_bundles():
+    config = TrainConfig(model="moe-tiny", experts_per_bundle=2, engine="stream")
+    model = decoder(named("moe-tiny"))
+    trainer = streamed(config, model, Placement("device", 1, 1), 2)
+    assert trainer.store.bundles == 2 * 3 + 1
+    assert [trainer.store.resident(i) for i in range(7)] == [False] * 3 + [True] * 3 + [False]
+    assert trainer.engine._kept == 3
+    params = trainer.state().params
+    assert jax.tree.map(lambda x: x.shape, params) == jax.tree.map(
+        lambda x: x.shape, float32_shapes(model)
+    )
+
+
+@pytest.mark.parametrize("mode", ["host", "device"])
+def test_a_window_of_experts_is_what_the_figures_say(mode):
+    config = named("gpt-oss-120b")
+    job = lambda few: Job(
+        config=config,
+        recipe=recipe(config, "adamw"),
+        tokens=16384,
+        rows=2,
+        sequence=2048,
+        working=WorkingSet(0, 0),
+        experts_per_bundle=few,
+    )
+    whole, few = job(None), job(16)
+    assert (whole.bundles, few.bundles) == (1, 9)
+    experts = 16 * (3 * 2880 * 2880 + 3 * 2880)  # three matrices and three biases each
+    assert few.bundle == experts and whole.bundle == whole.layer > 8 * experts
+    of_number = {"host": 2, "device": 12}[mode]  # weights, or the other half and moments as well
+    place = Placement(mode, 0, 0)
+    found = device_bytes(few, place)
+    assert found["layers passing"] == 3 * of_number * experts
+    gradients = device_bytes(whole, place)["gradients"] - found["gradients"]
+    assert gradients == {"host": 2, "device": 1}[mode] * 4 * (whole.layer - few.bundle)
+    kept = host_bytes(few, place)
+    assert kept["layer inputs"] == 36 * 16384 * (2 * 2880 * 2 + 128 * 4)
+    assert kept["weights"] == host_bytes(whole, place)["weights"]
 
 
 @pytest.mark.parametrize(

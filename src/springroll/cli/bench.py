@@ -1,6 +1,7 @@
 """`springroll bench [NAME]`: measure a claim on this machine.
 
-Every benchmark runs in a process of its own, which binds itself to one core before JAX starts.
+Every benchmark runs in a process of its own, which binds itself to one core before JAX starts
+unless it is about all of them.
 """
 
 import difflib
@@ -36,7 +37,11 @@ BENCHES: dict[str, str] = {
     "state_quantization": "error of moments in 8 and 4 bits beside linear codes",
     "grouped_flops": "FLOPs of 64 experts beside the ideal and ragged_dot",
     "expert_granular": "what holds of the claims for mixtures of experts; minutes",
-    "stream_overlap": "a streamed step beside its busiest resource and MegaTrain's schedule",
+    "stream_overlap": "a streamed step beside its busiest resource and MegaTrain's order; minutes",
+    "largest_step": "a step of a 1B model under 2 GiB of device memory; ten minutes, 17 GB",
+    "link_bandwidth": "copies each way, page-locked and pageable, and what they overlap with",
+    "streamed_throughput": "streamed beside resident steps at 24 GB; for a GPU",
+    "largest_streamed": "the deepest model that takes a step in this machine's memory; for a GPU",
     "host_adamw": "AdamW on host memory beside a triad, bytes per second",
     "plan_accuracy": "the planner's memory and time beside measurements; six minutes",
     "evolve_from_disk": "a generation of a model of 4B parameters in a mapped folder; minutes",

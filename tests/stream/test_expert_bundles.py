@@ -172,6 +172,20 @@ def test_a_window_holds_groups_of_experts_and_weights_cross_twice():
     assert max(numbers([bundle]) for bundle in bundles[:-1]) < layer
 
 
+def test_inputs_are_kept_once_for_all_experts_of_a_layer():
+    trainer, state = streamed("host", kept_inputs=0)
+    trainer.step(state, tokens())
+    trainer.store.settle()
+    rows, width = 4 * 8, moe().config.hidden
+    inputs = rows * width, rows * (width + 4)  # of attention, and of all the experts together
+    figures = 4 + 2  # of a router: loads and two losses
+    bundles = len(trainer.bundles) * (4 + 1)  # the factor, and whether the gradient is good
+    gradients = moe().config.parameters
+    assert trainer.link.traffic.fetched == bundles + 4 * (
+        gradients + LAYERS * (figures + sum(inputs))
+    )
+
+
 def test_tensors_find_their_bundles_however_they_come():
     params = started(moe())
     trainer, state = streamed()

@@ -55,14 +55,13 @@ class Passing:
         with self._lock:
             if self.left:
                 return
-            self.left = True
             self._readers = []
-            if self._ledger is None:
-                return
-            for x in jax.tree.leaves(self.arrays):
-                if not x.is_deleted():  # a donated one is gone already
-                    x.delete()
-            self._ledger.leave(self.bundle)
+            if self._ledger is not None:
+                for x in jax.tree.leaves(self.arrays):
+                    if not x.is_deleted():  # a donated one is gone already
+                        x.delete()
+                self._ledger.leave(self.bundle)
+            self.left = True  # last: who sees it, from any thread, sends the next bundle
 
 
 class Conveyor:

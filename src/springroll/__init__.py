@@ -26,13 +26,13 @@ if TYPE_CHECKING:
     from springroll.lowgrad.lowgrad import lowgrad as lowgrad
     from springroll.models.hf import load_hf as load_hf
     from springroll.models.hf_write import save_hf as save_hf
+    from springroll.plan.plan import plan as plan
     from springroll.quant.quantize_state import quantize_state as quantize_state
     from springroll.quant.split_master import high_half as high_half
     from springroll.quant.split_master import with_split_master as with_split_master
     from springroll.quant.stochastic_rounding import (
         with_stochastic_rounding as with_stochastic_rounding,
     )
-    from springroll.stream.plan import plan as plan
     from springroll.stream.streamed import Streamed as Streamed
 
 _WHERE = {
@@ -53,7 +53,7 @@ _WHERE = {
     "load_hf": "springroll.models.hf",
     "lowgrad": "springroll.lowgrad.lowgrad",
     "open_es": "springroll.evolve.open_es",
-    "plan": "springroll.stream.plan",
+    "plan": "springroll.plan.plan",
     "quantize_state": "springroll.quant.quantize_state",
     "save_hf": "springroll.models.hf_write",
     "Streamed": "springroll.stream.streamed",

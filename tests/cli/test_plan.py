@@ -8,7 +8,7 @@ import pytest
 
 from springroll.cli import main as cli
 from springroll.cli.plan import run
-from springroll.stream import largest
+from springroll.plan import largest
 
 SMALL = ["--tokens-per-step", "512", "--sequence", "128"]
 

@@ -12,9 +12,9 @@ from springroll.cli import trained
 from springroll.cli.main import main
 from springroll.models.decoder import decoder
 from springroll.models.decoder_config import named
-from springroll.stream.footprint import Job, Placement, device_bytes, host_bytes
-from springroll.stream.methods import recipe
-from springroll.stream.working_set import WorkingSet
+from springroll.plan.footprint import Job, Placement, device_bytes, host_bytes
+from springroll.plan.methods import recipe
+from springroll.plan.working_set import WorkingSet
 from springroll.train.streaming import float32_shapes, streamed
 from springroll.train.train_config import TrainConfig
 

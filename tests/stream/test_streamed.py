@@ -41,7 +41,7 @@ def low_of(optimizer):
 
 @pytest.mark.parametrize("where", ["device", "host"])
 def test_halves_are_the_float32_that_filled_them(where):
-    trainer, state = streamed(model(), where, with_split_master(adam()), narrow=True)
+    _trainer, state = streamed(model(), where, with_split_master(adam()), narrow=True)
     high, low = jax.tree.leaves(state.params["layers"]), low_of(state.optimizer.layers)
     for h, l, w in zip(high, low, arrays(started(model())["layers"]), strict=True):
         assert h.dtype == jnp.bfloat16 and l.dtype == np.int16
@@ -91,7 +91,7 @@ def test_reading_a_leaf_waits_for_its_update():
 
 
 def test_tensors_go_where_they_belong():
-    trainer, state = streamed(model())
+    _trainer, state = streamed(model())
     params = started(model())
     layers = [jax.tree.map(lambda a, i=i: np.asarray(a[i]), params["layers"]) for i in range(3)]
     rest = {k: np.asarray(v) for k, v in params.items() if k != "layers"}
@@ -117,7 +117,7 @@ def test_host_memory_is_what_the_recipe_says():
     size = sum(x.nbytes for x in arrays((state.params, state.optimizer)))
     assert 12 * numbers <= size <= 12 * numbers + 64  # and a few counters
     moments = with_split_master(quantize_state(adam(), bits=8, min_size=1))
-    trainer, state = streamed(model(), "device", moments, narrow=True)
+    _trainer, state = streamed(model(), "device", moments, narrow=True)
     size = sum(x.nbytes for x in arrays((state.params, state.optimizer)))
     small = 24 * 64 * 8  # leaves as small as these do not fill their last blocks
     assert size <= 6.3 * numbers + small

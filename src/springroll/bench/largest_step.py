@@ -28,8 +28,8 @@ from springroll.bench.evolve_from_disk import own_memory
 from springroll.bench.plan_accuracy import RETURNED, settled
 from springroll.models.decoder import decoder
 from springroll.models.decoder_config import named
+from springroll.plan.footprint import device_bytes, total
 from springroll.stream.budget import parse_bytes
-from springroll.stream.footprint import device_bytes, total
 from springroll.train.streaming import budgets_of, job_of, placed, streamed, tensors
 from springroll.train.train_config import TrainConfig
 

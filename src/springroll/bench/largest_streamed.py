@@ -21,10 +21,10 @@ from springroll.bench.cheap_weights import repeated
 from springroll.bench.streamed_throughput import SPARE, config_of
 from springroll.models.decoder import decoder
 from springroll.models.decoder_config import DecoderConfig, named
+from springroll.plan.footprint import Placement
+from springroll.plan.largest import deepest
+from springroll.plan.placement import Budgets
 from springroll.stream.budget import available_bytes, host_memory
-from springroll.stream.footprint import Placement
-from springroll.stream.largest import deepest
-from springroll.stream.placement import Budgets
 from springroll.train.streaming import budgets_of, job_of, placed, rates, streamed, waiting
 from springroll.train.train_config import TrainConfig
 

@@ -6,7 +6,7 @@ The model trains with exact AdamW on bfloat16 in two halves, once under a device
 updates on the host and on the device, and once with everything on the device. All three are the
 same engine over the same weights. Targets for the shape of LLaMA-7B at 24 GB on an H100-class card:
 0.85 of the resident tokens per second at 16k tokens per step, 0.95 at 32k; a step of at most 1.15
-times its busiest resource, each timed by itself on one layer (`stream.measured`).
+times its busiest resource, each timed by itself on one layer (`plan.measured`).
 """
 
 import dataclasses
@@ -25,12 +25,12 @@ from springroll.bench.cheap_weights import repeated
 from springroll.models.decoder import Decoder, decoder
 from springroll.models.decoder_config import DecoderConfig, named
 from springroll.models.stages import stages
+from springroll.plan.footprint import Placement, host_bytes, total
+from springroll.plan.measured import measure as measured_rates
+from springroll.plan.step_time import step_seconds
 from springroll.stream.budget import host_memory
 from springroll.stream.clipping import Clip
 from springroll.stream.engine import Engine
-from springroll.stream.footprint import Placement, host_bytes, total
-from springroll.stream.measured import measure as measured_rates
-from springroll.stream.step_time import step_seconds
 from springroll.train.optimizers import layer_optimizers
 from springroll.train.streaming import (
     budgets_of,

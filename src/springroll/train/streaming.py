@@ -14,22 +14,22 @@ from springroll.models.expert_stages import expert_stages
 from springroll.models.hf import is_hf_folder, open_hf, read_bundles
 from springroll.models.moe import balance
 from springroll.models.stages import stages
+from springroll.plan.devices import device_of
+from springroll.plan.footprint import Job, Placement, device_bytes, host_bytes, total
+from springroll.plan.methods import Mode, Recipe, recipe
+from springroll.plan.placement import Budgets, choose, least_device, least_host
+from springroll.plan.rates import Rates, assumed
+from springroll.plan.working_set import expert_working_set, working_set
 from springroll.stream.budget import available_bytes, host_memory, parse_bytes, spelt
 from springroll.stream.bundles import experts_apart, whole_layers
 from springroll.stream.clipping import Clip
 from springroll.stream.device_update import DeviceUpdate
-from springroll.stream.devices import device_of
 from springroll.stream.filling import bundled_leaves, stacked_leaves
-from springroll.stream.footprint import Job, Placement, device_bytes, host_bytes, total
 from springroll.stream.host_adamw import AdamW
 from springroll.stream.host_update import HostUpdate
 from springroll.stream.low_rank import StreamedLowRank
-from springroll.stream.methods import Mode, Recipe, recipe
-from springroll.stream.placement import Budgets, choose, least_device, least_host
-from springroll.stream.rates import Rates, assumed
 from springroll.stream.streamed import Streamed
 from springroll.stream.update import PlacedUpdate
-from springroll.stream.working_set import expert_working_set, working_set
 from springroll.train.learners import Learner
 from springroll.train.memory import tree_bytes
 from springroll.train.optimizers import (

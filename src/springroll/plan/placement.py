@@ -5,9 +5,9 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import NamedTuple
 
-from springroll.stream.footprint import Job, Placement, device_bytes, host_bytes, total
-from springroll.stream.rates import Rates
-from springroll.stream.step_time import Seconds, step_seconds
+from springroll.plan.footprint import Job, Placement, device_bytes, host_bytes, total
+from springroll.plan.rates import Rates
+from springroll.plan.step_time import Seconds, step_seconds
 
 
 class Budgets(NamedTuple):

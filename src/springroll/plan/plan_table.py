@@ -7,12 +7,12 @@ from typing import TYPE_CHECKING
 
 from rich.table import Table
 
+from springroll.plan.step_time import work
 from springroll.stream.budget import spelt
-from springroll.stream.step_time import work
 
 if TYPE_CHECKING:
-    from springroll.stream.largest import Way
-    from springroll.stream.planned import Plan
+    from springroll.plan.largest import Way
+    from springroll.plan.planned import Plan
 
 UPDATES = {
     "resident": "nothing streams: all layers and their state stay on the device",

@@ -8,11 +8,11 @@ from typing import Any
 
 from springroll.errors import InputError
 from springroll.models.decoder_config import CONFIGS, DecoderConfig
-from springroll.stream.footprint import Job
-from springroll.stream.methods import METHODS
-from springroll.stream.placement import Budgets, choose
-from springroll.stream.planned import Options, Plan, job_of, micro_batches, planned
-from springroll.stream.rates import Rates
+from springroll.plan.footprint import Job
+from springroll.plan.methods import METHODS
+from springroll.plan.placement import Budgets, choose
+from springroll.plan.planned import Options, Plan, job_of, micro_batches, planned
+from springroll.plan.rates import Rates
 
 SMALLEST = 50e6  # parameters: below are toys
 SHAPE = "llama-7b"  # whose layers are counted where no model is given

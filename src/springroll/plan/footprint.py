@@ -7,8 +7,8 @@ from typing import Literal
 
 from springroll.models.decoder_config import DecoderConfig
 from springroll.models.decoder_shapes import shapes, size
-from springroll.stream.methods import Mode, Recipe, layer_numbers, rest_numbers
-from springroll.stream.working_set import WorkingSet
+from springroll.plan.methods import Mode, Recipe, layer_numbers, rest_numbers
+from springroll.plan.working_set import WorkingSet
 
 Clip = Literal["none", "global", "previous", "layer"]
 Bytes = dict[str, int]  # by kind

@@ -14,8 +14,8 @@ from __future__ import annotations
 from typing import NamedTuple
 
 from springroll.models.decoder_config import DecoderConfig
-from springroll.stream.footprint import Job, Placement, passing, rest_stored
-from springroll.stream.rates import Rates
+from springroll.plan.footprint import Job, Placement, passing, rest_stored
+from springroll.plan.rates import Rates
 
 
 class Work(NamedTuple):

@@ -7,13 +7,13 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from springroll.models.decoder_config import DecoderConfig
-from springroll.stream.devices import Device
-from springroll.stream.footprint import Bytes, Clip, Job, Placement, device_bytes, host_bytes, total
-from springroll.stream.methods import Dtype, Rounding, recipe
-from springroll.stream.placement import Budgets, Choice, choose
-from springroll.stream.rates import Rates
-from springroll.stream.step_time import Seconds, tokens_to_hide
-from springroll.stream.working_set import WorkingSet, working_set
+from springroll.plan.devices import Device
+from springroll.plan.footprint import Bytes, Clip, Job, Placement, device_bytes, host_bytes, total
+from springroll.plan.methods import Dtype, Rounding, recipe
+from springroll.plan.placement import Budgets, Choice, choose
+from springroll.plan.rates import Rates
+from springroll.plan.step_time import Seconds, tokens_to_hide
+from springroll.plan.working_set import WorkingSet, working_set
 
 if TYPE_CHECKING:
     from rich.table import Table
@@ -104,7 +104,7 @@ class Plan:
 
     def tables(self) -> list[Table]:
         """For people: bytes, time."""
-        from springroll.stream.plan_table import memory_table, time_table
+        from springroll.plan.plan_table import memory_table, time_table
 
         return [memory_table(self), time_table(self)]
 

@@ -17,14 +17,14 @@ from typing import Any, get_args
 
 from springroll.errors import InputError
 from springroll.models.decoder_config import DecoderConfig, named
+from springroll.plan.devices import Device, device_of
+from springroll.plan.footprint import Clip
+from springroll.plan.methods import Dtype, Rounding
+from springroll.plan.placement import Budgets
+from springroll.plan.planned import SEQUENCE, TOKENS, Options, Plan
+from springroll.plan.rates import Rates, assumed
+from springroll.plan.refusal import planned_or_refused
 from springroll.stream.budget import host_memory, parse_bytes
-from springroll.stream.devices import Device, device_of
-from springroll.stream.footprint import Clip
-from springroll.stream.methods import Dtype, Rounding
-from springroll.stream.placement import Budgets
-from springroll.stream.planned import SEQUENCE, TOKENS, Options, Plan
-from springroll.stream.rates import Rates, assumed
-from springroll.stream.refusal import planned_or_refused
 
 
 def plan(
@@ -167,7 +167,7 @@ def _host_memory() -> int:
 def _rates(device: Device, link: int | None) -> Rates:
     if device.card is not None:
         return assumed(device.card, link)
-    from springroll.stream.measured import quickly
+    from springroll.plan.measured import quickly
 
     return quickly()
 

@@ -9,12 +9,12 @@ import pytest
 from springroll.models.decoder import decoder
 from springroll.models.decoder_config import CONFIGS, DecoderConfig
 from springroll.models.stages import stages
-from springroll.stream.footprint import Job, Placement
-from springroll.stream.methods import recipe
+from springroll.plan.footprint import Job, Placement
+from springroll.plan.methods import recipe
+from springroll.plan.rates import Rates
+from springroll.plan.step_time import active_layer, step_seconds, tokens_to_hide, work
+from springroll.plan.working_set import INDEX, WorkingSet, arguments
 from springroll.stream.programs import Programs
-from springroll.stream.rates import Rates
-from springroll.stream.step_time import active_layer, step_seconds, tokens_to_hide, work
-from springroll.stream.working_set import INDEX, WorkingSet, arguments
 
 H200 = Rates(
     flops=450e12,

@@ -13,7 +13,7 @@ from springroll.lowgrad.lowgrad import lowgrad
 from springroll.models.decoder import decoder
 from springroll.models.decoder_config import CONFIGS, DecoderConfig
 from springroll.models.decoder_shapes import shapes
-from springroll.stream.methods import (
+from springroll.plan.methods import (
     METHODS,
     layer_numbers,
     per_parameter,

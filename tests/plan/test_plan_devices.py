@@ -6,10 +6,10 @@ import jax
 import pytest
 
 from springroll.errors import InputError
-from springroll.stream import devices
-from springroll.stream.devices import CARDS, CONTEXT, GIB, detected, device_of, like, named_card
-from springroll.stream.measured import quickly, seconds
-from springroll.stream.rates import FRACTION, UPDATE_BYTES, assumed
+from springroll.plan import devices
+from springroll.plan.devices import CARDS, CONTEXT, GIB, detected, device_of, like, named_card
+from springroll.plan.measured import quickly, seconds
+from springroll.plan.rates import FRACTION, UPDATE_BYTES, assumed
 
 
 @pytest.mark.parametrize(

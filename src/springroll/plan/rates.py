@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from springroll.stream.devices import Card
+from springroll.plan.devices import Card
 
 # Of the dense peak, what the blocks of a decoder reach in bfloat16, everything that is executed
 # counted. 450 TFLOP/s of an H200's 989 is what the design assumes; MegaTrain's published 272

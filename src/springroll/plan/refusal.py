@@ -7,9 +7,9 @@ from collections.abc import Iterator
 
 from springroll.errors import InputError
 from springroll.models.decoder_config import DecoderConfig
+from springroll.plan.placement import least_device, least_host
+from springroll.plan.planned import Options, Plan, job_of, micro_batches, planned
 from springroll.stream.budget import spelt
-from springroll.stream.placement import least_device, least_host
-from springroll.stream.planned import Options, Plan, job_of, micro_batches, planned
 
 LESS_STATE = ("adamw-8bit", "adamw-4bit", "apollo-mini", "lowgrad", "evolve")
 SHORTEST = 128  # tokens of a sequence that is worth training on
@@ -43,7 +43,7 @@ def refusal(name: str, config: DecoderConfig, options: Options) -> str:
     for change, other in changes:
         if planned(name, config, other) is not None:
             return f"{said}; {change} fits"
-    from springroll.stream.largest import largest_named
+    from springroll.plan.largest import largest_named
 
     smaller = largest_named(options)
     if smaller is not None:

@@ -10,9 +10,9 @@ from rich.console import Console
 
 from springroll.errors import InputError
 from springroll.models.decoder_config import CONFIGS
-from springroll.stream import largest
-from springroll.stream.devices import named_card
-from springroll.stream.footprint import (
+from springroll.plan import largest
+from springroll.plan.devices import named_card
+from springroll.plan.footprint import (
     Job,
     Placement,
     device_bytes,
@@ -21,13 +21,13 @@ from springroll.stream.footprint import (
     stored,
     total,
 )
-from springroll.stream.largest import alternatives, capacity, deepest, largest_named
-from springroll.stream.methods import recipe
-from springroll.stream.placement import Budgets, choose, fits, least_device, least_host, placements
-from springroll.stream.plan import found_model, options_of, plan
-from springroll.stream.plan_table import alternatives_table, capacity_table
-from springroll.stream.rates import assumed
-from springroll.stream.working_set import WorkingSet, working_set
+from springroll.plan.largest import alternatives, capacity, deepest, largest_named
+from springroll.plan.methods import recipe
+from springroll.plan.placement import Budgets, choose, fits, least_device, least_host, placements
+from springroll.plan.plan import found_model, options_of, plan
+from springroll.plan.plan_table import alternatives_table, capacity_table
+from springroll.plan.rates import assumed
+from springroll.plan.working_set import WorkingSet, working_set
 
 GIB = 1 << 30
 SEVEN = CONFIGS["llama-7b"]
@@ -75,7 +75,7 @@ def test_nothing_else_is_faster_than_the_choice():
     assert best is not None
     for place in placements(job("adamw-8bit"), budgets):
         if fits(job("adamw-8bit"), place, budgets):
-            from springroll.stream.step_time import step_seconds
+            from springroll.plan.step_time import step_seconds
 
             assert step_seconds(job("adamw-8bit"), place, H200).step >= best.seconds.step
 

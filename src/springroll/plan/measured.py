@@ -20,15 +20,15 @@ import optax
 
 from springroll.models.decoder import decoder
 from springroll.models.stages import stages
+from springroll.plan.footprint import Job
+from springroll.plan.rates import UPDATE_BYTES, Rates
+from springroll.plan.step_time import work
+from springroll.plan.working_set import arguments
 from springroll.stream.device_update import DeviceUpdate
-from springroll.stream.footprint import Job
 from springroll.stream.host_adamw import AdamW, zeros
 from springroll.stream.link import Link, tree_bytes
 from springroll.stream.next_use import NextUseFirst
 from springroll.stream.programs import Programs, square
-from springroll.stream.rates import UPDATE_BYTES, Rates
-from springroll.stream.step_time import work
-from springroll.stream.working_set import arguments
 
 SIDE = 1024  # of the matrices that `quickly` multiplies
 COPIED = 1 << 26  # bytes that it copies

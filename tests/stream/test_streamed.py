@@ -112,7 +112,7 @@ def test_tensors_that_are_missing_or_of_another_shape_are_named():
 
 
 def test_host_memory_is_what_the_recipe_says():
-    trainer, state = streamed(model(), "host", with_split_master(adam()), narrow=True)
+    _trainer, state = streamed(model(), "host", with_split_master(adam()), narrow=True)
     numbers = model().config.parameters
     size = sum(x.nbytes for x in arrays((state.params, state.optimizer)))
     assert 12 * numbers <= size <= 12 * numbers + 64  # and a few counters

@@ -52,6 +52,10 @@ def test_without_a_model_what_the_machine_can_train(capsys, monkeypatch):
         (["llama-60m", "--device", "H200", "--method", "adamm"], "did you mean adamw"),
         (["llama-60m", "--device", "1MiB", "--host", "1MiB", *SMALL], "give more memory"),
         (["llama-60m", "--devise", "H200"], "--device"),
+        (
+            ["moe-tiny", "--device", "H200", "--experts-per-bundle", "3"],
+            "must divide the 4 experts",
+        ),
     ],
 )
 def test_bad_input_is_one_line_and_exit_code_2(argv, said, capsys, monkeypatch):
@@ -59,6 +63,16 @@ def test_bad_input_is_one_line_and_exit_code_2(argv, said, capsys, monkeypatch):
     assert cli.main(["plan", *argv]) == cli.BAD_INPUT
     line = capsys.readouterr().err
     assert said in line and line.count("\n") == 1
+
+
+def test_experts_pass_a_few_at_a_time(capsys):
+    asked = ["moe-1m", "--device", "40MiB", "--host", "1GiB", *SMALL, "--json"]
+    passing = []
+    for more in ([], ["--experts-per-bundle", "2"]):
+        assert run([*asked, *more]) == 0
+        found = json.loads(capsys.readouterr().out)
+        passing.append(found["device_peak"])
+    assert passing[1] < passing[0]
 
 
 def test_help_imports_no_jax():

@@ -51,6 +51,8 @@ class PlanOptions:
     it is known; that of the step before; or of each layer."""
     depth: int = 3
     """Layers on the device at a time."""
+    experts_per_bundle: int | None = None
+    """Of a mixture of experts: pass a layer as attention and then so many experts at a time."""
     link: str | None = None
     """Bytes per second of the link each way, such as 25GB; default: that of the card."""
     json: bool = False
@@ -79,13 +81,14 @@ def run(argv: Sequence[str]) -> int:
         dtype=options.dtype,
         rounding=options.rounding,
         depth=options.depth,
+        experts_per_bundle=options.experts_per_bundle,
         clip=options.clip,
     )
     if options.model is None:
         ways = capacity(asked)
         show([capacity_table(ways)], [way.record() for way in ways], options.json)
         return 0
-    name, config = found_model(options.model)
+    name, config = found_model(options.model, options.experts_per_bundle)
     plan = planned_or_refused(name, config, asked)
     others = alternatives(name, config, asked)
     record = plan.record() | {"alternatives": [way.record() for way in others]}

@@ -145,7 +145,7 @@ def device_update(layer: Any, optimizer: optax.GradientTransformation) -> Callab
     """A call that updates a layer on the device."""
     update = DeviceUpdate(optimizer)
     wide = jax.tree.map(lambda w: jnp.zeros(w.shape, jnp.float32), layer)
-    state = jax.jit(optimizer.init)({"layers": wide})
+    state = optimizer.init({"layers": wide})  # compiled, XLA would fold it for a minute
     one, index = jnp.ones((), jnp.float32), jnp.zeros((), jnp.int32)
     kept = [(jax.tree.map(jnp.copy, layer), state)]
 

@@ -55,6 +55,11 @@ class Recipe:
         """By gradients."""
         return "evolve" not in self.updates
 
+    @property
+    def cuts_layers(self) -> bool:
+        """Whether experts can pass by themselves: where full gradients are trained."""
+        return self.trains and "lowgrad" not in self.updates
+
 
 def recipe(
     config: DecoderConfig,

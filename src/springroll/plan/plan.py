@@ -16,7 +16,9 @@ from pathlib import Path
 from typing import Any, get_args
 
 from springroll.errors import InputError
+from springroll.models.decoder import decoder
 from springroll.models.decoder_config import DecoderConfig, named
+from springroll.models.expert_stages import expert_stages
 from springroll.plan.devices import Device, device_of
 from springroll.plan.footprint import Clip
 from springroll.plan.methods import Dtype, Rounding
@@ -41,6 +43,7 @@ def plan(
     dtype: Dtype = "bfloat16",
     rounding: Rounding = "split",
     depth: int = 3,
+    experts_per_bundle: int | None = None,
     clip: Clip = "previous",
     link: str | int | None = None,
     rates: Rates | None = None,
@@ -61,6 +64,8 @@ def plan(
         dtype: of weights and activations.
         rounding: of bfloat16 weights: "split" is an exact float32 master in two halves.
         depth: layers on the device at a time.
+        experts_per_bundle: of a mixture, pass a layer as attention and then so many experts at a
+            time; `depth` counts these.
         clip: "global" holds all gradients on the host until their norm is known.
         link: bytes per second each way, such as "25GB", in place of the card's.
         rates: measured ones, in place of a card's.
@@ -69,7 +74,7 @@ def plan(
         InputError: unknown names, tokens that do not divide, and a step that fits nowhere: the
             line says what it needs and the nearest that fits.
     """
-    name, config = found_model(model)
+    name, config = found_model(model, experts_per_bundle)
     options = options_of(
         device,
         host,
@@ -84,6 +89,7 @@ def plan(
         dtype=dtype,
         rounding=rounding,
         depth=depth,
+        experts_per_bundle=experts_per_bundle,
         clip=clip,
     )
     return planned_or_refused(name, config, options)
@@ -135,12 +141,21 @@ def checked(options: Options) -> Options:
     return options
 
 
-def found_model(model: str | Path | DecoderConfig) -> tuple[str, DecoderConfig]:
+def found_model(
+    model: str | Path | DecoderConfig, experts_per_bundle: int | None = None
+) -> tuple[str, DecoderConfig]:
     """A name for people, and the shape.
 
     Raises:
-        InputError: no such name, or a folder without a model.
+        InputError: no such name, a folder without a model, or one whose experts cannot pass so.
     """
+    name, config = _found_model(model)
+    if experts_per_bundle is not None:
+        expert_stages(decoder(config), experts_per_bundle)
+    return name, config
+
+
+def _found_model(model: str | Path | DecoderConfig) -> tuple[str, DecoderConfig]:
     if isinstance(model, DecoderConfig):
         return f"a decoder of {model.parameters / 1e9:.3g}B parameters", model
     if Path(model).is_dir():

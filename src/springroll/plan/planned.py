@@ -13,7 +13,7 @@ from springroll.plan.methods import Dtype, Rounding, recipe
 from springroll.plan.placement import Budgets, Choice, choose
 from springroll.plan.rates import Rates
 from springroll.plan.step_time import Seconds, tokens_to_hide
-from springroll.plan.working_set import WorkingSet, working_set
+from springroll.plan.working_set import WorkingSet, expert_working_set, working_set
 
 if TYPE_CHECKING:
     from rich.table import Table
@@ -40,6 +40,7 @@ class Options:
     rounding: Rounding = "split"
     depth: int = 3
     clip: Clip = "previous"
+    experts_per_bundle: int | None = None
 
 
 @dataclass(frozen=True)
@@ -171,9 +172,15 @@ def job_of(
         rank=options.rank,
         rounding=options.rounding,
     )
+    together = options.experts_per_bundle
+    if not together or not config.experts or config.experts % together or not method.cuts_layers:
+        together = None
     if working is None:
-        dtype = _compiled_dtype(options)
-        working = working_set(config, rows, options.sequence, dtype, trains=method.trains)
+        shape = config, rows, options.sequence, _compiled_dtype(options)
+        if together:
+            working = expert_working_set(*shape, together)
+        else:
+            working = working_set(*shape, trains=method.trains)
     return Job(
         config=config,
         recipe=method,
@@ -183,6 +190,7 @@ def job_of(
         working=working,
         depth=options.depth,
         clip=options.clip,
+        experts_per_bundle=together,
     )
 
 

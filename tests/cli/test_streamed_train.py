@@ -13,6 +13,7 @@ from tiny import text_file
 
 from springroll.cli import trained
 from springroll.cli.main import main
+from springroll.errors import InputError
 from springroll.train import checkpoint
 
 STEPS = 4
@@ -118,3 +119,21 @@ def test_a_kill_in_the_middle_of_updates_mixes_no_two_steps(tmp_path, text):
             process.send_signal(signal.SIGKILL)
     assert main([*first, "--resume"]) == 0
     assert newest(tmp_path / "parts", steps) == newest(tmp_path / "whole", steps)
+
+
+def test_without_numba_the_device_updates_and_asking_for_the_host_says_so(monkeypatch):
+    from springroll.stream import host_adamw
+    from springroll.train import streaming
+    from springroll.train.train_config import TrainConfig
+
+    def absent(name):
+        raise ModuleNotFoundError("no numba", name="numba")
+
+    monkeypatch.setattr(streaming, "find_spec", lambda name: None)
+    assert not streaming.on_host(TrainConfig()) and streaming.on_host(TrainConfig(update="host"))
+    host_adamw.kernels.cache_clear()
+    monkeypatch.setattr(host_adamw.importlib, "import_module", absent)
+    with pytest.raises(InputError, match=r"pip install 'springroll\[stream\]'"):
+        streaming.job_of(TrainConfig(update="host"), None)
+    monkeypatch.undo()
+    host_adamw.kernels.cache_clear()

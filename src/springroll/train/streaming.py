@@ -2,6 +2,7 @@
 
 import dataclasses
 from collections.abc import Iterator
+from importlib.util import find_spec
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import jax
@@ -25,7 +26,7 @@ from springroll.stream.bundles import experts_apart, whole_layers
 from springroll.stream.clipping import Clip
 from springroll.stream.device_update import DeviceUpdate
 from springroll.stream.filling import bundled_leaves, stacked_leaves
-from springroll.stream.host_adamw import AdamW
+from springroll.stream.host_adamw import AdamW, kernels
 from springroll.stream.host_update import HostUpdate
 from springroll.stream.low_rank import StreamedLowRank
 from springroll.stream.streamed import Streamed
@@ -189,9 +190,10 @@ def float32_shapes(model: Decoder) -> Any:
 
 
 def on_host(config: TrainConfig) -> bool:
-    """Whether the processor can do the updates: exact AdamW."""
+    """Whether the processor can do the updates: exact AdamW, and numba is there unless asked."""
     exact = config.dtype == "float32" or config.rounding == "split"
-    return config.optimizer == "adamw" and config.state_bits == 32 and exact
+    adamw = config.optimizer == "adamw" and config.state_bits == 32 and exact
+    return adamw and (config.update == "host" or find_spec("numba") is not None)
 
 
 def job_of(config: TrainConfig, model: Decoder) -> Job:
@@ -205,6 +207,8 @@ def job_of(config: TrainConfig, model: Decoder) -> Job:
             "updates on the host are exact AdamW in float32 or with --rounding split; "
             f"leave out --update host for {config.optimizer} in {config.state_bits} bits"
         )
+    if config.update == "host":
+        kernels()  # or it says what to install
     together = config.experts_per_bundle
     if together and config.optimizer == "lowgrad":
         raise InputError("lowgrad streams whole layers; leave out --experts-per-bundle")

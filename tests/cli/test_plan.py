@@ -8,7 +8,12 @@ import pytest
 
 from springroll.cli import main as cli
 from springroll.cli.plan import run
+from springroll.models.decoder_config import named
 from springroll.plan import largest
+from springroll.plan.footprint import Placement, device_bytes
+from springroll.plan.plan import options_of
+from springroll.plan.planned import job_of
+from springroll.plan.working_set import WorkingSet
 
 SMALL = ["--tokens-per-step", "512", "--sequence", "128"]
 
@@ -65,14 +70,13 @@ def test_bad_input_is_one_line_and_exit_code_2(argv, said, capsys, monkeypatch):
     assert said in line and line.count("\n") == 1
 
 
-def test_experts_pass_a_few_at_a_time(capsys):
-    asked = ["moe-1m", "--device", "40MiB", "--host", "1GiB", *SMALL, "--json"]
-    passing = []
-    for more in ([], ["--experts-per-bundle", "2"]):
-        assert run([*asked, *more]) == 0
-        found = json.loads(capsys.readouterr().out)
-        passing.append(found["device_peak"])
-    assert passing[1] < passing[0]
+def test_experts_pass_a_few_at_a_time():
+    config, found = named("moe-1m"), []
+    for together in (None, 2):
+        options = options_of("1GiB", "1GiB", None, None, experts_per_bundle=together)
+        job = job_of(config, options, 1, working=WorkingSet(0, 0))
+        found.append(device_bytes(job, Placement("host", 0, 0))["layers passing"])
+    assert found[1] < found[0] / 2
 
 
 def test_help_imports_no_jax():

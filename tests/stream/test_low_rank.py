@@ -36,7 +36,10 @@ def filled(decoder, made, **options):
 
 @pytest.mark.parametrize(
     ("name", "options"),
-    [("llama-tiny", {"depth": 2}), ("moe-tiny", {"on_device": (1,), "kept_inputs": 1})],
+    [
+        pytest.param("llama-tiny", {"depth": 2}, marks=pytest.mark.slow),
+        ("moe-tiny", {"on_device": (1,), "kept_inputs": 1}),
+    ],
 )
 def test_it_is_the_resident_trainer(name, options):
     decoder = model(name)

@@ -6,7 +6,8 @@ import pytest
 from rich.console import Console
 
 from springroll.errors import InputError
-from springroll.train.memory import Memory, refuse_too_big, step_memory, tree_bytes
+from springroll.stream.link import tree_bytes
+from springroll.train.memory import Memory, refuse_too_big, step_memory
 
 MIB = 1 << 20
 

@@ -5,8 +5,8 @@ from dataclasses import dataclass
 
 import pytest
 
+from springroll.atomic import read_json, replacing, write_json
 from springroll.errors import InputError
-from springroll.train.atomic import read_json, replacing, write_json
 from springroll.train.config import RunConfig, from_json, run_id
 from springroll.train.run_folder import RunFolder, open_run
 

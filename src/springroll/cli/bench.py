@@ -15,9 +15,9 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import tyro
 
+from springroll.atomic import replacing
 from springroll.cli.options import parse
 from springroll.errors import InputError
-from springroll.train.atomic import replacing
 
 if TYPE_CHECKING:
     from rich.table import Table

@@ -9,10 +9,10 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import tyro
 
+from springroll.atomic import write_json
 from springroll.cli.options import parse
 from springroll.cli.trained import Trained, load
 from springroll.errors import InputError
-from springroll.train.atomic import write_json
 
 if TYPE_CHECKING:
     import numpy as np

@@ -69,7 +69,7 @@ def save_weights(path: Path, params: Any) -> None:
     import jax
     from safetensors.flax import save
 
-    from springroll.train.atomic import replacing
+    from springroll.atomic import replacing
 
     leaves = jax.tree_util.tree_leaves_with_path(params)
     named = {jax.tree_util.keystr(p, simple=True, separator="/"): leaf for p, leaf in leaves}

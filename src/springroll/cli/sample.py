@@ -8,10 +8,10 @@ from typing import Annotated, Any
 
 import tyro
 
+from springroll.atomic import replacing
 from springroll.cli.options import parse
 from springroll.cli.trained import Trained, load
 from springroll.errors import InputError
-from springroll.train.atomic import replacing
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -18,6 +18,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from springroll import atomic
 from springroll.errors import InputError
 from springroll.models.decoder import Decoder, decoder
 from springroll.models.decoder_config import DecoderConfig
@@ -63,16 +64,7 @@ def read_config(folder: str | Path) -> DecoderConfig:
 
 def read_json(folder: str | Path) -> dict[str, Any]:
     """The config.json of a folder as it stands there."""
-    path = Path(folder) / "config.json"
-    try:
-        values = json.loads(path.read_text())
-    except OSError as error:
-        raise InputError(f"cannot read {path}: {error.strerror}") from None
-    except ValueError as error:
-        raise InputError(f"{path} is not JSON: {error}") from None
-    if not isinstance(values, dict):
-        raise InputError(f"{path} is not a JSON object")
-    return values
+    return atomic.read_json(Path(folder) / "config.json")
 
 
 @dataclass(frozen=True)

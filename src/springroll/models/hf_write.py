@@ -7,21 +7,20 @@ program takes the folder for a model is renamed last.
 
 from __future__ import annotations
 
-import contextlib
 import itertools
 import json
 import math
-import os
 import shutil
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
+from springroll.atomic import replacing
 from springroll.errors import InputError
 from springroll.models.decoder import Decoder
 from springroll.models.decoder_config import DecoderConfig
@@ -90,7 +89,7 @@ def save_hf(
     for source in () if like is None else map(Path(like).joinpath, OF_TEXT):
         if source.exists():
             shutil.copyfile(source, folder / source.name)
-    with _replacing(folder / "config.json") as file:
+    with replacing(folder / "config.json") as file:
         file.write((json.dumps(described, indent=2) + "\n").encode())
     _write_shards(folder, plan, _tensors(config, params), jnp.dtype(dtype))
     return folder
@@ -188,7 +187,7 @@ def _write_shards(
     for k, shard in enumerate(plan):
         name = SINGLE if count == 1 else f"model-{k + 1:05d}-of-{count:05d}.safetensors"
         where |= dict.fromkeys(shard.tensors, name)
-        with _replacing(folder / name) as file:
+        with replacing(folder / name) as file:
             file.write(shard.header(DTYPES[dtype.name]))
             for expected, (found, tensor) in zip(shard.tensors, tensors, strict=False):
                 assert expected == found, (expected, found)
@@ -196,7 +195,7 @@ def _write_shards(
                 file.write(rows.reshape(-1).view(np.uint8).data)
     if count > 1:
         total = {"total_size": sum(shard.bytes for shard in plan)}
-        with _replacing(folder / INDEX) as file:
+        with replacing(folder / INDEX) as file:
             file.write(json.dumps({"metadata": total, "weight_map": where}, indent=2).encode())
 
 
@@ -217,18 +216,3 @@ def _check_room(folder: Path, needed: int) -> None:
             f"the model takes {needed / 1e9:.1f} GB and {there} has {free / 1e9:.1f} GB free; "
             "choose another disk"
         )
-
-
-@contextlib.contextmanager
-def _replacing(path: Path) -> Iterator[BinaryIO]:
-    """A file to write that gets its name when it is whole, and is gone if the block raises."""
-    temporary = path.with_name(path.name + ".tmp")
-    try:
-        with open(temporary, "wb") as file:
-            yield file
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(temporary, path)
-    except BaseException:
-        temporary.unlink(missing_ok=True)
-        raise

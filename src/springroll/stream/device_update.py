@@ -11,7 +11,7 @@ import optax
 from jax import Array
 
 from springroll.stream.conveyor import Conveyor, Passing, Stop
-from springroll.stream.update import Gradient
+from springroll.stream.update import Gradient, or_fail
 
 Mend = Callable[[Any, Any], Any]  # (weights of a layer, its statistics) -> weights
 
@@ -63,16 +63,12 @@ class DeviceUpdate:
         store.promise(bundle, returned)
 
         def came(fetched: "Future[Any]") -> None:
-            try:
-                store.replace(bundle, fetched.result())
-            except BaseException as error:
-                returned.set_exception(error)
-            else:
-                returned.set_result(None)
+            store.replace(bundle, fetched.result())
+            returned.set_result(None)
 
         fetched = conveyor.link.fetch(new)
         passing.until(fetched)
-        fetched.add_done_callback(came)
+        fetched.add_done_callback(or_fail(came, returned))
 
     def apply_all(self, conveyor: Conveyor, held: dict[int, Any], gradient: Gradient) -> None:
         for passing in conveyor.walk([Stop(bundle, self.fields) for bundle in sorted(held)]):

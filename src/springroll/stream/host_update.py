@@ -24,7 +24,7 @@ from springroll.stream.host_adamw import AdamW
 from springroll.stream.next_use import NextUseFirst
 from springroll.stream.programs import narrow
 from springroll.stream.store import writable
-from springroll.stream.update import Gradient
+from springroll.stream.update import Gradient, or_fail
 
 MOMENTS = {"low": "low", "mu": "m", "nu": "v"}  # fields of optax's states -> names of `AdamW`
 
@@ -80,7 +80,7 @@ class HostUpdate:
             passing.leave()
             self._begin(conveyor, passing.bundle, Gradient(*fetched.result()), written)
 
-        came.add_done_callback(_or_fail(begin, written))
+        came.add_done_callback(or_fail(begin, written))
 
     def apply_all(self, conveyor: Conveyor, held: dict[int, Any], gradient: Gradient) -> None:
         common = conveyor.link.fetch((gradient.factor, gradient.good))
@@ -97,7 +97,7 @@ class HostUpdate:
                 scale, good = fetched.result()
                 self._begin(conveyor, bundle, Gradient(values, scale, good, stats), written)
 
-            common.add_done_callback(_or_fail(begin, written))
+            common.add_done_callback(or_fail(begin, written))
         held.clear()
 
     def close(self) -> None:
@@ -146,7 +146,7 @@ class HostUpdate:
 
         # The rest comes first: the next step begins with its embedding.
         first_use = bundle if layer else -1
-        self._pool.submit(first_use, jobs).add_done_callback(_or_fail(end, written))
+        self._pool.submit(first_use, jobs).add_done_callback(or_fail(end, written))
 
 
 def on_processor() -> Any:
@@ -190,17 +190,3 @@ def copied(there: Any, new: Any) -> None:
     for old, leaf in zip(jax.tree.leaves(there), jax.tree.leaves(new), strict=True):
         if leaf is not old:
             np.copyto(old, np.asarray(leaf))
-
-
-def _or_fail(
-    call: Callable[["Future[Any]"], None], written: "Future[Any]"
-) -> Callable[["Future[Any]"], None]:
-    """The call, whose failure comes out where the bundle is waited for."""
-
-    def guarded(done: "Future[Any]") -> None:
-        try:
-            call(done)
-        except BaseException as error:
-            written.set_exception(error)
-
-    return guarded

@@ -1,5 +1,7 @@
 """What becomes of a bundle's gradient: the one interface of all ways to update weights."""
 
+from collections.abc import Callable
+from concurrent.futures import Future
 from typing import Any, NamedTuple, Protocol
 
 from jax import Array
@@ -68,3 +70,17 @@ class PlacedUpdate:
         }
         self._passing.apply_all(conveyor, held, gradient)
         self._there.apply_all(conveyor, stays, gradient)
+
+
+def or_fail(
+    call: Callable[["Future[Any]"], None], written: "Future[Any]"
+) -> Callable[["Future[Any]"], None]:
+    """The call, whose failure comes out where the bundle is waited for."""
+
+    def guarded(done: "Future[Any]") -> None:
+        try:
+            call(done)
+        except BaseException as error:
+            written.set_exception(error)
+
+    return guarded

@@ -21,8 +21,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from springroll.atomic import read_json, replacing, write_json
 from springroll.errors import InputError
-from springroll.train.atomic import read_json, replacing, write_json
 
 FORMAT = "springroll-checkpoint-1"
 

@@ -6,7 +6,7 @@ from typing import Any
 
 import numpy as np
 
-from springroll.train.atomic import replacing
+from springroll.atomic import replacing
 from springroll.train.progress import si
 
 INK, TRAIN, VALID = "#303030", "#9db8d9", "#c8442e"

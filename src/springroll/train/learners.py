@@ -17,7 +17,8 @@ from springroll.factored._compat import edge_jit
 from springroll.lowgrad.gradients import averaged
 from springroll.lowgrad.layerwise import Layerwise, parted
 from springroll.lowgrad.lowgrad import Trainer
-from springroll.train.memory import Memory, step_memory, tree_bytes
+from springroll.stream.link import tree_bytes
+from springroll.train.memory import Memory, step_memory
 
 Params: TypeAlias = Any
 State: TypeAlias = Any

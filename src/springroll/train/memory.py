@@ -62,13 +62,6 @@ def step_memory(compiled: Any, *, weights: int, state: int, gradients: int) -> M
     )
 
 
-def tree_bytes(tree: Any) -> int:
-    """Bytes of all arrays (or `jax.ShapeDtypeStruct`s) of a tree."""
-    import jax
-
-    return sum(leaf.size * leaf.dtype.itemsize for leaf in jax.tree.leaves(tree))
-
-
 def too_big(memory: Memory, available: int | None) -> bool:
     """Whether the peak is above what is available, bytes; None for unknown."""
     return available is not None and memory.peak > available

@@ -7,8 +7,8 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from springroll.atomic import replacing
 from springroll.errors import InputError
-from springroll.train.atomic import replacing
 
 Row = dict[str, Any]
 

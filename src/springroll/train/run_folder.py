@@ -15,8 +15,8 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, TypeVar
 
+from springroll.atomic import read_json, write_json
 from springroll.errors import InputError
-from springroll.train.atomic import read_json, write_json
 from springroll.train.config import RunConfig, from_json, resumed, run_id, to_json
 
 C = TypeVar("C", bound=RunConfig)

@@ -7,9 +7,9 @@ from typing import Any
 import jax
 import numpy as np
 
+from springroll.atomic import write_json
 from springroll.errors import InputError
 from springroll.train import checkpoint
-from springroll.train.atomic import write_json
 from springroll.train.clocks import Clock, Stopwatch
 from springroll.train.config import RunConfig
 from springroll.train.curve import draw_curve

@@ -28,11 +28,11 @@ from springroll.stream.device_update import DeviceUpdate
 from springroll.stream.filling import bundled_leaves, stacked_leaves
 from springroll.stream.host_adamw import AdamW, kernels
 from springroll.stream.host_update import HostUpdate
+from springroll.stream.link import tree_bytes
 from springroll.stream.low_rank import StreamedLowRank
 from springroll.stream.streamed import Streamed
 from springroll.stream.update import PlacedUpdate
 from springroll.train.learners import Learner
-from springroll.train.memory import tree_bytes
 from springroll.train.optimizers import (
     balanced,
     layer_optimizers,

@@ -34,6 +34,15 @@ def attention(
     model has them q_bias, k_bias, v_bias, o_bias, the norm weights q_norm, k_norm, and sinks (H,).
     A position sees `window` () int32 tokens up to itself, all if None.
     """
+    q, k, v = queries_keys_values(config, params, x_BTD)
+    y_BTHK = attend(rotate(q, turn), rotate(k, turn), v, params.get("sinks"), window)
+    return from_heads(params, y_BTHK)
+
+
+def queries_keys_values(
+    config: DecoderConfig, params: dict[str, Any], x_BTD: Array
+) -> tuple[Array, Array, Array]:
+    """q (B, T, H, K), k and v (B, T, N, K) before they are turned by their positions."""
     heads = (config.heads, config.kv_heads, config.kv_heads)
     q, k, v = (_project(params, name, x_BTD) for name in "qkv")
     if config.qk_norm == "whole":
@@ -44,8 +53,12 @@ def attention(
     if config.qk_norm == "head":
         q = rms_norm(q, params["q_norm"], config.norm_eps)
         k = rms_norm(k, params["k_norm"], config.norm_eps)
-    y_BTHK = attend(rotate(q, turn), rotate(k, turn), v, params.get("sinks"), window)
-    return _project(params, "o", y_BTHK.reshape(*x_BTD.shape[:2], -1))
+    return q, k, v
+
+
+def from_heads(params: dict[str, Any], y_BTHK: Array) -> Array:
+    """What all heads found, through the last matrix: (B, T, D)."""
+    return _project(params, "o", y_BTHK.reshape(*y_BTHK.shape[:2], -1))
 
 
 @functools.partial(jax.checkpoint, prevent_cse=False)

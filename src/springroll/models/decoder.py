@@ -17,12 +17,14 @@ import jax.numpy as jnp
 import numpy as np
 from jax import Array, lax
 
+from springroll.models import decoding, kv_cache
 from springroll.models.attention import attention, linear
 from springroll.models.cross_entropy import cross_entropy
 from springroll.models.decoder_config import DecoderConfig
 from springroll.models.decoder_shapes import shapes
 from springroll.models.gate import gated
-from springroll.models.moe import moe
+from springroll.models.kv_cache import Cache
+from springroll.models.moe import every_expert, moe
 from springroll.models.norm import rms_norm
 from springroll.models.rope import Rotation, rotation
 
@@ -115,6 +117,33 @@ class Decoder:
             step = jax.checkpoint(step, prevent_cse=False)
         layers = (params["layers"], self.windows(tokens.shape[1]))
         return lax.scan(step, self.embed(params, tokens), layers)
+
+    def memory(self, rows: int, length: int, dtype: Any = jnp.float32) -> Cache:
+        """See `springroll.models.generative`, whose protocol this and the next four fulfil."""
+        c = self.config
+        return kv_cache.empty(c.layers, rows, c.kv_heads, length, c.head_dim, dtype)
+
+    def read(self, params: Params, tokens: Array, lengths: Array) -> tuple[Array, Cache]:
+        return decoding.read(self, params, tokens, lengths)
+
+    def admit(self, memory: Cache, found: Cache, rows: Array, clock: Array) -> Cache:
+        return kv_cache.admit(memory, found, rows, clock)
+
+    def step(
+        self, params: Params, tokens: Array, memory: Cache, seen: Array, clock: Array
+    ) -> tuple[Array, Cache]:
+        return decoding.step(self, params, tokens, memory, seen, clock)
+
+    def keep(self, memory: Cache, found: Cache, clock: Array) -> Cache:
+        return kv_cache.keep(memory, found, clock)
+
+    def feed_forward(self, params: Params, x_BTD: Array) -> Array:
+        """The second half of a layer when nothing is learnt from it: (B, T, D) -> (B, T, D)."""
+        return (
+            every_expert(self.config, params, x_BTD)
+            if self.config.experts
+            else swiglu(params, x_BTD)
+        )
 
     def head_weight(self, params: Params) -> Array:
         return params["embed_tokens"] if self.config.tied else params["lm_head"]

@@ -104,6 +104,29 @@ def expert_nets(
     return linear("down", hidden * weight_R1, weight_R1)
 
 
+def every_expert(config: DecoderConfig, params: dict[str, Any], x_BTD: Array) -> Array:
+    """The same as `moe`, computed by all experts for all tokens: (B, T, D).
+
+    E / K times the products, none of which depends on what was chosen: this runs with weights of
+    its own for every member of a population. The weights of all experts are read once, as they are
+    anyway where there are more picks than experts.
+    """
+    x_TD = x_BTD.reshape(-1, config.hidden)
+    weight_TE, _ = dense_weights(route(config, params, x_TD), config.experts)
+    weight_TE = weight_TE.astype(x_TD.dtype)
+    nets = params["experts"]
+
+    def into(name: str) -> Array:
+        y = jnp.einsum("TD,EFD->TEF", x_TD, nets[f"{name}_proj"])
+        return y + nets[f"{name}_bias"][None] if config.expert_bias else y
+
+    hidden = gated(into("gate"), into("up"), config.swiglu_limit) * weight_TE[:, :, None]
+    y_TD = jnp.einsum("TEF,EDF->TD", hidden, nets["down_proj"])
+    if config.expert_bias:
+        y_TD = y_TD + weight_TE @ nets["down_bias"]
+    return y_TD.reshape(x_BTD.shape)
+
+
 def balance(bias: Array, load: Array, rate: float = 1e-3) -> Array:
     """bias + rate * sign(mean load - load): overloaded experts are chosen less from now on.
 

@@ -92,8 +92,15 @@ def rotation(
     time: int, head_dim: int, theta: float, scaling: RopeScaling | None = None
 ) -> Rotation:
     """The rotations of positions 0 .. time - 1."""
+    return rotation_at(jnp.arange(time, dtype=jnp.float32), head_dim, theta, scaling)
+
+
+def rotation_at(
+    place: Array, head_dim: int, theta: float, scaling: RopeScaling | None = None
+) -> Rotation:
+    """The rotations of any positions (time,)."""
     rate = jnp.asarray(frequencies(head_dim, theta, scaling), jnp.float32)
-    angle = jnp.arange(time, dtype=jnp.float32)[:, None] * rate[None, :]
+    angle = place.astype(jnp.float32)[:, None] * rate[None, :]
     gain = np.float32(1.0 if scaling is None else scaling.gain)
     return Rotation(jnp.cos(angle) * gain, jnp.sin(angle) * gain)
 

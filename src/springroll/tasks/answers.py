@@ -1,0 +1,162 @@
+r"""Where in a text the answer stands, and which number it is.
+
+| style | the answer |
+|---|---|
+| `whole` | the whole text |
+| `hash` | what follows the first `####`, up to the end of its line, as in GSM8K |
+| `last` | the last number; of expressions the last line |
+| `boxed` | what is in the last `\boxed{}`, as in MATH |
+| `tag` | what is in the last `<answer> </answer>`, as in most Countdown prompts |
+
+A text that thinks, `... </think> ...`, is read after its last thought; one that begins a thought
+and does not end it has no answer. Everything is found by searching for fixed strings or in a
+bounded piece, so that a megabyte of text costs no more than reading it once.
+"""
+
+import re
+from collections.abc import Callable
+from fractions import Fraction
+
+from springroll.errors import InputError
+
+MAX_ANSWER = 1024  # characters that are searched for a number or taken as an answer
+
+INSTRUCTIONS = {
+    "whole": "Reply with the {thing} only.",
+    "hash": "Finish with a line that holds #### and then the {thing}.",
+    "last": "Finish with the {thing} on a line of its own.",
+    "boxed": "Put the {thing} in \\boxed{{}}.",
+    "tag": "Put the {thing} between <answer> and </answer>.",
+}
+
+# An optional sign that is no minus between two terms, a currency, digits with or without commas, a
+# decimal part, and the other half of a fraction.
+_NUMBER = re.compile(
+    r"(?P<sign>(?<![\w.)\]}])[-+\u2212])?(?:\\?[$€£]\s?)?(?P<inner>[-\u2212])?"
+    r"(?P<number>\d{1,3}(?:,\d{3})+(?!\d)|\d+|(?=\.\d))(?P<decimals>\.\d+)?"
+    r"(?:\s?/\s?(?P<under>\d+)(?![.\d]))?"
+)
+_LATEX_FRACTION = re.compile(r"\\[dt]?frac\s*\{\s*(-?\d+)\s*\}\s*\{\s*(\d+)\s*\}")
+_MAX_DIGITS = 64
+
+
+def instruction(style: str, thing: str) -> str:
+    """The sentence that asks for an answer in this style."""
+    check_style(style)
+    return INSTRUCTIONS[style].format(thing=thing)
+
+
+def check_style(style: str) -> None:
+    if style not in _FINDERS:
+        raise InputError(f"the answer style is {style!r}; expected one of {', '.join(_FINDERS)}")
+
+
+def find_answer(text: str, style: str) -> str | None:
+    r"""The piece of the text that holds the answer, stripped; None where there is none.
+
+    >>> find_answer("He has 3 + 4 apples.\n#### 7\n", "hash")
+    '7'
+    >>> find_answer(r"so \boxed{\frac{1}{2}}", "boxed")
+    '\\frac{1}{2}'
+    """
+    thought = text.rfind("</think>")
+    if thought >= 0:
+        text = text[thought + len("</think>") :]
+    elif "<think>" in text:
+        return None
+    found = _FINDERS[style](text)
+    return found.strip() or None if found is not None and len(found) <= MAX_ANSWER else None
+
+
+def find_number(text: str, style: str) -> Fraction | None:
+    """The number that a text answers, exactly; None where there is none.
+
+    Commas, signs, currencies, units after the number, decimals and fractions are understood. Of an
+    equation the right side counts. With `last` it is the last number, else the first of the answer;
+    with `whole` there must be nothing but the number.
+
+    >>> find_number("#### $1,234.50 per year", "hash")
+    Fraction(2469, 2)
+    """
+    if style == "last":
+        return last_number(find_answer(text[-MAX_ANSWER:], "whole") or "")
+    answer = find_answer(text, style)
+    if answer is None:
+        return None
+    if style == "whole":
+        found = _NUMBER.fullmatch(answer)
+        return _fraction(found) if found else None
+    return first_number(answer.rpartition("=")[2])
+
+
+def first_number(text: str) -> Fraction | None:
+    """The first number of a short text."""
+    text = _plain_fractions(text)
+    found = _NUMBER.search(text)
+    return _fraction(found) if found else None
+
+
+def last_number(text: str) -> Fraction | None:
+    """The last number of a short text."""
+    found = list(_NUMBER.finditer(_plain_fractions(text)))
+    return _fraction(found[-1]) if found else None
+
+
+def _fraction(found: re.Match[str]) -> Fraction | None:
+    if len(found.group()) > _MAX_DIGITS:
+        return None
+    whole, decimals = found["number"].replace(",", ""), found["decimals"] or ""
+    value = Fraction(f"{whole or 0}{decimals}")
+    if found["under"]:
+        if int(found["under"]) == 0:
+            return None
+        value /= int(found["under"])
+    negative = (found["sign"] or "+") != "+" or found["inner"]
+    return -value if negative else value
+
+
+def _plain_fractions(text: str) -> str:
+    return _LATEX_FRACTION.sub(r"\1/\2", text)
+
+
+def _whole(text: str) -> str | None:
+    return text
+
+
+def _after_hash(text: str) -> str | None:
+    start = text.find("####")
+    if start < 0:
+        return None
+    end = text.find("\n", start)
+    return text[start + 4 : end if end >= 0 else None]
+
+
+def _last_line(text: str) -> str | None:
+    return text[-2 * MAX_ANSWER :].rstrip().rpartition("\n")[2]
+
+
+def _boxed(text: str) -> str | None:
+    start = text.rfind("\\boxed{")
+    if start < 0:
+        return None
+    inside, depth = start + len("\\boxed{"), 1
+    for place in range(inside, min(len(text), inside + MAX_ANSWER + 1)):
+        depth += (text[place] == "{") - (text[place] == "}")
+        if depth == 0:
+            return text[inside:place]
+    return None
+
+
+def _tagged(text: str) -> str | None:
+    start = text.rfind("<answer>")
+    end = text.find("</answer>", start)
+    return text[start + len("<answer>") : end] if 0 <= start < end else None
+
+
+_FINDERS: dict[str, Callable[[str], str | None]] = {
+    "whole": _whole,
+    "hash": _after_hash,
+    "last": _last_line,
+    "boxed": _boxed,
+    "tag": _tagged,
+}

@@ -1,0 +1,214 @@
+"""Countdown: make the target from the given numbers with + - * /, each number used exactly once.
+
+Problems are built from a solution, so that every one has one. Plain prompts are as short as
+`3,7,25>46:`; the instruct style asks in sentences.
+"""
+
+from collections import Counter
+from fractions import Fraction
+from typing import NamedTuple
+
+from springroll.errors import InputError
+from springroll.tasks.answers import check_style, find_answer, instruction
+from springroll.tasks.draws import Draws, draw
+from springroll.tasks.expression import Refused, read_expression
+from springroll.tasks.options import option_line, prompt_style
+from springroll.tasks.problem import Problem, TextTask, Verdict, Worked, until_stop
+from springroll.tasks.reward import check_reward, verdict
+
+OPERATIONS = "+-*/"
+NEAR = 10  # how far from the target an expression still earns half of its closeness
+
+
+def countdown_task(
+    *,
+    seed: int = 0,
+    numbers: int = 3,
+    largest: int = 99,
+    target: int | None = None,
+    operations: str = OPERATIONS,
+    style: str = "plain",
+    answer: str | None = None,
+    reward: str = "smooth",
+) -> TextTask:
+    """Numbers and a target that can be made from them.
+
+    The smooth reward is 0.1 for an expression, up to 0.4 for legal numbers and a value close to the
+    target (`closeness`), and 0.5 for a solution.
+
+    Args:
+        numbers: how many there are, 2 to 6.
+        largest: of the numbers; 1 is the smallest.
+        target: the largest; by default ten times the largest number.
+        operations: those that solutions are built with and answers may use, of "+-*/".
+        style: "plain" (`3,7,25>46:`) or "instruct".
+        answer: where the answer stands (see `answers.py`); by default "whole" for plain prompts and
+            "hash" for instructions.
+        reward: "smooth" or "exact".
+
+    Raises:
+        InputError: an option that is none of these.
+    """
+    answer = prompt_style(style, answer)
+    check_style(answer)
+    check_reward(reward)
+    if not 2 <= numbers <= 6:
+        raise InputError(f"countdown with {numbers} numbers; expected 2 to 6")
+    if not 2 <= largest <= 10**6:
+        raise InputError(f"countdown with numbers up to {largest}; expected 2 to 1000000")
+    if not operations or not set(operations) <= set(OPERATIONS):
+        raise InputError(f"the operations are {operations!r}; expected some of {OPERATIONS}")
+    target = 10 * largest if target is None else target
+    make = lambda held_out: (
+        lambda index: countdown_problem(
+            seed,
+            held_out,
+            index,
+            numbers=numbers,
+            largest=largest,
+            target=target,
+            operations=operations,
+            style=style,
+            answer=answer,
+        )
+    )
+    stop = ("\n",) if answer == "whole" else ()
+
+    def score(problems, texts):
+        return [
+            judge(until_stop(text, stop), problem.reference, answer, reward, operations)
+            for problem, text in zip(problems, texts, strict=True)
+        ]
+
+    return TextTask(
+        name="countdown",
+        train=lambda index: make(False)(index).problem,
+        held_out=lambda index: make(True)(index).problem,
+        worked=make(False),
+        score=score,
+        chat=style == "instruct",
+        stop=stop,
+        identity={
+            "task": option_line(
+                "countdown",
+                seed=seed,
+                numbers=numbers,
+                largest=largest,
+                target=target,
+                operations=operations,
+                style=style,
+                answer=answer,
+                reward=reward,
+            )
+        },
+    )
+
+
+def countdown_problem(
+    seed: int,
+    held_out: bool,
+    index: int,
+    *,
+    numbers: int,
+    largest: int,
+    target: int,
+    operations: str,
+    style: str,
+    answer: str,
+) -> Worked:
+    """The problem of an index, with a solution. The order of the numbers does not count as another
+    problem."""
+
+    def make(draws: Draws) -> tuple[str, Worked] | None:
+        given = [1 + draws.below(largest) for _ in range(numbers)]
+        solution = _combined(given, operations, draws)
+        if solution is None or not 1 <= solution[0].value <= target:
+            return None
+        made, steps = solution
+        prompt = ",".join(map(str, given)) + f">{made.value}:"
+        if style == "instruct":
+            prompt = (
+                f"Using each of the numbers {', '.join(map(str, given))} exactly once and the "
+                f"operations {' '.join(operations)}, write an expression that equals {made.value}. "
+                + instruction(answer, "expression")
+            )
+        problem = Problem(prompt, {"numbers": given, "target": made.value})
+        key = f"countdown {sorted(given)} {made.value}"
+        return key, Worked(problem, made.text, tuple(steps))
+
+    return draw(make, seed, held_out, index)
+
+
+def judge(
+    text: str, reference: dict, answer: str, reward: str, operations: str = OPERATIONS
+) -> Verdict:
+    """The verdict on one text: is there an expression of the given numbers with the right value?
+
+    Of an equation (`44 - 19 = 25`) the left side counts.
+    """
+    found = find_answer(text, answer)
+    try:
+        value, used = read_expression(_as_typed((found or "").partition("=")[0], operations))
+    except Refused:
+        return verdict(reward, formatted=False, partial=0.0, correct=False)
+    given, target = reference["numbers"], reference["target"]
+    legal = (Counter(used) & Counter(given)).total() / max(len(used), len(given))
+    correct = legal == 1 and value == target
+    return verdict(
+        reward, formatted=True, partial=legal * (1 + closeness(value, target)) / 2, correct=correct
+    )
+
+
+def closeness(value: Fraction, target: int) -> float:
+    """1 / (1 + |value - target| / 10): 1 on the target, a half at ten away."""
+    return float(1 / (1 + abs(value - target) / NEAR))
+
+
+class _Made(NamedTuple):
+    value: int
+    text: str
+    binding: int  # of its last operation: 1 for + -, 2 for * /, 3 for a number
+
+
+def _combined(given: list[int], operations: str, draws: Draws) -> tuple[_Made, list[str]] | None:
+    """Take two at random and join them by an operation until one is left; (it, the steps).
+
+    Values on the way are whole and 1 or more. None where no operation allows that.
+    """
+    left = [_Made(number, str(number), 3) for number in given]
+    steps = []
+    while len(left) > 1:
+        first = left.pop(draws.below(len(left)))
+        second = left.pop(draws.below(len(left)))
+        possible = [sign for sign in operations if _result(first.value, sign, second.value)]
+        if not possible:
+            return None
+        joined = _joined(first, possible[draws.below(len(possible))], second)
+        steps.append(f"{first.value}{joined[1]}{second.value}={joined[0].value}")
+        left.append(joined[0])
+    return left[0], steps
+
+
+def _result(first: int, sign: str, second: int) -> int:
+    """The value, or 0 where it is not whole or not positive."""
+    if sign == "/":
+        return first // second if first % second == 0 else 0
+    return max(0, {"+": first + second, "-": first - second, "*": first * second}[sign])
+
+
+def _joined(first: _Made, sign: str, second: _Made) -> tuple[_Made, str]:
+    binding = 1 if sign in "+-" else 2
+    left = f"({first.text})" if first.binding < binding else first.text
+    tight = second.binding < binding or (second.binding == binding and sign in "-/")
+    right = f"({second.text})" if tight else second.text
+    made = _Made(_result(first.value, sign, second.value), f"{left}{sign}{right}", binding)
+    return made, sign
+
+
+_TYPED = str.maketrans({"×": "*", "·": "*", "÷": "/", "−": "-", "–": "-", "[": "(", "]": ")"})
+
+
+def _as_typed(text: str, operations: str) -> str:
+    """Signs as a keyboard has them; empty where an operation is used that is not allowed."""
+    text = text[:1024].translate(_TYPED).replace("\\times", "*").replace("\\div", "/")
+    return "" if any(sign in text for sign in OPERATIONS if sign not in operations) else text

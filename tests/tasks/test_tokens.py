@@ -43,7 +43,7 @@ def test_a_tokenizer_file_is_used_as_it_is(tmp_path):
 
 
 def test_what_is_missing_is_one_line(tmp_path, monkeypatch):
-    with pytest.raises(InputError, match=r"holds no tokenizer\.json"):
+    with pytest.raises(InputError, match=r"holds neither tokenizer\.json"):
         tokenizer(tmp_path)
     (tmp_path / "tokenizer.json").write_text("{}")
     with pytest.raises(InputError, match="cannot read"):

@@ -2,25 +2,25 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Iterable, Sequence
 from pathlib import Path
-from typing import Protocol
+from typing import Any, Protocol
 
 from springroll import atomic
 from springroll.errors import InputError
+from springroll.models.byte_tokenizer import byte_tokenizer, is_byte_tokenizer
+from springroll.models.hf_tokenizer import hf_tokenizer
+from springroll.models.world_tokenizer import FILE, world_tokenizer
+
+__all__ = ["Tokenizer", "byte_tokenizer", "end_tokens", "open_tokenizer", "prompt_tokens"]
 
 
 class Tokenizer(Protocol):
-    """Text to tokens and back.
-
-    `encode` adds the special tokens that the tokenizer itself puts around a text (a Llama begins
-    every text with one); with `special=False` it adds none, as is right for text from `chat`, which
-    spells them out.
-    """
+    """Text to tokens and back."""
 
     @property
     def vocab(self) -> int:
-        """One more than the largest token."""
+        """One more than the largest token; a model may have room for more."""
         ...
 
     @property
@@ -31,14 +31,25 @@ class Tokenizer(Protocol):
         """The tokens after which a text is over."""
         ...
 
-    def encode(self, text: str, special: bool = True) -> list[int]: ...
-
-    def decode(self, tokens: list[int]) -> str:
-        """The text of tokens, special ones left out; what is no text becomes U+FFFD."""
+    def encode(self, text: str, special: bool = True) -> list[int]:
+        """The tokens of a text, with those that the tokenizer itself puts around it (a Llama begins
+        every text with one). `special=False` puts none, as is right for what `chat` returns, which
+        spells them out."""
         ...
 
-    def chat(self, messages: list[dict[str, str]]) -> str:
-        """Messages {"role": ..., "content": ...} as the text that the model answers.
+    def encode_all(self, texts: Sequence[str]) -> list[list[int]]:
+        """Many texts, on all cores where the tokenizer can."""
+        ...
+
+    def decode(self, tokens: Sequence[int]) -> str:
+        """The text of tokens, special and unknown ones left out; what is no text is U+FFFD."""
+        ...
+
+    def chat(self, messages: Sequence[dict[str, str]], **variables: Any) -> str:
+        """Messages {"role": ..., "content": ...} as the text that the model goes on from.
+
+        Args:
+            variables: of the template, such as `enable_thinking=False`.
 
         Raises:
             InputError: the folder has no chat template, or it refuses these messages.
@@ -46,41 +57,61 @@ class Tokenizer(Protocol):
         ...
 
 
-@dataclass(frozen=True)
-class ByteTokenizer:
-    """The bytes of UTF-8; 0 ends a text. Made by `byte_tokenizer`."""
-
-    vocab: int = 256
-    pad: int = 0
-    end: frozenset[int] = frozenset({0})
-
-    def encode(self, text: str, special: bool = True) -> list[int]:
-        """The bytes; a 0 within a text is left out, as it would end it."""
-        return [byte for byte in text.encode(errors="replace") if byte]
-
-    def decode(self, tokens: list[int]) -> str:
-        return bytes(t for t in tokens if 0 < t < 256).decode(errors="replace")
-
-    def chat(self, messages: list[dict[str, str]]) -> str:
-        raise InputError("a model of plain bytes has no chat template; give plain prompts")
-
-
-def byte_tokenizer() -> Tokenizer:
-    """256 tokens, the bytes; token 0 ends a text and is the padding.
-
-    >>> byte_tokenizer().encode("1+1=")
-    [49, 43, 49, 61]
-    """
-    return ByteTokenizer()
-
-
-def open_tokenizer(folder: str | Path) -> Tokenizer:
+def open_tokenizer(folder: str | Path, vocab: int | None = None) -> Tokenizer:
     """The tokenizer of a checkpoint's folder.
 
+    That is its tokenizer.json (extra `hf`; the one of plain bytes needs no package), the RWKV World
+    vocabulary, in the folder or in the package `rwkv`, or for a model of 256 tokens that has
+    neither, the bytes.
+
+    Args:
+        vocab: how many tokens the model has; by default what the folder's config.json says.
+
     Raises:
-        InputError: the folder holds none, its file is damaged, or a package is missing.
+        InputError: the folder holds none, its file is damaged, a package is missing, or it has
+            tokens that the model has not.
     """
     folder = Path(folder)
-    if atomic.read_json(folder / "config.json").get("vocab_size") == 256:
+    if not folder.is_dir():
+        raise InputError(f"{folder} is no folder; give one with a config.json and a tokenizer")
+    path = folder / "config.json"
+    config = atomic.read_json(path) if path.exists() else {}
+    size = config.get("vocab_size") if vocab is None else vocab
+    found = _open(folder, size, str(config.get("model_type", "")))
+    if isinstance(size, int) and found.vocab > size:
+        raise InputError(
+            f"the tokenizer of {folder} has {found.vocab} tokens and the model only {size}; "
+            "take the tokenizer that belongs to it"
+        )
+    return found
+
+
+def prompt_tokens(tokenizer: Tokenizer, prompt: str, chat: bool = False) -> list[int]:
+    """A prompt as a model reads it: as it is, or with `chat` as a user's message."""
+    if not chat:
+        return tokenizer.encode(prompt)
+    text = tokenizer.chat([{"role": "user", "content": prompt}])
+    return tokenizer.encode(text, special=False)
+
+
+def end_tokens(tokenizer: Tokenizer, stop: Iterable[str] = ()) -> frozenset[int]:
+    """The tokens at which generation may end: the tokenizer's own, and stop strings that are one
+    token. Longer stop strings are cut off later, from the text."""
+    stops = [tokenizer.encode(text, special=False) for text in stop]
+    return tokenizer.end | {tokens[0] for tokens in stops if len(tokens) == 1}
+
+
+def _open(folder: Path, size: Any, kind: str) -> Tokenizer:
+    path = folder / "tokenizer.json"
+    if path.exists():
+        return byte_tokenizer() if is_byte_tokenizer(path) else hf_tokenizer(folder)
+    if (folder / FILE).exists():
+        return world_tokenizer(folder)
+    if size == 256:
         return byte_tokenizer()
-    raise InputError(f"{folder} holds no tokenizer.json")
+    if kind.startswith("rwkv"):
+        return world_tokenizer(folder)
+    raise InputError(
+        f"{folder} holds neither tokenizer.json nor {FILE}, so its text cannot be read; "
+        "copy one there"
+    )

@@ -57,7 +57,7 @@ def draw(make: Callable[[Draws], tuple[str, T] | None], seed: int, held_out: boo
         InputError: no problem of this side in `ATTEMPTS` draws.
     """
     for attempt in range(ATTEMPTS):
-        made = make(Draws(seed, held_out, index, attempt))
+        made = make(Draws(int(seed), bool(held_out), int(index), attempt))
         if made is not None and is_held_out(made[0]) == held_out:
             return made[1]
     raise InputError(

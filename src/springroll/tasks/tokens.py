@@ -2,39 +2,24 @@
 
 from __future__ import annotations
 
-import importlib
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 
-from springroll.errors import InputError
+from springroll.models.tokenizer import open_tokenizer
 from springroll.tasks.corpus import Corpus
 
 Encode = Callable[[list[str]], list[list[int]]]  # documents -> tokens of each
 
 
 def tokenizer(folder: str | Path) -> Encode:
-    """The tokenizer in a Hugging Face folder, special tokens included as it puts them.
+    """The tokenizer in a checkpoint's folder, special tokens included as it puts them.
 
     Raises:
-        InputError: the package `tokenizers` or the file is missing, or it cannot be read.
+        InputError: as `open_tokenizer`.
     """
-    path = Path(folder) / "tokenizer.json"
-    try:
-        package: Any = importlib.import_module("tokenizers")
-    except ImportError:
-        raise InputError(
-            f"{path} needs the package 'tokenizers': pip install 'springroll[hf]'"
-        ) from None
-    if not path.exists():
-        raise InputError(f"{folder} holds no tokenizer.json, so its text cannot be read")
-    try:
-        loaded = package.Tokenizer.from_file(str(path))
-    except Exception as error:  # the package raises plain Exception
-        raise InputError(f"cannot read {path}: {error}") from None
-    return lambda texts: [found.ids for found in loaded.encode_batch(texts)]
+    return open_tokenizer(folder).encode_all
 
 
 def tokenized(corpus: Corpus, encode: Encode) -> tuple[Corpus, float]:

@@ -1,0 +1,74 @@
+"""Models and data by their names on huggingface.co."""
+
+from __future__ import annotations
+
+import importlib
+import os
+import re
+import socket
+from pathlib import Path
+from typing import Any
+
+from springroll.errors import InputError
+
+_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*")
+_FILES = ["*.json", "*.safetensors", "*.jinja", "*.txt"]  # no second copy of the weights
+
+
+def hf_folder(name: str | Path) -> Path:
+    """A folder as it is; a name such as `Qwen/Qwen2.5-0.5B` as the folder it was downloaded to.
+
+    Without a network it is what was downloaded before.
+
+    Raises:
+        InputError: neither a folder nor a name; the package or the network is missing; no such
+            model.
+    """
+    path = Path(name).expanduser()
+    if path.is_dir():
+        return path
+    if path.exists():
+        raise InputError(f"{name} is a file; give the folder that holds the model")
+    if not _ID.fullmatch(str(name)):
+        raise InputError(
+            f"no model {str(name)!r}: it is no folder here, and no name as OWNER/NAME on "
+            "huggingface.co"
+        )
+    return _downloaded(str(name))
+
+
+def reachable() -> bool:
+    """Whether the hub answers, found out at once; the packages would try again for minutes.
+
+    Where a proxy, a mirror or the offline mode is set the packages know better: true.
+    """
+    known = ("HTTPS_PROXY", "https_proxy", "HF_ENDPOINT", "HF_HUB_OFFLINE", "HF_DATASETS_OFFLINE")
+    if any(os.environ.get(key) for key in known):
+        return True
+    try:
+        socket.create_connection(("huggingface.co", 443), timeout=5).close()
+    except OSError:
+        return False
+    return True
+
+
+def _downloaded(name: str) -> Path:
+    try:
+        hub: Any = importlib.import_module("huggingface_hub")
+    except ImportError:
+        raise InputError(
+            f"{name} is no folder here; to download it takes the package 'huggingface_hub': "
+            "pip install 'springroll[hf]'"
+        ) from None
+    online = reachable()
+    try:
+        found = hub.snapshot_download(name, local_files_only=not online, allow_patterns=_FILES)
+    except Exception as error:  # the package raises whatever its many dependencies raise
+        reason = str(error).strip().split("\n")[0][:160] or type(error).__name__
+        if not online:
+            reason = "huggingface.co cannot be reached from here, and it was not downloaded before"
+        raise InputError(
+            f"cannot download {name}: {reason}; where it can be, run `hf download {name} "
+            "--local-dir FOLDER` and give the folder"
+        ) from None
+    return Path(found)

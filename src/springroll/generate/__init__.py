@@ -1,0 +1,1 @@
+"""Writing text with a model, or with every member of a population at once."""

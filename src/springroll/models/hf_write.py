@@ -1,4 +1,4 @@
-"""A decoder as a Hugging Face folder: config.json and safetensors, layer by layer.
+"""A model as a Hugging Face folder: config.json and safetensors, layer by layer.
 
 What goes where is known from the shapes, so that every tensor is written straight to its place: the
 peak is one tensor. A file has a temporary name until it is whole, and the file without which no
@@ -22,11 +22,8 @@ import numpy as np
 
 from springroll.atomic import replacing
 from springroll.errors import InputError
-from springroll.models.decoder import Decoder
-from springroll.models.decoder_config import DecoderConfig
-from springroll.models.decoder_shapes import shapes
-from springroll.models.hf import INDEX, SINGLE, checkpoint_names, read_json
-from springroll.models.hf_config_write import config_json
+from springroll.models.hf_family import Config, Stored
+from springroll.models.hf_files import INDEX, SINGLE, family_of, leaves_of, read_config, read_json
 
 SHARD_BYTES = 5_000_000_000
 # What stands beside the weights and belongs to the text, not to them.
@@ -35,7 +32,9 @@ OF_TEXT = (
     "chat_template.jinja",
     "chat_template.json",
     "generation_config.json",
+    "hf_rwkv_tokenizer.py",
     "merges.txt",
+    "rwkv_vocab_v20230424.txt",
     "special_tokens_map.json",
     "tokenizer.json",
     "tokenizer.model",
@@ -47,7 +46,7 @@ DTYPES = {"bfloat16": "BF16", "float32": "F32"}
 
 def save_hf(
     folder: str | Path,
-    model: Decoder | DecoderConfig,
+    model: Any,
     params: Any,
     *,
     dtype: Any = None,
@@ -58,7 +57,7 @@ def save_hf(
 
     Args:
         folder: is made if it is not there; must not hold a model.
-        model: what `decoder` returned, or its config.
+        model: a `Decoder` or `RWKV7`, or its config.
         params: the parameter tree; or an iterable of the layers (each a slice of
             params["layers"]) and then of the rest, of which one at a time is looked at.
         dtype: bfloat16 or float32, of all tensors; by default that of the tree's embedding. An
@@ -74,14 +73,14 @@ def save_hf(
             Face's format is this model, or `like` is another; a tree has another shape than the
             model. All but the last before anything is written.
     """
-    config = model.config if isinstance(model, Decoder) else model
+    config: Config = getattr(model, "config", model)
     if isinstance(params, Mapping):
         dtype = params["embed_tokens"].dtype if dtype is None else dtype
         params = _bundles(params, config.layers)
     name = jnp.dtype(dtype).name if dtype is not None else "none"
     if name not in DTYPES:
         raise InputError(f"dtype of the folder is {name}; expected bfloat16 or float32")
-    described = config_json(config, name, None if like is None else read_json(like))
+    described = _described(config, name, like)
     plan = list(_shards(_planned(config, jnp.dtype(dtype)), shard_bytes))
     folder = Path(folder)
     _check_room(folder, sum(shard.bytes for shard in plan))
@@ -93,6 +92,16 @@ def save_hf(
         file.write((json.dumps(described, indent=2) + "\n").encode())
     _write_shards(folder, plan, _tensors(config, params), jnp.dtype(dtype))
     return folder
+
+
+def _described(config: Config, dtype: str, like: str | Path | None) -> dict[str, Any]:
+    """The config.json to write; of `like`, unless that is a lone file of weights."""
+    write = family_of(config).write
+    if like is None or (Path(like) / "config.json").exists():
+        return write(config, dtype, None if like is None else read_json(like))
+    if read_config(like) != config:
+        raise InputError(f"the folder to write is another model than `like`: {like} differs")
+    return write(config, dtype, None)
 
 
 @dataclass(frozen=True)
@@ -125,22 +134,23 @@ def _bundles(params: Any, layers: int) -> Iterator[Any]:
     yield {name: leaf for name, leaf in params.items() if name != "layers"}
 
 
-def _leaves(config: DecoderConfig, layer: int | None) -> Iterator[tuple[str, tuple[int, ...]]]:
+def _leaves(config: Config, layer: int | None) -> Iterator[tuple[str, tuple[int, ...]]]:
     """(path, whole shape) of the leaves of a layer, or with None of the rest."""
-    is_shape = lambda node: isinstance(node, tuple)
-    for path, shape in jax.tree_util.tree_leaves_with_path(shapes(config), is_leaf=is_shape):
-        spelt = jax.tree_util.keystr(path, simple=True, separator="/")
-        if spelt.startswith("layers/") == (layer is not None):
-            yield spelt, shape
+    for path, shape in leaves_of(config):
+        if path.startswith("layers/") == (layer is not None):
+            yield path, shape
 
 
-def _planned(config: DecoderConfig, dtype: Any) -> Iterator[tuple[str, tuple[int, ...], int]]:
+def _stored(config: Config, path: str, shape: Any, layer: int | None) -> Iterator[Stored]:
+    return family_of(config).naming.stored(config, path, shape, layer)
+
+
+def _planned(config: Config, dtype: Any) -> Iterator[tuple[str, tuple[int, ...], int]]:
     """(name, shape, bytes) of every tensor, in the order in which they are written."""
     for layer in [*range(config.layers), None]:
         for path, shape in _leaves(config, layer):
-            for index, name in checkpoint_names(path, shape, layer):
-                part = shape[len(index) :]
-                yield name, part, math.prod(part) * dtype.itemsize
+            for stored in _stored(config, path, shape, layer):
+                yield stored.name, stored.shape, math.prod(stored.shape) * dtype.itemsize
 
 
 def _shards(
@@ -158,7 +168,7 @@ def _shards(
     yield Shard(held, itemsize)
 
 
-def _tensors(config: DecoderConfig, bundles: Iterable[Any]) -> Iterator[tuple[str, np.ndarray]]:
+def _tensors(config: Config, bundles: Iterable[Any]) -> Iterator[tuple[str, np.ndarray]]:
     """(name, array) in the order of the plan.
 
     Raises:
@@ -176,8 +186,9 @@ def _tensors(config: DecoderConfig, bundles: Iterable[Any]) -> Iterator[tuple[st
                 where = "the rest" if layer is None else f"layer {layer}"
                 raise InputError(f"{inner} of {where} is {found}; the model has {expected}")
             leaf = np.asarray(given[inner])
-            for index, name in checkpoint_names(path, shape, layer):
-                yield name, leaf[index if layer is None else index[1:]]
+            for stored in _stored(config, path, shape, layer):
+                part = leaf[stored.place if layer is None else stored.place[1:]]
+                yield stored.name, stored.to_file(part)
 
 
 def _write_shards(

@@ -1,0 +1,160 @@
+"""RWKV-7 in checkpoints: the names of BlinkDL's own files, and those of flash-linear-attention's
+Hugging Face folders."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping
+
+import numpy as np
+
+from springroll.errors import InputError
+from springroll.models.hf_family import Family, Naming, Stored
+from springroll.models.hf_rwkv7_config import fla_config, fla_json
+from springroll.models.rwkv7 import RWKV7
+from springroll.models.rwkv7_config import RWKV7Config
+from springroll.models.rwkv7_shapes import shapes
+
+_SMALL_NETS = "wavg"  # decay, rate, share of the first value, gate
+
+FLA = {
+    "embed_tokens": "model.embeddings.weight",
+    "embed_norm": "model.layers.0.pre_norm.weight",
+    "embed_norm_bias": "model.layers.0.pre_norm.bias",
+    "norm": "model.norm.weight",
+    "norm_bias": "model.norm.bias",
+    "lm_head": "lm_head.weight",
+    "layers/attn_norm": "attn_norm.weight",
+    "layers/attn_norm_bias": "attn_norm.bias",
+    "layers/ffn_norm": "ffn_norm.weight",
+    "layers/ffn_norm_bias": "ffn_norm.bias",
+    "layers/attn/g_norm": "attn.g_norm.weight",
+    "layers/attn/g_norm_bias": "attn.g_norm.bias",
+    **{f"layers/attn/x_{x}": f"attn.x_{x}" for x in "rwkvag"},
+    **{f"layers/attn/{x}": f"attn.{x}" for x in ("k_k", "k_a", "r_k")},
+    **{f"layers/attn/{x}_proj": f"attn.{x}_proj.weight" for x in "rkvo"},
+    **{f"layers/attn/{x}_down": f"attn.{x}_lora.lora.0.weight" for x in _SMALL_NETS},
+    **{f"layers/attn/{x}_up": f"attn.{x}_lora.lora.2.weight" for x in _SMALL_NETS},
+    **{f"layers/attn/{x}_bias": f"attn.{x}_lora.lora.2.bias" for x in "wav"},
+    "layers/ffn/x_k": "ffn.x_k",
+    "layers/ffn/key": "ffn.key.weight",
+    "layers/ffn/value": "ffn.value.weight",
+}
+BLINKDL = {
+    "embed_tokens": "emb.weight",
+    "embed_norm": "blocks.0.ln0.weight",
+    "embed_norm_bias": "blocks.0.ln0.bias",
+    "norm": "ln_out.weight",
+    "norm_bias": "ln_out.bias",
+    "lm_head": "head.weight",
+    "layers/attn_norm": "ln1.weight",
+    "layers/attn_norm_bias": "ln1.bias",
+    "layers/ffn_norm": "ln2.weight",
+    "layers/ffn_norm_bias": "ln2.bias",
+    "layers/attn/g_norm": "att.ln_x.weight",
+    "layers/attn/g_norm_bias": "att.ln_x.bias",
+    **{f"layers/attn/x_{x}": f"att.x_{x}" for x in "rwkvag"},
+    **{f"layers/attn/{x}": f"att.{x}" for x in ("k_k", "k_a", "r_k")},
+    "layers/attn/r_proj": "att.receptance.weight",
+    "layers/attn/k_proj": "att.key.weight",
+    "layers/attn/v_proj": "att.value.weight",
+    "layers/attn/o_proj": "att.output.weight",
+    **{f"layers/attn/{x}_down": f"att.{x}1" for x in _SMALL_NETS},
+    **{f"layers/attn/{x}_up": f"att.{x}2" for x in _SMALL_NETS},
+    **{f"layers/attn/{x}_bias": f"att.{x}0" for x in "wav"},
+    "layers/ffn/x_k": "ffn.x_k",
+    "layers/ffn/key": "ffn.key.weight",
+    "layers/ffn/value": "ffn.value.weight",
+}
+_OF_LATER_LAYERS = ("v_down", "v_up", "v_bias")  # layer 0 makes the value that they share
+
+
+def _stored(
+    names: Mapping[str, str],
+    block: str,
+    as_stored: Callable[[RWKV7Config, str, tuple[int, ...]], tuple[tuple[int, ...], bool]],
+) -> Callable[[RWKV7Config, str, tuple[int, ...], int | None], Iterator[Stored]]:
+    def stored(
+        config: RWKV7Config, path: str, shape: tuple[int, ...], layer: int | None
+    ) -> Iterator[Stored]:
+        if not path.startswith("layers/"):
+            yield Stored((), names[path], shape)
+            return
+        layers = range(shape[0]) if layer is None else (layer,)
+        for i in layers:
+            if i or not path.endswith(_OF_LATER_LAYERS):
+                form, transposed = as_stored(config, path.split("/")[-1], shape[1:])
+                yield Stored((i,), f"{block}.{i}.{names[path]}", form, transposed)
+
+    return stored
+
+
+def _of_fla(config: RWKV7Config, name: str, shape: tuple[int, ...]) -> tuple[tuple[int, ...], bool]:
+    if name == "r_k":
+        return (config.heads, config.head_dim), False
+    return ((1, 1, *shape) if name.startswith("x_") else shape), False
+
+
+def _of_blinkdl(
+    config: RWKV7Config, name: str, shape: tuple[int, ...]
+) -> tuple[tuple[int, ...], bool]:
+    if name.endswith(("_down", "_up")):
+        return shape[::-1], True
+    if name == "r_k":
+        return (config.heads, config.head_dim), False
+    lone = name.startswith("x_") or name in ("k_k", "k_a", "w_bias", "a_bias", "v_bias")
+    return ((1, 1, *shape) if lone else shape), False
+
+
+blinkdl = Naming(
+    _stored(BLINKDL, "blocks", _of_blinkdl),
+    unread=("blocks.0.att.v0", "blocks.0.att.v1", "blocks.0.att.v2"),
+)
+RWKV7_FAMILY = Family(
+    config=RWKV7Config,
+    model=RWKV7,
+    shapes=shapes,
+    naming=Naming(_stored(FLA, "model.layers", _of_fla), unread=("layers.0.attn.v_lora",)),
+    read=fla_config,
+    write=fla_json,
+)
+
+
+def is_blinkdl(names: Mapping[str, object]) -> bool:
+    """Whether these are the names of an RWKV-7 as its authors store it."""
+    return {"emb.weight", "blocks.0.att.r_k", "blocks.0.att.w1"} <= set(names)
+
+
+def blinkdl_config(tensors: Mapping[str, np.ndarray], where: str) -> RWKV7Config:
+    """The shape of the model, which these checkpoints do not say, from their tensors.
+
+    Raises:
+        InputError: a tensor without which it cannot be told is missing or misshapen.
+    """
+    if not is_blinkdl(tensors):
+        raise InputError(
+            f"{where} holds no RWKV-7: expected emb.weight, blocks.0.att.r_k and others"
+        )
+    layers = 1 + max(int(name.split(".")[1]) for name in tensors if name.startswith("blocks."))
+    last = f"blocks.{layers - 1}.att"
+    try:
+        vocab, hidden = tensors["emb.weight"].shape
+        ranks = {
+            field: tensors[name].shape[1]
+            for field, name in (
+                ("decay_rank", f"{last}.w1"),
+                ("a_rank", f"{last}.a1"),
+                ("v_rank", f"{last}.v1"),
+                ("gate_rank", f"{last}.g1"),
+            )
+            if name in tensors or field != "v_rank"
+        }
+        head_dim, ffn = (
+            tensors["blocks.0.att.r_k"].shape[1],
+            tensors["blocks.0.ffn.key.weight"].shape[0],
+        )
+    except KeyError as missing:
+        raise InputError(f"{where}: the tensor {missing} is missing") from None
+    except (ValueError, IndexError):
+        raise InputError(f"{where}: a tensor of an RWKV-7 has another number of axes") from None
+    shape = {"vocab": vocab, "hidden": hidden, "layers": layers, "ffn": ffn, "head_dim": head_dim}
+    return RWKV7Config(**shape, **ranks)

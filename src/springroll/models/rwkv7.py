@@ -1,0 +1,221 @@
+"""RWKV-7 "Goose": a language model whose memory is a matrix per head, of a size that never grows.
+
+`springroll.models.rwkv7_shapes` describes the tree of parameters, blocks stacked on a leading layer
+axis; `springroll.models.rwkv7_wkv` the recurrence. Source: arXiv 2503.14456, section 4 and
+appendix; the reference is BlinkDL's package `rwkv`.
+
+Letters: B batch, T time, D width of the model, H heads of width N.
+Computation is in the type of the parameters; norms, recurrence and logits are float32.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any, NamedTuple, TypeAlias
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax import Array, lax
+
+from springroll.models.attention import linear
+from springroll.models.cross_entropy import cross_entropy
+from springroll.models.rwkv7_config import RWKV7Config
+from springroll.models.rwkv7_init import init
+from springroll.models.rwkv7_norm import head_norm, layer_norm
+from springroll.models.rwkv7_wkv import Inputs, by_chunk, by_token
+
+Params: TypeAlias = dict[str, Any]
+_LOG_W = np.float32(-np.exp(-0.5))  # the decay lies above exp(-exp(-1/2)) = 0.545
+
+
+class State(NamedTuple):
+    """What the model remembers of the tokens it has read; of one layer without the leading L."""
+
+    wkv: Array  # (L, B, H, N, N) float32: value by key
+    time: Array  # (L, B, D): what the time mix saw last
+    channel: Array  # (L, B, D): what the channel mix saw last
+
+
+@dataclass(frozen=True)
+class RWKV7:
+    """The model as functions of (params, arrays).
+
+    >>> from springroll.models.rwkv7_config import RWKV7_CONFIGS
+    >>> model = RWKV7(RWKV7_CONFIGS["rwkv7-tiny"])
+    >>> params = model.init(jax.random.key(0))
+    >>> model.apply(params, jnp.zeros((1, 8), jnp.int32)).shape
+    (1, 8, 256)
+    """
+
+    config: RWKV7Config
+    remat: bool = False  # keep only the input of every block for the gradient
+    chunk: int = 32  # tokens read at once; 0: one by one
+
+    def init(self, key: Array, dtype: Any = jnp.float32) -> Params:
+        """Fresh parameters, see `rwkv7_init`."""
+        return init(self.config, key, dtype)
+
+    def memory(self, rows: int, length: int = 0, dtype: Any = jnp.float32) -> State:
+        """The state before the first token; `dtype` is that of the parameters.
+
+        This and the next four fulfil `springroll.models.generative`; there is room for any length.
+        """
+        c = self.config
+        seen = jnp.zeros((c.layers, rows, c.hidden), dtype)
+        wkv = jnp.zeros((c.layers, rows, c.heads, c.head_dim, c.head_dim), jnp.float32)
+        return State(wkv, seen, seen)
+
+    def read(self, params: Params, tokens: Array, lengths: Array) -> tuple[Array, State]:
+        real = jnp.arange(-tokens.shape[1], 0, dtype=jnp.int32)[None] >= -lengths[:, None]
+        x, state = self.hidden(params, tokens, real_BT=real)
+        return self.head(params, x[:, -1:])[:, 0], state
+
+    def admit(self, memory: State, found: State, rows: Array, clock: Array) -> State:
+        put = lambda into, new: into.at[:, rows].set(new, mode="drop", unique_indices=True)
+        return jax.tree.map(put, memory, found)
+
+    def step(
+        self, params: Params, tokens: Array, memory: State, seen: Array, clock: Array
+    ) -> tuple[Array, State]:
+        logits, found = self.proceed(params, tokens[:, None], memory)
+        return logits[:, 0], found
+
+    def keep(self, memory: State, found: State, clock: Array) -> State:
+        return found
+
+    def embed(self, params: Params, tokens: Array) -> Array:
+        """tokens (batch, time) integers -> (batch, time, D), normalised."""
+        x = jnp.take(params["embed_tokens"], tokens, axis=0)
+        return layer_norm(x, params["embed_norm"], params["embed_norm_bias"], self.config.norm_eps)
+
+    def block(
+        self,
+        layer: Params,
+        x_BTD: Array,
+        v_first_BTD: Array,
+        state: State,
+        first: Array,
+        real_BT: Array | None = None,
+    ) -> tuple[Array, Array, State]:
+        """One layer (a slice of params["layers"]): (x, the first layer's value, state after).
+
+        `first` () bool: this is layer 0, and v_first is to be set; `real_BT` is False where a token
+        is padding, which must stand before all others and leaves an empty state empty.
+        """
+        eps = self.config.norm_eps
+        y = layer_norm(x_BTD, layer["attn_norm"], layer["attn_norm_bias"], eps)
+        y = y if real_BT is None else _kept(y, real_BT)
+        mixed, v_first_BTD, wkv = self.time_mix(
+            layer["attn"], y, state.time, v_first_BTD, state.wkv, first
+        )
+        x_BTD = x_BTD + mixed
+        z = layer_norm(x_BTD, layer["ffn_norm"], layer["ffn_norm_bias"], eps)
+        z = z if real_BT is None else _kept(z, real_BT)
+        x_BTD = x_BTD + channel_mix(layer["ffn"], z, state.channel)
+        return x_BTD, v_first_BTD, State(wkv, y[:, -1], z[:, -1])
+
+    def time_mix(
+        self,
+        p: Params,
+        x_BTD: Array,
+        last_BD: Array,
+        v_first_BTD: Array,
+        wkv: Array,
+        first: Array,
+    ) -> tuple[Array, Array, Array]:
+        """(what is added to the residual stream, the first layer's value, recurrence after)."""
+        dtype, change = x_BTD.dtype, _shifted(x_BTD, last_BD) - x_BTD
+        mix = {name: x_BTD + change * _row(p[f"x_{name}"]) for name in "rwkvag"}
+        r, k, v = (linear(mix[name], p[f"{name}_proj"]) for name in "rkv")
+        v_first_BTD = jnp.where(first, v, v_first_BTD)
+        share = jax.nn.sigmoid(_low_rank(p, "v", mix["v"]))
+        v = v + (v_first_BTD - v) * share
+        log_w = _LOG_W * jax.nn.sigmoid(_low_rank(p, "w", mix["w"], jnp.tanh).astype(jnp.float32))
+        rate = jax.nn.sigmoid(_low_rank(p, "a", mix["a"]))
+        gate = linear(jax.nn.sigmoid(linear(mix["g"], p["g_down"])), p["g_up"])
+        one = np.ones((), dtype)
+        key = k * (one + (rate - one) * _row(p["k_a"]))
+        split = lambda y: y.reshape(*y.shape[:2], self.config.heads, -1).astype(jnp.float32)
+        kappa = _unit(split(k * _row(p["k_k"])))
+        inputs = Inputs(split(r), split(log_w), split(key), split(v), -kappa, kappa * split(rate))
+        if self.chunk and x_BTD.shape[1] > 1:
+            y, wkv = by_chunk(inputs, wkv, self.chunk)
+        else:
+            y, wkv = by_token(inputs, wkv)
+        y = head_norm(y, p["g_norm"], p["g_norm_bias"], self.config.group_eps)
+        bonus = jnp.sum(split(r * key * _row(p["r_k"])), axis=-1, keepdims=True) * inputs.v
+        y = (y + bonus.reshape(y.shape)).astype(dtype)
+        return linear(y * gate, p["o_proj"]), v_first_BTD, wkv
+
+    def hidden(
+        self,
+        params: Params,
+        tokens: Array,
+        state: State | None = None,
+        real_BT: Array | None = None,
+    ) -> tuple[Array, State]:
+        """The residual stream after the last block (batch, time, D), and the state after it."""
+        x = self.embed(params, tokens)
+        state = self.memory(tokens.shape[0], 0, x.dtype) if state is None else state
+
+        def step(carry: tuple[Array, Array], scanned: Any) -> tuple[tuple[Array, Array], State]:
+            layer, before, first = scanned
+            x, v_first, after = self.block(layer, *carry, before, first, real_BT)
+            return (x, v_first), after
+
+        step = jax.checkpoint(step, prevent_cse=False) if self.remat else step
+        first = np.arange(self.config.layers) == 0
+        (x, _), state = lax.scan(step, (x, jnp.zeros_like(x)), (params["layers"], state, first))
+        return x, state
+
+    def head(self, params: Params, x_BTD: Array) -> Array:
+        """Last norm and logits: (batch, time, D) -> (batch, time, V) float32."""
+        x = layer_norm(x_BTD, params["norm"], params["norm_bias"], self.config.norm_eps)
+        return jnp.einsum("BTD,VD->BTV", x, params["lm_head"], preferred_element_type=jnp.float32)
+
+    def apply(self, params: Params, tokens: Array) -> Array:
+        """tokens (batch, time) integers -> logits (batch, time, V) float32."""
+        return self.head(params, self.hidden(params, tokens)[0])
+
+    def proceed(self, params: Params, tokens: Array, state: State) -> tuple[Array, State]:
+        """Read on: (logits (batch, time, V) float32, state after the last token)."""
+        x, state = self.hidden(params, tokens, state)
+        return self.head(params, x), state
+
+    def loss(self, params: Params, tokens: Array) -> tuple[Array, dict[str, Array]]:
+        """tokens (batch, time + 1) -> mean nats per predicted token () float32, and `nats`."""
+        x, _ = self.hidden(params, tokens[:, :-1])
+        x = layer_norm(x, params["norm"], params["norm_bias"], self.config.norm_eps)
+        nats = cross_entropy(x, params["lm_head"], tokens[:, 1:])
+        return nats, {"nats": nats}
+
+
+def channel_mix(p: Params, x_BTD: Array, last_BD: Array) -> Array:
+    """V relu(K (x + (x before - x) x_k))^2, what is added to the residual stream."""
+    x = x_BTD + (_shifted(x_BTD, last_BD) - x_BTD) * _row(p["x_k"])
+    return linear(jnp.square(jax.nn.relu(linear(x, p["key"]))), p["value"])
+
+
+def _shifted(x_BTD: Array, last_BD: Array) -> Array:
+    """Every token's predecessor."""
+    return jnp.concatenate([last_BD[:, None].astype(x_BTD.dtype), x_BTD[:, :-1]], axis=1)
+
+
+def _kept(x_BTD: Array, real_BT: Array) -> Array:
+    return jnp.where(real_BT[..., None], x_BTD, np.zeros((), x_BTD.dtype))
+
+
+def _row(vector_D: Array) -> Array:
+    return vector_D[None, None]
+
+
+def _low_rank(p: Params, name: str, x: Array, inside: Any = lambda y: y) -> Array:
+    """bias + up inside(down x)."""
+    return _row(p[f"{name}_bias"]) + linear(inside(linear(x, p[f"{name}_down"])), p[f"{name}_up"])
+
+
+def _unit(x: Array) -> Array:
+    """x / |x| over the last axis; 0, also of the gradient, where x is 0."""
+    squares = jnp.sum(jnp.square(x), axis=-1, keepdims=True)
+    return x * lax.rsqrt(jnp.maximum(squares, np.float32(1e-24)))

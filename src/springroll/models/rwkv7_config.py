@@ -1,0 +1,98 @@
+"""The shape of an RWKV-7, its exact parameter count, and configurations by name."""
+
+from __future__ import annotations
+
+import difflib
+from dataclasses import dataclass
+from typing import Any
+
+from springroll.errors import InputError
+from springroll.models.decoder_shapes import size
+from springroll.models.rwkv7_shapes import shapes
+
+GROUP_EPS = 64e-5  # of published models, all of which have heads of width 64
+
+
+@dataclass(frozen=True, kw_only=True)
+class RWKV7Config:
+    """RWKV-7 "Goose" (x070).
+
+    `ffn` is the width of the channel mix; the four ranks are those of the small nets that make the
+    decay w, the rate a, the share v of the first layer's value and the gate g from the token.
+    """
+
+    vocab: int
+    hidden: int
+    layers: int
+    ffn: int
+    head_dim: int = 64
+    decay_rank: int = 64
+    a_rank: int = 64
+    v_rank: int = 32
+    gate_rank: int = 128
+    norm_eps: float = 1e-5
+    group_eps: float = GROUP_EPS  # of the norm of each head's output
+
+    def __post_init__(self) -> None:
+        for name in ("vocab", "hidden", "layers", "ffn", "head_dim", *RANKS):
+            if getattr(self, name) < 1:
+                raise InputError(f"{name} is {getattr(self, name)}; it must be at least 1")
+        if self.hidden % self.head_dim:
+            raise InputError(
+                f"hidden is {self.hidden}; heads of width {self.head_dim} must divide it evenly"
+            )
+
+    @property
+    def heads(self) -> int:
+        return self.hidden // self.head_dim
+
+    @property
+    def parameters(self) -> int:
+        """Numbers in the parameter tree, exactly; layer 0's share v, which is never read, too."""
+        return size(shapes(self))
+
+    @property
+    def active_parameters(self) -> int:
+        """Numbers that one token meets."""
+        return self.parameters
+
+
+RANKS = ("decay_rank", "a_rank", "v_rank", "gate_rank")
+
+
+def rwkv7(hidden: int, layers: int, ranks: tuple[int, int, int, int], **rest: Any) -> RWKV7Config:
+    """A model whose channel mix is four times as wide as the model; `rest` are other fields."""
+    fields: dict[str, Any] = {"vocab": 65536, "ffn": 4 * hidden} | rest
+    return RWKV7Config(
+        hidden=hidden, layers=layers, **dict(zip(RANKS, ranks, strict=True)), **fields
+    )
+
+
+def _bytes(head_dim: int) -> dict[str, Any]:
+    """Bytes in, bytes out. The epsilon is the one that Hugging Face's format implies."""
+    return {"vocab": 256, "head_dim": head_dim, "group_eps": head_dim * 1e-5}
+
+
+RWKV7_CONFIGS: dict[str, RWKV7Config] = {
+    "rwkv7-tiny": rwkv7(32, 2, (8, 8, 8, 8), **_bytes(16)),
+    "rwkv7-1m": rwkv7(128, 4, (16, 16, 16, 32), **_bytes(32)),
+    "rwkv7-4m": rwkv7(256, 5, (32, 32, 16, 64), **_bytes(64)),
+    # Published models: Table 16 of arXiv 2503.14456.
+    "rwkv7-0.1b": rwkv7(768, 12, (64, 64, 32, 128)),
+    "rwkv7-0.4b": rwkv7(1024, 24, (64, 64, 32, 128)),
+    "rwkv7-1.5b": rwkv7(2048, 24, (96, 96, 64, 256)),
+    "rwkv7-2.9b": rwkv7(2560, 32, (96, 96, 64, 320)),
+}
+
+
+def named(name: str) -> RWKV7Config:
+    """The configuration of that name.
+
+    Raises:
+        InputError: no such name; the message lists those there are.
+    """
+    if name not in RWKV7_CONFIGS:
+        near = difflib.get_close_matches(name, RWKV7_CONFIGS, n=1)
+        hint = f"did you mean {near[0]}?" if near else f"known are {', '.join(RWKV7_CONFIGS)}"
+        raise InputError(f"no model named '{name}'; {hint}")
+    return RWKV7_CONFIGS[name]

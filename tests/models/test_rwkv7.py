@@ -1,0 +1,117 @@
+"""RWKV-7: what the package `rwkv` computes; scan, chunks, pieces and padding change nothing."""
+
+import functools
+from pathlib import Path
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from rwkv7_by_formula import HEAD, rwkv7_checkpoint
+
+import springroll as sr
+from springroll.models.hf_rwkv7 import blinkdl, blinkdl_config
+from springroll.models.rwkv7 import RWKV7, State
+from springroll.models.rwkv7_shapes import shapes
+
+GOLDEN = Path(__file__).parents[1] / "golden" / "rwkv7.npz"
+LAYERS = 3
+
+
+@functools.cache
+def case():
+    """(model, parameters, golden results) of the checkpoint that the package `rwkv` computed."""
+    tensors = rwkv7_checkpoint(LAYERS)
+    config = blinkdl_config(tensors, "by formula")
+
+    def leaf(path, shape):
+        spelt = "/".join(key.key for key in path)
+        found = np.zeros(shape, np.float32)
+        for stored in blinkdl.stored(config, spelt, shape, None):
+            found[stored.place] = stored.to_leaf(tensors[stored.name], found[stored.place].shape)
+        return jnp.asarray(found)
+
+    tree = shapes(config)
+    params = jax.tree_util.tree_map_with_path(leaf, tree, is_leaf=lambda x: isinstance(x, tuple))
+    return RWKV7(config, chunk=8), params, dict(np.load(GOLDEN))
+
+
+@functools.partial(jax.jit, static_argnums=0)
+def proceed(model, params, tokens, state):
+    return model.proceed(params, tokens, state)
+
+
+@functools.partial(jax.jit, static_argnums=0)
+def learn(model, params, tokens):
+    return jax.value_and_grad(model.loss, has_aux=True)(params, tokens)
+
+
+def close(a, b, atol=1e-5):
+    for x, y in zip(*map(jax.tree.leaves, (a, b)), strict=True):
+        np.testing.assert_allclose(x, y, atol=atol)
+
+
+def one_call(chunk):
+    model, params, golden = case()
+    model = RWKV7(model.config, chunk=chunk)
+    return proceed(model, params, jnp.asarray(golden["tokens"])[None], model.memory(1))
+
+
+@pytest.mark.parametrize("chunk", [0, 8], ids=["token by token", "in chunks"])
+def test_logits_and_state_are_those_of_the_package_rwkv(chunk):
+    _, _, golden = case()
+    assert case()[0].config.head_dim == HEAD
+    logits, state = one_call(chunk)
+    assert np.std(golden["logits"]) > 0.9
+    np.testing.assert_allclose(logits[0], golden["logits"], atol=1e-5)
+    for name in State._fields:
+        np.testing.assert_allclose(getattr(state, name)[:, 0], golden[name], atol=2e-5)
+
+
+def test_a_state_carried_across_calls_is_one_call():
+    model, params, golden = case()
+    tokens, state, found = jnp.asarray(golden["tokens"])[None], model.memory(1), []
+    for piece in (tokens[:, :16], tokens[:, 16:32], *jnp.split(tokens[:, 32:], 8, axis=1)):
+        logits, state = proceed(model, params, piece, state)
+        found.append(logits)
+    close((jnp.concatenate(found, axis=1), state), one_call(8))
+
+
+def test_gradients_in_chunks_are_those_of_the_scan():
+    model, params, golden = case()
+    tokens = jnp.asarray(golden["tokens"]).reshape(4, 10)
+    by_chunk = learn(model, params, tokens)
+    close(by_chunk, learn(RWKV7(model.config, chunk=0), params, tokens))
+    assert all(np.all(np.isfinite(x)) for x in jax.tree.leaves(by_chunk))
+
+
+def test_padding_on_the_left_changes_nothing():
+    """Each row of `read` is what the row alone gives; what stands in the padding is not seen."""
+    model, params, golden = case()
+    tokens = jnp.asarray(golden["tokens"]).reshape(4, 10)
+    lengths = [10, 1, 4, 4]
+    read = jax.jit(model.read)
+    logits, state = read(params, tokens, jnp.array(lengths, jnp.int32))
+    for row, length in enumerate(lengths):
+        expected, after = proceed(model, params, tokens[row : row + 1, -length:], model.memory(1))
+        close(logits[row], expected[0, -1])
+        close([x[:, row] for x in state], [x[:, 0] for x in after])
+    padding = np.arange(10)[None] < 10 - np.array(lengths)[:, None]
+    again = read(params, jnp.where(padding, 7, tokens), jnp.array(lengths, jnp.int32))
+    for x, y in zip(jax.tree.leaves(again), (logits, *state), strict=True):
+        np.testing.assert_array_equal(x, y)
+
+
+def test_every_matrix_is_found_to_be_low_rank():
+    model, params, golden = case()
+    tokens = jnp.asarray(golden["tokens"]).reshape(4, 10)
+    plan = sr.discover(lambda p, t: model.loss(p, t)[0], params, tokens)
+    for path, leaf in plan.items():
+        name = path.split("/")[-1]
+        matrix = name.endswith(("_proj", "_down", "_up")) or name in (
+            "embed_tokens",
+            "lm_head",
+            "key",
+            "value",
+        )
+        assert (leaf.kind == "low-rank") == matrix, (path, leaf)

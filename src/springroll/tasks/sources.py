@@ -5,13 +5,13 @@ A document is a bytes object. Every source yields its documents in a fixed order
 
 import importlib
 import os
-import socket
 import sysconfig
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 from springroll.errors import InputError
+from springroll.models.hub import reachable
 
 MINIPILE = "JeanKaddour/minipile"
 HUB_BYTES = 2**28  # of a hub data set when no limit is given: it is read over the network
@@ -96,7 +96,11 @@ def hub_documents(name: str, max_bytes: int | None = None) -> Iterator[bytes]:
             f"the data set {name} needs the package 'datasets': pip install 'springroll[data]'; "
             f"without it, --data PATH takes any file or folder"
         ) from None
-    _refuse_without_network(name)
+    if not reachable():
+        raise InputError(
+            f"the data set {name} is on huggingface.co, which cannot be reached from here; "
+            f"--data PATH takes any file or folder, and --data stdlib needs no network"
+        )
     path, _, config = name.partition(":")
     limit = HUB_BYTES if max_bytes is None else max_bytes
     try:
@@ -123,20 +127,6 @@ def _text(row: dict[str, Any], name: str) -> str:
         if isinstance(row.get(column), str):
             return row[column]
     raise InputError(f"the data set {name} has no column of text; it has {', '.join(row)}")
-
-
-def _refuse_without_network(name: str) -> None:
-    """Say at once that the hub cannot be reached, where the package would try again for minutes."""
-    proxied = any(os.environ.get(key) for key in ("HTTPS_PROXY", "https_proxy", "HF_ENDPOINT"))
-    if proxied or os.environ.get("HF_HUB_OFFLINE") or os.environ.get("HF_DATASETS_OFFLINE"):
-        return
-    try:
-        socket.create_connection(("huggingface.co", 443), timeout=5).close()
-    except OSError:
-        raise InputError(
-            f"the data set {name} is on huggingface.co, which cannot be reached from here; "
-            f"--data PATH takes any file or folder, and --data stdlib needs no network"
-        ) from None
 
 
 def _files(root: Path, skip: frozenset[str] = frozenset()) -> Iterator[Path]:

@@ -1,0 +1,145 @@
+"""Prompts from a file, judged by a reward function of the user's own."""
+
+import asyncio
+from collections import Counter
+from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any
+
+from springroll.errors import InputError
+from springroll.tasks.draws import is_held_out
+from springroll.tasks.options import option_line, prompt_style
+from springroll.tasks.problem import UNSCORED, Problem, TextTask, Verdict, until_stop
+from springroll.tasks.records import Record, file_digest, read_records, shuffled
+from springroll.tasks.reward_function import RewardFunction, load_function, verdicts, what_raised
+from springroll.tasks.worker_pool import WorkerPool
+
+Score = Callable[[Sequence[str], Sequence[Any]], list[Verdict]]
+
+
+def function_task(
+    function: str,
+    *,
+    data: str,
+    held_out_data: str | None = None,
+    seed: int = 0,
+    style: str = "instruct",
+    stop: tuple[str, ...] = (),
+    isolated: bool = False,
+    workers: int = 2,
+    timeout: float = 10.0,
+    rows: int = 1,
+) -> TextTask:
+    """The prompts of a JSONL file and a function that says what their answers are worth.
+
+    The function is called with all texts at once, in this process. An `async def` is called `rows`
+    texts at a time, all calls side by side, each with `timeout` seconds. With `isolated` calls of
+    `rows` texts go to `workers` processes, and one that takes longer than `timeout` seconds is
+    killed: a function that hangs or crashes costs its own texts and nothing else.
+
+    Args:
+        function: `module:function` or `path/file.py:function`.
+        data: a JSONL file; every record has a field `prompt`, and the whole record is passed on.
+        held_out_data: another; without it, an eighth of the records is held out, by a hash of the
+            prompt.
+        seed: of the order of the training problems.
+        style: "instruct": the prompts are messages; "plain": they are given as they are.
+        stop: strings that end an answer.
+
+    Raises:
+        InputError: the function or the data cannot be loaded.
+    """
+    prompt_style(style, None)
+    if workers < 1 or rows < 1 or timeout <= 0:
+        raise InputError(
+            f"{workers} workers, {rows} rows per call, {timeout} seconds: all must be above 0"
+        )
+    train, held_out, identity = _sides(data, held_out_data)
+    failures: Counter[str] = Counter()
+    close: Callable[[], None] = lambda: None
+    if isolated:
+        pool = WorkerPool(function, workers=workers, timeout=timeout, rows=rows)
+        score, failures, close = pool.score, pool.failures, pool.close
+    else:
+        loaded = load_function(function)
+        score = _side_by_side(loaded, timeout, rows, failures) if loaded.is_async else _here(loaded)
+    train_at, held_out_at = shuffled(train, seed), shuffled(held_out, 0)
+    make = lambda record: Problem(record["prompt"], record)
+
+    def judge(problems: Sequence[Problem], texts: Sequence[str]) -> list[Verdict]:
+        if len(problems) != len(texts):
+            raise ValueError(f"{len(problems)} problems and {len(texts)} texts")
+        cut = [until_stop(text, stop) for text in texts]
+        return score(cut, [problem.reference for problem in problems])
+
+    return TextTask(
+        name=function,
+        train=lambda index: make(train_at(index)),
+        held_out=lambda index: make(held_out_at(index)),
+        score=judge,
+        train_size=len(train),
+        held_out_size=len(held_out),
+        chat=style == "instruct",
+        stop=tuple(stop),
+        identity={"task": option_line(function, seed=seed, style=style, stop=stop), **identity},
+        failures=failures,
+        close=close,
+    )
+
+
+def _sides(data: str, held_out_data: str | None) -> tuple[list[Record], list[Record], dict]:
+    """Training records, held-out ones, and what they are recognised by."""
+    path = Path(data).expanduser()
+    records, identity = read_records(path, "prompt"), {"data": file_digest(path)}
+    if held_out_data is None:
+        held_out = [r for r in records if is_held_out(r["prompt"])]
+        held_out = held_out or [r for r in records if r["prompt"] == records[-1]["prompt"]]
+    else:
+        path = Path(held_out_data).expanduser()
+        held_out = read_records(path, "prompt")
+        identity["held_out_data"] = file_digest(path)
+    apart = {record["prompt"] for record in held_out}
+    train = [record for record in records if record["prompt"] not in apart]
+    if not train:
+        raise InputError(f"{data} holds no prompt that is not held out; give more prompts")
+    return train, held_out, identity
+
+
+def _here(function: RewardFunction) -> Score:
+    def score(texts: Sequence[str], records: Sequence[Any]) -> list[Verdict]:
+        try:
+            results = function(texts, records)
+        except (Exception, SystemExit) as error:  # whatever the user's function raises
+            raise InputError(what_raised(error, function.name)) from error
+        return verdicts(results, len(texts), function.name)
+
+    return score
+
+
+def _side_by_side(
+    function: RewardFunction, timeout: float, rows: int, failures: Counter[str]
+) -> Score:
+    """Calls of an async function in one event loop; a call that fails costs its own texts."""
+
+    async def call(texts: Sequence[str], records: Sequence[Any]) -> list[Verdict]:
+        try:
+            results = await asyncio.wait_for(function(texts, records), timeout)
+        except Exception as error:  # whatever the user's function raises
+            kind = "timeout" if isinstance(error, TimeoutError) else "raised"
+            failures[kind] += len(texts)
+            return [UNSCORED] * len(texts)
+        return verdicts(results, len(texts), function.name)
+
+    async def gathered(texts: Sequence[str], records: Sequence[Any]) -> list[Verdict]:
+        starts = range(0, len(texts), rows)
+        parts = await asyncio.gather(
+            *(call(texts[i : i + rows], records[i : i + rows]) for i in starts)
+        )
+        return [verdict for part in parts for verdict in part]
+
+    def score(texts: Sequence[str], records: Sequence[Any]) -> list[Verdict]:
+        with ThreadPoolExecutor(1) as thread:  # where a loop runs already, as in a notebook
+            return thread.submit(lambda: asyncio.run(gathered(texts, records))).result()
+
+    return score

@@ -1,0 +1,71 @@
+"""Problems from files: lines of JSON, in an order of their own for every seed and epoch."""
+
+import functools
+import hashlib
+import json
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any, TypeVar
+
+from springroll.errors import InputError
+
+Record = dict[str, Any]
+T = TypeVar("T")
+
+
+def read_records(path: Path, *fields: str) -> list[Record]:
+    """The objects in a JSONL file, one a line; empty lines are skipped.
+
+    Args:
+        fields: that every object must have, as text.
+
+    Raises:
+        InputError: the file cannot be read or is empty, or a line is no object with these fields.
+    """
+    try:
+        lines = path.read_text(encoding="utf-8").split("\n")
+    except OSError as error:
+        raise InputError(f"cannot read {path}: {error.strerror}") from None
+    except ValueError:
+        raise InputError(f"{path} is no text in UTF-8; expected JSON, one object a line") from None
+    found = [
+        _record(line, f"line {i} of {path}", fields) for i, line in enumerate(lines, 1) if line
+    ]
+    records = [record for record in found if record is not None]
+    if not records:
+        raise InputError(f"{path} holds no records; expected JSON, one object a line")
+    return records
+
+
+def _record(line: str, where: str, fields: Sequence[str]) -> Record | None:
+    if not line.strip():
+        return None
+    try:
+        record = json.loads(line)
+    except ValueError as error:
+        raise InputError(f"{where} is not JSON: {error}") from None
+    for field in fields:
+        if not isinstance(record, dict) or not isinstance(record.get(field), str):
+            raise InputError(f"{where} has no text under {field!r}")
+    return record
+
+
+def file_digest(path: Path) -> str:
+    """16 hex digits of the content."""
+    with open(path, "rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()[:16]
+
+
+def shuffled(items: Sequence[T], seed: int) -> Callable[[int], T]:
+    """The item of an index, 0 or more: all of them once, then all again in another order."""
+
+    @functools.lru_cache(maxsize=2)
+    def order(epoch: int) -> list[int]:
+        key = lambda i: hashlib.sha256(f"{seed}/{epoch}/{i}".encode()).digest()
+        return sorted(range(len(items)), key=key)
+
+    def at(index: int) -> T:
+        epoch, place = divmod(int(index), len(items))
+        return items[order(epoch)[place]]
+
+    return at

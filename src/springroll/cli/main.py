@@ -24,6 +24,9 @@ COMMANDS: dict[str, Command] = {
     "train": Command(
         "springroll.cli.train", "train a decoder on text by full or low-rank gradients"
     ),
+    "finetune": Command(
+        "springroll.cli.finetune", "fine-tune a language model on a reward, without gradients"
+    ),
     "plan": Command("springroll.cli.plan", "what a machine can train, and how fast, beforehand"),
     "eval": Command("springroll.cli.eval", "bits per byte of a run, beside the lines to beat"),
     "sample": Command("springroll.cli.sample", "let a run write text"),

@@ -69,7 +69,7 @@ def save(
         generation: names the file.
         tree: pytree of arrays of any dtype, typed PRNG keys among them, and Python numbers.
         meta: JSON values to find again in `Loaded.meta`.
-        keep: how many checkpoints stay.
+        keep: how many checkpoints stay: this one and the newest others.
 
     Returns:
         The path of the JSON file, which is the checkpoint's name everywhere.
@@ -81,7 +81,8 @@ def save(
         digest, size = _write_tensors(file, tree)
     about = {"format": FORMAT, "generation": generation, "sha256": digest, "bytes": size}
     write_json(sidecar, {**about, "meta": dict(meta)})
-    _clear(folder, {path.stem for path in saved(folder)[-keep:]})
+    others = [path.stem for path in saved(folder) if path != sidecar]
+    _clear(folder, {sidecar.stem, *others[max(0, len(others) - keep + 1) :]})
     return sidecar
 
 
@@ -138,6 +139,16 @@ def load_newest(
         except Damaged as damage:
             notes.append(f"{damage}; falling back to the checkpoint before it")
     return None, notes
+
+
+def newest_meta(folder: Path) -> dict[str, Any]:
+    """The meta of the newest checkpoint whose JSON can be read; empty where there is none."""
+    for sidecar in reversed(saved(folder)):
+        try:
+            return _read_sidecar(sidecar)["meta"]
+        except Damaged:
+            continue
+    return {}
 
 
 def differing_paths(left: Any, right: Any) -> list[str]:

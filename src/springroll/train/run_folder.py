@@ -5,6 +5,7 @@
     tensorboard/    the same figures as TensorBoard events
     journal         the fitness vector of every generation (see journal.py)
     checkpoints/    the newest training states (see checkpoint.py)
+    best/           of tasks that keep it, the state that validated best
     curve.png       the learning curve, drawn at the end
     summary.json    the run in a dozen figures, written at the end
 
@@ -48,6 +49,10 @@ class RunFolder:
     @property
     def checkpoints(self) -> Path:
         return self.path / "checkpoints"
+
+    @property
+    def best(self) -> Path:
+        return self.path / "best"
 
     @property
     def curve(self) -> Path:

@@ -1,7 +1,9 @@
 """One sitting of a run: what it counts, when it logs, validates, saves, and what it writes."""
 
+import math
 from collections import deque
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Any
 
 import jax
@@ -51,11 +53,14 @@ class Session:
         self._dropped = meta.get("dropped", 0)  # members whose fitness was not finite
         self._lost_in_a_row = meta.get("lost_in_a_row", 0)
         self._peak = meta.get("peak_memory_bytes", 0)
+        self._tokens = meta.get("tokens", self.generation * task.tokens)
+        self._steady_tokens = meta.get("steady_tokens", self._steady_generations * task.tokens)
         self._log_clock = Clock(self._watch, config.log_every)
         self._eval_clock = Clock(self._watch, config.eval_every, share=EVAL_SHARE, compiles=True)
         self._save_clock = Clock(self._watch, 0.0, share=SAVE_SHARE)
         self._window: deque[Mapping[str, Any]] = deque(maxlen=WINDOW)
-        self._logged = (self.generation, self._watch())  # where the last log left off
+        # Where the last log left off.
+        self._logged = (self.generation, self._tokens, self._watch())
         self._ended = self._watch()  # of the last generation
         self._row: dict[str, Any] = {}  # of the last log
         self._first = True
@@ -68,6 +73,9 @@ class Session:
             self._folder.metrics, self._folder.tensorboard, after=self.generation
         )
         self._validated = self._metrics.newest_at.get(self._task.curve.valid)
+        self._best = checkpoint.newest_meta(self._folder.best).get("figure", -math.inf)
+        # Generations that were told from the journal alone were counted before.
+        self._tokens = max(self._tokens, int(self._metrics.newest.get("tokens", 0)))
         return self
 
     def __exit__(self, *_: object) -> None:
@@ -112,12 +120,15 @@ class Session:
         """Close a generation: fitness to the journal, figures to the next log."""
         if self.generation == len(self._journal):
             self._journal.append(self.generation, self._task.seed, fitness)
-        self._window.append(figures)
+        tokens = figures.get("tokens", self._task.tokens)
+        self._window.append({k: v for k, v in figures.items() if k != "tokens"})
         self.generation += 1
+        self._tokens += tokens
         now = self._watch()
         if not self._first:
             self._steady_seconds += now - self._ended
             self._steady_generations += 1
+            self._steady_tokens += tokens
         self._first = False
         self._ended = now
 
@@ -125,14 +136,14 @@ class Session:
         """Write and show the figures since the last log."""
         with self._log_clock.spending():
             now = self._watch()
-            before, then = self._logged
-            self._logged = (self.generation, now)
-            rate = (self.generation - before) / (now - then) if now > then else 0.0
+            before, read, then = self._logged
+            self._logged = (self.generation, self._tokens, now)
+            per_second = 1 / (now - then) if now > then else 0.0
             self._row = row = {
                 **_means(self._window),
                 **self._counted(now),
-                "tokens_per_second": rate * self._task.tokens,
-                "members_per_second": rate * self._task.pop_size,
+                "tokens_per_second": per_second * (self._tokens - read),
+                "members_per_second": per_second * (self.generation - before) * self._task.pop_size,
             }
             self._window.clear()
             self._metrics.write(row)
@@ -149,6 +160,10 @@ class Session:
             }
             self._metrics.write({**self._counted(self._watch()), **figures})
             self._validated = self.generation
+            best = figures.get(self._task.curve.valid, -math.inf)
+            if self._task.keep_best and best > self._best:
+                self._best = best
+                self._store(self._folder.best, state, carry, {"figure": best}, keep=1)
 
     def save(self, state: State, carry: Carry) -> None:
         """Write a checkpoint; what it says was done is in the journal before."""
@@ -156,24 +171,27 @@ class Session:
         with self._save_clock.spending():
             self._journal.sync()
             meta = {
-                "run_id": self._folder.run_id,
-                "identity": dict(self._task.identity),
                 "seconds": self._watch(),
                 "steady_seconds": self._steady_seconds,
                 "steady_generations": self._steady_generations,
+                "tokens": self._tokens,
+                "steady_tokens": self._steady_tokens,
                 "dropped": self._dropped,
                 "lost_in_a_row": self._lost_in_a_row,
                 "peak_memory_bytes": self._peak_memory(),
             }
-            tree = Training(state, carry)
-            try:
-                checkpoint.save(self._folder.checkpoints, self.generation, tree, meta)
-            except OSError as error:
-                raise InputError(
-                    f"cannot save a checkpoint in {self._folder.checkpoints}: {error.strerror}; "
-                    f"make room and go on with --resume"
-                ) from None
+            self._store(self._folder.checkpoints, state, carry, meta, keep=2)
             self._saved = self.generation
+
+    def _store(self, folder: Path, state: State, carry: Carry, meta: dict, *, keep: int) -> None:
+        meta |= {"run_id": self._folder.run_id, "identity": dict(self._task.identity)}
+        try:
+            checkpoint.save(folder, self.generation, Training(state, carry), meta, keep=keep)
+        except OSError as error:
+            raise InputError(
+                f"cannot save a checkpoint in {folder}: {error.strerror}; "
+                f"make room and go on with --resume"
+            ) from None
 
     def finish(self, state: State, carry: Carry, signal: int | None) -> None:
         """The last save, validation (unless stopped), curve and summary."""
@@ -211,12 +229,12 @@ class Session:
         newest = {
             name: value for name, value in self._metrics.newest.items() if name != "generation"
         }
-        rate = self._steady_generations / self._steady_seconds if self._steady_seconds else 0.0
+        per_second = 1 / self._steady_seconds if self._steady_seconds else 0.0
         return {
             **newest,
             **self._task.summary,
-            "tokens_per_second": rate * self._task.tokens,
-            "members_per_second": rate * self._task.pop_size,
+            "tokens_per_second": per_second * self._steady_tokens,
+            "members_per_second": per_second * self._steady_generations * self._task.pop_size,
             "peak_memory_bytes": self._peak_memory(),
             "seconds": self._watch(),
             "generations": self.generation,
@@ -226,7 +244,7 @@ class Session:
         return {
             "generation": self.generation,
             "seconds": now,
-            "tokens": self.generation * self._task.tokens,
+            "tokens": self._tokens,
             "dropped": self._dropped,
             "peak_memory_bytes": self._peak_memory(),
         }

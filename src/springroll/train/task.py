@@ -67,7 +67,8 @@ class Task:
     """Figures of the weights themselves, such as `valid_bits_per_byte`."""
     pop_size: int
     tokens: int
-    """Tokens (or environment steps) that all members together take in one generation."""
+    """Tokens (or environment steps) that all members together take in one generation; where that
+    is not known beforehand, at most, and `evaluate` counts them in its figure `tokens`."""
     seed: int = 0
     """Goes to the journal."""
     lost_limit: int = 1
@@ -77,3 +78,5 @@ class Task:
     summary: Mapping[str, Any] = field(default_factory=dict)
     """Further figures for summary.json."""
     curve: Curve = field(default_factory=Curve)
+    keep_best: bool = False
+    """Keep, beside the newest checkpoints, the one with the highest `curve.valid`."""

@@ -1,0 +1,74 @@
+"""Fine-tuning a language model on a reward: what a run is made of, and running it."""
+
+from typing import TYPE_CHECKING
+
+from springroll.errors import InputError
+from springroll.train.finetune_config import FinetuneConfig
+
+if TYPE_CHECKING:
+    from rich.console import Console
+
+    from springroll.train.finetune_setup import Setup
+    from springroll.train.loop import Result
+    from springroll.train.task import Task
+
+
+def finetune(config: FinetuneConfig, console: "Console | None" = None) -> "Result":
+    """Run it: a new run folder, or an old one gone on with; progress on `console`.
+
+    Raises:
+        InputError: the model, its tokenizer or the task cannot be read, the folder holds another
+            run, or a figure is off.
+    """
+    from springroll.train.finetune_setup import prepare
+    from springroll.train.loop import run
+    from springroll.train.run_folder import open_run
+
+    if config.resume:
+        folder, config = open_run(config, FinetuneConfig())
+        setup = prepare(config)
+        task = task_of(config, setup)
+    else:
+        setup = prepare(config)  # first: wrong options leave no folder behind
+        task = task_of(config, setup)
+        folder, config = open_run(config, FinetuneConfig())
+    if console is not None:
+        console.print(opening(config, setup), markup=False, highlight=False)
+    try:
+        return run(config, task, folder, console=console)
+    finally:
+        setup.task.close()
+        if console is not None and setup.task.failures:
+            kinds = ", ".join(f"{n:,} {kind}" for kind, n in setup.task.failures.items())
+            console.print(f"answers that could not be scored: {kinds}")
+
+
+def task_of(config: FinetuneConfig, setup: "Setup") -> "Task":
+    """What the loop trains."""
+    if config.method == "grpo":
+        from springroll.train.grpo import grpo_task
+
+        return grpo_task(config, setup)
+    from springroll.train.evolved_answers import es_task
+
+    return es_task(config, setup)
+
+
+def opening(config: FinetuneConfig, setup: "Setup") -> str:
+    """What learns what, before it starts."""
+    each = "answers per prompt" if config.method == "grpo" else "members"
+    return (
+        f"{config.model}: {setup.parameters:,} {config.weights} parameters; {setup.task.name}; "
+        f"{config.method} with {config.population:,} {each}, {config.batch:,} prompts a "
+        f"generation, up to {config.max_tokens:,} tokens an answer"
+    )
+
+
+def require_model(config: FinetuneConfig) -> str:
+    """The model's folder or hub name."""
+    if not config.model:
+        raise InputError(
+            "give --model FOLDER or a hub name; springroll export writes the model of a run of "
+            "springroll train as such a folder"
+        )
+    return config.model

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jax import Array, lax
 
 CHUNK = 1 << 22  # logits alive at a time: 16 MiB of float32
@@ -24,26 +25,61 @@ def cross_entropy(x_BTD: Array, head_VD: Array, targets_BT: Array, chunk: int = 
         targets_BT: token ids (batch, time); a negative one does not count.
         chunk: how many logits may be alive at a time; at least one token per row always is.
     """
+    counted = jnp.maximum(jnp.sum(targets_BT >= 0), 1).astype(jnp.float32)
+    pieces = _pieces(x_BTD, head_VD, targets_BT, chunk)
+    if pieces is None:
+        return _nats(x_BTD, head_VD, targets_BT) / counted
+    step = jax.checkpoint(lambda x, t: _nats(x, head_VD, t), prevent_cse=False)
+    total, _ = lax.scan(lambda sum, xt: (sum + step(*xt), None), jnp.float32(0), pieces)
+    return total / counted
+
+
+def token_nats(
+    x_BTD: Array,
+    head_VD: Array,
+    targets_BT: Array,
+    temperature: float = 1.0,
+    chunk: int = CHUNK,
+) -> Array:
+    """-log softmax(x head^T / temperature)[target] of every token, float32 (batch, time).
+
+    0 for negative targets. Arguments as those of `cross_entropy`.
+    """
+    x_BTD = x_BTD / np.asarray(temperature, x_BTD.dtype)
+    pieces = _pieces(x_BTD, head_VD, targets_BT, chunk)
+    if pieces is None:
+        return _each(x_BTD, head_VD, targets_BT)
+    step = jax.checkpoint(lambda x, t: _each(x, head_VD, t), prevent_cse=False)
+    found = lax.map(lambda xt: step(*xt), pieces)
+    return found.swapaxes(0, 1).reshape(targets_BT.shape[0], -1)[:, : targets_BT.shape[1]]
+
+
+def _pieces(
+    x_BTD: Array, head_VD: Array, targets_BT: Array, chunk: int
+) -> tuple[Array, Array] | None:
+    """Both cut along time, (pieces, batch, size, ...), padded with what does not count; None where
+    everything fits one chunk."""
     batch, time, width = x_BTD.shape
     fits = max(1, chunk // (batch * head_VD.shape[0]))
     pieces = -(-time // fits)
-    counted = jnp.maximum(jnp.sum(targets_BT >= 0), 1).astype(jnp.float32)
     if pieces == 1:
-        return _nats(x_BTD, head_VD, targets_BT) / counted
+        return None
     size = -(-time // pieces)
     missing = pieces * size - time
     x = jnp.pad(x_BTD, ((0, 0), (0, missing), (0, 0)))
     targets = jnp.pad(targets_BT, ((0, 0), (0, missing)), constant_values=-1)
     x = x.reshape(batch, pieces, size, width).swapaxes(0, 1)
-    targets = targets.reshape(batch, pieces, size).swapaxes(0, 1)
-    step = jax.checkpoint(lambda x, t: _nats(x, head_VD, t), prevent_cse=False)
-    total, _ = lax.scan(lambda sum, xt: (sum + step(*xt), None), jnp.float32(0), (x, targets))
-    return total / counted
+    return x, targets.reshape(batch, pieces, size).swapaxes(0, 1)
 
 
 def _nats(x_BTD: Array, head_VD: Array, targets_BT: Array) -> Array:
     """Sum over the counted tokens, float32 ()."""
+    return jnp.sum(_each(x_BTD, head_VD, targets_BT))
+
+
+def _each(x_BTD: Array, head_VD: Array, targets_BT: Array) -> Array:
+    """Nats of every token, 0 where it does not count, float32 (batch, time)."""
     logits = jnp.einsum("BTD,VD->BTV", x_BTD, head_VD, preferred_element_type=jnp.float32)
     picked = jnp.take_along_axis(logits, jnp.maximum(targets_BT, 0)[..., None], axis=-1)[..., 0]
     nats = jax.nn.logsumexp(logits, axis=-1) - picked
-    return jnp.sum(jnp.where(targets_BT >= 0, nats, jnp.float32(0)))
+    return jnp.where(targets_BT >= 0, nats, jnp.float32(0))

@@ -19,7 +19,7 @@ from jax import Array, lax
 
 from springroll.models import decoding, kv_cache
 from springroll.models.attention import attention, linear
-from springroll.models.cross_entropy import cross_entropy
+from springroll.models.cross_entropy import cross_entropy, token_nats
 from springroll.models.decoder_config import DecoderConfig
 from springroll.models.decoder_shapes import shapes
 from springroll.models.gate import gated
@@ -108,6 +108,19 @@ class Decoder:
         switch, z = jnp.mean(stats["switch"]), jnp.mean(stats["z"])
         total = nats + self.config.switch_loss * switch + self.config.z_loss * z
         return total, {"nats": nats, "load": stats["load"], "switch": switch, "z": z}
+
+    def token_nats(
+        self, params: Params, tokens: Array, targets: Array, temperature: float = 1.0
+    ) -> tuple[Array, dict[str, Array]]:
+        """Nats of each of the targets (batch, time) that follow the tokens (batch, time).
+
+        0 where a target is negative; logits are divided by the temperature. The metrics are those
+        of `loss` that are needed between steps: `load` where there are experts.
+        """
+        x_BTD, stats = self.hidden(params, tokens)
+        x = rms_norm(x_BTD, params["norm"], self.config.norm_eps)
+        nats = token_nats(x, self.head_weight(params), targets, temperature)
+        return nats, {"load": stats["load"]} if stats else {}
 
     def hidden(self, params: Params, tokens: Array) -> tuple[Array, Params]:
         """The residual stream after the last block (batch, time, D), and statistics per layer."""

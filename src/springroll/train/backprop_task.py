@@ -15,8 +15,8 @@ from jax.sharding import Mesh, NamedSharding, PartitionSpec
 from springroll.errors import InputError
 from springroll.models.decoder import Decoder, decoder
 from springroll.models.decoder_config import DecoderConfig, named
-from springroll.models.decoder_shapes import shapes
 from springroll.models.hf import is_hf_folder, open_hf, read_config, read_params
+from springroll.models.hf_files import family_of
 from springroll.stream.budget import available_bytes, parse_bytes
 from springroll.tasks.baselines import baselines
 from springroll.tasks.corpus import Corpus, load_corpus
@@ -116,10 +116,11 @@ def model_config(name: str) -> DecoderConfig:
     return dataclasses.replace(named(name), vocab=BYTES)
 
 
-def pretrained(folder: str, config: DecoderConfig) -> Any:
+def pretrained(folder: str | Path, config: Any) -> Any:
     """The weights in a folder, in float32; read when the program runs, not when it is traced."""
     struct = lambda shape: jax.ShapeDtypeStruct(shape, jnp.float32)
-    like = jax.tree.map(struct, shapes(config), is_leaf=lambda node: isinstance(node, tuple))
+    shapes = family_of(config).shapes(config)
+    like = jax.tree.map(struct, shapes, is_leaf=lambda node: isinstance(node, tuple))
     return jax.pure_callback(lambda: read_params(folder, config, np.float32), like)
 
 

@@ -23,7 +23,7 @@ from springroll.train.memory import Memory, step_memory
 Params: TypeAlias = Any
 State: TypeAlias = Any
 Metrics: TypeAlias = dict[str, Any]
-Loss = Callable[[Params, Array], tuple[Array, Metrics]]  # (params, tokens) -> nats, figures
+Loss = Callable[[Params, Any], tuple[Array, Metrics]]  # (params, batch) -> loss, figures
 Mend = Callable[[Params, Metrics], Params]  # what moves a weight without a gradient
 
 

@@ -23,7 +23,13 @@ from springroll.models.stages import stages
 from springroll.quant.quantize_state import quantize_state
 from springroll.quant.split_master import high_half, with_split_master
 from springroll.quant.stochastic_rounding import with_stochastic_rounding
-from springroll.train.learners import Learner, layerwise_learner, lowgrad_learner, optax_learner
+from springroll.train.learners import (
+    Learner,
+    Loss,
+    layerwise_learner,
+    lowgrad_learner,
+    optax_learner,
+)
 from springroll.train.train_config import TrainConfig
 
 Schedule = Callable[[Any], Any]
@@ -44,11 +50,21 @@ UNLIMITED_WARMUP = 1000  # steps that `warmup` is a share of when the schedule h
 PROJECTED = re.compile(r"layers/.*_proj$")  # the matrices of a block; not router, embedding, head
 
 
-def learner_for(config: TrainConfig, model: Decoder, init: Callable[[Any], Any]) -> Learner:
-    """What trains `model` as configured, from the float32 parameters that `init` makes of a key."""
+def learner_for(
+    config: TrainConfig,
+    model: Decoder,
+    init: Callable[[Any], Any],
+    loss: Loss | None = None,
+) -> Learner:
+    """What trains `model` as configured, from the float32 parameters that `init` makes of a key.
+
+    `loss` is the model's own by default, of text; `layerwise` has no other.
+    """
+    loss = model.loss if loss is None else loss
     if config.optimizer == "lowgrad":
         cast = lambda key: jax.tree.map(lambda x: x.astype(config.dtype), init(key))
-        return lowgrad_learner(low_rank_trainer(config, model, cast), cast, balanced)
+        trainer = low_rank_trainer(config, model, cast, loss)
+        return lowgrad_learner(trainer, cast, balanced)
     narrow = high_half if config.dtype == "bfloat16" else lambda params: params
     if config.layerwise:
         layers, rest = layer_optimizers(config, model)
@@ -56,9 +72,7 @@ def learner_for(config: TrainConfig, model: Decoder, init: Callable[[Any], Any])
         return layerwise_learner(trainer, init, narrow=narrow, mend=balanced)
     tx = decayed(config, OPTIMIZERS[config.optimizer](config, model))
     tx = rounded(config, clipped(config, tx))
-    return optax_learner(
-        model.loss, init, tx, narrow=narrow, accumulate=config.accumulate, mend=balanced
-    )
+    return optax_learner(loss, init, tx, narrow=narrow, accumulate=config.accumulate, mend=balanced)
 
 
 def layer_optimizers(
@@ -77,10 +91,12 @@ def rounded(config: TrainConfig, tx: optax.GradientTransformation) -> optax.Grad
     return with_split_master(tx) if split else with_stochastic_rounding(tx, config.seed)
 
 
-def low_rank_trainer(config: TrainConfig, model: Decoder, init: Callable[[Any], Any]) -> Trainer:
+def low_rank_trainer(
+    config: TrainConfig, model: Decoder, init: Callable[[Any], Any], loss: Loss
+) -> Trainer:
     """`sr.lowgrad` on the matrices of the blocks."""
     return lowgrad(
-        model.loss,
+        loss,
         jax.eval_shape(init, jax.random.key(0)),
         clipped(config, quantized(config, adam(config))),
         plan=plan_of(model),

@@ -136,7 +136,7 @@ def low_rank(
     cast = lambda key: jax.tree.map(lambda x: x.astype(dtype), model.init(key))
     return StreamedLowRank(
         stages(model),
-        low_rank_trainer(dataclasses.replace(config, accumulate=1), model, cast),
+        low_rank_trainer(dataclasses.replace(config, accumulate=1), model, cast, model.loss),
         kept,
         depth=config.depth,
         on_device=range(model.config.layers - place.layers, model.config.layers),

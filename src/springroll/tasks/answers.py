@@ -8,9 +8,9 @@ r"""Where in a text the answer stands, and which number it is.
 | `boxed` | what is in the last `\boxed{}`, as in MATH |
 | `tag` | what is in the last `<answer> </answer>`, as in most Countdown prompts |
 
-A text that thinks, `... </think> ...`, is read after its last thought; one that begins a thought
-and does not end it has no answer. Everything is found by searching for fixed strings or in a
-bounded piece, so that a megabyte of text costs no more than reading it once.
+A text that thinks, `... </think> ...`, is read after its last thought; one that begins with a
+thought and does not end it has no answer. Of a very long text only the end is read, by searching
+for fixed strings and in bounded pieces, so that a megabyte costs no more than a long answer.
 """
 
 import re
@@ -19,6 +19,7 @@ from fractions import Fraction
 
 from springroll.errors import InputError
 
+MAX_TEXT = 2**17  # characters that are read of a text, its last ones
 MAX_ANSWER = 1024  # characters that are searched for a number or taken as an answer
 
 INSTRUCTIONS = {
@@ -32,9 +33,9 @@ INSTRUCTIONS = {
 # An optional sign that is no minus between two terms, a currency, digits with or without commas, a
 # decimal part, and the other half of a fraction.
 _NUMBER = re.compile(
-    r"(?P<sign>(?<![\w.)\]}])[-+\u2212])?(?:\\?[$€£]\s?)?(?P<inner>[-\u2212])?"
+    r"(?P<sign>(?<![\w.)\]}])[-+\u2212])?(?:\\?[$€£]\s?(?P<inner>[-\u2212])?)?"
     r"(?P<number>\d{1,3}(?:,\d{3})+(?!\d)|\d+|(?=\.\d))(?P<decimals>\.\d+)?"
-    r"(?:\s?/\s?(?P<under>\d+)(?![.\d]))?"
+    r"(?:\s?/\s?(?P<under>\d+)(?!\.?\d))?"
 )
 _LATEX_FRACTION = re.compile(r"\\[dt]?frac\s*\{\s*(-?\d+)\s*\}\s*\{\s*(\d+)\s*\}")
 _MAX_DIGITS = 64
@@ -59,12 +60,8 @@ def find_answer(text: str, style: str) -> str | None:
     >>> find_answer(r"so \boxed{\frac{1}{2}}", "boxed")
     '\\frac{1}{2}'
     """
-    thought = text.rfind("</think>")
-    if thought >= 0:
-        text = text[thought + len("</think>") :]
-    elif "<think>" in text:
-        return None
-    found = _FINDERS[style](text)
+    said = _after_thought(text)
+    found = None if said is None else _FINDERS[style](said)
     return found.strip() or None if found is not None and len(found) <= MAX_ANSWER else None
 
 
@@ -79,7 +76,7 @@ def find_number(text: str, style: str) -> Fraction | None:
     Fraction(2469, 2)
     """
     if style == "last":
-        return last_number(find_answer(text[-MAX_ANSWER:], "whole") or "")
+        return last_number((_after_thought(text) or "")[-MAX_ANSWER:])
     answer = find_answer(text, style)
     if answer is None:
         return None
@@ -117,6 +114,15 @@ def _fraction(found: re.Match[str]) -> Fraction | None:
 
 def _plain_fractions(text: str) -> str:
     return _LATEX_FRACTION.sub(r"\1/\2", text)
+
+
+def _after_thought(text: str) -> str | None:
+    thinks = "<think>" in text[:MAX_ANSWER]
+    text = text[-MAX_TEXT:]
+    end = text.rfind("</think>")
+    if end >= 0:
+        return text[end + len("</think>") :]
+    return None if thinks else text
 
 
 def _whole(text: str) -> str | None:

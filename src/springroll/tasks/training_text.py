@@ -56,11 +56,13 @@ def document(worked: Worked, style: str, message: bool = False) -> str:
     """A problem and its answer in one style.
 
     Args:
-        message: the prompt is a sentence, so the answer begins on a line of its own.
+        message: the prompt is a sentence, so the answer begins on a line of its own, as steps
+            always do.
     """
     answer = SURFACES[style.removeprefix(WORKED)].format(answer=worked.answer)
-    lines = [*worked.steps, answer] if style.startswith(WORKED) else [answer]
-    return worked.problem.prompt + ("\n" if message else "") + "\n".join(lines)
+    if style.startswith(WORKED):
+        return "\n".join([worked.problem.prompt, *worked.steps, answer])
+    return worked.problem.prompt + ("\n" if message else "") + answer
 
 
 def _style(shares: Mapping[str, Any], seed: int, index: int) -> str:

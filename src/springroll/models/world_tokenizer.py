@@ -92,7 +92,7 @@ def read_vocabulary(path: Path) -> dict[int, bytes]:
         InputError: the file cannot be read, a line is damaged, or a byte has no token.
     """
     try:
-        lines = path.read_text(encoding="utf-8").splitlines()
+        lines = path.read_text(encoding="utf-8").removesuffix("\n").split("\n")
     except (OSError, ValueError) as error:
         raise InputError(f"cannot read {path}: {error}") from None
     words: dict[int, bytes] = {}

@@ -148,7 +148,8 @@ class _Run:
         self.made = np.zeros(shape[:2], np.int32)
 
         self.slots = Slots.empty(*self._shape())
-        self.memory = options.model.memory(self.slots.job.size, length, self.dtype)
+        self.apart = programs.weights(self.program, params)
+        self.memory = programs.memory(self.program, self.slots.job.size, self.dtype)
         self.rows = programs.idle(self.slots.job.size)
         self.clock = jnp.int32(self.time % length)
         self.thin: Thin | None = None
@@ -246,7 +247,7 @@ class _Run:
             self.sigma,
             self.draw,
             self.clock,
-            jax.tree.map(jnp.asarray, prompts),
+            prompts,
             self.memory,
             self.rows,
         )
@@ -266,7 +267,7 @@ class _Run:
             self.program,
             groups,
             self.options.segment,
-            self.params,
+            self.apart,
             self.thin,
             self.draw,
             jnp.int32(max(0, least)),
@@ -314,10 +315,10 @@ class _Run:
 
     def _bind(self) -> None:
         """Give every group the factors of its pair."""
-        if self.drawn is None or self.program.perturbation is None:
+        if self.drawn is None:
             return
         pairs = jnp.asarray(np.maximum(self.slots.pair, 0))
-        factors = programs.bind(self.program.perturbation, self.drawn, pairs, self.dtype)
+        factors = programs.bind(self.program, self.drawn, pairs, self.dtype)
         self.thin = Thin(factors, self.sigma)
 
     def _generated(self) -> Generated:

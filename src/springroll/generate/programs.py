@@ -8,9 +8,11 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jax import Array, lax
 
 from springroll.evolve.perturbation import Factors, Perturbation
+from springroll.generate import unstacked
 from springroll.generate.rows import Thin, bound, read, step
 from springroll.generate.sampling import Draw, choose, log_probability
 from springroll.models.generative import Generative, Memory
@@ -44,13 +46,13 @@ class Rows(NamedTuple):
 class Prompts(NamedTuple):
     """Rows to be taken in: U groups of h. A row number past the last row is of a row to drop."""
 
-    row: Array  # (U, h) int32
-    tokens: Array  # (U, h, T) int32, padded on the left
-    length: Array  # (U, h) int32
-    member: Array  # (U, h) int32
-    prompt: Array  # (U, h) int32
-    sign: Array  # (U, h) float32
-    pair: Array  # (U,) int32
+    row: Array | np.ndarray  # (U, h) int32
+    tokens: Array | np.ndarray  # (U, h, T) int32, padded on the left
+    length: Array | np.ndarray  # (U, h) int32
+    member: Array | np.ndarray  # (U, h) int32
+    prompt: Array | np.ndarray  # (U, h) int32
+    sign: Array | np.ndarray  # (U, h) float32
+    pair: Array | np.ndarray  # (U,) int32
 
 
 class Written(NamedTuple):
@@ -67,10 +69,30 @@ def idle(rows: int) -> Rows:
     return Rows(zero, zero, zero, no, zero, zero, jnp.zeros(rows, jnp.float32))
 
 
+def apart(model: Generative) -> bool:
+    """Whether steps of the model take a list of layers in the place of their stack."""
+    return getattr(model, "apart", False)
+
+
+@functools.partial(jax.jit, static_argnums=0)
+def weights(program: Program, params: Any) -> Any:
+    """The parameters as steps take them."""
+    return unstacked.weights(params) if apart(program.model) else params
+
+
 @functools.partial(jax.jit, static_argnums=(0, 3))
-def bind(perturbation: Perturbation, drawn: Factors, pairs: Array, dtype: Any) -> Factors:
-    """See `rows.bound`."""
-    return bound(perturbation, drawn, pairs, dtype)
+def bind(program: Program, drawn: Factors, pairs: Array, dtype: Any) -> Factors:
+    """The factors of the pairs (G,) that groups hold, as steps take them."""
+    perturbation = program.perturbation
+    assert perturbation is not None
+    factors = bound(perturbation, drawn, pairs, dtype)
+    return unstacked.factors(perturbation, factors) if apart(program.model) else factors
+
+
+@functools.partial(jax.jit, static_argnums=(0, 1, 2))
+def memory(program: Program, rows: int, dtype: Any) -> Memory:
+    """Of rows that have seen nothing; every array its own, to be written in place."""
+    return program.model.memory(rows, program.length, dtype)
 
 
 @functools.partial(jax.jit, static_argnums=(0, 1), donate_argnames="memory")
@@ -82,7 +104,7 @@ def take_in(
     sigma: Array,
     draw: Draw,
     clock: Array,
-    prompts: Prompts,
+    prompts: Any,
     memory: Memory,
     rows: Rows,
 ) -> tuple[Memory, Rows, Array, Array]:
@@ -100,17 +122,13 @@ def take_in(
     )
     at = prompts.row.reshape(-1)
     memory = model.admit(memory, found, at, clock)
-    flat = [x.reshape(-1) for x in (prompts.member, prompts.prompt)]
-    made = jnp.zeros(at.shape, jnp.int32)
-    token, log_p = _written(program, draw, logits, *flat, made)
-    new = Rows(
-        token,
-        prompts.length.reshape(-1),
-        made + 1,
-        _goes_on(program, token, made + 1),
-        *flat,
-        prompts.sign.reshape(-1),
+    member, prompt, seen, sign = (
+        x.reshape(-1) for x in (prompts.member, prompts.prompt, prompts.length, prompts.sign)
     )
+    made = jnp.zeros(at.shape, jnp.int32)
+    token, log_p = _written(program, draw, logits, member, prompt, made)
+    live = _goes_on(program, token, made + 1)
+    new = Rows(token, seen, made + 1, live, member, prompt, sign)
     put = lambda old, new: old.at[at].set(new, mode="drop", unique_indices=True)
     return memory, jax.tree.map(put, rows, new), token, log_p
 
@@ -130,9 +148,14 @@ def write_on(
 ) -> tuple[Memory, Rows, Array, Written]:
     """Steps of all rows, at most `most`, until no more than `least` () rows are live.
 
+    params are `weights`, factors those of `bind`.
+
     Returns memory, rows, clock, and what was written.
     """
     count = rows.token.shape[0]
+    perturbation = program.perturbation
+    if perturbation is not None and apart(program.model):
+        perturbation = unstacked.perturbation(perturbation)
     start = Written(
         jnp.zeros((count, most), jnp.int32),
         jnp.zeros((count, most if program.log_probabilities else 0), jnp.float32),
@@ -149,7 +172,7 @@ def write_on(
         sign = rows.sign.reshape(groups, -1)
         logits, found = step(
             program.model,
-            program.perturbation,
+            perturbation,
             params,
             thin,
             sign,
@@ -158,8 +181,10 @@ def write_on(
             rows.seen,
             clock,
         )
-        memory = program.model.keep(memory, found, clock)
         token, log_p = _written(program, draw, logits, rows.member, rows.prompt, rows.made)
+        # Tokens are never negative, which XLA does not know: it must not write to the memory before
+        # all of it has been read, or it would copy it.
+        memory = program.model.keep(memory, found, clock + (token[0] >> 31))
         live = rows.live.astype(jnp.int32)
         made = rows.made + live
         rows = rows._replace(

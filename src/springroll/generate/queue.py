@@ -112,7 +112,7 @@ class Slots:
         groups: list[tuple[int, list[int]]] = []
         for pair, rows in by_pair.items():
             groups += [(pair, rows[i : i + each]) for i in range(0, len(rows), each)]
-        for pair, rows in groups:
+        for _, rows in groups:
             while free and len(rows) < each:
                 rows.append(free.pop())
         groups += [(ANY, free[i : i + each]) for i in range(0, len(free), each)]

@@ -45,7 +45,7 @@ def read(
     tokens: Array,
     lengths: Array,
 ) -> tuple[Array, Found]:
-    """`model.read` with sign (G, g), tokens (G, g, T), lengths (G, g): (G g, V) and (L, G g, ...)."""
+    """`model.read` with sign (G, g), tokens (G, g, T), lengths (G, g); results are by row."""
     flat = lambda x: x.reshape(-1, *x.shape[2:])
     if perturbation is None:
         return model.read(params, flat(tokens), flat(lengths))

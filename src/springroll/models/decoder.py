@@ -10,7 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import Any, TypeAlias
+from typing import Any, ClassVar, TypeAlias
 
 import jax
 import jax.numpy as jnp
@@ -23,7 +23,7 @@ from springroll.models.cross_entropy import cross_entropy, token_nats
 from springroll.models.decoder_config import DecoderConfig
 from springroll.models.decoder_shapes import shapes
 from springroll.models.gate import gated
-from springroll.models.kv_cache import Cache
+from springroll.models.kv_cache import Cache, Layers
 from springroll.models.moe import every_expert, moe
 from springroll.models.norm import rms_norm
 from springroll.models.rope import Rotation, rotation
@@ -37,6 +37,7 @@ class Decoder:
 
     config: DecoderConfig
     remat: bool = False
+    apart: ClassVar[bool] = True  # see `springroll.models.generative`
 
     def init(self, key: Array, dtype: Any = jnp.float32) -> Params:
         """Matrices init_std * N(0, 1), norm weights 1, biases 0."""
@@ -131,7 +132,7 @@ class Decoder:
         layers = (params["layers"], self.windows(tokens.shape[1]))
         return lax.scan(step, self.embed(params, tokens), layers)
 
-    def memory(self, rows: int, length: int, dtype: Any = jnp.float32) -> Cache:
+    def memory(self, rows: int, length: int, dtype: Any = jnp.float32) -> Layers:
         """See `springroll.models.generative`, whose protocol this and the next four fulfil."""
         c = self.config
         return kv_cache.empty(c.layers, rows, c.kv_heads, length, c.head_dim, dtype)
@@ -139,15 +140,15 @@ class Decoder:
     def read(self, params: Params, tokens: Array, lengths: Array) -> tuple[Array, Cache]:
         return decoding.read(self, params, tokens, lengths)
 
-    def admit(self, memory: Cache, found: Cache, rows: Array, clock: Array) -> Cache:
+    def admit(self, memory: Layers, found: Cache, rows: Array, clock: Array) -> Layers:
         return kv_cache.admit(memory, found, rows, clock)
 
     def step(
-        self, params: Params, tokens: Array, memory: Cache, seen: Array, clock: Array
-    ) -> tuple[Array, Cache]:
+        self, params: Params, tokens: Array, memory: Layers, seen: Array, clock: Array
+    ) -> tuple[Array, Layers]:
         return decoding.step(self, params, tokens, memory, seen, clock)
 
-    def keep(self, memory: Cache, found: Cache, clock: Array) -> Cache:
+    def keep(self, memory: Layers, found: Layers, clock: Array) -> Layers:
         return kv_cache.keep(memory, found, clock)
 
     def feed_forward(self, params: Params, x_BTD: Array) -> Array:

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
+import jax
 import jax.numpy as jnp
 from jax import Array, lax
 
 from springroll.models.attention import from_heads, queries_keys_values
-from springroll.models.kv_cache import Cache, attend_cached, attend_padded, visible
+from springroll.models.kv_cache import Cache, Layers, attend_cached, attend_padded, visible
 from springroll.models.norm import rms_norm
 from springroll.models.rope import Rotation, rotate, rotation_at
 
@@ -41,27 +42,33 @@ def read(model: Decoder, params: Any, tokens: Array, lengths: Array) -> tuple[Ar
 
 
 def step(
-    model: Decoder, params: Any, tokens: Array, memory: Cache, seen: Array, clock: Array
-) -> tuple[Array, Cache]:
-    """`Generative.step` of a decoder; what is found is a cache of one slot."""
+    model: Decoder, params: Any, tokens: Array, memory: Layers, seen: Array, clock: Array
+) -> tuple[Array, Layers]:
+    """`Generative.step` of a decoder; what is found has one slot.
+
+    Layer after layer and not in a scan, which would copy each layer's weights and memory out of
+    their stacks before it used them: as much traffic again as the step itself.
+    """
     config = model.config
-    slots = memory.k.shape[3]
+    slots = memory[0].k.shape[3]
     turn = _turn(model, seen)
     turned = lambda y: rotate(y.swapaxes(0, 1), turn).swapaxes(0, 1)  # rows, as if they were times
-
-    def block(x: Array, scanned: tuple[Any, Cache, Array | None]) -> tuple[Array, Cache]:
-        layer, old, window = scanned
+    windows = model.windows(slots + 1)
+    layers = params["layers"]
+    x, found = model.embed(params, tokens[:, None]), []
+    for i, old in enumerate(memory):
+        layer = layers[i] if isinstance(layers, list) else jax.tree.map(lambda w: w[i], layers)  # noqa: B023
         y = rms_norm(x, layer["input_layernorm"], config.norm_eps)
         q, k, v = queries_keys_values(config, layer["self_attn"], y)
         new = Cache(turned(k).swapaxes(1, 2), v.swapaxes(1, 2))
-        see = visible(slots, seen, clock, window)
-        y = attend_cached(turned(q)[:, 0], new, old, see, layer["self_attn"].get("sinks"))
+        see = visible(slots, seen, clock, None if windows is None else windows[i])
+        y = attend_cached(
+            turned(q)[:, 0], new, (old.k[0], old.v[0]), see, layer["self_attn"].get("sinks")
+        )
         x = x + from_heads(layer["self_attn"], y[:, None])
-        return _feed_forward(model, layer, x), new
-
-    layers = (params["layers"], memory, model.windows(slots + 1))
-    x, found = lax.scan(block, model.embed(params, tokens[:, None]), layers)
-    return model.head(params, x)[:, 0], found
+        x = _feed_forward(model, layer, x)
+        found.append(Cache(new.k[None], new.v[None]))
+    return model.head(params, x)[:, 0], tuple(found)
 
 
 def _feed_forward(model: Decoder, layer: Any, x: Array) -> Array:

@@ -18,6 +18,11 @@ written in place.
 is where a step's keys and values are written. A prompt of n tokens is admitted as if its tokens had
 been the n last steps. Rows that began at different times need no care that way: a row that has seen
 n tokens sees the last n steps. Recurrent models ignore `clock`, `seen` and `length`.
+
+A model with an attribute `apart` that is true is handed `params["layers"]` as a list of layers in
+`step` (in `read` as the stack it is): a step that cuts layers out of a stack copies every weight
+and every row's memory before it uses them. For the same reason the parts of a memory may have L = 1
+and come one by one.
 """
 
 from __future__ import annotations

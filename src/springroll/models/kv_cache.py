@@ -11,7 +11,7 @@ share the ring as they are. A row may see up to S tokens before its oldest are o
 
 from __future__ import annotations
 
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypeAlias
 
 import jax
 import jax.numpy as jnp
@@ -28,28 +28,34 @@ class Cache(NamedTuple):
     v: Array
 
 
-def empty(layers: int, rows: int, heads: int, length: int, width: int, dtype: Any) -> Cache:
-    shape = (layers, rows, heads, length, width)
-    return Cache(jnp.zeros(shape, dtype), jnp.zeros(shape, dtype))
+Layers: TypeAlias = tuple[Cache, ...]  # one by one, L = 1: what a step reads lies in one piece
 
 
-def admit(cache: Cache, found: Cache, rows: Array, clock: Array) -> Cache:
+def empty(layers: int, rows: int, heads: int, length: int, width: int, dtype: Any) -> Layers:
+    """Of rows that have seen nothing."""
+    zeros = lambda: jnp.zeros((1, rows, heads, length, width), dtype)
+    return tuple(Cache(zeros(), zeros()) for _ in range(layers))
+
+
+def admit(layers: Layers, found: Cache, rows: Array, clock: Array) -> Layers:
     """Prompts, left-padded (L, prompts, N, T, K), as what the T last steps of `rows` wrote."""
-    slots, time = cache.k.shape[3], found.k.shape[3]
+    slots, time = layers[0].k.shape[3], found.k.shape[3]
     at = (clock - time + jnp.arange(time, dtype=jnp.int32)) % slots
+    where = (slice(None), rows[:, None], slice(None), at[None, :])  # indexed axes come out first
 
     def put(into: Array, new: Array) -> Array:
-        # Indices of rows and slots are apart, so their axes come first.
-        new = new.transpose(1, 3, 0, 2, 4)
-        return into.at[:, rows[:, None], :, at[None, :]].set(new, mode="drop", unique_indices=True)
+        new = new[None].transpose(1, 3, 0, 2, 4)
+        return into.at[where].set(new, mode="drop", unique_indices=True)
 
-    return jax.tree.map(put, cache, found)
+    return tuple(
+        Cache(put(layer.k, found.k[i]), put(layer.v, found.v[i])) for i, layer in enumerate(layers)
+    )
 
 
-def keep(cache: Cache, found: Cache, clock: Array) -> Cache:
-    """What a step found, (L, R, N, 1, K), at its slot."""
+def keep(layers: Layers, found: Layers, clock: Array) -> Layers:
+    """What a step found, (1, R, N, 1, K) of every layer, at its slot."""
     put = lambda into, new: lax.dynamic_update_slice_in_dim(into, new, clock, 3)
-    return jax.tree.map(put, cache, found)
+    return jax.tree.map(put, layers, found)
 
 
 def ages(slots: int, clock: Array) -> Array:
@@ -74,21 +80,25 @@ def attend_cached(
     """softmax(q k / sqrt(K)) v over the slots that are seen and the new token itself: (R, H, K).
 
     `new` and `old` are keys and values, (R, N, 1, K) and (R, N, S, K). The memory is only read: the
-    new key has its own score, and is written by `keep` after all layers are done.
+    new key's score stands beside the others', and it is written by `keep` after all layers.
     """
     rows, heads, width = q_RHK.shape
     q = q_RHK.reshape(rows, new[0].shape[1], -1, width)
     dot = lambda k: jnp.einsum("RNGK,RNSK->RNGS", q, k, preferred_element_type=jnp.float32)
     scale = np.float32(width**-0.5)
     score = jnp.where(see_RS[:, None, None, :], dot(old[0]) * scale, np.float32(MASKED))
-    scores = [score, dot(new[0]) * scale]
+    own = dot(new[0]) * scale
+    top = jnp.maximum(jnp.max(score, axis=-1, keepdims=True), own)
+    sink = None
     if sinks_H is not None:
         sink = sinks_H.astype(jnp.float32).reshape(1, *q.shape[1:3], 1)
-        scores.append(jnp.broadcast_to(sink, (*q.shape[:3], 1)))
-    weight = jax.nn.softmax(jnp.concatenate(scores, axis=-1), axis=-1).astype(old[1].dtype)
-    slots = see_RS.shape[1]
-    sum_ = lambda w, v: jnp.einsum("RNGS,RNSK->RNGK", w, v)
-    y = sum_(weight[..., :slots], old[1]) + sum_(weight[..., slots : slots + 1], new[1])
+        top = jnp.maximum(top, sink)
+    weight, own = jnp.exp(score - top), jnp.exp(own - top)
+    total = jnp.sum(weight, axis=-1, keepdims=True) + own
+    if sink is not None:
+        total = total + jnp.exp(sink - top)
+    share = lambda x: (x / total).astype(old[1].dtype)
+    y = jnp.einsum("RNGS,RNSK->RNGK", share(weight), old[1]) + share(own) * new[1]
     return y.reshape(rows, heads, width)
 
 

@@ -23,7 +23,13 @@ def downloads(monkeypatch, tmp_path):
             raise RuntimeError("404\nmany lines")
         return str(tmp_path)
 
-    package = types.SimpleNamespace(snapshot_download=snapshot_download)
+    def hf_hub_download(name, file, *, local_files_only):
+        asked.append((name, file, local_files_only))
+        return str(tmp_path / file)
+
+    package = types.SimpleNamespace(
+        snapshot_download=snapshot_download, hf_hub_download=hf_hub_download
+    )
     monkeypatch.setitem(sys.modules, "huggingface_hub", package)
     monkeypatch.setattr(hub, "reachable", lambda: True)
     return asked
@@ -46,7 +52,14 @@ def test_a_name_is_downloaded(downloads, tmp_path, monkeypatch):
     assert downloads == [("Qwen/Qwen2.5-0.5B", False), ("Qwen/Qwen2.5-0.5B", True)]
 
 
-@pytest.mark.parametrize("name", ["nope", "./a/b", "a/b/c", "/a/b", "", "a/", "../b", "a b/c"])
+def test_one_of_many_files_is_downloaded_alone(downloads, tmp_path):
+    assert hf_folder("BlinkDL/rwkv7-g1/a.pth") == tmp_path / "a.pth"
+    assert downloads == [("BlinkDL/rwkv7-g1", "a.pth", False)]
+
+
+@pytest.mark.parametrize(
+    "name", ["nope", "./a/b", "a/b/c", "/a/b", "", "a/", "../b", "a b/c", "a/b/c.bin"]
+)
 def test_what_is_neither_is_one_line(name, downloads, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     if name == "":
@@ -59,6 +72,8 @@ def test_what_is_neither_is_one_line(name, downloads, tmp_path, monkeypatch):
 
 def test_a_file_is_refused(tmp_path):
     (tmp_path / "x").write_text("")
+    (tmp_path / "x.pth").write_text("")
+    assert hf_folder(tmp_path / "x.pth") == tmp_path / "x.pth"  # a model by itself
     with pytest.raises(InputError, match="is a file; give the folder"):
         hf_folder(tmp_path / "x")
 

@@ -18,7 +18,7 @@ from springroll.models.tokenizer import (
     open_tokenizer,
     prompt_tokens,
 )
-from springroll.models.world_tokenizer import WorldTokenizer
+from springroll.models.world_tokenizer import FILE, WorldTokenizer
 
 SPECIAL = ["<s>", "</s>", "<pad>", "<|eot|>"]
 
@@ -72,7 +72,7 @@ def test_a_hugging_face_folder(llama):
 def test_a_chat_begins_once(llama):
     found = open_tokenizer(llama)
     plain, chat = prompt_tokens(found, "hi"), prompt_tokens(found, "hi", chat=True)
-    assert plain == found.encode("hi") and chat == [*plain, 259]
+    assert found.chats and plain == found.encode("hi") and chat == [*plain, 259]
 
 
 @pytest.mark.parametrize(
@@ -103,6 +103,7 @@ def test_no_template_is_one_line(llama):
     (llama / "chat_template.jinja").unlink()
     with pytest.raises(InputError, match="has no chat template; give plain prompts"):
         open_tokenizer(llama).chat([{"role": "user", "content": "hi"}])
+    assert not open_tokenizer(llama).chats and not byte_tokenizer().chats
     with pytest.raises(InputError, match="plain bytes has no chat template"):
         byte_tokenizer().chat([])
 
@@ -116,6 +117,14 @@ def test_folders_of_other_kinds(tmp_path, monkeypatch):
         open_tokenizer(tmp_path)
     write_vocabulary(tmp_path)
     assert isinstance(open_tokenizer(tmp_path), WorldTokenizer)
+    (tmp_path / "config.json").unlink()
+    (tmp_path / "x.pth").write_bytes(b"")
+    assert isinstance(open_tokenizer(tmp_path / "x.pth", 65536), WorldTokenizer)
+    assert isinstance(open_tokenizer(tmp_path, 65536), WorldTokenizer)
+    (tmp_path / FILE).unlink()
+    with pytest.raises(InputError, match="lacks the vocabulary"):
+        open_tokenizer(tmp_path / "x.pth", 65536)
+    assert isinstance(open_tokenizer(tmp_path / "x.pth", 256), ByteTokenizer)
     llama_like(tmp_path)
     assert isinstance(open_tokenizer(tmp_path), HfTokenizer)
 

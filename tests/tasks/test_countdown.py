@@ -77,6 +77,7 @@ def test_no_problem_is_on_both_sides_whatever_the_order_of_its_numbers():
         ("25+7*3=46", True, True),
         ("25 + 7 × 3", True, True),
         ("[25+(7*3)]", True, True),
+        (r"25 + \left(7 \times 3\right)", True, True),
         ("-(0-46)", False, True),
         ("46", False, True),
         ("25+21", False, True),

@@ -63,6 +63,7 @@ def test_answers_end_at_the_stop(data):
     task = task_of("letters", data, stop=("\n", "END"))
     problems = [task.train(0)] * 3
     assert [v.reward for v in task.score(problems, ["abEND", "abc\nEND", "a"])] == [2, 3, 1]
+    assert task_of("letters", data, stop="\n").stop == ("\n",)
     with pytest.raises(ValueError, match="3 problems and 1 texts"):
         task.score(problems, ["a"])
 
@@ -82,7 +83,7 @@ def test_in_this_process_a_bad_function_is_one_line(data, text, message, capsys)
         task.score([task.train(0)], [text])
 
 
-def test_async_calls_run_side_by_side_and_fail_alone(data):
+def test_async_calls_run_side_by_side_and_fail_alone(data, capfd):
     task = task_of("waits", data, timeout=0.4)
     texts = ["a" * i for i in range(30)] + ["forever", "raise"]
     reward_functions.waiting[:] = [0]
@@ -91,6 +92,7 @@ def test_async_calls_run_side_by_side_and_fail_alone(data):
     assert [v.reward for v in found[:30]] == list(range(30))
     assert all(math.isnan(v.reward) and not v.correct for v in found[30:])
     assert task.failures == {"timeout": 1, "raised": 1}
+    assert "waits raised OSError: no answer (reward_functions.py:" in capfd.readouterr().err
 
 
 def test_async_calls_of_several_rows(data):

@@ -1,6 +1,8 @@
 """Tasks by name, the text to pretrain on, and the report."""
 
 import math
+import subprocess
+import sys
 from collections import Counter
 
 import pytest
@@ -120,3 +122,24 @@ def test_a_report_of_nothing_scored():
     assert math.isnan(report([], [], [])["accuracy"])
     with pytest.raises(ValueError, match="1 verdicts, 0 lengths, 1 truncated"):
         report([UNSCORED], [], [True])
+
+
+def test_problems_never_change():
+    """Runs are resumed, and models trained and judged, by these very problems."""
+    prompts = lambda name, **options: [text_task(name, **options).train(i).prompt for i in range(3)]
+    assert prompts("arithmetic") == ["21+8=", "35+54=", "36+98="]
+    assert prompts("arithmetic", seed=7, digits=3, operators="+-*") == [
+        "493+341=",
+        "426-359=",
+        "124+108=",
+    ]
+    assert prompts("countdown") == ["42,70,50>162:", "45,48,60>64:", "61,43,1>103:"]
+    assert text_task("countdown").held_out(0).prompt == "67,29,56>152:"
+
+
+def test_rooms_of_tasks_and_tokenizers_import_no_jax():
+    """A worker of a reward function starts with them."""
+    modules = "text_task, springroll.models.tokenizer, springroll.models.hub"
+    code = f"import sys, springroll.tasks.{modules}; print('jax' in sys.modules)"
+    found = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    assert found.stdout.strip() == "False", found.stderr

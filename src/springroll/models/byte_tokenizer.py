@@ -21,6 +21,7 @@ class ByteTokenizer:
     vocab: int = 256
     pad: int = 0
     end: frozenset[int] = frozenset({0})
+    chats: bool = False
 
     def encode(self, text: str, special: bool = True) -> list[int]:
         """The bytes; a 0 within a text is left out, as it would end it."""

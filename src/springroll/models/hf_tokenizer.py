@@ -24,6 +24,10 @@ class HfTokenizer:
     end: frozenset[int]
     template: Render | None
 
+    @property
+    def chats(self) -> bool:
+        return self.template is not None
+
     def encode(self, text: str, special: bool = True) -> list[int]:
         return self.loaded.encode(text, add_special_tokens=special).ids
 

@@ -11,12 +11,14 @@ from typing import Any
 
 from springroll.errors import InputError
 
-_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*")
+# OWNER/NAME, and the file of weights where a repository holds several models of one file each
+_ID = re.compile(r"([A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*)(?:/([\w./-]+\.(?:pth|safetensors)))?")
 _FILES = ["*.json", "*.safetensors", "*.jinja", "*.txt"]  # no second copy of the weights
 
 
 def hf_folder(name: str | Path) -> Path:
-    """A folder as it is; a name such as `Qwen/Qwen2.5-0.5B` as the folder it was downloaded to.
+    """A folder, or a lone file of weights, as it is; a name such as `Qwen/Qwen2.5-0.5B` or
+    `BlinkDL/rwkv7-g1/FILE.pth` as what it was downloaded to.
 
     Without a network it is what was downloaded before.
 
@@ -25,16 +27,17 @@ def hf_folder(name: str | Path) -> Path:
             model.
     """
     path = Path(name).expanduser()
-    if path.is_dir():
+    if path.is_dir() or (path.is_file() and path.suffix in (".pth", ".safetensors")):
         return path
     if path.exists():
         raise InputError(f"{name} is a file; give the folder that holds the model")
-    if not _ID.fullmatch(str(name)):
+    found = _ID.fullmatch(str(name))
+    if found is None:
         raise InputError(
             f"no model {str(name)!r}: it is no folder here, and no name as OWNER/NAME on "
             "huggingface.co"
         )
-    return _downloaded(str(name))
+    return _downloaded(*found.groups())
 
 
 def reachable() -> bool:
@@ -52,7 +55,7 @@ def reachable() -> bool:
     return True
 
 
-def _downloaded(name: str) -> Path:
+def _downloaded(name: str, file: str | None) -> Path:
     try:
         hub: Any = importlib.import_module("huggingface_hub")
     except ImportError:
@@ -62,7 +65,9 @@ def _downloaded(name: str) -> Path:
         ) from None
     online = reachable()
     try:
-        found = hub.snapshot_download(name, local_files_only=not online, allow_patterns=_FILES)
+        if file is not None:
+            return Path(hub.hf_hub_download(name, file, local_files_only=not online))
+        return Path(hub.snapshot_download(name, local_files_only=not online, allow_patterns=_FILES))
     except Exception as error:  # the package raises whatever its many dependencies raise
         reason = str(error).strip().split("\n")[0][:160] or type(error).__name__
         if not online:
@@ -71,4 +76,3 @@ def _downloaded(name: str) -> Path:
             f"cannot download {name}: {reason}; where it can be, run `hf download {name} "
             "--local-dir FOLDER` and give the folder"
         ) from None
-    return Path(found)

@@ -45,6 +45,11 @@ class Tokenizer(Protocol):
         """The text of tokens, special and unknown ones left out; what is no text is U+FFFD."""
         ...
 
+    @property
+    def chats(self) -> bool:
+        """Whether `chat` has a template."""
+        ...
+
     def chat(self, messages: Sequence[dict[str, str]], **variables: Any) -> str:
         """Messages {"role": ..., "content": ...} as the text that the model goes on from.
 
@@ -58,7 +63,7 @@ class Tokenizer(Protocol):
 
 
 def open_tokenizer(folder: str | Path, vocab: int | None = None) -> Tokenizer:
-    """The tokenizer of a checkpoint's folder.
+    """The tokenizer of a checkpoint: of its folder, or beside a lone file of weights.
 
     That is its tokenizer.json (extra `hf`; the one of plain bytes needs no package), the RWKV World
     vocabulary, in the folder or in the package `rwkv`, or for a model of 256 tokens that has
@@ -71,13 +76,16 @@ def open_tokenizer(folder: str | Path, vocab: int | None = None) -> Tokenizer:
         InputError: the folder holds none, its file is damaged, a package is missing, or it has
             tokens that the model has not.
     """
-    folder = Path(folder)
+    lone = Path(folder).is_file()
+    folder = Path(folder).parent if lone else Path(folder)
     if not folder.is_dir():
         raise InputError(f"{folder} is no folder; give one with a config.json and a tokenizer")
     path = folder / "config.json"
     config = atomic.read_json(path) if path.exists() else {}
     size = config.get("vocab_size") if vocab is None else vocab
-    found = _open(folder, size, str(config.get("model_type", "")))
+    # Of the models that are one file without a config.json all are RWKV.
+    lone = lone or (not config and any(folder.glob("*.pth")))
+    found = _open(folder, size, world=lone or "rwkv" in str(config.get("model_type")))
     if isinstance(size, int) and found.vocab > size:
         raise InputError(
             f"the tokenizer of {folder} has {found.vocab} tokens and the model only {size}; "
@@ -101,7 +109,7 @@ def end_tokens(tokenizer: Tokenizer, stop: Iterable[str] = ()) -> frozenset[int]
     return tokenizer.end | {tokens[0] for tokens in stops if len(tokens) == 1}
 
 
-def _open(folder: Path, size: Any, kind: str) -> Tokenizer:
+def _open(folder: Path, size: Any, world: bool) -> Tokenizer:
     path = folder / "tokenizer.json"
     if path.exists():
         return byte_tokenizer() if is_byte_tokenizer(path) else hf_tokenizer(folder)
@@ -109,7 +117,7 @@ def _open(folder: Path, size: Any, kind: str) -> Tokenizer:
         return world_tokenizer(folder)
     if size == 256:
         return byte_tokenizer()
-    if kind.startswith("rwkv"):
+    if world:
         return world_tokenizer(folder)
     raise InputError(
         f"{folder} holds neither tokenizer.json nor {FILE}, so its text cannot be read; "

@@ -38,6 +38,7 @@ class WorldTokenizer:
     template: Render | None = None
     pad: int = 0
     end: frozenset[int] = frozenset({0})
+    chats: bool = True
 
     def encode(self, text: str, special: bool = True) -> list[int]:
         content = text.encode(errors="replace")

@@ -206,9 +206,12 @@ def _joined(first: _Made, sign: str, second: _Made) -> tuple[_Made, str]:
 
 
 _TYPED = str.maketrans({"×": "*", "·": "*", "÷": "/", "−": "-", "–": "-", "[": "(", "]": ")"})
+_LATEX = {"\\times": "*", "\\cdot": "*", "\\div": "/", "\\left": "", "\\right": ""}
 
 
 def _as_typed(text: str, operations: str) -> str:
     """Signs as a keyboard has them; empty where an operation is used that is not allowed."""
-    text = text[:1024].translate(_TYPED).replace("\\times", "*").replace("\\div", "/")
+    text = text.translate(_TYPED)
+    for command, sign in _LATEX.items():
+        text = text.replace(command, sign)
     return "" if any(sign in text for sign in OPERATIONS if sign not in operations) else text

@@ -10,7 +10,7 @@ from typing import Any
 from springroll.errors import InputError
 from springroll.tasks.draws import is_held_out
 from springroll.tasks.options import option_line, prompt_style
-from springroll.tasks.problem import UNSCORED, Problem, TextTask, Verdict, until_stop
+from springroll.tasks.problem import Problem, TextTask, Verdict, unscored, until_stop
 from springroll.tasks.records import Record, file_digest, read_records, shuffled
 from springroll.tasks.reward_function import RewardFunction, load_function, verdicts, what_raised
 from springroll.tasks.worker_pool import WorkerPool
@@ -25,7 +25,7 @@ def function_task(
     held_out_data: str | None = None,
     seed: int = 0,
     style: str = "instruct",
-    stop: tuple[str, ...] = (),
+    stop: str | tuple[str, ...] = (),
     isolated: bool = False,
     workers: int = 2,
     timeout: float = 10.0,
@@ -33,10 +33,10 @@ def function_task(
 ) -> TextTask:
     """The prompts of a JSONL file and a function that says what their answers are worth.
 
-    The function is called with all texts at once, in this process. An `async def` is called `rows`
-    texts at a time, all calls side by side, each with `timeout` seconds. With `isolated` calls of
-    `rows` texts go to `workers` processes, and one that takes longer than `timeout` seconds is
-    killed: a function that hangs or crashes costs its own texts and nothing else.
+    The function is called with all texts at once, in this process. An `async def` is called with
+    `rows` texts at a time, all calls side by side, each with `timeout` seconds. With `isolated`
+    calls of `rows` texts go to `workers` processes, and one that takes longer than `timeout`
+    seconds is killed: a function that hangs or crashes costs its own texts and nothing else.
 
     Args:
         function: `module:function` or `path/file.py:function`.
@@ -45,7 +45,7 @@ def function_task(
             prompt.
         seed: of the order of the training problems.
         style: "instruct": the prompts are messages; "plain": they are given as they are.
-        stop: strings that end an answer.
+        stop: what ends an answer: one string or several.
 
     Raises:
         InputError: the function or the data cannot be loaded.
@@ -55,6 +55,7 @@ def function_task(
         raise InputError(
             f"{workers} workers, {rows} rows per call, {timeout} seconds: all must be above 0"
         )
+    stop = (stop,) if isinstance(stop, str) else tuple(stop)
     train, held_out, identity = _sides(data, held_out_data)
     failures: Counter[str] = Counter()
     close: Callable[[], None] = lambda: None
@@ -81,7 +82,7 @@ def function_task(
         train_size=len(train),
         held_out_size=len(held_out),
         chat=style == "instruct",
-        stop=tuple(stop),
+        stop=stop,
         identity={"task": option_line(function, seed=seed, style=style, stop=stop), **identity},
         failures=failures,
         close=close,
@@ -127,8 +128,7 @@ def _side_by_side(
             results = await asyncio.wait_for(function(texts, records), timeout)
         except Exception as error:  # whatever the user's function raises
             kind = "timeout" if isinstance(error, TimeoutError) else "raised"
-            failures[kind] += len(texts)
-            return [UNSCORED] * len(texts)
+            return unscored(failures, kind, len(texts), what_raised(error, function.name))
         return verdicts(results, len(texts), function.name)
 
     async def gathered(texts: Sequence[str], records: Sequence[Any]) -> list[Verdict]:

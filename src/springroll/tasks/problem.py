@@ -10,6 +10,8 @@ cursor, and no problem is ever on both sides.
 """
 
 import math
+import sys
+import threading
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -40,6 +42,23 @@ class Worked(NamedTuple):
 
 
 UNSCORED = Verdict(math.nan, False, False)
+
+
+_COUNTING = threading.Lock()
+
+
+def unscored(
+    failures: Counter[str], kind: str, count: int, line: str | None = None
+) -> list[Verdict]:
+    """Verdicts on `count` texts that could not be scored, counted by kind.
+
+    The first of a kind prints its line to stderr; the others are only counted.
+    """
+    with _COUNTING:
+        if line and not failures[kind]:
+            print(line, file=sys.stderr, flush=True)
+        failures[kind] += count
+    return [UNSCORED] * count
 
 
 def _nothing() -> None:

@@ -19,7 +19,7 @@ from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 from springroll.errors import InputError
-from springroll.tasks.problem import UNSCORED, Verdict
+from springroll.tasks.problem import Verdict, unscored
 
 LOADING = 120.0  # seconds that importing the function's module may take
 
@@ -51,7 +51,6 @@ class WorkerPool:
 
     def __init__(self, name: str, *, workers: int, timeout: float, rows: int) -> None:
         self.failures: Counter[str] = Counter()
-        self._lock = threading.Lock()
         self._rows, self._timeout = rows, timeout
         self._all = [_Worker(name, timeout) for _ in range(workers)]
         self._idle: queue.SimpleQueue[_Worker] = queue.SimpleQueue()
@@ -84,21 +83,14 @@ class WorkerPool:
         try:
             answer = worker.ask({"texts": list(texts), "records": list(records)}, self._timeout)
         except WorkerLost as lost:
-            return self._unscored(str(lost), len(texts))
+            return unscored(self.failures, str(lost), len(texts))
         finally:
             self._idle.put(worker)
         if "refused" in answer:
             raise InputError(answer["refused"])
         if "raised" in answer:
-            return self._unscored("raised", len(texts), answer["raised"])
+            return unscored(self.failures, "raised", len(texts), answer["raised"])
         return [Verdict(*verdict) for verdict in answer["verdicts"]]
-
-    def _unscored(self, kind: str, count: int, line: str | None = None) -> list[Verdict]:
-        with self._lock:
-            if line and not self.failures[kind]:
-                print(line, file=sys.stderr, flush=True)  # the first; the others are counted
-            self.failures[kind] += count
-        return [UNSCORED] * count
 
 
 class _Worker:

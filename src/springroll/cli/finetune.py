@@ -14,7 +14,7 @@ PROG = "springroll finetune"
 DESCRIPTION = """\
 Fine-tune a language model on a reward: forward passes only, or GRPO to compare with.
 
-  springroll finetune --model FOLDER --task countdown --task-options "numbers=3 largest=20"
+  springroll finetune --model FOLDER --task "countdown numbers=3 largest=20"
   springroll finetune --model FOLDER --task my_module:reward --data prompts.jsonl
 """
 

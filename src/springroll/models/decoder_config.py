@@ -123,6 +123,7 @@ CONFIGS: dict[str, DecoderConfig] = {
     # Bytes in, bytes out: for tests, and for experiments on a CPU.
     "llama-tiny": llama(32, 64, 2, 2, **_BYTES),
     "moe-tiny": llama(32, 32, 2, 2, experts=4, top_k=2, selection_bias=True, **_BYTES),
+    "llama-120k": llama(64, 192, 2, 2, tied=True, **_BYTES),
     "llama-1m": llama(128, 352, 4, 5, **_BYTES),
     "llama-4m": llama(256, 704, 8, 5, **_BYTES),
     "moe-1m": llama(128, 64, 4, 4, experts=8, top_k=2, selection_bias=True, **_BYTES),

@@ -12,15 +12,19 @@ from typing import Any
 
 from springroll.errors import InputError
 from springroll.models.hub import reachable
+from springroll.tasks.task_line import task_of_line
+from springroll.tasks.training_text import training_text
 
 MINIPILE = "JeanKaddour/minipile"
 HUB_BYTES = 2**28  # of a hub data set when no limit is given: it is read over the network
+TASK_DOCUMENTS = 50_000
 TESTS = frozenset({"test", "tests", "idle_test"})
 SKIPPED = frozenset({"site-packages", "dist-packages", "__pycache__", *TESTS})
 
 
 def documents(source: str, max_bytes: int | None = None) -> Iterator[bytes]:
-    """The documents of `source`: `stdlib`, a path, `minipile`, or `hub:OWNER/NAME[:CONFIG]`.
+    """The documents of `source`: `stdlib`, a path, `minipile`, `hub:OWNER/NAME[:CONFIG]`, or
+    `task:NAME OPTIONS`.
 
     Raises:
         InputError: no such thing, it cannot be read, or the extra `data` or the network is missing.
@@ -31,6 +35,8 @@ def documents(source: str, max_bytes: int | None = None) -> Iterator[bytes]:
         return hub_documents(MINIPILE, max_bytes)
     if source.startswith("hub:"):
         return hub_documents(source.removeprefix("hub:"), max_bytes)
+    if source.startswith("task:"):
+        return task_documents(source.removeprefix("task:"))
     path = Path(source).expanduser()
     if path.is_dir():
         return folder_documents(path)
@@ -77,6 +83,32 @@ def file_documents(path: Path, max_bytes: int | None = None) -> Iterator[bytes]:
     if _looks_binary(content):
         raise InputError(f"{path} is not text: over a tenth of its bytes are control characters")
     yield from content.split(b"\0")
+
+
+def task_documents(lines: str) -> Iterator[bytes]:
+    """Training problems of generated tasks with their solutions, the first `TASK_DOCUMENTS` of each
+    task; problems that come again are left out.
+
+    Args:
+        lines: of tasks, such as `arithmetic digits=2` (see `task_line.py`), with ; between them;
+            `styles=plain:1,sentence:3` says how solutions are written, and in which shares (see
+            `training_text.py`; `worked_plain` has the steps before the answer).
+    """
+    for line in lines.split(";"):
+        parts = line.split()
+        given = [part.removeprefix("styles=") for part in parts if part.startswith("styles=")]
+        task = task_of_line(" ".join(part for part in parts if not part.startswith("styles=")))
+        write = training_text(task, _shares(given[-1]) if given else None)
+        yield from dict.fromkeys(write(index).encode() for index in range(TASK_DOCUMENTS))
+
+
+def _shares(text: str) -> dict[str, float]:
+    """`plain:1,worked_plain:3` as shares by style."""
+    try:
+        pairs = [each.partition(":") for each in text.split(",")]
+        return {style.replace("_", " "): float(share or 1) for style, _, share in pairs}
+    except ValueError:
+        raise InputError(f"styles is {text!r}; expected STYLE:SHARE,STYLE:SHARE") from None
 
 
 def hub_documents(name: str, max_bytes: int | None = None) -> Iterator[bytes]:

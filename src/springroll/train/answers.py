@@ -7,7 +7,8 @@ import numpy as np
 
 from springroll.generate.generator import Generated
 from springroll.models.tokenizer import Tokenizer
-from springroll.tasks.problem import Problem, TextTask, until_stop
+from springroll.tasks.problem import Problem, TextTask, Verdict, until_stop
+from springroll.tasks.report import report
 
 
 class Judged(NamedTuple):
@@ -20,15 +21,10 @@ class Judged(NamedTuple):
     length: np.ndarray  # int32, tokens
 
     def figures(self, prefix: str = "") -> dict[str, float]:
-        """Accuracy never stands alone: a gain may be only learning to finish, or to be brief."""
-        scored = np.isfinite(self.reward)
-        return {
-            f"{prefix}accuracy": float(self.correct.mean()),
-            f"{prefix}reward": float(self.reward[scored].mean()) if scored.any() else float("nan"),
-            f"{prefix}format_rate": float(self.formatted.mean()),
-            f"{prefix}truncation_rate": float(self.truncated.mean()),
-            f"{prefix}mean_length": float(self.length.mean()),
-        }
+        """See `report`: accuracy never stands alone."""
+        flat = [x.reshape(-1).tolist() for x in self]
+        verdicts = list(map(Verdict, *flat[:3]))
+        return {f"{prefix}{k}": v for k, v in report(verdicts, flat[4], flat[3]).items()}
 
 
 def judged(

@@ -28,9 +28,7 @@ class FinetuneConfig(RunConfig):
     """A Hugging Face folder or hub name: Llama, Qwen2, Qwen3, Qwen3-MoE, RWKV-7."""
     task: str = "countdown"
     """`countdown`, `arithmetic`, `gsm8k`, or `module:function`, which takes texts and returns
-    rewards."""
-    task_options: str = ""
-    """Options of the task, such as "numbers=4 largest=50"."""
+    rewards; with options, as in "countdown numbers=4 largest=50"."""
     data: str | None = field(default=None, metadata=CHANGEABLE)
     """JSONL with the problems of `gsm8k` or the prompts of `module:function`."""
     method: Method = "es"

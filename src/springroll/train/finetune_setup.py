@@ -2,7 +2,6 @@
 
 import functools
 import hashlib
-import inspect
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -20,7 +19,7 @@ from springroll.models.hub import hf_folder
 from springroll.models.tokenizer import Tokenizer, end_tokens, open_tokenizer, prompt_tokens
 from springroll.stream.budget import available_bytes
 from springroll.tasks.problem import Problem, TextTask
-from springroll.tasks.text_task import TASKS, text_task
+from springroll.tasks.task_line import task_of_line
 from springroll.train.answers import Judged, judged
 from springroll.train.finetune import require_model
 from springroll.train.finetune_config import FinetuneConfig
@@ -85,7 +84,8 @@ def prepare(config: FinetuneConfig) -> Setup:
         InputError: one of them is missing or does not fit the others.
     """
     folder = hf_folder(require_model(config))
-    task = text_task(config.task, **task_options(config))
+    usual = {"seed": config.seed} | ({"data": config.data} if config.data else {})
+    task = task_of_line(config.task, **usual)
     tokenizer = open_tokenizer(folder)
     config_of = open_hf(folder).config
     family = family_of(config_of)
@@ -132,47 +132,6 @@ def has_chat(tokenizer: Tokenizer) -> bool:
     except InputError:
         return False
     return True
-
-
-def task_options(config: FinetuneConfig) -> dict[str, Any]:
-    """The options of the task, of the types that it says they have."""
-    given = dict(_pair(each, config) for each in config.task_options.split())
-    make = TASKS.get(config.task)
-    known = inspect.signature(make).parameters if make else {}
-    options = {name: _typed(name, value, known) for name, value in given.items()}
-    if config.data is not None:
-        options["data"] = config.data
-    if "seed" in known:
-        options.setdefault("seed", config.seed)
-    return options
-
-
-def _pair(text: str, config: FinetuneConfig) -> tuple[str, str]:
-    name, equals, value = text.partition("=")
-    if not equals:
-        raise InputError(
-            f"task_options is {config.task_options!r}; expected NAME=VALUE pairs, such as "
-            '"numbers=4 largest=50"'
-        )
-    return name, value
-
-
-def _typed(name: str, value: str, known: Any) -> Any:
-    """The value as the number or truth that the option's annotation asks for, else as text."""
-    kinds = str(known[name].annotation) if name in known else ""
-    if value == "None":
-        return None
-    for word, kind in (("bool", _truth), ("int", int), ("float", float)):
-        if word in kinds:
-            try:
-                return kind(value)
-            except ValueError:
-                raise InputError(f"task option {name} is {value!r}; expected {word}") from None
-    return value
-
-
-def _truth(value: str) -> bool:
-    return {"true": True, "false": False}[value.lower()]
 
 
 @functools.cache

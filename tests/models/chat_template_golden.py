@@ -1,8 +1,6 @@
 """A chat template that uses what real ones use, and what transformers 5.23.0 makes of it.
 
-By hand: write TEMPLATE to the chat_template.jinja of a folder with the tokenizer of bytes, whose
-tokenizer_config.json has "bos_token": "<s>", and compare with `tokenizer.apply_chat_template(
-MESSAGES, tokenize=False, add_generation_prompt=True, **variables)`.
+Made and compared by tests/golden/make_tokenizers.py.
 """
 
 TEMPLATE = """\

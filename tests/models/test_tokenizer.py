@@ -151,11 +151,12 @@ def test_without_the_package_its_extra_is_named(llama, monkeypatch):
 def test_bytes():
     found = byte_tokenizer()
     assert (found.vocab, found.pad, found.end) == (256, 0, {0})
-    assert found.encode("aä\0b") == [97, 0xC3, 0xA4, 98]  # a zero would end the text
-    assert found.encode_all(["a", ""]) == [[97], []]
+    assert found.encode("aä\0b") == [0, 97, 0xC3, 0xA4, 98]  # a zero would end the text
+    assert found.encode("ab", special=False) == [97, 98]
+    assert found.encode_all(["a", ""]) == [[0, 97], [0]]
     assert found.decode([97, 0xC3, 0xA4, 0, 300, 0xC3]) == "aä\ufffd"
     assert end_tokens(found, ("\n", "END")) == {0, 10}
-    assert prompt_tokens(found, "1+1=") == [49, 43, 49, 61]
+    assert prompt_tokens(found, "1+1=") == [0, 49, 43, 49, 61]
 
 
 def test_the_file_of_bytes_is_read_as_bytes_by_the_package(tmp_path):
@@ -167,6 +168,7 @@ def test_the_file_of_bytes_is_read_as_bytes_by_the_package(tmp_path):
     for _ in range(100):
         text = "".join(letters() for _ in range(20))
         assert package.encode(text) == ours.encode(text)
+        assert package.encode(text, special=False) == ours.encode(text, special=False)
         tokens = [rng.randrange(256) for _ in range(20)]
         assert package.decode(tokens) == ours.decode(tokens)
     assert all(package.encode(chr(c)) == ours.encode(chr(c)) for c in range(0x250))

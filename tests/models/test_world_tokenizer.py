@@ -9,6 +9,7 @@ from world_vocabulary import PIECES, WORDS, write_vocabulary
 
 from springroll.errors import InputError
 from springroll.models import world_tokenizer as module
+from springroll.models.tokenizer import prompt_tokens
 from springroll.models.world_tokenizer import FILE, world_tokenizer
 
 
@@ -32,7 +33,7 @@ def greedy(words, content):
 def test_the_longest_token_is_taken(folder):
     found = world_tokenizer(folder)
     assert found.vocab == max(found.words) + 1 == 257 + len(WORDS) - 1 + len(PIECES)
-    assert [found.words[t] for t in found.encode("abcab the\n\n")] == [
+    assert [found.words[t] for t in found.encode("abcab the\n\n", special=False)] == [
         b"ab",  # "abcd" begins here and does not end here
         b"c",
         b"ab",
@@ -44,9 +45,9 @@ def test_the_longest_token_is_taken(folder):
         text = "".join(
             rng.choice(["a", "b", "c", "d", " the", "ä", "日", "本", "\n", "€"]) for _ in range(30)
         )
-        assert found.encode(text) == greedy(found.words, text.encode())
+        assert found.encode(text) == [0, *greedy(found.words, text.encode())]
         assert found.decode(found.encode(text)) == text
-    assert found.encode_all(["a", ""]) == [[98], []]
+    assert found.encode_all(["a", ""]) == [[0, 98], [0]]
 
 
 def test_zero_ends_a_text_and_unknown_tokens_are_nothing(folder):
@@ -63,6 +64,7 @@ def test_a_chat_without_a_template(folder):
     assert found.chat(messages) == (
         "System: Be brief.\n\nUser: One?\nTwo?\n\nAssistant: Yes.\n\nAssistant:"
     )
+    assert prompt_tokens(found, "a", chat=True) == found.encode("User: a\n\nAssistant:")
 
 
 def test_a_template_of_the_folder_is_used(folder):

@@ -42,6 +42,21 @@ def test_a_tokenizer_file_is_used_as_it_is(tmp_path):
     assert set(found.valid[:4].tolist()) >= {0, 1, 2} and 0 < per_byte < 1
 
 
+def test_between_documents_stands_the_end_of_a_text(tmp_path):
+    words(tmp_path)
+    (tmp_path / "generation_config.json").write_text('{"eos_token_id": [902, 901]}')
+    assert tokenizer(tmp_path)(["7", "8 :"]) == [[10, 901], [11, 1, 901]]  # the first of both
+
+
+def test_bytes_stay_what_they_are(tmp_path):
+    (tmp_path / "config.json").write_text('{"vocab_size": 256}')
+    text = corpus(tmp_path)
+    found, per_byte = tokenized(text, tokenizer(tmp_path))
+    np.testing.assert_array_equal(found.train, text.train)
+    np.testing.assert_array_equal(found.valid, text.valid)
+    assert per_byte == 1
+
+
 def test_what_is_missing_is_one_line(tmp_path, monkeypatch):
     with pytest.raises(InputError, match=r"holds neither tokenizer\.json"):
         tokenizer(tmp_path)

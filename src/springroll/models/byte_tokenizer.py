@@ -16,7 +16,7 @@ END = "<|end|>"  # how the byte 0 is written; any other name of one character co
 
 @dataclass(frozen=True)
 class ByteTokenizer:
-    """The bytes of UTF-8; 0 ends a text and is the padding. Made by `byte_tokenizer`."""
+    """The bytes of UTF-8; 0 stands before and after every text. Made by `byte_tokenizer`."""
 
     vocab: int = 256
     pad: int = 0
@@ -24,8 +24,8 @@ class ByteTokenizer:
     chats: bool = False
 
     def encode(self, text: str, special: bool = True) -> list[int]:
-        """The bytes; a 0 within a text is left out, as it would end it."""
-        return [byte for byte in text.encode(errors="replace") if byte]
+        """A 0 and the bytes; a 0 within a text is left out, as it would end it."""
+        return [0] * special + [byte for byte in text.encode(errors="replace") if byte]
 
     def encode_all(self, texts: Sequence[str]) -> list[list[int]]:
         return [self.encode(text) for text in texts]
@@ -38,10 +38,10 @@ class ByteTokenizer:
 
 
 def byte_tokenizer() -> ByteTokenizer:
-    """256 tokens, the bytes; token 0 ends a text and is the padding.
+    """256 tokens, the bytes; token 0 stands before and after every text, and is the padding.
 
     >>> byte_tokenizer().encode("1+1=")
-    [49, 43, 49, 61]
+    [0, 49, 43, 49, 61]
     """
     return ByteTokenizer()
 
@@ -50,7 +50,8 @@ def write_byte_tokenizer(folder: str | Path) -> None:
     """Complete the folder of a model of bytes: tokenizer.json and tokenizer_config.json.
 
     The packages `tokenizers` and `transformers` read them as 256 tokens, each of one byte: a
-    byte-level BPE without merges. Only the text `<|end|>` is token 0 there, and seven bytes here.
+    byte-level BPE without merges that begins every text with token 0. Only the text `<|end|>` is
+    token 0 there, and seven bytes here.
     """
     write_json(Path(folder) / "tokenizer.json", _tokenizer_json())
     config = {
@@ -69,7 +70,8 @@ def is_byte_tokenizer(path: Path) -> bool:
     if path.stat().st_size > 100_000:  # most are megabytes and need not be parsed for this
         return False
     try:
-        return json.loads(path.read_bytes())["model"] == written["model"]
+        found = json.loads(path.read_bytes())
+        return all(found[part] == written[part] for part in ("model", "post_processor"))
     except (ValueError, KeyError, TypeError):
         return False
 
@@ -77,6 +79,8 @@ def is_byte_tokenizer(path: Path) -> bool:
 def _tokenizer_json() -> dict[str, Any]:
     byte_level = {"type": "ByteLevel", "add_prefix_space": False, "trim_offsets": True}
     byte_level["use_regex"] = False
+    begin = {"SpecialToken": {"id": END, "type_id": 0}}
+    text = {"Sequence": {"id": "A", "type_id": 0}}
     end = {"id": 0, "content": END, "single_word": False, "lstrip": False, "rstrip": False}
     return {
         "version": "1.0",
@@ -85,7 +89,12 @@ def _tokenizer_json() -> dict[str, Any]:
         "added_tokens": [end | {"normalized": False, "special": True}],
         "normalizer": None,
         "pre_tokenizer": byte_level,
-        "post_processor": None,
+        "post_processor": {
+            "type": "TemplateProcessing",
+            "single": [begin, text],
+            "pair": [begin, text, begin, {"Sequence": {"id": "B", "type_id": 0}}],
+            "special_tokens": {END: {"id": END, "ids": [0], "tokens": [END]}},
+        },
         "decoder": byte_level,
         "model": {
             "type": "BPE",

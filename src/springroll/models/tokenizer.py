@@ -9,7 +9,7 @@ from typing import Any, Protocol
 from springroll import atomic
 from springroll.errors import InputError
 from springroll.models.byte_tokenizer import byte_tokenizer, is_byte_tokenizer
-from springroll.models.hf_tokenizer import hf_tokenizer
+from springroll.models.hf_tokenizer import HfTokenizer, hf_tokenizer
 from springroll.models.world_tokenizer import FILE, world_tokenizer
 
 __all__ = ["Tokenizer", "byte_tokenizer", "end_tokens", "open_tokenizer", "prompt_tokens"]
@@ -32,9 +32,8 @@ class Tokenizer(Protocol):
         ...
 
     def encode(self, text: str, special: bool = True) -> list[int]:
-        """The tokens of a text, with those that the tokenizer itself puts around it (a Llama begins
-        every text with one). `special=False` puts none, as is right for what `chat` returns, which
-        spells them out."""
+        """The tokens of a text, with those that stand around every text the model has seen (most
+        begin with one). `special=False` puts none."""
         ...
 
     def encode_all(self, texts: Sequence[str]) -> list[list[int]]:
@@ -99,7 +98,8 @@ def prompt_tokens(tokenizer: Tokenizer, prompt: str, chat: bool = False) -> list
     if not chat:
         return tokenizer.encode(prompt)
     text = tokenizer.chat([{"role": "user", "content": prompt}])
-    return tokenizer.encode(text, special=False)
+    # Templates for transformers spell out what a text begins with; that of the World models not.
+    return tokenizer.encode(text, special=not isinstance(tokenizer, HfTokenizer))
 
 
 def end_tokens(tokenizer: Tokenizer, stop: Iterable[str] = ()) -> frozenset[int]:

@@ -5,7 +5,7 @@ A line of its file is a number, a Python literal of text or bytes, and the lengt
     33 ' ' 1
     258 b'\xe0\xa4' 2
 
-Token 0 ends a text and has no line. Source: https://github.com/BlinkDL/RWKV-LM, the file
+Token 0 stands between texts and has no line. Source: https://github.com/BlinkDL/RWKV-LM, the file
 rwkv_vocab_v20230424.txt, which the package `rwkv` carries too.
 """
 
@@ -41,8 +41,9 @@ class WorldTokenizer:
     chats: bool = True
 
     def encode(self, text: str, special: bool = True) -> list[int]:
+        """A 0, with which the World models saw every text begin, and the tokens."""
         content = text.encode(errors="replace")
-        tokens, start = [], 0
+        tokens, start = [0] * special, 0
         while start < len(content):
             token, start = _longest(self.trie, content, start)
             tokens.append(token)

@@ -14,12 +14,15 @@ Encode = Callable[[list[str]], list[list[int]]]  # documents -> tokens of each
 
 
 def tokenizer(folder: str | Path) -> Encode:
-    """The tokenizer in a checkpoint's folder, special tokens included as it puts them.
+    """The tokenizer in a checkpoint's folder: of a document its tokens, with what it puts before
+    every text, and the token that ends a text, once between two documents.
 
     Raises:
         InputError: as `open_tokenizer`.
     """
-    return open_tokenizer(folder).encode_all
+    found = open_tokenizer(folder)
+    after = [] if found.end & {*found.encode("")} else sorted(found.end)[:1]
+    return lambda texts: [[*tokens, *after] for tokens in found.encode_all(texts)]
 
 
 def tokenized(corpus: Corpus, encode: Encode) -> tuple[Corpus, float]:

@@ -10,8 +10,9 @@ from typing import Annotated, Any, Literal
 import tyro
 
 from springroll.cli.options import nearest, parse
-from springroll.cli.trained import open_folder
+from springroll.cli.trained import AnyConfig, open_folder
 from springroll.errors import InputError
+from springroll.train.finetune_config import FinetuneConfig
 from springroll.train.pretrain import PretrainConfig
 from springroll.train.train_config import TrainConfig
 
@@ -83,8 +84,12 @@ def built_in_egg(options: ExplainOptions) -> tuple[Any, ...]:
 MODELS: dict[str, Callable[[ExplainOptions], tuple[Any, ...]]] = {"egg": built_in_egg}
 
 
-def explained(config: PretrainConfig | TrainConfig) -> tuple[Any, ...]:
-    """What a run trains: the score of one stream of bytes, or the loss of a batch."""
+def explained(config: AnyConfig) -> tuple[Any, ...]:
+    """What a run trains: the score of one stream of bytes, the loss of a batch, or the logits."""
+    if isinstance(config, FinetuneConfig):
+        from springroll.train.finetune_setup import prepare
+
+        return prepare(config).explained()
     from springroll.cli.byte_model import byte_model
 
     return byte_model(config).explained()

@@ -3,14 +3,19 @@
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import tyro
 
 from springroll.cli.options import parse
 from springroll.cli.trained import open_folder
 from springroll.errors import InputError
+from springroll.train.finetune_config import FinetuneConfig
 from springroll.train.pretrain import PretrainConfig
+from springroll.train.train_config import TrainConfig
+
+if TYPE_CHECKING:
+    from springroll.train.task import Task
 
 DIFFERS = 1  # exit code
 
@@ -37,17 +42,15 @@ def run(argv: Sequence[str]) -> int:
         raise InputError(f"{options.out} exists already; give another --out")
     folder, config = open_folder(options.run)
 
-    if not isinstance(config, PretrainConfig):
+    if isinstance(config, TrainConfig) or getattr(config, "method", "es") != "es":
         raise InputError(
             f"{options.run} was trained by gradients: its journal holds losses, which do not "
             f"determine weights; they are in its checkpoints"
         )
 
-    from springroll.train.pretrain import build, use_cpu_devices
     from springroll.train.replay import replay
 
-    use_cpu_devices(config.devices)
-    found = replay(build(config).task, folder, generations=options.generations)
+    found = replay(task_of(config), folder, generations=options.generations)
     for note in found.notes:
         print(note)
     print(f"rebuilt {options.run} up to generation {found.generation:,} from its journal")
@@ -62,6 +65,19 @@ def run(argv: Sequence[str]) -> int:
         save_weights(Path(options.out), found.state.params)
         print(f"weights written to {options.out}")
     return DIFFERS if found.differing else 0
+
+
+def task_of(config: PretrainConfig | FinetuneConfig) -> "Task":
+    """What the loop trained."""
+    if isinstance(config, FinetuneConfig):
+        from springroll.train.finetune import task_of
+        from springroll.train.finetune_setup import prepare
+
+        return task_of(config, prepare(config))
+    from springroll.train.pretrain import build, use_cpu_devices
+
+    use_cpu_devices(config.devices)
+    return build(config).task
 
 
 def save_weights(path: Path, params: Any) -> None:

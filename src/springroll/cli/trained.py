@@ -4,6 +4,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 from springroll.errors import InputError
 from springroll.train.config import from_json
+from springroll.train.finetune_config import FinetuneConfig
 from springroll.train.pretrain import PretrainConfig
 from springroll.train.run_folder import RunFolder
 from springroll.train.train_config import TrainConfig
@@ -11,8 +12,10 @@ from springroll.train.train_config import TrainConfig
 if TYPE_CHECKING:
     from springroll.cli.byte_model import ByteModel
 
-CONFIGS: dict[str, type[PretrainConfig] | type[TrainConfig]] = {
-    kind.command: kind for kind in (PretrainConfig, TrainConfig)
+AnyConfig = PretrainConfig | TrainConfig | FinetuneConfig
+
+CONFIGS: dict[str, type[AnyConfig]] = {
+    kind.command: kind for kind in (PretrainConfig, TrainConfig, FinetuneConfig)
 }
 
 
@@ -27,7 +30,7 @@ class Trained(NamedTuple):
     notes: list[str]  # checkpoints passed over, one line each
 
 
-def open_folder(path: str) -> tuple[RunFolder, PretrainConfig | TrainConfig]:
+def open_folder(path: str) -> tuple[RunFolder, AnyConfig]:
     """The folder of a finished or interrupted run, and its config.
 
     Raises:
@@ -54,6 +57,11 @@ def load(path: str) -> Trained:
         InputError: no run, no checkpoint yet, or one of another model.
     """
     folder, config = open_folder(path)
+    if isinstance(config, FinetuneConfig):
+        raise InputError(
+            f"{path} is a run of springroll finetune; springroll export {path} FOLDER writes its "
+            "model, which springroll sample and springroll finetune read"
+        )
 
     from springroll.cli.byte_model import byte_model
     from springroll.train.checkpoint import load_newest

@@ -7,6 +7,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, NamedTuple
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 
@@ -50,6 +51,11 @@ class Setup:
     def params(self) -> Any:
         """The weights in the folder, in float32, on the device."""
         return load_hf(self.folder, np.float32)[1]
+
+    def explained(self) -> tuple[Any, ...]:
+        """(fn, params, tokens), the last two as shapes: what is perturbed."""
+        tokens = jax.ShapeDtypeStruct((1, 8), jnp.int32)
+        return self.model.apply, jax.eval_shape(self.params), tokens
 
     def asked(self, problems: Sequence[Problem]) -> Asked:
         """Problems with their prompts."""

@@ -27,6 +27,27 @@ def test_one_parameter_is_given_no_records():
     assert not function.takes_records and function(["ab"], [{}]) == [2]
 
 
+@pytest.mark.parametrize(
+    ("source", "takes_records", "is_async"),
+    [
+        ("def f(texts, records): ...", True, False),
+        ("def f(texts, records=None): ...", True, False),
+        ("def f(texts, scale=2.0): ...", False, False),
+        ("def f(texts, *, scale): ...", False, False),
+        ("def f(*both): ...", True, False),
+        ("f = len", False, False),
+        ("class C:\n    async def __call__(self, texts): ...\nf = C()", False, True),
+        ("import functools\nasync def g(a, b): ...\nf = functools.partial(g, b=1)", False, True),
+    ],
+)
+def test_how_a_function_is_called_follows_from_its_parameters(
+    tmp_path, source, takes_records, is_async
+):
+    (tmp_path / "given.py").write_text(source)
+    found = load_function(f"{tmp_path}/given.py:f")
+    assert (found.takes_records, found.is_async) == (takes_records, is_async)
+
+
 def test_the_working_folder_is_searched(tmp_path, monkeypatch):
     (tmp_path / "only_here_4711.py").write_text("def f(texts, *more): return [1.0] * len(texts)")
     monkeypatch.chdir(tmp_path)

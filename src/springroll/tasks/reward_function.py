@@ -3,9 +3,9 @@
     def shortness(texts: list[str]) -> list[float]:
         return [1 / (1 + len(text)) for text in texts]
 
-With a second parameter it is also given the records of the problems. It returns one result per
-text: a float, or a dict {"reward": float, "correct": bool, "formatted": bool} whose last two may be
-left out. It may be `async def`.
+With a second parameter (without a default, or None) it is also given the records of the problems.
+It returns one result per text: a float, or a dict {"reward": float, "correct": bool, "formatted":
+bool} whose last two may be left out. It may be `async def`.
 """
 
 import importlib
@@ -56,19 +56,27 @@ def load_function(name: str) -> RewardFunction:
     function = getattr(module, function_name, None)
     if not callable(function):
         raise InputError(f"{where} has no function {function_name!r}")
-    try:
-        kinds = [p.kind for p in inspect.signature(function).parameters.values()]
-    except (TypeError, ValueError):  # some built in
-        kinds = [inspect.Parameter.POSITIONAL_ONLY]
-    positional = (inspect.Parameter.POSITIONAL_ONLY, inspect.Parameter.POSITIONAL_OR_KEYWORD)
-    count = sum(kind in positional for kind in kinds)
-    if inspect.Parameter.VAR_POSITIONAL in kinds:
-        count = 2
+    count = _parameters(function)
     if not count:
         raise InputError(
             f"the reward function {name} takes no argument; expected (texts) or (texts, records)"
         )
-    return RewardFunction(name, function, count > 1, inspect.iscoroutinefunction(function))
+    called = type(function).__call__ if not inspect.isroutine(function) else function
+    is_async = any(map(inspect.iscoroutinefunction, (function, called)))
+    return RewardFunction(name, function, count > 1, is_async)
+
+
+def _parameters(function: Callable[..., Any]) -> int:
+    """How many arguments it is to be given: 2 where it takes records. A second parameter that
+    stands for something else than nothing, such as `scale=2.0`, is an option and left alone."""
+    try:
+        found = inspect.signature(function).parameters.values()
+    except (TypeError, ValueError):  # some built in
+        return 1
+    if any(p.kind is p.VAR_POSITIONAL for p in found):
+        return 2
+    positional = [p for p in found if p.kind in (p.POSITIONAL_ONLY, p.POSITIONAL_OR_KEYWORD)]
+    return len(positional[:1]) + sum(p.default in (p.empty, None) for p in positional[1:2])
 
 
 def verdicts(results: Any, count: int, name: str) -> list[Verdict]:

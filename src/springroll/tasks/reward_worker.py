@@ -10,7 +10,6 @@ import asyncio
 import faulthandler
 import json
 import os
-import sys
 from typing import Any, BinaryIO
 
 from springroll.errors import InputError
@@ -57,7 +56,3 @@ def _answer(function: RewardFunction, request: dict[str, Any]) -> dict[str, Any]
 def _say(answers: BinaryIO, answer: dict[str, Any]) -> None:
     answers.write(json.dumps(answer).encode() + b"\n")
     answers.flush()
-
-
-if __name__ == "__main__":
-    main(sys.argv[1], float(sys.argv[2]))

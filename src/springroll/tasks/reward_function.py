@@ -76,7 +76,8 @@ def _parameters(function: Callable[..., Any]) -> int:
     if any(p.kind is p.VAR_POSITIONAL for p in found):
         return 2
     positional = [p for p in found if p.kind in (p.POSITIONAL_ONLY, p.POSITIONAL_OR_KEYWORD)]
-    return len(positional[:1]) + sum(p.default in (p.empty, None) for p in positional[1:2])
+    wanted = [p for p in positional[1:2] if p.default is p.empty or p.default is None]
+    return len(positional[:1]) + len(wanted)
 
 
 def verdicts(results: Any, count: int, name: str) -> list[Verdict]:

@@ -58,8 +58,9 @@ def eggroll(
     - `noise_reuse`: how many consecutive generations see the same noise; 1 is fresh every time.
     - `shaping`: "z_score", "centred_ranks", "pair_sign", "pair_difference", or a function
       (N,) -> (N,).
-    - `master`: what bfloat16 weights keep of small steps: "float32" copies in the state,
-      "stochastic" rounding without copies, or None, which loses them.
+    - `master`: what bfloat16 and `Int8` weights keep of small steps: "float32" copies in the state,
+      "stochastic" rounding without copies, "error_feedback", which is that for bfloat16 and one
+      more byte per weight for `Int8` ones (see `quant.int8_weights`), or None, which loses them.
     - `max_step_ratio`: bound on |step| / |weights| over all evolved parameters.
     - `noise_budget_bytes`: factors up to this size (per device) are drawn once per generation and
       kept; beyond it they are drawn chunk by chunk, in the forward and again in the update.

@@ -24,6 +24,7 @@ from springroll.evolve.materialise import once
 from springroll.evolve.noise import Noise, noise_named
 from springroll.factored.factored import Factored
 from springroll.factored.plan import LeafPlan
+from springroll.quant.int8_weights import is_int8
 
 AXIS = "population"  # the mesh axis over which pairs are split
 
@@ -235,17 +236,39 @@ class Perturbation:
         """Parameters of one member: one pair's `factors`, `sign` (+-1) and `sigma`, float32."""
         by_path = {leaf.path: leaf for leaf in self.evolved}
 
-        def one(path: Any, base: Array) -> Any:
-            leaf = by_path.get(path_of(path))
+        def one(path: Any, base: Any) -> Any:
+            leaf = by_path.get(values_path(path) if is_int8(base) else path_of(path))
             if leaf is None:
                 return base
-            return self.attach_leaf(self, leaf, base, factors[leaf.path], sign, sigma)
+            found = factors[leaf.path]
+            if not is_int8(base):
+                return self.attach_leaf(self, leaf, base, found, sign, sigma)
+            found = in_steps(leaf, base.scale, found)
+            values = self.attach_leaf(self, leaf, base.values, found, sign, sigma)
+            return replace(base, values=values)
 
-        return jax.tree_util.tree_map_with_path(one, params)
+        return jax.tree_util.tree_map_with_path(one, params, is_leaf=is_int8)
 
 
 def path_of(path: Any) -> str:
     return jax.tree_util.keystr(path, simple=True, separator="/")
+
+
+def values_path(path: Any) -> str:
+    """The path of the numbers of an `Int8` at `path`."""
+    return path_of((*path, jax.tree_util.GetAttrKey("values")))
+
+
+def in_steps(leaf: Leaf, scale: Array, factors: tuple[Array, ...]) -> tuple[Array, ...]:
+    """One pair's factors of an `Int8` weight (..., out, in) in units of each channel's steps.
+
+    W + gain left @ right.T = scale (values + gain left @ right.T / scale): the factor that carries
+    the channels is divided by their scale (..., out). So sigma and the update are in the units of
+    the weights, whatever the grid is.
+    """
+    left, right = factors
+    by_channel = lambda x: x.astype(jnp.float32) / scale[..., None]
+    return (by_channel(left), right) if leaf.roles[-2] == "m" else (left, by_channel(right))
 
 
 def default_roles(shape: tuple[int, ...]) -> str:
@@ -269,7 +292,8 @@ def describe(
     `plan` is what `sr.discover` returned; without it the shape decides (`default_roles`). `roles`
     maps path patterns (`fnmatch`) to "frozen", "dense", role letters such as "mn", or "s" letters
     and then "d" ones for vectors in a stack ("sd"); later patterns win. Parameters that are not
-    floating are frozen; with `integers`, those that are not int8.
+    floating are frozen; with `integers`, those that are not int8. `Int8` weights are evolved like
+    floats, their scale is frozen.
 
     Raises InputError for a plan of other parameters, for a pattern that matches nothing, for
     letters that do not fit the axes, and for a rank above min(m, n).
@@ -278,13 +302,16 @@ def describe(
         raise InputError(f"rank is {rank}; expected an integer of at least 1")
     kind = noise_named(noise) if isinstance(noise, str) else noise
     leaves = [
-        _leaf(path_of(path), x, plan, integers)
-        for path, x in jax.tree_util.tree_leaves_with_path(params)
+        leaf
+        for path, x in jax.tree_util.tree_leaves_with_path(params, is_leaf=is_int8)
+        for leaf in _leaves(path, x, plan, integers)
     ]
     for pattern, role in (roles or {}).items():
         leaves = _override(leaves, pattern, role)
     for leaf in leaves:
         _check_rank(leaf, rank)
+        if not integers:
+            _check_int8(leaf)
     if all(leaf.kind == "frozen" for leaf in leaves):
         raise InputError("no parameter is left to evolve: all are frozen or not floating")
     return Perturbation(tuple(leaves), rank, kind, antithetic, mesh=auto_mesh(mesh))
@@ -301,6 +328,23 @@ def auto_mesh(mesh: jax.sharding.Mesh | None) -> jax.sharding.Mesh | None:
         raise InputError(f"mesh has axes {list(mesh.axis_names)}; expected one named {AXIS!r}")
     types = (jax.sharding.AxisType.Auto,) * len(mesh.axis_names)
     return jax.sharding.Mesh(mesh.devices, mesh.axis_names, axis_types=types)
+
+
+def _leaves(
+    path: Any, x: Any, plan: Mapping[str, LeafPlan] | None, integers: bool
+) -> tuple[Leaf, ...]:
+    """The leaf, or the two of an `Int8`: its values are evolved like floats, its scale is not."""
+    if not is_int8(x):
+        return (_leaf(path_of(path), x, plan, integers),)
+    if integers:
+        raise InputError(
+            f"{path_of(path)} is int8 with a scale per channel; sr.eggroll evolves it, the integer "
+            "lattice is for plain int8 parameters"
+        )
+    real = jax.ShapeDtypeStruct(x.values.shape, jnp.float32)
+    values = replace(_leaf(values_path(path), real, plan, False), dtype="int8")
+    scale = path_of((*path, jax.tree_util.GetAttrKey("scale")))
+    return values, Leaf(scale, tuple(x.scale.shape), x.scale.dtype.name, "frozen")
 
 
 def _leaf(path: str, x: Any, plan: Mapping[str, LeafPlan] | None, integers: bool) -> Leaf:
@@ -349,6 +393,17 @@ def _with_role(leaf: Leaf, role: str) -> Leaf:
         f"'dense' or {len(leaf.shape)} letters: out of s, m, n with at least one m and one n, or "
         "some s and then d"
     )
+
+
+def _check_int8(leaf: Leaf) -> None:
+    if leaf.dtype != "int8" or leaf.kind == "frozen":
+        return
+    if leaf.kind != "low-rank" or leaf.roles.strip("s") not in ("mn", "nm"):
+        raise InputError(
+            f"{leaf.path}: int8 weights {list(leaf.shape)} are perturbed by low-rank noise of "
+            f"matrices, role {'s' * (len(leaf.shape) - 2)}mn, or not at all; they are "
+            f"{leaf.roles or leaf.kind!r} here"
+        )
 
 
 def _check_rank(leaf: Leaf, rank: int) -> None:

@@ -2,9 +2,12 @@
 
 Trees here have the structure of the model's parameters. A place that has no value (a frozen leaf, a
 leaf without a master copy) holds `optax.MaskedNode()`, which optax and `jax.tree` treat as empty.
+In the place of an `Int8` weight stands an `Int8` node with what is meant as its values, no scale.
 """
 
-from typing import Any, Literal, TypeAlias
+import dataclasses
+from collections.abc import Callable
+from typing import Any, Literal, TypeAlias, get_args
 
 import jax
 import jax.numpy as jnp
@@ -13,44 +16,71 @@ from jax import Array
 
 from springroll.errors import InputError
 from springroll.evolve import counter
-from springroll.evolve.perturbation import Perturbation, path_of
+from springroll.evolve.perturbation import Perturbation, path_of, values_path
+from springroll.quant.int8_weights import (
+    Int8,
+    is_int8,
+    nearest,
+    parted,
+    real,
+    rounded,
+    values_only,
+)
 from springroll.quant.stochastic_rounding import round_stochastically
 
-Master: TypeAlias = Literal["float32", "stochastic"] | None
+Master: TypeAlias = Literal["float32", "stochastic", "error_feedback"] | None
 _NOTHING = optax.MaskedNode()
 
 
 def check_master(master: Master) -> None:
-    if master not in ("float32", "stochastic", None):
-        raise InputError(f"master is {master!r}; expected 'float32', 'stochastic' or None")
+    if master not in (*get_args(get_args(Master)[0]), None):
+        raise InputError(
+            f"master is {master!r}; expected 'float32', 'stochastic' or None, or "
+            "'error_feedback' for int8 weights"
+        )
 
 
 def master_copies(perturbation: Perturbation, params: Any, master: Master) -> Any:
-    """float32 copies of evolved bfloat16 and float16 parameters, with master "float32"."""
+    """What is kept beside evolved parameters of few bits, to lose nothing of small steps.
+
+    float32 copies with master "float32"; with "error_feedback" the int8 residuals of `Int8`
+    weights (see `quant.int8_weights.parted`), which are 0 at first.
+    """
     evolved = {leaf.path for leaf in perturbation.evolved}
 
-    def one(path: Any, x: Array) -> Any:
+    def one(path: Any, x: Any) -> Any:
+        if is_int8(x):
+            kept = _NOTHING
+            if values_path(path) in evolved and master == "float32":
+                kept = real(x)
+            elif values_path(path) in evolved and master == "error_feedback":
+                kept = jnp.zeros_like(x.values)
+            return values_only(x, kept, _NOTHING)
         wanted = master == "float32" and path_of(path) in evolved and _is_short(x)
         return x.astype(jnp.float32) if wanted else _NOTHING
 
-    return jax.tree_util.tree_map_with_path(one, params)
+    return jax.tree_util.tree_map_with_path(one, params, is_leaf=is_int8)
 
 
 def working_weights(perturbation: Perturbation, params: Any, copies: Any) -> Any:
     """What the optimizer moves: the master copy where there is one, else the parameter.
 
-    In float32, or float64 where the parameter is.
+    In float32, or float64 where the parameter is. Of `Int8` weights the floats they stand for, in
+    the place of the values, residual included.
     """
     evolved = {leaf.path for leaf in perturbation.evolved}
 
-    def one(path: Any, x: Array, copy: Any) -> Any:
+    def one(path: Any, x: Any, copy: Any) -> Any:
+        if is_int8(x):
+            known = values_path(path) in evolved
+            return values_only(x, _floats(x, copy.values) if known else _NOTHING, _NOTHING)
         if path_of(path) not in evolved:
             return _NOTHING
         if not _is_nothing(copy):
             return copy
         return x if x.dtype == jnp.float64 else x.astype(jnp.float32)
 
-    return jax.tree_util.tree_map_with_path(one, params, copies)
+    return jax.tree_util.tree_map_with_path(one, params, copies, is_leaf=is_int8)
 
 
 def by_path(params: Any, values: dict[str, Array]) -> Any:
@@ -95,19 +125,49 @@ def stored(
     that of the whole stack.
     """
 
-    def one(path: Any, x: Array, weight: Any) -> Array:
-        if _is_nothing(weight):
-            return x
-        if master == "stochastic" and x.dtype == jnp.bfloat16:
-            words = counter.stream(seed, generation, path_of(path) + "#rounding")
-            before = 0 if first is None else first.astype(jnp.uint32) * (x.size // x.shape[0])
-            bits = counter.bits(words, jnp.zeros((1,), jnp.uint32), x.size, before)
-            return round_stochastically(weight, bits.reshape(x.shape))
-        return weight.astype(x.dtype)
+    def bits(path: str, x: Array) -> Array:
+        words = counter.stream(seed, generation, path + "#rounding")
+        before = 0 if first is None else first.astype(jnp.uint32) * (x.size // x.shape[0])
+        drawn = counter.bits(words, jnp.zeros((1,), jnp.uint32), x.size, before)
+        return drawn.reshape(x.shape)
 
-    new = jax.tree_util.tree_map_with_path(one, params, moved)
-    keep = lambda _, copy, weight: copy if _is_nothing(copy) else weight
-    return new, jax.tree.map(keep, params, copies, moved)
+    def one(path: Any, x: Any, weight: Any, copy: Any) -> tuple[Any, Any]:
+        if is_int8(x):
+            if _is_nothing(weight.values):
+                return x, copy
+            draw = lambda: bits(values_path(path), x.values)
+            values, kept = _on_grid(x, weight.values, copy.values, master, draw)
+            return dataclasses.replace(x, values=values), values_only(x, kept, _NOTHING)
+        if _is_nothing(weight):
+            return x, copy
+        kept = copy if _is_nothing(copy) else weight
+        if master in ("stochastic", "error_feedback") and x.dtype == jnp.bfloat16:
+            return round_stochastically(weight, bits(path_of(path), x)), kept
+        return weight.astype(x.dtype), kept
+
+    pairs = jax.tree_util.tree_map_with_path(one, params, moved, copies, is_leaf=is_int8)
+    structure = jax.tree.structure(params, is_leaf=is_int8)
+    new, kept = zip(*structure.flatten_up_to(pairs), strict=True)
+    return structure.unflatten(new), structure.unflatten(kept)
+
+
+def _floats(x: Int8, copy: Any) -> Array:
+    """An `Int8` weight as floats: its copy, or its values and their residual."""
+    if _is_nothing(copy):
+        return real(x)
+    return real(x, copy) if copy.dtype == jnp.int8 else copy
+
+
+def _on_grid(
+    x: Int8, weight: Array, copy: Any, master: Master, draw: Callable[[], Array]
+) -> tuple[Array, Any]:
+    """(values, what is kept beside them) of an `Int8` that is to hold the float32 `weight`."""
+    steps = weight / x.scale[..., None]
+    if master == "error_feedback":
+        return parted(steps, draw())
+    if master == "stochastic":
+        return nearest(rounded(steps, draw())), copy
+    return nearest(steps), copy if _is_nothing(copy) else weight
 
 
 def _is_short(x: Array) -> bool:

@@ -17,6 +17,7 @@ from jax import Array
 from springroll.models.decoder_config import DecoderConfig
 from springroll.models.norm import rms_norm
 from springroll.models.rope import Rotation, rotate
+from springroll.quant.int8_weights import Int8
 
 MASKED = float(np.finfo(np.float32).min)
 
@@ -95,9 +96,17 @@ def _seen(time: int, window: Array | None) -> Array:
     return seen[None, None, None]
 
 
-def linear(x: Array, w: Array) -> Array:
-    """x (..., in) times a weight (out, in): (..., out)."""
-    return jnp.einsum("...i,oi->...o", x, w)
+def linear(x: Array, w: Array | Int8) -> Array:
+    """x (..., in) times a weight (out, in): (..., out).
+
+    An `Int8` weight takes the type of x where the two meet, and its scale comes after the product.
+    """
+    if not isinstance(w, Int8):
+        return jnp.einsum("...i,oi->...o", x, w)
+    wide = jnp.promote_types(x.dtype, jnp.float32)
+    y = jnp.einsum("...i,oi->...o", x, w.values.astype(x.dtype), preferred_element_type=wide)
+    scale = w.scale.astype(wide).reshape(*(1,) * (y.ndim - 1), -1)
+    return (y * scale).astype(x.dtype)
 
 
 def _project(params: dict[str, Any], name: str, x_BTD: Array) -> Array:

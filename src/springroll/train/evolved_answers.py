@@ -15,8 +15,10 @@ from jax import Array
 
 from springroll.evolve.eggroll import eggroll
 from springroll.evolve.shaping import finite, group_centred
+from springroll.evolve.step import Master
 from springroll.evolve.strategy import State, Strategy
 from springroll.factored.discover import discover
+from springroll.quant.int8_weights import quantize
 from springroll.quant.quantize_state import quantize_state
 from springroll.train.anchored import anchored
 from springroll.train.answers import best_of
@@ -30,10 +32,9 @@ LOST_LIMIT = 3  # generations in a row without a single score, and the run stops
 def es_task(config: FinetuneConfig, setup: Setup) -> Task:
     """The loop's view of evolution on rewards."""
     strategy = strategy_for(config, setup)
-    put = lambda x: x.astype(config.weights) if jnp.issubdtype(x.dtype, jnp.floating) else x
 
     def init() -> tuple[State, None]:
-        params = jax.tree.map(put, setup.params())
+        params = held(config, setup.params())
         return strategy.init(jax.random.key(config.seed), params), None
 
     def batch(generation: int) -> Asked:
@@ -85,7 +86,7 @@ def es_task(config: FinetuneConfig, setup: Setup) -> Task:
 
 def strategy_for(config: FinetuneConfig, setup: Setup) -> Strategy:
     """EGGROLL on the matrices of the model; norms, biases and other vectors stand still."""
-    shapes = jax.eval_shape(setup.params)
+    shapes = jax.eval_shape(lambda: held(config, setup.params()))
     plan = discover(setup.model.apply, shapes, jax.ShapeDtypeStruct((1, 8), jnp.int32))
     still = {path: "frozen" for path, found in plan.items() if found.kind != "low-rank"}
     sigma = config.sigma or usual_sigma(setup, set(still))
@@ -98,9 +99,23 @@ def strategy_for(config: FinetuneConfig, setup: Setup) -> Strategy:
         roles=still,
         noise_reuse=config.noise_reuse,
         shaping=lambda fitness: fitness,  # `per_prompt` was there before
-        master=config.rounding,
+        master=master_of(config),
         max_step_ratio=config.max_step_ratio,
     )
+
+
+def held(config: FinetuneConfig, params: Any) -> Any:
+    """The weights as `config.weights` asks for; beside int8 matrices the rest stays float32."""
+    if config.weights == "int8":
+        return quantize(params)
+    put = lambda x: x.astype(config.weights) if jnp.issubdtype(x.dtype, jnp.floating) else x
+    return jax.tree.map(put, params)
+
+
+def master_of(config: FinetuneConfig) -> Master:
+    """What weights of few bits keep of small steps."""
+    small = config.weights == "int8" and config.rounding == "stochastic"
+    return "error_feedback" if small else config.rounding
 
 
 def optimizer_for(config: FinetuneConfig, sigma: float) -> optax.GradientTransformation:

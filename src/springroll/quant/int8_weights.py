@@ -1,0 +1,156 @@
+"""Weights in int8 with a scale per output channel, and the rest that rounding leaves in another.
+
+    W[o, i] = scale[o] * values[o, i],     scale[o] = max_i |W[o, i]| / 127
+
+Every weight is off by half a step at most, so that a product with x is off by at most
+`scale[o] / 2 * sum_i |x[i]|`. The model reads one byte per weight.
+
+Steps of training are much smaller than a step of the grid. What rounding leaves is kept beside the
+values and added back before the next step (error feedback): in `parted` the two are the high and
+the low byte of one number of 16 bits, 1/256 of a step fine, whose last bit is rounded at random.
+"""
+
+import dataclasses
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any, TypeAlias
+
+import jax
+import jax.core
+import jax.numpy as jnp
+import numpy as np
+from jax import Array
+
+from springroll.errors import InputError
+
+Select: TypeAlias = Callable[[str, Any], bool]
+LARGEST = 127  # -128 is not used
+FINE = 256  # steps of the residual in a step of the values
+_TINY = np.float32(
+    2.0**-96
+)  # rows below it count as zero: their scale would not be a normal number
+
+
+@jax.tree_util.register_dataclass
+@dataclass(frozen=True)
+class Int8:
+    """A matrix, or a stack of them: scale[..., None] * values. See `int8_of` and `real`.
+
+    A pytree node; a tree of the same structure may hold something else in these places.
+    """
+
+    values: Any  # (..., out, in) int8
+    scale: Any  # (..., out) float32, above 0
+
+
+def is_int8(x: Any) -> bool:
+    return isinstance(x, Int8)
+
+
+def int8_of(w: Array) -> Int8:
+    """The nearest numbers on the grid of each output channel; `w` (..., out, in) of any float type.
+
+    A channel of zeros has no size: it gets the mean scale of its matrix, and if that is zero too
+    that of weights up to 1 / sqrt(in), so that it can still be trained.
+    """
+    w = w.astype(jnp.float32)
+    largest = jnp.abs(w).max(-1)
+    there = largest > _TINY
+    mean = jnp.where(there, largest, 0).mean(-1, keepdims=True)
+    fresh = np.float32(w.shape[-1] ** -0.5)
+    largest = jnp.where(there, largest, jnp.where(mean > _TINY, mean, fresh))
+    scale = largest / np.float32(LARGEST)
+    return Int8(nearest(w / scale[..., None]), scale)
+
+
+def real(w: Int8, residual: Array | None = None) -> Array:
+    """The float32 weights; with the `residual` of `parted` (int8, in the shape of the values)."""
+    steps = w.values.astype(jnp.float32)
+    if residual is not None:
+        steps = steps + residual.astype(jnp.float32) * np.float32(1 / FINE)
+    return steps * w.scale[..., None]
+
+
+def nearest(steps: Array) -> Array:
+    """The nearest of -127 ... 127, int8. NaN becomes 0."""
+    return jnp.clip(jnp.round(steps), -LARGEST, LARGEST).astype(jnp.int8)
+
+
+def parted(steps: Array, bits: Array) -> tuple[Array, Array]:
+    """(values, residual), both int8: `steps` float32 is about values + residual / 256.
+
+    About, since the residual is rounded at random such that `steps` is kept on average; `bits` are
+    uniform uint32 in the same shape. The values are what `nearest` gives, up to that rounding;
+    beyond the grid, which ends at -127 and 127, the weight stays at the end.
+    """
+    fine = rounded(steps * np.float32(FINE), bits)
+    fine = jnp.clip(fine, -LARGEST * FINE, LARGEST * FINE).astype(jnp.int32)
+    values = (fine + FINE // 2) >> 8
+    return values.astype(jnp.int8), (fine - values * FINE).astype(jnp.int8)
+
+
+def rounded(x: Array, bits: Array) -> Array:
+    """One of the integers beside `x` (float32), at random, such that `x` is kept on average."""
+    low = jnp.floor(x)
+    uniform = (bits >> np.uint32(8)).astype(jnp.float32) * np.float32(2.0**-24)
+    return jnp.where(uniform < x - low, low + 1, low)
+
+
+def in_blocks(path: str, x: Any) -> bool:
+    """The choice of `quantize`: the big matrices of a model's blocks, stacked (layers, out, in).
+
+    Those are what `models.attention.linear` multiplies with. Experts, routers, embeddings, heads,
+    vectors and the narrow matrices of RWKV-7, whose outputs are exponents, stay as they are.
+    """
+    name = path.split("/")[-1]
+    chosen = name.endswith("_proj") or name in ("key", "value")
+    return path.startswith("layers/") and chosen and x.ndim == 3
+
+
+def quantize(params: Any, select: Select = in_blocks) -> Any:
+    """`params` with every leaf for which `select(path, leaf)` holds as an `Int8`.
+
+    Raises InputError if nothing is selected, if what is selected is no matrix of floats, or if it
+    holds NaN or infinities (unless it is traced).
+    """
+    chosen = 0
+
+    def one(path: Any, x: Any) -> Any:
+        nonlocal chosen
+        spelt = jax.tree_util.keystr(path, simple=True, separator="/")
+        if not select(spelt, x):
+            return x
+        chosen += 1
+        _check(spelt, x)
+        return int8_of(x)
+
+    found = jax.tree_util.tree_map_with_path(one, params)
+    if not chosen:
+        raise InputError(
+            "no parameter can be held in int8: expected matrices of a model's layers, such as "
+            "layers/mlp/up_proj"
+        )
+    return found
+
+
+def dequantize(params: Any, dtype: Any = jnp.float32) -> Any:
+    """`params` with every `Int8` as the floats it stands for, in `dtype`."""
+    one = lambda x: real(x).astype(dtype) if is_int8(x) else x
+    return jax.tree.map(one, params, is_leaf=is_int8)
+
+
+def values_only(like: Int8, values: Any, nothing: Any) -> Int8:
+    """`values` in the place of those of `like`, and `nothing` in the place of the scale."""
+    return dataclasses.replace(like, values=values, scale=nothing)
+
+
+def _check(path: str, x: Any) -> None:
+    if x.ndim < 2 or not jnp.issubdtype(x.dtype, jnp.floating):
+        raise InputError(
+            f"{path} is {x.dtype}{list(x.shape)}; int8 weights are made of floating matrices "
+            "(..., out, in)"
+        )
+    if not isinstance(x, jax.core.Tracer) and not bool(jnp.isfinite(x).all()):
+        raise InputError(
+            f"{path} holds NaN or infinite weights; expected finite ones: the checkpoint is damaged"
+        )

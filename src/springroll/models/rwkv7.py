@@ -4,7 +4,7 @@
 axis; `springroll.models.rwkv7_wkv` the recurrence. Source: arXiv 2503.14456, section 4 and
 appendix; the reference is BlinkDL's package `rwkv`.
 
-Letters: B batch, T time, D width of the model, H heads of width N.
+Letters: L layers, B batch, T time, D width of the model, V vocabulary, H heads of width N.
 Computation is in the type of the parameters; norms, recurrence and logits are float32.
 """
 
@@ -18,15 +18,13 @@ import jax.numpy as jnp
 import numpy as np
 from jax import Array, lax
 
-from springroll.models.attention import linear
 from springroll.models.cross_entropy import cross_entropy
 from springroll.models.rwkv7_config import RWKV7Config
 from springroll.models.rwkv7_init import init
-from springroll.models.rwkv7_norm import head_norm, layer_norm
-from springroll.models.rwkv7_wkv import Inputs, by_chunk, by_token
+from springroll.models.rwkv7_mix import channel_mix, time_mix
+from springroll.models.rwkv7_norm import layer_norm
 
 Params: TypeAlias = dict[str, Any]
-_LOG_W = np.float32(-np.exp(-0.5))  # the decay lies above exp(-exp(-1/2)) = 0.545
 
 
 class State(NamedTuple):
@@ -106,47 +104,13 @@ class RWKV7:
         eps = self.config.norm_eps
         y = layer_norm(x_BTD, layer["attn_norm"], layer["attn_norm_bias"], eps)
         y = y if real_BT is None else _kept(y, real_BT)
-        mixed, v_first_BTD, wkv = self.time_mix(
-            layer["attn"], y, state.time, v_first_BTD, state.wkv, first
-        )
+        remembered = (state.time, v_first_BTD, state.wkv, first)
+        mixed, v_first_BTD, wkv = time_mix(self.config, self.chunk, layer["attn"], y, *remembered)
         x_BTD = x_BTD + mixed
         z = layer_norm(x_BTD, layer["ffn_norm"], layer["ffn_norm_bias"], eps)
         z = z if real_BT is None else _kept(z, real_BT)
         x_BTD = x_BTD + channel_mix(layer["ffn"], z, state.channel)
         return x_BTD, v_first_BTD, State(wkv, y[:, -1], z[:, -1])
-
-    def time_mix(
-        self,
-        p: Params,
-        x_BTD: Array,
-        last_BD: Array,
-        v_first_BTD: Array,
-        wkv: Array,
-        first: Array,
-    ) -> tuple[Array, Array, Array]:
-        """(what is added to the residual stream, the first layer's value, recurrence after)."""
-        dtype, change = x_BTD.dtype, _shifted(x_BTD, last_BD) - x_BTD
-        mix = {name: x_BTD + change * _row(p[f"x_{name}"]) for name in "rwkvag"}
-        r, k, v = (linear(mix[name], p[f"{name}_proj"]) for name in "rkv")
-        v_first_BTD = jnp.where(first, v, v_first_BTD)
-        share = jax.nn.sigmoid(_low_rank(p, "v", mix["v"]))
-        v = v + (v_first_BTD - v) * share
-        log_w = _LOG_W * jax.nn.sigmoid(_low_rank(p, "w", mix["w"], jnp.tanh).astype(jnp.float32))
-        rate = jax.nn.sigmoid(_low_rank(p, "a", mix["a"]))
-        gate = linear(jax.nn.sigmoid(linear(mix["g"], p["g_down"])), p["g_up"])
-        one = np.ones((), dtype)
-        key = k * (one + (rate - one) * _row(p["k_a"]))
-        split = lambda y: y.reshape(*y.shape[:2], self.config.heads, -1).astype(jnp.float32)
-        kappa = _unit(split(k * _row(p["k_k"])))
-        inputs = Inputs(split(r), split(log_w), split(key), split(v), -kappa, kappa * split(rate))
-        if self.chunk and x_BTD.shape[1] > 1:
-            y, wkv = by_chunk(inputs, wkv, self.chunk)
-        else:
-            y, wkv = by_token(inputs, wkv)
-        y = head_norm(y, p["g_norm"], p["g_norm_bias"], self.config.group_eps)
-        bonus = jnp.sum(split(r * key * _row(p["r_k"])), axis=-1, keepdims=True) * inputs.v
-        y = (y + bonus.reshape(y.shape)).astype(dtype)
-        return linear(y * gate, p["o_proj"]), v_first_BTD, wkv
 
     def hidden(
         self,
@@ -191,31 +155,5 @@ class RWKV7:
         return nats, {"nats": nats}
 
 
-def channel_mix(p: Params, x_BTD: Array, last_BD: Array) -> Array:
-    """V relu(K (x + (x before - x) x_k))^2, what is added to the residual stream."""
-    x = x_BTD + (_shifted(x_BTD, last_BD) - x_BTD) * _row(p["x_k"])
-    return linear(jnp.square(jax.nn.relu(linear(x, p["key"]))), p["value"])
-
-
-def _shifted(x_BTD: Array, last_BD: Array) -> Array:
-    """Every token's predecessor."""
-    return jnp.concatenate([last_BD[:, None].astype(x_BTD.dtype), x_BTD[:, :-1]], axis=1)
-
-
 def _kept(x_BTD: Array, real_BT: Array) -> Array:
     return jnp.where(real_BT[..., None], x_BTD, np.zeros((), x_BTD.dtype))
-
-
-def _row(vector_D: Array) -> Array:
-    return vector_D[None, None]
-
-
-def _low_rank(p: Params, name: str, x: Array, inside: Any = lambda y: y) -> Array:
-    """bias + up inside(down x)."""
-    return _row(p[f"{name}_bias"]) + linear(inside(linear(x, p[f"{name}_down"])), p[f"{name}_up"])
-
-
-def _unit(x: Array) -> Array:
-    """x / |x| over the last axis; 0, also of the gradient, where x is 0."""
-    squares = jnp.sum(jnp.square(x), axis=-1, keepdims=True)
-    return x * lax.rsqrt(jnp.maximum(squares, np.float32(1e-24)))

@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+import functools
+
+import jax
 import jax.numpy as jnp
 import numpy as np
 from jax import Array, lax
 
 
+@functools.partial(jax.checkpoint, prevent_cse=False, static_argnums=3)
 def layer_norm(x: Array, weight: Array, bias: Array, eps: float) -> Array:
     """(x - mean) / sqrt(variance + eps) * weight + bias over the last axis; type of x outside."""
     unit = _standard(x.astype(jnp.float32), eps).astype(x.dtype)

@@ -79,11 +79,8 @@ def by_chunk(inputs: Inputs, state: Array, chunk: int = 32) -> tuple[Array, Arra
     a_pk = jnp.where(before, _dot(early, k_up), np.float32(0))
     a_rq = jnp.where(up_to, _dot(late, q_up), np.float32(0))
     a_rk = jnp.where(up_to, _dot(late, k_up), np.float32(0))
-    right = jnp.concatenate([early, _times(a_pk, v)], axis=-1)
-    solved = lax.linalg.triangular_solve(
-        -a_pq, right, left_side=True, lower=True, unit_diagonal=True
-    )
-    of_state, own = solved[..., :width], solved[..., width:]
+    solve = _inverse(a_pq)
+    of_state, own = _times(solve, early), _times(solve, _times(a_pk, v))
     whole = decay[..., -1:, :]
     left = jnp.exp(whole - decay)
     parts = (of_state, own, late, a_rq, _times(a_rk, v), q * left, _sum(v, k * left))
@@ -98,6 +95,34 @@ def by_chunk(inputs: Inputs, state: Array, chunk: int = 32) -> tuple[Array, Arra
     y = y.transpose(1, 0, 3, 2, 4).reshape(batch, count * chunk, heads, width)
     return y[:, :time], state
 
+
+@jax.custom_vjp
+def _inverse(a: Array) -> Array:
+    """(I - a)^-1 of strictly lower triangular matrices, from blocks of 1, 2, 4, ... rows.
+
+    [[P, 0], [-C, Q]]^-1 = [[P', 0], [Q' C P', Q']]: as stable as substitution, but of products.
+    """
+    size = a.shape[-1]
+    row, column = np.indices((size, size))
+    found = jnp.broadcast_to(jnp.eye(size, dtype=a.dtype), a.shape)
+    for level in range((size - 1).bit_length()):
+        corner = (row >> level) == (column >> level) + 1
+        corner &= (row >> level + 1) == (column >> level + 1)
+        between = a * corner.astype(np.float32).reshape((1,) * (a.ndim - 2) + corner.shape)
+        found = found + _times(found, _times(between, found))
+    return found
+
+
+def _inverse_forward(a: Array) -> tuple[Array, Array]:
+    found = _inverse(a)
+    return found, found
+
+
+def _inverse_backward(found: Array, gradient: Array) -> tuple[Array]:
+    return (_sum(found, _dot(gradient, found)),)
+
+
+_inverse.defvjp(_inverse_forward, _inverse_backward)
 
 _EXACT = lax.Precision.HIGHEST  # an accelerator's short floats would lose the small ends of decays
 

@@ -1,0 +1,76 @@
+"""A population of RWKV-7s on one set of weights: thin terms all through, generation included."""
+
+import re
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from dense_population import all_params
+
+import springroll as sr
+from springroll.evolve.members import each_member
+from springroll.models.rwkv7 import RWKV7
+from springroll.models.rwkv7_config import rwkv7
+from springroll.models.rwkv7_shapes import shapes
+
+# Widths that differ all: an array of a member's weight is known by its shape.
+CONFIG = rwkv7(24, 2, (3, 5, 6, 7), vocab=40, ffn=44, head_dim=12)
+MODEL = RWKV7(CONFIG, chunk=4)
+TOKENS = jnp.array([[3, 9, 1, 39, 0, 7], [5, 5, 30, 2, 8, 8]], jnp.int32)
+LENGTHS = jnp.array([6, 4], jnp.int32)
+
+
+def generated(params, tokens, lengths):
+    """Prompts read, two more tokens, the last score: all that a member computes for its text."""
+    logits, memory = MODEL.read(params, tokens, lengths)
+    chosen = jnp.argmax(logits, axis=-1).astype(jnp.int32)
+    more, memory = MODEL.step(params, chosen, memory, lengths, jnp.int32(0))
+    return jnp.stack([logits, more]), memory
+
+
+@pytest.fixture(scope="module")
+def population():
+    rng = np.random.default_rng(0)
+    draw = lambda shape: jnp.asarray(rng.normal(0.3, 0.3, shape), jnp.float32)
+    params = jax.tree.map(draw, shapes(CONFIG), is_leaf=lambda x: isinstance(x, tuple))
+    plan = sr.discover(lambda p, t: MODEL.loss(p, t)[0], params, TOKENS)
+    es = sr.eggroll(pop_size=4, sigma=0.05, rank=2, plan=plan)
+    state = es.init(jax.random.key(2), params)
+    return params, es.ask(state), plan
+
+
+def test_a_member_is_the_model_with_its_weights_formed(population):
+    params, members, _ = population
+    found = jax.jit(lambda m: each_member(generated, params, m, TOKENS, LENGTHS))(members)
+    one = jax.jit(generated)
+    for i, weights in enumerate(all_params(params, members)):
+        expected = one(jax.tree.map(jnp.asarray, weights), TOKENS, LENGTHS)
+        for x, y in zip(*map(jax.tree.leaves, (found, expected)), strict=True):
+            np.testing.assert_allclose(x[i], y, atol=1e-5 * max(1, float(np.max(np.abs(y)))))
+    assert np.std(found[0], axis=0).max() > 0.05  # the members differ
+
+
+def test_every_matrix_is_perturbed_as_one(population):
+    _, _, plan = population
+    for path, leaf in plan.items():
+        name = path.split("/")[-1]
+        matrix = name.endswith(("_proj", "_down", "_up")) or name in ("key", "value")
+        matrix |= name in ("embed_tokens", "lm_head")
+        assert (leaf.kind == "low-rank") == matrix, (path, leaf)
+
+
+def test_no_weight_is_formed_and_products_are_outside_of_the_scan_over_time(population):
+    """The base products of reading have all members, prompts and tokens as their rows."""
+    params, members, _ = population
+    read = lambda p, t, n: MODEL.read(p, t, n)[0]
+    call = jax.jit(lambda m: each_member(read, params, m, TOKENS, LENGTHS))
+    text = call.lower(members).as_text()
+    found = [tuple(map(int, s.split("x"))) for s in re.findall(r"tensor<([\dx]+)xf32>", text)]
+    widths = {(c, CONFIG.hidden) for c in (3, 5, 6, 7, 24, 44, 40)}
+    assert (2, 44, 24) in found
+    for shape in found:
+        formed = len(shape) > 2 and {tuple(shape[-2:]), tuple(shape[:-3:-1])} & widths
+        assert not (formed and shape[0] == 4), shape
+    wide = re.findall(r"dot_general.*tensor<44x24xf32>\) -> tensor<([\dx]+)xf32>", text)
+    assert wide and all(np.prod([int(n) for n in s.split("x")]) == 4 * 2 * 6 * 44 for s in wide)

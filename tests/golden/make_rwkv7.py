@@ -1,10 +1,11 @@
 """Golden logits and states of a tiny random RWKV-7, from the package `rwkv` (torch, CPU, float32).
 
     pip install torch rwkv==0.8.32 numpy
-    python tests/golden/make_rwkv7.py        # writes rwkv7.npz beside this file
+    python tests/golden/make_rwkv7.py        # writes rwkv7.npz and rwkv7_saved.pth beside this file
 
 Weights come from `rwkv7_by_formula`, by their names in a checkpoint of BlinkDL; only tokens,
-logits and the last state are stored. Made with rwkv 0.8.32, torch 2.13.0.
+logits and the last state are stored. The second file is what torch.save makes of a few small
+tensors. Made with rwkv 0.8.32, torch 2.13.0.
 """
 
 import os
@@ -41,6 +42,21 @@ def main() -> None:
     }
     print({name: (x.shape, x.std()) for name, x in results.items()})
     np.savez_compressed(Path(__file__).with_name("rwkv7.npz"), **results)
+    torch.save(saved(), Path(__file__).with_name("rwkv7_saved.pth"))
+
+
+def saved() -> dict[str, torch.Tensor]:
+    """Tensors of every type that checkpoints have, with strides, offsets and a shared storage."""
+    numbers = torch.arange(24, dtype=torch.float32).reshape(4, 6)
+    return {
+        "whole": numbers,
+        "turned": numbers.t(),
+        "part": numbers[1:3, 2:],
+        "short": numbers.bfloat16(),
+        "half": numbers.half()[2],
+        "double": numbers.double().reshape(1, 1, 24),
+        "one": torch.tensor(7.0),
+    }
 
 
 if __name__ == "__main__":

@@ -106,8 +106,7 @@ def _check(tensors: Mapping[str, np.ndarray], stored: Stored, path: str) -> None
     found = tensors[stored.name]
     if not stored.fits(found.shape):
         raise InputError(
-            f"{stored.name} has the shape {list(found.shape)}; "
-            f"config.json says {list(stored.shape)}"
+            f"{stored.name} has the shape {list(found.shape)}; the model has {list(stored.shape)}"
         )
     if found.dtype not in FLOATS:
         raise InputError(

@@ -82,16 +82,16 @@ def _stored(
         layers = range(shape[0]) if layer is None else (layer,)
         for i in layers:
             if i or not path.endswith(_OF_LATER_LAYERS):
-                form, transposed = as_stored(config, path.split("/")[-1], shape[1:])
+                form, transposed = as_stored(config, path.removeprefix("layers/"), shape[1:])
                 yield Stored((i,), f"{block}.{i}.{names[path]}", form, transposed)
 
     return stored
 
 
 def _of_fla(config: RWKV7Config, name: str, shape: tuple[int, ...]) -> tuple[tuple[int, ...], bool]:
-    if name == "r_k":
+    if name == "attn/r_k":
         return (config.heads, config.head_dim), False
-    return ((1, 1, *shape) if name.startswith("x_") else shape), False
+    return ((1, 1, *shape) if name.startswith("attn/x_") else shape), False
 
 
 def _of_blinkdl(
@@ -99,10 +99,10 @@ def _of_blinkdl(
 ) -> tuple[tuple[int, ...], bool]:
     if name.endswith(("_down", "_up")):
         return shape[::-1], True
-    if name == "r_k":
+    if name == "attn/r_k":
         return (config.heads, config.head_dim), False
-    lone = name.startswith("x_") or name in ("k_k", "k_a", "w_bias", "a_bias", "v_bias")
-    return ((1, 1, *shape) if lone else shape), False
+    lone = ("x_r", "x_w", "x_k", "x_v", "x_a", "x_g", "/k_k", "/k_a", "w_bias", "a_bias", "v_bias")
+    return ((1, 1, *shape) if name.endswith(lone) else shape), False
 
 
 blinkdl = Naming(
@@ -113,7 +113,12 @@ RWKV7_FAMILY = Family(
     config=RWKV7Config,
     model=RWKV7,
     shapes=shapes,
-    naming=Naming(_stored(FLA, "model.layers", _of_fla), unread=("layers.0.attn.v_lora",)),
+    naming=Naming(
+        _stored(FLA, "model.layers", _of_fla),
+        unread=tuple(
+            f"model.layers.0.attn.v_lora.lora.{part}" for part in ("0.weight", "2.weight", "2.bias")
+        ),
+    ),
     read=fla_config,
     write=fla_json,
 )
@@ -134,9 +139,9 @@ def blinkdl_config(tensors: Mapping[str, np.ndarray], where: str) -> RWKV7Config
         raise InputError(
             f"{where} holds no RWKV-7: expected emb.weight, blocks.0.att.r_k and others"
         )
-    layers = 1 + max(int(name.split(".")[1]) for name in tensors if name.startswith("blocks."))
-    last = f"blocks.{layers - 1}.att"
     try:
+        layers = 1 + max(int(name.split(".")[1]) for name in tensors if name.startswith("blocks."))
+        last = f"blocks.{layers - 1}.att"
         vocab, hidden = tensors["emb.weight"].shape
         ranks = {
             field: tensors[name].shape[1]
@@ -155,6 +160,8 @@ def blinkdl_config(tensors: Mapping[str, np.ndarray], where: str) -> RWKV7Config
     except KeyError as missing:
         raise InputError(f"{where}: the tensor {missing} is missing") from None
     except (ValueError, IndexError):
-        raise InputError(f"{where}: a tensor of an RWKV-7 has another number of axes") from None
+        raise InputError(
+            f"{where}: a tensor of an RWKV-7 has another name or number of axes"
+        ) from None
     shape = {"vocab": vocab, "hidden": hidden, "layers": layers, "ffn": ffn, "head_dim": head_dim}
     return RWKV7Config(**shape, **ranks)

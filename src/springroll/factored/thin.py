@@ -60,7 +60,8 @@ def thin_term(
     (see `stays_on_lattice`).
 
     Few components are multiplied and added one by one: XLA fuses that with the base term, and on
-    a CPU a batched product with one column is up to ten times faster than with a few.
+    a CPU a batched product with one column is up to ten times faster than with a few. With one row
+    and one component the rank axis stays on the factor, which then need not be copied first.
     """
     (first, f_labels), (second, s_labels) = _order(thin, x_labels, out)
     middle = [c for c in dict.fromkeys((*x_labels, *f_labels)) if c in out or c in s_labels]
@@ -71,7 +72,7 @@ def thin_term(
         x, first = cast(x, options["dtype"]), cast(first, options["dtype"])
     rank = first.shape[-1]
     rows = math.prod(n for c, n in zip(x_labels, x.shape, strict=True) if c not in f_labels)
-    if rank > UNROLL or (rank > 1 and rows >= FEW_ROWS):
+    if rank > UNROLL or (rank > 1) == (rows >= FEW_ROWS):
         t = _once(seen, x, x_labels, first, f_labels, [*middle, RANK], options)
         if rank > UNROLL and thin.lattice is None:
             t = scale_rank(t, thin.gain)

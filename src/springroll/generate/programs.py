@@ -12,6 +12,7 @@ import numpy as np
 from jax import Array, lax
 
 from springroll.evolve.perturbation import Factors, Perturbation
+from springroll.factored._compat import edge_jit
 from springroll.generate import unstacked
 from springroll.generate.rows import Thin, bound, read, step
 from springroll.generate.sampling import Draw, choose, log_probability
@@ -133,7 +134,7 @@ def take_in(
     return memory, jax.tree.map(put, rows, new), token, log_p
 
 
-@functools.partial(jax.jit, static_argnums=(0, 1, 2), donate_argnames="memory")
+@functools.partial(edge_jit, static_argnums=(0, 1, 2), donate_argnames="memory")
 def write_on(
     program: Program,
     groups: int,

@@ -56,7 +56,7 @@ class Family:
     """
 
     config: type
-    model: Callable[[Config], Any]
+    model: Callable[..., Any]  # (config, remat=False)
     shapes: Callable[[Config], Shapes]
     naming: Naming
     read: Callable[[Mapping[str, Any], str], Config]

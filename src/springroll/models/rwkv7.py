@@ -18,7 +18,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax import Array, lax
 
-from springroll.models.cross_entropy import cross_entropy
+from springroll.models.cross_entropy import cross_entropy, token_nats
 from springroll.models.rwkv7_config import RWKV7Config
 from springroll.models.rwkv7_init import init
 from springroll.models.rwkv7_mix import channel_mix, time_mix
@@ -153,6 +153,17 @@ class RWKV7:
         x = layer_norm(x, params["norm"], params["norm_bias"], self.config.norm_eps)
         nats = cross_entropy(x, params["lm_head"], tokens[:, 1:])
         return nats, {"nats": nats}
+
+    def token_nats(
+        self, params: Params, tokens: Array, targets: Array, temperature: float = 1.0
+    ) -> tuple[Array, dict[str, Array]]:
+        """Nats of each of the targets (batch, time) that follow the tokens (batch, time).
+
+        0 where a target is negative; logits are divided by the temperature. No metrics.
+        """
+        x, _ = self.hidden(params, tokens)
+        x = layer_norm(x, params["norm"], params["norm_bias"], self.config.norm_eps)
+        return token_nats(x, params["lm_head"], targets, temperature), {}
 
 
 def _kept(x_BTD: Array, real_BT: Array) -> Array:

@@ -7,7 +7,9 @@ from typing import Any
 
 from jax import Array
 
+from springroll.errors import InputError
 from springroll.models.decoder import Decoder, Params
+from springroll.models.language_model import LanguageModel
 
 
 @dataclass(frozen=True)
@@ -32,6 +34,15 @@ class DecoderStages:
         return self.model.finish(params, x, stats, tokens)
 
 
-def stages(model: Decoder) -> DecoderStages:
-    """The decoder for `sr.layerwise`."""
+def stages(model: LanguageModel) -> DecoderStages:
+    """The decoder for `sr.layerwise` and for streaming.
+
+    Raises:
+        InputError: the model is no decoder.
+    """
+    if not isinstance(model, Decoder):
+        raise InputError(
+            f"an {type(model).__name__} cannot be walked layer by layer; leave out --layerwise and "
+            "--engine stream, or take a smaller model"
+        )
     return DecoderStages(model)

@@ -44,7 +44,7 @@ def train(config: TrainConfig, console: "Console | None" = None) -> "Result":
 def opening(config: TrainConfig, made: "Training") -> str:
     """Two lines before training starts: what learns from what, and the lines to beat."""
     model, lines = made.model.config, made.lines
-    active = f" ({model.active_parameters:,} active)" if model.experts else ""
+    active = f" ({model.active_parameters:,} active)" if getattr(model, "experts", 0) else ""
     per_step = config.batch * config.accumulate * config.tokens
     return (
         f"{config.model}: {model.parameters:,} {config.dtype} parameters{active}, "

@@ -13,10 +13,12 @@ from jax import Array, lax
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from springroll.errors import InputError
-from springroll.models.decoder import Decoder, decoder
-from springroll.models.decoder_config import DecoderConfig, named
+from springroll.models.decoder_config import DecoderConfig
 from springroll.models.hf import is_hf_folder, open_hf, read_config, read_params
 from springroll.models.hf_files import family_of
+from springroll.models.language_model import LanguageModel
+from springroll.models.named import named_model
+from springroll.models.rwkv7_config import RWKV7Config
 from springroll.stream.budget import available_bytes, parse_bytes
 from springroll.tasks.baselines import baselines
 from springroll.tasks.corpus import Corpus, load_corpus
@@ -39,7 +41,7 @@ class Training(NamedTuple):
 
     config: TrainConfig  # with the engine decided
     task: Task
-    model: Decoder
+    model: LanguageModel
     learner: Learner
     corpus: Corpus
     lines: dict[str, float]  # bits per byte to beat
@@ -66,7 +68,7 @@ def build(config: TrainConfig) -> Training:
 
 def engine(
     config: TrainConfig, placement: Placement
-) -> tuple[TrainConfig, Decoder, Learner, Memory | StreamMemory]:
+) -> tuple[TrainConfig, LanguageModel, Learner, Memory | StreamMemory]:
     """(config with the engine decided, model, what trains it, memory of a step).
 
     Raises:
@@ -85,16 +87,22 @@ def engine(
         except InputError:
             refuse_too_big(memory, budget(config), alternatives(config, placement))
             raise
-    model = decoder(model_config(config.model))
+    model = language_model(config)
     return config, model, *stream_learner(config, model)
 
 
-def make(config: TrainConfig) -> tuple[Decoder, Learner]:
+def make(config: TrainConfig) -> tuple[LanguageModel, Learner]:
     """The model of a config and what trains it; nothing is allocated."""
-    model = decoder(model_config(config.model), remat=config.remat)
+    model = language_model(config)
     if not is_hf_folder(config.model):
         return model, learner_for(config, model, model.init)
     return model, learner_for(config, model, lambda key: pretrained(config.model, model.config))
+
+
+def language_model(config: TrainConfig) -> LanguageModel:
+    """The model of a config, of whatever kind."""
+    shape = model_config(config.model)
+    return family_of(shape).model(shape, remat=config.remat)
 
 
 def weights_of(config: TrainConfig) -> tuple[Any, str, Callable[[Any], Any]]:
@@ -107,13 +115,13 @@ def weights_of(config: TrainConfig) -> tuple[Any, str, Callable[[Any], Any]]:
     return saved, "carry", learner.params
 
 
-def model_config(name: str) -> DecoderConfig:
+def model_config(name: str) -> DecoderConfig | RWKV7Config:
     """The configuration of that name with the 256 bytes for a vocabulary, or that of a folder."""
     if is_hf_folder(name):
         return read_config(name)
     if Path(name).is_dir():
         raise InputError(f"{name} holds no model: no config.json with a model_type")
-    return dataclasses.replace(named(name), vocab=BYTES)
+    return dataclasses.replace(named_model(name), vocab=BYTES)
 
 
 def pretrained(folder: str | Path, config: Any) -> Any:
@@ -193,7 +201,7 @@ def flags(change: dict[str, Any], config: TrainConfig) -> str:
 
 def text_task(
     config: TrainConfig,
-    model: Decoder,
+    model: LanguageModel,
     learner: Learner,
     text: Text,
     lines: dict[str, float],
@@ -242,7 +250,7 @@ def text_task(
     )
 
 
-def mean_nats(model: Decoder, params: Any, sample: np.ndarray, rows: int) -> Array:
+def mean_nats(model: LanguageModel, params: Any, sample: np.ndarray, rows: int) -> Array:
     """Mean nats per token of `sample` (n, T + 1), at most `rows` rows at a time."""
     count = sample.shape[0]
     together = next(n for n in range(min(rows, count), 0, -1) if count % n == 0)

@@ -11,7 +11,6 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from springroll.errors import InputError
 from springroll.generate.generator import Generated, Generator
 from springroll.models.decoder_shapes import size
 from springroll.models.hf import load_hf
@@ -59,7 +58,7 @@ class Setup:
 
     def asked(self, problems: Sequence[Problem]) -> Asked:
         """Problems with their prompts."""
-        chat = self.task.chat and has_chat(self.tokenizer)
+        chat = self.task.chat and self.tokenizer.chats
         prompts = [prompt_tokens(self.tokenizer, each.prompt, chat) for each in problems]
         return Asked(list(problems), prompts)
 
@@ -129,15 +128,6 @@ def prepare(config: FinetuneConfig) -> Setup:
 def memory_of(config: FinetuneConfig) -> int:
     """Bytes for what the rows under generation remember."""
     return config.memory_bytes or (available_bytes() or (4 << 30)) // 2
-
-
-def has_chat(tokenizer: Tokenizer) -> bool:
-    """Whether the tokenizer has a chat template."""
-    try:
-        tokenizer.chat([{"role": "user", "content": "?"}])
-    except InputError:
-        return False
-    return True
 
 
 @functools.cache

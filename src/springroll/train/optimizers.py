@@ -17,7 +17,7 @@ from springroll.lowgrad.galore import galore
 from springroll.lowgrad.hf_adam import adam_direction
 from springroll.lowgrad.layerwise import layerwise
 from springroll.lowgrad.lowgrad import Trainer, lowgrad
-from springroll.models.decoder import Decoder
+from springroll.models.language_model import LanguageModel
 from springroll.models.moe import balance
 from springroll.models.stages import stages
 from springroll.quant.quantize_state import quantize_state
@@ -52,7 +52,7 @@ PROJECTED = re.compile(r"layers/.*_proj$")  # the matrices of a block; not route
 
 def learner_for(
     config: TrainConfig,
-    model: Decoder,
+    model: LanguageModel,
     init: Callable[[Any], Any],
     loss: Loss | None = None,
 ) -> Learner:
@@ -76,7 +76,7 @@ def learner_for(
 
 
 def layer_optimizers(
-    config: TrainConfig, model: Decoder
+    config: TrainConfig, model: LanguageModel
 ) -> tuple[optax.GradientTransformation, optax.GradientTransformation]:
     """What updates one layer at a time, {"layers": one}, and what updates all else: Adam."""
     layers = decayed(config, OPTIMIZERS[config.optimizer](config, model))
@@ -92,7 +92,7 @@ def rounded(config: TrainConfig, tx: optax.GradientTransformation) -> optax.Grad
 
 
 def low_rank_trainer(
-    config: TrainConfig, model: Decoder, init: Callable[[Any], Any], loss: Loss
+    config: TrainConfig, model: LanguageModel, init: Callable[[Any], Any], loss: Loss
 ) -> Trainer:
     """`sr.lowgrad` on the matrices of the blocks."""
     return lowgrad(
@@ -125,7 +125,7 @@ def quantized(
 def balanced(params: Any, figures: dict[str, Any]) -> Any:
     """Params with the routers' selection biases moved towards an even load, where there are any."""
     layers = params["layers"]
-    bias = layers["mlp"].get("e_score_correction_bias")
+    bias = layers.get("mlp", {}).get("e_score_correction_bias")
     if bias is None:
         return params
     moved = jax.vmap(balance)(bias, figures["load"])
@@ -158,13 +158,13 @@ def matrices(params: Any) -> Any:
     return jax.tree_util.tree_map_with_path(lambda path, _: is_matrix(spelt(path)), params)
 
 
-def plan_of(model: Decoder) -> Plan:
+def plan_of(model: LanguageModel) -> Plan:
     """Which axes of each parameter are inputs, outputs and stacks; nothing is computed."""
     params = jax.eval_shape(model.init, jax.random.key(0))
     return discover(model.loss, params, jax.ShapeDtypeStruct((1, 9), jnp.int32))
 
 
-def rank_of(config: TrainConfig, model: Decoder) -> int:
+def rank_of(config: TrainConfig, model: LanguageModel) -> int:
     """As asked, or a quarter of the hidden size."""
     return config.rank or max(1, model.config.hidden // 4)
 
@@ -182,11 +182,11 @@ def adam(config: TrainConfig) -> optax.GradientTransformation:
     return optax.adam(learning_rate(config), b1=config.b1, b2=config.b2)
 
 
-def full(config: TrainConfig, model: Decoder) -> optax.GradientTransformation:
+def full(config: TrainConfig, model: LanguageModel) -> optax.GradientTransformation:
     return quantized(config, adam(config))
 
 
-def muon(config: TrainConfig, model: Decoder) -> optax.GradientTransformation:
+def muon(config: TrainConfig, model: LanguageModel) -> optax.GradientTransformation:
     """Muon for the matrices of a block, batched over layers and experts; Adam for the rest."""
     rate = learning_rate(config)
     out_in = optax.contrib.MuonDimensionNumbers(reduction_axis=-1, output_axis=-2)
@@ -202,27 +202,27 @@ def muon(config: TrainConfig, model: Decoder) -> optax.GradientTransformation:
     return quantized(config, tx)
 
 
-def on_galore(config: TrainConfig, model: Decoder) -> optax.GradientTransformation:
+def on_galore(config: TrainConfig, model: LanguageModel) -> optax.GradientTransformation:
     inner = quantized(config, adam(config))
     return galore(inner, rank_of(config, model), **projection(config, model))
 
 
-def on_apollo(config: TrainConfig, model: Decoder) -> optax.GradientTransformation:
+def on_apollo(config: TrainConfig, model: LanguageModel) -> optax.GradientTransformation:
     options = projection(config, model) | directed(config)
     return apollo(learning_rate(config), rank_of(config, model), **options)
 
 
-def on_apollo_mini(config: TrainConfig, model: Decoder) -> optax.GradientTransformation:
+def on_apollo_mini(config: TrainConfig, model: LanguageModel) -> optax.GradientTransformation:
     options = projection(config, model) | directed(config)
     return apollo_mini(learning_rate(config), config.rank or 1, **options)
 
 
-def on_fira(config: TrainConfig, model: Decoder) -> optax.GradientTransformation:
+def on_fira(config: TrainConfig, model: LanguageModel) -> optax.GradientTransformation:
     options = projection(config, model) | directed(config)
     return fira(learning_rate(config), rank_of(config, model), **options)
 
 
-def projection(config: TrainConfig, model: Decoder) -> dict[str, Any]:
+def projection(config: TrainConfig, model: LanguageModel) -> dict[str, Any]:
     """The options that all projecting transformations share."""
     options = {
         "update_gap": config.steps_between,
@@ -239,7 +239,7 @@ def directed(config: TrainConfig) -> dict[str, Any]:
     return {"b1": config.b1, "b2": config.b2, "direction": direction}
 
 
-OPTIMIZERS: dict[str, Callable[[TrainConfig, Decoder], optax.GradientTransformation]] = {
+OPTIMIZERS: dict[str, Callable[[TrainConfig, LanguageModel], optax.GradientTransformation]] = {
     "adamw": full,
     "galore": on_galore,
     "apollo": on_apollo,

@@ -13,6 +13,7 @@ from springroll.models.decoder import Decoder, leaves
 from springroll.models.decoder_shapes import shapes
 from springroll.models.expert_stages import expert_stages
 from springroll.models.hf import is_hf_folder, open_hf, read_bundles
+from springroll.models.language_model import LanguageModel
 from springroll.models.moe import balance
 from springroll.models.stages import stages
 from springroll.plan.devices import device_of
@@ -73,20 +74,21 @@ class StreamMemory(NamedTuple):
         return table
 
 
-def stream_learner(config: TrainConfig, model: Decoder) -> tuple[Learner, StreamMemory]:
+def stream_learner(config: TrainConfig, model: LanguageModel) -> tuple[Learner, StreamMemory]:
     """What trains `model` as configured; only shapes are allocated.
 
     Raises:
         InputError: what cannot be streamed, or fits in no way; before anything is allocated.
     """
-    job, budgets = job_of(config, model), budgets_of(config)
+    decoder = stages(model).model
+    job, budgets = job_of(config, decoder), budgets_of(config)
     place = placed(config, job, budgets)
     make = low_rank if config.optimizer == "lowgrad" else streamed
     made: list[Any] = []  # allocated by init
 
     def init(key: Any) -> Any:
-        made[:] = [make(config, model, place, waiting(job, place, budgets))]
-        return made[0].fill(tensors(config, model, key))
+        made[:] = [make(config, decoder, place, waiting(job, place, budgets))]
+        return made[0].fill(tensors(config, decoder, key))
 
     def step(state: Any, batch: Any) -> tuple[Any, Any]:
         state, figures = made[0].step(state, batch)

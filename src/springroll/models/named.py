@@ -1,0 +1,24 @@
+"""Configurations by name, of every kind of model."""
+
+from __future__ import annotations
+
+import difflib
+
+from springroll.errors import InputError
+from springroll.models.decoder_config import CONFIGS, DecoderConfig
+from springroll.models.rwkv7_config import RWKV7_CONFIGS, RWKV7Config
+
+MODELS: dict[str, DecoderConfig | RWKV7Config] = {**CONFIGS, **RWKV7_CONFIGS}
+
+
+def named_model(name: str) -> DecoderConfig | RWKV7Config:
+    """The configuration of that name.
+
+    Raises:
+        InputError: no such name; the nearest, or all of them, are in the message.
+    """
+    if name not in MODELS:
+        near = difflib.get_close_matches(name, MODELS, n=1)
+        hint = f"did you mean {near[0]}?" if near else f"known are {', '.join(MODELS)}"
+        raise InputError(f"no model named {name!r}; {hint}")
+    return MODELS[name]

@@ -12,7 +12,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jax import Array
+from jax import Array, lax
 
 from springroll.models.decoder_config import DecoderConfig
 from springroll.models.norm import rms_norm
@@ -104,7 +104,10 @@ def linear(x: Array, w: Array | Int8) -> Array:
     if not isinstance(w, Int8):
         return jnp.einsum("...i,oi->...o", x, w)
     wide = jnp.promote_types(x.dtype, jnp.float32)
-    y = jnp.einsum("...i,oi->...o", x, w.values.astype(x.dtype), preferred_element_type=wide)
+    # The barrier ties the conversion to its product: loops of decoding would convert the whole
+    # model before they start, and hold it as floats.
+    x, values = lax.optimization_barrier((x, w.values))
+    y = jnp.einsum("...i,oi->...o", x, values.astype(x.dtype), preferred_element_type=wide)
     scale = w.scale.astype(wide).reshape(*(1,) * (y.ndim - 1), -1)
     return (y * scale).astype(x.dtype)
 

@@ -91,7 +91,7 @@ def test_a_folder_computes_what_transformers_computes(tmp_path, family):
     golden = np.load(GOLDEN)
     params = jax.tree.map(jnp.asarray, read_params(tmp_path, config))
     logits = decoder(config).apply(params, jnp.asarray(golden[f"{family}/tokens"]))
-    np.testing.assert_allclose(logits, golden[f"{family}/logits"], atol=1e-4)
+    np.testing.assert_allclose(logits, golden[f"{family}/logits"], rtol=0, atol=5e-6)
 
 
 def test_names_are_those_of_checkpoints():

@@ -5,6 +5,7 @@ is a matrix, members by prompts; it goes to the journal as it is, so a run is re
 """
 
 import math
+from collections.abc import Callable
 from typing import Any
 
 import jax
@@ -18,7 +19,7 @@ from springroll.evolve.shaping import finite, group_centred
 from springroll.evolve.step import Master
 from springroll.evolve.strategy import State, Strategy
 from springroll.factored.discover import discover
-from springroll.quant.int8_weights import quantize
+from springroll.quant.int8_weights import dequantize, quantize
 from springroll.quant.quantize_state import quantize_state
 from springroll.train.anchored import anchored
 from springroll.train.answers import best_of
@@ -82,6 +83,12 @@ def es_task(config: FinetuneConfig, setup: Setup) -> Task:
         curve=curve_of(config, setup),
         keep_best=True,
     )
+
+
+def saved_weights(config: FinetuneConfig, setup: Setup) -> tuple[Any, str, Callable[[Any], Any]]:
+    """Where in a checkpoint the weights are: (shapes of a part, its path, part -> weights)."""
+    shapes = jax.eval_shape(lambda: held(config, setup.params()))
+    return shapes, "state/params", dequantize
 
 
 def strategy_for(config: FinetuneConfig, setup: Setup) -> Strategy:

@@ -1,6 +1,7 @@
 """Fine-tuning a language model on a reward: what a run is made of, and running it."""
 
-from typing import TYPE_CHECKING
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Any
 
 from springroll.errors import InputError
 from springroll.train.finetune_config import FinetuneConfig
@@ -52,6 +53,15 @@ def task_of(config: FinetuneConfig, setup: "Setup") -> "Task":
     from springroll.train.evolved_answers import es_task
 
     return es_task(config, setup)
+
+
+def weights_of(config: FinetuneConfig, setup: "Setup") -> "tuple[Any, str, Callable[[Any], Any]]":
+    """Where the weights of a run are saved: (shapes of a part, its path, part -> float weights)."""
+    if config.method == "grpo":
+        from springroll.train.grpo import saved_weights
+    else:
+        from springroll.train.evolved_answers import saved_weights
+    return saved_weights(config, setup)
 
 
 def opening(config: FinetuneConfig, setup: "Setup") -> str:

@@ -1,5 +1,6 @@
 """Fine-tuning by GRPO, the gradient baseline: same model, task, judge, generation and loop."""
 
+from collections.abc import Callable
 from typing import Any
 
 import jax
@@ -11,6 +12,7 @@ from springroll.train.backprop_task import pretrained
 from springroll.train.evolved_answers import LOST_LIMIT, curve_of, sampling_seed
 from springroll.train.finetune_config import FinetuneConfig
 from springroll.train.finetune_setup import Asked, Setup
+from springroll.train.learners import Learner
 from springroll.train.optimizers import learner_for
 from springroll.train.policy_loss import Rollout, advantages, policy_loss
 from springroll.train.task import Task
@@ -21,9 +23,7 @@ LR = 1e-4  # of adamw on small models, as the other optimizers' rates are multip
 
 def grpo_task(config: FinetuneConfig, setup: Setup) -> Task:
     """The loop's view: one learner as the carry, whose weights write the answers it learns from."""
-    loss = policy_loss(setup.model, temperature=config.heat, clip=config.group_clip, kl=config.kl)
-    weights = lambda _: pretrained(setup.folder, setup.model.config)
-    learner = learner_for(train_config(config), setup.model, weights, loss)
+    learner = learner_of(config, setup)
     nats = jax.jit(setup.model.token_nats, static_argnums=3)
     first = setup.params() if config.kl else None
 
@@ -71,6 +71,20 @@ def grpo_task(config: FinetuneConfig, setup: Setup) -> Task:
         curve=curve_of(config, setup),
         keep_best=True,
     )
+
+
+def learner_of(config: FinetuneConfig, setup: Setup) -> Learner:
+    """What follows the policy gradient."""
+    loss = policy_loss(setup.model, temperature=config.heat, clip=config.group_clip, kl=config.kl)
+    weights = lambda _: pretrained(setup.folder, setup.model.config)
+    return learner_for(train_config(config), setup.model, weights, loss)
+
+
+def saved_weights(config: FinetuneConfig, setup: Setup) -> tuple[Any, str, Callable[[Any], Any]]:
+    """Where in a checkpoint the weights are: (shapes of a part, its path, part -> weights)."""
+    learner = learner_of(config, setup)
+    saved = jax.eval_shape(learner.init, jax.eval_shape(lambda: jax.random.key(0)))
+    return saved, "carry/0", learner.params
 
 
 def train_config(config: FinetuneConfig) -> TrainConfig:

@@ -103,7 +103,7 @@ def linear(x: Array, w: Array | Int8) -> Array:
     """
     if not isinstance(w, Int8):
         return jnp.einsum("...i,oi->...o", x, w)
-    wide = jnp.promote_types(x.dtype, jnp.float32)
+    wide = x.dtype if x.dtype == jnp.float64 else jnp.float32
     # The barrier ties the conversion to its product: loops of decoding would convert the whole
     # model before they start, and hold it as floats.
     x, values = lax.optimization_barrier((x, w.values))

@@ -8,14 +8,14 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
-from tiny import files, pretrain, text_file
+from tiny import config_of, files, pretrain, text_file
 
+from springroll.cli import recipe
 from springroll.cli.main import main
-from springroll.cli.pretrain import config_of, description
 from springroll.errors import InputError
-from springroll.recipes import RECIPES
 from springroll.train.pretrain import PretrainConfig
 
+RECIPES = recipe.RECIPES["pretrain"]
 ARTICLE = (
     "--pop-size 262144 --rank 1 --n-layers 6 --hidden 256 --data minipile --precision int8".split()
 )
@@ -32,7 +32,7 @@ def test_a_recipe_and_what_overrides_it(name):
     assert config_of(["--recipe", name]) == RECIPES[name]()
     given = config_of(["--seconds", "5", f"--recipe={name}", "--out", "elsewhere"])
     assert given == replace(RECIPES[name](), seconds=5.0, out="elsewhere")
-    assert f"--recipe {name}: " in description()
+    assert f"--recipe {name}: " in recipe.listing("pretrain")
 
 
 def test_the_article_runs_as_it_stands():

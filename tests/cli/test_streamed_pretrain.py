@@ -7,10 +7,9 @@ import time
 import jax
 import numpy as np
 import pytest
-from tiny import pretrain, start, text_file
+from tiny import config_of, pretrain, start, text_file
 
 from springroll.cli.main import main
-from springroll.cli.pretrain import config_of
 from springroll.errors import InputError
 from springroll.models.egg import EggConfig, EggStages, egg
 from springroll.train.checkpoint import differing_paths

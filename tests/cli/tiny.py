@@ -4,6 +4,9 @@ import subprocess
 import sys
 from pathlib import Path
 
+from springroll.cli import recipe
+from springroll.train.pretrain import PretrainConfig
+
 TEXT = "".join(f"def times_{i}(x):\n    return {i} * x\n\n" for i in range(300))
 SIZE = (
     "--hidden 8 --pop-size 16 --tokens 4 --streams 4 --valid-streams 2 --valid-tokens 32 "
@@ -21,6 +24,11 @@ def text_file(folder: Path) -> Path:
 def pretrain(data: Path, out: Path, *more: str) -> list[str]:
     """The arguments of a tiny `springroll pretrain`."""
     return ["pretrain", "--data", str(data), "--out", str(out), *SIZE, *more]
+
+
+def config_of(argv: list[str]) -> PretrainConfig:
+    """What `springroll pretrain` makes of arguments."""
+    return recipe.config_of(PretrainConfig, argv, "")
 
 
 def files(folder: Path) -> dict[str, bytes]:

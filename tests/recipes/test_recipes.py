@@ -5,22 +5,24 @@ import json
 import pytest
 
 from springroll.cli.main import main
-from springroll.recipes import RECIPES
+from springroll.recipes import RECIPES, text
 from springroll.train.config import from_json, to_json
-from springroll.train.pretrain import PretrainConfig
+
+EVERY = [(command, name) for command, recipes in RECIPES.items() for name in recipes]
 
 
-@pytest.mark.parametrize("name", RECIPES)
-def test_a_recipe_is_a_config_with_a_docstring(name):
-    config = RECIPES[name]()
-    assert from_json(PretrainConfig, json.loads(json.dumps(to_json(config)))) == config
+@pytest.mark.parametrize(("command", "name"), EVERY)
+def test_a_recipe_is_a_config_with_a_docstring(command, name):
+    make = RECIPES[command][name]
+    config = make()
+    assert config.command == command
+    assert from_json(type(config), json.loads(json.dumps(to_json(config)))) == config
     assert config.out == f"runs/{name}"
-    doc = RECIPES[name].__doc__ or ""
-    assert all(word in doc for word in ("Hardware: ", "Time: ")), doc
+    assert all(word in (make.__doc__ or "") for word in ("Hardware: ", "Time: ")), make.__doc__
 
 
 def test_the_demo_fits_what_it_promises():
-    config = RECIPES["demo"]()
+    config = text.demo()
     assert config.data == "stdlib"
     assert config.precision == "int8"
     assert config.seconds is not None and config.seconds <= 90

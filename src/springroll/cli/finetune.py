@@ -3,13 +3,11 @@
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
-from springroll.cli.options import parse
+from springroll.cli.recipe import config_of
 from springroll.train.finetune_config import FinetuneConfig
 
 if TYPE_CHECKING:
     from rich.table import Table
-
-PROG = "springroll finetune"
 
 DESCRIPTION = """\
 Fine-tune a language model on a reward: forward passes only, or GRPO to compare with.
@@ -21,7 +19,7 @@ Fine-tune a language model on a reward: forward passes only, or GRPO to compare 
 
 def run(argv: Sequence[str]) -> int:
     """Fine-tune; the exit code is 0 when the budget was spent, 130 after Ctrl-C."""
-    config = parse(FinetuneConfig, argv, prog=PROG, description=DESCRIPTION)
+    config = config_of(FinetuneConfig, argv, DESCRIPTION)
 
     from rich.console import Console
 

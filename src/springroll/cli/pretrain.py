@@ -3,20 +3,18 @@
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
-from springroll.cli.options import nearest, parse, taken
-from springroll.errors import InputError
-from springroll.recipes import RECIPES
+from springroll.cli.recipe import config_of
 from springroll.train.pretrain import PretrainConfig
 
 if TYPE_CHECKING:
     from rich.table import Table
 
-PROG = "springroll pretrain"
+DESCRIPTION = "Train a byte-level language model on text by evolution: forward passes only."
 
 
 def run(argv: Sequence[str]) -> int:
     """Train; the exit code is 0 when the budget was spent, 130 after Ctrl-C."""
-    config = config_of(argv)
+    config = config_of(PretrainConfig, argv, DESCRIPTION)
 
     from rich.console import Console
 
@@ -26,33 +24,6 @@ def run(argv: Sequence[str]) -> int:
     if result.signal is None:
         Console().print(report(config.out, result.summary))
     return result.exit_code
-
-
-def config_of(argv: Sequence[str]) -> PretrainConfig:
-    """The config of a command line: a recipe's or the defaults, with the given options."""
-    name, rest = taken(argv, "--recipe")
-    if name is not None and name not in RECIPES:
-        raise InputError(
-            f"unknown recipe {name!r}{nearest(name, RECIPES)}; there are {', '.join(RECIPES)}"
-        )
-    return parse(
-        PretrainConfig,
-        rest,
-        prog=PROG,
-        default=None if name is None else RECIPES[name](),
-        description=description(),
-        others=["--recipe"],
-    )
-
-
-def description() -> str:
-    """What --help says before the options."""
-    first = lambda recipe: (recipe.__doc__ or "").splitlines()[0]
-    recipes = "\n".join(f"  --recipe {name}: {first(make)}" for name, make in RECIPES.items())
-    return (
-        "Train a byte-level language model on text by evolution: forward passes only.\n\n"
-        f"A recipe sets all options; those given beside it override it.\n{recipes}"
-    )
 
 
 def report(out: str, summary: dict[str, Any]) -> "Table":

@@ -2,11 +2,9 @@
 
 from collections.abc import Sequence
 
-from springroll.cli.options import parse
 from springroll.cli.pretrain import report
+from springroll.cli.recipe import config_of
 from springroll.train.train_config import TrainConfig
-
-PROG = "springroll train"
 
 DESCRIPTION = """\
 Train a decoder-only language model on text by gradients.
@@ -17,7 +15,7 @@ Train a decoder-only language model on text by gradients.
 
 def run(argv: Sequence[str]) -> int:
     """Train; the exit code is 0 when the budget was spent, 130 after Ctrl-C."""
-    config = parse(TrainConfig, argv, prog=PROG, description=DESCRIPTION)
+    config = config_of(TrainConfig, argv, DESCRIPTION)
 
     from rich.console import Console
 

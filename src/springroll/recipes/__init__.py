@@ -1,16 +1,26 @@
 """A run as a function that returns its full config; the docstring says where, how long, how good.
 
-`springroll pretrain --recipe NAME` starts from one; other options override it. A new recipe is a
-function like those in `text.py` and a line here.
+`springroll COMMAND --recipe NAME` starts from one; other options override it. A new recipe is a
+function like those in `text.py` and a line here, below the command that runs it.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 
-from springroll.recipes import text
-from springroll.train.pretrain import PretrainConfig
+from springroll.recipes import reasoning, text
+from springroll.train.config import RunConfig
 
-RECIPES: dict[str, Callable[[], PretrainConfig]] = {
-    "demo": text.demo,
-    "bigram": text.bigram,
-    "article": text.article,
+RECIPES: dict[str, Mapping[str, Callable[[], RunConfig]]] = {
+    "pretrain": {
+        "demo": text.demo,
+        "bigram": text.bigram,
+        "article": text.article,
+    },
+    "train": {
+        "arithmetic": reasoning.arithmetic,
+        "arithmetic-rwkv7": reasoning.arithmetic_rwkv7,
+    },
+    "finetune": {
+        "arithmetic-es": reasoning.arithmetic_es,
+        "arithmetic-grpo": reasoning.arithmetic_grpo,
+    },
 }

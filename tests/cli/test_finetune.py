@@ -1,0 +1,180 @@
+"""`springroll finetune` from the command line: learning, resuming, replaying, refusing."""
+
+import json
+
+import jax
+import pytest
+from tiny import files
+
+import springroll as sr
+from springroll.cli.main import main
+from springroll.models.byte_tokenizer import write_byte_tokenizer
+from springroll.models.decoder import decoder
+from springroll.models.decoder_config import CONFIGS
+
+GENERATIONS = 6
+REWARDS = """
+def near_d(texts):
+    return [1 - sum(abs(min(ord(c), 255) - 100) for c in text) / 620 for text in texts]
+
+def broken(texts):
+    return [float("nan")] * len(texts)
+"""
+
+
+@pytest.fixture(scope="module")
+def place(tmp_path_factory):
+    """A random model of bytes, prompts, and a reward for letters close to d."""
+    folder = tmp_path_factory.mktemp("finetune")
+    model = decoder(CONFIGS["llama-tiny"])
+    sr.save_hf(folder / "model", model, model.init(jax.random.key(0)))
+    write_byte_tokenizer(folder / "model")
+    (folder / "rewards.py").write_text(REWARDS)
+    records = [json.dumps({"prompt": f"say {i}: "}) for i in range(40)]
+    (folder / "prompts.jsonl").write_text("\n".join(records))
+    return folder
+
+
+def command(place, out, *more, reward="near_d", generations=GENERATIONS):
+    return [
+        *("finetune", "--model", str(place / "model"), "--out", str(out)),
+        *("--task", f"{place / 'rewards.py'}:{reward} style=plain"),
+        *("--data", str(place / "prompts.jsonl"), "--prompts", "3", "--max-tokens", "4"),
+        *("--eval-problems", "4", "--generations", str(generations)),
+        *("--log-every", "0", "--eval-every", "0", *more),
+    ]
+
+
+def newest(folder, generation=GENERATIONS):
+    return (folder / "checkpoints" / f"{generation:09d}.safetensors").read_bytes()
+
+
+def figures(folder, name):
+    rows = [json.loads(row) for row in (folder / "metrics.jsonl").read_text().splitlines()]
+    return [row[name] for row in rows if name in row]
+
+
+ES = "--members 32 --sigma 0.02 --lr 0.2 --max-step-ratio 0.1"
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        f"{ES} --noise-reuse 2 --anchor 0.01 --unperturbed 2 --sigma-decay 9",
+        f"{ES} --optimizer adam --lr 0.02 --temperature 0.5 --answers 2 --rows 20 --state-bits 8 "
+        "--weights bfloat16",
+        "--method grpo --members 8 --lr 3e-3 --epochs 2 --kl 0.01",
+    ],
+)
+def test_it_learns_and_resumes_to_the_same_bytes(tmp_path, place, options):
+    more = options.split()
+    assert main(command(place, tmp_path / "whole", *more)) == 0
+    assert main(command(place, tmp_path / "parts", *more, generations=3)) == 0
+    assert main(command(place, tmp_path / "parts", "--resume")) == 0
+    assert newest(tmp_path / "parts") == newest(tmp_path / "whole")
+    reward = figures(tmp_path / "whole", "train_reward")
+    assert reward[-1] > reward[0] + 0.02
+    assert len(figures(tmp_path / "whole", "valid_accuracy")) == GENERATIONS + 1
+
+
+def test_a_run_is_replayed_from_its_journal_bit_for_bit(tmp_path, place, capsys):
+    assert main(command(place, tmp_path / "run", *ES.split())) == 0
+    assert main(["replay", str(tmp_path / "run")]) == 0
+    assert "equal to the checkpoint of generation 6, bit for bit" in capsys.readouterr().out
+
+
+def test_a_journal_that_is_ahead_is_told_without_generating(tmp_path, place, capsys):
+    """As after a kill -9: the newest checkpoint lies behind."""
+    assert main(command(place, tmp_path / "run", *ES.split())) == 0
+    whole = newest(tmp_path / "run")
+    for path in (tmp_path / "run" / "checkpoints").glob("*"):
+        path.unlink()
+    assert main(command(place, tmp_path / "run", "--resume")) == 0
+    assert newest(tmp_path / "run") == whole
+    assert "going on with" in capsys.readouterr().err
+
+
+def test_members_of_sigma_0_all_do_the_same_when_greedy(tmp_path, place):
+    assert main(command(place, tmp_path / "run", *ES.split(), "--unperturbed", "3")) == 0
+    assert figures(tmp_path / "run", "noise_floor") == [0.0] * GENERATIONS
+    assert min(figures(tmp_path / "run", "fitness_spread")) > 0
+
+
+def test_it_prints_accuracy_beside_what_else_changed(tmp_path, place, capsys):
+    assert main(command(place, tmp_path / "run", *ES.split())) == 0
+    said = capsys.readouterr().out
+    for word in ("accuracy", "format rate", "truncation rate", "mean length", "reward"):
+        assert f"held-out {word}" in said
+    summary = json.loads((tmp_path / "run" / "summary.json").read_text())
+    assert summary["tokens"] <= GENERATIONS * 32 * 3 * 4
+    assert (tmp_path / "run" / "curve.png").stat().st_size > 10_000
+    best = list((tmp_path / "run" / "best").glob("*.json"))
+    assert len(best) == 1
+    accuracy = figures(tmp_path / "run", "valid_accuracy")
+    assert json.loads(best[0].read_text())["meta"]["figure"] == max(accuracy)
+
+
+@pytest.mark.parametrize(
+    ("options", "said"),
+    [
+        ("--model nowhere/at/all", "nowhere/at/all"),
+        ("--members 7", "even number"),
+        ("--answers 2", "--temperature 1"),
+        ("--optimizer muon", "--method es takes sgd or adam"),
+        ("--method grpo --optimizer sgd", "springroll train"),
+        ("--method grpo --temperature 0", "temperature above 0"),
+        ("--method grpo --weights int8", "--method es"),
+        ("--task nothing", "no task 'nothing'"),
+        ("--memory much", "expected a number and a unit"),
+        ("--sigma 0", "sigma is 0.0; it must be above 0"),
+        ("--prompts 0", "prompts is 0"),
+        ("--max-tokens 0", "max_tokens is 0"),
+        ("--anchor 1", "below 1"),
+        ("--momentum 1", "below 1"),
+        ("--kl -1", "0 or more"),
+        ("--temperature -1", "0 or more"),
+    ],
+)
+def test_bad_input_is_one_line_and_leaves_nothing(tmp_path, place, capsys, options, said):
+    out = tmp_path / "run"
+    assert main([*command(place, out), *options.split()]) == 2
+    error = capsys.readouterr().err
+    assert said in error and error.count("\n") == 1
+    assert not out.exists()
+
+
+def test_without_a_model_it_says_where_one_comes_from(tmp_path, capsys):
+    assert main(["finetune", "--out", str(tmp_path / "run")]) == 2
+    assert "give --model FOLDER" in capsys.readouterr().err
+
+
+def test_another_model_is_not_resumed(tmp_path, place, capsys):
+    out = tmp_path / "run"
+    assert main(command(place, out, *ES.split())) == 0
+    model = decoder(CONFIGS["llama-tiny"])
+    copy = tmp_path / "copy"
+    sr.save_hf(copy / "model", model, model.init(jax.random.key(1)))
+    write_byte_tokenizer(copy / "model")
+    config = json.loads((out / "config.json").read_text())
+    config["config"]["model"] = str(copy / "model")
+    (out / "config.json").write_text(json.dumps(config))
+    before = files(out)
+    resumed = [x for x in command(place, out, "--resume") if x != str(place / "model")]
+    resumed.remove("--model")
+    assert main([*resumed]) == 2
+    assert "began with" in capsys.readouterr().err
+    after = files(out)
+    del before["config.json"], after["config.json"]  # written anew, with the same run id
+    assert after == before
+
+
+def test_a_reward_that_is_no_number_is_one_line(tmp_path, place, capsys):
+    assert main(command(place, tmp_path / "run", *ES.split(), reward="broken")) == 2
+    assert "broken returned nan for text 0; expected a finite float" in capsys.readouterr().err
+
+
+def test_explain_shows_what_is_perturbed(tmp_path, place, capsys):
+    assert main(command(place, tmp_path / "run", *ES.split(), generations=1)) == 0
+    assert main(["explain", str(tmp_path / "run")]) == 0
+    said = capsys.readouterr().out
+    assert "q_proj" in said and "low-rank" in said

@@ -55,7 +55,7 @@ def close(a, b, atol=1e-5):
 def one_call(chunk):
     model, params, golden = case()
     model = RWKV7(model.config, chunk=chunk)
-    return proceed(model, params, jnp.asarray(golden["tokens"])[None], model.memory(1))
+    return proceed(model, params, jnp.asarray(golden["tokens"])[None], model.start(1))
 
 
 @pytest.mark.parametrize("chunk", [0, 8], ids=["token by token", "in chunks"])
@@ -71,11 +71,32 @@ def test_logits_and_state_are_those_of_the_package_rwkv(chunk):
 
 def test_a_state_carried_across_calls_is_one_call():
     model, params, golden = case()
-    tokens, state, found = jnp.asarray(golden["tokens"])[None], model.memory(1), []
+    tokens, state, found = jnp.asarray(golden["tokens"])[None], model.start(1), []
     for piece in (tokens[:, :10], *np.split(tokens[:, 10:14], 4, axis=1), tokens[:, 14:]):
         logits, state = proceed(model, params, piece, state)
         found.append(logits)
     close((jnp.concatenate(found, axis=1), state), one_call(8))
+
+
+def test_steps_of_rows_are_one_call():
+    """What generation calls: prompts read into some rows, the others left as they are, a step."""
+    model, params, golden = case()
+    tokens = jnp.asarray(golden["tokens"])[None]
+    rows, clock = jnp.array([2, 9], jnp.int32), jnp.int32(0)  # there is no row 9
+    _, found = jitted(type(model).read)(
+        model, params, jnp.tile(tokens[:, :10], (2, 1)), jnp.array([10, 10], jnp.int32)
+    )
+    memory = model.admit(model.memory(3, 16, jnp.float32), found, rows, clock)
+    assert not any(np.any(x[:, :2]) for x in jax.tree.leaves(memory))
+    layers = [jax.tree.map(lambda x, i=i: x[i], params["layers"]) for i in range(LAYERS)]
+    for weights in (params, params | {"layers": layers}):
+        logits, found = jitted(type(model).step)(
+            model, weights, jnp.tile(tokens[0, 10], 3), memory, jnp.array([0, 0, 10]), clock
+        )
+        np.testing.assert_allclose(logits[2], golden["logits"][10], atol=1e-5)
+        alone, _ = proceed(model, params, tokens[:, 10:11], model.start(1))
+        np.testing.assert_allclose(logits[0], alone[0, 0], atol=1e-5)
+        assert jax.tree.structure(model.keep(memory, found, clock)) == jax.tree.structure(memory)
 
 
 def test_the_loss_is_the_mean_code_length_and_its_gradient_is_finite():
@@ -102,7 +123,7 @@ def test_padding_on_the_left_changes_nothing():
     read = jitted(type(model).read)
     logits, state = read(model, params, tokens, jnp.array(lengths, jnp.int32))
     for row, length in enumerate(lengths):
-        expected, after = proceed(model, params, tokens[row : row + 1, -length:], model.memory(1))
+        expected, after = proceed(model, params, tokens[row : row + 1, -length:], model.start(1))
         close(logits[row], expected[0, -1])
         close([x[:, row] for x in state], [x[:, 0] for x in after])
     padding = np.arange(10)[None] < 10 - np.array(lengths)[:, None]

@@ -26,11 +26,13 @@ LENGTHS = jnp.array([6, 4], jnp.int32)
 
 
 def generated(params, tokens, lengths):
-    """Prompts read, two more tokens, the last score: all that a member computes for its text."""
-    logits, memory = MODEL.read(params, tokens, lengths)
+    """Prompts read into rows in another order, one more token: all a member computes for a text."""
+    logits, found = MODEL.read(params, tokens, lengths)
+    rows, clock = jnp.array([1, 0], jnp.int32), jnp.int32(0)
+    memory = MODEL.admit(MODEL.memory(2, 8, jnp.float32), found, rows, clock)
     chosen = jnp.argmax(logits, axis=-1).astype(jnp.int32)
-    more, memory = MODEL.step(params, chosen, memory, lengths, jnp.int32(0))
-    return jnp.stack([logits, more]), memory
+    more, found = MODEL.step(params, chosen[::-1], memory, lengths[::-1], clock)
+    return jnp.stack([logits, more[::-1]]), MODEL.keep(memory, found, clock)
 
 
 @pytest.fixture(scope="module")

@@ -11,7 +11,7 @@ Computation is in the type of the parameters; norms, recurrence and logits are f
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any, NamedTuple, TypeAlias
+from typing import Any, ClassVar, NamedTuple, TypeAlias
 
 import jax
 import jax.numpy as jnp
@@ -35,6 +35,9 @@ class State(NamedTuple):
     channel: Array  # (L, B, D): what the channel mix saw last
 
 
+Layers: TypeAlias = tuple[State, ...]  # of one layer each, L = 1
+
+
 @dataclass(frozen=True)
 class RWKV7:
     """The model as functions of (params, arrays).
@@ -49,37 +52,45 @@ class RWKV7:
     config: RWKV7Config
     remat: bool = False  # keep only the input of every block for the gradient
     chunk: int = 32  # tokens read at once; 0: one by one
+    apart: ClassVar[bool] = True  # see `springroll.models.generative`
 
     def init(self, key: Array, dtype: Any = jnp.float32) -> Params:
         """Fresh parameters, see `rwkv7_init`."""
         return init(self.config, key, dtype)
 
-    def memory(self, rows: int, length: int = 0, dtype: Any = jnp.float32) -> State:
-        """The state before the first token; `dtype` is that of the parameters.
+    def start(self, rows: int, dtype: Any = jnp.float32) -> State:
+        """The state before the first token; `dtype` is that of the parameters."""
+        return _empty(self.config, self.config.layers, rows, dtype)
 
-        This and the next four fulfil `springroll.models.generative`; there is room for any length.
-        """
-        c = self.config
-        seen = jnp.zeros((c.layers, rows, c.hidden), dtype)
-        wkv = jnp.zeros((c.layers, rows, c.heads, c.head_dim, c.head_dim), jnp.float32)
-        return State(wkv, seen, seen)
+    def memory(self, rows: int, length: int, dtype: Any) -> Layers:
+        """See `springroll.models.generative`, whose protocol this and the next four fulfil."""
+        return tuple(_empty(self.config, 1, rows, dtype) for _ in range(self.config.layers))
 
     def read(self, params: Params, tokens: Array, lengths: Array) -> tuple[Array, State]:
         real = jnp.arange(-tokens.shape[1], 0, dtype=jnp.int32)[None] >= -lengths[:, None]
         x, state = self.hidden(params, tokens, real_BT=real)
         return self.head(params, x[:, -1:])[:, 0], state
 
-    def admit(self, memory: State, found: State, rows: Array, clock: Array) -> State:
+    def admit(self, memory: Layers, found: State, rows: Array, clock: Array) -> Layers:
         put = lambda into, new: into.at[:, rows].set(new, mode="drop", unique_indices=True)
-        return jax.tree.map(put, memory, found)
+        layer = lambda i: jax.tree.map(lambda x: x[i : i + 1], found)
+        return tuple(jax.tree.map(put, old, layer(i)) for i, old in enumerate(memory))
 
     def step(
-        self, params: Params, tokens: Array, memory: State, seen: Array, clock: Array
-    ) -> tuple[Array, State]:
-        logits, found = self.proceed(params, tokens[:, None], memory)
-        return logits[:, 0], found
+        self, params: Params, tokens: Array, memory: Layers, seen: Array, clock: Array
+    ) -> tuple[Array, Layers]:
+        layers = params["layers"]
+        x, found = self.embed(params, tokens[:, None]), []
+        v_first = jnp.zeros_like(x)
+        for i, old in enumerate(memory):
+            at = lambda leaf, i=i: leaf[i]
+            layer = layers[i] if isinstance(layers, list) else jax.tree.map(at, layers)
+            before = jax.tree.map(lambda leaf: leaf[0], old)
+            x, v_first, after = self.block(layer, x, v_first, before, np.bool_(i == 0))
+            found.append(jax.tree.map(lambda leaf: leaf[None], after))
+        return self.head(params, x)[:, 0], tuple(found)
 
-    def keep(self, memory: State, found: State, clock: Array) -> State:
+    def keep(self, memory: Layers, found: Layers, clock: Array) -> Layers:
         return found
 
     def embed(self, params: Params, tokens: Array) -> Array:
@@ -93,7 +104,7 @@ class RWKV7:
         x_BTD: Array,
         v_first_BTD: Array,
         state: State,
-        first: Array,
+        first: Array | np.bool_,
         real_BT: Array | None = None,
     ) -> tuple[Array, Array, State]:
         """One layer (a slice of params["layers"]): (x, the first layer's value, state after).
@@ -121,7 +132,7 @@ class RWKV7:
     ) -> tuple[Array, State]:
         """The residual stream after the last block (batch, time, D), and the state after it."""
         x = self.embed(params, tokens)
-        state = self.memory(tokens.shape[0], 0, x.dtype) if state is None else state
+        state = self.start(tokens.shape[0], x.dtype) if state is None else state
 
         def step(carry: tuple[Array, Array], scanned: Any) -> tuple[tuple[Array, Array], State]:
             layer, before, first = scanned
@@ -164,6 +175,12 @@ class RWKV7:
         x, _ = self.hidden(params, tokens)
         x = layer_norm(x, params["norm"], params["norm_bias"], self.config.norm_eps)
         return token_nats(x, params["lm_head"], targets, temperature), {}
+
+
+def _empty(c: RWKV7Config, layers: int, rows: int, dtype: Any) -> State:
+    seen = lambda: jnp.zeros((layers, rows, c.hidden), dtype)
+    wkv = jnp.zeros((layers, rows, c.heads, c.head_dim, c.head_dim), jnp.float32)
+    return State(wkv, seen(), seen())
 
 
 def _kept(x_BTD: Array, real_BT: Array) -> Array:

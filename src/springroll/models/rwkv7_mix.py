@@ -31,7 +31,7 @@ def time_mix(
     last_BD: Array,
     v_first_BTD: Array,
     wkv: Array,
-    first: Array,
+    first: Array | np.bool_,
 ) -> tuple[Array, Array, Array]:
     """(what is added to the residual stream, the first layer's value, the recurrence after).
 

@@ -398,11 +398,11 @@ def _with_role(leaf: Leaf, role: str) -> Leaf:
 def _check_int8(leaf: Leaf) -> None:
     if leaf.dtype != "int8" or leaf.kind == "frozen":
         return
-    if leaf.kind != "low-rank" or leaf.roles.strip("s") not in ("mn", "nm"):
+    if leaf.kind != "low-rank" or leaf.roles.lstrip("s") not in ("mn", "nm"):
         raise InputError(
             f"{leaf.path}: int8 weights {list(leaf.shape)} are perturbed by low-rank noise of "
             f"matrices, role {'s' * (len(leaf.shape) - 2)}mn, or not at all; they are "
-            f"{leaf.roles or leaf.kind!r} here"
+            f"{leaf.roles if leaf.kind == 'low-rank' else leaf.kind!r} here"
         )
 
 

@@ -11,6 +11,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
+SMALLEST = 8  # rows of a bucket: fewer cost about as much per step, and a compilation
 ANY = -1  # the pair of jobs that need no factors, and of groups that hold none
 
 
@@ -55,6 +56,10 @@ class Waiting:
     def __bool__(self) -> bool:
         return any(self._by_pair.values())
 
+    def has(self, pair: int) -> bool:
+        """Whether jobs of that pair, not of nobody, are left."""
+        return pair != ANY and bool(self._by_pair.get(pair))
+
     def pop(self, pair: int) -> int | None:
         """The next job that a group of `pair` can run."""
         for key in (pair, ANY):
@@ -64,7 +69,8 @@ class Waiting:
 
     def longest(self) -> int:
         """The pair with most jobs, the first of equals."""
-        most, pair = max((len(jobs), -pair) for pair, jobs in self._by_pair.items() if pair != ANY)
+        counts = [(len(jobs), -pair) for pair, jobs in self._by_pair.items() if pair != ANY]
+        most, pair = max(counts, default=(0, 0))
         return -pair if most else ANY
 
 
@@ -86,13 +92,10 @@ class Slots:
         """
         new: list[int] = []
         for group, jobs in enumerate(self.job):
-            if not (jobs < 0).any():
-                continue
+            if (jobs < 0).all() and not waiting.has(int(self.pair[group])):
+                self.pair[group] = waiting.longest()
             for place in np.flatnonzero(jobs < 0).tolist():
                 job = waiting.pop(int(self.pair[group]))
-                if job is None and (jobs < 0).all():
-                    self.pair[group] = waiting.longest()
-                    job = waiting.pop(int(self.pair[group]))
                 if job is None:
                     break
                 jobs[place] = job
@@ -116,7 +119,7 @@ class Slots:
             while free and len(rows) < each:
                 rows.append(free.pop())
         groups += [(ANY, free[i : i + each]) for i in range(0, len(free), each)]
-        count = 1 << (len(groups) - 1).bit_length()
+        count = 1 << (max(len(groups), -(-SMALLEST // each)) - 1).bit_length()
         slots = Slots.empty(count, each)
         source = np.full((count, each), -1, np.int32)
         for group, (pair, rows) in enumerate(groups):

@@ -1,0 +1,94 @@
+"""What a decoder remembers: ring, padding and single steps give the logits of the whole text."""
+
+import functools
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from test_decoder_golden import FAMILIES, by_formula
+
+from springroll.models import kv_cache
+from springroll.models.decoder import decoder
+from springroll.models.kv_cache import Cache
+
+LENGTHS, TIME, SLOTS, STEPS = (5, 3, 8), 8, 14, 5
+ROWS = (3, 0, 1)  # where the three texts are kept, of five rows
+
+
+@functools.cache
+def texts():
+    return np.asarray(jax.random.randint(jax.random.key(1), (3, TIME + STEPS), 0, 48))
+
+
+def padded(junk):
+    tokens = np.full((3, TIME), junk, np.int32)
+    for i, n in enumerate(LENGTHS):
+        tokens[i, TIME - n :] = texts()[i, :n]
+    return jnp.asarray(tokens)
+
+
+# Windows, sinks and biases are gpt-oss's; experts, norms of heads and their renormalising others'.
+@pytest.mark.parametrize("family", ["qwen3_moe", "gpt_oss"])
+def test_reading_and_stepping_give_the_logits_of_whole_texts(family):
+    model, params = decoder(FAMILIES[family]), by_formula(family)
+    whole = jax.jit(model.apply)(params, jnp.asarray(texts()))
+    clock = jnp.int32(SLOTS - 3)  # the ring turns over while the rows are written
+    logits, found = jax.jit(model.read)(params, padded(7), jnp.asarray(LENGTHS))
+    memory = jax.jit(model.admit)(model.memory(5, SLOTS), found, jnp.asarray(ROWS), clock)
+    seen = jnp.zeros(5, jnp.int32).at[jnp.asarray(ROWS)].set(jnp.asarray(LENGTHS))
+    got, step, keep = [logits], jax.jit(model.step), jax.jit(model.keep)
+    for i in range(STEPS):
+        token = np.zeros(5, np.int32)
+        token[list(ROWS)] = [text[n + i] for text, n in zip(texts(), LENGTHS, strict=True)]
+        logits, found = step(params, jnp.asarray(token), memory, seen, clock)
+        memory = keep(memory, found, clock)
+        seen, clock = seen + 1, (clock + 1) % SLOTS
+        got.append(logits[jnp.asarray(ROWS)])
+    for i, (text, n) in enumerate(zip(whole, LENGTHS, strict=True)):
+        ours = np.stack([logits[i] for logits in got])
+        np.testing.assert_allclose(ours, text[n - 1 : n + STEPS], atol=5e-6)
+
+
+def test_padding_changes_nothing():
+    model, params = decoder(FAMILIES["llama3"]), by_formula("llama3")
+    read = jax.jit(model.read)
+    lengths = jnp.asarray(LENGTHS)
+    (a, found_a), (b, found_b) = (read(params, padded(junk), lengths) for junk in (7, 40))
+    np.testing.assert_array_equal(a, b)
+    for i, n in enumerate(LENGTHS):
+        one, other = (np.asarray(f.k)[:, i, :, TIME - n :] for f in (found_a, found_b))
+        np.testing.assert_array_equal(one, other)
+
+
+def test_layers_in_a_list_are_those_of_the_stack():
+    model, params = decoder(FAMILIES["llama3"]), by_formula("llama3")
+    apart = params | {
+        "layers": [jax.tree.map(lambda w, i=i: w[i], params["layers"]) for i in range(2)]
+    }
+    memory, token, seen = model.memory(2, 4), jnp.array([3, 4]), jnp.zeros(2, jnp.int32)
+    step = jax.jit(model.step)
+    one, other = (step(p, token, memory, seen, jnp.int32(0))[0] for p in (params, apart))
+    np.testing.assert_allclose(one, other, atol=1e-6)
+
+
+def test_ages_count_steps_back_from_the_clock():
+    np.testing.assert_array_equal(kv_cache.ages(5, jnp.int32(2)), [2, 1, 5, 4, 3])
+
+
+@pytest.mark.parametrize("window, expected", [(None, [1, 1, 0, 0, 1]), (3, [1, 1, 0, 0, 0])])
+def test_a_row_sees_its_youngest_slots(window, expected):
+    limit = None if window is None else jnp.int32(window)
+    see = kv_cache.visible(5, jnp.array([3, 0]), jnp.int32(2), limit)
+    np.testing.assert_array_equal(see, [expected, [0] * 5])
+
+
+def test_admission_puts_prompts_behind_the_clock_and_drops_rows_out_of_range():
+    new = jnp.arange(2 * 3 * 1 * 2 * 1, dtype=jnp.float32).reshape(2, 3, 1, 2, 1) + 1
+    layers = kv_cache.empty(2, 2, 1, 4, 1, jnp.float32)
+    got = kv_cache.admit(layers, Cache(new, -new), jnp.array([1, 2, 0]), jnp.int32(1))
+    for i, layer in enumerate(got):
+        expected = np.zeros((2, 4))
+        expected[1, [3, 0]], expected[0, [3, 0]] = new[i, 0, 0, :, 0], new[i, 2, 0, :, 0]
+        np.testing.assert_array_equal(layer.k[0, :, 0, :, 0], expected)
+        np.testing.assert_array_equal(layer.v, -layer.k)

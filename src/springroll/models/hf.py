@@ -22,6 +22,7 @@ from springroll.models.hf_files import Checkpoint as Checkpoint
 from springroll.models.hf_files import family_of, leaves_of, open_hf
 from springroll.models.hf_files import is_hf_folder as is_hf_folder
 from springroll.models.hf_files import read_config as read_config
+from springroll.models.hub import hf_folder
 from springroll.models.safetensors_map import forget
 
 
@@ -30,7 +31,8 @@ def load_hf(folder: str | Path, dtype: Any = None) -> tuple[Any, dict[str, Any]]
 
     Args:
         folder: with a `config.json` and safetensors; of an RWKV-7 also a `.pth` or safetensors file
-            of its authors, or a folder with one.
+            of its authors, or a folder with one. A name such as `Qwen/Qwen2.5-0.5B` that is no
+            folder here is downloaded (extra `hf`).
         dtype: of all weights; by default as stored.
 
     Returns:
@@ -39,7 +41,7 @@ def load_hf(folder: str | Path, dtype: Any = None) -> tuple[Any, dict[str, Any]]
     Raises:
         InputError: an architecture that is not supported; a missing, truncated or other file.
     """
-    checkpoint = open_hf(folder)
+    checkpoint = open_hf(hf_folder(folder))
     config = checkpoint.config
     leaves = (jnp.asarray(leaf) for leaf in _leaves(checkpoint, dtype))
     return family_of(config).model(config), jax.tree.unflatten(_structure(config), leaves)

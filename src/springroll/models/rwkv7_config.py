@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import difflib
 from dataclasses import dataclass
 from typing import Any
 
@@ -83,16 +82,3 @@ RWKV7_CONFIGS: dict[str, RWKV7Config] = {
     "rwkv7-1.5b": rwkv7(2048, 24, (96, 96, 64, 256)),
     "rwkv7-2.9b": rwkv7(2560, 32, (96, 96, 64, 320)),
 }
-
-
-def named(name: str) -> RWKV7Config:
-    """The configuration of that name.
-
-    Raises:
-        InputError: no such name; the message lists those there are.
-    """
-    if name not in RWKV7_CONFIGS:
-        near = difflib.get_close_matches(name, RWKV7_CONFIGS, n=1)
-        hint = f"did you mean {near[0]}?" if near else f"known are {', '.join(RWKV7_CONFIGS)}"
-        raise InputError(f"no model named '{name}'; {hint}")
-    return RWKV7_CONFIGS[name]

@@ -17,8 +17,8 @@ from jax import Array
 from springroll.models.rwkv7_config import RWKV7Config
 from springroll.models.rwkv7_shapes import shapes
 
-# Gains of matrices; a matrix (out, in) is gain / sqrt(in) N(0, 1), or with more rows than columns
-# gain sqrt(out / in) as much: an orthogonal matrix's variance.
+# A matrix (out, in) is gain / sqrt(in) N(0, 1), those of the small nets' second half
+# gain / sqrt(out): the variance of orthogonal ones times the gain its authors give each.
 GAINS = {
     "r_proj": 1.0,
     "k_proj": 0.1,
@@ -57,11 +57,9 @@ def init(config: RWKV7Config, key: Array, dtype: Any = jnp.float32) -> dict[str,
 def _matrix(name: str, shape: tuple[int, ...], key: Array) -> Array:
     if name == "embed_tokens":
         return jax.random.uniform(key, shape, jnp.float32, -1e-4, 1e-4)
-    rows, columns = shape[-2:]
+    out, into = shape[-2:]
     gain = 0.5 if name == "lm_head" else GAINS[name]
-    wide = max(1.0, rows / columns) ** 0.5
-    # An orthogonal matrix of more rows than columns has unit columns: variance 1 / rows.
-    scale = gain * wide * max(rows, columns) ** -0.5
+    scale = gain * (out if name.endswith("_up") else into) ** -0.5
     return jax.random.normal(key, shape, jnp.float32) * np.float32(scale)
 
 

@@ -45,6 +45,9 @@ BENCHES: dict[str, str] = {
     "host_adamw": "AdamW on host memory beside a triad, bytes per second",
     "plan_accuracy": "the planner's memory and time beside measurements; six minutes",
     "evolve_from_disk": "a generation of a model of 4B parameters in a mapped folder; minutes",
+    "verifier": "verdicts on 10,000 generated problems beside brute force, and on hostile texts",
+    "decode": "a population that writes text beside pure inference and noise drawn every step",
+    "finetune_vs_grpo": "evolution beside GRPO at equal wall-clock, three seeds; 20 minutes",
     "lowgrad_quality": "final loss of low-rank and full gradients, each at its best rate; an hour",
 }
 ALL = "all"

@@ -1,0 +1,141 @@
+"""Evolution beside GRPO: held-out accuracy of one pretrained model at equal wall-clock.
+
+For each of three seeds a small decoder half learns two-digit sums from text (the recipe
+`arithmetic`); from its weights both methods then learn from the same reward, on the same problems
+in the same order, with the same judge and generation engine, for the same seconds, compiling and
+all. Every run is the command that users type, in a process of its own, one after the other.
+
+    python -m springroll.bench.finetune_vs_grpo [FOLDER] [SECONDS]
+
+Runs are kept in FOLDER and not repeated: an interrupted bench goes on. It writes a table and a
+picture there, finetune_vs_grpo.md and finetune_vs_grpo.png.
+"""
+
+import json
+import statistics
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+from springroll.bench import measure
+
+SEEDS = (0, 1, 2)
+METHODS = {"es": ("arithmetic-es", "#c8442e"), "grpo": ("arithmetic-grpo", "#4c72b0")}
+NAMES = {"es": "evolution (springroll)", "grpo": "GRPO"}
+FIGURES = ("accuracy", "format_rate", "truncation_rate", "mean_length")
+
+Row = dict[str, Any]
+
+
+def run(
+    folder: str = "runs/finetune_vs_grpo",
+    seconds: float = 150.0,
+    seeds: tuple[int, ...] = SEEDS,
+    pretraining: tuple[str, ...] = (),
+    options: tuple[str, ...] = (),
+) -> dict[str, Any]:
+    """Figures by method: held-out accuracy before and after, mean over the seeds.
+
+    Args:
+        folder: where runs are kept.
+        seconds: of each fine-tuning run.
+        pretraining, options: further options of `springroll train` and `finetune`.
+    """
+    root = Path(folder)
+    runs: dict[str, list[list[Row]]] = {method: [] for method in METHODS}
+    for seed in seeds:
+        model = pretrained(root / f"seed-{seed}", seed, pretraining)
+        for method, (recipe, _) in METHODS.items():
+            out = root / f"seed-{seed}" / method
+            common = ("--model", str(model), "--seed", str(seed), "--seconds", str(seconds))
+            command("finetune", "--recipe", recipe, "--out", str(out), *common, *options)
+            rows = [json.loads(row) for row in (out / "metrics.jsonl").read_text().splitlines()]
+            runs[method].append([row for row in rows if "valid_accuracy" in row])
+    (root / "finetune_vs_grpo.md").write_text(table(runs, seeds))
+    draw(runs, root / "finetune_vs_grpo.png")
+    found: dict[str, Any] = {"seconds": seconds, "seeds": len(seeds)}
+    for method, rows in runs.items():
+        start, end = ([each[at]["valid_accuracy"] for each in rows] for at in (0, -1))
+        found["start"] = statistics.mean(start)
+        found[method] = statistics.mean(end)
+        found[f"{method}_least_gain"] = min(b - a for a, b in zip(start, end, strict=True))
+    return found
+
+
+def pretrained(folder: Path, seed: int, options: tuple[str, ...]) -> Path:
+    """The folder of the model to start from, made if it is not there."""
+    model = folder / "model"
+    if not (model / "config.json").exists():
+        out = str(folder / "pretraining")
+        command("train", "--recipe", "arithmetic", "--seed", str(seed), "--out", out, *options)
+        command("export", out, str(model))
+    return model
+
+
+def command(*arguments: str) -> None:
+    """`springroll ARGUMENTS` in a process of its own; a run that is there goes on."""
+    if "--out" in arguments:
+        out = Path(arguments[arguments.index("--out") + 1])
+        if (out / "summary.json").exists():
+            return
+        if (out / "config.json").exists():
+            arguments = (*arguments, "--resume")
+    print("springroll", *arguments, file=sys.stderr)
+    subprocess.run([sys.executable, "-m", "springroll", *arguments], check=True, stdout=sys.stderr)
+
+
+def table(runs: dict[str, list[list[Row]]], seeds: tuple[int, ...]) -> str:
+    """Markdown: every run's figures before and after."""
+    spelt = lambda row, name: (
+        f"{row[f'valid_{name}']:.2f}"
+        if name == "mean_length"
+        else f"{100 * row[f'valid_{name}']:.1f} %"
+    )
+    heads = [name.replace("_", " ") for name in FIGURES]
+    lines = [f"| seed | | {' | '.join(heads)} |", "|---|---|" + "---|" * len(heads)]
+    for index, seed in enumerate(seeds):
+        before = next(iter(runs.values()))[index][0]
+        rows = {"pretrained": before} | {NAMES[m]: runs[m][index][-1] for m in runs}
+        for name, row in rows.items():
+            lines.append(
+                f"| {seed} | {name} | {' | '.join(spelt(row, figure) for figure in FIGURES)} |"
+            )
+    return "\n".join(lines) + "\n"
+
+
+def draw(runs: dict[str, list[list[Row]]], path: Path) -> None:
+    """Held-out accuracy over seconds of training, a line per run."""
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(7.2, 4.2), dpi=150, layout="constrained")
+    axes = figure.add_subplot()
+    for method, rows in runs.items():
+        for index, each in enumerate(rows):
+            points = [(row["seconds"], 100 * row["valid_accuracy"]) for row in each]
+            label = NAMES[method] if not index else None
+            colour = METHODS[method][1]
+            axes.plot(*zip(*points, strict=True), color=colour, label=label, linewidth=1.6)
+    axes.set_xlabel("seconds of training, compiling included")
+    axes.set_ylabel("held-out sums right, %")
+    axes.set_ylim(0, 100)
+    axes.set_xlim(left=0)
+    axes.grid(axis="y", alpha=0.25)
+    axes.spines[["top", "right"]].set_visible(False)
+    axes.legend(frameon=False, loc="lower right")
+    figure.savefig(path)
+
+
+def main() -> None:
+    options: dict[str, Any] = {}
+    if sys.argv[1:]:
+        options["folder"] = sys.argv[1]
+    if sys.argv[2:]:
+        options["seconds"] = float(sys.argv[2])
+    found = run(**options)
+    ours, grpo = found.pop("es"), found.pop("grpo")
+    measure.report(measure.record("finetune_vs_grpo", ours, grpo, ours / grpo, **found))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,6 +1,6 @@
 """The two halves of an RWKV-7 block: the time mix, which remembers, and the channel mix.
 
-What is cheap is computed again for the gradient: of every step between two products with a matrix
+What is cheap is computed again for the gradient: of the elementwise steps around the recurrence
 only the inputs are kept.
 """
 
@@ -14,8 +14,8 @@ import jax.numpy as jnp
 import numpy as np
 from jax import Array, lax
 
-from springroll.models.attention import linear
 from springroll.models.rwkv7_config import RWKV7Config
+from springroll.models.rwkv7_linear import linear
 from springroll.models.rwkv7_norm import head_norm
 from springroll.models.rwkv7_wkv import Inputs, by_chunk, by_token
 
@@ -71,13 +71,11 @@ def _shifted(x_BTD: Array, last_BD: Array) -> Array:
     return jnp.concatenate([last_BD[:, None].astype(x_BTD.dtype), x_BTD[:, :-1]], axis=1)
 
 
-@_inputs_kept
 def _matrix(x: Array, change: Array, share: Array, w: Array) -> Array:
     """W (x + change * share)."""
     return linear(x + change * _row(share), w)
 
 
-@functools.partial(_inputs_kept, static_argnums=6)
 def _net(
     x: Array, change: Array, share: Array, down: Array, up: Array, bias: Array | None, inside: Any
 ) -> Array:
@@ -87,7 +85,6 @@ def _net(
     return y if bias is None else _row(bias) + y
 
 
-@_inputs_kept
 def _squared(inner: Array, w: Array) -> Array:
     return linear(jnp.square(jax.nn.relu(inner)), w)
 

@@ -233,7 +233,9 @@ def test_a_hugging_face_folder_goes_on_learning(tmp_path, text, hf_folder, optio
     valid = [row["valid_bits_per_byte"] for row in rows if "valid_bits_per_byte" in row]
     assert valid[0] == pytest.approx(np.log2(130), abs=0.5) and valid[-1] < valid[0]
     capsys.readouterr()
-    assert main(["sample", str(out)]) == 2
+    assert main(["sample", str(out), "--prompt", "a", "--length", "4"]) == 0
+    assert capsys.readouterr().out.startswith("a")
+    assert main(["eval", str(out)]) == 2
     assert "this command reads models of bytes" in capsys.readouterr().err
     assert main(["export", str(out), str(tmp_path / "further")]) == 0
     same = (hf_folder / "tokenizer.json").read_bytes()

@@ -1,4 +1,4 @@
-"""`springroll sample RUN`: let a run write text, byte by byte."""
+"""`springroll sample RUN`: let a run, or a model in a Hugging Face folder, write text."""
 
 import sys
 from collections.abc import Sequence
@@ -10,22 +10,25 @@ import tyro
 
 from springroll.atomic import replacing
 from springroll.cli.options import parse
+from springroll.cli.token_model import token_model, write
 from springroll.cli.trained import Trained, load
 from springroll.errors import InputError
 
 
 @dataclass(frozen=True, kw_only=True)
 class SampleOptions:
-    """Generate bytes with the weights of a run's newest checkpoint and print them as text."""
+    """Generate text with the weights of a run's newest checkpoint, or of a model, and print it."""
 
     run: Annotated[str, tyro.conf.Positional]
-    """The folder of a run."""
+    """The folder of a run, a Hugging Face folder, or a name on the hub."""
     prompt: str = ""
     """What the text begins with."""
+    chat: bool = False
+    """The prompt is a user's message, put into the model's chat template."""
     length: int = 512
-    """Bytes to generate."""
+    """Bytes to generate; of a model with a tokenizer, tokens at most."""
     temperature: float = 0.7
-    """1 draws from the model's distribution, less is safer, 0 always takes the likeliest byte."""
+    """1 draws from the model's distribution, less is safer, 0 always takes the likeliest."""
     seed: int = 0
     """Equal seeds write equal text."""
     out: str | None = None
@@ -43,22 +46,36 @@ class SampleOptions:
 def run(argv: Sequence[str]) -> int:
     """Generate and print."""
     options = parse(SampleOptions, argv, prog="springroll sample")
-    trained = load(options.run)
-    for note in trained.notes:
-        print(note, file=sys.stderr)
-    prompt = options.prompt.encode(errors="replace")
-    text = generate(
-        trained,
-        prompt,
-        length=options.length,
-        temperature=options.temperature,
-        seed=options.seed,
-    )
+    text = written(options)
     if options.out is not None:
         with replacing(Path(options.out)) as file:
-            file.write(prompt + text)
-    print(printable(prompt + text))
+            file.write(text)
+    print(printable(text))
     return 0
+
+
+def written(options: SampleOptions) -> bytes:
+    """The prompt and what follows; notes go to standard error."""
+    how: dict[str, Any] = {
+        "length": options.length,
+        "temperature": options.temperature,
+        "seed": options.seed,
+    }
+    with_tokens = token_model(options.run)
+    if with_tokens is not None:
+        _say(with_tokens.notes)
+        return write(with_tokens, options.prompt, chat=options.chat, **how).encode()
+    if options.chat:
+        raise InputError(f"{options.run} reads bytes and has no chat template; leave out --chat")
+    trained = load(options.run)
+    _say(trained.notes)
+    prompt = options.prompt.encode(errors="replace")
+    return prompt + generate(trained, prompt, **how)
+
+
+def _say(notes: list[str]) -> None:
+    for note in notes:
+        print(note, file=sys.stderr)
 
 
 def generate(

@@ -134,7 +134,17 @@ def test_the_number_of_experts_in_both_spellings():
         ({"model_type": "mamba"}, "model_type is 'mamba'; known are llama, qwen2"),
         ({"rope_scaling": {"type": "dynamic", "factor": 2.0}}, "rope type 'dynamic'"),
         ({"sliding_window": 4096}, "sliding window is not supported"),
-        ({"mlp_bias": True}, "mlp_bias is not supported"),
+        ({"use_sliding_window": True}, "sliding window is not supported"),
+        ({"layer_types": ["full_attention", "sliding_attention"]}, "sliding window is not"),
+        ({"mlp_bias": True}, "mlp_bias True is not supported, only False"),
+        ({"hidden_act": "gelu"}, "hidden_act 'gelu' is not supported, only silu"),
+        ({"model_type": "olmoe", "clip_qkv": 8.0, **EXPERTS}, r"clip_qkv 8\.0 is not supported"),
+        ({"rope_parameters": {"partial_rotary_factor": 0.5}}, "partial_rotary_factor"),
+        ({"rope_parameters": {"rope_type": "longrope"}}, "rope type 'longrope'"),
+        (
+            {"model_type": "qwen3_moe", "mlp_only_layers": [0], **EXPERTS},
+            "layers with and without experts in turns",
+        ),
     ],
 )
 def test_what_the_decoder_lacks_is_refused_by_name(change, message):
@@ -142,10 +152,20 @@ def test_what_the_decoder_lacks_is_refused_by_name(change, message):
         hf_config(config_of("llama") | change)
 
 
+def test_what_says_nothing_else_is_read():
+    """Keys that transformers writes of models that have none of it."""
+    plain = hf_config(config_of("qwen2"))
+    said = {"use_sliding_window": False, "sliding_window": 4096, "hidden_act": "silu"}
+    said |= {"layer_types": ["full_attention"] * 2, "mlp_bias": False, "clip_qkv": None}
+    assert hf_config(config_of("qwen2") | said) == plain
+
+
 def test_a_missing_key_is_named():
     values = {k: v for k, v in config_of("llama").items() if k != "hidden_size"}
     with pytest.raises(InputError, match="the key 'hidden_size' is missing"):
         hf_config(values)
+    with pytest.raises(InputError, match="a value is of another type than expected"):
+        hf_config(config_of("llama") | {"num_hidden_layers": "two"})
 
 
 def test_a_damaged_folder_is_named(tmp_path):

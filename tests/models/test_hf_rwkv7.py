@@ -154,6 +154,8 @@ def test_a_missing_key_and_another_model_are_named(tmp_path):
     values = fla_json(TINY)
     with pytest.raises(InputError, match="the key 'a_low_rank_dim' is missing"):
         fla_config({k: v for k, v in values.items() if k != "a_low_rank_dim"})
+    with pytest.raises(InputError, match="a value is of another type than expected"):
+        fla_config(values | {"vocab_size": "32"})
     with pytest.raises(InputError, match="another model than `like`: a_rank differs"):
         fla_json(TINY, like=values | {"a_low_rank_dim": 4})
     (tmp_path / "config.json").write_text('{"model_type": "rwkv6"}')

@@ -33,16 +33,7 @@ def hf_config(values: Values, where: str = "config.json") -> DecoderConfig:
     family = values.get("model_type")
     if family not in FAMILIES:
         raise InputError(f"{where}: model_type is {family!r}; known are {', '.join(FAMILIES)}")
-    if values.get("use_sliding_window") or (
-        family == "llama" and values.get("sliding_window") is not None
-    ):
-        raise InputError(f"{where}: attention within a sliding window is not supported")
-    if family == "qwen3_moe" and (
-        values.get("mlp_only_layers") or values.get("decoder_sparse_step", 1) != 1
-    ):
-        raise InputError(f"{where}: layers with and without experts in turns are not supported")
-    if family in ("qwen3", "qwen3_moe", "llama") and values.get("mlp_bias"):
-        raise InputError(f"{where}: mlp_bias is not supported")
+    _refuse_others(values, str(family), where)
     try:
         heads = values["num_attention_heads"]
         fields: dict[str, Any] = {
@@ -60,6 +51,24 @@ def hf_config(values: Values, where: str = "config.json") -> DecoderConfig:
         return DecoderConfig(**(fields | _rope(values, where) | FAMILIES[family](values)))
     except KeyError as missing:
         raise InputError(f"{where}: the key {missing} is missing") from None
+    except TypeError as error:
+        raise InputError(f"{where}: a value is of another type than expected ({error})") from None
+
+
+def _refuse_others(values: Values, family: str, where: str) -> None:
+    """Raise InputError for settings of a family that this decoder has not."""
+    windows = {"sliding_attention", "chunked_attention"} & set(values.get("layer_types") or ())
+    if values.get("use_sliding_window") or windows:
+        raise InputError(f"{where}: attention within a sliding window is not supported")
+    if family == "llama" and values.get("sliding_window") is not None:
+        raise InputError(f"{where}: attention within a sliding window is not supported")
+    if family == "qwen3_moe" and (
+        values.get("mlp_only_layers") or values.get("decoder_sparse_step", 1) != 1
+    ):
+        raise InputError(f"{where}: layers with and without experts in turns are not supported")
+    for name, only in (("mlp_bias", False), ("clip_qkv", None), ("hidden_act", "silu")):
+        if (values.get(name, only) or None) != (only or None):
+            raise InputError(f"{where}: {name} {values[name]!r} is not supported, only {only}")
 
 
 def _biases(values: Values) -> dict[str, Any]:
@@ -86,6 +95,8 @@ def _rope(values: Values, where: str) -> dict[str, Any]:
     length: int = rope.get("original_max_position_embeddings") or values.get(
         "max_position_embeddings", 0
     )
+    if rope.get("partial_rotary_factor", values.get("partial_rotary_factor", 1.0)) != 1.0:
+        raise InputError(f"{where}: partial_rotary_factor, other than 1, is not supported")
     scaling: RopeScaling | None
     if kind == "default":
         scaling = None

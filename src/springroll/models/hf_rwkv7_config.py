@@ -51,6 +51,8 @@ def fla_config(values: Mapping[str, Any], where: str = "config.json") -> RWKV7Co
         )
     except KeyError as missing:
         raise InputError(f"{where}: the key {missing} is missing") from None
+    except TypeError as error:
+        raise InputError(f"{where}: a value is of another type than expected ({error})") from None
 
 
 def fla_json(

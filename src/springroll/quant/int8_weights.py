@@ -80,10 +80,14 @@ def parted(steps: Array, bits: Array) -> tuple[Array, Array]:
     """(values, residual), both int8: `steps` float32 is about values + residual / 256.
 
     About, since the residual is rounded at random such that `steps` is kept on average; `bits` are
-    uniform uint32 in the same shape. The values are what `nearest` gives, up to that rounding;
-    beyond the grid, which ends at -127 and 127, the weight stays at the end.
+    uniform uint32 in the same shape. What is within 1/128 of a fine step is taken for it, as
+    float32 knows the largest weights no better: a step of zero moves nothing. The values are what
+    `nearest` gives, up to that rounding; beyond the grid, which ends at -127 and 127, the weight
+    stays at the end.
     """
-    fine = rounded(steps * np.float32(FINE), bits)
+    fine = steps * np.float32(FINE)
+    there = jnp.abs(fine - jnp.round(fine)) < np.float32(1 / 128)
+    fine = jnp.where(there, jnp.round(fine), rounded(fine, bits))
     fine = jnp.clip(fine, -LARGEST * FINE, LARGEST * FINE).astype(jnp.int32)
     values = (fine + FINE // 2) >> 8
     return values.astype(jnp.int8), (fine - values * FINE).astype(jnp.int8)

@@ -47,6 +47,9 @@ def learn(model, params, tokens):
     return jax.value_and_grad(model.loss, has_aux=True)(params, tokens)
 
 
+read, step = jitted(RWKV7.read), jitted(RWKV7.step)
+
+
 def close(a, b, atol=1e-5):
     for x, y in zip(*map(jax.tree.leaves, (a, b)), strict=True):
         np.testing.assert_allclose(x, y, atol=atol)
@@ -72,7 +75,7 @@ def test_logits_and_state_are_those_of_the_package_rwkv(chunk):
 def test_a_state_carried_across_calls_is_one_call():
     model, params, golden = case()
     tokens, state, found = jnp.asarray(golden["tokens"])[None], model.start(1), []
-    for piece in (tokens[:, :10], *np.split(tokens[:, 10:14], 4, axis=1), tokens[:, 14:]):
+    for piece in (*jnp.split(tokens[:, :30], 3, axis=1), *jnp.split(tokens[:, 30:], 10, axis=1)):
         logits, state = proceed(model, params, piece, state)
         found.append(logits)
     close((jnp.concatenate(found, axis=1), state), one_call(8))
@@ -82,21 +85,17 @@ def test_steps_of_rows_are_one_call():
     """What generation calls: prompts read into some rows, the others left as they are, a step."""
     model, params, golden = case()
     tokens = jnp.asarray(golden["tokens"])[None]
-    rows, clock = jnp.array([2, 9], jnp.int32), jnp.int32(0)  # there is no row 9
-    _, found = jitted(type(model).read)(
-        model, params, jnp.tile(tokens[:, :10], (2, 1)), jnp.array([10, 10], jnp.int32)
-    )
+    rows, clock = jnp.array([2, 7, 8, 9], jnp.int32), jnp.int32(0)  # there is no row 7, 8, 9
+    _, found = read(model, params, jnp.tile(tokens[:, :10], (4, 1)), jnp.full(4, 10, jnp.int32))
     memory = model.admit(model.memory(3, 16, jnp.float32), found, rows, clock)
     assert not any(np.any(x[:, :2]) for x in jax.tree.leaves(memory))
     layers = [jax.tree.map(lambda x, i=i: x[i], params["layers"]) for i in range(LAYERS)]
-    for weights in (params, params | {"layers": layers}):
-        logits, found = jitted(type(model).step)(
-            model, weights, jnp.tile(tokens[0, 10], 3), memory, jnp.array([0, 0, 10]), clock
-        )
-        np.testing.assert_allclose(logits[2], golden["logits"][10], atol=1e-5)
-        alone, _ = proceed(model, params, tokens[:, 10:11], model.start(1))
-        np.testing.assert_allclose(logits[0], alone[0, 0], atol=1e-5)
-        assert jax.tree.structure(model.keep(memory, found, clock)) == jax.tree.structure(memory)
+    token, seen = jnp.tile(tokens[0, 10], 3), jnp.array([0, 0, 10], jnp.int32)
+    logits, found = step(model, params | {"layers": layers}, token, memory, seen, clock)
+    np.testing.assert_allclose(logits[2], golden["logits"][10], atol=1e-5)
+    alone, _ = proceed(model, params, tokens[:, 10:11], model.start(1))
+    np.testing.assert_allclose(logits[0], alone[0, 0], atol=1e-5)
+    assert jax.tree.structure(model.keep(memory, found, clock)) == jax.tree.structure(memory)
 
 
 def test_the_loss_is_the_mean_code_length_and_its_gradient_is_finite():
@@ -120,7 +119,6 @@ def test_padding_on_the_left_changes_nothing():
     model, params, golden = case()
     tokens = jnp.asarray(golden["tokens"]).reshape(4, 10)
     lengths = [10, 1, 1, 10]
-    read = jitted(type(model).read)
     logits, state = read(model, params, tokens, jnp.array(lengths, jnp.int32))
     for row, length in enumerate(lengths):
         expected, after = proceed(model, params, tokens[row : row + 1, -length:], model.start(1))

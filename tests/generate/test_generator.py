@@ -102,6 +102,17 @@ def test_log_probabilities_are_those_of_the_whole_text():
     assert not got.log_probabilities[0, 0, n:].any()
 
 
+def test_short_floats_decode_with_float32_logits():
+    _, params, members = tiny()
+    short = jax.tree.map(lambda w: w.astype(jnp.bfloat16), params)
+    writer = generator(max_tokens=2, log_probabilities=True)
+    run = _Run(writer, short, members, PROMPTS[:1], 0, 0, 1)
+    assert {x.dtype for x in jax.tree.leaves(run.memory)} == {jnp.dtype(jnp.bfloat16)}
+    got = run.finish()
+    assert got.log_probabilities.dtype == np.float32
+    assert np.isfinite(got.log_probabilities).all() and (got.log_probabilities <= 0).all()
+
+
 def test_lengths_and_ends_describe_the_tokens():
     got = at_once()
     assert got.tokens.shape == (MEMBERS, len(PROMPTS), MOST)

@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 from rwkv7_by_formula import HEAD, rwkv7_checkpoint
 
+from springroll.errors import InputError
 from springroll.models.hf_rwkv7 import blinkdl, blinkdl_config
 from springroll.models.rwkv7 import RWKV7, State
 from springroll.models.rwkv7_shapes import shapes
@@ -128,3 +129,9 @@ def test_padding_on_the_left_changes_nothing():
     again = read(model, params, jnp.where(padding, 7, tokens), jnp.array(lengths, jnp.int32))
     for x, y in zip(jax.tree.leaves(again), (logits, *state), strict=True):
         np.testing.assert_array_equal(x, y)
+
+
+@pytest.mark.parametrize("chunk", [-1, 129])
+def test_a_chunk_that_would_overflow_is_refused(chunk):
+    with pytest.raises(InputError, match=rf"chunk is {chunk}; expected at most 128, or 0"):
+        RWKV7(case()[0].config, chunk=chunk)

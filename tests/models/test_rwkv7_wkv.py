@@ -7,7 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from springroll.models.rwkv7_wkv import Inputs, _inverse, by_chunk, by_token
+from springroll.models.rwkv7_wkv import LONGEST, Inputs, _inverse, by_chunk, by_token
 
 FASTEST = -0.6065  # log of the strongest decay that a model can ask for
 FAST_TO_COMPILE = {"xla_backend_optimization_level": 0}
@@ -54,7 +54,7 @@ def test_both_forms_are_the_formula(chunk):
     assert relative(y, expected[0]) < 1e-6 and relative(after, expected[1]) < 1e-6
 
 
-@pytest.mark.parametrize("chunk", [16, 64])
+@pytest.mark.parametrize("chunk", [16, LONGEST])
 @pytest.mark.parametrize("log_w", [FASTEST, -1e-6], ids=["fast decay", "no decay"])
 def test_long_chunks_at_the_ends_of_the_decay_lose_nothing(chunk, log_w):
     inputs, state = draw(1, 128, 1, 16, log_w)
@@ -68,7 +68,7 @@ def test_a_key_that_is_written_again_and_again_is_no_worse():
     inputs, state = draw(1, 128, 1, 16, -1e-6)
     same = jnp.broadcast_to(inputs.p[:, :1], inputs.p.shape)
     inputs = inputs._replace(p=same, q=-same)
-    y, after = chunk_form(inputs, state, 64)
+    y, after = chunk_form(inputs, state, LONGEST)
     expected = obvious(inputs, state)
     assert relative(y, expected[0]) < 5e-6 and relative(after, expected[1]) < 5e-6
 

@@ -18,11 +18,13 @@ import jax.numpy as jnp
 import numpy as np
 from jax import Array, lax
 
+from springroll.errors import InputError
 from springroll.models.cross_entropy import cross_entropy, token_nats
 from springroll.models.rwkv7_config import RWKV7Config
 from springroll.models.rwkv7_init import init
 from springroll.models.rwkv7_mix import channel_mix, time_mix
 from springroll.models.rwkv7_norm import layer_norm
+from springroll.models.rwkv7_wkv import LONGEST
 
 Params: TypeAlias = dict[str, Any]
 
@@ -53,6 +55,10 @@ class RWKV7:
     remat: bool = False  # keep only the input of every block for the gradient
     chunk: int = 32  # tokens read at once; 0: one by one
     apart: ClassVar[bool] = True  # see `springroll.models.generative`
+
+    def __post_init__(self) -> None:
+        if not 0 <= self.chunk <= LONGEST:
+            raise InputError(f"chunk is {self.chunk}; expected at most {LONGEST}, or 0")
 
     def init(self, key: Array, dtype: Any = jnp.float32) -> Params:
         """Fresh parameters, see `rwkv7_init`."""

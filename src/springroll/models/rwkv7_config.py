@@ -76,7 +76,7 @@ RWKV7_CONFIGS: dict[str, RWKV7Config] = {
     "rwkv7-tiny": rwkv7(32, 2, (8, 8, 8, 8), **_bytes(16)),
     "rwkv7-1m": rwkv7(128, 4, (16, 16, 16, 32), **_bytes(32)),
     "rwkv7-4m": rwkv7(256, 5, (32, 32, 16, 64), **_bytes(64)),
-    # Published models: Table 16 of arXiv 2503.14456.
+    # Published models, as arXiv 2503.14456 lists their sizes.
     "rwkv7-0.1b": rwkv7(768, 12, (64, 64, 32, 128)),
     "rwkv7-0.4b": rwkv7(1024, 24, (64, 64, 32, 128)),
     "rwkv7-1.5b": rwkv7(2048, 24, (96, 96, 64, 256)),

@@ -1,9 +1,9 @@
 """Evolution beside GRPO: held-out accuracy of one pretrained model at equal wall-clock.
 
-For each of three seeds a small decoder half learns two-digit sums from text (the recipe
-`arithmetic`); from its weights both methods then learn from the same reward, on the same problems
-in the same order, with the same judge and generation engine, for the same seconds, compiling and
-all. Every run is the command that users type, in a process of its own, one after the other.
+A small decoder half learns two-digit sums from text (the recipe `arithmetic`). From its weights
+both methods then learn from the same reward, with the same judge and generation engine, for the
+same seconds, compiling and all, with three seeds of problems and noise. Every run is the command
+that users type, in a process of its own, one after the other.
 
     python -m springroll.bench.finetune_vs_grpo [FOLDER] [SECONDS]
 
@@ -44,8 +44,8 @@ def run(
     """
     root = Path(folder)
     runs: dict[str, list[list[Row]]] = {method: [] for method in METHODS}
+    model = pretrained(root, pretraining)
     for seed in seeds:
-        model = pretrained(root / f"seed-{seed}", seed, pretraining)
         for method, (recipe, _) in METHODS.items():
             out = root / f"seed-{seed}" / method
             common = ("--model", str(model), "--seed", str(seed), "--seconds", str(seconds))
@@ -63,12 +63,12 @@ def run(
     return found
 
 
-def pretrained(folder: Path, seed: int, options: tuple[str, ...]) -> Path:
+def pretrained(folder: Path, options: tuple[str, ...]) -> Path:
     """The folder of the model to start from, made if it is not there."""
     model = folder / "model"
     if not (model / "config.json").exists():
         out = str(folder / "pretraining")
-        command("train", "--recipe", "arithmetic", "--seed", str(seed), "--out", out, *options)
+        command("train", "--recipe", "arithmetic", "--out", out, *options)
         command("export", out, str(model))
     return model
 

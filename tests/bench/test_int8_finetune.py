@@ -9,7 +9,6 @@ from springroll.models.byte_tokenizer import write_byte_tokenizer
 from springroll.models.decoder import decoder
 from springroll.models.decoder_config import llama
 
-
 pytestmark = pytest.mark.slow  # two runs of everything
 
 

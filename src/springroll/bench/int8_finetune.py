@@ -1,7 +1,7 @@
 """Fine-tuning on int8 weights beside float32 ones: held-out accuracy, and bytes per parameter.
 
-A small decoder learns two-digit sums from text until it gets some of them right. Then evolution
-goes on from it for the same number of generations, on the same problems:
+A small decoder learns two-digit sums from text until it gets half of them right (the recipe
+`arithmetic`). Then evolution goes on from it for so many generations, on the same problems:
 
     float32         weights as they are
     exact           int8 weights, and float32 ones beside them that take the steps
@@ -27,7 +27,6 @@ from springroll.train.finetune import task_of
 from springroll.train.finetune_config import FinetuneConfig
 from springroll.train.finetune_setup import prepare
 
-STEPS = 500  # of pretraining: there is much to gain
 RUNS: dict[str, dict[str, Any]] = {  # fields of FinetuneConfig
     "float32": {"weights": "float32"},
     "exact": {"weights": "int8", "rounding": "float32"},
@@ -93,7 +92,7 @@ def run(model: Path, generations: int = 30, seeds: int = 1, **options: Any) -> d
 def main() -> None:
     usual = ("30", "1", "runs/int8_finetune")
     generations, seeds, folder = (*sys.argv[1:], *usual[len(sys.argv) - 1 :])
-    model = pretrained(Path(folder), ("--generations", str(STEPS)))
+    model = pretrained(Path(folder), ())
     measure.report(run(model, int(generations), int(seeds)))
 
 

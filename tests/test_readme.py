@@ -8,8 +8,9 @@ from pathlib import Path
 import pytest
 
 from springroll.cli import main as cli
-from springroll.cli.pretrain import config_of
-from springroll.train.pretrain import PretrainConfig
+from springroll.cli.recipe import config_of
+from springroll.cli.trained import CONFIGS
+from springroll.recipes import RECIPES
 
 ROOT = Path(__file__).parents[1]
 README = (ROOT / "README.md").read_text()
@@ -53,8 +54,8 @@ def test_a_command_is_one_we_have(words, monkeypatch):
     name, *rest = words
     assert name in cli.COMMANDS
     module = importlib.import_module(cli.COMMANDS[name].module)
-    if name == "pretrain":
-        assert isinstance(config_of(rest), PretrainConfig)
+    if name in RECIPES:
+        assert isinstance(config_of(CONFIGS[name], rest, ""), CONFIGS[name])
         return
     parse, seen = module.parse, []
 

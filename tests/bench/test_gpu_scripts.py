@@ -11,7 +11,8 @@ SCRIPTS = Path(__file__).parents[2] / "bench"
 
 
 @pytest.mark.parametrize(
-    "name", ["gpu_evolve", "gpu_lowgrad", "gpu_decode", pytest.param("gpu_stream", marks=pytest.mark.slow)]
+    "name",
+    ["gpu_evolve", "gpu_lowgrad", "gpu_decode", pytest.param("gpu_stream", marks=pytest.mark.slow)],
 )
 def test_a_script_measures_everything_and_writes_it(tmp_path, name):
     done = subprocess.run(

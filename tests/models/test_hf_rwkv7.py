@@ -188,7 +188,7 @@ def test_a_damaged_file_of_its_authors_is_named(tmp_path, change, message):
 
 
 def test_published_models_have_as_many_parameters_as_their_authors_say():
-    """arXiv 2503.14456, model sizes; the first layer's share of its own value is in no checkpoint."""
+    """arXiv 2503.14456; the first layer's share of its own value is in no checkpoint."""
     for name, count in {
         "rwkv7-0.1b": 191_034_624,
         "rwkv7-0.4b": 450_767_872,

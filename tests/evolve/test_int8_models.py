@@ -1,4 +1,4 @@
-"""Whole models with int8 weights: they write and are fine-tuned as those they stand for."""
+"""Whole models with int8 weights: they read, write and are fine-tuned as those they stand for."""
 
 import functools
 from dataclasses import replace
@@ -10,10 +10,14 @@ import pytest
 from dense_population import all_params
 
 import springroll as sr
+from springroll.evolve.members import each_member
 from springroll.generate.generator import Generator
 from springroll.models.byte_tokenizer import write_byte_tokenizer
 from springroll.models.decoder import decoder
 from springroll.models.decoder_config import CONFIGS
+from springroll.models.rwkv7 import RWKV7
+from springroll.models.rwkv7_config import rwkv7
+from springroll.models.rwkv7_shapes import shapes
 from springroll.quant.int8_weights import dequantize, is_int8, quantize, real
 from springroll.train.evolved_answers import master_of
 from springroll.train.finetune import task_of
@@ -52,6 +56,21 @@ def test_a_decoder_writes_what_its_formed_members_write():
         likeliest = apply(weights, jnp.asarray([*PROMPT, *tokens], jnp.int32)[None])
         np.testing.assert_array_equal(likeliest[0, len(PROMPT) - 1 : -1], tokens)
     assert len({tuple(tokens) for tokens in got.tolist()}) > 2
+
+
+def test_an_rwkv7_reads_as_its_formed_members_do():
+    model = RWKV7(rwkv7(24, 2, (3, 5, 6, 7), vocab=40, ffn=44, head_dim=12), chunk=4)
+    rng = np.random.default_rng(0)
+    draw = lambda shape: jnp.asarray(rng.normal(0.3, 0.3, shape), jnp.float32)
+    params = jax.tree.map(draw, shapes(model.config), is_leaf=lambda x: isinstance(x, tuple))
+    params = quantize(params)
+    tokens = jnp.array([[3, 9, 1, 39, 0, 7]], jnp.int32)
+    members = members_of(params)
+    found = jitted(lambda p, m, t: each_member(model.apply, p, m, t))(params, members, tokens)
+    apply = jitted(model.apply)
+    for member, weights in enumerate(formed(params, members)):
+        want = apply(weights, tokens)
+        np.testing.assert_allclose(found[member], want, atol=1e-5 * np.abs(want).max())
 
 
 @pytest.fixture(scope="module")

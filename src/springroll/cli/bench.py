@@ -47,6 +47,7 @@ BENCHES: dict[str, str] = {
     "evolve_from_disk": "a generation of a model of 4B parameters in a mapped folder; minutes",
     "verifier": "verdicts on 10,000 generated problems beside brute force, and on hostile texts",
     "decode": "a population that writes text beside pure inference and noise drawn every step",
+    "int8_finetune": "fine-tuning int8 weights beside float32 ones; minutes",
     "finetune_vs_grpo": "evolution beside GRPO at equal wall-clock, three seeds; 20 minutes",
     "lowgrad_quality": "final loss of low-rank and full gradients, each at its best rate; an hour",
 }

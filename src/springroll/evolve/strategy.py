@@ -17,7 +17,7 @@ class State(NamedTuple):
     """Everything a run needs to go on, as arrays only: to resume is to load them."""
 
     params: Any  # the model's parameters, in their own dtypes: the centre of the population
-    master: Any  # float32 copies of low-precision evolved parameters, nothing elsewhere
+    master: Any  # float32 copies or int8 residuals of short evolved parameters, nothing elsewhere
     opt_state: Any  # of the optax optimizer, over the evolved parameters
     seed: Array  # (2,) uint32
     generation: Array  # () int32

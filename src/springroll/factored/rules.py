@@ -27,7 +27,7 @@ RULES: dict[str, Callable] = {
     "mul": arithmetic.mul,
     "name": structure.each_part,
     "neg": arithmetic.neg,
-    "optimization_barrier": structure.identity,
+    "optimization_barrier": structure.barrier,
     "pad": structure.pad,
     "pcast": shard.make_varying,
     "pvary": shard.make_varying,

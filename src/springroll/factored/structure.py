@@ -18,6 +18,15 @@ def identity(frame: Frame, eqn: Any, *ws: Any) -> list[Any]:
     return list(ws)
 
 
+def barrier(frame: Frame, eqn: Any, *ws: Any) -> list[Any]:
+    """The bases pass it with everything else; factors need not."""
+    outs = _compat.bind(eqn, *(w.base if isinstance(w, Factored) else w for w in ws))
+    return [
+        dataclasses.replace(w, base=out) if isinstance(w, Factored) else out
+        for w, out in zip(ws, outs, strict=True)
+    ]
+
+
 def each_part(frame: Frame, eqn: Any, w: Factored) -> list[Any]:
     return [w.map(lambda a, axes: _compat.bind(eqn, a)[0])]
 

@@ -6,10 +6,18 @@ import jax
 import jax.numpy as jnp
 from jax import Array
 
+from springroll.models import attention
+from springroll.quant.int8_weights import Int8
+
+
+def linear(x: Array, w: Array | Int8) -> Array:
+    """x (..., in) times a weight (out, in): (..., out); `Int8` weights are not trained by it."""
+    return attention.linear(x, w) if isinstance(w, Int8) else _linear(x, w)
+
 
 @jax.custom_vjp
-def linear(x: Array, w: Array) -> Array:
-    """x (..., in) times a weight (out, in): (..., out).
+def _linear(x: Array, w: Array) -> Array:
+    """The product of floats.
 
     The weight's gradient is asked for as (x^T g)^T. Of g^T x the CPU compiler would transpose g,
     which a long chain of elementwise steps makes, number by number: a quarter of a training step.
@@ -18,7 +26,7 @@ def linear(x: Array, w: Array) -> Array:
 
 
 def _forward(x: Array, w: Array) -> tuple[Array, tuple[Array, Array]]:
-    return linear(x, w), (x, w)
+    return _linear(x, w), (x, w)
 
 
 def _backward(kept: tuple[Array, Array], gradient: Array) -> tuple[Array, Array]:
@@ -28,4 +36,4 @@ def _backward(kept: tuple[Array, Array], gradient: Array) -> tuple[Array, Array]
     return jnp.einsum("...o,oi->...i", gradient, w), of_w
 
 
-linear.defvjp(_forward, _backward)
+_linear.defvjp(_forward, _backward)

@@ -87,7 +87,8 @@ class FinetuneConfig(RunConfig):
     """How weights are held: int8 ones per output channel, with the rounding error of every step
     kept and fed back."""
     rounding: Literal["stochastic", "float32"] = "stochastic"
-    """Of bfloat16 weights: rounding at random with no more memory, or a float32 copy."""
+    """Of bfloat16 weights: rounding at random with no more memory, or a float32 copy. Of int8
+    ones: what rounding loses is kept in one more byte each, or in a float32 copy."""
     memory: str | None = field(default=None, metadata=CHANGEABLE)
     """What the rows under generation may take for keys and values or states, such as 2GiB; those
     that do not fit wait for a free row. Default: half of what is free."""

@@ -111,6 +111,14 @@ def test_it_prints_accuracy_beside_what_else_changed(tmp_path, place, capsys):
     assert len(best) == 1
     accuracy = figures(tmp_path / "run", "valid_accuracy")
     assert json.loads(best[0].read_text())["meta"]["figure"] == max(accuracy)
+    assert main(["eval", str(tmp_path / "run"), "--json"]) == 0
+    again = json.loads(capsys.readouterr().out)
+    assert again["valid_reward"] == summary["valid_reward"] and again["problems"] == 4
+    assert main(["eval", str(tmp_path / "run"), "--best", "--problems", "2"]) == 0
+    assert "truncation rate" in capsys.readouterr().out
+    assert main(["export", str(tmp_path / "run"), str(tmp_path / "model"), "--best"]) == 0
+    assert (tmp_path / "model" / "tokenizer.json").exists()
+    sr.load_hf(tmp_path / "model")
 
 
 @pytest.mark.parametrize(

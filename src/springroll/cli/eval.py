@@ -1,5 +1,6 @@
-"""`springroll eval RUN`: bits per byte of a run's weights, beside the lines to beat."""
+"""`springroll eval RUN`: bits per byte of a run, or its answers to held-out problems."""
 
+import dataclasses
 import json
 import sys
 from collections.abc import Sequence
@@ -11,8 +12,10 @@ import tyro
 
 from springroll.atomic import write_json
 from springroll.cli.options import parse
-from springroll.cli.trained import Trained, load
+from springroll.cli.trained import Trained, load, open_folder
 from springroll.errors import InputError
+from springroll.train.finetune_config import FinetuneConfig
+from springroll.train.run_folder import RunFolder
 
 if TYPE_CHECKING:
     import numpy as np
@@ -23,7 +26,8 @@ if TYPE_CHECKING:
 class EvalOptions:
     """Bits per byte of the weights in a run's newest checkpoint, beside the lines to beat.
 
-    The text is the run's validation sample, or, with --data, a sample of all of another text.
+    The text is the run's validation sample, or, with --data, a sample of all of another text. Of a
+    run of `finetune` it is the answers to held-out problems that are judged.
     """
 
     run: Annotated[str, tyro.conf.Positional]
@@ -34,13 +38,17 @@ class EvalOptions:
     """Rows of the sample, each read from the beginning of a memory; default: as in training."""
     tokens: int | None = None
     """Bytes per row; default: as in training."""
+    problems: int | None = None
+    """Held-out problems; default: as in training."""
+    best: bool = False
+    """Of a run of `finetune`: the weights that validated best instead of the newest."""
     json: bool = False
     """Print one JSON object instead of a table."""
     out: str | None = None
     """Also write the JSON to this file."""
 
     def __post_init__(self) -> None:
-        for name in ("streams", "tokens"):
+        for name in ("streams", "tokens", "problems"):
             value = getattr(self, name)
             if value is not None and value < 1:
                 raise InputError(f"{name} is {value}; it must be at least 1")
@@ -49,10 +57,13 @@ class EvalOptions:
 def run(argv: Sequence[str]) -> int:
     """Evaluate and print."""
     options = parse(EvalOptions, argv, prog="springroll eval")
-    trained = load(options.run)
-    for note in trained.notes:
-        print(note, file=sys.stderr)
-    figures = evaluated(trained, options)
+    folder, config = open_folder(options.run)
+    if isinstance(config, FinetuneConfig):
+        figures, shown = answered(options, folder, config), answers_table
+    else:
+        trained = load(options.run)
+        _say(trained.notes)
+        figures, shown = evaluated(trained, options), table
     if options.out is not None:
         write_json(Path(options.out), figures)
     if options.json:
@@ -60,8 +71,35 @@ def run(argv: Sequence[str]) -> int:
     else:
         from rich.console import Console
 
-        Console().print(table(figures))
+        Console().print(shown(figures))
     return 0
+
+
+def answered(options: EvalOptions, folder: RunFolder, config: FinetuneConfig) -> dict[str, Any]:
+    """The figures of the answers to held-out problems, and of which weights."""
+    from springroll.train.checkpoint import load_newest
+    from springroll.train.finetune import weights_of
+    from springroll.train.finetune_setup import prepare
+
+    count = options.problems or config.eval_problems
+    setup = prepare(dataclasses.replace(config, eval_problems=count))
+    saved, prefix, params = weights_of(config, setup)
+    where = folder.best if options.best else folder.checkpoints
+    found, notes = load_newest(where, saved, prefix=prefix)
+    _say(notes)
+    if found is None:
+        raise InputError(f"{options.run} has no checkpoint that can be read")
+    return {
+        "run": options.run,
+        "generation": found.generation,
+        "problems": len(setup.held_out.problems),
+        **setup.validated(params(found.tree)),
+    }
+
+
+def _say(notes: list[str]) -> None:
+    for note in notes:
+        print(note, file=sys.stderr)
 
 
 def evaluated(trained: Trained, options: EvalOptions) -> dict[str, Any]:
@@ -102,6 +140,18 @@ def sample_of(trained: Trained, options: EvalOptions) -> tuple[str, "np.ndarray"
         corpus = corpus._replace(valid=np.concatenate([corpus.train, corpus.valid]))
     rows, tokens = options.streams or config.valid_streams, options.tokens or config.valid_tokens
     return corpus.name, validation(corpus, rows, tokens)
+
+
+def answers_table(figures: dict[str, Any]) -> "Table":
+    """The figures of a run of `finetune` for people."""
+    from rich.table import Table
+
+    title = f"{figures['run']} at generation {figures['generation']:,}"
+    out = Table("held-out", "", title=title, caption=f"{figures['problems']:,} problems, greedily")
+    for name, value in figures.items():
+        if name.startswith("valid_"):
+            out.add_row(name.removeprefix("valid_").replace("_", " "), f"{value:.4g}")
+    return out
 
 
 def table(figures: dict[str, Any]) -> "Table":

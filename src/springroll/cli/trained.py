@@ -59,8 +59,7 @@ def load(path: str) -> Trained:
     folder, config = open_folder(path)
     if isinstance(config, FinetuneConfig):
         raise InputError(
-            f"{path} is a run of springroll finetune; springroll export {path} FOLDER writes its "
-            "model, which springroll sample and springroll finetune read"
+            f"{path} is a run of springroll finetune, whose model may read other tokens than bytes"
         )
 
     from springroll.cli.byte_model import byte_model

@@ -35,7 +35,7 @@ def es_task(config: FinetuneConfig, setup: Setup) -> Task:
     strategy = strategy_for(config, setup)
 
     def init() -> tuple[State, None]:
-        params = held(config, setup.params())
+        params = held(config, setup.params(loaded(config)))
         return strategy.init(jax.random.key(config.seed), params), None
 
     def batch(generation: int) -> Asked:
@@ -87,13 +87,13 @@ def es_task(config: FinetuneConfig, setup: Setup) -> Task:
 
 def saved_weights(config: FinetuneConfig, setup: Setup) -> tuple[Any, str, Callable[[Any], Any]]:
     """Where in a checkpoint the weights are: (shapes of a part, its path, part -> weights)."""
-    shapes = jax.eval_shape(lambda: held(config, setup.params()))
+    shapes = jax.eval_shape(lambda params: held(config, params), setup.shapes)
     return shapes, "state/params", dequantize
 
 
 def strategy_for(config: FinetuneConfig, setup: Setup) -> Strategy:
     """EGGROLL on the matrices of the model; norms, biases and other vectors stand still."""
-    shapes = jax.eval_shape(lambda: held(config, setup.params()))
+    shapes = jax.eval_shape(lambda params: held(config, params), setup.shapes)
     plan = discover(setup.model.apply, shapes, jax.ShapeDtypeStruct((1, 8), jnp.int32))
     still = {path: "frozen" for path, found in plan.items() if found.kind != "low-rank"}
     sigma = config.sigma or usual_sigma(setup, set(still))
@@ -109,6 +109,11 @@ def strategy_for(config: FinetuneConfig, setup: Setup) -> Strategy:
         master=master_of(config),
         max_step_ratio=config.max_step_ratio,
     )
+
+
+def loaded(config: FinetuneConfig) -> str:
+    """The type to read weights in: as they are held, or what int8 is made from."""
+    return "bfloat16" if config.weights == "bfloat16" else "float32"
 
 
 def held(config: FinetuneConfig, params: Any) -> Any:

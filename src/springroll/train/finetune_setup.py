@@ -9,7 +9,6 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 
 from springroll.generate.generator import Generated, Generator
 from springroll.models.decoder_shapes import size
@@ -47,14 +46,21 @@ class Setup:
     parameters: int
     held_out: Asked
 
-    def params(self) -> Any:
-        """The weights in the folder, in float32, on the device."""
-        return load_hf(self.folder, np.float32)[1]
+    def params(self, dtype: Any = jnp.float32) -> Any:
+        """The weights in the folder, on the device."""
+        return load_hf(self.folder, dtype)[1]
+
+    @property
+    def shapes(self) -> Any:
+        """What `params` returns, without values."""
+        config = self.model.config
+        one = lambda shape: jax.ShapeDtypeStruct(shape, jnp.float32)
+        return jax.tree.map(one, family_of(config).shapes(config), is_leaf=_is_shape)
 
     def explained(self) -> tuple[Any, ...]:
         """(fn, params, tokens), the last two as shapes: what is perturbed."""
         tokens = jax.ShapeDtypeStruct((1, 8), jnp.int32)
-        return self.model.apply, jax.eval_shape(self.params), tokens
+        return self.model.apply, self.shapes, tokens
 
     def asked(self, problems: Sequence[Problem]) -> Asked:
         """Problems with their prompts."""
@@ -123,6 +129,10 @@ def prepare(config: FinetuneConfig) -> Setup:
     )
     most = min(config.eval_problems, task.held_out_size or config.eval_problems)
     return replace(setup, held_out=setup.asked([task.held_out(i) for i in range(most)]))
+
+
+def _is_shape(node: Any) -> bool:
+    return isinstance(node, tuple)
 
 
 def memory_of(config: FinetuneConfig) -> int:

@@ -13,9 +13,9 @@ import tyro
 from springroll.atomic import write_json
 from springroll.cli.options import parse
 from springroll.cli.trained import Trained, load, open_folder
+from springroll.cli.weights import load_weights
 from springroll.errors import InputError
 from springroll.train.finetune_config import FinetuneConfig
-from springroll.train.run_folder import RunFolder
 
 if TYPE_CHECKING:
     import numpy as np
@@ -57,9 +57,9 @@ class EvalOptions:
 def run(argv: Sequence[str]) -> int:
     """Evaluate and print."""
     options = parse(EvalOptions, argv, prog="springroll eval")
-    folder, config = open_folder(options.run)
+    config = open_folder(options.run)[1]
     if isinstance(config, FinetuneConfig):
-        figures, shown = answered(options, folder, config), answers_table
+        figures, shown = answered(options, config), answers_table
     else:
         trained = load(options.run)
         _say(trained.notes)
@@ -75,25 +75,19 @@ def run(argv: Sequence[str]) -> int:
     return 0
 
 
-def answered(options: EvalOptions, folder: RunFolder, config: FinetuneConfig) -> dict[str, Any]:
+def answered(options: EvalOptions, config: FinetuneConfig) -> dict[str, Any]:
     """The figures of the answers to held-out problems, and of which weights."""
-    from springroll.train.checkpoint import load_newest
-    from springroll.train.finetune import weights_of
     from springroll.train.finetune_setup import prepare
 
     count = options.problems or config.eval_problems
     setup = prepare(dataclasses.replace(config, eval_problems=count))
-    saved, prefix, params = weights_of(config, setup)
-    where = folder.best if options.best else folder.checkpoints
-    found, notes = load_newest(where, saved, prefix=prefix)
-    _say(notes)
-    if found is None:
-        raise InputError(f"{options.run} has no checkpoint that can be read")
+    weights = load_weights(options.run, options.best)
+    _say(weights.notes)
     return {
         "run": options.run,
-        "generation": found.generation,
+        "generation": weights.generation,
         "problems": len(setup.held_out.problems),
-        **setup.validated(params(found.tree)),
+        **setup.validated(weights.params),
     }
 
 

@@ -4,6 +4,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from springroll.cli.trained import open_folder
+from springroll.cli.weights import load_weights, saved_weights
 from springroll.errors import InputError
 from springroll.train.pretrain import PretrainConfig
 
@@ -77,21 +78,15 @@ def _of_folder(path: str) -> TokenModel:
 
 
 def _of_run(path: str) -> TokenModel | None:
-    folder, config = open_folder(path)
-    if isinstance(config, PretrainConfig):
+    config = open_folder(path)[1]
+    if isinstance(config, PretrainConfig) or saved_weights(path, config).like is None:
         return None
 
-    from springroll.cli.export import weights_of
     from springroll.models.hf_files import family_of
     from springroll.models.tokenizer import open_tokenizer
-    from springroll.train.checkpoint import load_newest
 
-    weights = weights_of(path, config)
-    if weights.like is None:
-        return None
-    found, notes = load_newest(folder.checkpoints, weights.saved, prefix=weights.prefix)
-    if found is None:
-        raise InputError(f"{path} has no checkpoint that can be read")
+    weights = load_weights(path)
+    assert weights.like is not None
     model = family_of(weights.shape).model(weights.shape)
     tokenizer = open_tokenizer(weights.like, weights.shape.vocab)
-    return TokenModel(model, weights.params(found.tree), tokenizer, notes)
+    return TokenModel(model, weights.params, tokenizer, weights.notes)

@@ -8,8 +8,6 @@ from springroll.errors import InputError
 from springroll.models.decoder_config import CONFIGS, DecoderConfig
 from springroll.models.rwkv7_config import RWKV7_CONFIGS, RWKV7Config
 
-MODELS: dict[str, DecoderConfig | RWKV7Config] = {**CONFIGS, **RWKV7_CONFIGS}
-
 
 def named_model(name: str) -> DecoderConfig | RWKV7Config:
     """The configuration of that name.
@@ -17,8 +15,9 @@ def named_model(name: str) -> DecoderConfig | RWKV7Config:
     Raises:
         InputError: no such name; the nearest, or all of them, are in the message.
     """
-    if name not in MODELS:
-        near = difflib.get_close_matches(name, MODELS, n=1)
-        hint = f"did you mean {near[0]}?" if near else f"known are {', '.join(MODELS)}"
+    known: dict[str, DecoderConfig | RWKV7Config] = {**CONFIGS, **RWKV7_CONFIGS}
+    if name not in known:
+        near = difflib.get_close_matches(name, known, n=1)
+        hint = f"did you mean {near[0]}?" if near else f"known are {', '.join(known)}"
         raise InputError(f"no model named {name!r}; {hint}")
-    return MODELS[name]
+    return known[name]

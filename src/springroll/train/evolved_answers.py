@@ -133,7 +133,7 @@ def master_of(config: FinetuneConfig) -> Master:
 def optimizer_for(config: FinetuneConfig, sigma: float) -> optax.GradientTransformation:
     """SGD with momentum, or Adam, on the estimate; with the pull of the anchor."""
     adam = config.optimizer == "adam"
-    rate = decaying(config.lr or (0.1 * sigma if adam else 0.02), config.lr_decay)
+    rate = decaying(config.lr or (0.05 * sigma if adam else 0.005), config.lr_decay)
     if adam:
         tx = optax.adam(rate, b1=config.momentum, b2=0.99)
     else:

@@ -53,8 +53,8 @@ class FinetuneConfig(RunConfig):
     sigma_decay: float | None = None
     """Generations after which sigma has fallen to half; None: constant."""
     lr: float | None = None
-    """Learning rate. Of `es` with sgd the move per generation in units of sigma, default 0.02; with
-    adam the move itself, default a tenth of sigma. Of `grpo` default: 1e-4 for adamw."""
+    """Learning rate. Of `es` with sgd the move per generation in units of sigma, default 0.005;
+    with adam the move itself, default a twentieth of sigma. Of `grpo` default: 1e-4 for adamw."""
     lr_decay: float | None = None
     """Generations after which the learning rate has fallen to half; None: constant."""
     optimizer: Literal["sgd", "adam"] | Optimizer | None = None

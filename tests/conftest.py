@@ -10,6 +10,9 @@ _CACHE = "JAX_COMPILATION_CACHE_DIR"
 _OURS = _CACHE not in os.environ  # the first process of a session; workers inherit the environment
 os.environ.setdefault(_CACHE, tempfile.mkdtemp(prefix="springroll-tests-"))
 os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0")
+# JAX does not write an entry at once, so that a process can meet half of another's, or of one that
+# was killed. It says so and compiles for itself; neither tests nor what they start should stumble.
+os.environ.setdefault("PYTHONWARNINGS", "ignore:Error reading persistent:UserWarning")
 
 import jax  # noqa: E402
 import pytest  # noqa: E402

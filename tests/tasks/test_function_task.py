@@ -9,7 +9,7 @@ import pytest
 import reward_functions
 
 from springroll.errors import InputError
-from springroll.tasks import worker_pool
+from springroll.tasks import worker
 from springroll.tasks.function_task import function_task
 from springroll.tasks.text_task import text_task
 from springroll.tasks.worker_pool import WorkerPool
@@ -156,7 +156,7 @@ def test_a_function_that_cannot_be_loaded_is_found_at_once(monkeypatch, tmp_path
     with pytest.raises(InputError, match="cannot be loaded in a process of its own: crashed"):
         pool(f"{tmp_path}/dies.py:f")
     (tmp_path / "hangs.py").write_text("import time; time.sleep(1000)")
-    monkeypatch.setattr(worker_pool, "LOADING", 0.5)
+    monkeypatch.setattr(worker, "LOADING", 0.5)
     with pytest.raises(InputError, match="cannot be loaded in a process of its own: timeout"):
         pool(f"{tmp_path}/hangs.py:f")
 

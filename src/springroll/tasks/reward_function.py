@@ -8,19 +8,14 @@ It returns one result per text: a float, or a dict {"reward": float, "correct": 
 bool} whose last two may be left out. It may be `async def`.
 """
 
-import importlib
-import importlib.util
 import inspect
 import math
 import numbers
-import os
-import sys
-import traceback
 from collections.abc import Callable, Sequence
-from pathlib import Path
 from typing import Any, NamedTuple
 
 from springroll.errors import InputError
+from springroll.tasks.named_function import named_function, raised_line
 from springroll.tasks.problem import Verdict
 
 
@@ -47,15 +42,7 @@ def load_function(name: str) -> RewardFunction:
         InputError: the module or file, or the function in it, is missing or cannot be called with
             texts; importing it raises.
     """
-    where, _, function_name = name.rpartition(":")
-    if not where or not function_name.isidentifier():
-        raise InputError(
-            f"no reward function {name!r}; expected module:function or file.py:function"
-        )
-    module = _from_file(where, name) if where.endswith(".py") else _from_module(where, name)
-    function = getattr(module, function_name, None)
-    if not callable(function):
-        raise InputError(f"{where} has no function {function_name!r}")
+    _, function = named_function(name, "the reward function")
     count = _parameters(function)
     if not count:
         raise InputError(
@@ -105,11 +92,7 @@ def verdicts(results: Any, count: int, name: str) -> list[Verdict]:
 
 def what_raised(error: BaseException, name: str) -> str:
     """One line: what a reward function raised, and where."""
-    frames = traceback.extract_tb(error.__traceback__)
-    place = f" ({Path(frames[-1].filename).name}:{frames[-1].lineno})" if frames else ""
-    message = str(error).strip().split("\n")[0][:200]
-    kind = type(error).__name__
-    return f"the reward function {name} raised {kind}{': ' if message else ''}{message}{place}"
+    return f"the reward function {name} raised {raised_line(error)}"
 
 
 def _verdict(result: Any, name: str, place: int) -> Verdict:
@@ -125,36 +108,3 @@ def _verdict(result: Any, name: str, place: int) -> Verdict:
     reward = float(reward)
     correct = bool(given.get("correct", reward >= 1))
     return Verdict(reward, correct, bool(given.get("formatted", True)))
-
-
-def _from_module(where: str, name: str) -> Any:
-    if os.getcwd() not in sys.path and "" not in sys.path:
-        sys.path.append(os.getcwd())
-    try:
-        return importlib.import_module(where)
-    except ModuleNotFoundError as error:
-        if error.name == where or where.startswith(f"{error.name}."):
-            raise InputError(
-                f"no module {where!r} for the reward function {name}; run where it can be "
-                "imported, or give path/file.py:function"
-            ) from None
-        raise InputError(f"cannot import {where}: {error}") from None
-    except (Exception, SystemExit) as error:  # whatever the user's module raises
-        raise InputError(f"cannot import {where}: {_one_line(error)}") from None
-
-
-def _from_file(where: str, name: str) -> Any:
-    path = Path(where).expanduser()
-    spec = importlib.util.spec_from_file_location(f"_reward_{path.stem}", path)
-    if not path.is_file() or spec is None or spec.loader is None:
-        raise InputError(f"no file {where} for the reward function {name}")
-    module = importlib.util.module_from_spec(spec)
-    try:
-        spec.loader.exec_module(module)
-    except (Exception, SystemExit) as error:  # whatever the user's file raises
-        raise InputError(f"cannot import {where}: {_one_line(error)}") from None
-    return module
-
-
-def _one_line(error: BaseException) -> str:
-    return f"{type(error).__name__}: {error}".split("\n")[0][:200]

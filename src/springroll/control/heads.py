@@ -1,0 +1,39 @@
+"""From what a policy says to an action: drawn, or the likeliest."""
+
+import jax
+import jax.numpy as jnp
+from jax import Array
+
+from springroll.control.actions import Actions, Box, Discrete
+
+_FORBIDDEN = -1e9  # a logit that no other lets through
+
+
+def choose(actions: Actions, outputs: Array, key: Array | None, mask: Array | None = None) -> Array:
+    """One action from a policy's `outputs` (actions.outputs,) float32.
+
+    Discrete choices come from a softmax over the logits; real numbers from a normal distribution
+    whose mean and deviation are in units in which the bounds are -1 and 1, clipped to the bounds.
+
+    Args:
+        key: to draw with; None takes the likeliest.
+        mask: bool like the logits, which are allowed.
+    """
+    if isinstance(actions, Box):
+        return _real(actions, outputs, key)
+    if mask is not None:
+        outputs = jnp.where(mask, outputs, _FORBIDDEN)
+    if key is not None:
+        outputs = outputs + jax.random.gumbel(key, outputs.shape)
+    if isinstance(actions, Discrete):
+        return jnp.argmax(outputs).astype(jnp.int32)
+    ends = [sum(actions.counts[: i + 1]) for i in range(len(actions.counts) - 1)]
+    return jnp.stack([jnp.argmax(each).astype(jnp.int32) for each in jnp.split(outputs, ends)])
+
+
+def _real(actions: Box, outputs: Array, key: Array | None) -> Array:
+    unit, log_deviation = outputs[: actions.size], outputs[actions.size :]
+    if key is not None:
+        unit = unit + jnp.exp(log_deviation) * jax.random.normal(key, unit.shape)
+    low, high = jnp.asarray(actions.low), jnp.asarray(actions.high)
+    return low + (jnp.clip(unit, -1.0, 1.0) + 1.0) * (high - low) * 0.5

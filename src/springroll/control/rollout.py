@@ -1,0 +1,255 @@
+"""Episodes of a whole population at once.
+
+A row is one episode of one member. Rows are taken in blocks that fit a cache, a block for a segment
+of steps at a time; between segments those that still live move to the front, so that what is over
+costs nothing but the rest of its segment. The blocks are the same program whatever the population
+is, and a row's numbers depend on its member and its key only.
+
+Both members of an antithetic pair meet the same random numbers: their e-th episodes share a key.
+"""
+
+import functools
+import math
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax import Array, lax
+from jax.sharding import Mesh, PartitionSpec
+
+from springroll.control.environment import Environment
+from springroll.control.heads import choose
+from springroll.control.observed import Scaling, centred
+from springroll.evolve.members import Members
+from springroll.factored.interpret import factored
+
+SEGMENT = 32  # steps
+
+Act = Callable[[Array], Array]  # observations of a block (rows, size) to outputs
+
+
+class Policy(NamedTuple):
+    """What acts: see `models.policy.Policy`, or a user's own."""
+
+    init: Callable[[Array], Any]
+    apply: Callable[[Any, Array], Array]
+
+
+class Episodes(NamedTuple):
+    """What came of every row."""
+
+    returns: Array  # (rows,) float32, sums of rewards
+    lengths: Array  # (rows,) int32, steps
+    sums: Array  # (rows, 2, observation) float32, of observations less their mean, and squares
+
+
+@dataclass(frozen=True)
+class Rollout:
+    """How episodes are run; hashable, so that programs are compiled once for equal ones."""
+
+    policy: Any
+    environment: Environment
+    deterministic: bool = False  # the likeliest action instead of a drawn one
+    counting: bool = False  # sum up observations
+    block: int | None = None  # rows at once; None: what suits the device
+    segment: int = SEGMENT
+
+
+def usual_block() -> int:
+    """Rows whose factors fit the cache of a core; an accelerator wants many."""
+    return 128 if jax.default_backend() == "cpu" else 1 << 14
+
+
+class _Rows(NamedTuple):
+    """The state of rows; every array has a leading axis of them."""
+
+    row: Array  # which row this is, int32
+    key: Array  # (rows, 2) uint32
+    live: Array  # bool
+    state: Any
+    observation: Array
+    episodes: Episodes
+
+
+@functools.partial(jax.jit, static_argnums=0)
+def population_episodes(
+    rollout: Rollout, params: Any, members: Members, keys: Array, scaling: Scaling | None = None
+) -> Episodes:
+    """The episodes of all members.
+
+    Args:
+        params: what `members` perturb.
+        keys: (pairs, episodes, 2) uint32, of each pair's episodes.
+        scaling: of observations; None: they pass as they are.
+
+    Returns episodes (N, episodes).
+    """
+    perturbation = members.perturbation
+    signs = np.asarray(perturbation.signs, np.float32)
+    pairs, each = keys.shape[:2]
+    shape = (pairs, len(signs), each)
+    of_rows = lambda x, *axes: np.broadcast_to(np.expand_dims(x, axes), shape).reshape(-1)
+    pair, sign = of_rows(np.arange(pairs), 1, 2), of_rows(signs, 0, 2)
+    row_keys = jnp.broadcast_to(keys[:, None], (*shape, 2)).reshape(-1, 2)
+    axes = perturbation.pair_axes()
+    thin = factored(rollout.policy.apply)
+
+    def acting(shared: Any, rows: Any) -> Act:
+        params, members = shared
+        pair, sign = rows
+        factors = _factors(members, pair, axes)
+
+        def one(sign: Array, factors: Any, observation: Array) -> Array:
+            return thin(perturbation.attach(params, factors, sign, members.sigma), observation)
+
+        return functools.partial(jax.vmap(one, in_axes=(0, axes, 0)), sign, factors)
+
+    rows = (jnp.asarray(pair), jnp.asarray(sign))
+    episodes = _on_devices(rollout, acting, (params, members), rows, row_keys, scaling)
+    return jax.tree.map(lambda x: x.reshape(pairs * len(signs), each, *x.shape[1:]), episodes)
+
+
+@functools.partial(jax.jit, static_argnums=0)
+def centre_episodes(
+    rollout: Rollout, params: Any, keys: Array, scaling: Scaling | None = None
+) -> Episodes:
+    """Episodes of the weights themselves, one for each of `keys` (episodes, 2) uint32."""
+    acting = lambda params, _: jax.vmap(functools.partial(rollout.policy.apply, params))
+    return _on_devices(rollout, acting, params, (), keys, scaling)
+
+
+def episode_keys(key: Array, *shape: int) -> Array:
+    """Keys of episodes, (*shape, 2) uint32."""
+    return jax.random.key_data(jax.random.split(key, shape))
+
+
+def _factors(members: Members, pairs: Array, axes: Any) -> Any:
+    """The factors of some pairs, which may repeat."""
+    if members.factors is None:
+        return members.perturbation.draw(members.seed, members.epoch, members.pairs[pairs])
+    return {
+        path: tuple(jnp.take(x, pairs, axis=axes[path]) for x in group)
+        for path, group in members.factors.items()
+    }
+
+
+def _on_devices(
+    rollout: Rollout,
+    acting: Callable[[Any, Any], Act],
+    shared: Any,
+    rows: Any,
+    keys: Array,
+    scaling: Scaling | None,
+) -> Episodes:
+    """`_episodes` with the rows split over as many devices as divide them."""
+    run = functools.partial(_episodes, rollout, acting)
+    devices = math.gcd(keys.shape[0], jax.local_device_count())
+    if devices == 1:
+        return run(shared, rows, keys, scaling)
+    mesh = Mesh(np.array(jax.local_devices()[:devices]), ("rows",))
+    whole, split = PartitionSpec(), PartitionSpec("rows")
+    return jax.shard_map(
+        run,
+        mesh=mesh,
+        in_specs=(whole, split, split, whole),
+        out_specs=split,
+        check_vma=False,
+    )(shared, rows, keys, scaling)
+
+
+def _episodes(
+    rollout: Rollout,
+    acting: Callable[[Any, Any], Act],
+    shared: Any,
+    each: Any,
+    keys: Array,
+    scaling: Scaling | None,
+) -> Episodes:
+    """One episode for every key (rows, 2).
+
+    `acting(shared, part of each)` makes what a block acts by; `each` has a leading axis of rows.
+    """
+    count = keys.shape[0]
+    block = min(rollout.block or usual_block(), count)
+    blocks = -(-count // block)
+    rows = _begin(rollout, keys, blocks * block)
+    step = functools.partial(_step, rollout, scaling)
+
+    def sweep(carry: tuple[_Rows, Array]) -> tuple[_Rows, Array]:
+        rows, time = carry
+        alive = jnp.sum(rows.live)
+
+        def turn(index: Array, rows: _Rows) -> _Rows:
+            part = jax.tree.map(lambda x: lax.dynamic_slice_in_dim(x, index * block, block), rows)
+            whose = jnp.minimum(part.row, count - 1)
+            act = acting(shared, jax.tree.map(lambda x: x[whose], each))
+            going = lambda carry: (carry[1] < time + rollout.segment) & jnp.any(carry[0].live)
+            part, _ = lax.while_loop(going, lambda carry: step(act, carry), (part, time))
+            put = lambda x, y: lax.dynamic_update_slice_in_dim(x, y, index * block, 0)
+            return jax.tree.map(put, rows, part)
+
+        rows = lax.fori_loop(0, (alive + block - 1) // block, turn, rows)
+        return _to_the_front(rows, block), time + rollout.segment
+
+    more = lambda carry: jnp.any(carry[0].live) & (carry[1] < rollout.environment.max_steps)
+    rows, _ = lax.while_loop(more, sweep, (rows, jnp.int32(0)))
+    back = jnp.argsort(rows.row)[:count]
+    return jax.tree.map(lambda x: x[back], rows.episodes)
+
+
+def _begin(rollout: Rollout, keys: Array, rows: int) -> _Rows:
+    """All rows at their first observation; those that fill the last block up are over already."""
+    environment, count = rollout.environment, keys.shape[0]
+    row = jnp.arange(rows, dtype=jnp.int32)
+    keys = keys[np.minimum(np.arange(rows), count - 1)]
+    first = jax.vmap(lambda key: jax.random.split(jax.random.wrap_key_data(key))[0])(keys)
+    state, observation = jax.vmap(environment.reset)(first)
+    size = environment.observation_size if rollout.counting else 0
+    episodes = Episodes(jnp.zeros(rows), jnp.zeros(rows, jnp.int32), jnp.zeros((rows, 2, size)))
+    return _Rows(row, keys, row < count, state, observation, episodes)
+
+
+def _step(
+    rollout: Rollout,
+    scaling: Scaling | None,
+    act: Act,
+    carry: tuple[_Rows, Array],
+) -> tuple[_Rows, Array]:
+    """One step of a block."""
+    environment, (rows, time) = rollout.environment, carry
+    outputs = act(rows.observation if scaling is None else scaling.apply(rows.observation))
+
+    def one(key: Array, state: Any, outputs: Array) -> Any:
+        key = jax.random.fold_in(jax.random.wrap_key_data(key), time + 1)
+        drawn, moved = jax.random.split(key)
+        mask = environment.action_mask(state) if environment.action_mask else None
+        to_draw = None if rollout.deterministic else drawn
+        return environment.step(moved, state, choose(environment.actions, outputs, to_draw, mask))
+
+    found = jax.vmap(one)(rows.key, rows.state, outputs)
+    live, done = rows.live, rows.episodes
+    sums = done.sums
+    if rollout.counting:
+        here = centred(rows.observation, scaling)
+        sums = sums + jnp.where(live[:, None, None], here, 0.0)
+    episodes = Episodes(
+        done.returns + jnp.where(live, found.reward, 0.0),
+        done.lengths + live.astype(jnp.int32),
+        sums,
+    )
+    going = live & ~found.terminated & ~found.truncated
+    going &= time + 1 < environment.max_steps
+    after = _Rows(rows.row, rows.key, going, found.state, found.observation, episodes)
+    return after, time + 1
+
+
+def _to_the_front(rows: _Rows, block: int) -> _Rows:
+    """Those that live first, where that saves a block."""
+    alive = jnp.sum(rows.live)
+    last = jnp.max(jnp.where(rows.live, jnp.arange(rows.live.shape[0]) + 1, 0))
+    in_blocks = lambda n: (n + block - 1) // block
+    order = lambda rows: jax.tree.map(lambda x: x[jnp.argsort(~rows.live, stable=True)], rows)
+    return lax.cond(in_blocks(last) > in_blocks(alive), order, lambda rows: rows, rows)

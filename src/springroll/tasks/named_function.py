@@ -2,6 +2,7 @@
 
 import importlib
 import importlib.util
+import inspect
 import os
 import sys
 import traceback
@@ -34,6 +35,23 @@ def named_function(name: str, what: str = "the function") -> tuple[ModuleType, C
     if not callable(function):
         raise InputError(f"{where} has no function {function_name!r}")
     return module, function
+
+
+def arguments_taken(function: Callable[..., Any]) -> int:
+    """How many arguments, of at most two, a function is to be given.
+
+    A second parameter that stands for something else than nothing, such as `scale=2.0`, is an
+    option and left alone.
+    """
+    try:
+        found = inspect.signature(function).parameters.values()
+    except (TypeError, ValueError):  # some built in
+        return 1
+    if any(p.kind is p.VAR_POSITIONAL for p in found):
+        return 2
+    positional = [p for p in found if p.kind in (p.POSITIONAL_ONLY, p.POSITIONAL_OR_KEYWORD)]
+    wanted = [p for p in positional[1:2] if p.default is p.empty or p.default is None]
+    return len(positional[:1]) + len(wanted)
 
 
 def raised_line(error: BaseException) -> str:

@@ -15,7 +15,7 @@ from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
 from springroll.errors import InputError
-from springroll.tasks.named_function import named_function, raised_line
+from springroll.tasks.named_function import arguments_taken, named_function, raised_line
 from springroll.tasks.problem import Verdict
 
 
@@ -43,7 +43,7 @@ def load_function(name: str) -> RewardFunction:
             texts; importing it raises.
     """
     _, function = named_function(name, "the reward function")
-    count = _parameters(function)
+    count = arguments_taken(function)
     if not count:
         raise InputError(
             f"the reward function {name} takes no argument; expected (texts) or (texts, records)"
@@ -51,20 +51,6 @@ def load_function(name: str) -> RewardFunction:
     called = type(function).__call__ if not inspect.isroutine(function) else function
     is_async = any(map(inspect.iscoroutinefunction, (function, called)))
     return RewardFunction(name, function, count > 1, is_async)
-
-
-def _parameters(function: Callable[..., Any]) -> int:
-    """How many arguments it is to be given: 2 where it takes records. A second parameter that
-    stands for something else than nothing, such as `scale=2.0`, is an option and left alone."""
-    try:
-        found = inspect.signature(function).parameters.values()
-    except (TypeError, ValueError):  # some built in
-        return 1
-    if any(p.kind is p.VAR_POSITIONAL for p in found):
-        return 2
-    positional = [p for p in found if p.kind in (p.POSITIONAL_ONLY, p.POSITIONAL_OR_KEYWORD)]
-    wanted = [p for p in positional[1:2] if p.default is p.empty or p.default is None]
-    return len(positional[:1]) + len(wanted)
 
 
 def verdicts(results: Any, count: int, name: str) -> list[Verdict]:

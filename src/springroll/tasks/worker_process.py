@@ -9,7 +9,7 @@ import json
 import mmap
 import os
 from collections.abc import Callable
-from typing import Any, BinaryIO
+from typing import IO, Any
 
 from springroll.errors import InputError
 
@@ -75,7 +75,7 @@ def serve(load: Callable[[], Answer], limit: float) -> None:
         write_message(answers, *answered)
 
 
-def read_message(pipe: BinaryIO) -> tuple[Message, bytes] | None:
+def read_message(pipe: IO[bytes]) -> tuple[Message, bytes] | None:
     """The next message and its bytes; None when the other side has gone."""
     line = pipe.readline()
     if not line.endswith(b"\n"):
@@ -86,7 +86,7 @@ def read_message(pipe: BinaryIO) -> tuple[Message, bytes] | None:
     return (message, payload) if len(payload) == size else None
 
 
-def write_message(pipe: BinaryIO, message: Message, payload: bytes = b"") -> None:
+def write_message(pipe: IO[bytes], message: Message, payload: bytes = b"") -> None:
     header = message | {"bytes": len(payload)} if payload else message
     pipe.write(json.dumps(header).encode() + b"\n")
     pipe.write(payload)

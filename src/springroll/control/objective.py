@@ -1,0 +1,182 @@
+"""An objective: any Python function of weights that returns a number.
+
+    def score(weights: dict[str, np.ndarray], seed: int) -> float: ...
+    def initial_weights(seed: int) -> dict[str, np.ndarray]: ...
+
+It runs in processes of its own, one call per member and seed, so it may print, hang, crash, use
+global variables or start other programs.
+"""
+
+import queue
+import weakref
+from collections import Counter
+from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from springroll.control.objective_members import member_weights
+from springroll.control.objective_weights import Layout, shapes, unpacked
+from springroll.control.python_failures import Failures, reason
+from springroll.errors import InputError
+from springroll.evolve.members import Members
+from springroll.tasks.records import file_digest
+from springroll.tasks.worker import Worker, WorkerLost, end_all
+
+
+class Objective:
+    """A function in worker processes. Made by `open_objective`.
+
+    A call that fails costs its member its score, which is NaN, and is counted; the next call gets
+    a new process. Results do not depend on how many processes there are.
+    """
+
+    def __init__(self, name: str, workers: Sequence[Worker], file: str) -> None:
+        self.name = name
+        self.identity = {"objective": name, "source": file_digest(Path(file)) if file else ""}
+        """What must be the same when a run goes on."""
+        self._workers = workers
+        self._idle: queue.SimpleQueue[Worker] = queue.SimpleQueue()
+        for worker in workers:
+            self._idle.put(worker)
+        self._failed = Failures()
+        self._layout: Layout = None
+        self._scored = False
+        self._end = weakref.finalize(self, end_all, workers)
+
+    @property
+    def failures(self) -> Counter[str]:
+        """Members that could not be scored so far, by kind."""
+        return self._failed.counts
+
+    @property
+    def failure_line(self) -> str:
+        """The same in one line that names them; empty if there are none."""
+        return self._failed.line
+
+    def initial(self, seed: int) -> Any:
+        """The first weights, a pytree of float32 arrays.
+
+        Raises:
+            InputError: the function of the user's fails or returns something else.
+        """
+        worker = self._workers[0]
+        try:
+            answer, payload = worker.ask({"initial": seed})
+        except WorkerLost as lost:
+            raise InputError(f"the initial weights of {self.name}: {reason(lost.kind)}") from None
+        if "failed" in answer:
+            raise InputError(
+                f"the initial weights of {self.name}: {reason(answer['failed'], answer['line'])}"
+            )
+        self._layout = answer["layout"]
+        return jax.tree.map(jnp.array, unpacked(self._layout, payload))
+
+    def evaluate(
+        self, params: Any, members: Members, seeds: np.ndarray
+    ) -> tuple[np.ndarray, dict[str, Any]]:
+        """Score every member.
+
+        Args:
+            params: what `members` perturb.
+            seeds: (N, calls) integers; the two members of a pair should have the same.
+
+        Returns the mean over the calls (N,) float32, NaN where one failed, and the figures
+        `calls` and `unscored`.
+
+        Raises:
+            InputError: not a single member could be scored, and none ever was.
+        """
+        fitness = np.full(members.size, np.nan, np.float32)
+        failed = Failures()
+        with ThreadPoolExecutor(len(self._workers)) as threads:
+            for start, leaves in member_weights(params, members):
+                count = len(leaves[0])
+                rows = [b"".join(x[i].tobytes() for x in leaves) for i in range(count)]
+                found = threads.map(self._mean, rows, list(seeds[start : start + count]))
+                for member, result in enumerate(found, start):
+                    if isinstance(result, tuple):
+                        failed.add(*result)
+                    else:
+                        fitness[member] = result
+        self._failed.merge(failed)
+        if failed.total == members.size and not self._scored:
+            raise InputError(f"{self.name} could not score a single member: {failed.kinds}")
+        self._scored = True
+        return fitness, {"calls": seeds.size, "unscored": failed.total}
+
+    def centre(self, params: Any, seeds: Sequence[int] | np.ndarray) -> np.ndarray:
+        """What the weights themselves score, one float32 per seed; NaN where the call failed."""
+        payload = self._payload(params)
+        with ThreadPoolExecutor(len(self._workers)) as threads:
+            found = [*threads.map(lambda seed: self._mean(payload, [seed]), seeds)]
+        return np.array([np.nan if isinstance(x, tuple) else x for x in found], np.float32)
+
+    def probe(self, params: Any, seed: int) -> float:
+        """What the weights score, before anything is built on it.
+
+        Raises:
+            InputError: they cannot be scored.
+        """
+        result = self._mean(self._payload(params), [seed])
+        if isinstance(result, tuple):
+            raise InputError(f"{self.name} cannot score its first weights: {reason(*result)}")
+        return result
+
+    def close(self) -> None:
+        """End the processes."""
+        end_all(self._workers)
+
+    def _payload(self, params: Any) -> bytes:
+        leaves = jax.tree.leaves(params)
+        assert [x.shape for x in leaves] == [*shapes(self._layout)], "other weights"
+        return b"".join(np.asarray(x).tobytes() for x in leaves)
+
+    def _mean(self, payload: bytes, seeds: Sequence[int] | np.ndarray) -> float | tuple[str, str]:
+        """The mean over calls, or what the first failure was."""
+        worker, values = self._idle.get(), []
+        try:
+            for seed in seeds:
+                answer, _ = worker.ask({"seed": int(seed), "layout": self._layout}, payload)
+                if "failed" in answer:
+                    return answer["failed"], answer["line"]
+                values.append(answer["value"])
+        except WorkerLost as lost:
+            return lost.kind, ""
+        finally:
+            self._idle.put(worker)
+        return float(np.mean(values))
+
+
+def open_objective(
+    name: str, *, initial: str | None = None, workers: int = 2, timeout: float = 60.0, seed: int = 0
+) -> Objective:
+    """Start an objective's processes and score its initial weights once.
+
+    Args:
+        name: `module:function` or `file.py:function`.
+        initial: of the function that makes the first weights; None: `initial_weights` beside it.
+        workers: processes.
+        timeout: seconds that one call may take.
+        seed: of the weights that are tried.
+
+    Raises:
+        InputError: something cannot be found, or the initial weights cannot be made or scored.
+    """
+    if workers < 1 or timeout <= 0:
+        raise InputError(f"{workers} workers, {timeout} seconds: both must be above 0")
+    arguments = (name, initial or "", str(timeout))
+    module, what = "springroll.control.objective_worker", f"the objective {name}"
+    pool = [Worker(module, *arguments, limit=timeout, what=what) for _ in range(workers)]
+    try:
+        answer, _ = pool[0].ask({"describe": True})
+        objective = Objective(name, pool, answer["file"])
+        objective.probe(objective.initial(seed), seed)
+    except BaseException:
+        end_all(pool)
+        raise
+    return objective

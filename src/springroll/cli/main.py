@@ -27,6 +27,7 @@ COMMANDS: dict[str, Command] = {
     "finetune": Command(
         "springroll.cli.finetune", "fine-tune a language model on a reward, without gradients"
     ),
+    "rl": Command("springroll.cli.rl", "learn to act from returns, in any environment"),
     "plan": Command("springroll.cli.plan", "what a machine can train, and how fast, beforehand"),
     "eval": Command("springroll.cli.eval", "bits per byte of a run, beside the lines to beat"),
     "sample": Command("springroll.cli.sample", "let a run write text"),

@@ -74,7 +74,8 @@ def task_of(config: PretrainConfig | FinetuneConfig) -> "Task":
         from springroll.train.finetune_setup import prepare
 
         return task_of(config, prepare(config))
-    from springroll.train.pretrain import build, use_cpu_devices
+    from springroll.train.cpu_devices import use_cpu_devices
+    from springroll.train.pretrain import build
 
     use_cpu_devices(config.devices)
     return build(config).task

@@ -1,4 +1,4 @@
-"""From what a policy says to an action: drawn, or the likeliest."""
+"""From what a policy says to an action: drawn, or the likeliest; or any, whatever it says."""
 
 import jax
 import jax.numpy as jnp
@@ -20,7 +20,10 @@ def choose(actions: Actions, outputs: Array, key: Array | None, mask: Array | No
         mask: bool like the logits, which are allowed.
     """
     if isinstance(actions, Box):
-        return _real(actions, outputs, key)
+        unit, log_deviation = outputs[: actions.size], outputs[actions.size :]
+        if key is not None:
+            unit = unit + jnp.exp(log_deviation) * jax.random.normal(key, unit.shape)
+        return _within(actions, jnp.clip(unit, -1.0, 1.0))
     if mask is not None:
         outputs = jnp.where(mask, outputs, _FORBIDDEN)
     if key is not None:
@@ -31,9 +34,14 @@ def choose(actions: Actions, outputs: Array, key: Array | None, mask: Array | No
     return jnp.stack([jnp.argmax(each).astype(jnp.int32) for each in jnp.split(outputs, ends)])
 
 
-def _real(actions: Box, outputs: Array, key: Array | None) -> Array:
-    unit, log_deviation = outputs[: actions.size], outputs[actions.size :]
-    if key is not None:
-        unit = unit + jnp.exp(log_deviation) * jax.random.normal(key, unit.shape)
+def uniform(actions: Actions, key: Array, mask: Array | None = None) -> Array:
+    """Any allowed action, all equally likely: what a policy is to be better than."""
+    if isinstance(actions, Box):
+        return _within(actions, jax.random.uniform(key, (actions.size,), minval=-1.0))
+    return choose(actions, jnp.zeros(actions.outputs), key, mask)
+
+
+def _within(actions: Box, unit: Array) -> Array:
+    """From -1 to 1 to between the bounds."""
     low, high = jnp.asarray(actions.low), jnp.asarray(actions.high)
-    return low + (jnp.clip(unit, -1.0, 1.0) + 1.0) * (high - low) * 0.5
+    return low + (unit + 1.0) * (high - low) * 0.5

@@ -2,10 +2,7 @@
 
 A row is one episode of one member. Rows are taken in blocks that fit a cache, a block for a segment
 of steps at a time; between segments those that still live move to the front, so that what is over
-costs nothing but the rest of its segment. The blocks are the same program whatever the population
-is, and a row's numbers depend on its member and its key only.
-
-Both members of an antithetic pair meet the same random numbers: their e-th episodes share a key.
+costs nothing but the rest of its segment. A row's numbers depend on its member and its key only.
 """
 
 import functools
@@ -22,20 +19,15 @@ from jax.sharding import Mesh, PartitionSpec
 
 from springroll.control.environment import Environment
 from springroll.control.heads import choose
+from springroll.control.heads import uniform as any_of
 from springroll.control.observed import Scaling, centred
 from springroll.evolve.members import Members
 from springroll.factored.interpret import factored
+from springroll.models.policy import Policy, PolicyNetwork
 
 SEGMENT = 32  # steps
 
 Act = Callable[[Array], Array]  # observations of a block (rows, size) to outputs
-
-
-class Policy(NamedTuple):
-    """What acts: see `models.policy.Policy`, or a user's own."""
-
-    init: Callable[[Array], Any]
-    apply: Callable[[Any, Array], Array]
 
 
 class Episodes(NamedTuple):
@@ -50,17 +42,29 @@ class Episodes(NamedTuple):
 class Rollout:
     """How episodes are run; hashable, so that programs are compiled once for equal ones."""
 
-    policy: Any
+    policy: Policy | PolicyNetwork
     environment: Environment
     deterministic: bool = False  # the likeliest action instead of a drawn one
     counting: bool = False  # sum up observations
+    devices: int | None = None  # to spread rows over; None: all there are
     block: int | None = None  # rows at once; None: what suits the device
     segment: int = SEGMENT
+
+    def ready(self, params: Any) -> Any:
+        """Weights as the policy multiplies them."""
+        return self.policy.ready(params) if isinstance(self.policy, PolicyNetwork) else params
 
 
 def usual_block() -> int:
     """Rows whose factors fit the cache of a core; an accelerator wants many."""
     return 128 if jax.default_backend() == "cpu" else 1 << 14
+
+
+class Start(NamedTuple):
+    """What rows begin with."""
+
+    keys: Array  # (rows, 2) uint32
+    live: Array  # (rows,) bool, whether they are run at all
 
 
 class _Rows(NamedTuple):
@@ -76,24 +80,31 @@ class _Rows(NamedTuple):
 
 @functools.partial(jax.jit, static_argnums=0)
 def population_episodes(
-    rollout: Rollout, params: Any, members: Members, keys: Array, scaling: Scaling | None = None
+    rollout: Rollout,
+    params: Any,
+    members: Members,
+    keys: Array,
+    scaling: Scaling | None = None,
+    rows: Array | int | None = None,
+    uniform: Array | bool = False,
 ) -> Episodes:
-    """The episodes of all members.
+    """The episodes of all members, (N, episodes) of them.
+
+    Compiling is dear where environments are large, so that one program serves all: members of
+    sigma 0 are the weights themselves, `rows` says that only so many episodes matter, and `uniform`
+    that actions are any, whatever the policy says.
 
     Args:
         params: what `members` perturb.
-        keys: (pairs, episodes, 2) uint32, of each pair's episodes.
+        keys: (N, episodes, 2) uint32, each episode's.
         scaling: of observations; None: they pass as they are.
-
-    Returns episodes (N, episodes).
+        rows: only the first so many, counted member by member, are run; the rest stay zero.
     """
+    params = rollout.ready(params)
     perturbation = members.perturbation
-    signs = np.asarray(perturbation.signs, np.float32)
-    pairs, each = keys.shape[:2]
-    shape = (pairs, len(signs), each)
-    of_rows = lambda x, *axes: np.broadcast_to(np.expand_dims(x, axes), shape).reshape(-1)
-    pair, sign = of_rows(np.arange(pairs), 1, 2), of_rows(signs, 0, 2)
-    row_keys = jnp.broadcast_to(keys[:, None], (*shape, 2)).reshape(-1, 2)
+    count, each = keys.shape[:2]
+    sign = np.repeat(np.tile(np.asarray(perturbation.signs, np.float32), len(members.pairs)), each)
+    pair = np.repeat(np.arange(count) // len(perturbation.signs), each)
     axes = perturbation.pair_axes()
     thin = factored(rollout.policy.apply)
 
@@ -107,9 +118,12 @@ def population_episodes(
 
         return functools.partial(jax.vmap(one, in_axes=(0, axes, 0)), sign, factors)
 
-    rows = (jnp.asarray(pair), jnp.asarray(sign))
-    episodes = _on_devices(rollout, acting, (params, members), rows, row_keys, scaling)
-    return jax.tree.map(lambda x: x.reshape(pairs * len(signs), each, *x.shape[1:]), episodes)
+    each_row = (jnp.asarray(pair), jnp.asarray(sign))
+    live = jnp.arange(count * each) < (count * each if rows is None else rows)
+    start = Start(keys.reshape(-1, 2), live)
+    common = (params, members), scaling, jnp.asarray(uniform)
+    episodes = _on_devices(rollout, acting, common, each_row, start)
+    return jax.tree.map(lambda x: x.reshape(count, each, *x.shape[1:]), episodes)
 
 
 @functools.partial(jax.jit, static_argnums=0)
@@ -117,8 +131,10 @@ def centre_episodes(
     rollout: Rollout, params: Any, keys: Array, scaling: Scaling | None = None
 ) -> Episodes:
     """Episodes of the weights themselves, one for each of `keys` (episodes, 2) uint32."""
+    params = rollout.ready(params)
     acting = lambda params, _: jax.vmap(functools.partial(rollout.policy.apply, params))
-    return _on_devices(rollout, acting, params, (), keys, scaling)
+    start = Start(keys, jnp.ones(keys.shape[0], bool))
+    return _on_devices(rollout, acting, (params, scaling, jnp.bool_(False)), (), start)
 
 
 def episode_keys(key: Array, *shape: int) -> Array:
@@ -139,44 +155,41 @@ def _factors(members: Members, pairs: Array, axes: Any) -> Any:
 def _on_devices(
     rollout: Rollout,
     acting: Callable[[Any, Any], Act],
-    shared: Any,
-    rows: Any,
-    keys: Array,
-    scaling: Scaling | None,
+    common: tuple[Any, Scaling | None, Array],
+    each: Any,
+    start: Start,
 ) -> Episodes:
     """`_episodes` with the rows split over as many devices as divide them."""
     run = functools.partial(_episodes, rollout, acting)
-    devices = math.gcd(keys.shape[0], jax.local_device_count())
+    there = jax.local_devices()[: rollout.devices]
+    devices = math.gcd(start.keys.shape[0], len(there))
     if devices == 1:
-        return run(shared, rows, keys, scaling)
-    mesh = Mesh(np.array(jax.local_devices()[:devices]), ("rows",))
+        return run(common, each, start)
+    mesh = Mesh(np.array(there[:devices]), ("rows",))
     whole, split = PartitionSpec(), PartitionSpec("rows")
     return jax.shard_map(
-        run,
-        mesh=mesh,
-        in_specs=(whole, split, split, whole),
-        out_specs=split,
-        check_vma=False,
-    )(shared, rows, keys, scaling)
+        run, mesh=mesh, in_specs=(whole, split, split), out_specs=split, check_vma=False
+    )(common, each, start)
 
 
 def _episodes(
     rollout: Rollout,
     acting: Callable[[Any, Any], Act],
-    shared: Any,
+    common: tuple[Any, Scaling | None, Array],
     each: Any,
-    keys: Array,
-    scaling: Scaling | None,
+    start: Start,
 ) -> Episodes:
-    """One episode for every key (rows, 2).
+    """One episode for every row.
 
-    `acting(shared, part of each)` makes what a block acts by; `each` has a leading axis of rows.
+    `acting(shared, part of each)` makes what a block acts by; `common` are shared, scaling and
+    whether actions are uniform; `each` has a leading axis of rows.
     """
-    count = keys.shape[0]
+    shared, scaling, uniform = common
+    count = start.keys.shape[0]
     block = min(rollout.block or usual_block(), count)
     blocks = -(-count // block)
-    rows = _begin(rollout, keys, blocks * block)
-    step = functools.partial(_step, rollout, scaling)
+    rows = _begin(rollout, start, blocks * block)
+    step = functools.partial(_step, rollout, scaling, uniform)
 
     def sweep(carry: tuple[_Rows, Array]) -> tuple[_Rows, Array]:
         rows, time = carry
@@ -200,34 +213,38 @@ def _episodes(
     return jax.tree.map(lambda x: x[back], rows.episodes)
 
 
-def _begin(rollout: Rollout, keys: Array, rows: int) -> _Rows:
+def _begin(rollout: Rollout, start: Start, rows: int) -> _Rows:
     """All rows at their first observation; those that fill the last block up are over already."""
-    environment, count = rollout.environment, keys.shape[0]
+    environment, count = rollout.environment, start.keys.shape[0]
     row = jnp.arange(rows, dtype=jnp.int32)
-    keys = keys[np.minimum(np.arange(rows), count - 1)]
+    keys, live = (x[np.minimum(np.arange(rows), count - 1)] for x in start)
     first = jax.vmap(lambda key: jax.random.split(jax.random.wrap_key_data(key))[0])(keys)
     state, observation = jax.vmap(environment.reset)(first)
     size = environment.observation_size if rollout.counting else 0
     episodes = Episodes(jnp.zeros(rows), jnp.zeros(rows, jnp.int32), jnp.zeros((rows, 2, size)))
-    return _Rows(row, keys, row < count, state, observation, episodes)
+    return _Rows(row, keys, live & (row < count), state, observation, episodes)
 
 
 def _step(
     rollout: Rollout,
     scaling: Scaling | None,
+    uniform: Array,
     act: Act,
     carry: tuple[_Rows, Array],
 ) -> tuple[_Rows, Array]:
     """One step of a block."""
     environment, (rows, time) = rollout.environment, carry
+    actions = environment.actions
     outputs = act(rows.observation if scaling is None else scaling.apply(rows.observation))
 
     def one(key: Array, state: Any, outputs: Array) -> Any:
         key = jax.random.fold_in(jax.random.wrap_key_data(key), time + 1)
         drawn, moved = jax.random.split(key)
         mask = environment.action_mask(state) if environment.action_mask else None
-        to_draw = None if rollout.deterministic else drawn
-        return environment.step(moved, state, choose(environment.actions, outputs, to_draw, mask))
+        chosen = choose(actions, outputs, None if rollout.deterministic else drawn, mask)
+        return environment.step(
+            moved, state, jnp.where(uniform, any_of(actions, drawn, mask), chosen)
+        )
 
     found = jax.vmap(one)(rows.key, rows.state, outputs)
     live, done = rows.live, rows.episodes

@@ -1,4 +1,4 @@
-"""The policy network of the EGGROLL paper: an embedding, hidden layers of one width, a head.
+"""Policies. The network of the EGGROLL paper: an embedding, hidden layers of one width, a head.
 
     x = pqn(observation . embed)
     x = pqn(x . weight + bias)            for every hidden layer
@@ -10,8 +10,9 @@ do not depend on the observation; their logarithms are parameters that end up be
 Source: arXiv 2511.16652v2, section 6.2 and appendix N (3 layers of 256).
 """
 
+from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any, Literal, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -22,8 +23,17 @@ _EPSILON = 1e-5
 _HEAD = 0.01  # how much smaller than elsewhere the first weights of the head are: no action is dear
 
 
+class Policy(NamedTuple):
+    """What a policy is to those who run it; `PolicyNetwork` is one."""
+
+    init: Callable[[Array], Any]
+    """`init(key)`: first weights, a pytree of arrays."""
+    apply: Callable[[Any, Array], Array]
+    """`apply(params, observation)`: (inputs,) float32 to (outputs,) float32."""
+
+
 @dataclass(frozen=True)
-class Policy:
+class PolicyNetwork:
     """The network for observations of `inputs` numbers and a head of `outputs` numbers.
 
     The last `deviations` outputs are the parameters `log_deviation`, the same everywhere.

@@ -6,7 +6,7 @@ function like those in `text.py` and a line here, below the command that runs it
 
 from collections.abc import Callable, Mapping
 
-from springroll.recipes import reasoning, text
+from springroll.recipes import control, reasoning, text
 from springroll.train.config import RunConfig
 
 RECIPES: dict[str, Mapping[str, Callable[[], RunConfig]]] = {
@@ -19,6 +19,7 @@ RECIPES: dict[str, Mapping[str, Callable[[], RunConfig]]] = {
         "arithmetic": reasoning.arithmetic,
         "arithmetic-rwkv7": reasoning.arithmetic_rwkv7,
     },
+    "rl": control.RECIPES,
     "finetune": {
         "arithmetic-es": reasoning.arithmetic_es,
         "arithmetic-grpo": reasoning.arithmetic_grpo,

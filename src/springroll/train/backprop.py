@@ -23,8 +23,8 @@ def train(config: TrainConfig, console: "Console | None" = None) -> "Result":
     """
     from springroll.stream.budget import allow_page_locking
     from springroll.train.backprop_task import build
+    from springroll.train.cpu_devices import use_cpu_devices
     from springroll.train.loop import run
-    from springroll.train.pretrain import use_cpu_devices
     from springroll.train.run_folder import open_run
 
     allow_page_locking()

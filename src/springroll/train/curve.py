@@ -1,4 +1,4 @@
-"""The learning curve as a PNG: the measured figures over tokens, and the lines to beat."""
+"""The learning curve as a PNG: the measured figures over what was seen, and the lines to beat."""
 
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
@@ -9,6 +9,7 @@ import numpy as np
 from springroll.atomic import replacing
 from springroll.train.progress import si
 
+NAMES = {"tokens": "tokens", "env_steps": "environment steps"}
 INK, TRAIN, VALID = "#303030", "#9db8d9", "#c8442e"
 
 
@@ -21,16 +22,18 @@ def draw_curve(
     label: str,
     lines: Mapping[str, float] | None = None,
     title: str = "",
+    unit: str = "tokens",
 ) -> None:
     """Draw `rows` (of metrics.jsonl) to a PNG.
 
     Args:
         path: the file, replaced whole.
-        rows: each may hold `tokens`, `seconds`, and the figures named by `train` and `valid`.
+        rows: each may hold the `unit`, `seconds`, and the figures named by `train` and `valid`.
         train: name of the training figure, drawn thin.
         valid: name of the validation figure, drawn bold.
         label: the figure and its unit, for the vertical axis.
         lines: horizontal lines to beat, by name.
+        unit: what the horizontal axis counts.
     """
     # Figure and canvas by hand: pyplot would keep global state and choose a window system.
     from matplotlib.backends.backend_agg import FigureCanvasAgg
@@ -45,7 +48,7 @@ def draw_curve(
         (train, TRAIN, 1.0, "", "training"),
         (valid, VALID, 2.0, ".", "validation"),
     ):
-        points = _points(rows, name)
+        points = _points(rows, unit, name)
         if points:
             style = {"color": color, "linewidth": width, "marker": mark if points[1:] else "o"}
             axes.plot(*zip(*points, strict=True), **style, label=text)
@@ -63,12 +66,12 @@ def draw_curve(
             color=INK,
         )
     axes.set_xlim(left=0)
-    axes.set_xlabel("tokens seen by all members", color=INK)
+    axes.set_xlabel(f"{NAMES.get(unit, unit)} of all members", color=INK)
     axes.set_ylabel(label, color=INK)
     axes.xaxis.set_major_formatter(FuncFormatter(lambda value, _: si(value)))
     axes.spines[["top", "right"]].set_visible(False)
     axes.grid(axis="y", alpha=0.25)
-    rate = _tokens_per_second(rows)
+    rate = _per_second(rows, unit)
     if rate:
         seconds = axes.secondary_xaxis("top", functions=(_times(1 / rate), _times(rate)))
         seconds.set_xlabel("seconds, at the mean speed", color=INK, fontsize=8.5)
@@ -84,12 +87,10 @@ def _times(factor: float) -> Callable[[Any], Any]:
     return lambda values: np.multiply(values, factor)
 
 
-def _points(rows: Sequence[Mapping[str, Any]], name: str) -> list[tuple[float, float]]:
-    return [
-        (row["tokens"], row[name]) for row in rows if row.get(name) is not None and "tokens" in row
-    ]
+def _points(rows: Sequence[Mapping[str, Any]], unit: str, name: str) -> list[tuple[float, float]]:
+    return [(row[unit], row[name]) for row in rows if row.get(name) is not None and unit in row]
 
 
-def _tokens_per_second(rows: Sequence[Mapping[str, Any]]) -> float:
+def _per_second(rows: Sequence[Mapping[str, Any]], unit: str) -> float:
     last = rows[-1] if rows else {}
-    return last.get("tokens", 0) / last["seconds"] if last.get("seconds") else 0.0
+    return last.get(unit, 0) / last["seconds"] if last.get("seconds") else 0.0

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any, ClassVar, Literal, NamedTuple
 from springroll.errors import InputError
 from springroll.stream.budget import parse_bytes
 from springroll.train.config import CHANGEABLE, RunConfig
+from springroll.train.cpu_devices import use_cpu_devices
 
 if TYPE_CHECKING:
     import jax
@@ -191,24 +192,6 @@ def opening(config: PretrainConfig, made: Pretraining) -> str:
         f"unigram {lines['unigram_bits_per_byte']:.3f}, "
         f"bigram {lines['bigram_bits_per_byte']:.3f}, gzip {lines['gzip_bits_per_byte']:.3f}"
     )
-
-
-def use_cpu_devices(devices: int | None) -> None:
-    """One CPU device per core (or `devices`), if the backend has not started yet.
-
-    Members are independent, so a core with a population of its own needs no barrier after every
-    operation; the result does not depend on it.
-    """
-    import os
-
-    import jax
-
-    allowed = getattr(os, "sched_getaffinity", None)
-    cores = len(allowed(0)) if allowed else os.cpu_count() or 1
-    try:
-        jax.config.update("jax_num_cpu_devices", devices or cores)
-    except RuntimeError:
-        return  # somebody started the backend: its devices are what there is
 
 
 def population_mesh(devices: int | None, pairs: int) -> "jax.sharding.Mesh | None":

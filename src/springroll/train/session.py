@@ -75,7 +75,7 @@ class Session:
         self._validated = self._metrics.newest_at.get(self._task.curve.valid)
         self._best = checkpoint.newest_meta(self._folder.best).get("figure", -math.inf)
         # Generations that were told from the journal alone were counted before.
-        self._tokens = max(self._tokens, int(self._metrics.newest.get("tokens", 0)))
+        self._tokens = max(self._tokens, int(self._metrics.newest.get(self._task.unit, 0)))
         return self
 
     def __exit__(self, *_: object) -> None:
@@ -120,8 +120,8 @@ class Session:
         """Close a generation: fitness to the journal, figures to the next log."""
         if self.generation == len(self._journal):
             self._journal.append(self.generation, self._task.seed, fitness)
-        tokens = figures.get("tokens", self._task.tokens)
-        self._window.append({k: v for k, v in figures.items() if k != "tokens"})
+        tokens = int(figures.get(self._task.unit, self._task.tokens))
+        self._window.append({k: v for k, v in figures.items() if k != self._task.unit})
         self.generation += 1
         self._tokens += tokens
         now = self._watch()
@@ -142,7 +142,7 @@ class Session:
             self._row = row = {
                 **_means(self._window),
                 **self._counted(now),
-                "tokens_per_second": per_second * (self._tokens - read),
+                f"{self._task.unit}_per_second": per_second * (self._tokens - read),
                 "members_per_second": per_second * (self.generation - before) * self._task.pop_size,
             }
             self._window.clear()
@@ -212,6 +212,7 @@ class Session:
             label=curve.label,
             lines=curve.lines,
             title=curve.title,
+            unit=self._task.unit,
         )
         write_json(self._folder.summary, self.summary())
         if signal is not None:
@@ -223,7 +224,7 @@ class Session:
     def summary(self) -> dict[str, Any]:
         """The run in a dozen figures: the newest of each training figure, and the counts.
 
-        `tokens_per_second` leaves out validation and the first generation of every sitting, which
+        The speed leaves out validation and the first generation of every sitting, which
         compiles.
         """
         newest = {
@@ -233,7 +234,7 @@ class Session:
         return {
             **newest,
             **self._task.summary,
-            "tokens_per_second": per_second * self._steady_tokens,
+            f"{self._task.unit}_per_second": per_second * self._steady_tokens,
             "members_per_second": per_second * self._steady_generations * self._task.pop_size,
             "peak_memory_bytes": self._peak_memory(),
             "seconds": self._watch(),
@@ -244,7 +245,7 @@ class Session:
         return {
             "generation": self.generation,
             "seconds": now,
-            "tokens": self._tokens,
+            self._task.unit: self._tokens,
             "dropped": self._dropped,
             "peak_memory_bytes": self._peak_memory(),
         }
@@ -274,7 +275,8 @@ class Session:
             figures[curve.short] = f"{row[curve.train]:.3f}"
         if self._metrics.newest.get(curve.valid) is not None:
             figures["valid"] = f"{self._metrics.newest[curve.valid]:.3f}"
-        figures["tokens/s"] = si(row["tokens_per_second"])
+        unit = self._task.unit
+        figures[f"{unit.removeprefix('env_')}/s"] = si(row[f"{unit}_per_second"])
         if self._task.pop_size > 1:
             figures["members/s"] = si(row["members_per_second"])
         figures["memory"] = gibibytes(row["peak_memory_bytes"])

@@ -67,8 +67,10 @@ class Task:
     """Figures of the weights themselves, such as `valid_bits_per_byte`."""
     pop_size: int
     tokens: int
-    """Tokens (or environment steps) that all members together take in one generation; where that
-    is not known beforehand, at most, and `evaluate` counts them in its figure `tokens`."""
+    """Tokens (or other units) that all members together take in one generation; where that is not
+    known beforehand, at most, and `evaluate` counts them in a figure of the unit's name."""
+    unit: str = "tokens"
+    """What is counted, as metrics and summary name it: `tokens`, `tokens_per_second`."""
     seed: int = 0
     """Goes to the journal."""
     lost_limit: int = 1

@@ -1,0 +1,46 @@
+"""Where a policy, or whatever else is evolved, is scored: episodes, or calls of a function."""
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+from jax import Array
+
+from springroll.control.environment import Environment
+from springroll.evolve.members import Members
+from springroll.models.policy import Policy, PolicyNetwork
+from springroll.train.task import Carry, Metrics
+
+Seen = Carry  # what observations were like so far: a `Scaling`, or None
+
+
+@dataclass(frozen=True, kw_only=True)
+class Arena:
+    """One thing to be good at, as functions. Higher is better."""
+
+    name: str
+    says: str
+    """A few words on its observations and actions."""
+    init: Callable[[Array], Any]
+    """`init(key)`: the first weights."""
+    apply: tuple[Callable[..., Any], int] | None = None
+    """What is evolved as a function of weights and a number of inputs; None where it is no JAX."""
+    seen: Callable[[], Seen] = lambda: None
+    """What is known of observations before the first generation."""
+    score: Callable[[Any, Members, Seen, int], tuple[Any, Seen, Metrics]]
+    """`score(params, members, seen, generation)`: fitness (N,), and figures."""
+    centre: Callable[[Any, Members, Seen, int], np.ndarray]
+    """`centre(params, members, seen, episodes)`: returns of the weights themselves. The members
+    lend their program only."""
+    random: Callable[[Any, Members, int], np.ndarray] | None = None
+    """`random(params, members, episodes)`: returns of any actions; None where there are none."""
+    steps: int
+    """Environment steps of an episode at most; 1 of a function."""
+    identity: Mapping[str, str] = field(default_factory=dict)
+    """What must be the same when a run goes on."""
+    failures: Callable[[], str] = lambda: ""
+    """One line: members that could not be scored, and why; empty if there are none."""
+    close: Callable[[], None] = lambda: None
+    environment: Environment | None = None
+    policy: Policy | PolicyNetwork | None = None

@@ -1,0 +1,169 @@
+"""Control: a policy learns from the return of its episodes. What a run is made of, and running it.
+
+With the command's other methods and with what is no JAX it is the same run: an `Arena` scores, a
+`Task` learns, the loop does the rest.
+"""
+
+from collections.abc import Callable
+from dataclasses import replace
+from typing import TYPE_CHECKING, Any
+
+from springroll.errors import InputError
+from springroll.train.control_config import RLConfig
+
+if TYPE_CHECKING:
+    from rich.console import Console
+
+    from springroll.control.actions import Actions
+    from springroll.models.policy import Policy, PolicyNetwork
+    from springroll.train.arena import Arena
+    from springroll.train.loop import Result
+    from springroll.train.run_folder import RunFolder
+    from springroll.train.task import Task
+
+
+def rl(config: RLConfig, console: "Console | None" = None) -> "Result":
+    """Run it: a new run folder, or an old one gone on with; progress on `console`.
+
+    Raises:
+        InputError: no such environment or it cannot be made, the folder holds another run, or a
+            figure is off.
+    """
+    from springroll.train.cpu_devices import use_cpu_devices
+    from springroll.train.loop import run
+    from springroll.train.run_folder import open_run
+
+    use_cpu_devices(config.devices)
+    if config.resume:
+        folder, config = open_run(config, RLConfig())
+        arena, task = prepare(config)
+    else:
+        config = replace(config, compute=computed(config))
+        arena, task = prepare(config)  # first: wrong options leave no folder behind
+        folder, config = open_run(config, RLConfig())
+    try:
+        if console is not None:
+            console.print(opening(config, arena, task), markup=False, highlight=False)
+        result = run(config, task, folder, console=console)
+        if result.signal is None and config.gif:
+            note = draw(config, arena, result, folder)
+            if note and console is not None:
+                console.print(note, markup=False, highlight=False)
+        return result
+    finally:
+        arena.close()
+        if console is not None and arena.failures():
+            console.print(arena.failures(), markup=False, highlight=False)
+
+
+def prepare(config: RLConfig) -> "tuple[Arena, Task]":
+    """What is to be learnt, and how."""
+    arena = arena_of(config)
+    try:
+        return arena, task_of(config, arena)
+    except BaseException:
+        arena.close()
+        raise
+
+
+def task_of(config: RLConfig, arena: "Arena") -> "Task":
+    """What the loop trains, with the return of random actions beside it."""
+    if config.method == "ppo":
+        from springroll.train.ppo_arena import ppo_on, random_return
+
+        task = ppo_on(config, arena)
+    else:
+        from springroll.train.evolved_policy import es_task, random_return
+
+        task = es_task(config, arena)
+    value = random_return(config, arena)
+    if value is None:
+        return task
+    curve = replace(task.curve, lines={"random": value})
+    return replace(task, summary={"random_return": value}, curve=curve)
+
+
+def arena_of(config: RLConfig) -> "Arena":
+    """Where it is learnt."""
+    from springroll.control.suites import environment
+
+    if ":" in config.env or config.env.startswith("gymnasium"):
+        from springroll.train.python_arena import python_arena
+
+        return python_arena(config)
+    from springroll.train.episodes_arena import episodes_arena
+
+    options = {} if config.max_steps is None else {"max_steps": config.max_steps}
+    found = environment(config.env, **options)
+    return episodes_arena(config, found, policy_of(config, found.observation_size, found.actions))
+
+
+def policy_of(config: RLConfig, inputs: int, actions: "Actions") -> "Policy | PolicyNetwork":
+    """The paper's policy, or the user's.
+
+    Raises:
+        InputError: the user's cannot be found, or returns another number of outputs.
+    """
+    from springroll.control.actions import Box
+    from springroll.models.policy import PolicyNetwork
+
+    if config.policy is not None:
+        return own_policy(config.policy, inputs, actions.outputs)
+    return PolicyNetwork(
+        inputs,
+        actions.outputs,
+        deviations=actions.size if isinstance(actions, Box) else 0,
+        width=config.width,
+        layers=config.layers,
+        compute="bfloat16" if config.compute == "bfloat16" else "float32",
+    )
+
+
+def own_policy(name: str, inputs: int, outputs: int) -> "Policy":
+    """A user's policy, looked at."""
+    import jax
+    import jax.numpy as jnp
+
+    from springroll.models.policy import Policy
+    from springroll.tasks.named_function import named_function, raised_line
+
+    make: Callable[..., Any] = named_function(name, "the policy")[1]
+    try:
+        made = make(inputs, outputs)
+        policy = Policy(made.init, made.apply)
+        shapes = jax.eval_shape(policy.init, jax.random.key(0))
+        found = jax.eval_shape(policy.apply, shapes, jax.ShapeDtypeStruct((inputs,), jnp.float32))
+    except Exception as error:  # whatever the user's code raises
+        raise InputError(f"the policy {name} cannot be made: {raised_line(error)}") from None
+    if getattr(found, "shape", None) != (outputs,):
+        raise InputError(
+            f"the policy {name} returns {getattr(found, 'shape', type(found).__name__)} for an "
+            f"observation of {inputs}; expected an array of shape ({outputs},)"
+        )
+    return policy
+
+
+def computed(config: RLConfig) -> str:
+    """What hidden layers multiply in: as given, or what the device is quick at."""
+    if config.compute != "auto":
+        return config.compute
+    import jax
+
+    from springroll.train.cpu_devices import cpu_multiplies_bfloat16
+
+    quick = jax.default_backend() != "cpu" or cpu_multiplies_bfloat16()
+    return "bfloat16" if quick else "float32"
+
+
+def opening(config: RLConfig, arena: "Arena", task: "Task") -> str:
+    """What learns what, before it starts."""
+    random = task.summary.get("random_return")
+    beat = "" if random is None else f"; random actions return {random:.4g}"
+    who = f"{config.pop_size:,} members, " if config.method != "ppo" else ""
+    rank = f" of rank {config.rank}" if config.method == "eggroll" else ""
+    return f"{arena.name}: {arena.says}; {who}{config.method}{rank}, {config.compute}{beat}"
+
+
+def draw(config: RLConfig, arena: "Arena", result: "Result", folder: "RunFolder") -> str:
+    """An episode of the final policy as policy.gif; a line where that cannot be."""
+    return ""

@@ -1,0 +1,102 @@
+"""Episodes in an environment of JAX as an arena: everything runs on the device."""
+
+import dataclasses
+import functools
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax import Array
+
+from springroll.control.environment import Environment
+from springroll.control.observed import Scaling, fresh
+from springroll.control.rollout import Episodes, Rollout, episode_keys, population_episodes
+from springroll.evolve.members import Members
+from springroll.models.policy import Policy, PolicyNetwork
+from springroll.train.arena import Arena
+from springroll.train.control_config import RLConfig
+from springroll.train.task import Metrics
+
+TRAINING, VALIDATION, RANDOM = 0, 1, 2  # streams of episodes
+
+
+def episodes_arena(
+    config: RLConfig, environment: Environment, policy: Policy | PolicyNetwork
+) -> Arena:
+    """Members are scored by the mean return of their episodes; a pair meets the same ones."""
+    rollout = Rollout(
+        policy,
+        environment,
+        deterministic=config.deterministic,
+        counting=config.normalise,
+        devices=config.devices,
+    )
+    stream = lambda which: jax.random.fold_in(jax.random.key(config.seed), which)
+
+    def score(
+        params: Any, members: Members, seen: Scaling | None, generation: int
+    ) -> tuple[Array, Scaling | None, Metrics]:
+        keys = shared_keys(stream(TRAINING), generation, members, config.episodes)
+        return scored(population_episodes(rollout, params, members, keys, seen), seen)
+
+    def centre(
+        params: Any, members: Members, seen: Scaling | None, episodes: int, uniform: bool = False
+    ) -> np.ndarray:
+        still = dataclasses.replace(members, sigma=jnp.zeros_like(members.sigma))
+        each = members.size * config.episodes
+        returns = []
+        for start in range(0, episodes, each):
+            key = jax.random.fold_in(stream(RANDOM if uniform else VALIDATION), start)
+            keys = episode_keys(key, members.size, config.episodes)
+            rows = min(each, episodes - start)
+            found = population_episodes(rollout, params, still, keys, seen, rows, uniform)
+            returns.append(np.asarray(found.returns).reshape(-1)[:rows])
+        return np.concatenate(returns)
+
+    def random(params: Any, members: Members, episodes: int) -> np.ndarray:
+        return centre(params, members, seen(), episodes, True)
+
+    def seen() -> Scaling | None:
+        return fresh(environment.observation_size) if config.normalise else None
+
+    return Arena(
+        name=environment.name,
+        says=f"{environment.observation_size:,} observations, {environment.actions}",
+        init=policy.init,
+        apply=(policy.apply, environment.observation_size),
+        seen=seen,
+        score=score,
+        centre=centre,
+        random=random,
+        steps=environment.max_steps,
+        identity={"environment": environment.version} if environment.version else {},
+        environment=environment,
+        policy=policy,
+    )
+
+
+@functools.partial(jax.jit, static_argnums=3)
+def _pair_keys(key: Array, generation: Array, like: Array, episodes: int) -> Array:
+    return episode_keys(jax.random.fold_in(key, generation), like.shape[0], episodes)
+
+
+def shared_keys(key: Array, generation: int, members: Members, episodes: int) -> Array:
+    """(N, episodes, 2): both members of a pair meet the same random numbers."""
+    keys = _pair_keys(key, jnp.int32(generation), members.pairs, episodes)
+    return jnp.repeat(keys, len(members.perturbation.signs), axis=0)
+
+
+@jax.jit
+def scored(found: Episodes, seen: Scaling | None) -> tuple[Array, Scaling | None, Metrics]:
+    """Fitness (N,), what is known of observations now, and figures."""
+    steps = jnp.sum(found.lengths)
+    if seen is not None:
+        seen = seen.told(found.sums.reshape(-1, *found.sums.shape[2:]), steps)
+    fitness = jnp.mean(found.returns, axis=1)
+    figures = {
+        "train_return": jnp.mean(found.returns),
+        "train_length": jnp.mean(found.lengths.astype(jnp.float32)),
+        "env_steps": steps,
+    }
+    return fitness, seen, figures

@@ -12,7 +12,7 @@ _LEAST = 1e-4  # of a variance: what never changes is not blown up
 class Scaling(NamedTuple):
     """How observations were distributed so far."""
 
-    count: Array  # () float32, observations
+    steps: Array  # () float32, how many
     mean: Array  # (size,) float32
     variance: Array  # (size,) float32
 
@@ -25,10 +25,10 @@ class Scaling(NamedTuple):
     def told(self, sums: Array, steps: Array) -> "Scaling":
         """With further observations: `sums` (rows, 2, size) from `centred`, of `steps` in all."""
         steps = steps.astype(jnp.float32)
-        total = self.count + steps
+        total = self.steps + steps
         first, second = jnp.sum(sums, axis=0)
         shift = first / total
-        square = (self.variance * self.count + second) / total
+        square = (self.variance * self.steps + second) / total
         return Scaling(total, self.mean + shift, jnp.maximum(square - jnp.square(shift), 0.0))
 
 

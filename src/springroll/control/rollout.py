@@ -128,13 +128,17 @@ def population_episodes(
 
 @functools.partial(jax.jit, static_argnums=0)
 def centre_episodes(
-    rollout: Rollout, params: Any, keys: Array, scaling: Scaling | None = None
+    rollout: Rollout,
+    params: Any,
+    keys: Array,
+    scaling: Scaling | None = None,
+    uniform: Array | bool = False,
 ) -> Episodes:
     """Episodes of the weights themselves, one for each of `keys` (episodes, 2) uint32."""
     params = rollout.ready(params)
     acting = lambda params, _: jax.vmap(functools.partial(rollout.policy.apply, params))
     start = Start(keys, jnp.ones(keys.shape[0], bool))
-    return _on_devices(rollout, acting, (params, scaling, jnp.bool_(False)), (), start)
+    return _on_devices(rollout, acting, (params, scaling, jnp.asarray(uniform)), (), start)
 
 
 def episode_keys(key: Array, *shape: int) -> Array:

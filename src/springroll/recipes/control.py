@@ -12,6 +12,9 @@ from typing import Literal, NamedTuple
 from springroll.train.control_config import Method, RLConfig
 
 
+SUFFIXES: dict[Method, str] = {"eggroll": "", "openes": "-openes", "ppo": "-ppo"}
+
+
 class Row(NamedTuple):
     """One row of the paper's tables."""
 
@@ -115,8 +118,7 @@ PAPER: dict[str, tuple[str, Row, Row]] = {  # name: (environment, EGGROLL, OpenE
 def paper(name: str, method: Method = "eggroll") -> RLConfig:
     """One of the sixteen as the paper ran it."""
     env, eggroll, openes = PAPER[name]
-    suffix = "" if method == "eggroll" else f"-{method}"
-    config = RLConfig(out=f"runs/{name}{suffix}", env=env, method=method, seconds=600.0)
+    config = RLConfig(out=f"runs/{name}{SUFFIXES[method]}", env=env, method=method, seconds=600.0)
     if method == "ppo":
         return config
     return replace(config, **(eggroll if method == "eggroll" else openes)._asdict())
@@ -132,7 +134,5 @@ def _recipe(name: str, method: Method) -> Callable[[], RLConfig]:
 
 
 RECIPES: dict[str, Callable[[], RLConfig]] = {
-    name + suffix: _recipe(name, method)
-    for name in PAPER
-    for suffix, method in (("", "eggroll"), ("-openes", "openes"), ("-ppo", "ppo"))
+    name + suffix: _recipe(name, method) for name in PAPER for method, suffix in SUFFIXES.items()
 }

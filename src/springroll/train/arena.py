@@ -2,20 +2,19 @@
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 from jax import Array
 
-from springroll.control.environment import Environment
+from springroll.control.rollout import Rollout
 from springroll.evolve.members import Members
-from springroll.models.policy import Policy, PolicyNetwork
-from springroll.train.task import Carry, Metrics
+from springroll.train.task import Carry, Metrics, Task
 
 Seen = Carry  # what observations were like so far: a `Scaling`, or None
 
 
-@dataclass(frozen=True, kw_only=True)
+@dataclass(frozen=True, kw_only=True, eq=False)
 class Arena:
     """One thing to be good at, as functions. Higher is better."""
 
@@ -42,5 +41,14 @@ class Arena:
     failures: Callable[[], str] = lambda: ""
     """One line: members that could not be scored, and why; empty if there are none."""
     close: Callable[[], None] = lambda: None
-    environment: Environment | None = None
-    policy: Policy | PolicyNetwork | None = None
+    rollout: Rollout | None = None
+    """How episodes are run, where that is on the device."""
+
+
+class Learning(NamedTuple):
+    """A method on an arena: what the loop trains, and how what it learnt acts."""
+
+    task: Task
+    rollout: Rollout | None
+    weights: Callable[[Any, Carry], tuple[Any, Seen]]
+    """From the loop's state and carry to what `rollout` acts by."""

@@ -16,10 +16,9 @@ if TYPE_CHECKING:
 
     from springroll.control.actions import Actions
     from springroll.models.policy import Policy, PolicyNetwork
-    from springroll.train.arena import Arena
+    from springroll.train.arena import Arena, Learning
     from springroll.train.loop import Result
     from springroll.train.run_folder import RunFolder
-    from springroll.train.task import Task
 
 
 def rl(config: RLConfig, console: "Console | None" = None) -> "Result":
@@ -36,17 +35,17 @@ def rl(config: RLConfig, console: "Console | None" = None) -> "Result":
     use_cpu_devices(config.devices)
     if config.resume:
         folder, config = open_run(config, RLConfig())
-        arena, task = prepare(config)
+        arena, learning = prepare(config)
     else:
         config = replace(config, compute=computed(config))
-        arena, task = prepare(config)  # first: wrong options leave no folder behind
+        arena, learning = prepare(config)  # first: wrong options leave no folder behind
         folder, config = open_run(config, RLConfig())
     try:
         if console is not None:
-            console.print(opening(config, arena, task), markup=False, highlight=False)
-        result = run(config, task, folder, console=console)
+            console.print(opening(config, arena, learning), markup=False, highlight=False)
+        result = run(config, learning.task, folder, console=console)
         if result.signal is None and config.gif:
-            note = draw(config, arena, result, folder)
+            note = film(config, learning, result, folder)
             if note and console is not None:
                 console.print(note, markup=False, highlight=False)
         return result
@@ -56,31 +55,32 @@ def rl(config: RLConfig, console: "Console | None" = None) -> "Result":
             console.print(arena.failures(), markup=False, highlight=False)
 
 
-def prepare(config: RLConfig) -> "tuple[Arena, Task]":
+def prepare(config: RLConfig) -> "tuple[Arena, Learning]":
     """What is to be learnt, and how."""
     arena = arena_of(config)
     try:
-        return arena, task_of(config, arena)
+        return arena, learning_on(config, arena)
     except BaseException:
         arena.close()
         raise
 
 
-def task_of(config: RLConfig, arena: "Arena") -> "Task":
-    """What the loop trains, with the return of random actions beside it."""
+def learning_on(config: RLConfig, arena: "Arena") -> "Learning":
+    """The method, with the return of random actions beside its own."""
     if config.method == "ppo":
-        from springroll.train.ppo_arena import ppo_on, random_return
+        from springroll.train.ppo_learning import ppo_learning, random_return
 
-        task = ppo_on(config, arena)
+        learning = ppo_learning(config, arena)
     else:
-        from springroll.train.evolved_policy import es_task, random_return
+        from springroll.train.evolved_policy import evolution, random_return
 
-        task = es_task(config, arena)
+        learning = evolution(config, arena)
     value = random_return(config, arena)
     if value is None:
-        return task
-    curve = replace(task.curve, lines={"random": value})
-    return replace(task, summary={"random_return": value}, curve=curve)
+        return learning
+    curve = replace(learning.task.curve, lines={"random": value})
+    task = replace(learning.task, summary={"random_return": value}, curve=curve)
+    return learning._replace(task=task)
 
 
 def arena_of(config: RLConfig) -> "Arena":
@@ -155,15 +155,31 @@ def computed(config: RLConfig) -> str:
     return "bfloat16" if quick else "float32"
 
 
-def opening(config: RLConfig, arena: "Arena", task: "Task") -> str:
+def opening(config: RLConfig, arena: "Arena", learning: "Learning") -> str:
     """What learns what, before it starts."""
-    random = task.summary.get("random_return")
+    random = learning.task.summary.get("random_return")
     beat = "" if random is None else f"; random actions return {random:.4g}"
     who = f"{config.pop_size:,} members, " if config.method != "ppo" else ""
     rank = f" of rank {config.rank}" if config.method == "eggroll" else ""
     return f"{arena.name}: {arena.says}; {who}{config.method}{rank}, {config.compute}{beat}"
 
 
-def draw(config: RLConfig, arena: "Arena", result: "Result", folder: "RunFolder") -> str:
-    """An episode of the final policy as policy.gif; a line where that cannot be."""
+def film(config: RLConfig, learning: "Learning", result: "Result", folder: "RunFolder") -> str:
+    """An episode of the final policy as policy.gif; returns a line where that cannot be."""
+    if learning.rollout is None:
+        return ""
+    import jax
+
+    from springroll.control.frames import NoPicture, draw, write_gif
+    from springroll.control.recording import recorded
+
+    environment = learning.rollout.environment
+    if environment.frame is None and environment.animate is None:
+        return ""
+    params, seen = learning.weights(result.state, result.carry)
+    states, _ = recorded(learning.rollout, params, jax.random.key(config.seed), seen)
+    try:
+        write_gif(folder.path / "policy.gif", draw(environment, states))
+    except NoPicture as reason:
+        return f"no policy.gif: {reason}"
     return ""

@@ -34,7 +34,8 @@ class RLConfig(RunConfig):
     compute: Literal["auto", "float32", "bfloat16"] = "auto"
     """What hidden layers multiply in; auto: bfloat16 where the device has units for it."""
     method: Method = "eggroll"
-    """`eggroll` perturbs by thin matrices, `openes` by full ones; `ppo` is the gradient baseline."""
+    """`eggroll` perturbs by thin matrices, `openes` by full ones, `ppo` is the gradient
+    baseline."""
     pop_size: Annotated[int, tyro.conf.arg(aliases=["--members"])] = 512
     """Members of a generation (even)."""
     episodes: int = 1
@@ -67,6 +68,8 @@ class RLConfig(RunConfig):
     """Seconds that a call of what is no JAX may take."""
     devices: int | None = field(default=None, metadata=CHANGEABLE)
     """Devices to spread episodes over; default: all, of a CPU its cores."""
+    eval_every: float = field(default=3.0, metadata=CHANGEABLE)
+    """Seconds between two validations; they never take more than a tenth of the time."""
     eval_episodes: int = field(default=100, metadata=CHANGEABLE)
     """Episodes that the weights themselves are validated on."""
     gif: bool = field(default=True, metadata=CHANGEABLE)

@@ -78,7 +78,7 @@ def draw_curve(
         seconds.tick_params(labelsize=8)
         seconds.spines["top"].set_visible(False)
     if axes.get_legend_handles_labels()[0]:
-        axes.legend(frameon=False, loc="upper right", fontsize=9)
+        axes.legend(frameon=False, loc="best", fontsize=9)
     with replacing(path) as file:
         canvas.print_png(file)
 

@@ -71,8 +71,7 @@ def episodes_arena(
         random=random,
         steps=environment.max_steps,
         identity={"environment": environment.version} if environment.version else {},
-        environment=environment,
-        policy=policy,
+        rollout=rollout,
     )
 
 

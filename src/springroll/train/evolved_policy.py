@@ -12,12 +12,18 @@ from springroll.evolve.open_es import open_es
 from springroll.evolve.population import Schedule
 from springroll.evolve.strategy import State, Strategy
 from springroll.factored.discover import discover
-from springroll.train.arena import Arena, Seen
+from springroll.train.arena import Arena, Learning, Seen
 from springroll.train.control_config import RLConfig
 from springroll.train.task import Curve, Metrics, Task
 
 LOST_LIMIT = 3  # generations in a row without a single score, and the run stops
 NOISE_BYTES = 1 << 27  # kept from the forward to the update; of full matrices more is drawn twice
+
+
+def evolution(config: RLConfig, arena: Arena) -> Learning:
+    """A strategy on an arena."""
+    task = es_task(config, arena)
+    return Learning(task, arena.rollout, lambda state, seen: (state.params, seen))
 
 
 def es_task(config: RLConfig, arena: Arena) -> Task:

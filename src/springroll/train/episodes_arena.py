@@ -38,7 +38,8 @@ def episodes_arena(
         params: Any, members: Members, seen: Scaling | None, generation: int
     ) -> tuple[Array, Scaling | None, Metrics]:
         keys = shared_keys(stream(TRAINING), generation, members, config.episodes)
-        return scored(population_episodes(rollout, params, members, keys, seen), seen)
+        rows = members.size * config.episodes
+        return scored(population_episodes(rollout, params, members, keys, seen, rows, False), seen)
 
     def centre(
         params: Any, members: Members, seen: Scaling | None, episodes: int, uniform: bool = False

@@ -1,5 +1,6 @@
 """A policy learns by evolution: the loop's view of EGGROLL and OpenES on an arena."""
 
+import functools
 from typing import Any
 
 import jax
@@ -73,6 +74,7 @@ def random_return(config: RLConfig, arena: Arena) -> float | None:
     return float(np.mean(returns))
 
 
+@functools.cache
 def strategy_for(config: RLConfig, arena: Arena) -> Strategy:
     """EGGROLL, or OpenES, which is the same with a full matrix for every weight."""
     options: dict[str, Any] = {

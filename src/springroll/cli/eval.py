@@ -1,4 +1,4 @@
-"""`springroll eval RUN`: bits per byte of a run, or its answers to held-out problems."""
+"""`springroll eval RUN`: bits per byte of a run, its answers to held-out problems, its returns."""
 
 import dataclasses
 import json
@@ -15,6 +15,7 @@ from springroll.cli.options import parse
 from springroll.cli.trained import Trained, load, open_folder
 from springroll.cli.weights import load_weights
 from springroll.errors import InputError
+from springroll.train.control_config import RLConfig
 from springroll.train.finetune_config import FinetuneConfig
 
 if TYPE_CHECKING:
@@ -27,7 +28,8 @@ class EvalOptions:
     """Bits per byte of the weights in a run's newest checkpoint, beside the lines to beat.
 
     The text is the run's validation sample, or, with --data, a sample of all of another text. Of a
-    run of `finetune` it is the answers to held-out problems that are judged.
+    run of `finetune` it is the answers to held-out problems that are judged, of one of `rl` the
+    returns of episodes.
     """
 
     run: Annotated[str, tyro.conf.Positional]
@@ -40,15 +42,17 @@ class EvalOptions:
     """Bytes per row; default: as in training."""
     problems: int | None = None
     """Held-out problems; default: as in training."""
+    episodes: int | None = None
+    """Episodes of a policy; default: as in training."""
     best: bool = False
-    """Of a run of `finetune`: the weights that validated best instead of the newest."""
+    """Of a run of `finetune` or `rl`: the weights that validated best instead of the newest."""
     json: bool = False
     """Print one JSON object instead of a table."""
     out: str | None = None
     """Also write the JSON to this file."""
 
     def __post_init__(self) -> None:
-        for name in ("streams", "tokens", "problems"):
+        for name in ("streams", "tokens", "problems", "episodes"):
             value = getattr(self, name)
             if value is not None and value < 1:
                 raise InputError(f"{name} is {value}; it must be at least 1")
@@ -60,6 +64,8 @@ def run(argv: Sequence[str]) -> int:
     config = open_folder(options.run)[1]
     if isinstance(config, FinetuneConfig):
         figures, shown = answered(options, config), answers_table
+    elif isinstance(config, RLConfig):
+        figures, shown = returned(options, config), returns_table
     else:
         trained = load(options.run)
         _say(trained.notes)
@@ -89,6 +95,17 @@ def answered(options: EvalOptions, config: FinetuneConfig) -> dict[str, Any]:
         "problems": len(setup.held_out.problems),
         **setup.validated(weights.params),
     }
+
+
+def returned(options: EvalOptions, config: RLConfig) -> dict[str, Any]:
+    """The returns of a policy, and of which weights."""
+    from springroll.train.control import evaluated_run
+
+    count = options.episodes or config.eval_episodes
+    given = dataclasses.replace(config, eval_episodes=count)
+    generation, figures, notes = evaluated_run(given, options.run, options.best)
+    _say(notes)
+    return {"run": options.run, "generation": generation, "episodes": count, **figures}
 
 
 def _say(notes: list[str]) -> None:
@@ -145,6 +162,17 @@ def answers_table(figures: dict[str, Any]) -> "Table":
     for name, value in figures.items():
         if name.startswith("valid_"):
             out.add_row(name.removeprefix("valid_").replace("_", " "), f"{value:.4g}")
+    return out
+
+
+def returns_table(figures: dict[str, Any]) -> "Table":
+    """The figures of a run of `rl` for people."""
+    from rich.table import Table
+
+    title = f"{figures['run']} at generation {figures['generation']:,}"
+    out = Table("return", "", title=title, caption=f"{figures['episodes']:,} episodes")
+    out.add_row("mean", f"{figures['eval_return']:.4g}")
+    out.add_row("deviation", f"{figures['eval_std']:.4g}")
     return out
 
 

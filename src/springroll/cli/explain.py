@@ -12,6 +12,7 @@ import tyro
 from springroll.cli.options import nearest, parse
 from springroll.cli.trained import AnyConfig, open_folder
 from springroll.errors import InputError
+from springroll.train.control_config import RLConfig
 from springroll.train.finetune_config import FinetuneConfig
 from springroll.train.pretrain import PretrainConfig
 from springroll.train.train_config import TrainConfig
@@ -85,11 +86,15 @@ MODELS: dict[str, Callable[[ExplainOptions], tuple[Any, ...]]] = {"egg": built_i
 
 
 def explained(config: AnyConfig) -> tuple[Any, ...]:
-    """What a run trains: the score of one stream of bytes, the loss of a batch, or the logits."""
+    """What a run trains: the score of one stream of bytes, a loss, the logits, or a policy."""
     if isinstance(config, FinetuneConfig):
         from springroll.train.finetune_setup import prepare
 
         return prepare(config).explained()
+    if isinstance(config, RLConfig):
+        from springroll.train.control import explained_policy
+
+        return explained_policy(config)
     from springroll.cli.byte_model import byte_model
 
     return byte_model(config).explained()

@@ -10,6 +10,7 @@ import tyro
 from springroll.cli.options import parse
 from springroll.cli.trained import open_folder
 from springroll.errors import InputError
+from springroll.train.control_config import RLConfig
 from springroll.train.finetune_config import FinetuneConfig
 from springroll.train.pretrain import PretrainConfig
 from springroll.train.train_config import TrainConfig
@@ -42,7 +43,7 @@ def run(argv: Sequence[str]) -> int:
         raise InputError(f"{options.out} exists already; give another --out")
     folder, config = open_folder(options.run)
 
-    if isinstance(config, TrainConfig) or getattr(config, "method", "es") != "es":
+    if isinstance(config, TrainConfig) or getattr(config, "method", None) in ("grpo", "ppo"):
         raise InputError(
             f"{options.run} was trained by gradients: its journal holds losses, which do not "
             f"determine weights; they are in its checkpoints"
@@ -67,8 +68,12 @@ def run(argv: Sequence[str]) -> int:
     return DIFFERS if found.differing else 0
 
 
-def task_of(config: PretrainConfig | FinetuneConfig) -> "Task":
+def task_of(config: PretrainConfig | FinetuneConfig | RLConfig) -> "Task":
     """What the loop trained."""
+    if isinstance(config, RLConfig):
+        from springroll.train.control import prepare
+
+        return prepare(config)[1].task
     if isinstance(config, FinetuneConfig):
         from springroll.train.finetune import task_of
         from springroll.train.finetune_setup import prepare

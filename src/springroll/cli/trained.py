@@ -4,6 +4,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 from springroll.errors import InputError
 from springroll.train.config import from_json
+from springroll.train.control_config import RLConfig
 from springroll.train.finetune_config import FinetuneConfig
 from springroll.train.pretrain import PretrainConfig
 from springroll.train.run_folder import RunFolder
@@ -12,10 +13,10 @@ from springroll.train.train_config import TrainConfig
 if TYPE_CHECKING:
     from springroll.cli.byte_model import ByteModel
 
-AnyConfig = PretrainConfig | TrainConfig | FinetuneConfig
+AnyConfig = PretrainConfig | TrainConfig | FinetuneConfig | RLConfig
 
 CONFIGS: dict[str, type[AnyConfig]] = {
-    kind.command: kind for kind in (PretrainConfig, TrainConfig, FinetuneConfig)
+    kind.command: kind for kind in (PretrainConfig, TrainConfig, FinetuneConfig, RLConfig)
 }
 
 
@@ -61,6 +62,8 @@ def load(path: str) -> Trained:
         raise InputError(
             f"{path} is a run of springroll finetune, whose model may read other tokens than bytes"
         )
+    if isinstance(config, RLConfig):
+        raise InputError(f"{path} is a run of springroll rl, whose policy writes no text")
 
     from springroll.cli.byte_model import byte_model
     from springroll.train.checkpoint import load_newest

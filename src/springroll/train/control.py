@@ -4,7 +4,7 @@ With the command's other methods and with what is no JAX it is the same run: an 
 `Task` learns, the loop does the rest.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
@@ -41,6 +41,7 @@ def rl(config: RLConfig, console: "Console | None" = None) -> "Result":
         arena, learning = prepare(config)  # first: wrong options leave no folder behind
         folder, config = open_run(config, RLConfig())
     try:
+        learning = beside_random(config, arena, learning)
         if console is not None:
             console.print(opening(config, arena, learning), markup=False, highlight=False)
         result = run(config, learning.task, folder, console=console)
@@ -66,15 +67,22 @@ def prepare(config: RLConfig) -> "tuple[Arena, Learning]":
 
 
 def learning_on(config: RLConfig, arena: "Arena") -> "Learning":
-    """The method, with the return of random actions beside its own."""
+    """The method."""
     if config.method == "ppo":
-        from springroll.train.ppo_learning import ppo_learning, random_return
+        from springroll.train.ppo_learning import ppo_learning
 
-        learning = ppo_learning(config, arena)
+        return ppo_learning(config, arena)
+    from springroll.train.evolved_policy import evolution
+
+    return evolution(config, arena)
+
+
+def beside_random(config: RLConfig, arena: "Arena", learning: "Learning") -> "Learning":
+    """The same with the return of random actions as a line to beat."""
+    if config.method == "ppo":
+        from springroll.train.ppo_learning import random_return
     else:
-        from springroll.train.evolved_policy import evolution, random_return
-
-        learning = evolution(config, arena)
+        from springroll.train.evolved_policy import random_return
     value = random_return(config, arena)
     if value is None:
         return learning
@@ -183,3 +191,55 @@ def film(config: RLConfig, learning: "Learning", result: "Result", folder: "RunF
     except NoPicture as reason:
         return f"no policy.gif: {reason}"
     return ""
+
+
+def evaluated_run(
+    config: RLConfig, path: str, best: bool
+) -> "tuple[int, Mapping[str, Any], list[str]]":
+    """What the weights of a run return now: (generation, figures, notes on damaged checkpoints).
+
+    Args:
+        best: those that validated best, instead of the newest.
+
+    Raises:
+        InputError: there is no checkpoint that can be read.
+    """
+    from springroll.train.checkpoint import load_newest
+    from springroll.train.cpu_devices import use_cpu_devices
+    from springroll.train.run_folder import RunFolder
+    from springroll.train.task import Training
+
+    use_cpu_devices(config.devices)
+    folder = RunFolder.resume(path)
+    arena, learning = prepare(config)
+    try:
+        task = learning.task
+        found, notes = load_newest(
+            folder.best if best else folder.checkpoints, Training(*task.init())
+        )
+        if found is None or task.validate is None:
+            why = "".join(f" ({note})" for note in notes)
+            raise InputError(f"{path} has no checkpoint that can be read{why}")
+        return found.generation, task.validate(*found.tree), notes
+    finally:
+        arena.close()
+
+
+def explained_policy(config: RLConfig) -> tuple[Any, ...]:
+    """(fn, params, observation), the last two as shapes: what is perturbed.
+
+    Raises:
+        InputError: what the run evolves is no function of JAX.
+    """
+    import jax
+    import jax.numpy as jnp
+
+    arena = arena_of(config)
+    try:
+        if arena.apply is None:
+            raise InputError(f"{arena.name} is no function of JAX, so there is nothing to look at")
+        fn, inputs = arena.apply
+        shapes = jax.eval_shape(arena.init, jax.random.key(config.seed))
+        return fn, shapes, jax.ShapeDtypeStruct((inputs,), jnp.float32)
+    finally:
+        arena.close()

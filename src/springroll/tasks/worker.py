@@ -17,7 +17,7 @@ import time
 from collections.abc import Iterable
 
 from springroll.errors import InputError
-from springroll.tasks.worker_process import Message, Progress, read_message, write_message
+from springroll.tasks.worker_process import IDLE, Message, Progress, read_message, write_message
 
 LOADING = 120.0  # seconds that importing a user's module may take
 
@@ -89,21 +89,28 @@ class Worker:
         Raises:
             WorkerLost: there is none. The next request gets a new process.
         """
+        if not self.alive:
+            self.start()
         self.send(message, payload)
         return self.receive()
 
     def send(self, message: Message, payload: bytes = b"") -> None:
-        """Hand over a request; `receive` waits for its answer."""
-        if not self.alive:
-            self.start()
-        assert self._running is not None
+        """Hand a request to the process as it is; `receive` waits for its answer."""
+        if self._running is None:
+            return  # it was lost before: `receive` will say so
         self._running.watch(self._limit)
         with contextlib.suppress(OSError):  # it ended: `receive` will say so
             write_message(self._running.requests, message, payload)
 
     def receive(self) -> tuple[Message, bytes]:
+        """What the process says next.
+
+        Raises:
+            WorkerLost: it never will.
+        """
         running = self._running
-        assert running is not None, "nothing was sent"
+        if running is None:
+            raise WorkerLost("crashed", IDLE)
         try:
             answer = read_message(running.answers)
         except OSError:

@@ -1,0 +1,139 @@
+"""Actions for the live episodes of a population: one batched call of the policy per step.
+
+A row is one episode of one member. Rows that live sit in seats, with the factors of their members
+beside them; the number of seats is a power of two, so that few programs are compiled.
+"""
+
+import functools
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax import Array
+
+from springroll.control.actions import Actions
+from springroll.control.heads import choose, uniform
+from springroll.control.observed import Scaling
+from springroll.evolve.members import Members
+from springroll.evolve.perturbation import Perturbation
+from springroll.factored.interpret import factored
+
+FEWEST = 64  # seats; with fewer, products are added up in another order and the last bit differs
+
+
+@dataclass(frozen=True)
+class Acting:
+    """How actions are chosen; hashable, so that programs are compiled once for equal ones."""
+
+    apply: Callable[[Any, Array], Array]
+    actions: Actions
+    deterministic: bool = False  # the likeliest action instead of a drawn one
+    uniform: bool = False  # any action, whatever the policy says
+
+
+class Actor(NamedTuple):
+    """Who acts. Made by `population_actor` and `centre_actor`."""
+
+    seat: Callable[[np.ndarray], Any]
+    """`seat(rows)`: what `act` needs for these rows (seats,)."""
+    act: Callable[[Any, np.ndarray, np.ndarray, np.ndarray], Array]
+    """`act(seated, observations (seats, size), seeds (seats,), times (seats,))`: actions."""
+
+
+def seats_for(rows: int) -> int:
+    """The least power of two, but `FEWEST` at least."""
+    return max(FEWEST, 1 << (rows - 1).bit_length())
+
+
+def population_actor(
+    acting: Acting, params: Any, members: Members, episodes: int, scaling: Scaling | None = None
+) -> Actor:
+    """Row `i * episodes + e` is the e-th episode of member i; its action depends on the member, the
+    observation, and on the episode's seed and time, from which it is drawn.
+    """
+    perturbation = members.perturbation
+    signs = np.asarray(perturbation.signs, np.float32)
+
+    def seat(rows: np.ndarray) -> Any:
+        member = rows // episodes
+        pair = jnp.asarray(member // len(signs), jnp.int32)
+        return jnp.asarray(signs[member % len(signs)]), _factors(members, pair)
+
+    def act(seated: Any, observations: Any, seeds: Any, times: Any) -> Array:
+        sign, factors = seated
+        rows = (sign, factors, observations, seeds, times)
+        return _population(acting, perturbation, params, members.sigma, scaling, *rows)
+
+    return Actor(seat, act)
+
+
+def centre_actor(acting: Acting, params: Any, scaling: Scaling | None = None) -> Actor:
+    """The weights themselves, in every row."""
+    act = lambda _, *rows: _centre(acting, params, scaling, *rows)
+    return Actor(lambda rows: None, act)
+
+
+@jax.jit
+def _factors(members: Members, pair: Array) -> Any:
+    """The factors of some pairs, which may repeat."""
+    perturbation = members.perturbation
+    if members.factors is None:
+        return perturbation.draw(members.seed, members.epoch, members.pairs[pair])
+    axes = perturbation.pair_axes()
+    return {
+        path: tuple(jnp.take(x, pair, axis=axes[path]) for x in group)
+        for path, group in members.factors.items()
+    }
+
+
+@functools.partial(jax.jit, static_argnums=(0, 1))
+def _population(
+    acting: Acting,
+    perturbation: Perturbation,
+    params: Any,
+    sigma: Array,
+    scaling: Scaling | None,
+    sign: Array,
+    factors: Any,
+    observations: Array,
+    seeds: Array,
+    times: Array,
+) -> Array:
+    thin = factored(acting.apply)
+
+    def one(sign: Array, factors: Any, observation: Array, seed: Array, time: Array) -> Array:
+        attached = perturbation.attach(params, factors, sign, sigma)
+        return _chosen(acting, thin(attached, _scaled(observation, scaling)), seed, time)
+
+    axes = (0, perturbation.pair_axes(), 0, 0, 0)
+    return jax.vmap(one, in_axes=axes)(sign, factors, observations, seeds, times)
+
+
+@functools.partial(jax.jit, static_argnums=0)
+def _centre(
+    acting: Acting,
+    params: Any,
+    scaling: Scaling | None,
+    observations: Array,
+    seeds: Array,
+    times: Array,
+) -> Array:
+    def one(observation: Array, seed: Array, time: Array) -> Array:
+        outputs = acting.apply(params, _scaled(observation, scaling))
+        return _chosen(acting, outputs, seed, time)
+
+    return jax.vmap(one)(observations, seeds, times)
+
+
+def _scaled(observation: Array, scaling: Scaling | None) -> Array:
+    return observation if scaling is None else scaling.apply(observation)
+
+
+def _chosen(acting: Acting, outputs: Array, seed: Array, time: Array) -> Array:
+    key = jax.random.fold_in(jax.random.key(seed), time)
+    if acting.uniform:
+        return uniform(acting.actions, key)
+    return choose(acting.actions, outputs, None if acting.deterministic else key)

@@ -1,0 +1,276 @@
+"""Random search over a method's settings with successive halving. Imports no JAX.
+
+Every trial draws its settings from the paper's search space; all are scored on a small budget, the
+best of them on a larger one, and so on. What a trial draws follows from the seed and its number, so
+a search that was killed draws the same again and scores only what it has not.
+
+Sources: arXiv 2511.16652v2, appendix N.4 (the space; 20 trials); Karnin, Koren and Somekh,
+"Almost optimal exploration in multi-armed bandits", 2013 (halving).
+"""
+
+import hashlib
+import json
+import math
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, fields, is_dataclass, replace
+from pathlib import Path
+from types import MappingProxyType
+from typing import Any, NamedTuple, TypeVar
+
+from springroll.errors import InputError
+
+C = TypeVar("C")
+Settings = Mapping[str, Any]  # options by name; those of a part of the config as "ppo.lr"
+Space = Mapping[str, tuple[Any, ...]]
+
+_EVOLUTION: dict[str, tuple[Any, ...]] = {
+    "pop_size": (512, 1024, 2048, 4096),
+    "episodes": (1, 4, 8),
+    "rank": (1, 2, 4),
+    "optimizer": ("adamw", "sgd", "adam"),
+    "lr": (1e-3, 1e-2, 1e-1),
+    "lr_decay": (0.995, 0.999, 0.9995, 1.0),
+    "sigma": (0.05, 0.2, 0.5),
+    "sigma_decay": (0.995, 0.999, 0.9995, 1.0),
+    "ranks": (False, True),
+    "deterministic": (False, True),
+}
+SPACES: Mapping[str, Space] = MappingProxyType(
+    {
+        "eggroll": _EVOLUTION,
+        "openes": {name: choices for name, choices in _EVOLUTION.items() if name != "rank"},
+        # The paper gives what it chose, from which these ranges are.
+        "ppo": {
+            "ppo.lr": (1e-4, 3e-4, 1e-3),
+            "ppo.gamma": (0.95, 0.99, 0.995, 0.999),
+            "ppo.clip": (0.1, 0.2, 0.3),
+            "ppo.num_envs": (64, 128, 256),
+            "ppo.num_steps": (64, 128, 256),
+            "ppo.epochs": (4, 8, 16),
+            "ppo.minibatches": (16, 32, 64),
+            "ppo.entropy": (0.0, 0.01),
+            "normalise": (False, True),
+        },
+    }
+)
+SHAPES = ("pop_size", "episodes", "rank", "deterministic", "ppo.num_envs", "ppo.num_steps")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Tuning:
+    """How much is searched."""
+
+    trials: int = 20
+    """Settings that are drawn."""
+    factor: int = 3
+    """Of each round, one in so many goes on to the next, with so many times the budget."""
+
+    def __post_init__(self) -> None:
+        if self.trials < 2:
+            raise InputError(f"trials is {self.trials}; there is nothing to choose below 2")
+        if self.factor < 2:
+            raise InputError(f"factor is {self.factor}; it must be 2 or more")
+
+
+class Rung(NamedTuple):
+    """One round."""
+
+    trials: int
+    budget: float  # seconds of training of each, over all rounds so far
+
+
+class Record(NamedTuple):
+    """One trial after one round."""
+
+    trial: int
+    rung: int
+    budget: float
+    score: float  # higher is better; -inf for a trial that failed
+    settings: Settings
+    note: str = ""  # why it failed
+
+
+def space(method: str, config: Any = None) -> Space:
+    """What is searched: the method's space, less what `config` sets itself.
+
+    An option of `config` that is not its default stays as it is.
+    """
+    whole = SPACES[method]
+    if config is None:
+        return whole
+    default = type(config)()
+    return {name: each for name, each in whole.items() if _get(config, name) == _get(default, name)}
+
+
+def draw(seed: int, trial: int, space: Space) -> Settings:
+    """The settings of a trial; every choice follows from the seed, the trial and its name."""
+
+    def drawn(name: str, choices: tuple[Any, ...]) -> Any:
+        digest = hashlib.sha256(f"{seed}/{trial}/{name}".encode()).digest()
+        return choices[int.from_bytes(digest[:8], "little") % len(choices)]
+
+    return {name: drawn(name, choices) for name, choices in space.items()}
+
+
+def rungs(tuning: Tuning, budget: float) -> list[Rung]:
+    """The rounds: `factor` times fewer trials in each, down to no less than two, the last of which
+    have the whole `budget`.
+
+    >>> rungs(Tuning(trials=20, factor=3), 90.0)
+    [Rung(trials=20, budget=10.0), Rung(trials=7, budget=30.0), Rung(trials=3, budget=90.0)]
+    """
+    counts = [tuning.trials]
+    while (after := math.ceil(counts[-1] / tuning.factor)) >= 2 and after < counts[-1]:
+        counts.append(after)
+    last = len(counts) - 1
+    return [Rung(count, budget / tuning.factor ** (last - i)) for i, count in enumerate(counts)]
+
+
+def halving(
+    drawn: Sequence[Settings],
+    plan: Sequence[Rung],
+    score: Callable[[int, float], float],
+    known: Iterable[Record] = (),
+    told: Callable[[Record], None] = lambda record: None,
+) -> list[Record]:
+    """The newest record of every trial, the best first.
+
+    Trials that went further come before those that did not, whatever their scores.
+
+    Args:
+        drawn: the settings of each trial.
+        plan: the rounds.
+        score: the figure of merit of a trial at a budget; more than before, never less. It may
+            raise InputError, which loses the trial; NaN does too.
+        known: records of an earlier sitting, which are not made again.
+        told: called with each new record.
+    """
+    records = {(each.trial, each.rung): each for each in known}
+    ranked = list(range(len(drawn)))
+    for index, rung in enumerate(plan):
+        going = ranked[: rung.trials]
+        # Those of one shape in a row share programs that are compiled already.
+        for trial in sorted(going, key=lambda trial: (shape(drawn[trial]), trial)):
+            if (trial, index) not in records:
+                value, note = _scored(score, trial, rung.budget)
+                record = Record(trial, index, rung.budget, value, drawn[trial], note)
+                records[trial, index] = record
+                told(record)
+        by_score = sorted(going, key=lambda trial: (-records[trial, index].score, trial))
+        ranked = by_score + ranked[rung.trials :]
+    newest = {trial: record for (trial, _), record in sorted(records.items())}
+    return [newest[trial] for trial in ranked]
+
+
+def shape(settings: Settings) -> str:
+    """Trials of the same shape run the same programs."""
+    return repr([settings.get(name) for name in SHAPES])
+
+
+def applied(config: C, settings: Settings) -> C:
+    """The config with the settings."""
+    for name, value in settings.items():
+        part, _, inner = name.rpartition(".")
+        if part:
+            value = replace(getattr(config, part), **{inner: value})
+        config = replace(config, **{part or inner: value})  # type: ignore[type-var]
+    return config
+
+
+def nested(settings: Settings) -> dict[str, Any]:
+    """The settings as a config's JSON has them: `{"ppo": {"lr": 0.001}}`."""
+    out: dict[str, Any] = {}
+    for name, value in settings.items():
+        part, _, inner = name.rpartition(".")
+        (out.setdefault(part, {}) if part else out)[inner] = value
+    return out
+
+
+def command_line(config: Any, settings: Settings = MappingProxyType({})) -> str:
+    """The command whose config this is: `springroll rl --env ...`, what is not default in it."""
+    config = applied(config, settings)
+    words = ["springroll", config.command, "--env", config.env, "--method", config.method]
+    for name, value in changed(config, type(config)()).items():
+        flag = name.replace("_", "-")
+        if isinstance(value, bool):
+            part, dot, inner = flag.rpartition(".")
+            words.append(f"--{flag}" if value else f"--{part}{dot}no-{inner}")
+        elif name not in ("env", "method"):
+            words += [f"--{flag}", str(value)]
+    return " ".join(words)
+
+
+def changed(config: Any, default: Any) -> dict[str, Any]:
+    """The options of `config` that are not the default's."""
+    found = {}
+    for each in fields(config):
+        value, usual = getattr(config, each.name), getattr(default, each.name)
+        if is_dataclass(value):
+            inner = changed(value, usual)
+            found |= {f"{each.name}.{name}": value for name, value in inner.items()}
+        elif value != usual:
+            found[each.name] = value
+    return found
+
+
+def read_records(path: Path) -> list[Record]:
+    """The records of an earlier sitting; a line torn by a kill is left out."""
+    records = []
+    for line in path.read_text().splitlines() if path.exists() else ():
+        try:
+            row = json.loads(line)
+        except ValueError:
+            continue
+        row["score"] = -math.inf if row["score"] is None else row["score"]
+        records.append(Record(**row))
+    return records
+
+
+def json_line(record: Record) -> str:
+    """A record as a line of JSON; a trial that failed has the score null."""
+    score = record.score if math.isfinite(record.score) else None
+    return json.dumps(record._asdict() | {"score": score, "settings": dict(record.settings)}) + "\n"
+
+
+def cells(records: Sequence[Record]) -> list[list[str]]:
+    """A table of trials, its head first."""
+    names = list(dict.fromkeys(name for record in records for name in record.settings))
+    return [
+        ["trial", "seconds", "return", *(name.replace("_", " ") for name in names)],
+        *(
+            [
+                str(record.trial),
+                f"{record.budget:.3g}",
+                f"{record.score:.4g}" if math.isfinite(record.score) else f"failed: {record.note}",
+                *(_said(record.settings.get(name, "")) for name in names),
+            ]
+            for record in records
+        ),
+    ]
+
+
+def markdown(rows: Sequence[Sequence[str]]) -> str:
+    """A table whose first row is its head."""
+    head, *rest = rows
+    lines = [head, ["---"] * len(head), *rest]
+    return "".join(f"| {' | '.join(line)} |\n" for line in lines)
+
+
+def _scored(score: Callable[[int, float], float], trial: int, budget: float) -> tuple[float, str]:
+    try:
+        value = score(trial, budget)
+    except InputError as error:
+        return -math.inf, str(error)
+    return (value, "") if math.isfinite(value) else (-math.inf, f"its score is {value}")
+
+
+def _said(value: Any) -> str:
+    if isinstance(value, bool):
+        return "yes" if value else "no"
+    return f"{value:g}" if isinstance(value, float) else str(value)
+
+
+def _get(config: Any, name: str) -> Any:
+    for part in name.split("."):
+        config = getattr(config, part)
+    return config

@@ -41,7 +41,7 @@ def kind_of(name: str, timeout: float = 60.0) -> Kind:
     try:
         answer, _ = worker.ask({})
     except WorkerLost as lost:
-        answer = {"failed": [lost.kind]}
+        raise InputError(f"{name} is no environment: {reason(lost.kind)}") from None
     finally:
         worker.end()
     if "failed" in answer:
@@ -49,7 +49,8 @@ def kind_of(name: str, timeout: float = 60.0) -> Kind:
             f"{name} is no environment: {reason(*answer['failed'])}; expected a function of "
             "weights that returns a float, or one without arguments that makes an environment"
         )
-    return answer["kind"]
+    kind: Kind = answer["kind"]
+    return kind
 
 
 def python_environment(name: str) -> Environment:

@@ -1,0 +1,62 @@
+"""Environments of brax: bodies with joints, moved by motors.
+
+Observations are brax's own. Brax itself has no time limit; its training uses 1,000 steps.
+"""
+
+from typing import Any
+
+import jax.numpy as jnp
+import numpy as np
+from jax import Array
+
+from springroll.control.actions import Box
+from springroll.control.environment import Environment, Step
+from springroll.control.foreign import arrays, foreign, imported, raw, version
+from springroll.control.known import shown
+
+# brax's stand-in for its own tests, and one that calls jax in a way of before 0.10
+NOT_OFFERED = {"fast", "swimmer"}
+
+
+def names() -> list[str]:
+    return [name for name in imported("brax.envs")._envs if name not in NOT_OFFERED]
+
+
+@foreign
+def build(name: str, max_steps: int = 1000, backend: str = "generalized") -> Environment:
+    """brax's environment of that name.
+
+    Args:
+        max_steps: steps of an episode at most.
+        backend: how motion is computed: "generalized", "spring", "positional" or "mjx".
+    """
+    # MuJoCo would write what it deprecates into a file in the current folder.
+    imported("mujoco").set_mju_user_warning(lambda _: None)
+    env = imported("brax.envs").get_environment(name, backend=backend)
+
+    @foreign
+    def reset(key: Array) -> tuple[Any, Array]:
+        state = arrays(env.reset(raw(key)))
+        return state, state.obs
+
+    @foreign
+    def step(key: Array, state: Any, action: Array) -> Step:
+        del key  # brax keeps its own where it needs one
+        state = arrays(env.step(state, action))
+        return Step(state, state.obs, state.reward, state.done > 0, jnp.bool_(False))
+
+    def animate(states: list[Any]) -> list[np.ndarray]:
+        bodies = [state.pipeline_state for state in states]
+        return list(imported("brax.io.image").render_array(env.sys, bodies))
+
+    size = env.action_size
+    return Environment(
+        name=shown("brax", name),
+        observation_size=env.observation_size,
+        actions=Box((-1.0,) * size, (1.0,) * size),
+        max_steps=max_steps,
+        reset=reset,
+        step=step,
+        animate=animate,
+        version=f"{version('brax')} {backend}",
+    )

@@ -1,0 +1,74 @@
+"""Calls of suites, which promote types and ranks as JAX lets them by default, and their options."""
+
+import contextlib
+import functools
+import importlib
+import importlib.metadata
+import inspect
+import io
+import warnings
+from collections.abc import Callable, Iterator
+from typing import Any, ParamSpec, TypeVar
+
+import jax
+import jax.numpy as jnp
+from jax import Array
+
+P = ParamSpec("P")
+R = TypeVar("R")
+
+
+def foreign(function: Callable[P, R]) -> Callable[P, R]:
+    """The function under JAX's default rules, whatever the caller's are, and without warnings:
+    what a suite is warned of is for its authors."""
+
+    @functools.wraps(function)
+    def call(*args: P.args, **kwargs: P.kwargs) -> R:
+        with (
+            jax.numpy_dtype_promotion("standard"),
+            jax.numpy_rank_promotion("allow"),
+            warnings.catch_warnings(action="ignore"),
+        ):
+            return function(*args, **kwargs)
+
+    return call
+
+
+@contextlib.contextmanager
+def quiet() -> Iterator[None]:
+    """Nothing of what a suite prints while it is imported or draws reaches the terminal."""
+    with (
+        warnings.catch_warnings(action="ignore"),
+        contextlib.redirect_stdout(io.StringIO()),
+        contextlib.redirect_stderr(io.StringIO()),
+    ):
+        yield
+
+
+def imported(module: str) -> Any:
+    """A module of a suite. Suites are no dependency, so nothing is known of their types."""
+    with quiet():
+        return importlib.import_module(module)
+
+
+def raw(key: Array) -> Array:
+    """The numbers of a key: suites keep keys in their states, where arrays are easier to handle.
+
+    The draws are the same.
+    """
+    return jax.random.key_data(key) if jnp.issubdtype(key.dtype, jax.dtypes.prng_key) else key
+
+
+def arrays(tree: Any) -> Any:
+    """The tree with Python numbers as arrays: no loop could carry their weak types."""
+    return jax.tree.map(lambda leaf: jnp.asarray(leaf, jnp.asarray(leaf).dtype), tree)
+
+
+def version(package: str) -> str:
+    """Such as "navix 0.7.4"."""
+    return f"{package} {importlib.metadata.version(package)}"
+
+
+def accepts(function: Callable[..., object], option: str) -> bool:
+    """Whether a function has an argument of that name."""
+    return option in inspect.signature(function).parameters

@@ -4,7 +4,7 @@ With the command's other methods and with what is no JAX it is the same run: an 
 `Task` learns, the loop does the rest.
 """
 
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
@@ -14,8 +14,6 @@ from springroll.train.control_config import RLConfig
 if TYPE_CHECKING:
     from rich.console import Console
 
-    from springroll.control.actions import Actions
-    from springroll.models.policy import Policy, PolicyNetwork
     from springroll.train.arena import Arena, Learning
     from springroll.train.loop import Result
     from springroll.train.run_folder import RunFolder
@@ -93,62 +91,19 @@ def beside_random(config: RLConfig, arena: "Arena", learning: "Learning") -> "Le
 
 def arena_of(config: RLConfig) -> "Arena":
     """Where it is learnt."""
-    from springroll.control.suites import environment
+    from springroll.control.python_env import is_python
 
-    if ":" in config.env or config.env.startswith("gymnasium"):
+    if is_python(config.env):
         from springroll.train.python_arena import python_arena
 
         return python_arena(config)
+    from springroll.control.suites import environment
     from springroll.train.episodes_arena import episodes_arena
+    from springroll.train.policy import policy_of
 
     options = {} if config.max_steps is None else {"max_steps": config.max_steps}
     found = environment(config.env, **options)
     return episodes_arena(config, found, policy_of(config, found.observation_size, found.actions))
-
-
-def policy_of(config: RLConfig, inputs: int, actions: "Actions") -> "Policy | PolicyNetwork":
-    """The paper's policy, or the user's.
-
-    Raises:
-        InputError: the user's cannot be found, or returns another number of outputs.
-    """
-    from springroll.control.actions import Box
-    from springroll.models.policy import PolicyNetwork
-
-    if config.policy is not None:
-        return own_policy(config.policy, inputs, actions.outputs)
-    return PolicyNetwork(
-        inputs,
-        actions.outputs,
-        deviations=actions.size if isinstance(actions, Box) else 0,
-        width=config.width,
-        layers=config.layers,
-        compute="bfloat16" if config.compute == "bfloat16" else "float32",
-    )
-
-
-def own_policy(name: str, inputs: int, outputs: int) -> "Policy":
-    """A user's policy, looked at."""
-    import jax
-    import jax.numpy as jnp
-
-    from springroll.models.policy import Policy
-    from springroll.tasks.named_function import named_function, raised_line
-
-    make: Callable[..., Any] = named_function(name, "the policy")[1]
-    try:
-        made = make(inputs, outputs)
-        policy = Policy(made.init, made.apply)
-        shapes = jax.eval_shape(policy.init, jax.random.key(0))
-        found = jax.eval_shape(policy.apply, shapes, jax.ShapeDtypeStruct((inputs,), jnp.float32))
-    except Exception as error:  # whatever the user's code raises
-        raise InputError(f"the policy {name} cannot be made: {raised_line(error)}") from None
-    if getattr(found, "shape", None) != (outputs,):
-        raise InputError(
-            f"the policy {name} returns {getattr(found, 'shape', type(found).__name__)} for an "
-            f"observation of {inputs}; expected an array of shape ({outputs},)"
-        )
-    return policy
 
 
 def computed(config: RLConfig) -> str:

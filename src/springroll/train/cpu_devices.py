@@ -11,12 +11,16 @@ def use_cpu_devices(devices: int | None) -> None:
     """
     import jax
 
-    allowed = getattr(os, "sched_getaffinity", None)
-    cores = len(allowed(0)) if allowed else os.cpu_count() or 1
     try:
-        jax.config.update("jax_num_cpu_devices", devices or cores)
+        jax.config.update("jax_num_cpu_devices", devices or cores())
     except RuntimeError:
         return  # somebody started the backend: its devices are what there is
+
+
+def cores() -> int:
+    """Cores that this process may use."""
+    allowed = getattr(os, "sched_getaffinity", None)
+    return len(allowed(0)) if allowed else os.cpu_count() or 1
 
 
 def cpu_multiplies_bfloat16() -> bool:

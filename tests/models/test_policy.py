@@ -1,0 +1,96 @@
+"""The policy network against its formula, and what it promises to those who run it."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from springroll.factored.discover import discover
+from springroll.models.policy import PolicyNetwork, pqn
+
+SMALL = PolicyNetwork(5, 3, width=16, layers=2)
+
+
+def by_hand(params, observation):
+    """The formula in float64, a loop."""
+
+    def normal(x):
+        x = x - x.mean()
+        return np.maximum(x / np.sqrt((x * x).mean() + 1e-5), 0)
+
+    get = lambda x: np.asarray(x, np.float64)
+    x = normal(get(observation) @ get(params["embed"]))
+    for layer in params["hidden"]:
+        x = normal(x @ get(layer["weight"]) + get(layer["bias"]))
+    return x @ get(params["head"]) + get(params["head_bias"])
+
+
+def shifted(params, key):
+    """Weights none of which is zero."""
+    leaves, tree = jax.tree.flatten(params)
+    keys = jax.random.split(key, len(leaves))
+    moved = [x + 0.1 * jax.random.normal(k, x.shape) for x, k in zip(leaves, keys, strict=True)]
+    return jax.tree.unflatten(tree, moved)
+
+
+def test_it_is_the_formula():
+    params = shifted(SMALL.init(jax.random.key(0)), jax.random.key(1))
+    observation = jax.random.normal(jax.random.key(2), (5,))
+    found = SMALL.apply(params, observation)
+    assert found.dtype == jnp.float32 and found.shape == (3,)
+    np.testing.assert_allclose(found, by_hand(params, observation), atol=2e-6)
+
+
+def test_the_papers_size_is_the_references():
+    shapes = jax.eval_shape(PolicyNetwork(4, 2).init, jax.random.key(0))
+    assert sum(x.size for x in jax.tree.leaves(shapes)) == 198_914
+
+
+def test_pqn_is_blind_to_scale_and_shift():
+    x = jax.random.normal(jax.random.key(0), (64,))
+    np.testing.assert_allclose(pqn(100.0 * x + 7.0), pqn(x), atol=2e-4)
+    assert float(pqn(x).min()) == 0.0
+
+
+def test_at_first_no_action_is_dear():
+    network = PolicyNetwork(4, 6)
+    logits = network.apply(network.init(jax.random.key(0)), jnp.ones(4))
+    assert float(jnp.abs(logits).max()) < 0.05
+
+
+def test_deviations_are_parameters_behind_the_means():
+    network = PolicyNetwork(5, 4, deviations=2, width=16)
+    params = network.init(jax.random.key(0)) | {"log_deviation": jnp.array([0.5, -1.0])}
+    for seed in range(2):
+        outputs = network.apply(params, jax.random.normal(jax.random.key(seed), (5,)))
+        np.testing.assert_array_equal(outputs[2:], params["log_deviation"])
+
+
+def test_ready_weights_give_the_same_bits():
+    network = PolicyNetwork(5, 3, width=16, layers=2, compute="bfloat16")
+    params = network.init(jax.random.key(0))
+    ready = network.ready(params)
+    assert ready["hidden"][0]["weight"].dtype == jnp.bfloat16
+    assert ready["embed"].dtype == ready["head"].dtype == jnp.float32
+    observation = jnp.arange(5.0)
+    np.testing.assert_array_equal(
+        network.apply(params, observation), network.apply(ready, observation)
+    )
+
+
+@pytest.mark.parametrize("compute", ["float32", "bfloat16"])
+def test_sixteen_bits_stay_close(compute):
+    network = PolicyNetwork(5, 3, width=64, layers=3, compute=compute)
+    params = network.init(jax.random.key(0))
+    observation = jax.random.normal(jax.random.key(1), (5,))
+    scale = float(np.abs(by_hand(params, observation)).max())
+    error = np.abs(network.apply(params, observation) - by_hand(params, observation)).max()
+    assert error < {"float32": 1e-5, "bfloat16": 0.05}[compute] * scale
+
+
+def test_every_matrix_stays_thin():
+    shapes = jax.eval_shape(SMALL.init, jax.random.key(0))
+    plan = discover(SMALL.apply, shapes, jax.ShapeDtypeStruct((5,), jnp.float32))
+    kinds = {path: found.kind for path, found in plan.items()}
+    assert {kinds[p] for p in kinds if p.endswith(("weight", "embed", "head"))} == {"low-rank"}
+    assert {kinds[p] for p in kinds if p.endswith("bias")} == {"dense"}

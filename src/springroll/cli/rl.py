@@ -1,14 +1,18 @@
 """`springroll rl`: a policy learns from the return of its episodes."""
 
+import sys
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
+from springroll.cli.options import taken
 from springroll.cli.recipe import config_of
+from springroll.errors import InputError
 from springroll.train.control_config import RLConfig
 
 if TYPE_CHECKING:
     from rich.table import Table
 
+WIDE = 110  # columns where nothing says how many there are
 DESCRIPTION = """\
 Learn to act: a policy network, or anything that returns a number, from its score alone.
 
@@ -16,6 +20,8 @@ Learn to act: a policy network, or anything that returns a number, from its scor
   springroll rl --env navix-DoorKey-8x8 --pop-size 4096 --rank 4
   springroll rl --env my_module:score          a Python function of weights
   springroll rl --list                         every environment there is
+  springroll rl --tune --env ID --seconds 60 [--trials 20] [--factor 3]
+                                               search over the settings that are not given
 """
 
 
@@ -23,6 +29,8 @@ def run(argv: Sequence[str]) -> int:
     """Train; the exit code is 0 when the budget was spent, 130 after Ctrl-C."""
     if "--list" in argv:
         return listed()
+    if "--tune" in argv:
+        return tuned([each for each in argv if each != "--tune"])
     config = config_of(RLConfig, argv, DESCRIPTION)
 
     from rich.console import Console
@@ -35,8 +43,62 @@ def run(argv: Sequence[str]) -> int:
     return result.exit_code
 
 
+def tuned(argv: Sequence[str]) -> int:
+    """Search over the settings that are not given, and print every trial, the best first."""
+    from pathlib import Path
+
+    from springroll.train.rl_tuning import Tuning
+
+    trials, argv = taken(argv, "--trials")
+    factor, argv = taken(argv, "--factor")
+    given = {"trials": trials, "factor": factor}
+    tuning = Tuning(**{name: whole(f"--{name}", x) for name, x in given.items() if x is not None})
+    config = config_of(RLConfig, argv, DESCRIPTION)
+
+    from rich.console import Console
+
+    from springroll.train.rl_tuning_runs import Interrupted, best_command, table, tune
+
+    console = Console(stderr=True)
+    try:
+        records = tune(config, tuning, console)
+    except Interrupted as stopped:
+        console.print(f"stopped, all saved; go on with --resume --out {config.out}", markup=False)
+        return 128 + stopped.signal
+    Console(width=None if sys.stdout.isatty() else WIDE).print(table(records))
+    print(f"\nbest: {best_command(Path(config.out))}\ntable: {config.out}/trials.md")
+    return 0
+
+
+def whole(name: str, value: str) -> int:
+    """A whole number of the command line."""
+    try:
+        return int(value)
+    except ValueError:
+        raise InputError(f"{name} is {value!r}; expected a whole number") from None
+
+
 def listed() -> int:
-    """Print every environment: its id, observations, actions, and whether it is installed."""
+    """Print every environment: its id, observations, actions, steps, and whether it is there."""
+    from rich.console import Console
+    from rich.table import Table
+
+    from springroll.control.suites import SUITES, listing
+
+    lines = listing()
+    table = Table("id", "observations", "actions", "steps", "suite", box=None)
+    for line in lines:
+        there = line.suite if line.installed else f"{line.suite}, not installed"
+        cells = (line.id, f"{line.observation_size:,}", line.actions, f"{line.max_steps:,}", there)
+        table.add_row(*cells, style=None if line.installed else "dim")
+    console = Console(width=None if sys.stdout.isatty() else WIDE)
+    console.print(table)
+    for suite in dict.fromkeys(line.suite for line in lines if not line.installed):
+        console.print(f"{suite}: {SUITES[suite]}", markup=False, highlight=False, soft_wrap=True)
+    console.print(
+        "Gymnasium's, in worker processes: gymnasium-ID. Code of your own: module:function.",
+        highlight=False,
+    )
     return 0
 
 

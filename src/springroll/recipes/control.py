@@ -5,12 +5,12 @@ and method. PPO's are those of the task in `train/ppo_settings.py`. Populations 
 paper's, made for a GPU; the quick recipes are for two CPU cores.
 """
 
+import functools
 from collections.abc import Callable
 from dataclasses import replace
 from typing import Literal, NamedTuple
 
 from springroll.train.control_config import Method, RLConfig
-
 
 SUFFIXES: dict[Method, str] = {"eggroll": "", "openes": "-openes", "ppo": "-ppo"}
 
@@ -58,42 +58,42 @@ PAPER: dict[str, tuple[str, Row, Row]] = {  # name: (environment, EGGROLL, OpenE
         Row(4096, 1, 1, "adam", 0.1, 0.995, 0.05, 1.0, T, T),
     ),
     "craftax-classic": (
-        "craftax-Craftax-Classic-Symbolic-v1",
+        "craftax-Classic-Symbolic",
         Row(2048, 4, 1, "sgd", 0.01, 0.995, 0.05, 1.0, F, F),
         Row(4096, 8, 1, "adamw", 0.001, 0.995, 0.05, 0.995, F, F),
     ),
     "craftax": (
-        "craftax-Craftax-Symbolic-v1",
+        "craftax-Symbolic",
         Row(512, 1, 4, "sgd", 0.01, 0.999, 0.05, 0.999, T, F),
         Row(1024, 4, 1, "adam", 0.1, 0.995, 0.5, 1.0, F, F),
     ),
     "game2048": (
-        "jumanji-Game2048-v1",
+        "jumanji-Game2048",
         Row(1024, 4, 1, "adamw", 0.1, 1.0, 0.5, 0.9995, F, F),
         Row(1024, 4, 1, "adamw", 0.01, 0.999, 0.05, 0.9995, T, T),
     ),
     "knapsack": (
-        "jumanji-Knapsack-v1",
+        "jumanji-Knapsack",
         Row(1024, 4, 4, "sgd", 0.1, 0.999, 0.05, 1.0, T, F),
         Row(2048, 1, 1, "adamw", 0.01, 1.0, 0.5, 0.995, T, F),
     ),
     "snake": (
-        "jumanji-Snake-v1",
+        "jumanji-Snake",
         Row(4096, 8, 1, "adam", 0.001, 0.9995, 0.05, 0.9995, T, F),
         Row(2048, 1, 1, "sgd", 0.001, 1.0, 0.2, 1.0, F, F),
     ),
     "hard-pinball": (
-        "kinetix-l/hard_pinball",
+        "kinetix-l-hard_pinball",
         Row(2048, 8, 4, "sgd", 0.01, 0.995, 0.05, 0.999, T, T),
         Row(512, 1, 1, "sgd", 0.01, 1.0, 0.5, 0.9995, T, T),
     ),
     "thrust-control": (
-        "kinetix-m/h17_thrustcontrol_left",
+        "kinetix-m-h17_thrustcontrol_left",
         Row(512, 4, 4, "sgd", 0.1, 0.9995, 0.5, 1.0, T, F),
         Row(1024, 1, 1, "adam", 0.001, 1.0, 0.5, 0.999, T, F),
     ),
     "thrust-over-ball": (
-        "kinetix-s/h1_thrust_over_ball",
+        "kinetix-s-h1_thrust_over_ball",
         Row(512, 1, 1, "adamw", 0.1, 0.995, 0.5, 0.9995, T, F),
         Row(2048, 1, 1, "sgd", 0.01, 0.995, 0.05, 1.0, T, F),
     ),
@@ -115,6 +115,48 @@ PAPER: dict[str, tuple[str, Row, Row]] = {  # name: (environment, EGGROLL, OpenE
 }
 
 
+QUICK: dict[str, tuple[str, str, RLConfig]] = {  # name: (time, what to expect, config)
+    "quick-cartpole": (
+        "30 s",
+        "a mean return of 475 or more, of 500",
+        RLConfig(env="CartPole-v1", pop_size=256, seconds=15.0),
+    ),
+    "quick-pendulum": (
+        "1 minute",
+        "a mean return of -250 or better; random actions have -1,200",
+        RLConfig(
+            env="Pendulum-v1",
+            pop_size=256,
+            episodes=2,
+            lr=0.05,
+            ranks=True,
+            deterministic=True,
+            seconds=45.0,
+        ),
+    ),
+    "quick-empty": (
+        "30 s",
+        "the goal reached in 9 of 10 episodes or more; at random in 3",
+        RLConfig(env="navix-Empty-5x5", seconds=20.0),
+    ),
+    "quick-inverted-pendulum": (
+        "3 minutes",
+        "a mean return of 1,000, which is the most; at random 4",
+        RLConfig(env="brax-inverted_pendulum", pop_size=256, lr=0.05, seconds=150.0),
+    ),
+    "quick-snake": (
+        "3 minutes",
+        "several fruits an episode; at random hardly one",
+        RLConfig(env="jumanji-Snake", seconds=150.0),
+    ),
+    "quick-game2048": (
+        "2 minutes",
+        "twice the return of random moves, or better",
+        RLConfig(env="jumanji-Game2048", pop_size=256, seconds=100.0),
+    ),
+}
+
+
 def paper(name: str, method: Method = "eggroll") -> RLConfig:
     """One of the sixteen as the paper ran it."""
     env, eggroll, openes = PAPER[name]
@@ -124,15 +166,41 @@ def paper(name: str, method: Method = "eggroll") -> RLConfig:
     return replace(config, **(eggroll if method == "eggroll" else openes)._asdict())
 
 
-def _recipe(name: str, method: Method) -> Callable[[], RLConfig]:
-    def make() -> RLConfig:
-        return paper(name, method)
+def _paper_recipe(name: str, method: Method) -> Callable[[], RLConfig]:
+    make = functools.partial(paper, name, method)
+    source = "usual settings" if method == "ppo" else "the settings that the paper chose"
+    return described(
+        make,
+        f"{PAPER[name][0]} by {method}, with {source}.\n\nHardware: made for a GPU; runs on "
+        "anything. Time: 10 minutes. Expect what docs/control.md says of it.",
+    )
 
-    source = "usual settings" if method == "ppo" else "the paper's settings"
-    make.__doc__ = f"{PAPER[name][0]} by {method}, {source}, 10 minutes."
-    return make
+
+def _quick_recipe(name: str) -> Callable[[], RLConfig]:
+    time, expected, config = QUICK[name]
+    make = lambda: replace(config, out=f"runs/{name}")
+    return described(
+        make,
+        f"{config.env} by {config.method} in a short time.\n\nHardware: 2 CPU cores, under 2 GiB. "
+        f"Time: {time}. Expect {expected}.",
+    )
+
+
+def described(make: Callable[[], RLConfig], text: str) -> Callable[[], RLConfig]:
+    """A recipe with that docstring."""
+
+    def recipe() -> RLConfig:
+        return make()
+
+    recipe.__doc__ = text
+    return recipe
 
 
 RECIPES: dict[str, Callable[[], RLConfig]] = {
-    name + suffix: _recipe(name, method) for name in PAPER for method, suffix in SUFFIXES.items()
+    **{name: _quick_recipe(name) for name in QUICK},
+    **{
+        name + suffix: _paper_recipe(name, method)
+        for name in PAPER
+        for method, suffix in SUFFIXES.items()
+    },
 }

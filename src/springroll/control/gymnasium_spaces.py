@@ -12,7 +12,7 @@ import numpy as np
 from springroll.control.actions import Actions, Box, Discrete, MultiDiscrete
 from springroll.errors import InputError
 
-Flat = Callable[[Any], np.ndarray]  # an observation as float32 (size,)
+Flat = Callable[[Any], np.ndarray]  # an observation as numbers (size,), to be put into float32
 Native = Callable[[np.ndarray], list[Any]]  # actions (n, ...) of ours to n ones of the environment
 
 
@@ -55,7 +55,13 @@ def flat_of(space: Any) -> Flat:
     if hasattr(space, "nvec") and np.ndim(space.nvec) == 1:
         tables = [np.eye(int(count), dtype=np.float32) for count in space.nvec]
         return lambda x: np.concatenate([t[int(i)] for t, i in zip(tables, x, strict=True)])
-    return lambda x: np.asarray(x, np.float32).reshape(-1)
+    return _numbers
+
+
+def _numbers(observation: Any) -> np.ndarray:
+    if type(observation) is np.ndarray and observation.ndim == 1:
+        return observation  # converted where it is put
+    return np.asarray(observation, np.float32).reshape(-1)
 
 
 def _box(space: Any) -> tuple[Actions, Native]:

@@ -60,7 +60,9 @@ class Slots:
             self._size = len(self._observed(environment.reset(seed=0)))
             action = self._native(_any_action(self._actions))[0]
             self._progress.begin(0)
-            self._stepped(environment.step(action))
+            first, reward, _ = self._stepped(environment.step(action))
+            if not (np.isfinite(first).all() and math.isfinite(reward)):
+                raise _not_finite(reward)
         except (Exception, SystemExit) as error:  # whatever the user's environment raises
             return {"failed": [self._given_up(0, 0, error)]}
         spec = getattr(environment, "spec", None)
@@ -97,6 +99,8 @@ class Slots:
                 observations[place] = self._observed(self._at(slot).reset(seed=seed))
             except (Exception, SystemExit) as error:  # whatever the user's environment raises
                 failed.append(self._given_up(place, slot, error))
+        for place in np.flatnonzero(~np.isfinite(observations).all(axis=1)).tolist():
+            failed.append(self._given_up(place, slots[place], _not_finite(0.0)))
         return {"failed": failed} if failed else {}, observations.tobytes()
 
     def _step(self, count: int, payload: bytes) -> tuple[Message, bytes]:
@@ -115,6 +119,9 @@ class Slots:
                 observations[place], rewards[place], ended[place] = stepped
             except (Exception, SystemExit) as error:  # whatever the user's environment raises
                 failed.append(self._given_up(place, slot, error))
+        finite = np.isfinite(observations).all(axis=1) & np.isfinite(rewards)
+        for place in np.flatnonzero(~finite).tolist():
+            failed.append(self._given_up(place, slots[place], _not_finite(rewards[place])))
         parts = (rewards, ended, observations)
         return {"failed": failed} if failed else {}, b"".join(x.tobytes() for x in parts)
 
@@ -132,7 +139,7 @@ class Slots:
             raise _Wrong("wrong", "reset returned something else than (observation, info)")
         return self._vector(reset[0])
 
-    def _stepped(self, step: Any) -> tuple[np.ndarray, float, bool]:
+    def _stepped(self, step: Any) -> tuple[np.ndarray, float, Any]:
         if not isinstance(step, tuple) or len(step) != 5:
             raise _Wrong(
                 "wrong",
@@ -140,20 +147,14 @@ class Slots:
                 "info)",
             )
         observation, reward, terminated, truncated, _ = step
-        if getattr(reward, "shape", None) == ():
-            reward = reward.item()  # a NumPy scalar
-        if not isinstance(reward, numbers.Real):
-            raise _Wrong("wrong", f"the reward is of type {type(reward).__name__}")
-        if not math.isfinite(reward):
-            raise _Wrong("nan", f"the reward is {reward}")
-        return self._vector(observation), float(reward), bool(terminated or truncated)
+        if type(reward) is not float:
+            reward = _number(reward)
+        return self._vector(observation), reward, terminated or truncated
 
     def _vector(self, observation: Any) -> np.ndarray:
         flat = self._flat(observation)
         if self._size is not None and len(flat) != self._size:
             raise _Wrong("wrong", f"{len(flat)} observations; expected {self._size}")
-        if not np.isfinite(flat).all():
-            raise _Wrong("nan", "an observation holds NaN or infinity")
         return flat
 
 
@@ -161,6 +162,19 @@ class _Wrong(Exception):
     def __init__(self, kind: str, line: str) -> None:
         super().__init__(line)
         self.kind, self.line = kind, line
+
+
+def _not_finite(reward: float) -> _Wrong:
+    what = "an observation holds NaN or infinity"
+    return _Wrong("nan", what if math.isfinite(reward) else f"the reward is {reward}")
+
+
+def _number(reward: Any) -> float:
+    if getattr(reward, "shape", None) == ():
+        reward = reward.item()  # a NumPy scalar
+    if not isinstance(reward, numbers.Real):
+        raise _Wrong("wrong", f"the reward is of type {type(reward).__name__}")
+    return float(reward)
 
 
 def _any_action(actions: Actions) -> np.ndarray:

@@ -3,6 +3,9 @@
 Observations are brax's own. Brax itself has no time limit; its training uses 1,000 steps.
 """
 
+import ctypes.util
+import os
+import sys
 from typing import Any
 
 import jax.numpy as jnp
@@ -19,7 +22,7 @@ NOT_OFFERED = {"fast", "swimmer"}
 
 
 def names() -> list[str]:
-    return [name for name in imported("brax.envs")._envs if name not in NOT_OFFERED]
+    return [name for name in _environments()._envs if name not in NOT_OFFERED]
 
 
 @foreign
@@ -30,9 +33,7 @@ def build(name: str, max_steps: int = 1000, backend: str = "generalized") -> Env
         max_steps: steps of an episode at most.
         backend: how motion is computed: "generalized", "spring", "positional" or "mjx".
     """
-    # MuJoCo would write what it deprecates into a file in the current folder.
-    imported("mujoco").set_mju_user_warning(lambda _: None)
-    env = imported("brax.envs").get_environment(name, backend=backend)
+    env = _environments().get_environment(name, backend=backend)
 
     @foreign
     def reset(key: Array) -> tuple[Any, Array]:
@@ -45,6 +46,7 @@ def build(name: str, max_steps: int = 1000, backend: str = "generalized") -> Env
         state = arrays(env.step(state, action))
         return Step(state, state.obs, state.reward, state.done > 0, jnp.bool_(False))
 
+    @foreign
     def animate(states: list[Any]) -> list[np.ndarray]:
         bodies = [state.pipeline_state for state in states]
         return list(imported("brax.io.image").render_array(env.sys, bodies))
@@ -60,3 +62,19 @@ def build(name: str, max_steps: int = 1000, backend: str = "generalized") -> Env
         animate=animate,
         version=f"{version('brax')} {backend}",
     )
+
+
+def _environments() -> Any:
+    """`brax.envs`. MuJoCo, which draws for it, chooses how to while it is imported: through EGL
+    where there is no display."""
+    headless = sys.platform == "linux" and not os.environ.get("DISPLAY")
+    chosen = "MUJOCO_GL" in os.environ
+    if headless and not chosen and ctypes.util.find_library("EGL"):
+        os.environ["MUJOCO_GL"] = "egl"
+    try:
+        # MuJoCo would write what it deprecates into a file in the current folder.
+        imported("mujoco").set_mju_user_warning(lambda _: None)
+    finally:
+        if not chosen:
+            os.environ.pop("MUJOCO_GL", None)
+    return imported("brax.envs")

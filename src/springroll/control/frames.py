@@ -10,6 +10,10 @@ from springroll.atomic import replacing
 from springroll.control.environment import Environment, State
 from springroll.errors import InputError
 
+SMALLEST = 256  # the longer side, about
+AGG = {"backend": "agg", "animation.writer": "pillow"}
+LARGEST = (400, 400)  # width and height of pictures that a suite would draw larger
+
 
 class NoPicture(InputError):
     """An environment cannot be drawn here; the message says why. A run goes on without."""
@@ -36,12 +40,13 @@ def draw(environment: Environment, states: Sequence[State]) -> list[np.ndarray]:
 def write_gif(path: Path, frames: Sequence[np.ndarray], fps: float = 25.0) -> None:
     """Replace `path` by an animation that repeats for ever.
 
-    GIF counts hundredths of a second, so the pace is rounded to one of 100, 50, 33.3, 25, 20, ...
+    Small pictures are enlarged a whole number of times. GIF counts hundredths of a second, so the pace is rounded to one of 100, 50, 33.3, 25, 20, ...
     pictures per second.
     """
     from PIL import Image
 
-    first, *rest = [Image.fromarray(frame) for frame in frames]
+    times = max(1, SMALLEST // max(frames[0].shape[:2]))
+    first, *rest = [Image.fromarray(frame.repeat(times, 0).repeat(times, 1)) for frame in frames]
     pause = max(10, round(100 / fps) * 10)  # milliseconds
     with replacing(path) as file:
         first.save(file, "GIF", save_all=True, append_images=rest, duration=pause, loop=0)
@@ -50,11 +55,11 @@ def write_gif(path: Path, frames: Sequence[np.ndarray], fps: float = 25.0) -> No
 def drawn_gif(save: Callable[[str], object]) -> list[np.ndarray]:
     """The pictures of a GIF that `save(path)` writes, for suites that draw into files only."""
     import matplotlib.pyplot as plt
-    from PIL import Image, ImageSequence
+    from PIL import Image, ImageOps, ImageSequence
 
-    with tempfile.TemporaryDirectory() as folder, plt.rc_context({"backend": "agg"}):
+    with tempfile.TemporaryDirectory() as folder, plt.rc_context(AGG):
         path = Path(folder) / "drawn.gif"
         save(str(path))
         with Image.open(path) as animation:
-            pages = ImageSequence.Iterator(animation)
-            return [np.asarray(page.convert("RGB")) for page in pages]
+            pages = (page.convert("RGB") for page in ImageSequence.Iterator(animation))
+            return [np.asarray(ImageOps.contain(page, LARGEST)) for page in pages]

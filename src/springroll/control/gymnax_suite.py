@@ -3,6 +3,7 @@
 Observations are flattened row by row and not scaled.
 """
 
+import os
 from typing import Any
 
 import jax
@@ -58,7 +59,10 @@ def build(name: str, max_steps: int | None = None) -> Environment:
             late,
         )
 
+    @foreign
     def animate(states: list[Any]) -> list[np.ndarray]:
+        for device in ("SDL_VIDEODRIVER", "SDL_AUDIODRIVER"):  # it draws with pygame
+            os.environ.setdefault(device, "dummy")
         visualizer = imported("gymnax.visualize").Visualizer
         with quiet():
             return drawn_gif(lambda path: visualizer(env, params, states).animate(path))

@@ -84,6 +84,7 @@ def build(name: str, max_steps: int | None = None) -> Environment:
             ended & ~over,
         )
 
+    @foreign
     def animate(states: list[_State]) -> list[np.ndarray]:
         inner = [state.inner for state in states]
         with quiet():

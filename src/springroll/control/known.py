@@ -45,13 +45,13 @@ def known() -> tuple[Task, ...]:
     return tuple(Task(suite, *row) for suite, rows in table.items() for row in rows)
 
 
-def keys(suite: str, name: str) -> list[str]:
-    """What finds a task, in lower case and with "-" between words: with and without the suite's
-    name before it, and the version after it."""
-    short = shown(suite, name)
+def keys(suite: str, name: str) -> set[str]:
+    """What finds a task, in lower case and with "-" between words: its id or its own name, with
+    and without the suite's name before it and the version after it."""
     version = name.removeprefix(_unversioned(name))
-    bare = short.removeprefix(f"{suite}-")
-    return [key(each) for each in (short, short + version, bare, bare + version)]
+    short = shown(suite, name)
+    spelled = (short, short.removeprefix(f"{suite}-"), f"{suite}-{_unversioned(name)}")
+    return {key(each + end) for each in spelled for end in ("", version)}
 
 
 def key(id: str) -> str:

@@ -38,7 +38,9 @@ def test_what_a_search_leaves(tmp_path, scores):
     folder = tmp_path / "search"
     best = json.loads((folder / "best.json").read_text())
     assert best["config"] == records[0].settings and best["eval_return"] == records[0].score
+    assert best["options"][:2] == ["--width", "8"] and "--seconds" not in best["options"]
     line = best_command(folder)
+    assert " ".join(best["options"][:2]) in line
     assert line in (folder / "trials.md").read_text()
     assert line.startswith("springroll rl --env CartPole-v1 --method eggroll --seconds 9.0")
     assert f"--sigma {records[0].settings['sigma']}" in line and "--out" not in line

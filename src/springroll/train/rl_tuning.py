@@ -188,16 +188,23 @@ def nested(settings: Settings) -> dict[str, Any]:
 
 def command_line(config: Any, settings: Settings = MappingProxyType({})) -> str:
     """The command whose config this is: `springroll rl --env ...`, what is not default in it."""
-    config = applied(config, settings)
+    given = changed(applied(config, settings), type(config)())
+    rest = {name: value for name, value in given.items() if name not in ("env", "method")}
     words = ["springroll", config.command, "--env", config.env, "--method", config.method]
-    for name, value in changed(config, type(config)()).items():
+    return " ".join(words + flags(rest))
+
+
+def flags(settings: Settings) -> list[str]:
+    """The settings as words of a command line."""
+    words = []
+    for name, value in settings.items():
         flag = name.replace("_", "-")
         if isinstance(value, bool):
             part, dot, inner = flag.rpartition(".")
             words.append(f"--{flag}" if value else f"--{part}{dot}no-{inner}")
-        elif name not in ("env", "method"):
+        else:
             words += [f"--{flag}", str(value)]
-    return " ".join(words)
+    return words
 
 
 def changed(config: Any, default: Any) -> dict[str, Any]:

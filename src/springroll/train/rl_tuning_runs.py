@@ -4,7 +4,7 @@
     trials.jsonl    every trial after every round, as it is scored
     trial-007/      the run of a trial, as `springroll rl` makes it
     trials.md       all trials, the best first
-    best.json       what to change in a config for the best
+    best.json       the best as a command, as options, and as what to change in a config
 
 A search that was killed goes on with --resume: trials that were scored are not scored again, and
 one that was under way goes on from its checkpoint.
@@ -24,8 +24,10 @@ from springroll.train.rl_tuning import (
     Tuning,
     applied,
     cells,
+    changed,
     command_line,
     draw,
+    flags,
     halving,
     json_line,
     markdown,
@@ -37,6 +39,9 @@ from springroll.train.rl_tuning import (
 
 if TYPE_CHECKING:
     from rich.console import Console
+
+
+OF_THE_SEARCH = ("env", "method", "seed", "seconds", "generations")  # and not of its settings
 
 
 class Interrupted(Exception):
@@ -158,11 +163,16 @@ def opened(config: RLConfig, tuning: Tuning) -> Path:
 def written(folder: Path, config: RLConfig, records: list[Record]) -> None:
     """The table, and the best as a command and as changes of a config."""
     best = records[0]
-    line = command_line(replace(config, out=RLConfig.out, resume=False), best.settings)
+    plain = replace(config, out=RLConfig.out, resume=False)
+    line = command_line(plain, best.settings)
     with replacing(folder / "trials.md") as file:
         file.write(f"{markdown(cells(records))}\nBest: `{line}`\n".encode())
     about = {"command": line, "eval_return": best.score, "trial": best.trial}
-    write_json(folder / "best.json", {**about, "config": nested(best.settings)})
+    given = changed(applied(plain, best.settings), RLConfig())
+    kept = {name: value for name, value in given.items() if name not in OF_THE_SEARCH}
+    write_json(
+        folder / "best.json", {**about, "options": flags(kept), "config": nested(best.settings)}
+    )
 
 
 def table(records: list[Record]) -> Any:

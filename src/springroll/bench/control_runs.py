@@ -1,0 +1,157 @@
+"""The runs of `bench.control`: read, put beside each other, tabled and drawn."""
+
+import json
+import math
+import statistics
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from springroll.bench.interquartile import (
+    Interval,
+    interquartile_mean,
+    interquartile_range,
+    interval,
+)
+
+COLOURS = {"eggroll": "#c8442e", "openes": "#d9a441", "ppo": "#4c72b0"}
+NAMES = {"eggroll": "EGGROLL", "openes": "OpenES", "ppo": "PPO"}
+POINTS = 120  # of a curve
+
+
+class Run(NamedTuple):
+    """What is left of one run."""
+
+    seconds: tuple[float, ...]  # of training, at each validation
+    returns: tuple[float, ...]  # the mean return of the weights themselves
+    random: float  # the mean return of random actions
+    rate: float  # environment steps per second
+
+    @property
+    def final(self) -> float:
+        return self.returns[-1]
+
+
+Methods = Mapping[str, Sequence[Run]]  # method -> seed
+Runs = Mapping[str, Methods]  # task -> method -> seed
+
+
+def read(folder: Path) -> Run:
+    """A finished run of `springroll rl`."""
+    rows = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
+    seen = [(row["seconds"], row["eval_return"]) for row in rows if "eval_return" in row]
+    summary = json.loads((folder / "summary.json").read_text())
+    seconds, returns = zip(*seen, strict=True)
+    return Run(seconds, returns, summary["random_return"], summary["env_steps_per_second"])
+
+
+def final(runs: Sequence[Run]) -> Interval:
+    """The final return of a method on a task."""
+    return interval([run.final for run in runs])
+
+
+def at(run: Run, times: np.ndarray) -> np.ndarray:
+    """The newest validation at each of the times; before the first one, the first."""
+    newest = np.searchsorted(run.seconds, times, side="right") - 1
+    return np.asarray(run.returns)[np.maximum(newest, 0)]
+
+
+def random_return(methods: Methods) -> float:
+    """The mean return of random actions over all runs of a task."""
+    return statistics.mean(run.random for runs in methods.values() for run in runs)
+
+
+def normalised(methods: Methods) -> dict[str, np.ndarray] | None:
+    """Final returns of a task, 0 for random actions and 1 for PPO, by method (runs,).
+
+    None where PPO is not surely better than random actions, or was not run.
+    """
+    zero = random_return(methods)
+    if not methods.get("ppo") or final(methods["ppo"]).low <= zero:
+        return None
+    one = float(interquartile_mean([run.final for run in methods["ppo"]]))
+    scaled = lambda run: (run.final - zero) / (one - zero)
+    return {method: np.array([scaled(run) for run in runs]) for method, runs in methods.items()}
+
+
+def over_all(runs: Runs) -> tuple[list[str], dict[str, Interval]]:
+    """The tasks that can be normalised, and each method over all of them that it ran on."""
+    scaled = {task: scores for task, methods in runs.items() if (scores := normalised(methods))}
+    found = {}
+    for method in NAMES:
+        columns = [scores[method] for scores in scaled.values() if len(scores.get(method, ()))]
+        if columns and len(columns) == len(scaled):
+            seeds = min(map(len, columns))
+            found[method] = interval(np.stack([column[:seeds] for column in columns], axis=1))
+    return list(scaled), found
+
+
+def figures(runs: Runs) -> dict[str, Any]:
+    """Plain numbers: task -> method -> (interquartile mean, low, high)."""
+    rounded = lambda found: [float(f"{value:.4g}") for value in found]
+    return {
+        task: {method: rounded(final(each)) for method, each in methods.items() if each}
+        for task, methods in runs.items()
+    }
+
+
+def table(runs: Runs, seconds: float) -> str:
+    """Markdown: final returns, over all tasks, and steps per second."""
+    names = [method for method in NAMES if any(method in methods for methods in runs.values())]
+    seeds = max(len(each) for methods in runs.values() for each in methods.values())
+    lines = [
+        f"Final return after {seconds:g} s of training, compiling included: interquartile mean of "
+        f"{seeds} seeds [95 % interval].",
+        "",
+        _row("task", "random", *(NAMES[name] for name in names)),
+        _row(*["---"] * (2 + len(names))),
+    ]
+    for task, methods in runs.items():
+        cells = [str(final(methods[name])) if methods.get(name) else "failed" for name in names]
+        lines.append(_row(task, f"{random_return(methods):.4g}", *cells))
+    tasks, whole = over_all(runs)
+    if whole:
+        cells = [str(whole[name]) if name in whole else "" for name in names]
+        lines.append(_row(f"all of: {', '.join(tasks)}; PPO is 1", "0", *cells))
+    lines += ["", "Environment steps per second, median of the seeds:", ""]
+    lines += [_row("task", *(NAMES[name] for name in names)), _row(*["---"] * (1 + len(names)))]
+    for task, methods in runs.items():
+        rate = lambda each: f"{statistics.median(run.rate for run in each):,.0f}" if each else ""
+        lines.append(_row(task, *(rate(methods.get(name)) for name in names)))
+    return "\n".join(lines) + "\n"
+
+
+def draw(runs: Runs, seconds: float, path: Path) -> None:
+    """The return over seconds of training, a panel a task: interquartile mean and range."""
+    from matplotlib.figure import Figure
+
+    across = min(3, len(runs))
+    down = math.ceil(len(runs) / across)
+    figure = Figure(figsize=(4.2 * across, 3.1 * down), dpi=150, layout="constrained")
+    panels = figure.subplots(down, across, squeeze=False).ravel()
+    times = np.linspace(0, seconds, POINTS)
+    for panel, (task, methods) in zip(panels, runs.items(), strict=False):
+        for method, each in methods.items():
+            if not each:
+                continue
+            curves = np.stack([at(run, times) for run in each])
+            colour = COLOURS[method]
+            mean = interquartile_mean(curves, axis=0)
+            panel.plot(times, mean, color=colour, label=NAMES[method], linewidth=1.6)
+            panel.fill_between(times, *interquartile_range(curves), color=colour, alpha=0.2, lw=0)
+        panel.axhline(random_return(methods), color="0.5", linestyle=":", linewidth=1)
+        panel.set_title(task, fontsize=10)
+        panel.spines[["top", "right"]].set_visible(False)
+        panel.set_xlim(0, seconds)
+    for panel in panels[len(runs) :]:
+        panel.axis("off")
+    panels[0].legend(frameon=False, fontsize=9)
+    figure.supxlabel("seconds of training, compiling included", fontsize=10)
+    figure.supylabel("return", fontsize=10)
+    figure.savefig(path)
+
+
+def _row(*cells: str) -> str:
+    return f"| {' | '.join(cells)} |"

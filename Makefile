@@ -1,7 +1,8 @@
 # make demo    train a small int8 language model on this machine's own Python source, 90 s
 # make test    the test suite
+# make test-suites    installs the extra rl as well, and tests the environments of its suites
 # make lint    ruff and pyright
-# Both set themselves up in .venv from nothing but python3 (3.11 or newer) and the package index.
+# All set themselves up in .venv from nothing but python3 (3.11 or newer) and the package index.
 
 VENV := .venv
 BIN := $(VENV)/bin
@@ -12,7 +13,7 @@ PYTHON ?= $(shell for p in python3 python3.13 python3.12 python3.11 python; do \
 WORKERS ?= 2
 DEMO := runs/demo
 
-.PHONY: demo test test-slow lint format bench clean
+.PHONY: demo test test-suites test-slow lint format bench clean
 
 demo: $(VENV)/core.stamp
 	@if [ -e $(DEMO) ]; then n=1; while [ -e $(DEMO)-$$n ]; do n=$$((n + 1)); done; \
@@ -23,7 +24,10 @@ demo: $(VENV)/core.stamp
 	@echo; echo "The learning curve is in $(DEMO)/curve.png, the figures in $(DEMO)/summary.json."
 
 test: $(VENV)/test.stamp
-	$(BIN)/python -m pytest -n $(WORKERS) --dist loadfile -m "not slow"
+	$(BIN)/python -m pytest -n $(WORKERS) --dist loadfile -m "not slow" --ignore tests/suites
+
+test-suites: $(VENV)/suites.stamp
+	$(BIN)/python -m pytest -n $(WORKERS) --dist loadfile -m "not slow" tests/suites
 
 test-slow: $(VENV)/test.stamp
 	$(BIN)/python -m pytest -m slow
@@ -51,6 +55,10 @@ $(BIN)/python:
 
 $(VENV)/core.stamp: pyproject.toml | $(BIN)/python
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check --editable .
+	@touch $@
+
+$(VENV)/suites.stamp: pyproject.toml | $(BIN)/python
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --editable '.[test,rl]'
 	@touch $@
 
 $(VENV)/test.stamp: pyproject.toml | $(BIN)/python

@@ -111,6 +111,8 @@ def report(out: str, summary: dict[str, Any]) -> "Table":
     from springroll.train.progress import clock, gibibytes, si
 
     table = Table.grid(padding=(0, 2, 0, 0))
+    table.add_column()
+    table.add_column(overflow="fold")  # paths are to be whole
     for name in ("eval_return", "random_return"):
         if summary.get(name) is not None:
             table.add_row(name.replace("_", " "), f"{summary[name]:.4g}")

@@ -41,17 +41,19 @@ def rl(config: RLConfig, console: "Console | None" = None) -> "Result":
     try:
         learning = beside_random(config, arena, learning)
         if console is not None:
-            console.print(opening(config, arena, learning), markup=False, highlight=False)
+            console.print(
+                opening(config, arena, learning), markup=False, highlight=False, soft_wrap=True
+            )
         result = run(config, learning.task, folder, console=console)
         if result.signal is None and config.gif:
             note = film(config, learning, result, folder)
             if note and console is not None:
-                console.print(note, markup=False, highlight=False)
+                console.print(note, markup=False, highlight=False, soft_wrap=True)
         return result
     finally:
         arena.close()
         if console is not None and arena.failures():
-            console.print(arena.failures(), markup=False, highlight=False)
+            console.print(arena.failures(), markup=False, highlight=False, soft_wrap=True)
 
 
 def prepare(config: RLConfig) -> "tuple[Arena, Learning]":

@@ -8,12 +8,14 @@ import os
 import sys
 from typing import Any
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 from jax import Array
 
 from springroll.control.actions import Box
 from springroll.control.environment import Environment, Step
+from springroll.control.flatten import flat_size
 from springroll.control.foreign import arrays, foreign, imported, raw, version
 from springroll.control.known import shown
 
@@ -54,7 +56,8 @@ def build(name: str, max_steps: int = 1000, backend: str = "generalized") -> Env
     size = env.action_size
     return Environment(
         name=shown("brax", name),
-        observation_size=env.observation_size,
+        # brax would find its own size by resetting, operation by operation
+        observation_size=flat_size(jax.eval_shape(reset, jax.random.key(0))[1]),
         actions=Box((-1.0,) * size, (1.0,) * size),
         max_steps=max_steps,
         reset=reset,

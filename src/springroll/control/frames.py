@@ -3,6 +3,7 @@
 import tempfile
 from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -11,7 +12,7 @@ from springroll.control.environment import Environment, State
 from springroll.errors import InputError
 
 SMALLEST = 256  # the longer side, about
-AGG = {"backend": "agg", "animation.writer": "pillow"}
+AGG: Any = {"backend": "agg", "animation.writer": "pillow"}
 LARGEST = (400, 400)  # width and height of pictures that a suite would draw larger
 
 

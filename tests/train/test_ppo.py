@@ -10,13 +10,22 @@ import pytest
 from toy_episodes import forbidden_choice, throw
 
 from springroll.errors import InputError
+from springroll.recipes.control import PAPER
 from springroll.train.config import RunConfig
 from springroll.train.loop import run
 from springroll.train.ppo import ppo, ppo_task
-from springroll.train.ppo_settings import PPOSettings
+from springroll.train.ppo_settings import TASKS, PPOSettings, settings_for
 from springroll.train.run_folder import RunFolder
 
-SMALL = PPOSettings(num_envs=16, num_steps=4, epochs=2, minibatches=4, lr=3e-3, entropy=0.0)
+SMALL = PPOSettings(
+    num_envs=16,
+    num_steps=4,
+    epochs=2,
+    minibatches=4,
+    lr=3e-3,
+    entropy=0.0,
+    normalise_rewards=True,
+)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -126,3 +135,14 @@ def test_without_rejax_there_is_one_line(monkeypatch):
 def test_settings_that_cannot_be_are_one_line(name, value, says):
     with pytest.raises(InputError, match=f"ppo.{name} is .*{says}"):
         replace(SMALL, **{name: value})
+
+
+def test_the_sixteen_tasks_have_settings_within_the_ranges_of_the_paper():
+    assert set(TASKS) == {env for env, _, _ in PAPER.values()}
+    for settings in TASKS.values():
+        assert 1e-4 <= settings.lr <= 1e-3 and 0.1 <= settings.clip <= 0.3
+        assert 64 <= settings.num_envs <= 256 and 64 <= settings.num_steps <= 256
+        assert 4 <= settings.epochs <= 16 and 16 <= settings.minibatches <= 64
+        assert 0.95 <= settings.gamma <= 0.999
+    assert settings_for("brax-ant") == TASKS["brax-ant"]
+    assert settings_for("Grid-5x5") == PPOSettings()

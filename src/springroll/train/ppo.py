@@ -68,7 +68,7 @@ def ppo(environment: Environment, settings: PPOSettings, *, normalise: bool = Fa
     bridge = Bridge(environment)
     with _as_rejax_is():
         algorithm = _algorithm(bridge, settings, normalise)
-        start = lambda key: jax.tree.map(_strong, algorithm.init_state(key))
+        start = lambda key: jax.tree.map(_strong, _in_floats(algorithm.init_state(key)))
         # The state's class and optimizer are made anew at each call, so one structure is kept.
         abstract = jax.eval_shape(start, jax.random.key(0))
     leaves, structure = jax.tree.flatten_with_path(abstract)
@@ -210,6 +210,13 @@ def _as_rejax_is() -> Iterator[None]:
     ):
         warnings.simplefilter("ignore")
         yield
+
+
+def _in_floats(state: Any) -> Any:
+    """rejax begins its statistics of rewards with the integers 0 and 1."""
+    rewards = state.rew_rms_state
+    as_floats = {"mean": jnp.float32(rewards.mean), "var": jnp.float32(rewards.var)}
+    return state.replace(rew_rms_state=rewards.replace(**as_floats))
 
 
 def _strong(leaf: Any) -> Array:

@@ -1,6 +1,8 @@
 """What PPO is told, and what it is told on the sixteen tasks of the paper. Imports no jax."""
 
+from collections.abc import Mapping
 from dataclasses import dataclass
+from types import MappingProxyType
 
 from springroll.errors import InputError
 

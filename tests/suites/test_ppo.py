@@ -1,7 +1,6 @@
 """PPO on tiny environments: it learns, keeps to the mask, and goes on with the same bytes."""
 
-import sys
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 
 import jax
 import jax.numpy as jnp
@@ -9,12 +8,12 @@ import numpy as np
 import pytest
 from toy_episodes import forbidden_choice, throw
 
-from springroll.errors import InputError
-from springroll.recipes.control import PAPER
+from springroll.control.suites import environment
 from springroll.train.config import RunConfig
 from springroll.train.loop import run
 from springroll.train.ppo import ppo, ppo_task
-from springroll.train.ppo_settings import TASKS, PPOSettings, settings_for
+from springroll.train.ppo_bridge import Bridge
+from springroll.train.ppo_settings import PPOSettings, settings_for
 from springroll.train.run_folder import RunFolder
 
 SMALL = PPOSettings(
@@ -113,36 +112,19 @@ def test_a_run_that_was_stopped_ends_with_the_same_bytes(chooser, tmp_path):
     assert ppo_task(Config(), throw(), method=chooser).identity == {"environment": "toy 1"}
 
 
-def test_without_rejax_there_is_one_line(monkeypatch):
-    monkeypatch.setitem(sys.modules, "rejax", None)
-    with pytest.raises(
-        InputError, match=r"needs the package 'rejax': pip install 'springroll\[rl\]'"
-    ):
-        ppo(throw(), SMALL)
+@pytest.mark.parametrize("id", ["jumanji-Knapsack", "navix-DoorKey-8x8"])
+def test_it_can_be_made_on_a_suite(id):
+    """Its policy says what a head expects, where actions are masked and where not."""
+    env = environment(id)
+    method = ppo(env, settings_for(id))
+    params = jax.eval_shape(method.policy.init, jax.random.key(0))
+    seen = jax.ShapeDtypeStruct((env.observation_size,), jnp.float32)
+    says = jax.eval_shape(method.policy.apply, params, seen)
+    assert says.shape == (env.actions.outputs,) and says.dtype == jnp.float32
 
 
-@pytest.mark.parametrize(
-    ("name", "value", "says"),
-    [
-        ("minibatches", 5, "must divide num_envs \\* num_steps, 64, evenly"),
-        ("num_envs", 0, "must be 1 or more"),
-        ("lr", 0.0, "must be above 0"),
-        ("gamma", 1.5, "must be from 0 to 1"),
-        ("entropy", -1.0, "must be 0 or more"),
-        ("activation", "sine", "one of relu, swish, tanh"),
-    ],
-)
-def test_settings_that_cannot_be_are_one_line(name, value, says):
-    with pytest.raises(InputError, match=f"ppo.{name} is .*{says}"):
-        replace(SMALL, **{name: value})
-
-
-def test_the_sixteen_tasks_have_settings_within_the_ranges_of_the_paper():
-    assert set(TASKS) == {env for env, _, _ in PAPER.values()}
-    for settings in TASKS.values():
-        assert 1e-4 <= settings.lr <= 1e-3 and 0.1 <= settings.clip <= 0.3
-        assert 64 <= settings.num_envs <= 256 and 64 <= settings.num_steps <= 256
-        assert 4 <= settings.epochs <= 16 and 16 <= settings.minibatches <= 64
-        assert 0.95 <= settings.gamma <= 0.999
-    assert settings_for("brax-ant") == TASKS["brax-ant"]
-    assert settings_for("Grid-5x5") == PPOSettings()
+def test_spaces_are_gymnaxs_with_the_mask_behind_the_observation():
+    masked, real = Bridge(forbidden_choice()), Bridge(throw())
+    assert masked.observation_space(None).shape == (5,) and masked.action_space(None).n == 3
+    assert real.observation_space(None).shape == (2,)
+    assert (real.action_space(None).low, real.action_space(None).high) == (-1.0, 1.0)

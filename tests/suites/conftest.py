@@ -1,0 +1,25 @@
+"""Tests of the adapters of suites, with the suites themselves: `make test-suites` installs them.
+
+Kinetix cannot be in the extra (its metadata asks for an older jax). Its tests are in one file that
+is collected where it is installed; the header says whether it is.
+"""
+
+import sys
+from pathlib import Path
+
+import pytest
+
+from springroll.control.suites import KINETIX, SUITES, installed
+
+sys.path.insert(0, str(Path(__file__).parents[1] / "control"))  # for `episodes_of`
+
+collect_ignore = [] if installed("kinetix") else ["test_kinetix_levels.py"]
+
+
+def pytest_report_header() -> str:
+    missing = [suite for suite in SUITES if not installed(suite) and suite != "kinetix"]
+    if missing:
+        raise pytest.UsageError(f"not installed: {', '.join(missing)}; {SUITES[missing[0]]}")
+    if installed("kinetix"):
+        return "kinetix: its tests are run"
+    return f"kinetix: NOT INSTALLED, test_kinetix_levels.py is left out; {KINETIX}"

@@ -1,7 +1,7 @@
 """An external program as the objective: it reads parameters and prints a score.
 
     springroll rl --env examples/external_process.py:comfort --pop-size 32 --sigma 0.1 --lr 0.05 \\
-        --seconds 30 --out thermostat
+        --seconds 20 --out thermostat
 
 The program, here in AWK, simulates a house whose radiators are slow to answer and a thermostat with
 three gains: for what is missing now, for what has been missing, and for how fast that changes. Its
@@ -10,7 +10,8 @@ derivative would say zero. The score is minus the mean deviation from the wanted
 degrees. Anything that can be started and asked works alike: a compiled simulator, a solver, a
 compiler and its benchmark.
 
-The first gains keep the house START degrees off; after half a minute it is about END.
+The first gains keep the house 4.0 degrees off; after a few seconds it is 1.2, most of which is the
+time that heating up and cooling down take.
 """
 
 import subprocess

@@ -1,17 +1,19 @@
 """An environment of your own with Gymnasium's interface: land softly, with little fuel.
 
-    springroll rl --env examples/gymnasium_environment.py:lander --seconds 60 --out lander
+    springroll rl --env examples/gymnasium_environment.py:lander --pop-size 256 --width 64 \\
+        --lr 0.05 --deterministic --seconds 60 --out lander
 
 Any environment that is registered with Gymnasium is found by its id instead:
 
-    springroll rl --env gymnasium-CartPole-v1 --seconds 60 --out cartpole
+    springroll rl --env gymnasium-CartPole-v1 --pop-size 256 --width 64 --lr 0.05 \\
+        --deterministic --seconds 60 --out cartpole
 
 This one does not even import gymnasium: `reset(seed=...)`, `step(action)`, an `action_space` and
 `max_steps` are all that is asked for. The environments run in processes of their own, several in
 each; all of them get their actions from one call of the policy.
 
-Free fall returns about -60, a soft landing 100 less the fuel; the policy starts at about START and
-reaches END within a minute on two cores.
+A soft landing returns 100 less the fuel. Any actions return -17 and the first weights -10; within
+half a minute on two cores it is 93. CartPole reaches its 500 in the same time.
 """
 
 import random

@@ -112,6 +112,24 @@ class OnlyMembersFail(Walk):
         return super().reset(seed=seed)
 
 
+class DyingOnce(Walk):
+    """Its process dies in the episode of seed 2, if nothing is there yet where DIED says."""
+
+    def step(self, action):
+        if self._seed == 2 and not os.path.exists(os.environ["DIED"]):
+            open(os.environ["DIED"], "w").close()
+            os._exit(1)
+        return super().step(action)
+
+    def reset(self, seed=None):
+        self._seed = seed
+        return super().reset(seed=seed)
+
+
+def dying_once():
+    return DyingOnce()
+
+
 def misbehaving():
     return Misbehaving()
 
@@ -138,6 +156,14 @@ def raises_at_a_step():
             raise RuntimeError("no step")
 
     return Raising()
+
+
+def says_nan():
+    class Nan(Walk):
+        def step(self, action):
+            return np.full(2, np.nan), 0.0, False, False, {}
+
+    return Nan()
 
 
 def dies():

@@ -75,22 +75,6 @@ def float64(seed):
     return {"layer": {"w": np.zeros((2, 2))}}
 
 
-def no_arrays(seed):
-    return {"w": [1.0, 2.0]}
-
-
-def int_keys():
-    return {3: np.zeros(2, np.float32)}
-
-
-def nothing(seed):
-    return {}
-
-
-def not_finite(seed):
-    return [np.full(3, np.inf, np.float32)]
-
-
 def raises(seed):
     raise OSError("no such weights")
 

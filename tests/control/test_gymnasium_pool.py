@@ -1,6 +1,7 @@
 """Environments in processes: every member's episodes are its own, and so are its failures."""
 
 import os
+import re
 import signal
 import threading
 from pathlib import Path
@@ -14,13 +15,16 @@ import pytest
 import springroll as sr
 from springroll.control.actions import Box, Discrete
 from springroll.control.gymnasium_actor import Acting, Actor, seats_for
+from springroll.control.gymnasium_make import maker
 from springroll.control.gymnasium_pool import open_gymnasium
+from springroll.control.gymnasium_worker import Slots
 from springroll.control.heads import choose
 from springroll.control.objective_members import member_weights
 from springroll.control.observed import Scaling
 from springroll.control.python_seeds import pair_seeds
 from springroll.errors import InputError
 from springroll.models.policy import Policy
+from springroll.tasks.worker_process import IDLE, Progress
 
 HERE = Path(__file__).with_name("gymnasium_environments.py")
 POP, EPISODES = 12, 3
@@ -63,6 +67,11 @@ def members(state):
     return STRATEGY.ask(state)
 
 
+@jax.jit
+def drawn_action(outputs, seed, time):
+    return choose(Discrete(2), outputs, jax.random.fold_in(jax.random.key(seed), time))
+
+
 def alone(params, seed, deterministic=False, scaling=None, max_steps=40):
     """One episode, by hand: its return, its length, and the observations that were acted on."""
     environment = environments.Walk()
@@ -71,9 +80,8 @@ def alone(params, seed, deterministic=False, scaling=None, max_steps=40):
     for time in range(max_steps):
         seen.append(np.asarray(observation, np.float32))
         x = seen[-1] if scaling is None else np.asarray(scaling.apply(jnp.asarray(seen[-1])))
-        outputs = jnp.asarray(x @ params["w"] + params["b"])
-        key = jax.random.fold_in(jax.random.key(seed), time)
-        action = choose(Discrete(2), outputs, None if deterministic else key)
+        outputs = x @ params["w"] + params["b"]
+        action = np.argmax(outputs) if deterministic else drawn_action(outputs, seed, time)
         observation, reward, over, _, _ = environment.step(int(action))
         total += reward
         if over:
@@ -103,7 +111,7 @@ def test_members_in_a_population_are_members_alone(walk, state, members):
     assert (walk.observation_size, walk.actions, walk.max_steps) == (2, Discrete(2), 40)
 
 
-@pytest.mark.parametrize(("workers", "seats"), [(1, 512), (3, 5)])
+@pytest.mark.parametrize(("workers", "seats"), [(1, 512), (3, 9)])
 def test_how_many_processes_and_seats_changes_nothing(walk, state, members, workers, seats):
     pool = opened("walk", workers=workers, seats=seats)
     expected, figures = walk.evaluate(LINEAR, state.params, members, SEEDS)
@@ -198,7 +206,7 @@ def test_an_environment_that_fails_costs_its_episode(bad, capfd):
     kinds = {"raised": 2, "wrong": 4, "crashed": 1, "timeout": 1, "nan": 2}
     assert found.failures.counts == kinds
     line = found.failures.line
-    assert "2 raised, the first KeyError: 'a key" in line and "(gymnasium_environments.py:" in line
+    assert "2 raised, the first: KeyError: 'a key" in line and "(gymnasium_environments.py:" in line
     assert "something else than (observation, info)" in line and "\n" not in line
 
 
@@ -231,20 +239,33 @@ def test_a_killed_process_costs_one_episode(walk):
     assert np.isnan(found.returns).sum() <= 1
 
 
+def test_what_the_centre_loses_is_begun_again(bad, walk, state, monkeypatch, tmp_path):
+    monkeypatch.setenv("DIED", str(tmp_path / "died"))
+    pool = opened("dying_once", workers=1)
+    found = pool.centre(LINEAR, state.params, np.arange(4))
+    np.testing.assert_array_equal(found, walk.centre(LINEAR, state.params, np.arange(4)))
+    assert pool.failure_line == "episodes that could not be scored: 1 crashed"
+    pool.close()
+    found = bad.centre(LINEAR, state.params, np.array([1000, 3]))
+    assert np.isnan(found).tolist() == [False, True]
+
+
 def test_a_member_with_a_lost_episode_is_dropped(bad, state, members):
     seeds = SEEDS.copy()
     seeds[4, 1] = 3
     fitness, figures = bad.evaluate(LINEAR, state.params, members, seeds)
     assert np.flatnonzero(np.isnan(fitness)).tolist() == [4] and figures["unscored"] == 1
-    assert np.isfinite(figures["train_return"]) and bad.failures == {"raised": 1}
-    assert "1 raised, the first ValueError: a step too far" in bad.failure_line
+    assert np.isfinite(figures["train_return"]) and bad.failures == {"raised": 2}
+    assert "2 raised, the first: ValueError: a step too far" in bad.failure_line
     _, metrics = STRATEGY.tell(state, members, jnp.asarray(fitness))
     assert int(metrics["dropped"]) == 1
 
 
 def test_a_first_generation_without_a_score_ends_the_run(state, members):
     pool = opened("only_members_fail", workers=1)
-    with pytest.raises(InputError, match="could not score a single member: 36 raised, the first O"):
+    with pytest.raises(
+        InputError, match="could not score a single member: 36 raised, the first: O"
+    ):
         pool.evaluate(LINEAR, state.params, members, SEEDS)
     pool.close()
 
@@ -253,13 +274,9 @@ def test_a_first_generation_without_a_score_ends_the_run(state, members):
     ("function", "options", "message"),
     [
         ("absent", {}, "has no function 'absent'"),
-        ("old_api", {}, r"cannot be stepped: .* else than \(observation, info\)"),
-        ("raises", {}, r"cannot be stepped: it raised: RuntimeError: no display \(gymnasium_env"),
-        ("raises_at_a_step", {}, "cannot be stepped: it raised: RuntimeError: no step"),
+        ("raises", {}, r"cannot be stepped: it raised RuntimeError: no display \(gymnasium_env"),
         ("dies", {}, "cannot be stepped: it crashed"),
-        ("hangs", {"timeout": 0.4}, "cannot be stepped: it took too long"),
-        ("without_actions", {}, "SimpleNamespace without action_space; expected an environment"),
-        ("unbounded", {}, "its actions have no bounds; wrap it in gymnasium.wrappers.Rescale"),
+        ("hangs", {"timeout": 0.4}, "cannot be stepped: it took more than"),
         ("walk", {"timeout": 0.0}, "1 workers, 0.0 seconds: both must be above 0"),
     ],
 )
@@ -267,3 +284,23 @@ def test_what_cannot_work_is_one_line_before_anything_runs(function, options, me
     with pytest.raises(InputError, match=message) as error:
         opened(function, **({"workers": 1} | options))
     assert "\n" not in str(error.value)
+
+
+@pytest.mark.parametrize(
+    ("function", "kind", "line"),
+    [
+        ("old_api", "wrong", r"reset returned something else than \(observation, info\)"),
+        ("raises_at_a_step", "raised", r"RuntimeError: no step \(gymnasium_environments"),
+        ("says_nan", "nan", "an observation holds NaN or infinity"),
+        ("without_actions", "wrong", "a SimpleNamespace without action_space; expected an env"),
+        ("unbounded", "wrong", "its actions have no bounds; wrap it in gymnasium.wrappers.Resc"),
+    ],
+)
+def test_what_an_environment_says_of_itself_at_its_first_step(tmp_path, function, kind, line):
+    (tmp_path / "progress").write_bytes(bytes(Progress.size))
+    progress = Progress(str(tmp_path / "progress"))
+    slots = Slots(maker(f"{HERE}:{function}"), progress)
+    answer, _ = slots({"describe": True}, b"")
+    (place, found, said) = answer["failed"]
+    assert (place, found) == (0, kind) and re.match(line, said)
+    assert progress.calls > 0 and progress.item == IDLE

@@ -67,7 +67,7 @@ class Lockstep:
         self._returns: np.ndarray = np.zeros(rows)
         self._lengths: np.ndarray = np.zeros(rows, np.int32)
         self._sums: np.ndarray = np.zeros((rows, 2, size if counted is not None else 0), np.float32)
-        self._failures = Failures()
+        self._failures = Failures("episodes")
 
     def run(self) -> Told:
         """Until all episodes are over."""
@@ -177,5 +177,5 @@ class Lockstep:
         unlucky = rows[at_it[0] if len(at_it) else 0]
         self._leave(seats)
         self._returns[unlucky] = np.nan
-        self._failures.add(lost.kind)
+        self._failures.add(lost.kind, lost.line)
         self._waiting.extendleft(reversed(rows[rows != unlucky].tolist()))

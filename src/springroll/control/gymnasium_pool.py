@@ -48,13 +48,13 @@ class GymnasiumPool:
         self.identity = {"environment": name, "source": self.version or source}
         """What must be the same when a run goes on."""
         self._workers, self._slots, self._seats = workers, slots, seats
-        self._failed = Failures()
+        self._failed = Failures("episodes")
         self._scored = False
         self._end = weakref.finalize(self, end_all, workers)
 
     @property
     def failures(self) -> Counter[str]:
-        """Episodes that could not be scored so far, by kind."""
+        """Episodes that failed so far, by kind."""
         return self._failed.counts
 
     @property
@@ -100,12 +100,19 @@ class GymnasiumPool:
         uniform: bool = False,
         scaling: Scaling | None = None,
     ) -> np.ndarray:
-        """Returns (episodes,) float32 of the weights themselves; NaN where an episode failed.
+        """Returns (episodes,) float32 of the weights themselves, one for each of `seeds`.
 
-        With `uniform` any actions are taken, whatever the policy says.
+        With `uniform` any actions are taken, whatever the policy says. An episode that fails is
+        begun once more, and returns NaN if it fails again.
         """
         acting = Acting(policy.apply, self.actions, deterministic, uniform)
-        return self._run(centre_actor(acting, params, scaling), np.asarray(seeds)).returns
+        actor, seeds = centre_actor(acting, params, scaling), np.asarray(seeds)
+        told = self._run(actor, seeds)
+        self._failed.merge(told.failures)
+        again = np.isnan(told.returns)
+        if again.any():
+            told.returns[again] = self._run(actor, seeds[again]).returns
+        return told.returns
 
     def episodes(
         self,
@@ -199,9 +206,9 @@ def open_gymnasium(
     try:
         described, _ = pool[0].ask({"describe": True})
         if "failed" in described:
-            raise InputError(f"{name} cannot be stepped: {reason(*described['failed'][0][1:])}")
+            raise InputError(f"{name} cannot be stepped: {reason(*described['failed'][1:])}")
     except WorkerLost as lost:
-        raise InputError(f"{name} cannot be stepped: {reason(lost.kind)}") from None
+        raise InputError(f"{name} cannot be stepped: {reason(lost.kind, lost.line)}") from None
     except BaseException:
         end_all(pool)
         raise

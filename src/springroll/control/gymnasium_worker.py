@@ -64,7 +64,7 @@ class Slots:
             if not (np.isfinite(first).all() and math.isfinite(reward)):
                 raise _not_finite(reward)
         except (Exception, SystemExit) as error:  # whatever the user's environment raises
-            return {"failed": [self._given_up(0, 0, error)]}
+            return {"failed": self._given_up(0, 0, error)}
         spec = getattr(environment, "spec", None)
         steps = getattr(spec, "max_episode_steps", None) or getattr(environment, "max_steps", None)
         return {

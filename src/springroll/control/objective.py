@@ -43,14 +43,14 @@ class Objective:
         self._idle: queue.SimpleQueue[Worker] = queue.SimpleQueue()
         for worker in workers:
             self._idle.put(worker)
-        self._failed = Failures()
+        self._failed = Failures("calls")
         self._layout: Layout = None
         self._scored = False
         self._end = weakref.finalize(self, end_all, workers)
 
     @property
     def failures(self) -> Counter[str]:
-        """Members that could not be scored so far, by kind."""
+        """Calls that failed so far, by kind."""
         return self._failed.counts
 
     @property
@@ -68,7 +68,9 @@ class Objective:
         try:
             answer, payload = worker.ask({"initial": seed})
         except WorkerLost as lost:
-            raise InputError(f"the initial weights of {self.name}: {reason(lost.kind)}") from None
+            raise InputError(
+                f"the initial weights of {self.name}: {reason(lost.kind, lost.line)}"
+            ) from None
         if "failed" in answer:
             raise InputError(
                 f"the initial weights of {self.name}: {reason(answer['failed'], answer['line'])}"
@@ -92,7 +94,7 @@ class Objective:
             InputError: not a single member could be scored, and none ever was.
         """
         fitness = np.full(members.size, np.nan, np.float32)
-        failed = Failures()
+        failed = Failures("calls")
         with ThreadPoolExecutor(len(self._workers)) as threads:
             for start, leaves in member_weights(params, members):
                 count = len(leaves[0])
@@ -110,10 +112,21 @@ class Objective:
         return fitness, {"calls": seeds.size, "unscored": failed.total}
 
     def centre(self, params: Any, seeds: Sequence[int] | np.ndarray) -> np.ndarray:
-        """What the weights themselves score, one float32 per seed; NaN where the call failed."""
+        """What the weights themselves score, one float32 per seed.
+
+        A call that fails is made once more, and gives NaN if it fails again.
+        """
         payload = self._payload(params)
+
+        def call(seed: int) -> float | tuple[str, str]:
+            found = self._mean(payload, [seed])
+            if isinstance(found, tuple):
+                self._failed.add(*found)
+                found = self._mean(payload, [seed])
+            return found
+
         with ThreadPoolExecutor(len(self._workers)) as threads:
-            found = [*threads.map(lambda seed: self._mean(payload, [seed]), seeds)]
+            found = [*threads.map(call, seeds)]
         return np.array([np.nan if isinstance(x, tuple) else x for x in found], np.float32)
 
     def probe(self, params: Any, seed: int) -> float:
@@ -146,7 +159,7 @@ class Objective:
                     return answer["failed"], answer["line"]
                 values.append(answer["value"])
         except WorkerLost as lost:
-            return lost.kind, ""
+            return lost.kind, lost.line
         finally:
             self._idle.put(worker)
         return float(np.mean(values))

@@ -88,12 +88,14 @@ class _Objective:
             result = result.item()  # a NumPy or JAX scalar
         if not isinstance(result, numbers.Real):
             shape = getattr(result, "shape", None)
-            what = f"of type {type(result).__name__}" if shape is None else f"of shape {[*shape]}"
-            raise InputError(f"{self.name} returned something {what}; expected one float")
+            what = (
+                f"a {type(result).__name__}" if shape is None else f"an array of shape {[*shape]}"
+            )
+            raise InputError(f"{self.name} returned {what}; expected one float")
         value = float(result)
         if math.isfinite(value):
             return {"value": value}
-        return {"failed": "nan", "line": f"{self.name} returned {value}"}
+        return {"failed": "nan", "line": f"{self.name} returned {value}; expected a finite float"}
 
 
 def _seeded(function: Callable[..., Any], given: list[Any], place: int, seed: int) -> Any:

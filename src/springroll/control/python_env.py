@@ -41,7 +41,7 @@ def kind_of(name: str, timeout: float = 60.0) -> Kind:
     try:
         answer, _ = worker.ask({})
     except WorkerLost as lost:
-        raise InputError(f"{name} is no environment: {reason(lost.kind)}") from None
+        raise InputError(f"{name} is no environment: {reason(lost.kind, lost.line)}") from None
     finally:
         worker.end()
     if "failed" in answer:

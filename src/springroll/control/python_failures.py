@@ -7,20 +7,25 @@ KINDS = {  # in the order in which they are told
     "crashed": "crashed",
     "timeout": "took too long",
     "raised": "raised",
-    "nan": "gave NaN or infinity",
-    "wrong": "gave something else than was expected",
+    "nan": "came to NaN or infinity",
+    "wrong": "came to something else than a number",
 }
 
 
 def reason(kind: str, line: str = "") -> str:
     """One failure: "it raised KeyError: 'a' (file.py:7)"."""
-    return f"it {KINDS[kind]}{f': {line}' if line else ''}"
+    if not line:
+        return f"it {KINDS[kind]}"
+    verb = {"timeout": "it took ", "raised": "it raised "}
+    return verb.get(kind, "") + line
 
 
 @dataclass
 class Failures:
-    """Members that could not be scored."""
+    """Calls or episodes that could not be scored."""
 
+    of: str
+    """What is counted: "calls"."""
     counts: Counter[str] = field(default_factory=Counter)
     """By kind, see `KINDS`."""
     first: dict[str, str] = field(default_factory=dict)
@@ -41,12 +46,12 @@ class Failures:
 
     @property
     def kinds(self) -> str:
-        """Such as "3 crashed; 2 raised, the first KeyError: 'a' (file.py:7)"."""
-        said = lambda kind: f", the first {self.first[kind]}" if kind in self.first else ""
+        """Such as "3 crashed; 2 raised, the first: KeyError: 'a' (file.py:7)"."""
+        said = lambda kind: f", the first: {self.first[kind]}" if kind in self.first else ""
         known = [kind for kind in KINDS if self.counts[kind]]
         return "; ".join(f"{self.counts[kind]} {KINDS[kind]}{said(kind)}" for kind in known)
 
     @property
     def line(self) -> str:
         """The line for the end of a run; empty if nothing failed."""
-        return f"members that could not be scored: {self.kinds}" if self.kinds else ""
+        return f"{self.of} that could not be scored: {self.kinds}" if self.kinds else ""

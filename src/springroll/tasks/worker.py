@@ -21,6 +21,9 @@ from springroll.tasks.worker_process import IDLE, Message, Progress, read_messag
 
 LOADING = 120.0  # seconds that importing a user's module may take
 
+# There is about a process per core; what the user's own environment says comes first.
+_ONE_THREAD = dict.fromkeys(("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS"), "1")
+
 _BOOT = (
     "import importlib, json, sys; sys.path[:] = json.loads(sys.argv[1]); "
     "from springroll.tasks.worker_process import Progress; "
@@ -31,12 +34,12 @@ _BOOT = (
 class WorkerLost(Exception):
     """The process was killed for taking too long ("timeout"), or ended by itself ("crashed").
 
-    `item` is what it was at, as it told its `Progress`; -1 when nothing ran.
+    `item` is what it was at, as it told its `Progress`; -1 when nothing ran. `line` says more.
     """
 
-    def __init__(self, kind: str, item: int) -> None:
+    def __init__(self, kind: str, item: int, line: str = "") -> None:
         super().__init__(kind)
-        self.kind, self.item = kind, item
+        self.kind, self.item, self.line = kind, item, line
 
 
 class Worker:
@@ -118,9 +121,11 @@ class Worker:
         running.watch(None)
         if answer is not None:
             return answer
-        kind, item = "timeout" if running.late else "crashed", running.progress.item
+        item = running.progress.item
         self.end()
-        raise WorkerLost(kind, item)
+        if running.late:
+            raise WorkerLost("timeout", item, f"more than {self._limit:g} s")
+        raise WorkerLost("crashed", item)
 
     def end(self) -> None:
         """Kill the process and all it started, and let go of its pipes."""
@@ -144,7 +149,7 @@ class _Running:
             command,
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
-            env=os.environ | {"JAX_PLATFORMS": "cpu"},  # the device belongs to the training
+            env=_ONE_THREAD | os.environ | {"JAX_PLATFORMS": "cpu"},  # the device is the training's
             start_new_session=True,
         )
         assert self.process.stdin is not None and self.process.stdout is not None

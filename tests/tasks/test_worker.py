@@ -1,0 +1,96 @@
+"""A worker process by itself: messages, progress, and what is left when it goes."""
+
+import io
+import os
+import time
+
+import pytest
+from test_function_task import gone
+
+from springroll.errors import InputError
+from springroll.tasks.named_function import arguments_taken
+from springroll.tasks.worker import Worker, WorkerLost
+from springroll.tasks.worker_process import Progress, read_message, serve, write_message
+
+
+def main(progress, *arguments):
+    """What the worker of these tests does; it runs there."""
+
+    def answer(message, payload):
+        for item in range(message.get("calls", 0)):
+            progress.begin(item)
+            time.sleep(message["each"])
+        if "die at" in message:
+            progress.begin(message["die at"])
+            os._exit(1)
+        progress.rest()
+        found = {"pid": os.getpid(), "arguments": arguments, "jax": os.environ["JAX_PLATFORMS"]}
+        return found, payload[::-1]
+
+    def load():
+        if "refuse" in arguments:
+            raise InputError("not today")
+        return answer
+
+    serve(load, 60.0)
+
+
+def made(*arguments, limit=20.0):
+    return Worker("test_worker", *arguments, limit=limit, what="the thing")
+
+
+def test_messages_there_and_back():
+    worker = made("a", "ü")
+    payload = bytes(range(256)) * 4000  # more than a pipe holds
+    answer, back = worker.ask({"text": "\ud800\n"}, payload)
+    assert (answer["arguments"], answer["jax"]) == (["a", "ü"], "cpu") and back == payload[::-1]
+    assert worker.ask({})[0]["pid"] == answer["pid"] == worker.pid and worker.alive
+    with pytest.raises(WorkerLost) as lost:
+        worker.ask({"die at": 7})
+    assert (lost.value.kind, lost.value.item, worker.alive) == ("crashed", 7, False)
+    assert worker.ask({})[0]["pid"] != answer["pid"]
+    worker.end()
+    assert worker.pid is None and gone(answer["pid"])
+    with pytest.raises(WorkerLost, match="crashed"):
+        worker.receive()
+
+
+def test_progress_tells_what_is_slow_from_what_hangs():
+    worker = made(limit=0.4)
+    answer, _ = worker.ask({"calls": 8, "each": 0.1})
+    with pytest.raises(WorkerLost) as lost:
+        worker.ask({"calls": 2, "each": 1000})
+    assert (lost.value.kind, lost.value.item) == ("timeout", 0)
+    assert lost.value.line == "more than 0.4 s" and gone(answer["pid"])
+
+
+def test_a_worker_that_does_not_load():
+    worker = made("refuse")
+    with pytest.raises(InputError, match="not today"):
+        worker.ask({})
+    assert worker.pid is None
+
+
+def test_a_torn_message_is_none(tmp_path):
+    pipe = io.BytesIO()
+    write_message(pipe, {"a": 1}, b"12345")
+    write_message(pipe, {"b": 2})
+    whole = pipe.getvalue()
+    read = lambda data: read_message(io.BytesIO(data))
+    assert read(whole) == ({"a": 1}, b"12345") and read(whole[: whole.index(b"5")]) is None
+    assert read(b"") is None and read(b'{"a": 1') is None
+    again = io.BytesIO(whole)
+    assert [read_message(again) for _ in range(3)] == [({"a": 1}, b"12345"), ({"b": 2}, b""), None]
+    (tmp_path / "p").write_bytes(bytes(Progress.size))
+    here, there = Progress(str(tmp_path / "p")), Progress(str(tmp_path / "p"))
+    here.begin(5)
+    assert (there.calls, there.item) == (1, 5)
+    here.rest()
+    assert (there.calls, there.item) == (1, -1)
+
+
+def test_how_many_arguments_a_function_is_given():
+    given = {0: [lambda: 0], 1: [lambda a: 0, lambda a, scale=2.0: 0, iter, lambda a=1: 0]}
+    given[2] = [lambda a, b: 0, lambda a, b=None: 0, lambda *a: 0, lambda a, b, c: 0]
+    for count, functions in given.items():
+        assert [arguments_taken(function) for function in functions] == [count] * len(functions)

@@ -1,22 +1,21 @@
 """Episodes as each suite itself runs them, with its own public functions.
 
-All have the same form: `alone(name, options, key, actions, keys)` yields (observation, reward,
-done) per step, the state being whatever the suite carries. The suites' own resets after the end
-are left on where they have them: comparisons stop at the end.
+To be called under `foreign`. All have the same form: `alone(name, options, key, actions, keys)`
+yields (observation, reward, done) per step. The suites' own resets after the end are left on where
+they have them: comparisons stop at the end.
 """
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 
-from springroll.control.foreign import foreign, imported, raw
+from springroll.control.foreign import imported, raw
 
 QUICK = {"xla_backend_optimization_level": 0, "xla_llvm_disable_expensive_passes": True}
 
 
 def compiled(function, *args):
     """The function compiled for these arguments as quickly as XLA can, not as well."""
-    return jax.jit(foreign(function)).lower(*args).compile(compiler_options=QUICK)
+    return jax.jit(function).lower(*args).compile(compiler_options=QUICK)
 
 
 def gymnax(name, options, key, actions, keys):
@@ -32,7 +31,7 @@ def gymnax(name, options, key, actions, keys):
 
 def brax(name, options, key, actions, keys):
     length = options.get("max_steps", 1000)
-    env = foreign(imported("brax.envs").create)(name, episode_length=length, auto_reset=False)
+    env = imported("brax.envs").create(name, episode_length=length, auto_reset=False)
     state = compiled(env.reset, raw(key))(raw(key))
     run = compiled(env.step, state, actions[0])
     for action in actions:
@@ -88,7 +87,6 @@ def kinetix(name, options, key, actions, keys):
         auto_reset=False,
     )
     _, state = env.reset(raw(key), params)
-    state = jax.tree.map(jnp.asarray, state)
     step = lambda key, state, action: env.step(key, state, action, params)
     run = compiled(step, raw(keys[0]), state, actions[0])
     for key, action in zip(keys, actions, strict=True):

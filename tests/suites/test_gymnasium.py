@@ -6,6 +6,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from springroll.bench import gymnasium_pool
 from springroll.control.gymnasium_pool import open_gymnasium
 from springroll.control.heads import choose
 from springroll.errors import InputError
@@ -39,3 +40,10 @@ def test_an_unknown_id_names_the_nearest():
     with pytest.raises(InputError, match="nearest: gymnasium-CartPole-v1") as error:
         open_gymnasium("gymnasium-CartPool-v1", workers=1)
     assert "\n" not in str(error.value)
+
+
+def test_the_bench_runs_all_it_compares():
+    found = gymnasium_pool.run("CartPole-v1", pop_size=4, workers=1, repeats=1)
+    for name in ("ours", "baseline", "no_policy", "vector"):
+        assert found[name] > 0
+    assert found["environment"] == "CartPole-v1" and found["ratio"] > 0

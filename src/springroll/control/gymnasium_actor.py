@@ -39,8 +39,9 @@ class Actor(NamedTuple):
 
     seat: Callable[[np.ndarray], Any]
     """`seat(rows)`: what `act` needs for these rows (seats,)."""
-    act: Callable[[Any, np.ndarray, np.ndarray, np.ndarray], Array]
-    """`act(seated, observations (seats, size), seeds (seats,), times (seats,))`: actions."""
+    act: Callable[[Any, np.ndarray, np.ndarray, np.ndarray], Any]
+    """`act(seated, observations (seats, size), seeds (seats,), times (seats,))`: actions
+    (seats, ...), as the environments' `actions` say."""
 
 
 def seats_for(rows: int) -> int:

@@ -42,6 +42,7 @@ def test_an_unknown_id_names_the_nearest():
     assert "\n" not in str(error.value)
 
 
+@pytest.mark.slow
 def test_the_bench_runs_all_it_compares():
     found = gymnasium_pool.run("CartPole-v1", pop_size=4, workers=1, repeats=1)
     for name in ("ours", "baseline", "no_policy", "vector"):

@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     from springroll.train.arena import Arena, Learning
     from springroll.train.loop import Result
     from springroll.train.run_folder import RunFolder
+    from springroll.train.task import Task
 
 
 def rl(config: RLConfig, console: "Console | None" = None) -> "Result":
@@ -40,6 +41,8 @@ def rl(config: RLConfig, console: "Console | None" = None) -> "Result":
         folder, config = open_run(config, RLConfig())
     try:
         learning = beside_random(config, arena, learning)
+        if arena.rollout is not None:
+            warm(learning.task)
         if console is not None:
             console.print(
                 opening(config, arena, learning), markup=False, highlight=False, soft_wrap=True
@@ -120,13 +123,24 @@ def computed(config: RLConfig) -> str:
     return "bfloat16" if quick else "float32"
 
 
+def warm(task: "Task") -> None:
+    """Compile what a generation runs, so that the seconds of no method pay for it."""
+    import numpy as np
+
+    state, carry = task.init()
+    members = task.ask(state)
+    scores, carry, _ = task.evaluate(state, members, carry, task.batch(0))
+    task.tell(state, members, np.asarray(scores))
+
+
 def opening(config: RLConfig, arena: "Arena", learning: "Learning") -> str:
     """What learns what, before it starts."""
     random = learning.task.summary.get("random_return")
     beat = "" if random is None else f"; random actions return {random:.4g}"
     who = f"{config.pop_size:,} members, " if config.method != "ppo" else ""
     rank = f" of rank {config.rank}" if config.method == "eggroll" else ""
-    return f"{arena.name}: {arena.says}; {who}{config.method}{rank}, {config.compute}{beat}"
+    compute = "" if config.method == "ppo" else f", {config.compute}"
+    return f"{arena.name}: {arena.says}; {who}{config.method}{rank}{compute}{beat}"
 
 
 def film(config: RLConfig, learning: "Learning", result: "Result", folder: "RunFolder") -> str:

@@ -18,6 +18,9 @@ class RLConfig(RunConfig):
 
     command: ClassVar[str] = "rl"
 
+    seconds: float | None = field(default=None, metadata=CHANGEABLE)
+    """Stop after this many seconds of training, over all resumes. Neither validation nor, on the
+    device, compiling is counted."""
     env: str = "CartPole-v1"
     """An id (`springroll rl --list` shows them), or `module:function`: an objective in Python, a
     function that makes a Gymnasium environment, or one of springroll's."""

@@ -12,7 +12,13 @@ SCRIPTS = Path(__file__).parents[2] / "bench"
 
 @pytest.mark.parametrize(
     "name",
-    ["gpu_evolve", "gpu_lowgrad", "gpu_decode", pytest.param("gpu_stream", marks=pytest.mark.slow)],
+    [
+        "gpu_evolve",
+        "gpu_lowgrad",
+        "gpu_decode",
+        "gpu_control",
+        pytest.param("gpu_stream", marks=pytest.mark.slow),
+    ],
 )
 def test_a_script_measures_everything_and_writes_it(tmp_path, name):
     done = subprocess.run(

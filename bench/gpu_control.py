@@ -1,0 +1,123 @@
+"""Control on one accelerator, unattended, in one call: episodes of populations, and learning.
+
+    python bench/gpu_control.py                # under 10 minutes on one H100-class GPU
+    python bench/gpu_control.py --small        # the same on a CPU in a minute, for tests
+
+Prints one JSON line per measurement and writes them all, with chip and date, to bench/results/.
+
+The episodes of 4,096 and 32,768 members of the paper's policy beside as many episodes of the plain
+weights, which is pure inference, on environments that need no suite; then seconds until CartPole
+and Pendulum are learnt. Targets: 0.95 of pure inference; CartPole in under 10 seconds.
+"""
+
+import dataclasses
+import time
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from springroll.bench import measure, unattended
+from springroll.control.rollout import centre_episodes, episode_keys, population_episodes
+from springroll.control.suites import environment
+from springroll.recipes.control import QUICK
+from springroll.train.control import prepare
+from springroll.train.control_config import RLConfig
+
+
+def rates(env: str, members: int, rank: int, repeats: int, **size: Any) -> dict[str, Any]:
+    """Environment steps per second of a population, of the plain weights, and their ratio."""
+    config = RLConfig(env=env, pop_size=members, rank=rank, compute="bfloat16", **size)
+    arena, learning = prepare(config)
+    state, _ = learning.task.init()
+    drawn = jax.block_until_ready(learning.task.ask(state))
+    assert arena.rollout is not None
+    rollout = dataclasses.replace(arena.rollout, environment=endless(env, config.max_steps))
+    keys = episode_keys(jax.random.key(0), members, 1)
+    flat = keys.reshape(-1, 2)
+    seconds = measure.medians(
+        measure.interleaved(
+            {
+                "population": lambda: population_episodes(rollout, state.params, drawn, keys),
+                "plain": lambda: centre_episodes(rollout, state.params, flat),
+            },
+            repeats,
+        )
+    )
+    steps = members * rollout.environment.max_steps
+    ours, plain = (steps / seconds[name] for name in ("population", "plain"))
+    return measure.record(
+        f"{env} {members} members of rank {rank}",
+        ours,
+        plain,
+        ours / plain,
+        unit="environment steps per second",
+        target="ratio >= 0.95",
+    )
+
+
+def endless(env: str, max_steps: int | None) -> Any:
+    """The environment with episodes that all last as long."""
+    found = environment(env, **({} if max_steps is None else {"max_steps": max_steps}))
+    step = lambda *args: found.step(*args)._replace(
+        terminated=jnp.bool_(False), truncated=jnp.bool_(False)
+    )
+    return dataclasses.replace(found, step=step)
+
+
+def learning(name: str, goal: float, generations: int, **options: Any) -> dict[str, Any]:
+    """Seconds of training until the weights themselves return as much, compiling not counted."""
+    config = dataclasses.replace(QUICK[name][2], compute="bfloat16", **options)
+    _, learnt = prepare(config)
+    task = learnt.task
+    assert task.validate is not None
+    state, seen = task.init()
+    trained, done, value = 0.0, 0, -np.inf
+    for generation in range(generations + 1):  # the first one compiles and starts over
+        start = time.perf_counter()
+        members = task.ask(state)
+        scores, seen, _ = task.evaluate(state, members, seen, generation)
+        state, _ = task.tell(state, members, np.asarray(scores))
+        jax.block_until_ready(state.params)
+        if generation == 0:
+            state, seen = task.init()
+            continue
+        trained, done = trained + time.perf_counter() - start, generation
+        if generation % 5 == 0:
+            value = task.validate(state, seen)["eval_return"]
+            if value >= goal:
+                break
+    return measure.record(
+        f"{config.env} learnt",
+        trained,
+        goal,
+        value / goal,
+        unit="seconds",
+        eval_return=value,
+        generations=done,
+        pop_size=config.pop_size,
+    )
+
+
+def measurements(small: bool) -> list[tuple[str, Any]]:
+    """Names and calls, the quick ones first."""
+    if small:
+        tiny = {"width": 16, "layers": 1, "max_steps": 8}
+        return [
+            ("rates", lambda: rates("CartPole-v1", 8, 1, 1, **tiny)),
+            ("learnt", lambda: learning("quick-cartpole", 5.0, 5, width=16, pop_size=8)),
+        ]
+    shapes = [(env, n, r) for env in ("CartPole-v1", "Pendulum-v1") for n, r in SIZES]
+    return [
+        (f"{env} {n} {r}", lambda env=env, n=n, r=r: rates(env, n, r, 5)) for env, n, r in shapes
+    ] + [
+        ("CartPole", lambda: learning("quick-cartpole", 475.0, 200, pop_size=4096)),
+        ("Pendulum", lambda: learning("quick-pendulum", -250.0, 300, pop_size=4096)),
+    ]
+
+
+SIZES = ((4096, 1), (4096, 4), (32768, 1))
+
+if __name__ == "__main__":
+    unattended.script("gpu_control", __doc__.splitlines()[0], measurements)

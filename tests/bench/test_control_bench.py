@@ -19,6 +19,7 @@ from springroll.bench.control_runs import (
     read,
     table,
 )
+from springroll.train.ppo_settings import TASKS
 
 
 def made(*finals, random=10.0, rate=1000.0):
@@ -142,9 +143,14 @@ def test_settings_come_from_searches(tmp_path):
     assert best.parent.parent.name == "my.mod-score"
     best.parent.mkdir(parents=True)
     best.write_text(json.dumps({"options": ["--ppo.lr", "0.1"]}))
-    found = control.searched(tmp_path, ["my.mod:score"], control.METHODS)
+    found = control.settings(["my.mod:score", "CartPole-v1"], control.METHODS, tmp_path)
     assert found["my.mod:score", "ppo"] == ("--ppo.lr", "0.1")
-    assert {key: found[key] for key in control.OPTIONS} == control.OPTIONS
+    assert found["my.mod:score", "openes"] == ()
+    assert found["CartPole-v1", "eggroll"] == control.usual("CartPole-v1", "openes")
+    assert "--seconds" not in found["CartPole-v1", "eggroll"]
+    given = found["CartPole-v1", "ppo"]
+    assert given[given.index("--ppo.lr") + 1] == str(TASKS["CartPole-v1"].lr)
+    assert "--normalise" in given
 
 
 @pytest.mark.slow

@@ -162,17 +162,17 @@ def test_records_survive_the_file(tmp_path):
 
 
 def test_the_best_is_a_command_and_a_change_of_a_config():
-    settings = {"lr": 0.1, "ranks": True, "ppo.lr": 0.5, "ppo.normalise_rewards": True}
+    settings = {"lr": 0.1, "ranks": True, "ppo.lr": 0.5, "ppo.normalise_rewards": False}
     line = command_line(RLConfig(env="Pendulum-v1"), settings)
     assert line == (
         "springroll rl --env Pendulum-v1 --method eggroll --lr 0.1 --ranks --ppo.lr 0.5 "
-        "--ppo.normalise-rewards"
+        "--ppo.no-normalise-rewards"
     )
     assert command_line(RLConfig(gif=False)).endswith("--env CartPole-v1 --method eggroll --no-gif")
     assert nested(settings) == {
         "lr": 0.1,
         "ranks": True,
-        "ppo": {"lr": 0.5, "normalise_rewards": True},
+        "ppo": {"lr": 0.5, "normalise_rewards": False},
     }
     assert changed(applied(RLConfig(), settings), RLConfig()) == settings
 

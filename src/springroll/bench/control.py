@@ -2,7 +2,8 @@
 
 Every run is the command that users type, in a process of its own, one after the other, with the
 same seconds of training, compiling and all. A method's settings on a task are those of a search
-(`springroll rl --tune`) where there is one in SETTINGS/TASK/METHOD, else those below.
+(`springroll rl --tune`) where there is one in SETTINGS/TASK/METHOD, else those of the quick recipes
+(for both kinds of evolution) and of `train/ppo_settings.py`.
 
     python -m springroll.bench.control [--tasks ID ...] [--seconds S] [--seeds N] [--out FOLDER]
                                        [--methods METHOD ...] [--settings FOLDER]
@@ -24,14 +25,15 @@ from typing import Any
 from springroll.bench import measure
 from springroll.bench.control_runs import Run, draw, figures, over_all, read, table
 from springroll.bench.finetune_vs_grpo import command
+from springroll.recipes.control import QUICK
+from springroll.train.control_config import RLConfig
+from springroll.train.ppo_settings import settings_for
+from springroll.train.rl_tuning import OF_THE_SEARCH, changed, flags
 
 METHODS = ("eggroll", "openes", "ppo")
 TASKS = ("CartPole-v1", "Pendulum-v1", "navix-Empty-5x5")
 
 Options = Mapping[tuple[str, str], Sequence[str]]  # task and method -> words of a command line
-
-# What two CPU cores can afford; other tasks and methods have the defaults of `springroll rl`.
-OPTIONS: dict[tuple[str, str], tuple[str, ...]] = {}
 
 
 def run(
@@ -40,7 +42,7 @@ def run(
     methods: Sequence[str] = METHODS,
     seconds: float = 60.0,
     seeds: int = 10,
-    options: Options = OPTIONS,
+    options: Options | None = None,
     common: Sequence[str] = ("--no-gif",),
 ) -> dict[str, Any]:
     """Make the runs that are not there yet, and put all beside each other.
@@ -49,16 +51,17 @@ def run(
         folder: where runs are kept.
         seconds: of training, of each run.
         seeds: runs of each method on each task.
-        options: of a method on a task.
+        options: of a method on a task; the usual ones by default.
         common: options of every run.
     """
     root = Path(folder)
+    own = settings(tasks, methods) if options is None else options
     runs: dict[str, dict[str, list[Run]]] = {task: {m: [] for m in methods} for task in tasks}
     for task in tasks:
         for seed in range(seeds):
             for method in methods:
                 out = place(root, task, method) / f"seed-{seed}"
-                what = ("--env", task, "--method", method, *options.get((task, method), ()))
+                what = ("--env", task, "--method", method, *own.get((task, method), ()))
                 budget = ("--seconds", str(seconds), "--seed", str(seed), "--out", str(out))
                 try:
                     command("rl", *what, *budget, *common)
@@ -80,15 +83,30 @@ def place(folder: Path, task: str, method: str) -> Path:
     return folder / re.sub(r"[^\w.-]+", "-", task) / method
 
 
-def searched(folder: Path, tasks: Sequence[str], methods: Sequence[str]) -> Options:
-    """The options that searches found best, and those below where there was none."""
-    found = dict(OPTIONS)
+def settings(
+    tasks: Sequence[str], methods: Sequence[str], searches: Path | None = None
+) -> dict[tuple[str, str], tuple[str, ...]]:
+    """The options that searches found best, and the usual ones where there was none."""
+    found = {}
     for task in tasks:
         for method in methods:
-            best = place(folder, task, method) / "best.json"
-            if best.exists():
+            best = place(searches, task, method) / "best.json" if searches else None
+            if best is not None and best.exists():
                 found[task, method] = tuple(json.loads(best.read_text())["options"])
+            else:
+                found[task, method] = usual(task, method)
     return found
+
+
+def usual(task: str, method: str) -> tuple[str, ...]:
+    """PPO's settings of the task, with observations in deviations as in the paper; those of a quick
+    recipe for evolution."""
+    if method == "ppo":
+        config = RLConfig(ppo=settings_for(task), normalise=True)
+    else:
+        config = next((each for _, _, each in QUICK.values() if each.env == task), RLConfig())
+    given = changed(config, RLConfig())
+    return tuple(flags({name: x for name, x in given.items() if name not in OF_THE_SEARCH}))
 
 
 def main() -> None:
@@ -100,7 +118,7 @@ def main() -> None:
     parser.add_argument("--out", default="runs/control", metavar="FOLDER")
     parser.add_argument("--settings", type=Path, metavar="FOLDER")
     given = parser.parse_args()
-    options = searched(given.settings, given.tasks, given.methods) if given.settings else OPTIONS
+    options = settings(given.tasks, given.methods, given.settings)
     found = run(given.out, given.tasks, given.methods, given.seconds, given.seeds, options)
     whole = found["normalised"]
     ours, theirs = whole.get("eggroll", float("nan")), whole.get("openes", float("nan"))

@@ -53,6 +53,7 @@ SPACES: Mapping[str, Space] = MappingProxyType(
         },
     }
 )
+OF_THE_SEARCH = ("env", "method", "seed", "seconds", "generations")  # and not of its settings
 SHAPES = ("pop_size", "episodes", "rank", "deterministic", "ppo.num_envs", "ppo.num_steps")
 
 

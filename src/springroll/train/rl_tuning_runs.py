@@ -20,6 +20,7 @@ from springroll.errors import InputError
 from springroll.train.config import run_id, to_json
 from springroll.train.control_config import RLConfig
 from springroll.train.rl_tuning import (
+    OF_THE_SEARCH,
     Record,
     Tuning,
     applied,
@@ -39,9 +40,6 @@ from springroll.train.rl_tuning import (
 
 if TYPE_CHECKING:
     from rich.console import Console
-
-
-OF_THE_SEARCH = ("env", "method", "seed", "seconds", "generations")  # and not of its settings
 
 
 class Interrupted(Exception):

@@ -75,13 +75,15 @@ def test_chunks_of_members_are_the_members(strategy, state):
     assert [start for start, _ in whole] == [0]
     size = sum(x.nbytes for x in jax.tree.leaves(state.params))
     for pairs in (1, 5, 7, 11):  # of 12, some of which leave a rest
-        parts = [*objective_members.member_weights(state.params, members, 2 * pairs * size)]
+        parts = [*objective_members.member_weights(state.params, members, 1, 2 * pairs * size)]
         counts = [len(leaves[0]) for _, leaves in parts]
         assert sum(counts) == POP and max(counts) <= 2 * pairs and len(parts) > 1
         assert [start for start, _ in parts] == [sum(counts[:i]) for i in range(len(parts))]
         for leaf, expected in enumerate(whole[0][1]):
             got = np.concatenate([leaves[leaf] for _, leaves in parts])
             np.testing.assert_allclose(got, expected, atol=1e-6)
+    few = [*objective_members.member_weights(state.params, members, 6, 1)]
+    assert [len(leaves[0]) for _, leaves in few] == [6] * (POP // 6)
     plus, minus = whole[0][1][0][0::2], whole[0][1][0][1::2]
     middle = np.broadcast_to(np.asarray(state.params["a"]), plus.shape)
     np.testing.assert_allclose((plus + minus) / 2, middle, atol=1e-6)

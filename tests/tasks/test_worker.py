@@ -4,6 +4,7 @@ import io
 import os
 import time
 
+import numpy as np
 import pytest
 from test_function_task import gone
 
@@ -73,7 +74,7 @@ def test_a_worker_that_does_not_load():
 
 def test_a_torn_message_is_none(tmp_path):
     pipe = io.BytesIO()
-    write_message(pipe, {"a": 1}, b"12345")
+    write_message(pipe, {"a": 1}, b"12", np.frombuffer(b"345", np.int8)[None], b"")
     write_message(pipe, {"b": 2})
     whole = pipe.getvalue()
     read = lambda data: read_message(io.BytesIO(data))

@@ -134,8 +134,7 @@ class Lockstep:
         parts = [(index, mine) for index, mine in parts if mine.any()]
         for index, mine in parts:
             slots = self._slot[self._row[seats[mine]]]
-            payload = slots.tobytes() + values[mine].tobytes()
-            self._workers[index].send({what: len(slots), "size": size}, payload)
+            self._workers[index].send({what: len(slots), "size": size}, slots, values[mine])
         for index, mine in parts:
             try:
                 answer, payload = self._workers[index].receive()

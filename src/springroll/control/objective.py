@@ -96,9 +96,9 @@ class Objective:
         fitness = np.full(members.size, np.nan, np.float32)
         failed = Failures("calls")
         with ThreadPoolExecutor(len(self._workers)) as threads:
-            for start, leaves in member_weights(params, members):
+            for start, leaves in member_weights(params, members, 4 * len(self._workers)):
                 count = len(leaves[0])
-                rows = [b"".join(x[i].tobytes() for x in leaves) for i in range(count)]
+                rows = [[x[i : i + 1] for x in leaves] for i in range(count)]
                 found = threads.map(self._mean, rows, list(seeds[start : start + count]))
                 for member, result in enumerate(found, start):
                     if isinstance(result, tuple):
@@ -144,17 +144,19 @@ class Objective:
         """End the processes."""
         end_all(self._workers)
 
-    def _payload(self, params: Any) -> bytes:
-        leaves = jax.tree.leaves(params)
+    def _payload(self, params: Any) -> list[np.ndarray]:
+        leaves = [np.asarray(x) for x in jax.tree.leaves(params)]
         assert [x.shape for x in leaves] == [*shapes(self._layout)], "other weights"
-        return b"".join(np.asarray(x).tobytes() for x in leaves)
+        return leaves
 
-    def _mean(self, payload: bytes, seeds: Sequence[int] | np.ndarray) -> float | tuple[str, str]:
+    def _mean(
+        self, payload: list[np.ndarray], seeds: Sequence[int] | np.ndarray
+    ) -> float | tuple[str, str]:
         """The mean over calls, or what the first failure was."""
         worker, values = self._idle.get(), []
         try:
             for seed in seeds:
-                answer, _ = worker.ask({"seed": int(seed), "layout": self._layout}, payload)
+                answer, _ = worker.ask({"seed": int(seed), "layout": self._layout}, *payload)
                 if "failed" in answer:
                     return answer["failed"], answer["line"]
                 values.append(answer["value"])

@@ -12,20 +12,20 @@ from jax import Array
 from springroll.evolve.members import Members, chunks_of
 from springroll.factored.factored import Factored
 
-_CHUNK_BYTES = 1 << 26
+_CHUNK_BYTES = 1 << 23  # larger chunks take twice as long per member, outside the cache
 
 
 def member_weights(
-    params: Any, members: Members, chunk_bytes: int = _CHUNK_BYTES
+    params: Any, members: Members, fewest: int = 1, chunk_bytes: int = _CHUNK_BYTES
 ) -> Iterator[tuple[int, list[np.ndarray]]]:
-    """`params + sigma E_i` of all members on the host, some at a time.
+    """`params + sigma E_i` of all members on the host, some at a time: `fewest` or more.
 
     Yields the number of the first member of a chunk, and for every leaf of `params`, in JAX's
     order, an array (members of the chunk, *shape). While one chunk is used the next is computed.
     """
     pairs, signs = members.pairs.shape[0], len(members.perturbation.signs)
     size = sum(x.size * x.dtype.itemsize for x in jax.tree.leaves(params))
-    count, each = chunks_of(pairs, max(1, chunk_bytes // (size * signs)))
+    count, each = chunks_of(pairs, max(-(-fewest // signs), chunk_bytes // (size * signs)))
     starts = [min(index * each, pairs - each) for index in range(count)]
     ahead = _formed(each, params, members, jnp.int32(starts[0]))
     for index, start in enumerate(starts):

@@ -15,6 +15,7 @@ import tempfile
 import threading
 import time
 from collections.abc import Iterable
+from typing import Any
 
 from springroll.errors import InputError
 from springroll.tasks.worker_process import IDLE, Message, Progress, read_message, write_message
@@ -86,24 +87,24 @@ class Worker:
             self.end()
             raise InputError(answer["refused"])
 
-    def ask(self, message: Message, payload: bytes = b"") -> tuple[Message, bytes]:
-        """The answer to a request.
+    def ask(self, message: Message, *payload: Any) -> tuple[Message, bytes]:
+        """The answer to a request; `payload` is bytes and contiguous arrays.
 
         Raises:
             WorkerLost: there is none. The next request gets a new process.
         """
         if not self.alive:
             self.start()
-        self.send(message, payload)
+        self.send(message, *payload)
         return self.receive()
 
-    def send(self, message: Message, payload: bytes = b"") -> None:
+    def send(self, message: Message, *payload: Any) -> None:
         """Hand a request to the process as it is; `receive` waits for its answer."""
         if self._running is None:
             return  # it was lost before: `receive` will say so
         self._running.watch(self._limit)
         with contextlib.suppress(OSError):  # it ended: `receive` will say so
-            write_message(self._running.requests, message, payload)
+            write_message(self._running.requests, message, *payload)
 
     def receive(self) -> tuple[Message, bytes]:
         """What the process says next.

@@ -86,8 +86,11 @@ def read_message(pipe: IO[bytes]) -> tuple[Message, bytes] | None:
     return (message, payload) if len(payload) == size else None
 
 
-def write_message(pipe: IO[bytes], message: Message, payload: bytes = b"") -> None:
-    header = message | {"bytes": len(payload)} if payload else message
+def write_message(pipe: IO[bytes], message: Message, *payload: Any) -> None:
+    """A message and behind it the bytes of all of `payload`: bytes, or contiguous arrays."""
+    size = sum(memoryview(part).nbytes for part in payload)
+    header = message | {"bytes": size} if size else message
     pipe.write(json.dumps(header).encode() + b"\n")
-    pipe.write(payload)
+    for part in payload:
+        pipe.write(part)
     pipe.flush()

@@ -112,6 +112,17 @@ class OnlyMembersFail(Walk):
         return super().reset(seed=seed)
 
 
+class MembersDie(Walk):
+    def reset(self, seed=None):
+        if seed:
+            os._exit(1)
+        return super().reset(seed=seed)
+
+
+def members_die():
+    return MembersDie()
+
+
 class DyingOnce(Walk):
     """Its process dies in the episode of seed 2, if nothing is there yet where DIED says."""
 

@@ -13,6 +13,7 @@ import numpy as np
 import pytest
 
 import springroll as sr
+from springroll.control import gymnasium_lockstep
 from springroll.control.actions import Box, Discrete
 from springroll.control.gymnasium_actor import Acting, Actor, seats_for
 from springroll.control.gymnasium_make import maker
@@ -259,6 +260,14 @@ def test_a_member_with_a_lost_episode_is_dropped(bad, state, members):
     assert "2 raised, the first: ValueError: a step too far" in bad.failure_line
     _, metrics = STRATEGY.tell(state, members, jnp.asarray(fitness))
     assert int(metrics["dropped"]) == 1
+
+
+def test_processes_that_only_die_are_not_started_for_ever(monkeypatch):
+    monkeypatch.setattr(gymnasium_lockstep, "GIVE_UP", 3)
+    pool = opened("members_die", workers=1)
+    found = pool._run(Acted().actor(), np.arange(12))
+    assert np.isnan(found.returns).all() and found.failures.counts == {"crashed": 12}
+    pool.close()
 
 
 def test_a_first_generation_without_a_score_ends_the_run(state, members):

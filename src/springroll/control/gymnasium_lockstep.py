@@ -16,6 +16,8 @@ from springroll.control.python_failures import Failures
 from springroll.tasks.worker import Worker, WorkerLost
 from springroll.tasks.worker_process import IDLE, Message
 
+GIVE_UP = 32  # processes lost one after the other, without a single answer
+
 
 class Told(NamedTuple):
     """What came of every row."""
@@ -68,6 +70,7 @@ class Lockstep:
         self._lengths: np.ndarray = np.zeros(rows, np.int32)
         self._sums: np.ndarray = np.zeros((rows, 2, size if counted is not None else 0), np.float32)
         self._failures = Failures("episodes")
+        self._in_vain = 0  # processes lost since the last answer
 
     def run(self) -> Told:
         """Until all episodes are over."""
@@ -145,6 +148,7 @@ class Lockstep:
 
     def _told(self, what: str, seats: np.ndarray, answer: Message, payload: bytes) -> None:
         """Take in what a process answered for these seats."""
+        self._in_vain = 0
         count, rows, at = len(seats), self._row[seats], 0
         ended = np.zeros(count, bool)
         if what == "step":
@@ -178,3 +182,8 @@ class Lockstep:
         self._returns[unlucky] = np.nan
         self._failures.add(lost.kind, lost.line)
         self._waiting.extendleft(reversed(rows[rows != unlucky].tolist()))
+        self._in_vain += 1
+        if self._in_vain >= max(GIVE_UP, len(self._returns) // 4):
+            self._returns[[*self._waiting]] = np.nan
+            self._failures.add(lost.kind, lost.line, len(self._waiting))
+            self._waiting.clear()

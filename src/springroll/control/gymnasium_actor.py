@@ -6,7 +6,7 @@ beside them; the number of seats is a power of two, so that few programs are com
 
 import functools
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, NamedTuple
 
 import jax
@@ -18,7 +18,7 @@ from springroll.control.actions import Actions
 from springroll.control.heads import choose, uniform
 from springroll.control.observed import Scaling
 from springroll.evolve.members import Members
-from springroll.evolve.perturbation import Perturbation
+from springroll.evolve.perturbation import Kind, Perturbation, path_of
 from springroll.factored.interpret import factored
 
 FEWEST = 64  # seats; with fewer, products are added up in another order and the last bit differs
@@ -55,18 +55,16 @@ def population_actor(
     """Row `i * episodes + e` is the e-th episode of member i; its action depends on the member, the
     observation, and on the episode's seed and time, from which it is drawn.
     """
-    perturbation = members.perturbation
-    signs = np.asarray(perturbation.signs, np.float32)
+    signs = np.asarray(members.perturbation.signs, np.float32)
 
     def seat(rows: np.ndarray) -> Any:
         member = rows // episodes
         pair = jnp.asarray(member // len(signs), jnp.int32)
-        return jnp.asarray(signs[member % len(signs)]), _factors(members, pair)
+        return _seated(params, members, pair, jnp.asarray(signs[member % len(signs)]))
 
     def act(seated: Any, observations: Any, seeds: Any, times: Any) -> Array:
-        sign, factors = seated
-        rows = (sign, factors, observations, seeds, times)
-        return _population(acting, perturbation, params, members.sigma, scaling, *rows)
+        rows = (observations, seeds, times)
+        return _population(acting, members.perturbation, scaling, members.sigma, seated, rows)
 
     return Actor(seat, act)
 
@@ -77,40 +75,64 @@ def centre_actor(acting: Acting, params: Any, scaling: Scaling | None = None) ->
     return Actor(lambda rows: None, act)
 
 
+class _Seated(NamedTuple):
+    """The members of some rows."""
+
+    sign: Array  # (rows,)
+    factors: Any  # of the low-rank parameters
+    params: Any  # the parameters; those with full noise formed, with a leading axis of rows
+
+
 @jax.jit
-def _factors(members: Members, pair: Array) -> Any:
-    """The factors of some pairs, which may repeat."""
+def _seated(params: Any, members: Members, pair: Array, sign: Array) -> _Seated:
+    """Rows by their pairs, which may repeat, and signs (rows,)."""
     perturbation = members.perturbation
+    axes, dense = perturbation.pair_axes(), _of_kind(perturbation, "dense")
     if members.factors is None:
-        return perturbation.draw(members.seed, members.epoch, members.pairs[pair])
-    axes = perturbation.pair_axes()
-    return {
-        path: tuple(jnp.take(x, pair, axis=axes[path]) for x in group)
-        for path, group in members.factors.items()
-    }
+        factors = perturbation.draw(members.seed, members.epoch, members.pairs[pair])
+    else:
+        factors = {
+            path: tuple(jnp.take(x, pair, axis=axes[path]) for x in group)
+            for path, group in members.factors.items()
+        }
+    full = {leaf.path: factors.pop(leaf.path) for leaf in dense.evolved}
+
+    def formed(sign: Array, full: Any) -> dict[str, Array]:
+        attached = dense.attach(params, full, sign, members.sigma)
+        found = jax.tree_util.tree_leaves_with_path(attached)
+        return {path_of(path): x for path, x in found if path_of(path) in full}
+
+    rows = jax.vmap(formed, in_axes=(0, dense.pair_axes()))(sign, full)
+    whole = lambda path, x: rows.get(path_of(path), x)
+    return _Seated(sign, factors, jax.tree_util.tree_map_with_path(whole, params))
 
 
 @functools.partial(jax.jit, static_argnums=(0, 1))
 def _population(
     acting: Acting,
     perturbation: Perturbation,
-    params: Any,
-    sigma: Array,
     scaling: Scaling | None,
-    sign: Array,
-    factors: Any,
-    observations: Array,
-    seeds: Array,
-    times: Array,
+    sigma: Array,
+    seated: _Seated,
+    rows: tuple[Array, Array, Array],
 ) -> Array:
-    thin = factored(acting.apply)
+    thin, low = factored(acting.apply), _of_kind(perturbation, "low-rank")
+    dense = {leaf.path for leaf in _of_kind(perturbation, "dense").evolved}
 
-    def one(sign: Array, factors: Any, observation: Array, seed: Array, time: Array) -> Array:
-        attached = perturbation.attach(params, factors, sign, sigma)
+    def one(seated: _Seated, observation: Array, seed: Array, time: Array) -> Array:
+        attached = low.attach(seated.params, seated.factors, seated.sign, sigma)
         return _chosen(acting, thin(attached, _scaled(observation, scaling)), seed, time)
 
-    axes = (0, perturbation.pair_axes(), 0, 0, 0)
-    return jax.vmap(one, in_axes=axes)(sign, factors, observations, seeds, times)
+    by_row = lambda path, _: 0 if path_of(path) in dense else None
+    params = jax.tree_util.tree_map_with_path(by_row, seated.params)
+    axes = _Seated(0, low.pair_axes(), params)  # type: ignore[arg-type]
+    return jax.vmap(one, in_axes=(axes, 0, 0, 0))(seated, *rows)
+
+
+def _of_kind(perturbation: Perturbation, kind: Kind) -> Perturbation:
+    """The same for the parameters of one kind, with the others at rest."""
+    still = lambda leaf: leaf if leaf.kind == kind else replace(leaf, kind="frozen")
+    return replace(perturbation, leaves=tuple(still(leaf) for leaf in perturbation.leaves))
 
 
 @functools.partial(jax.jit, static_argnums=0)

@@ -175,7 +175,7 @@ def test_a_search_prints_every_trial_and_goes_on(tmp_path, capsys):
         ("--env MINE:missing", "no function 'missing'"),
         ("--env MINE:nothing", "nan"),
         ("--env MINE:matrix", "shape"),
-        ("--env MINE:hangs --timeout 1", "took too long"),
+        ("--env MINE:hangs --timeout 1", "took more than 1 s"),
         ("--policy MINE:short_policy", "expected an array of shape (2,)"),
         ("--policy nothing", "expected module:function"),
         ("--pop-size 7", "even number"),

@@ -28,7 +28,10 @@ from springroll.models.policy import PolicyNetwork
 N, EPISODES, MOST = 6, 2, 9
 
 
-def drift(actions=Discrete(2), ends=True):
+TWO = Discrete(2)
+
+
+def drift(actions=TWO, ends=True):
     """A point that drifts at random and is pushed; it ends outside of [-1, 1]."""
 
     def reset(key):
@@ -61,20 +64,31 @@ def keys(seed=3, count=N):
     return episode_keys(jax.random.key(seed), count, EPISODES)
 
 
+@functools.cache
+def stepper(rollout):
+    """One step of one episode, compiled."""
+    environment = rollout.environment
+
+    @jax.jit
+    def step(params, key, time, state, observation):
+        drawn, moved = jax.random.split(jax.random.fold_in(jax.random.wrap_key_data(key), time))
+        outputs = rollout.policy.apply(params, observation)
+        to_draw = None if rollout.deterministic else drawn
+        return environment.step(moved, state, choose(environment.actions, outputs, to_draw))
+
+    return step
+
+
 def one_by_one(rollout, params, key, scaling=None):
     """An episode by the obvious loop: (return, length, observations)."""
-    environment = rollout.environment
+    environment, step = rollout.environment, stepper(rollout)
     first, _ = jax.random.split(jax.random.wrap_key_data(key))
     state, observation = environment.reset(first)
     total, seen = 0.0, []
     for time in range(environment.max_steps):
         seen.append(np.asarray(observation))
-        drawn, moved = jax.random.split(jax.random.fold_in(jax.random.wrap_key_data(key), time + 1))
-        outputs = rollout.policy.apply(
-            params, observation if scaling is None else scaling.apply(observation)
-        )
-        to_draw = None if rollout.deterministic else drawn
-        found = environment.step(moved, state, choose(environment.actions, outputs, to_draw))
+        scaled = observation if scaling is None else scaling.apply(observation)
+        found = step(params, key, time + 1, state, scaled)
         state, observation = found.state, found.observation
         total += float(found.reward)
         if found.terminated or found.truncated:

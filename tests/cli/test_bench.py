@@ -26,7 +26,7 @@ def prints(monkeypatch):
     """Puts a program in the place of every benchmark."""
 
     def put(code):
-        monkeypatch.setattr(bench, "command", lambda name: [sys.executable, "-c", code])
+        monkeypatch.setattr(bench, "command", lambda name, given: [sys.executable, "-c", code, *given])
 
     return put
 
@@ -81,3 +81,11 @@ def test_a_misspelt_name(capsys):
     assert "unknown benchmark 'mlp_stp'; did you mean mlp_step?" in capsys.readouterr().err
     assert main(["bench", "xyz"]) == 2
     assert "there are int8_throughput" in capsys.readouterr().err
+
+
+def test_what_follows_two_hyphens_goes_to_the_benchmark(prints, capsys):
+    prints("import json, sys; print(json.dumps({'given': sys.argv[1:]}))")
+    assert main(["bench", "mlp_step", "--", "--seeds", "3"]) == 0
+    assert json.loads(capsys.readouterr().out)["given"] == ["--seeds", "3"]
+    assert main(["bench", "all", "--", "--seeds", "3"]) == 2
+    assert "of one benchmark" in capsys.readouterr().err

@@ -49,6 +49,12 @@ BENCHES: dict[str, str] = {
     "decode": "a population that writes text beside pure inference and noise drawn every step",
     "int8_finetune": "fine-tuning int8 weights beside float32 ones; minutes",
     "finetune_vs_grpo": "evolution beside GRPO at equal wall-clock, three seeds; 20 minutes",
+    "control": "EGGROLL, OpenES and PPO on control tasks at equal wall-clock; an hour and more",
+    "control_goals": "the quick recipes of rl beside their goals, three seeds; half an hour",
+    "environment_rate": "the paper's sixteen tasks, bare and under a population; half an hour",
+    "evosax_rate": "EGGROLL beside Open_ES of evosax, steps per second and returns; ten minutes",
+    "reference_rate": "members per second on one core beside the reference's",
+    "gymnasium_pool": "Gymnasium environments in the pool beside the same alone",
     "lowgrad_quality": "final loss of low-rank and full gradients, each at its best rate; an hour",
 }
 ALL = "all"
@@ -59,7 +65,8 @@ FAILED = 1  # exit code
 class BenchOptions:
     """Measure one of the claims on this machine: one JSON line per result, and a table.
 
-    Without a name, lists what there is.
+    Without a name, lists what there is. What follows ` -- ` goes to the benchmark, as in
+    `springroll bench control -- --tasks CartPole-v1 --seeds 3`.
     """
 
     name: Annotated[str | None, tyro.conf.Positional] = None
@@ -70,16 +77,19 @@ class BenchOptions:
 
 def run(argv: Sequence[str]) -> int:
     """List, or measure and print."""
+    argv, given = split(list(argv))
     options = parse(BenchOptions, argv, prog="springroll bench")
     if options.name is None:
         width = max(map(len, BENCHES))
         print("\n".join(f"{name:{width}}  {what}" for name, what in BENCHES.items()))
         return 0
+    if given and options.name == ALL:
+        raise InputError(f"what follows -- is of one benchmark; name it instead of {ALL}")
     names = list(BENCHES) if options.name == ALL else [known(options.name)]
     results: list[dict[str, Any]] = []
     failed = False
     for name in names:
-        found, code = measured(name)
+        found, code = measured(name, given)
         results += found
         failed |= code != 0 or not found
         show(found)
@@ -87,6 +97,12 @@ def run(argv: Sequence[str]) -> int:
         with replacing(Path(options.out)) as file:
             file.write("".join(json.dumps(result) + "\n" for result in results).encode())
     return FAILED if failed else 0
+
+
+def split(argv: list[str]) -> tuple[list[str], list[str]]:
+    """What stands before and after ` -- `."""
+    at = argv.index("--") if "--" in argv else len(argv)
+    return argv[:at], argv[at + 1 :]
 
 
 def known(name: str) -> str:
@@ -103,15 +119,15 @@ def known(name: str) -> str:
     return name
 
 
-def command(name: str) -> list[str]:
+def command(name: str, given: Sequence[str] = ()) -> list[str]:
     """What runs a benchmark in a process of its own."""
-    return [sys.executable, "-m", f"springroll.bench.{name}"]
+    return [sys.executable, "-m", f"springroll.bench.{name}", *given]
 
 
-def measured(name: str) -> tuple[list[dict[str, Any]], int]:
+def measured(name: str, given: Sequence[str] = ()) -> tuple[list[dict[str, Any]], int]:
     """The JSON lines that a benchmark prints, and its exit code; what else it says is passed on."""
     results = []
-    with subprocess.Popen(command(name), stdout=subprocess.PIPE, text=True) as process:
+    with subprocess.Popen(command(name, given), stdout=subprocess.PIPE, text=True) as process:
         assert process.stdout is not None
         for line in process.stdout:
             print(line, end="", flush=True)

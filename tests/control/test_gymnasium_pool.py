@@ -15,7 +15,7 @@ import pytest
 import springroll as sr
 from springroll.control import gymnasium_lockstep
 from springroll.control.actions import Box, Discrete
-from springroll.control.gymnasium_actor import Acting, Actor, seats_for
+from springroll.control.gymnasium_actor import Acting, Actor, acting_for, seats_for
 from springroll.control.gymnasium_make import maker
 from springroll.control.gymnasium_pool import open_gymnasium
 from springroll.control.gymnasium_worker import Slots
@@ -131,6 +131,23 @@ def test_the_centre_and_any_actions(walk, state):
     never = jax.tree.map(lambda x: x + jnp.nan, state.params)
     anyhow = walk.centre(LINEAR, never, np.arange(4), uniform=True)
     assert np.isfinite(anyhow).all() and not np.allclose(anyhow, drawn)
+
+
+def test_weights_are_made_ready_once(walk, state):
+    made = []
+
+    class Doubling:
+        apply = staticmethod(LINEAR.apply)
+
+        def ready(self, params):
+            made.append(params)
+            return jax.tree.map(lambda x: 2 * x, params)
+
+    found = walk.centre(Doubling(), state.params, np.arange(4), deterministic=False)
+    twice = jax.tree.map(lambda x: 2 * x, state.params)
+    expected = walk.centre(LINEAR, twice, np.arange(4), deterministic=False)
+    np.testing.assert_array_equal(found, expected)
+    assert len(made) == 1 and acting_for(LINEAR, walk.actions) == acting_for(LINEAR, walk.actions)
 
 
 def test_observations_are_scaled_and_summed(walk, state, members):

@@ -18,7 +18,13 @@ import numpy as np
 
 from springroll.bench import measure
 from springroll.control.actions import Box
-from springroll.control.gymnasium_actor import Acting, Actor, centre_actor, population_actor
+from springroll.control.gymnasium_actor import (
+    Acting,
+    Actor,
+    acting_for,
+    centre_actor,
+    population_actor,
+)
 from springroll.control.gymnasium_pool import SEATS, GymnasiumPool, open_gymnasium
 from springroll.evolve.eggroll import eggroll
 from springroll.models.policy import PolicyNetwork
@@ -94,7 +100,7 @@ def run(
     actions = pool.actions
     deviations = actions.size if isinstance(actions, Box) else 0
     policy = PolicyNetwork(pool.observation_size, actions.outputs, deviations=deviations)
-    acting = Acting(policy.apply, actions)
+    acting = acting_for(policy, actions)
     es = eggroll(pop_size=pop_size, sigma=0.1)
     state = es.init(jax.random.key(0), policy.init(jax.random.key(1)))
     acts = population_actor(acting, state.params, es.ask(state), 1)

@@ -24,6 +24,10 @@ from springroll.factored.interpret import factored
 FEWEST = 64  # seats; with fewer, products are added up in another order and the last bit differs
 
 
+def _as_they_are(params: Any) -> Any:
+    return params
+
+
 @dataclass(frozen=True)
 class Acting:
     """How actions are chosen; hashable, so that programs are compiled once for equal ones."""
@@ -32,6 +36,15 @@ class Acting:
     actions: Actions
     deterministic: bool = False  # the likeliest action instead of a drawn one
     uniform: bool = False  # any action, whatever the policy says
+    ready: Callable[[Any], Any] = _as_they_are  # weights as `apply` multiplies them
+
+
+def acting_for(
+    policy: Any, actions: Actions, *, deterministic: bool = False, uniform: bool = False
+) -> Acting:
+    """How a policy acts; if it has `ready`, weights are made so once and not in every step."""
+    ready = getattr(policy, "ready", _as_they_are)
+    return Acting(policy.apply, actions, deterministic, uniform, ready)
 
 
 class Actor(NamedTuple):
@@ -56,6 +69,7 @@ def population_actor(
     observation, and on the episode's seed and time, from which it is drawn.
     """
     signs = np.asarray(members.perturbation.signs, np.float32)
+    params = acting.ready(params)
 
     def seat(rows: np.ndarray) -> Any:
         member = rows // episodes
@@ -71,6 +85,7 @@ def population_actor(
 
 def centre_actor(acting: Acting, params: Any, scaling: Scaling | None = None) -> Actor:
     """The weights themselves, in every row."""
+    params = acting.ready(params)
     act = lambda _, *rows: _centre(acting, params, scaling, *rows)
     return Actor(lambda rows: None, act)
 

@@ -14,7 +14,13 @@ from typing import Any
 import numpy as np
 
 from springroll.control.actions import Actions, Box, Discrete, MultiDiscrete
-from springroll.control.gymnasium_actor import Acting, Actor, centre_actor, population_actor
+from springroll.control.gymnasium_actor import (
+    Acting,
+    Actor,
+    acting_for,
+    centre_actor,
+    population_actor,
+)
 from springroll.control.gymnasium_lockstep import Lockstep, Told
 from springroll.control.observed import Scaling
 from springroll.control.python_failures import Failures, reason
@@ -87,7 +93,7 @@ class GymnasiumPool:
         Raises:
             InputError: not a single member could be scored, and none ever was.
         """
-        acting = Acting(policy.apply, self.actions, deterministic)
+        acting = acting_for(policy, self.actions, deterministic=deterministic)
         return self.scored(self.episodes(acting, params, members, seeds, scaling=scaling))
 
     def centre(
@@ -105,7 +111,8 @@ class GymnasiumPool:
         With `uniform` any actions are taken, whatever the policy says. An episode that fails is
         begun once more, and returns NaN if it fails again.
         """
-        acting = Acting(policy.apply, self.actions, deterministic, uniform)
+        how = {"deterministic": deterministic, "uniform": uniform}
+        acting = acting_for(policy, self.actions, **how)
         actor, seeds = centre_actor(acting, params, scaling), np.asarray(seeds)
         told = self._run(actor, seeds)
         self._failed.merge(told.failures)

@@ -1,6 +1,7 @@
 """The paper's tasks through our interface, beside their suites' own loops."""
 
 import dataclasses
+import importlib
 
 import jax
 import numpy as np
@@ -8,7 +9,9 @@ import pytest
 from played import STEPS, check_against_its_suite, check_episode, check_spaces, played
 
 from springroll.control.frames import draw
-from springroll.control.suites import SIXTEEN, environment
+from springroll.control.known import known
+from springroll.control.suites import SIXTEEN, SUITES, environment
+from springroll.errors import InputError
 
 LIMIT = 12
 SHORT = {"craftax-Classic-Symbolic", "jumanji-Snake", "navix-DoorKey-8x8", "gymnax-CartPole"}
@@ -110,3 +113,17 @@ def test_backends_of_brax_are_told_apart():
     env = environment("brax-inverted_pendulum", backend="spring")
     assert env.version.endswith(" spring") and env is not environment("brax-inverted_pendulum")
     assert dataclasses.replace(env, version="").version == ""
+
+
+@pytest.mark.parametrize("suite", [suite for suite in SUITES if suite != "kinetix"])
+def test_the_table_has_what_the_suite_has(suite):
+    """Other versions may have less; what one has more, `tests/golden/make_known.py` adds."""
+    names = importlib.import_module(f"springroll.control.{suite}_suite").names()
+    assert set(names) <= {task.name for task in known() if task.suite == suite}
+    assert len(names) == len(set(names))
+
+
+@pytest.mark.parametrize("suite", ["brax", "gymnax", "jumanji", "navix"])
+def test_a_task_the_suite_does_not_have(suite):
+    with pytest.raises(InputError, match=f"no environment '{suite}-Frobnicate-9'"):
+        environment(f"{suite}-Frobnicate-9")

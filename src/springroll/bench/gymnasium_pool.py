@@ -133,7 +133,7 @@ def run(
         environment=id,
         pop_size=pop_size,
         workers=workers,
-        target="no_policy_over_bare >= 0.5, ours_over_vector >= 1",
+        target="ratio >= 0.5",
     )
 
 

@@ -128,7 +128,7 @@ def test_every_run_is_the_command_that_users_type(tmp_path, commands):
     assert len(commands) == 2 * 3 + 2 * 2
     assert commands[0] == (
         *("rl", "--env", "CartPole-v1", "--method", "eggroll", "--pop-size", "64"),
-        *("--seconds", "3.0", "--seed", "0"),
+        *("--seconds", "3", "--eval-every", "0.1", "--seed", "0"),
         *("--out", str(tmp_path / "CartPole-v1" / "eggroll" / "seed-0"), "--no-gif"),
     )
     assert [words[8] for words in commands[1:3]] == ["0", "0"]  # seeds side by side

@@ -32,6 +32,7 @@ from springroll.train.rl_tuning import OF_THE_SEARCH, changed, flags
 
 METHODS = ("eggroll", "openes", "ppo")
 TASKS = ("CartPole-v1", "Pendulum-v1", "navix-Empty-5x5")
+POINTS = 30  # of a curve at most, as validation takes a tenth of the time at most
 
 Options = Mapping[tuple[str, str], Sequence[str]]  # task and method -> words of a command line
 
@@ -62,7 +63,8 @@ def run(
             for method in methods:
                 out = place(root, task, method) / f"seed-{seed}"
                 what = ("--env", task, "--method", method, *own.get((task, method), ()))
-                budget = ("--seconds", str(seconds), "--seed", str(seed), "--out", str(out))
+                budget = ("--seconds", f"{seconds:g}", "--eval-every", f"{seconds / POINTS:g}")
+                budget = (*budget, "--seed", str(seed), "--out", str(out))
                 try:
                     command("rl", *what, *budget, *common)
                 except subprocess.CalledProcessError as error:

@@ -131,7 +131,8 @@ def test_every_run_is_the_command_that_users_type(tmp_path, commands):
         *("--seconds", "3", "--eval-every", "0.1", "--seed", "0"),
         *("--out", str(tmp_path / "CartPole-v1" / "eggroll" / "seed-0"), "--no-gif"),
     )
-    assert [words[8] for words in commands[1:3]] == ["0", "0"]  # seeds side by side
+    seeds = [words[words.index("--seed") + 1] for words in commands[:6]]
+    assert seeds == ["0"] * 3 + ["1"] * 3  # methods side by side
     assert "openes" not in found["returns"]["hard"]
     assert "failed" in (tmp_path / "control.md").read_text()
     assert (tmp_path / "control.png").exists()

@@ -77,7 +77,7 @@ class Rung(NamedTuple):
     """One round."""
 
     trials: int
-    budget: float  # seconds of training of each, over all rounds so far
+    budget: float  # seconds (or generations) of training of each, over all rounds so far
 
 
 class Record(NamedTuple):
@@ -240,11 +240,11 @@ def json_line(record: Record) -> str:
     return json.dumps(record._asdict() | {"score": score, "settings": dict(record.settings)}) + "\n"
 
 
-def cells(records: Sequence[Record]) -> list[list[str]]:
-    """A table of trials, its head first."""
+def cells(records: Sequence[Record], unit: str = "seconds") -> list[list[str]]:
+    """A table of trials, its head first; budgets are in `unit`."""
     names = list(dict.fromkeys(name for record in records for name in record.settings))
     return [
-        ["trial", "seconds", "return", *(name.replace("_", " ") for name in names)],
+        ["trial", unit, "return", *(name.replace("_", " ") for name in names)],
         *(
             [
                 str(record.trial),

@@ -10,6 +10,7 @@ A search that was killed goes on with --resume: trials that were scored are not 
 one that was under way goes on from its checkpoint.
 """
 
+import functools
 import json
 from dataclasses import asdict, replace
 from pathlib import Path
@@ -42,6 +43,9 @@ if TYPE_CHECKING:
     from rich.console import Console
 
 
+PLAIN: Any = {"markup": False, "highlight": False, "soft_wrap": True}
+
+
 class Interrupted(Exception):
     """A signal stopped the search; all is saved."""
 
@@ -70,7 +74,7 @@ def tune(config: RLConfig, tuning: Tuning, console: "Console | None" = None) -> 
     unit, budget = budget_of(config)
     folder = opened(config, tuning)
     drawn = [draw(config.seed, trial, searched) for trial in range(tuning.trials)]
-    say = (lambda text: console.print(text, markup=False, highlight=False)) if console else None
+    say = functools.partial(console.print, **PLAIN) if console else None
 
     def score(trial: int, budget: float) -> float:
         if say:
@@ -164,7 +168,7 @@ def written(folder: Path, config: RLConfig, records: list[Record]) -> None:
     plain = replace(config, out=RLConfig.out, resume=False)
     line = command_line(plain, best.settings)
     with replacing(folder / "trials.md") as file:
-        file.write(f"{markdown(cells(records))}\nBest: `{line}`\n".encode())
+        file.write(f"{markdown(cells(records, budget_of(config)[0]))}\nBest: `{line}`\n".encode())
     about = {"command": line, "eval_return": best.score, "trial": best.trial}
     given = changed(applied(plain, best.settings), RLConfig())
     kept = {name: value for name, value in given.items() if name not in OF_THE_SEARCH}
@@ -173,11 +177,11 @@ def written(folder: Path, config: RLConfig, records: list[Record]) -> None:
     )
 
 
-def table(records: list[Record]) -> Any:
-    """The trials for a terminal."""
+def table(records: list[Record], unit: str = "seconds") -> Any:
+    """The trials for a terminal; budgets are in `unit`."""
     from rich.table import Table
 
-    head, *rows = cells(records)
+    head, *rows = cells(records, unit)
     out = Table(*head, box=None, pad_edge=False)
     for row in rows:
         out.add_row(*row)

@@ -6,7 +6,7 @@ beside them; the number of seats is a power of two, so that few programs are com
 
 import functools
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Any, NamedTuple
 
 import jax
@@ -17,9 +17,9 @@ from jax import Array
 from springroll.control.actions import Actions
 from springroll.control.heads import choose, uniform
 from springroll.control.observed import Scaling
+from springroll.control.seated import Seated, each_seat, seated
 from springroll.evolve.members import Members
-from springroll.evolve.perturbation import Kind, Perturbation, path_of
-from springroll.factored.interpret import factored
+from springroll.evolve.perturbation import Perturbation
 
 FEWEST = 64  # seats; with fewer, products are added up in another order and the last bit differs
 
@@ -90,36 +90,7 @@ def centre_actor(acting: Acting, params: Any, scaling: Scaling | None = None) ->
     return Actor(lambda rows: None, act)
 
 
-class _Seated(NamedTuple):
-    """The members of some rows."""
-
-    sign: Array  # (rows,)
-    factors: Any  # of the low-rank parameters
-    params: Any  # the parameters; those with full noise formed, with a leading axis of rows
-
-
-@jax.jit
-def _seated(params: Any, members: Members, pair: Array, sign: Array) -> _Seated:
-    """Rows by their pairs, which may repeat, and signs (rows,)."""
-    perturbation = members.perturbation
-    axes, dense = perturbation.pair_axes(), _of_kind(perturbation, "dense")
-    if members.factors is None:
-        factors = perturbation.draw(members.seed, members.epoch, members.pairs[pair])
-    else:
-        factors = {
-            path: tuple(jnp.take(x, pair, axis=axes[path]) for x in group)
-            for path, group in members.factors.items()
-        }
-    full = {leaf.path: factors.pop(leaf.path) for leaf in dense.evolved}
-
-    def formed(sign: Array, full: Any) -> dict[str, Array]:
-        attached = dense.attach(params, full, sign, members.sigma)
-        found = jax.tree_util.tree_leaves_with_path(attached)
-        return {path_of(path): x for path, x in found if path_of(path) in full}
-
-    rows = jax.vmap(formed, in_axes=(0, dense.pair_axes()))(sign, full)
-    whole = lambda path, x: rows.get(path_of(path), x)
-    return _Seated(sign, factors, jax.tree_util.tree_map_with_path(whole, params))
+_seated = jax.jit(seated)
 
 
 @functools.partial(jax.jit, static_argnums=(0, 1))
@@ -128,26 +99,13 @@ def _population(
     perturbation: Perturbation,
     scaling: Scaling | None,
     sigma: Array,
-    seated: _Seated,
+    seats: Seated,
     rows: tuple[Array, Array, Array],
 ) -> Array:
-    thin, low = factored(acting.apply), _of_kind(perturbation, "low-rank")
-    dense = {leaf.path for leaf in _of_kind(perturbation, "dense").evolved}
-
-    def one(seated: _Seated, observation: Array, seed: Array, time: Array) -> Array:
-        attached = low.attach(seated.params, seated.factors, seated.sign, sigma)
-        return _chosen(acting, thin(attached, _scaled(observation, scaling)), seed, time)
-
-    by_row = lambda path, _: 0 if path_of(path) in dense else None
-    params = jax.tree_util.tree_map_with_path(by_row, seated.params)
-    axes = _Seated(0, low.pair_axes(), params)  # type: ignore[arg-type]
-    return jax.vmap(one, in_axes=(axes, 0, 0, 0))(seated, *rows)
-
-
-def _of_kind(perturbation: Perturbation, kind: Kind) -> Perturbation:
-    """The same for the parameters of one kind, with the others at rest."""
-    still = lambda leaf: leaf if leaf.kind == kind else replace(leaf, kind="frozen")
-    return replace(perturbation, leaves=tuple(still(leaf) for leaf in perturbation.leaves))
+    observations, seeds, times = rows
+    scaled = _scaled(observations, scaling)
+    outputs = each_seat(acting.apply, perturbation, sigma, seats, scaled)
+    return jax.vmap(functools.partial(_chosen, acting))(outputs, seeds, times)
 
 
 @functools.partial(jax.jit, static_argnums=0)

@@ -21,8 +21,8 @@ from springroll.control.environment import Environment
 from springroll.control.heads import choose
 from springroll.control.heads import uniform as any_of
 from springroll.control.observed import Scaling, centred
+from springroll.control.seated import each_seat, seated
 from springroll.evolve.members import Members
-from springroll.factored.interpret import factored
 from springroll.models.policy import Policy, PolicyNetwork
 
 SEGMENT = 32  # steps
@@ -105,18 +105,13 @@ def population_episodes(
     count, each = keys.shape[:2]
     sign = np.repeat(np.tile(np.asarray(perturbation.signs, np.float32), len(members.pairs)), each)
     pair = np.repeat(np.arange(count) // len(perturbation.signs), each)
-    axes = perturbation.pair_axes()
-    thin = factored(rollout.policy.apply)
 
     def acting(shared: Any, rows: Any) -> Act:
         params, members = shared
-        pair, sign = rows
-        factors = _factors(members, pair, axes)
-
-        def one(sign: Array, factors: Any, observation: Array) -> Array:
-            return thin(perturbation.attach(params, factors, sign, members.sigma), observation)
-
-        return functools.partial(jax.vmap(one, in_axes=(0, axes, 0)), sign, factors)
+        seats = seated(params, members, *rows)
+        return functools.partial(
+            each_seat, rollout.policy.apply, perturbation, members.sigma, seats
+        )
 
     each_row = (jnp.asarray(pair), jnp.asarray(sign))
     live = jnp.arange(count * each) < (count * each if rows is None else rows)
@@ -144,16 +139,6 @@ def centre_episodes(
 def episode_keys(key: Array, *shape: int) -> Array:
     """Keys of episodes, (*shape, 2) uint32."""
     return jax.random.key_data(jax.random.split(key, shape))
-
-
-def _factors(members: Members, pairs: Array, axes: Any) -> Any:
-    """The factors of some pairs, which may repeat."""
-    if members.factors is None:
-        return members.perturbation.draw(members.seed, members.epoch, members.pairs[pairs])
-    return {
-        path: tuple(jnp.take(x, pairs, axis=axes[path]) for x in group)
-        for path, group in members.factors.items()
-    }
 
 
 def _on_devices(

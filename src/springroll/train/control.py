@@ -112,14 +112,19 @@ def arena_of(config: RLConfig) -> "Arena":
 
 
 def computed(config: RLConfig) -> str:
-    """What hidden layers multiply in: as given, or what the device is quick at."""
+    """What hidden layers multiply in: as given, or what the device is quick at.
+
+    Full noise makes every product one of a matrix of its own with a vector, in which 16 bits are
+    slow on a CPU.
+    """
     if config.compute != "auto":
         return config.compute
     import jax
 
     from springroll.train.cpu_devices import cpu_multiplies_bfloat16
 
-    quick = jax.default_backend() != "cpu" or cpu_multiplies_bfloat16()
+    on_cpu = jax.default_backend() == "cpu"
+    quick = not on_cpu or (config.method == "eggroll" and cpu_multiplies_bfloat16())
     return "bfloat16" if quick else "float32"
 
 
@@ -139,7 +144,7 @@ def opening(config: RLConfig, arena: "Arena", learning: "Learning") -> str:
     beat = "" if random is None else f"; random actions return {random:.4g}"
     who = f"{config.pop_size:,} members, " if config.method != "ppo" else ""
     rank = f" of rank {config.rank}" if config.method == "eggroll" else ""
-    compute = "" if config.method == "ppo" else f", {config.compute}"
+    compute = "" if config.method == "ppo" or arena.apply is None else f", {config.compute}"
     return f"{arena.name}: {arena.says}; {who}{config.method}{rank}{compute}{beat}"
 
 

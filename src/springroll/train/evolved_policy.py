@@ -44,7 +44,7 @@ def es_task(config: RLConfig, arena: Arena) -> Task:
 
     def validate(state: State, seen: Seen) -> Metrics:
         returns = arena.centre(state.params, strategy.ask(state), seen, config.eval_episodes)
-        return {"eval_return": float(np.mean(returns)), "eval_std": float(np.std(returns))}
+        return {"eval_return": float(np.nanmean(returns)), "eval_std": float(np.nanstd(returns))}
 
     return Task(
         init=init,
@@ -71,7 +71,7 @@ def random_return(config: RLConfig, arena: Arena) -> float | None:
     strategy = strategy_for(config, arena)
     state = strategy.init(jax.random.key(config.seed), arena.init(jax.random.key(config.seed)))
     returns = arena.random(state.params, strategy.ask(state), config.eval_episodes)
-    return float(np.mean(returns))
+    return float(np.nanmean(returns))
 
 
 @functools.cache

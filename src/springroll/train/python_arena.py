@@ -5,7 +5,7 @@ from typing import Any
 import jax.numpy as jnp
 import numpy as np
 
-from springroll.control.gymnasium_actor import Acting
+from springroll.control.gymnasium_actor import acting_for
 from springroll.control.gymnasium_pool import GymnasiumPool, open_gymnasium
 from springroll.control.objective import Objective, open_objective
 from springroll.control.observed import Scaling, fresh
@@ -82,7 +82,7 @@ def objective_arena(config: RLConfig, objective: Objective) -> Arena:
 def gymnasium_arena(config: RLConfig, pool: GymnasiumPool) -> Arena:
     """Members are scored by the mean return of their episodes in worker processes."""
     policy = policy_of(config, pool.observation_size, pool.actions)
-    acting = Acting(policy.apply, pool.actions, config.deterministic)
+    acting = acting_for(policy, pool.actions, deterministic=config.deterministic)
 
     def score(params: Any, members: Members, seen: Scaling | None, generation: int) -> Any:
         signs = len(members.perturbation.signs)

@@ -1,0 +1,74 @@
+"""Members that sit side by side, one to a row, for as long as their episodes last.
+
+What does not change from step to step is made once: factors are gathered or drawn, and weights with
+full noise are formed. Thin terms are not.
+"""
+
+from collections.abc import Callable
+from dataclasses import replace
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+from jax import Array
+
+from springroll.evolve.members import Members
+from springroll.evolve.perturbation import Kind, Perturbation, path_of
+from springroll.factored.interpret import factored
+
+
+class Seated(NamedTuple):
+    """The members of some rows."""
+
+    sign: Array  # (rows,)
+    factors: Any  # of the low-rank parameters
+    params: Any  # the parameters; those with full noise formed, with a leading axis of rows
+
+
+def seated(params: Any, members: Members, pair: Array, sign: Array) -> Seated:
+    """Rows by their pairs (rows,), which may repeat, and signs (rows,) float32.
+
+    Args:
+        params: what `members` perturb.
+    """
+    perturbation = members.perturbation
+    axes, dense = perturbation.pair_axes(), _of_kind(perturbation, "dense")
+    if members.factors is None:
+        factors = perturbation.draw(members.seed, members.epoch, members.pairs[pair])
+    else:
+        factors = {
+            path: tuple(jnp.take(x, pair, axis=axes[path]) for x in group)
+            for path, group in members.factors.items()
+        }
+    full = {leaf.path: factors.pop(leaf.path) for leaf in dense.evolved}
+
+    def formed(sign: Array, full: Any) -> dict[str, Array]:
+        attached = dense.attach(params, full, sign, members.sigma)
+        found = jax.tree_util.tree_leaves_with_path(attached)
+        return {path_of(path): x for path, x in found if path_of(path) in full}
+
+    rows = jax.vmap(formed, in_axes=(0, dense.pair_axes()))(sign, full) if full else {}
+    whole = lambda path, x: rows.get(path_of(path), x)
+    return Seated(sign, factors, jax.tree_util.tree_map_with_path(whole, params))
+
+
+def each_seat(
+    fn: Callable[..., Any], perturbation: Perturbation, sigma: Array, seats: Seated, *rows: Any
+) -> Any:
+    """`fn(member's params, *row)` for every row; `rows` have a leading axis of them."""
+    thin, low = factored(fn), _of_kind(perturbation, "low-rank")
+    dense = {leaf.path for leaf in _of_kind(perturbation, "dense").evolved}
+
+    def one(seat: Seated, *row: Any) -> Any:
+        return thin(low.attach(seat.params, seat.factors, seat.sign, sigma), *row)
+
+    by_row = lambda path, _: 0 if path_of(path) in dense else None
+    params = jax.tree_util.tree_map_with_path(by_row, seats.params)
+    axes = Seated(0, low.pair_axes(), params)  # type: ignore[arg-type]
+    return jax.vmap(one, in_axes=(axes, *(0 for _ in rows)))(seats, *rows)
+
+
+def _of_kind(perturbation: Perturbation, kind: Kind) -> Perturbation:
+    """The same for the parameters of one kind, with the others at rest."""
+    still = lambda leaf: leaf if leaf.kind == kind else replace(leaf, kind="frozen")
+    return replace(perturbation, leaves=tuple(still(leaf) for leaf in perturbation.leaves))

@@ -41,8 +41,8 @@ def draw(environment: Environment, states: Sequence[State]) -> list[np.ndarray]:
 def write_gif(path: Path, frames: Sequence[np.ndarray], fps: float = 25.0) -> None:
     """Replace `path` by an animation that repeats for ever.
 
-    Small pictures are enlarged a whole number of times. GIF counts hundredths of a second, so the pace is rounded to one of 100, 50, 33.3, 25, 20, ...
-    pictures per second.
+    Small pictures are enlarged a whole number of times. GIF counts hundredths of a second, so the
+    pace is rounded to one of 100, 50, 33.3, 25, 20, ... pictures per second.
     """
     from PIL import Image
 

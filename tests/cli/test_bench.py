@@ -26,7 +26,8 @@ def prints(monkeypatch):
     """Puts a program in the place of every benchmark."""
 
     def put(code):
-        monkeypatch.setattr(bench, "command", lambda name, given: [sys.executable, "-c", code, *given])
+        command = lambda name, given: [sys.executable, "-c", code, *given]
+        monkeypatch.setattr(bench, "command", command)
 
     return put
 

@@ -19,6 +19,7 @@ from springroll.control.rollout import (
     centre_episodes,
     episode_keys,
     population_episodes,
+    step_keys,
 )
 from springroll.evolve.eggroll import eggroll
 from springroll.evolve.open_es import open_es
@@ -71,7 +72,7 @@ def stepper(rollout):
 
     @jax.jit
     def step(params, key, time, state, observation):
-        drawn, moved = jax.random.split(jax.random.fold_in(jax.random.wrap_key_data(key), time))
+        drawn, moved = step_keys(key, time)
         outputs = rollout.policy.apply(params, observation)
         to_draw = None if rollout.deterministic else drawn
         return environment.step(moved, state, choose(environment.actions, outputs, to_draw))
@@ -88,7 +89,7 @@ def one_by_one(rollout, params, key, scaling=None):
     for time in range(environment.max_steps):
         seen.append(np.asarray(observation))
         scaled = observation if scaling is None else scaling.apply(observation)
-        found = step(params, key, time + 1, state, scaled)
+        found = step(params, key, time, state, scaled)
         state, observation = found.state, found.observation
         total += float(found.reward)
         if found.terminated or found.truncated:

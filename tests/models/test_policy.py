@@ -22,7 +22,7 @@ def by_hand(params, observation):
     x = normal(get(observation) @ get(params["embed"]))
     for layer in params["hidden"]:
         x = normal(x @ get(layer["weight"]) + get(layer["bias"]))
-    return x @ get(params["head"]) + get(params["head_bias"])
+    return get(params["head"]) @ x + get(params["head_bias"])
 
 
 def shifted(params, key):

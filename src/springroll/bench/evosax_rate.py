@@ -31,7 +31,7 @@ from jax import Array, lax
 from springroll.bench import measure
 from springroll.control.environment import Environment, Step
 from springroll.control.heads import choose
-from springroll.control.rollout import Rollout, centre_episodes, episode_keys
+from springroll.control.rollout import Rollout, centre_episodes, episode_keys, step_keys
 from springroll.control.suites import environment
 from springroll.errors import InputError
 from springroll.models.policy import Compute, PolicyNetwork
@@ -214,10 +214,11 @@ def evosax_way(policy: PolicyNetwork, task: Environment, pop_size: int, form: Fo
 def episode(policy: PolicyNetwork, task: Environment, weights: Any, key: Array) -> Array:
     """The return of one episode of one member."""
     state, observation = task.reset(key)
+    words = jax.random.key_data(key)
 
     def step(carry: Any) -> Any:
         state, observation, length, total, _ = carry
-        drawn, moved = jax.random.split(jax.random.fold_in(key, length))
+        drawn, moved = step_keys(words, length)
         action = choose(task.actions, policy.apply(weights, observation), drawn)
         found = task.step(moved, state, action)
         over = found.terminated | found.truncated

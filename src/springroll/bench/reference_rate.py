@@ -4,7 +4,7 @@ CartPole-v1, the paper's policy, 256 members, episodes of 100 steps without earl
 timed is the scoring of a population, its noise drawn beforehand or within as the engine likes; a
 whole generation (drawing, scoring, update) is reported beside it. The reference's figures, 2,327
 members/s at rank 1 and 738 at rank 4, were measured on one core of a comparable machine with its
-policy of five products instead of four, and are constants here: its code is not run.
+policy of as many weights, and are constants here: its code is not run.
 
     python -m springroll.bench.reference_rate
 """

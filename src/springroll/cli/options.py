@@ -79,16 +79,26 @@ def _hyphens(option: str) -> str:
 
 
 def _flags(kind: type) -> dict[str, Any]:
-    """The options of a dataclass and the types of their values."""
+    """The options of a dataclass and the types of their values; of its parts as `--part.option`."""
     hints = typing.get_type_hints(kind, include_extras=True)
-    flags = {}
+    flags: dict[str, Any] = {}
     for field in dataclasses.fields(typing.cast(Any, kind)):
-        flags["--" + _hyphens(field.name)] = hints[field.name]
-        if hints[field.name] is bool:
-            flags["--no-" + _hyphens(field.name)] = bool
-        for note in getattr(hints[field.name], "__metadata__", ()):
-            flags |= dict.fromkeys(getattr(note, "aliases", None) or (), hints[field.name])
+        name, hint = _hyphens(field.name), hints[field.name]
+        if dataclasses.is_dataclass(hint):
+            inner = _flags(typing.cast(type, hint))
+            flags |= {_within(name, flag): each for flag, each in inner.items()}
+            continue
+        flags["--" + name] = hint
+        if hint is bool:
+            flags["--no-" + name] = bool
+        for note in getattr(hint, "__metadata__", ()):
+            flags |= dict.fromkeys(getattr(note, "aliases", None) or (), hint)
     return flags
+
+
+def _within(part: str, flag: str) -> str:
+    """`--lr` of a part is `--part.lr`, and `--no-x` of it `--part.no-x`."""
+    return f"--{part}.{flag.removeprefix('--')}"
 
 
 def _refuse_unknown(kind: type, argv: Sequence[str], prog: str, others: Iterable[str]) -> None:

@@ -57,7 +57,7 @@ def tuned(argv: Sequence[str]) -> int:
 
     from rich.console import Console
 
-    from springroll.train.rl_tuning_runs import Interrupted, best_command, table, tune
+    from springroll.train.rl_tuning_runs import Interrupted, best_command, budget_of, table, tune
 
     console = Console(stderr=True)
     try:
@@ -65,7 +65,7 @@ def tuned(argv: Sequence[str]) -> int:
     except Interrupted as stopped:
         console.print(f"stopped, all saved; go on with --resume --out {config.out}", markup=False)
         return 128 + stopped.signal
-    Console(width=None if sys.stdout.isatty() else WIDE).print(table(records))
+    Console(width=None if sys.stdout.isatty() else WIDE).print(table(records, budget_of(config)[0]))
     print(f"\nbest: {best_command(Path(config.out))}\ntable: {config.out}/trials.md")
     return 0
 

@@ -1,10 +1,16 @@
-"""From what a policy says to an action: drawn, or the likeliest; or any, whatever it says."""
+"""From what a policy says to an action: drawn, or the likeliest; or any, whatever it says.
+
+What is drawn follows from two random words by the counted noise of `evolve`, of which an action
+takes nanoseconds; those of `jax.random` would cost more than a small environment.
+"""
 
 import jax
 import jax.numpy as jnp
 from jax import Array
 
 from springroll.control.actions import Actions, Box, Discrete
+from springroll.evolve import counter
+from springroll.evolve.noise import normal_from_bits
 
 _FORBIDDEN = -1e9  # a logit that no other lets through
 
@@ -16,18 +22,18 @@ def choose(actions: Actions, outputs: Array, key: Array | None, mask: Array | No
     whose mean and deviation are in units in which the bounds are -1 and 1, clipped to the bounds.
 
     Args:
-        key: to draw with; None takes the likeliest.
+        key: to draw with, a key of JAX or two random words; None takes the likeliest.
         mask: bool like the logits, which are allowed.
     """
     if isinstance(actions, Box):
         unit, log_deviation = outputs[: actions.size], outputs[actions.size :]
         if key is not None:
-            unit = unit + jnp.exp(log_deviation) * jax.random.normal(key, unit.shape)
+            unit = unit + jnp.exp(log_deviation) * normal_from_bits(_bits(key, actions.size))
         return _within(actions, jnp.clip(unit, -1.0, 1.0))
     if mask is not None:
         outputs = jnp.where(mask, outputs, _FORBIDDEN)
     if key is not None:
-        outputs = outputs + jax.random.gumbel(key, outputs.shape)
+        outputs = outputs + _gumbel(_bits(key, actions.outputs))
     if isinstance(actions, Discrete):
         return jnp.argmax(outputs).astype(jnp.int32)
     ends = [sum(actions.counts[: i + 1]) for i in range(len(actions.counts) - 1)]
@@ -37,8 +43,23 @@ def choose(actions: Actions, outputs: Array, key: Array | None, mask: Array | No
 def uniform(actions: Actions, key: Array, mask: Array | None = None) -> Array:
     """Any allowed action, all equally likely: what a policy is to be better than."""
     if isinstance(actions, Box):
-        return _within(actions, jax.random.uniform(key, (actions.size,), minval=-1.0))
+        return _within(actions, 2.0 * _unit(_bits(key, actions.size)) - 1.0)
     return choose(actions, jnp.zeros(actions.outputs), key, mask)
+
+
+def _bits(key: Array, size: int) -> Array:
+    """Random words (size,)."""
+    words = jax.random.key_data(key) if jnp.issubdtype(key.dtype, jax.dtypes.prng_key) else key
+    return counter.bits(words, jnp.zeros(1, jnp.uint32), size)[0]
+
+
+def _unit(bits: Array) -> Array:
+    """Between 0 and 1, neither of them."""
+    return ((bits >> 8).astype(jnp.float32) + 0.5) * jnp.float32(2.0**-24)
+
+
+def _gumbel(bits: Array) -> Array:
+    return -jnp.log(-jnp.log(_unit(bits)))
 
 
 def _within(actions: Box, unit: Array) -> Array:

@@ -7,7 +7,7 @@ import jax
 from springroll.control.environment import State
 from springroll.control.heads import choose
 from springroll.control.observed import Scaling
-from springroll.control.rollout import Rollout
+from springroll.control.rollout import Rollout, step_keys
 
 
 def recorded(
@@ -22,8 +22,8 @@ def recorded(
     params = rollout.ready(params)
 
     @jax.jit
-    def step(key: jax.Array, state: State, observation: jax.Array) -> Any:
-        drawn, moved = jax.random.split(key)
+    def step(time: int, state: State, observation: jax.Array) -> Any:
+        drawn, moved = step_keys(jax.random.key_data(key), time)
         seen = observation if scaling is None else scaling.apply(observation)
         mask = environment.action_mask(state) if environment.action_mask else None
         outputs = rollout.policy.apply(params, seen)
@@ -33,7 +33,7 @@ def recorded(
     state, observation = jax.jit(environment.reset)(key)
     states, total = [jax.device_get(state)], 0.0
     for time in range(min(most, environment.max_steps)):
-        found = step(jax.random.fold_in(key, time), state, observation)
+        found = step(time, state, observation)
         state, observation = found.state, found.observation
         states.append(jax.device_get(state))
         total += float(found.reward)

@@ -22,6 +22,7 @@ from springroll.control.heads import choose
 from springroll.control.heads import uniform as any_of
 from springroll.control.observed import Scaling, centred
 from springroll.control.seated import each_seat, seated
+from springroll.evolve import counter
 from springroll.evolve.members import Members
 from springroll.models.policy import Policy, PolicyNetwork
 
@@ -227,8 +228,7 @@ def _step(
     outputs = act(rows.observation if scaling is None else scaling.apply(rows.observation))
 
     def one(key: Array, state: Any, outputs: Array) -> Any:
-        key = jax.random.fold_in(jax.random.wrap_key_data(key), time + 1)
-        drawn, moved = jax.random.split(key)
+        drawn, moved = step_keys(key, time)
         mask = environment.action_mask(state) if environment.action_mask else None
         chosen = choose(actions, outputs, None if rollout.deterministic else drawn, mask)
         return environment.step(
@@ -250,6 +250,17 @@ def _step(
     going &= time + 1 < environment.max_steps
     after = _Rows(rows.row, rows.key, going, found.state, found.observation, episodes)
     return after, time + 1
+
+
+def step_keys(words: Array, time: Array | int) -> tuple[Array, Array]:
+    """Two words to draw an action from, and the key of the environment's step.
+
+    Args:
+        words: (2,) uint32 of the episode.
+        time: steps before this one.
+    """
+    words = counter.fold(words, jnp.asarray(time, jnp.uint32))
+    return words, jax.random.wrap_key_data(counter.fold(words, jnp.uint32(0)))
 
 
 def _to_the_front(rows: _Rows, block: int) -> _Rows:

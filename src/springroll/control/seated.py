@@ -41,6 +41,9 @@ def seated(params: Any, members: Members, pair: Array, sign: Array) -> Seated:
             for path, group in members.factors.items()
         }
     full = {leaf.path: factors.pop(leaf.path) for leaf in dense.evolved}
+    types = {path_of(path): x.dtype for path, x in jax.tree_util.tree_leaves_with_path(params)}
+    laid = lambda path, x: jnp.moveaxis(x, -1, axes[path] + 1).astype(types[path])
+    factors = {path: tuple(laid(path, x) for x in group) for path, group in factors.items()}
 
     def formed(sign: Array, full: Any) -> dict[str, Array]:
         attached = dense.attach(params, full, sign, members.sigma)
@@ -59,13 +62,19 @@ def each_seat(
     thin, low = factored(fn), _of_kind(perturbation, "low-rank")
     dense = {leaf.path for leaf in _of_kind(perturbation, "dense").evolved}
 
+    axes = low.pair_axes()
+
     def one(seat: Seated, *row: Any) -> Any:
-        return thin(low.attach(seat.params, seat.factors, seat.sign, sigma), *row)
+        factors = {
+            path: tuple(jnp.moveaxis(x, axes[path], -1) for x in group)
+            for path, group in seat.factors.items()
+        }
+        return thin(low.attach(seat.params, factors, seat.sign, sigma), *row)
 
     by_row = lambda path, _: 0 if path_of(path) in dense else None
     params = jax.tree_util.tree_map_with_path(by_row, seats.params)
-    axes = Seated(0, low.pair_axes(), params)  # type: ignore[arg-type]
-    return jax.vmap(one, in_axes=(axes, *(0 for _ in rows)))(seats, *rows)
+    seats_axes = Seated(0, axes, params)  # type: ignore[arg-type]
+    return jax.vmap(one, in_axes=(seats_axes, *(0 for _ in rows)))(seats, *rows)
 
 
 def _of_kind(perturbation: Perturbation, kind: Kind) -> Perturbation:

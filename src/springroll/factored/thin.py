@@ -19,7 +19,7 @@ from springroll.factored.factored import (
 
 RANK = -1  # the label of the rank axis, always a factor's last
 UNROLL = 8  # up to this many rank components are added one by one, which XLA fuses
-FEW_ROWS = 8  # below it, a matrix-vector product per component beats one with r columns
+FEW_ROWS = 8  # below it, a single component is met as a matrix of one column
 
 
 class Thin(NamedTuple):
@@ -72,7 +72,7 @@ def thin_term(
         x, first = cast(x, options["dtype"]), cast(first, options["dtype"])
     rank = first.shape[-1]
     rows = math.prod(n for c, n in zip(x_labels, x.shape, strict=True) if c not in f_labels)
-    if rank > UNROLL or (rank > 1) == (rows >= FEW_ROWS):
+    if rank > 1 or rows < FEW_ROWS:
         t = _once(seen, x, x_labels, first, f_labels, [*middle, RANK], options)
         if rank > UNROLL and thin.lattice is None:
             t = scale_rank(t, thin.gain)

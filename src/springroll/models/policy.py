@@ -2,7 +2,7 @@
 
     x = pqn(observation . embed)
     x = pqn(x . weight + bias)            for every hidden layer
-    outputs = x . head + head_bias
+    outputs = head . x + head_bias
 
 with pqn(x) = relu(layer norm of x, without scale or shift). The deviations of real-valued actions
 do not depend on the observation; their logarithms are parameters that end up behind the means.
@@ -59,7 +59,7 @@ class PolicyNetwork:
                 {"weight": normal(key, self.width, self.width), "bias": jnp.zeros(self.width)}
                 for key in jax.random.split(hidden, self.layers)
             ],
-            "head": _HEAD * normal(head, self.width, values),
+            "head": _HEAD * normal(head, self.width, values).T,
             "head_bias": jnp.zeros(values),
         }
         return params | ({"log_deviation": jnp.zeros(self.deviations)} if self.deviations else {})
@@ -76,7 +76,7 @@ class PolicyNetwork:
             weight = layer["weight"].astype(self.compute)
             x = lax.dot(x.astype(self.compute), weight, preferred_element_type=jnp.float32)
             x = pqn(x + layer["bias"])
-        out = x @ params["head"] + params["head_bias"]
+        out = params["head"] @ x + params["head_bias"]
         if not self.deviations:
             return out
         return jnp.concatenate([out, params["log_deviation"]])

@@ -11,6 +11,7 @@ from dataclasses import replace
 from typing import Literal, NamedTuple
 
 from springroll.train.control_config import Method, RLConfig
+from springroll.train.ppo_settings import settings_for
 
 SUFFIXES: dict[Method, str] = {"eggroll": "", "openes": "-openes", "ppo": "-ppo"}
 
@@ -162,7 +163,7 @@ def paper(name: str, method: Method = "eggroll") -> RLConfig:
     env, eggroll, openes = PAPER[name]
     config = RLConfig(out=f"runs/{name}{SUFFIXES[method]}", env=env, method=method, seconds=600.0)
     if method == "ppo":
-        return config
+        return replace(config, ppo=settings_for(env), normalise=True)
     return replace(config, **(eggroll if method == "eggroll" else openes)._asdict())
 
 

@@ -100,7 +100,7 @@ def tune(config: RLConfig, tuning: Tuning, console: "Console | None" = None) -> 
 
 def scored(config: RLConfig, console: "Console | None" = None) -> float:
     """Train on to the budget; the mean return of the weights themselves."""
-    from springroll.train.control import computed, prepare
+    from springroll.train.control import computed, prepare, warm
     from springroll.train.loop import run
     from springroll.train.run_folder import open_run
 
@@ -116,16 +116,6 @@ def scored(config: RLConfig, console: "Console | None" = None) -> float:
     if result.signal is not None:
         raise Interrupted(result.signal)
     return result.summary["eval_return"]
-
-
-def warm(task: Any) -> None:
-    """Compile what a generation runs, so that no trial's seconds pay for it."""
-    import numpy as np
-
-    state, carry = task.init()
-    members = task.ask(state)
-    scores, carry, _ = task.evaluate(state, members, carry, task.batch(0))
-    task.tell(state, members, np.asarray(scores))
 
 
 def budget_of(config: RLConfig) -> tuple[str, float]:

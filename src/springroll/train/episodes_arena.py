@@ -39,7 +39,10 @@ def episodes_arena(
     ) -> tuple[Array, Scaling | None, Metrics]:
         keys = shared_keys(stream(TRAINING), generation, members, config.episodes)
         rows = members.size * config.episodes
-        return scored(population_episodes(rollout, params, members, keys, seen, rows, False), seen)
+        found = population_episodes(rollout, params, members, keys, seen, rows, False)
+        fitness, seen, figures = scored(found, seen)
+        # To the host, else what came from several devices would have the next call compiled anew.
+        return fitness, jax.device_get(seen), figures
 
     def centre(
         params: Any, members: Members, seen: Scaling | None, episodes: int, uniform: bool = False

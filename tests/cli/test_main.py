@@ -53,7 +53,7 @@ def test_misspelt_commands_are_suggested(capsys, given, meant):
 
 def test_a_command_that_resembles_none(capsys):
     assert cli.main(["xyz"]) == 2
-    assert "there are pretrain, train, finetune, plan, eval" in capsys.readouterr().err
+    assert "there are pretrain, train, finetune, rl, plan, eval" in capsys.readouterr().err
 
 
 def test_bad_input_is_one_line_without_a_traceback(capsys, command):

@@ -106,6 +106,15 @@ def test_a_second_ctrl_c_stops_at_once(tmp_path):
         reader.join()
 
 
+@pytest.fixture
+def heeded():
+    """In the background of a script SIGINT is ignored, and so it would be in a test."""
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    yield
+    signal.signal(signal.SIGINT, before)
+
+
+@pytest.mark.usefixtures("heeded")
 def test_within_a_process_the_handlers_are_put_back():
     said = []
     before = signal.getsignal(signal.SIGINT)

@@ -120,7 +120,7 @@ QUICK: dict[str, tuple[str, str, RLConfig]] = {  # name: (time, what to expect, 
     "quick-cartpole": (
         "30 s",
         "a mean return of 475 or more, of 500",
-        RLConfig(env="CartPole-v1", pop_size=256, seconds=15.0),
+        RLConfig(env="CartPole-v1", pop_size=256, seconds=10.0),
     ),
     "quick-pendulum": (
         "1 minute",
@@ -143,7 +143,7 @@ QUICK: dict[str, tuple[str, str, RLConfig]] = {  # name: (time, what to expect, 
     "quick-inverted-pendulum": (
         "2 minutes",
         "a mean return of 1,000, which is the most; at random 4",
-        RLConfig(env="brax-inverted_pendulum", pop_size=256, deterministic=True, seconds=90.0),
+        RLConfig(env="brax-inverted_pendulum", pop_size=256, deterministic=True, seconds=120.0),
     ),
     "quick-snake": (
         "3 minutes",

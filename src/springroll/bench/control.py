@@ -1,7 +1,7 @@
 """EGGROLL, OpenES and PPO on control tasks at equal wall-clock on this machine.
 
 Every run is the command that users type, in a process of its own, one after the other, with the
-same seconds of training, compiling and all. A method's settings on a task are those of a search
+same seconds of training, compiling not counted. A method's settings on a task are those of a search
 (`springroll rl --tune`) where there is one in SETTINGS/TASK/METHOD, else those of the quick recipes
 (for both kinds of evolution) and of `train/ppo_settings.py`.
 

@@ -148,7 +148,7 @@ def draw(runs: Runs, seconds: float, path: Path) -> None:
     for panel in panels[len(runs) :]:
         panel.axis("off")
     panels[0].legend(frameon=False, fontsize=9)
-    figure.supxlabel("seconds of training, compiling included", fontsize=10)
+    figure.supxlabel("seconds of training, compiling not counted", fontsize=10)
     figure.supylabel("return", fontsize=10)
     figure.savefig(path)
 

@@ -102,8 +102,8 @@ def table(runs: Runs, seconds: float) -> str:
     names = [method for method in NAMES if any(method in methods for methods in runs.values())]
     seeds = max(len(each) for methods in runs.values() for each in methods.values())
     lines = [
-        f"Final return after {seconds:g} s of training, compiling not counted: interquartile mean of "
-        f"{seeds} seeds [95 % interval].",
+        f"Final return after {seconds:g} s of training, compiling not counted: interquartile mean "
+        f"of {seeds} seeds [95 % interval].",
         "",
         _row("task", "random", *(NAMES[name] for name in names)),
         _row(*["---"] * (2 + len(names))),

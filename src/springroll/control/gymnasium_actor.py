@@ -74,7 +74,7 @@ def population_actor(
     def seat(rows: np.ndarray) -> Any:
         member = rows // episodes
         pair = jnp.asarray(member // len(signs), jnp.int32)
-        return _seated(params, members, pair, jnp.asarray(signs[member % len(signs)]))
+        return _seated(params, members, pair, jnp.asarray(signs[member % len(signs), None]))
 
     def act(seated: Any, observations: Any, seeds: Any, times: Any) -> Array:
         rows = (observations, seeds, times)
@@ -104,7 +104,7 @@ def _population(
 ) -> Array:
     observations, seeds, times = rows
     scaled = _scaled(observations, scaling)
-    outputs = each_seat(acting.apply, perturbation, sigma, seats, scaled)
+    outputs = each_seat(acting.apply, perturbation, sigma, seats, scaled[:, None])[:, 0]
     return jax.vmap(functools.partial(_chosen, acting))(outputs, seeds, times)
 
 

@@ -1,8 +1,9 @@
 """Episodes of a whole population at once.
 
-A row is one episode of one member. Rows are taken in blocks that fit a cache, a block for a segment
-of steps at a time; between segments those that still live move to the front, so that what is over
-costs nothing but the rest of its segment. A row's numbers depend on its member and its key only.
+A row is one episode of one member; the members of a pair sit together, with the same factors. Rows
+are taken in blocks that fit a cache, a block for a segment of steps at a time; between segments
+seats in which a row still lives move to the front, so that what is over costs nothing but the rest
+of its segment. A row's numbers depend on its member and its key only.
 """
 
 import functools
@@ -24,6 +25,7 @@ from springroll.control.observed import Scaling, centred
 from springroll.control.seated import each_seat, seated
 from springroll.evolve import counter
 from springroll.evolve.members import Members
+from springroll.factored._compat import edge_jit
 from springroll.models.policy import Policy, PolicyNetwork
 
 SEGMENT = 32  # steps
@@ -79,7 +81,7 @@ class _Rows(NamedTuple):
     episodes: Episodes
 
 
-@functools.partial(jax.jit, static_argnums=0)
+@functools.partial(edge_jit, small=True, static_argnums=0)
 def population_episodes(
     rollout: Rollout,
     params: Any,
@@ -104,25 +106,36 @@ def population_episodes(
     params = rollout.ready(params)
     perturbation = members.perturbation
     count, each = keys.shape[:2]
-    sign = np.repeat(np.tile(np.asarray(perturbation.signs, np.float32), len(members.pairs)), each)
-    pair = np.repeat(np.arange(count) // len(perturbation.signs), each)
+    signs = np.asarray(perturbation.signs, np.float32)
+    pairs, together = count // len(signs), len(signs)
 
-    def acting(shared: Any, rows: Any) -> Act:
+    def acting(shared: Any, pair: Array) -> Act:
         params, members = shared
-        seats = seated(params, members, *rows)
-        return functools.partial(
-            each_seat, rollout.policy.apply, perturbation, members.sigma, seats
-        )
+        sign = jnp.broadcast_to(signs, (len(pair), together))
+        seats = seated(params, members, pair, sign)
+        by_seat = lambda x: x.reshape(*sign.shape, *x.shape[1:])
+        apply, sigma = rollout.policy.apply, members.sigma
 
-    each_row = (jnp.asarray(pair), jnp.asarray(sign))
+        def act(observations: Array) -> Array:
+            outputs = each_seat(apply, perturbation, sigma, seats, by_seat(observations))
+            return outputs.reshape(-1, *outputs.shape[2:])
+
+        return act
+
+    # Members go by pair and sign, seats by pair and episode.
+    seat_by_seat = lambda x: x.reshape(pairs, together, each, *x.shape[2:]).swapaxes(1, 2)
+    member_by_member = lambda x: x.reshape(pairs, each, together, *x.shape[1:]).swapaxes(1, 2)
     live = jnp.arange(count * each) < (count * each if rows is None else rows)
-    start = Start(keys.reshape(-1, 2), live)
+    start = Start(
+        seat_by_seat(keys).reshape(-1, 2), seat_by_seat(live.reshape(count, each)).reshape(-1)
+    )
     common = (params, members), scaling, jnp.asarray(uniform)
-    episodes = _on_devices(rollout, acting, common, each_row, start)
-    return jax.tree.map(lambda x: x.reshape(count, each, *x.shape[1:]), episodes)
+    pair = jnp.repeat(jnp.arange(pairs), each)
+    episodes = _on_devices(rollout, acting, common, pair, start)
+    return jax.tree.map(lambda x: member_by_member(x).reshape(count, each, *x.shape[1:]), episodes)
 
 
-@functools.partial(jax.jit, static_argnums=0)
+@functools.partial(edge_jit, small=True, static_argnums=0)
 def centre_episodes(
     rollout: Rollout,
     params: Any,
@@ -134,7 +147,8 @@ def centre_episodes(
     params = rollout.ready(params)
     acting = lambda params, _: jax.vmap(functools.partial(rollout.policy.apply, params))
     start = Start(keys, jnp.ones(keys.shape[0], bool))
-    return _on_devices(rollout, acting, (params, scaling, jnp.asarray(uniform)), (), start)
+    seats = jnp.arange(keys.shape[0])
+    return _on_devices(rollout, acting, (params, scaling, jnp.asarray(uniform)), seats, start)
 
 
 def episode_keys(key: Array, *shape: int) -> Array:
@@ -146,56 +160,56 @@ def _on_devices(
     rollout: Rollout,
     acting: Callable[[Any, Any], Act],
     common: tuple[Any, Scaling | None, Array],
-    each: Any,
+    who: Array,
     start: Start,
 ) -> Episodes:
-    """`_episodes` with the rows split over as many devices as divide them."""
+    """`_episodes` with the seats split over as many devices as divide them."""
     run = functools.partial(_episodes, rollout, acting)
     there = jax.local_devices()[: rollout.devices]
-    devices = math.gcd(start.keys.shape[0], len(there))
+    devices = math.gcd(len(who), len(there))
     if devices == 1:
-        return run(common, each, start)
+        return run(common, who, start)
     mesh = Mesh(np.array(there[:devices]), ("rows",))
     whole, split = PartitionSpec(), PartitionSpec("rows")
     return jax.shard_map(
         run, mesh=mesh, in_specs=(whole, split, split), out_specs=split, check_vma=False
-    )(common, each, start)
+    )(common, who, start)
 
 
 def _episodes(
     rollout: Rollout,
     acting: Callable[[Any, Any], Act],
     common: tuple[Any, Scaling | None, Array],
-    each: Any,
+    who: Array,
     start: Start,
 ) -> Episodes:
     """One episode for every row.
 
-    `acting(shared, part of each)` makes what a block acts by; `common` are shared, scaling and
-    whether actions are uniform; `each` has a leading axis of rows.
+    `acting(shared, part of who)` makes what a block acts by; `common` are shared, scaling and
+    whether actions are uniform; `who` (seats,) sits there.
     """
     shared, scaling, uniform = common
     count = start.keys.shape[0]
-    block = min(rollout.block or usual_block(), count)
-    blocks = -(-count // block)
-    rows = _begin(rollout, start, blocks * block)
+    together = count // len(who)
+    block = together * _parts(min(rollout.block or usual_block(), count), together)
+    rows = _begin(rollout, start, block * _parts(count, block))
     step = functools.partial(_step, rollout, scaling, uniform)
 
     def sweep(carry: tuple[_Rows, Array]) -> tuple[_Rows, Array]:
         rows, time = carry
-        alive = jnp.sum(rows.live)
+        alive = jnp.sum(_living(rows, together))
 
         def turn(index: Array, rows: _Rows) -> _Rows:
             part = jax.tree.map(lambda x: lax.dynamic_slice_in_dim(x, index * block, block), rows)
-            whose = jnp.minimum(part.row, count - 1)
-            act = acting(shared, jax.tree.map(lambda x: x[whose], each))
+            seat = jnp.minimum(part.row[::together] // together, len(who) - 1)
+            act = acting(shared, who[seat])
             going = lambda carry: (carry[1] < time + rollout.segment) & jnp.any(carry[0].live)
             part, _ = lax.while_loop(going, lambda carry: step(act, carry), (part, time))
             put = lambda x, y: lax.dynamic_update_slice_in_dim(x, y, index * block, 0)
             return jax.tree.map(put, rows, part)
 
-        rows = lax.fori_loop(0, (alive + block - 1) // block, turn, rows)
-        return _to_the_front(rows, block), time + rollout.segment
+        rows = lax.fori_loop(0, _parts(alive, block), turn, rows)
+        return _to_the_front(rows, block, together), time + rollout.segment
 
     more = lambda carry: jnp.any(carry[0].live) & (carry[1] < rollout.environment.max_steps)
     rows, _ = lax.while_loop(more, sweep, (rows, jnp.int32(0)))
@@ -263,10 +277,24 @@ def step_keys(words: Array, time: Array | int) -> tuple[Array, Array]:
     return words, jax.random.wrap_key_data(counter.fold(words, jnp.uint32(0)))
 
 
-def _to_the_front(rows: _Rows, block: int) -> _Rows:
-    """Those that live first, where that saves a block."""
-    alive = jnp.sum(rows.live)
-    last = jnp.max(jnp.where(rows.live, jnp.arange(rows.live.shape[0]) + 1, 0))
-    in_blocks = lambda n: (n + block - 1) // block
-    order = lambda rows: jax.tree.map(lambda x: x[jnp.argsort(~rows.live, stable=True)], rows)
-    return lax.cond(in_blocks(last) > in_blocks(alive), order, lambda rows: rows, rows)
+def _to_the_front(rows: _Rows, block: int, together: int) -> _Rows:
+    """Seats in which somebody lives first, where that saves a block."""
+    living = _living(rows, together)
+    last = jnp.max(jnp.where(living, jnp.arange(living.shape[0]) + 1, 0))
+
+    def ordered(rows: _Rows) -> _Rows:
+        order = jnp.argsort(~living, stable=True)
+        return jax.tree.map(lambda x: x[order], rows)
+
+    saves = _parts(last, block) > _parts(jnp.sum(living), block)
+    return lax.cond(saves, ordered, lambda rows: rows, rows)
+
+
+def _living(rows: _Rows, together: int) -> Array:
+    """(rows,) bool: whether anybody in the same seat still lives."""
+    return jnp.repeat(rows.live.reshape(-1, together).any(1), together)
+
+
+def _parts(whole: Any, size: int) -> Any:
+    """How many of `size` hold `whole`."""
+    return -(-whole // size)

@@ -1,7 +1,8 @@
-"""Members that sit side by side, one to a row, for as long as their episodes last.
+"""Members that sit side by side for as long as their episodes last.
 
-What does not change from step to step is made once: factors are gathered or drawn, and weights with
-full noise are formed. Thin terms are not.
+A seat is a pair, and its rows are the pair's members, or some of them: they meet the same factors,
+which are read once for all. What does not change from step to step is made once: factors are
+gathered or drawn, and weights with full noise are formed. Thin terms are not.
 """
 
 from collections.abc import Callable
@@ -18,18 +19,20 @@ from springroll.factored.interpret import factored
 
 
 class Seated(NamedTuple):
-    """The members of some rows."""
+    """The members of some seats."""
 
-    sign: Array  # (rows,)
-    factors: Any  # of the low-rank parameters
-    params: Any  # the parameters; those with full noise formed, with a leading axis of rows
+    sign: Array  # (seats, rows of a seat)
+    factors: Any  # of the low-rank parameters, with an axis of seats
+    params: Any  # the parameters; those with full noise formed, with the axes of sign in front
 
 
 def seated(params: Any, members: Members, pair: Array, sign: Array) -> Seated:
-    """Rows by their pairs (rows,), which may repeat, and signs (rows,) float32.
+    """Who sits where.
 
     Args:
         params: what `members` perturb.
+        pair: (seats,) int32, which may repeat.
+        sign: (seats, rows of a seat) float32.
     """
     perturbation = members.perturbation
     axes, dense = perturbation.pair_axes(), _of_kind(perturbation, "dense")
@@ -50,7 +53,8 @@ def seated(params: Any, members: Members, pair: Array, sign: Array) -> Seated:
         found = jax.tree_util.tree_leaves_with_path(attached)
         return {path_of(path): x for path, x in found if path_of(path) in full}
 
-    rows = jax.vmap(formed, in_axes=(0, dense.pair_axes()))(sign, full) if full else {}
+    each = jax.vmap(jax.vmap(formed, in_axes=(0, None)), in_axes=(0, dense.pair_axes()))
+    rows = each(sign, full) if full else {}
     whole = lambda path, x: rows.get(path_of(path), x)
     return Seated(sign, factors, jax.tree_util.tree_map_with_path(whole, params))
 
@@ -58,10 +62,9 @@ def seated(params: Any, members: Members, pair: Array, sign: Array) -> Seated:
 def each_seat(
     fn: Callable[..., Any], perturbation: Perturbation, sigma: Array, seats: Seated, *rows: Any
 ) -> Any:
-    """`fn(member's params, *row)` for every row; `rows` have a leading axis of them."""
+    """`fn(member's params, *row)` for every row; `rows` lead with (seats, rows of a seat)."""
     thin, low = factored(fn), _of_kind(perturbation, "low-rank")
     dense = {leaf.path for leaf in _of_kind(perturbation, "dense").evolved}
-
     axes = low.pair_axes()
 
     def one(seat: Seated, *row: Any) -> Any:
@@ -73,8 +76,10 @@ def each_seat(
 
     by_row = lambda path, _: 0 if path_of(path) in dense else None
     params = jax.tree_util.tree_map_with_path(by_row, seats.params)
-    seats_axes = Seated(0, axes, params)  # type: ignore[arg-type]
-    return jax.vmap(one, in_axes=(seats_axes, *(0 for _ in rows)))(seats, *rows)
+    of_rows = [0 for _ in rows]
+    each = jax.vmap(one, in_axes=(Seated(0, None, params), *of_rows))  # type: ignore[arg-type]
+    each = jax.vmap(each, in_axes=(Seated(0, axes, params), *of_rows))  # type: ignore[arg-type]
+    return each(seats, *rows)
 
 
 def _of_kind(perturbation: Perturbation, kind: Kind) -> Perturbation:

@@ -76,7 +76,7 @@ class PolicyNetwork:
             weight = layer["weight"].astype(self.compute)
             x = lax.dot(x.astype(self.compute), weight, preferred_element_type=jnp.float32)
             x = pqn(x + layer["bias"])
-        out = params["head"] @ x + params["head_bias"]
+        out = jnp.einsum("w,ow->o", x, params["head"]) + params["head_bias"]
         if not self.deviations:
             return out
         return jnp.concatenate([out, params["log_deviation"]])

@@ -32,12 +32,15 @@ def episodes_arena(
         counting=config.normalise,
         devices=config.devices,
     )
-    stream = lambda which: jax.random.fold_in(jax.random.key(config.seed), which)
+    streams = [
+        jax.random.fold_in(jax.random.key(config.seed), which)
+        for which in (TRAINING, VALIDATION, RANDOM)
+    ]
 
     def score(
         params: Any, members: Members, seen: Scaling | None, generation: int
     ) -> tuple[Array, Scaling | None, Metrics]:
-        keys = shared_keys(stream(TRAINING), generation, members, config.episodes)
+        keys = shared_keys(streams[TRAINING], generation, members, config.episodes)
         rows = members.size * config.episodes
         found = population_episodes(rollout, params, members, keys, seen, rows, False)
         fitness, seen, figures = scored(found, seen)
@@ -51,7 +54,7 @@ def episodes_arena(
         each = members.size * config.episodes
         returns = []
         for start in range(0, episodes, each):
-            key = jax.random.fold_in(stream(RANDOM if uniform else VALIDATION), start)
+            key = jax.random.fold_in(streams[RANDOM if uniform else VALIDATION], start)
             keys = episode_keys(key, members.size, config.episodes)
             rows = min(each, episodes - start)
             found = population_episodes(rollout, params, still, keys, seen, rows, uniform)
@@ -80,13 +83,10 @@ def episodes_arena(
 
 
 @functools.partial(jax.jit, static_argnums=3)
-def _pair_keys(key: Array, generation: Array, like: Array, episodes: int) -> Array:
-    return episode_keys(jax.random.fold_in(key, generation), like.shape[0], episodes)
-
-
 def shared_keys(key: Array, generation: int, members: Members, episodes: int) -> Array:
     """(N, episodes, 2): both members of a pair meet the same random numbers."""
-    keys = _pair_keys(key, jnp.int32(generation), members.pairs, episodes)
+    key = jax.random.fold_in(key, generation)
+    keys = episode_keys(key, len(members.pairs), episodes)
     return jnp.repeat(keys, len(members.perturbation.signs), axis=0)
 
 

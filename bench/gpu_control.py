@@ -15,12 +15,11 @@ import time
 from typing import Any
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 
 from springroll.bench import measure, unattended
+from springroll.bench.evosax_rate import endless
 from springroll.control.rollout import centre_episodes, episode_keys, population_episodes
-from springroll.control.suites import environment
 from springroll.recipes.control import QUICK
 from springroll.train.control import prepare
 from springroll.train.control_config import RLConfig
@@ -33,7 +32,7 @@ def rates(env: str, members: int, rank: int, repeats: int, **size: Any) -> dict[
     state, _ = learning.task.init()
     drawn = jax.block_until_ready(learning.task.ask(state))
     assert arena.rollout is not None
-    rollout = dataclasses.replace(arena.rollout, environment=endless(env, config.max_steps))
+    rollout = dataclasses.replace(arena.rollout, environment=endless(arena.rollout.environment))
     keys = episode_keys(jax.random.key(0), members, 1)
     flat = keys.reshape(-1, 2)
     seconds = measure.medians(
@@ -55,15 +54,6 @@ def rates(env: str, members: int, rank: int, repeats: int, **size: Any) -> dict[
         unit="environment steps per second",
         target="ratio >= 0.95",
     )
-
-
-def endless(env: str, max_steps: int | None) -> Any:
-    """The environment with episodes that all last as long."""
-    found = environment(env, **({} if max_steps is None else {"max_steps": max_steps}))
-    step = lambda *args: found.step(*args)._replace(
-        terminated=jnp.bool_(False), truncated=jnp.bool_(False)
-    )
-    return dataclasses.replace(found, step=step)
 
 
 def learning(name: str, goal: float, generations: int, **options: Any) -> dict[str, Any]:

@@ -107,7 +107,7 @@ def test_members_in_a_population_are_members_alone(walk, state, members):
     fitness, figures = walk.evaluate(LINEAR, state.params, members, SEEDS)
     np.testing.assert_array_equal(fitness, found.returns.mean(axis=1))
     assert fitness.dtype == np.float32 and figures["env_steps"] == found.lengths.sum()
-    assert figures["unscored"] == 0 and walk.failures == {} and walk.failure_line == ""
+    assert figures["unscored"] == 0 and walk.failures.counts == {} and walk.failures.line == ""
     np.testing.assert_allclose(figures["train_return"], found.returns.mean(), rtol=1e-6)
     assert (walk.observation_size, walk.actions, walk.max_steps) == (2, Discrete(2), 40)
 
@@ -262,7 +262,7 @@ def test_what_the_centre_loses_is_begun_again(bad, walk, state, monkeypatch, tmp
     pool = opened("dying_once", workers=1)
     found = pool.centre(LINEAR, state.params, np.arange(4))
     np.testing.assert_array_equal(found, walk.centre(LINEAR, state.params, np.arange(4)))
-    assert pool.failure_line == "episodes that could not be scored: 1 crashed"
+    assert pool.failures.line == "episodes that could not be scored: 1 crashed"
     pool.close()
     found = bad.centre(LINEAR, state.params, np.array([1000, 3]))
     assert np.isnan(found).tolist() == [False, True]
@@ -273,8 +273,8 @@ def test_a_member_with_a_lost_episode_is_dropped(bad, state, members):
     seeds[4, 1] = 3
     fitness, figures = bad.evaluate(LINEAR, state.params, members, seeds)
     assert np.flatnonzero(np.isnan(fitness)).tolist() == [4] and figures["unscored"] == 1
-    assert np.isfinite(figures["train_return"]) and bad.failures == {"raised": 2}
-    assert "2 raised, the first: ValueError: a step too far" in bad.failure_line
+    assert np.isfinite(figures["train_return"]) and bad.failures.counts == {"raised": 2}
+    assert "2 raised, the first: ValueError: a step too far" in bad.failures.line
     _, metrics = STRATEGY.tell(state, members, jnp.asarray(fitness))
     assert int(metrics["dropped"]) == 1
 

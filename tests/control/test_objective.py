@@ -3,7 +3,6 @@
 import os
 import signal
 import threading
-import time
 from pathlib import Path
 
 import jax
@@ -63,7 +62,7 @@ def test_members_are_scored_with_their_weights_whatever_the_processes(strategy, 
         found, figures = objective.evaluate(state.params, members, seeds)
         np.testing.assert_allclose(found, expected, rtol=1e-5)
         assert found.dtype == np.float32 and figures == {"calls": 2 * POP, "unscored": 0}
-        assert objective.failures == {} and objective.failure_line == ""
+        assert objective.failures.counts == {} and objective.failures.line == ""
         centre = objective.centre(state.params, [3, 4, 5])
         np.testing.assert_allclose(centre, [as_jax(state.params)] * 3, rtol=1e-6)
         objective.close()
@@ -119,9 +118,9 @@ def test_a_call_that_fails_costs_its_member(bad, strategy, state, capfd):
     expected = np.asarray(evaluate(as_jax, state, strategy.ask(state)))
     fine = ~np.isnan(found)
     np.testing.assert_allclose(found[fine], expected[fine], rtol=1e-5)
-    assert bad.failures == {"crashed": 2, "timeout": 1, "raised": 3, "nan": 2, "wrong": 2}
+    assert bad.failures.counts == {"crashed": 2, "timeout": 1, "raised": 3, "nan": 2, "wrong": 2}
     assert figures["unscored"] == len(wrong)
-    line = bad.failure_line
+    line = bad.failures.line
     assert line.startswith("calls that could not be scored: 2 crashed; 1 took too long, the")
     assert "3 raised, the first: KeyError: 'a key" in line and "(objective_functions.py:" in line
     assert "misbehaves returned nan" in line and "\n" not in line
@@ -135,15 +134,15 @@ def test_a_killed_process_costs_the_call_it_was_at(strategy, state):
     objective = opened("misbehaves", timeout=30.0, workers=1)
     pid = objective._workers[0].pid
     seeds = np.zeros((POP, 1), np.int64)
+    objective.evaluate(state.params, strategy.ask(state), seeds)  # what is compiled is by now
     seeds[4] = 8  # sleeps until it is killed
-    threading.Timer(0.3, os.kill, (pid, signal.SIGKILL)).start()
-    begin = time.monotonic()
+    threading.Timer(2.0, os.kill, (pid, signal.SIGKILL)).start()
     found, _ = objective.evaluate(state.params, strategy.ask(state), seeds)
-    assert np.flatnonzero(np.isnan(found)).tolist() == [4] and time.monotonic() - begin < 20
-    assert objective.failures == {"crashed": 1} and objective._workers[0].pid != pid
+    assert np.flatnonzero(np.isnan(found)).tolist() == [4]
+    assert objective.failures.counts == {"crashed": 1} and objective._workers[0].pid != pid
     os.kill(objective._workers[0].pid, signal.SIGKILL)  # between calls it costs nobody
     found, _ = objective.evaluate(state.params, strategy.ask(state), 0 * seeds)
-    assert np.isfinite(found).all() or objective.failures["crashed"] == 2
+    assert np.isfinite(found).all() or objective.failures.counts["crashed"] == 2
     objective.close()
 
 

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from springroll.factored.discover import discover
-from springroll.models.policy import PolicyNetwork, pqn
+from springroll.models.policy import PolicyNetwork, linear, pqn
 
 SMALL = PolicyNetwork(5, 3, width=16, layers=2)
 
@@ -94,3 +94,12 @@ def test_every_matrix_stays_thin():
     kinds = {path: found.kind for path, found in plan.items()}
     assert {kinds[p] for p in kinds if p.endswith(("weight", "embed", "head"))} == {"low-rank"}
     assert {kinds[p] for p in kinds if p.endswith("bias")} == {"dense"}
+
+
+def test_a_linear_policy_begins_at_zero():
+    policy = linear(3, 2)
+    params = policy.init(jax.random.key(0))
+    observation = jnp.array([1.0, 2.0, 3.0])
+    np.testing.assert_array_equal(policy.apply(params, observation), np.zeros(2))
+    params = {"weight": jnp.arange(6.0).reshape(3, 2), "bias": jnp.array([1.0, -1.0])}
+    np.testing.assert_allclose(policy.apply(params, observation), [17.0, 21.0])

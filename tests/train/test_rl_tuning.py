@@ -7,6 +7,7 @@ from collections import Counter
 import pytest
 
 from springroll.errors import InputError
+from springroll.markdown import markdown_table
 from springroll.train.control_config import RLConfig
 from springroll.train.ppo_settings import PPOSettings
 from springroll.train.rl_tuning import (
@@ -21,7 +22,6 @@ from springroll.train.rl_tuning import (
     draw,
     halving,
     json_line,
-    markdown,
     nested,
     read_records,
     rungs,
@@ -134,7 +134,7 @@ def test_a_trial_that_fails_loses_and_says_why():
     lost = {record.trial: record.note for record in records if record.note}
     assert lost == {4: "no member has a finite fitness", 3: "its score is nan"}
     assert {record.trial for record in records[-2:]} == {3, 4}
-    assert "failed: its score is nan" in markdown(cells(records))
+    assert "failed: its score is nan" in markdown_table(cells(records))
 
 
 def test_trials_of_one_shape_follow_each_other():

@@ -21,8 +21,8 @@ from typing import Any
 
 from springroll.atomic import write_json
 from springroll.bench import measure
+from springroll.markdown import markdown_table
 from springroll.recipes.control import QUICK
-from springroll.train.rl_tuning import markdown
 
 # The mean return over 100 episodes of the final policy, and how many times that of random actions.
 GOALS: dict[str, tuple[float | None, float | None]] = {
@@ -52,7 +52,7 @@ def run(
         for name in recipes
     }
     head = ["recipe", "goal", "random", *(f"seed {seed}" for seed in range(seeds)), "seconds"]
-    text = markdown([head, *(line(name, found) for name, found in rows.items())])
+    text = markdown_table([head, *(line(name, found) for name, found in rows.items())])
     root.mkdir(parents=True, exist_ok=True)
     (root / "control_goals.md").write_text(text)
     print(text, file=sys.stderr)

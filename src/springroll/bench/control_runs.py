@@ -15,6 +15,7 @@ from springroll.bench.interquartile import (
     interquartile_range,
     interval,
 )
+from springroll.markdown import markdown_table
 
 COLOURS = {"eggroll": "#c8442e", "openes": "#d9a441", "ppo": "#4c72b0"}
 NAMES = {"eggroll": "EGGROLL", "openes": "OpenES", "ppo": "PPO"}
@@ -101,26 +102,24 @@ def table(runs: Runs, seconds: float) -> str:
     """Markdown: final returns, over all tasks, and steps per second."""
     names = [method for method in NAMES if any(method in methods for methods in runs.values())]
     seeds = max(len(each) for methods in runs.values() for each in methods.values())
-    lines = [
-        f"Final return after {seconds:g} s of training, compiling not counted: interquartile mean "
-        f"of {seeds} seeds [95 % interval].",
-        "",
-        _row("task", "random", *(NAMES[name] for name in names)),
-        _row(*["---"] * (2 + len(names))),
-    ]
+    heads = [NAMES[name] for name in names]
+    returns = [["task", "random", *heads]]
     for task, methods in runs.items():
         cells = [str(final(methods[name])) if methods.get(name) else "failed" for name in names]
-        lines.append(_row(task, f"{random_return(methods):.4g}", *cells))
+        returns.append([task, f"{random_return(methods):.4g}", *cells])
     tasks, whole = over_all(runs)
     if whole:
         cells = [str(whole[name]) if name in whole else "" for name in names]
-        lines.append(_row(f"all of: {', '.join(tasks)}; PPO is 1", "0", *cells))
-    lines += ["", "Environment steps per second, median of the seeds:", ""]
-    lines += [_row("task", *(NAMES[name] for name in names)), _row(*["---"] * (1 + len(names)))]
+        returns.append([f"all of: {', '.join(tasks)}; PPO is 1", "0", *cells])
+    rates = [["task", *heads]]
     for task, methods in runs.items():
         rate = lambda each: f"{statistics.median(run.rate for run in each):,.0f}" if each else ""
-        lines.append(_row(task, *(rate(methods.get(name)) for name in names)))
-    return "\n".join(lines) + "\n"
+        rates.append([task, *(rate(methods.get(name)) for name in names)])
+    return (
+        f"Final return after {seconds:g} s of training, compiling not counted: interquartile mean "
+        f"of {seeds} seeds [95 % interval].\n\n{markdown_table(returns)}\n"
+        f"Environment steps per second, median of the seeds:\n\n{markdown_table(rates)}"
+    )
 
 
 def draw(runs: Runs, seconds: float, path: Path) -> None:
@@ -151,7 +150,3 @@ def draw(runs: Runs, seconds: float, path: Path) -> None:
     figure.supxlabel("seconds of training, compiling not counted", fontsize=10)
     figure.supylabel("return", fontsize=10)
     figure.savefig(path)
-
-
-def _row(*cells: str) -> str:
-    return f"| {' | '.join(cells)} |"

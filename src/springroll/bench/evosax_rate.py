@@ -128,7 +128,8 @@ def endless(task: Environment) -> Environment:
     """The same without early ends, so that all take the same steps."""
 
     def step(key: Array, state: Any, action: Array) -> Step:
-        return task.step(key, state, action)._replace(terminated=jnp.bool_(False))
+        no = jnp.bool_(False)
+        return task.step(key, state, action)._replace(terminated=no, truncated=no)
 
     return dataclasses.replace(task, step=step)
 

@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import Any
 
 from springroll.bench import expert_bytes, expert_subspaces, measure, train_step
+from springroll.markdown import markdown_table
 from springroll.models.decoder_config import CONFIGS
 from springroll.tasks.corpus import load_corpus
 
@@ -268,8 +269,7 @@ def run(size: Size | None = None) -> Iterable[tuple[str, Row, list[Row]]]:
 
 def markdown(rows: list[Row]) -> str:
     """A table."""
-    lines = [list(rows[0]), ["---"] * len(rows[0]), *([str(x) for x in r.values()] for r in rows)]
-    return "\n".join("| " + " | ".join(line) + " |" for line in lines) + "\n"
+    return markdown_table([list(rows[0]), *([str(x) for x in row.values()] for row in rows)])
 
 
 def draw(path: Path, energy: list[Row], share: list[Row], wide: int) -> None:

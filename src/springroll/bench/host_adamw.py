@@ -20,7 +20,6 @@ from __future__ import annotations
 import functools
 import importlib
 import importlib.util
-import os
 from collections.abc import Callable, Iterator
 from typing import Any
 
@@ -28,6 +27,7 @@ import ml_dtypes
 import numpy as np
 
 from springroll.bench import measure
+from springroll.cores import cores
 from springroll.stream.host_adamw import CHUNK, AdamW, split, zeros
 from springroll.stream.next_use import NextUseFirst
 
@@ -98,8 +98,7 @@ def rates(numbers: int, threads: int, repeats: int, chunk: int) -> dict[str, flo
 
 def run(numbers: int = NUMBERS, repeats: int = 15, chunk: int = CHUNK) -> dict[str, Any]:
     """Bandwidth of AdamW over that of the triad, on one core and on all."""
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
-    found = {n: rates(numbers, n, repeats, chunk) for n in sorted({1, cores or 1})}
+    found = {n: rates(numbers, n, repeats, chunk) for n in sorted({1, cores()})}
     bandwidth = {n: {k: BYTES[k] * r for k, r in rate.items()} for n, rate in found.items()}
     most = max(found)
     ours, triad = bandwidth[most]["adamw"], bandwidth[most]["triad"]

@@ -15,6 +15,8 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+from springroll.cores import cores
+
 
 def pin_one_core(core: int | None = None) -> int:
     """Bind this process to one core; call it before JAX starts its backend. Returns the core.
@@ -83,10 +85,9 @@ def machine() -> dict[str, Any]:
     """Processor, cores this process may use, Python, JAX and device."""
     import jax
 
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
     return {
         "processor": _processor(),
-        "cores": cores,
+        "cores": cores(),
         "python": platform.python_version(),
         "jax": jax.__version__,
         "device": jax.devices()[0].device_kind,

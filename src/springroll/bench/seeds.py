@@ -6,6 +6,7 @@ from pathlib import Path
 
 import numpy as np
 
+from springroll.markdown import markdown_table
 from springroll.train.task import Task
 
 Curves = Mapping[str, Sequence[Sequence[float]]]  # variant -> seed -> value at each point
@@ -44,14 +45,14 @@ def table(
     extra, lines = extra or {}, lines or {}
     seeds = len(next(iter(final.values())))
     head = ["", *(f"seed {i}" for i in range(seeds)), "mean", *extra]
-    rows = [head, ["---"] * len(head)]
+    rows = [head]
     for name, values in final.items():
         cells = [f"{value:.3f}" for value in (*values, statistics.mean(values))]
         rows.append([name, *cells, *(column.get(name, "") for column in extra.values())])
     for name, bits in lines.items():
         blank = [""] * len(extra)
         rows.append([name.removesuffix("_bits_per_byte"), *[""] * seeds, f"{bits:.3f}", *blank])
-    return "\n".join("| " + " | ".join(row) + " |" for row in rows) + "\n"
+    return markdown_table(rows)
 
 
 def draw(

@@ -18,17 +18,24 @@ P = ParamSpec("P")
 R = TypeVar("R")
 
 
+@contextlib.contextmanager
+def default_rules() -> Iterator[None]:
+    """JAX's default rules, whatever the caller's are, and no warnings: what a suite is warned of is
+    for its authors."""
+    with (
+        jax.numpy_dtype_promotion("standard"),
+        jax.numpy_rank_promotion("allow"),
+        warnings.catch_warnings(action="ignore"),
+    ):
+        yield
+
+
 def foreign(function: Callable[P, R]) -> Callable[P, R]:
-    """The function under JAX's default rules, whatever the caller's are, and without warnings:
-    what a suite is warned of is for its authors."""
+    """The function under `default_rules`."""
 
     @functools.wraps(function)
     def call(*args: P.args, **kwargs: P.kwargs) -> R:
-        with (
-            jax.numpy_dtype_promotion("standard"),
-            jax.numpy_rank_promotion("allow"),
-            warnings.catch_warnings(action="ignore"),
-        ):
+        with default_rules():
             return function(*args, **kwargs)
 
     return call

@@ -4,9 +4,7 @@ Environments live in worker processes, several in each; the policy is ours and a
 in one batch. An environment that raises, crashes or hangs costs the member it was stepped for.
 """
 
-import os
 import weakref
-from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -24,6 +22,7 @@ from springroll.control.gymnasium_actor import (
 from springroll.control.gymnasium_lockstep import Lockstep, Told
 from springroll.control.observed import Scaling
 from springroll.control.python_failures import Failures, reason
+from springroll.cores import cores
 from springroll.errors import InputError
 from springroll.evolve.members import Members
 from springroll.tasks.records import file_digest
@@ -54,19 +53,10 @@ class GymnasiumPool:
         self.identity = {"environment": name, "source": self.version or source}
         """What must be the same when a run goes on."""
         self._workers, self._slots, self._seats = workers, slots, seats
-        self._failed = Failures("episodes")
+        self.failures = Failures("episodes")
+        """Those that could not be scored so far."""
         self._scored = False
         self._end = weakref.finalize(self, end_all, workers)
-
-    @property
-    def failures(self) -> Counter[str]:
-        """Episodes that failed so far, by kind."""
-        return self._failed.counts
-
-    @property
-    def failure_line(self) -> str:
-        """The same in one line that names them; empty if there are none."""
-        return self._failed.line
 
     def evaluate(
         self,
@@ -115,7 +105,7 @@ class GymnasiumPool:
         acting = acting_for(policy, self.actions, **how)
         actor, seeds = centre_actor(acting, params, scaling), np.asarray(seeds)
         told = self._run(actor, seeds)
-        self._failed.merge(told.failures)
+        self.failures.merge(told.failures)
         again = np.isnan(told.returns)
         if again.any():
             told.returns[again] = self._run(actor, seeds[again]).returns
@@ -148,7 +138,7 @@ class GymnasiumPool:
 
     def scored(self, told: Told) -> tuple[np.ndarray, dict[str, Any]]:
         """Fitness and figures of what `episodes` told, see `evaluate`."""
-        self._failed.merge(told.failures)
+        self.failures.merge(told.failures)
         lost = np.isnan(told.returns)
         if lost.any(axis=1).all() and not self._scored:
             raise InputError(f"{self.name} could not score a single member: {told.failures.kinds}")
@@ -203,7 +193,7 @@ def open_gymnasium(
         InputError: there is no such environment, gymnasium is not installed, or the environment
             fails at its first step.
     """
-    workers = workers or os.cpu_count() or 1
+    workers = workers or cores()
     if workers < 1 or timeout <= 0:
         raise InputError(f"{workers} workers, {timeout} seconds: both must be above 0")
     slots = -(-seats // workers)

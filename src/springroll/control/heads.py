@@ -12,7 +12,7 @@ from springroll.control.actions import Actions, Box, Discrete
 from springroll.evolve import counter
 from springroll.evolve.noise import normal_from_bits
 
-_FORBIDDEN = -1e9  # a logit that no other lets through
+FORBIDDEN = -1e9  # a logit that no other lets through
 
 
 def choose(actions: Actions, outputs: Array, key: Array | None, mask: Array | None = None) -> Array:
@@ -31,7 +31,7 @@ def choose(actions: Actions, outputs: Array, key: Array | None, mask: Array | No
             unit = unit + jnp.exp(log_deviation) * normal_from_bits(_bits(key, actions.size))
         return _within(actions, jnp.clip(unit, -1.0, 1.0))
     if mask is not None:
-        outputs = jnp.where(mask, outputs, _FORBIDDEN)
+        outputs = jnp.where(mask, outputs, FORBIDDEN)
     if key is not None:
         outputs = outputs + _gumbel(_bits(key, actions.outputs))
     if isinstance(actions, Discrete):

@@ -9,7 +9,6 @@ global variables or start other programs.
 
 import queue
 import weakref
-from collections import Counter
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -43,20 +42,11 @@ class Objective:
         self._idle: queue.SimpleQueue[Worker] = queue.SimpleQueue()
         for worker in workers:
             self._idle.put(worker)
-        self._failed = Failures("calls")
+        self.failures = Failures("calls")
+        """Those that could not be scored so far."""
         self._layout: Layout = None
         self._scored = False
         self._end = weakref.finalize(self, end_all, workers)
-
-    @property
-    def failures(self) -> Counter[str]:
-        """Calls that failed so far, by kind."""
-        return self._failed.counts
-
-    @property
-    def failure_line(self) -> str:
-        """The same in one line that names them; empty if there are none."""
-        return self._failed.line
 
     def initial(self, seed: int) -> Any:
         """The first weights, a pytree of float32 arrays.
@@ -105,7 +95,7 @@ class Objective:
                         failed.add(*result)
                     else:
                         fitness[member] = result
-        self._failed.merge(failed)
+        self.failures.merge(failed)
         if failed.total == members.size and not self._scored:
             raise InputError(f"{self.name} could not score a single member: {failed.kinds}")
         self._scored = True
@@ -121,7 +111,7 @@ class Objective:
         def call(seed: int) -> float | tuple[str, str]:
             found = self._mean(payload, [seed])
             if isinstance(found, tuple):
-                self._failed.add(*found)
+                self.failures.add(*found)
                 found = self._mean(payload, [seed])
             return found
 

@@ -82,6 +82,16 @@ class PolicyNetwork:
         return jnp.concatenate([out, params["log_deviation"]])
 
 
+def linear(inputs: int, outputs: int) -> Policy:
+    """outputs = observation . weight + bias, from zero: few numbers, so that evolution needs fewer
+    members to tell which way is up.
+
+    Source: Mania, Guy and Recht, arXiv 1803.07055.
+    """
+    init = lambda key: {"weight": jnp.zeros((inputs, outputs)), "bias": jnp.zeros(outputs)}
+    return Policy(init, lambda params, x: x @ params["weight"] + params["bias"])
+
+
 def pqn(x: Array) -> Array:
     """relu((x - mean) / sqrt(variance + 1e-5)) over the last axis."""
     x = x - jnp.mean(x, axis=-1, keepdims=True)

@@ -7,7 +7,6 @@ shapes, and is what predictions are compared with (`springroll bench plan_accura
 from __future__ import annotations
 
 import dataclasses
-import os
 import statistics
 import time
 from collections.abc import Callable
@@ -18,6 +17,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
+from springroll.cores import cores
 from springroll.models.decoder import decoder
 from springroll.models.stages import stages
 from springroll.plan.footprint import Job
@@ -132,7 +132,7 @@ def host_update(layer: Any) -> Callable[[], None]:
     """A call that updates a layer by AdamW on the host, with all cores."""
     weights = jax.tree.map(lambda w: np.zeros(w.shape, w.dtype), layer)
     state = zeros(weights)
-    pool = NextUseFirst(os.cpu_count() or 1)
+    pool = NextUseFirst(cores())
 
     def update() -> None:
         pool.submit(0, AdamW(1e-4).jobs(weights, state, weights, step=1))

@@ -147,14 +147,15 @@ QUICK: dict[str, tuple[str, str, RLConfig]] = {  # name: (time, what to expect, 
     ),
     "quick-snake": (
         "3 minutes",
-        "half as many fruits again as at random, or better, in episodes cut at 500 steps",
+        "half as many fruits again as at random, or better, in episodes cut at 200 steps",
         RLConfig(
             env="jumanji-Snake",
-            pop_size=1024,
-            max_steps=500,
-            normalise=True,
-            lr=0.01,
-            seconds=120.0,
+            policy="springroll.models.policy:linear",  # of the paper's, no direction is up at first
+            pop_size=4096,
+            max_steps=200,
+            sigma=0.3,
+            lr=0.15,
+            seconds=150.0,
         ),
     ),
     "quick-game2048": (

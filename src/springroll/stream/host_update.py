@@ -6,7 +6,6 @@ pass needs first is updated first, so they overlap that pass too.
 """
 
 import contextlib
-import os
 import sys
 import threading
 from collections.abc import Callable
@@ -17,6 +16,7 @@ import jax
 import numpy as np
 import optax
 
+from springroll.cores import cores
 from springroll.errors import InputError
 from springroll.stream.conveyor import Conveyor, Passing
 from springroll.stream.device_update import Mend
@@ -61,7 +61,7 @@ class HostUpdate:
         self._adamw, self._decays, self._mend = adamw, decays, mend
         self._optimizer, self._rest = optimizer, optimizer if rest is None else rest
         self._room = threading.Semaphore(waiting or sys.maxsize)
-        self._pool = NextUseFirst(threads or os.cpu_count() or 1)
+        self._pool = NextUseFirst(threads or cores())
 
     def init(self, weights: Any, layer: bool) -> Any:
         """The state of a bundle, from its float32 weights."""

@@ -4,6 +4,8 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
+import jax
+import jax.numpy as jnp
 import numpy as np
 from jax import Array
 
@@ -29,11 +31,11 @@ class Arena:
     """What is known of observations before the first generation."""
     score: Callable[[Any, Members, Seen, int], tuple[Any, Seen, Metrics]]
     """`score(params, members, seen, generation)`: fitness (N,), and figures."""
-    centre: Callable[[Any, Members, Seen, int], np.ndarray]
-    """`centre(params, members, seen, episodes)`: returns of the weights themselves. The members
-    lend their program only."""
-    random: Callable[[Any, Members, int], np.ndarray] | None = None
-    """`random(params, members, episodes)`: returns of any actions; None where there are none."""
+    centre: Callable[[Any, Members, Seen, int, bool], np.ndarray]
+    """`centre(params, members, seen, episodes, uniform)`: returns of the weights themselves, or of
+    any actions. The members lend their program only."""
+    acts: bool = True
+    """Whether there are actions at all."""
     steps: int
     """Environment steps of an episode at most; 1 of a function."""
     identity: Mapping[str, str] = field(default_factory=dict)
@@ -43,6 +45,17 @@ class Arena:
     close: Callable[[], None] = lambda: None
     rollout: Rollout | None = None
     """How episodes are run, where that is on the device."""
+
+    def shapes(self) -> Any:
+        """What is evolved, as shapes."""
+        return jax.eval_shape(self.init, jax.random.key(0))
+
+    def traced(self) -> tuple[Any, ...] | None:
+        """(fn, params, observation) to look at, the last two as shapes; None where it is no JAX."""
+        if self.apply is None:
+            return None
+        fn, inputs = self.apply
+        return fn, self.shapes(), jax.ShapeDtypeStruct((inputs,), jnp.float32)
 
 
 class Learning(NamedTuple):

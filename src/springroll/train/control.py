@@ -207,15 +207,11 @@ def explained_policy(config: RLConfig) -> tuple[Any, ...]:
     Raises:
         InputError: what the run evolves is no function of JAX.
     """
-    import jax
-    import jax.numpy as jnp
-
     arena = arena_of(config)
     try:
-        if arena.apply is None:
+        traced = arena.traced()
+        if traced is None:
             raise InputError(f"{arena.name} is no function of JAX, so there is nothing to look at")
-        fn, inputs = arena.apply
-        shapes = jax.eval_shape(arena.init, jax.random.key(config.seed))
-        return fn, shapes, jax.ShapeDtypeStruct((inputs,), jnp.float32)
+        return traced
     finally:
         arena.close()

@@ -29,7 +29,8 @@ class RLConfig(RunConfig):
     function `initial_weights` beside it."""
     policy: str | None = None
     """`module:function` of your own policy instead of the paper's: it is given the numbers of
-    inputs and outputs and returns an object with `init(key)` and `apply(params, observation)`."""
+    inputs and outputs and returns an object with `init(key)` and `apply(params, observation)`.
+    `springroll.models.policy:linear` is one."""
     width: int = 256
     """Of the paper's policy."""
     layers: int = 3

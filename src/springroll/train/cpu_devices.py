@@ -1,6 +1,6 @@
 """The cores of a CPU as devices. Imports no JAX by itself."""
 
-import os
+from springroll.cores import cores
 
 
 def use_cpu_devices(devices: int | None) -> None:
@@ -15,12 +15,6 @@ def use_cpu_devices(devices: int | None) -> None:
         jax.config.update("jax_num_cpu_devices", devices or cores())
     except RuntimeError:
         return  # somebody started the backend: its devices are what there is
-
-
-def cores() -> int:
-    """Cores that this process may use."""
-    allowed = getattr(os, "sched_getaffinity", None)
-    return len(allowed(0)) if allowed else os.cpu_count() or 1
 
 
 def cpu_multiplies_bfloat16() -> bool:

@@ -48,7 +48,7 @@ def episodes_arena(
         return fitness, jax.device_get(seen), figures
 
     def centre(
-        params: Any, members: Members, seen: Scaling | None, episodes: int, uniform: bool = False
+        params: Any, members: Members, seen: Scaling | None, episodes: int, uniform: bool
     ) -> np.ndarray:
         still = dataclasses.replace(members, sigma=jnp.zeros_like(members.sigma))
         each = members.size * config.episodes
@@ -61,9 +61,6 @@ def episodes_arena(
             returns.append(np.asarray(found.returns).reshape(-1)[:rows])
         return np.concatenate(returns)
 
-    def random(params: Any, members: Members, episodes: int) -> np.ndarray:
-        return centre(params, members, seen(), episodes, True)
-
     def seen() -> Scaling | None:
         return fresh(environment.observation_size) if config.normalise else None
 
@@ -75,7 +72,6 @@ def episodes_arena(
         seen=seen,
         score=score,
         centre=centre,
-        random=random,
         steps=environment.max_steps,
         identity={"environment": environment.version} if environment.version else {},
         rollout=rollout,

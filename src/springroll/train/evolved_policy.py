@@ -43,7 +43,8 @@ def es_task(config: RLConfig, arena: Arena) -> Task:
         return state, {name: told[name] for name in ("sigma", "step_ratio")}
 
     def validate(state: State, seen: Seen) -> Metrics:
-        returns = arena.centre(state.params, strategy.ask(state), seen, config.eval_episodes)
+        members, episodes = strategy.ask(state), config.eval_episodes
+        returns = arena.centre(state.params, members, seen, episodes, False)
         return {"eval_return": float(np.nanmean(returns)), "eval_std": float(np.nanstd(returns))}
 
     return Task(
@@ -66,11 +67,12 @@ def es_task(config: RLConfig, arena: Arena) -> Task:
 
 def random_return(config: RLConfig, arena: Arena) -> float | None:
     """The mean return of random actions, by the program that training has compiled."""
-    if arena.random is None:
+    if not arena.acts:
         return None
     strategy = strategy_for(config, arena)
     state = strategy.init(jax.random.key(config.seed), arena.init(jax.random.key(config.seed)))
-    returns = arena.random(state.params, strategy.ask(state), config.eval_episodes)
+    members, episodes = strategy.ask(state), config.eval_episodes
+    returns = arena.centre(state.params, members, arena.seen(), episodes, True)
     return float(np.nanmean(returns))
 
 
@@ -86,17 +88,11 @@ def strategy_for(config: RLConfig, arena: Arena) -> Strategy:
     }
     if config.method == "openes":
         return open_es(**options)
-    shapes = jax.eval_shape(arena.init, jax.random.key(0))
-    return eggroll(rank=config.rank, roles=thin(shapes, config.rank), **plan(arena), **options)
-
-
-def plan(arena: Arena) -> dict[str, Any]:
-    """Which axes are which, found by looking at the policy; of other functions shapes decide."""
-    if arena.apply is None:
-        return {}
-    fn, inputs = arena.apply
-    shapes = jax.eval_shape(arena.init, jax.random.key(0))
-    return {"plan": discover(fn, shapes, jax.ShapeDtypeStruct((inputs,), jnp.float32))}
+    options["roles"] = thin(arena.shapes(), config.rank)
+    traced = arena.traced()
+    if traced is not None:  # else shapes decide which axes are which
+        options["plan"] = discover(*traced)
+    return eggroll(rank=config.rank, **options)
 
 
 def thin(shapes: Any, rank: int) -> dict[str, str]:

@@ -4,38 +4,27 @@ The method is rejax's, unchanged (github.com/keraJLi/rejax); here are its constr
 state is arrays, and its policy in the form in which evaluation takes one.
 """
 
-import warnings
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 from jax import Array
 
 from springroll.control.environment import Environment
+from springroll.control.foreign import default_rules
+from springroll.control.heads import FORBIDDEN
 from springroll.errors import InputError
 from springroll.models.policy import Policy
+from springroll.train.control_config import RLConfig
 from springroll.train.ppo_bridge import Bridge, Episode
 from springroll.train.ppo_settings import PPOSettings
 from springroll.train.task import Curve, Metrics, Task
 
 HIDDEN = (256, 256, 256)  # as the paper's policies
-_FORBIDDEN = -1e9  # a logit that no other lets through
 
 Carry = dict[str, Array]  # every array of rejax's train state, by its path
-
-
-class PPOConfig(Protocol):
-    """What is read of the options of a run."""
-
-    @property
-    def seed(self) -> int: ...
-    @property
-    def normalise(self) -> bool: ...
-    @property
-    def ppo(self) -> PPOSettings: ...
 
 
 @dataclass(frozen=True, eq=False)
@@ -66,7 +55,7 @@ def ppo(environment: Environment, settings: PPOSettings, *, normalise: bool = Fa
             real numbers.
     """
     bridge = Bridge(environment)
-    with _as_rejax_is():
+    with default_rules():
         algorithm = _algorithm(bridge, settings, normalise)
         start = lambda key: jax.tree.map(_strong, _in_floats(algorithm.init_state(key)))
         # The state's class and optimizer are made anew at each call, so one structure is kept.
@@ -81,11 +70,11 @@ def ppo(environment: Environment, settings: PPOSettings, *, normalise: bool = Fa
         return jax.tree.unflatten(structure, [carry[name] for name in names])
 
     def init(key: Array) -> Carry:
-        with _as_rejax_is():
+        with default_rules():
             return packed(start(key))
 
     def iterate(carry: Carry) -> tuple[Carry, Metrics]:
-        with _as_rejax_is():
+        with default_rules():
             state = algorithm.train_iteration(unpacked(carry))
             episode: Episode = state.env_state
             newest = jnp.where(episode.ended > 0, episode.newest, episode.so_far)
@@ -100,7 +89,7 @@ def ppo(environment: Environment, settings: PPOSettings, *, normalise: bool = Fa
         return weights | {"mean": state.obs_rms_state.mean, "var": state.obs_rms_state.var}
 
     def apply(params: Any, observation: Array) -> Array:
-        with _as_rejax_is():
+        with default_rules():
             seen = jnp.concatenate([observation, jnp.ones(bridge.masked)])
             if normalise:
                 seen = (seen - params["mean"]) / jnp.sqrt(params["var"] + 1e-8)
@@ -114,7 +103,7 @@ def ppo(environment: Environment, settings: PPOSettings, *, normalise: bool = Fa
 
 
 def ppo_task(
-    config: PPOConfig,
+    config: RLConfig,
     environment: Environment,
     validate: Callable[[Any], Metrics] | None = None,
     *,
@@ -195,21 +184,9 @@ def _masked(actor: Any) -> Any:
         def _action_dist(self, obs: Array) -> Any:
             seen, mask = jnp.split(obs, [obs.shape[1] - self.action_dim], axis=1)
             logits = super()._action_dist(seen).logits
-            return distrax.Categorical(logits=jnp.where(mask >= 0, logits, _FORBIDDEN))
+            return distrax.Categorical(logits=jnp.where(mask >= 0, logits, FORBIDDEN))
 
     return Masked(actor.action_dim, actor.hidden_layer_sizes, actor.activation)
-
-
-@contextmanager
-def _as_rejax_is() -> Iterator[None]:
-    """rejax, flax and distrax mix types and ranks, and warn of what they use."""
-    with (
-        warnings.catch_warnings(),
-        jax.numpy_dtype_promotion("standard"),
-        jax.numpy_rank_promotion("allow"),
-    ):
-        warnings.simplefilter("ignore")
-        yield
 
 
 def _in_floats(state: Any) -> Any:

@@ -11,10 +11,10 @@ from springroll.control.objective import Objective, open_objective
 from springroll.control.observed import Scaling, fresh
 from springroll.control.python_env import kind_of, python_environment
 from springroll.control.python_seeds import pair_seeds
+from springroll.cores import cores
 from springroll.evolve.members import Members
 from springroll.train.arena import Arena
 from springroll.train.control_config import RLConfig
-from springroll.train.cpu_devices import cores
 from springroll.train.episodes_arena import RANDOM, VALIDATION, episodes_arena
 from springroll.train.policy import policy_of
 from springroll.train.task import Metrics
@@ -63,7 +63,9 @@ def objective_arena(config: RLConfig, objective: Objective) -> Arena:
         }
         return fitness, seen, told
 
-    def centre(params: Any, members: Members, seen: None, episodes: int) -> np.ndarray:
+    def centre(
+        params: Any, members: Members, seen: None, episodes: int, uniform: bool
+    ) -> np.ndarray:
         return objective.centre(params, held_out(config, VALIDATION, episodes))
 
     return Arena(
@@ -72,9 +74,10 @@ def objective_arena(config: RLConfig, objective: Objective) -> Arena:
         init=lambda key: objective.initial(config.seed),
         score=score,
         centre=centre,
+        acts=False,
         steps=1,
         identity=objective.identity,
-        failures=lambda: objective.failure_line,
+        failures=lambda: objective.failures.line,
         close=objective.close,
     )
 
@@ -97,7 +100,7 @@ def gymnasium_arena(config: RLConfig, pool: GymnasiumPool) -> Arena:
         return fitness, seen, figures
 
     def centre(
-        params: Any, members: Members, seen: Scaling | None, episodes: int, uniform: bool = False
+        params: Any, members: Members, seen: Scaling | None, episodes: int, uniform: bool
     ) -> np.ndarray:
         seeds = held_out(config, RANDOM if uniform else VALIDATION, episodes)
         how = {"deterministic": config.deterministic, "uniform": uniform, "scaling": seen}
@@ -114,10 +117,9 @@ def gymnasium_arena(config: RLConfig, pool: GymnasiumPool) -> Arena:
         seen=seen,
         score=score,
         centre=centre,
-        random=lambda params, members, episodes: centre(params, members, seen(), episodes, True),
         steps=pool.max_steps,
         identity=pool.identity,
-        failures=lambda: pool.failure_line,
+        failures=lambda: pool.failures.line,
         close=pool.close,
     )
 

@@ -257,13 +257,6 @@ def cells(records: Sequence[Record], unit: str = "seconds") -> list[list[str]]:
     ]
 
 
-def markdown(rows: Sequence[Sequence[str]]) -> str:
-    """A table whose first row is its head."""
-    head, *rest = rows
-    lines = [head, ["---"] * len(head), *rest]
-    return "".join(f"| {' | '.join(line)} |\n" for line in lines)
-
-
 def _scored(score: Callable[[int, float], float], trial: int, budget: float) -> tuple[float, str]:
     try:
         value = score(trial, budget)

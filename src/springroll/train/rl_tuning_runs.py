@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING, Any
 
 from springroll.atomic import read_json, replacing, write_json
 from springroll.errors import InputError
+from springroll.markdown import markdown_table
 from springroll.train.config import run_id, to_json
 from springroll.train.control_config import RLConfig
 from springroll.train.rl_tuning import (
@@ -32,7 +33,6 @@ from springroll.train.rl_tuning import (
     flags,
     halving,
     json_line,
-    markdown,
     nested,
     read_records,
     rungs,
@@ -158,7 +158,9 @@ def written(folder: Path, config: RLConfig, records: list[Record]) -> None:
     plain = replace(config, out=RLConfig.out, resume=False)
     line = command_line(plain, best.settings)
     with replacing(folder / "trials.md") as file:
-        file.write(f"{markdown(cells(records, budget_of(config)[0]))}\nBest: `{line}`\n".encode())
+        file.write(
+            f"{markdown_table(cells(records, budget_of(config)[0]))}\nBest: `{line}`\n".encode()
+        )
     about = {"command": line, "eval_return": best.score, "trial": best.trial}
     given = changed(applied(plain, best.settings), RLConfig())
     kept = {name: value for name, value in given.items() if name not in OF_THE_SEARCH}

@@ -149,7 +149,7 @@ QUICK: dict[str, tuple[str, str, RLConfig]] = {  # name: (time, what to expect, 
         "half as many fruits again as at random, or better, in episodes cut at 200 steps",
         RLConfig(
             env="jumanji-Snake",
-            policy="springroll.models.policy:linear",  # of the paper's, no direction is up at first
+            policy="springroll.models.policy:linear",  # the network learnt nothing in a minute
             pop_size=4096,
             max_steps=200,
             sigma=0.3,

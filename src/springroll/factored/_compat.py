@@ -129,15 +129,16 @@ def edge_jit(fn: Callable[..., Any], *, small: bool = False, **options: Any) -> 
 
     Args:
         small: the operations take microseconds. On a CPU they stay in the calling thread, as
-            another takes longer to wake, and use its widest vectors.
+            another takes longer to wake, and use its widest vectors. Barriers are not honoured
+            then: XLA cannot emit those that it fuses.
     """
     inner = jax.jit(fn, **options)
 
     @functools.cache
     def outermost() -> Any:
         on_cpu = jax.default_backend() == "cpu"
-        compiler_options = (_keep_barriers() | (_SMALL if small else {})) if on_cpu else None
-        return jax.jit(fn, **options, compiler_options=compiler_options)
+        wanted = _SMALL if small else _keep_barriers()
+        return jax.jit(fn, **options, compiler_options=wanted if on_cpu else None)
 
     @functools.wraps(fn)
     def call(*args: Any) -> Any:

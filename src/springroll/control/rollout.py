@@ -25,7 +25,7 @@ from springroll.control.observed import Scaling, centred
 from springroll.control.seated import each_seat, seated
 from springroll.evolve import counter
 from springroll.evolve.members import Members
-from springroll.factored._compat import edge_jit
+from springroll.factored._compat import small_jit
 from springroll.models.policy import Policy, PolicyNetwork
 
 SEGMENT = 32  # steps
@@ -81,7 +81,7 @@ class _Rows(NamedTuple):
     episodes: Episodes
 
 
-@functools.partial(edge_jit, small=True, static_argnums=0)
+@functools.partial(small_jit, static_argnums=0)
 def population_episodes(
     rollout: Rollout,
     params: Any,
@@ -135,7 +135,7 @@ def population_episodes(
     return jax.tree.map(lambda x: member_by_member(x).reshape(count, each, *x.shape[1:]), episodes)
 
 
-@functools.partial(edge_jit, small=True, static_argnums=0)
+@functools.partial(small_jit, static_argnums=0)
 def centre_episodes(
     rollout: Rollout,
     params: Any,

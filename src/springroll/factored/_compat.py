@@ -119,26 +119,35 @@ def used_inputs(closed: Any) -> list[bool]:
     return list(used)
 
 
-def edge_jit(fn: Callable[..., Any], *, small: bool = False, **options: Any) -> Callable[..., Any]:
+def edge_jit(fn: Callable[..., Any], **options: Any) -> Callable[..., Any]:
     """`jax.jit(fn, **options)` for the outermost call, honouring `lax.optimization_barrier`.
 
     On a CPU, XLA before jax 0.11 drops barriers before it fuses, and then repeats the chain of
     operations behind a value in every consumer: an integer network runs at a quarter of its speed.
-    The compiler options that matter here are allowed for an outermost jit only, so a call under
-    another trace goes without.
-
-    Args:
-        small: the operations take microseconds. On a CPU they stay in the calling thread, as
-            another takes longer to wake, and use its widest vectors. Barriers are not honoured
-            then: XLA cannot emit those that it fuses.
     """
+    return _outermost_jit(fn, _keep_barriers, options)
+
+
+def small_jit(fn: Callable[..., Any], **options: Any) -> Callable[..., Any]:
+    """`jax.jit(fn, **options)` for the outermost call, of operations that take microseconds.
+
+    On a CPU they stay in the calling thread, as another takes longer to wake, and use its widest
+    vectors. Barriers are not kept: XLA cannot emit those that it fuses.
+    """
+    return _outermost_jit(fn, lambda: _SMALL, options)
+
+
+def _outermost_jit(
+    fn: Callable[..., Any], on_cpu: Callable[[], dict[str, Any]], options: dict[str, Any]
+) -> Callable[..., Any]:
+    """jit with compiler options on a CPU. They are allowed for an outermost jit only, so a call
+    under another trace goes without."""
     inner = jax.jit(fn, **options)
 
     @functools.cache
     def outermost() -> Any:
-        on_cpu = jax.default_backend() == "cpu"
-        wanted = _SMALL if small else _keep_barriers()
-        return jax.jit(fn, **options, compiler_options=wanted if on_cpu else None)
+        cpu = jax.default_backend() == "cpu"
+        return jax.jit(fn, **options, compiler_options=on_cpu() if cpu else None)
 
     @functools.wraps(fn)
     def call(*args: Any) -> Any:

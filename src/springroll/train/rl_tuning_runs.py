@@ -157,10 +157,9 @@ def written(folder: Path, config: RLConfig, records: list[Record]) -> None:
     best = records[0]
     plain = replace(config, out=RLConfig.out, resume=False)
     line = command_line(plain, best.settings)
+    trials = markdown_table(cells(records, budget_of(config)[0]))
     with replacing(folder / "trials.md") as file:
-        file.write(
-            f"{markdown_table(cells(records, budget_of(config)[0]))}\nBest: `{line}`\n".encode()
-        )
+        file.write(f"{trials}\nBest: `{line}`\n".encode())
     about = {"command": line, "eval_return": best.score, "trial": best.trial}
     given = changed(applied(plain, best.settings), RLConfig())
     kept = {name: value for name, value in given.items() if name not in OF_THE_SEARCH}

@@ -17,7 +17,16 @@ from springroll.stream.host_update import HostUpdate
 from springroll.stream.streamed import Streamed
 
 LR = 1e-2
-EPS = 1e-6  # a larger one than Adam's 1e-8 keeps rounding of tiny gradients from being amplified
+# Adam's step is m / (sqrt(v) + EPS). With the usual 1e-8 an entry whose gradient is 1e-7, known to
+# a few per cent after sums that nearly cancel, moves as far as any other, and so does its error.
+EPS = 1e-2
+# Two float32 sums of the same n terms in different order differ by about sqrt(n) 2^-24 of their
+# size. Here n is at most 256, and a gradient stands behind some 16 such sums, one after another.
+ROUNDING = (256 * 16) ** 0.5 * 2**-24  # of a gradient, relative to it
+# An error e of a gradient moves Adam's step by 2 e / EPS at most; the step itself is at least
+# m / (LARGEST + EPS).
+LARGEST = 0.1  # no sqrt(v) is larger
+STEP_ROUNDING = 2 * (1 + LARGEST / EPS) * ROUNDING  # of what a step changes, relative to it
 
 
 @functools.cache

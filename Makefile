@@ -47,7 +47,8 @@ format: $(VENV)/lint.stamp
 	$(BIN)/ruff format
 
 docs: $(VENV)/docs.stamp
-	$(BIN)/mkdocs build --strict
+	$(BIN)/python tools/api_pages.py
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict --quiet
 
 hooks: $(VENV)/lint.stamp
 	$(BIN)/pre-commit install
@@ -60,7 +61,7 @@ bench: $(VENV)/core.stamp
 	$(BIN)/springroll bench all --out bench/results/latest.jsonl
 
 clean:
-	rm -rf $(VENV) site .pytest_cache .ruff_cache .hypothesis
+	rm -rf $(VENV) site docs/api .pytest_cache .ruff_cache .hypothesis
 
 $(BIN)/python:
 	@test -n "$(PYTHON)" || { echo "springroll needs python3, 3.11 or newer, with the venv module \

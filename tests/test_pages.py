@@ -11,6 +11,7 @@ from typing import NamedTuple
 
 import pytest
 
+import springroll
 from springroll.cli import main as cli
 from springroll.cli.options import taken
 from springroll.cli.recipe import config_of
@@ -168,6 +169,20 @@ def test_the_readme_is_short():
     """Four screens: 50 lines of 100 columns each, and a few."""
     lines = README.read_text().splitlines()
     assert sum(max(1, -(-len(line) // 100)) for line in lines) <= 220
+
+
+def test_the_reference_finds_every_public_name(tmp_path):
+    """Each has a docstring, whose first line is what the table of public names says."""
+    spec = importlib.util.spec_from_file_location("api_pages", ROOT / "tools" / "api_pages.py")
+    api = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(api)
+    api.main(tmp_path)
+    assert sorted(path.stem for path in tmp_path.iterdir()) == sorted(["index", *api.rooms()])
+    rows = re.findall(
+        r"\| \[`sr\.(\w+)`\]\[[\w.]+\] \| (.+) \|", (tmp_path / "index.md").read_text()
+    )
+    assert {name for name, _ in rows} == set(springroll.__all__) - {"__version__"}
+    assert all(summary for _, summary in rows)
 
 
 def test_every_file_that_contributing_names_exists():

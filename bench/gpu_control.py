@@ -19,10 +19,10 @@ import numpy as np
 
 from springroll.bench import measure, unattended
 from springroll.bench.evosax_rate import endless
-from springroll.control.rollout import centre_episodes, episode_keys, population_episodes
+from springroll.envs.rollout import centre_episodes, episode_keys, population_episodes
 from springroll.recipes.control import QUICK
-from springroll.train.control import prepare
-from springroll.train.control_config import RLConfig
+from springroll.rl.config import RLConfig
+from springroll.rl.job import prepare
 
 
 def rates(env: str, members: int, rank: int, repeats: int, **size: Any) -> dict[str, Any]:

@@ -25,7 +25,7 @@ from springroll.bench import (
     streamed_throughput,
     unattended,
 )
-from springroll.stream.budget import allow_page_locking
+from springroll.memory import allow_page_locking
 
 
 def measurements(small: bool) -> list[tuple[str, Any]]:

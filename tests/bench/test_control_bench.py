@@ -19,7 +19,7 @@ from springroll.bench.control_runs import (
     read,
     table,
 )
-from springroll.train.ppo_settings import TASKS
+from springroll.rl.config import TASKS
 
 
 def made(*finals, random=10.0, rate=1000.0):

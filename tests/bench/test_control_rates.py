@@ -18,9 +18,8 @@ from springroll.bench.evosax_rate import (
     in_turns,
     rates,
 )
-from springroll.control.actions import Discrete
-from springroll.control.environment import Environment, Step
-from springroll.control.suites import environment
+from springroll.envs.environment import Discrete, Environment, Step
+from springroll.envs.suites import environment
 from springroll.errors import InputError
 from springroll.models.policy import PolicyNetwork
 

@@ -7,7 +7,7 @@ import pytest
 from springroll.bench import environment_rate
 from springroll.bench.environment_rate import Size, bare, run, table
 from springroll.bench.evosax_rate import endless
-from springroll.control.suites import SIXTEEN, environment
+from springroll.envs.suites import SIXTEEN, environment
 
 
 @pytest.fixture(scope="module")

@@ -5,9 +5,9 @@ import pytest
 
 import springroll as sr
 from springroll.bench import int8_finetune
-from springroll.models.byte_tokenizer import write_byte_tokenizer
 from springroll.models.decoder import decoder
 from springroll.models.decoder_config import llama
+from springroll.tokens.byte_tokenizer import write_byte_tokenizer
 
 pytestmark = pytest.mark.slow  # two runs of everything
 

@@ -4,10 +4,10 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
-from stacked_model import LAYERS, init, loss
 
 from springroll.bench.lowgrad_communication import all_reduced, full_step, placed, shardings
-from springroll.lowgrad.lowgrad import lowgrad
+from springroll.subspace.lowgrad import lowgrad
+from tests.subspace.stacked_model import LAYERS, init, loss
 
 HLO = """
 %region_0 (a: f32[], b: f32[]) -> f32[] {

@@ -6,10 +6,10 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import pytest
-from stacked_model import init, remat_loss
 
 from springroll.bench import lowgrad_memory
 from springroll.bench.lowgrad_memory import adamw, low_rank, peak_bytes
+from tests.subspace.stacked_model import init, remat_loss
 
 KIB = 1024
 

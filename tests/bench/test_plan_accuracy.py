@@ -10,7 +10,7 @@ import pytest
 from springroll.bench import plan_accuracy
 from springroll.bench.plan_accuracy import CASES, Case, compared, line, peak, planned, seconds
 from springroll.models.decoder_config import CONFIGS
-from springroll.plan.footprint import device_bytes, host_bytes, total
+from springroll.planner.footprint import device_bytes, host_bytes, total
 
 TOY = Case(config=CONFIGS["llama-tiny"], mode="device", rows=1, sequence=16)
 

@@ -11,9 +11,8 @@ from springroll.bench import largest_step, largest_streamed, streamed_throughput
 from springroll.bench.cheap_weights import repeated
 from springroll.bench.streamed_throughput import MODES, config_of, fitting, placement
 from springroll.models.decoder import decoder
-from springroll.models.decoder_config import named
-from springroll.models.decoder_shapes import shapes
-from springroll.train.streaming import job_of
+from springroll.models.decoder_config import named, shapes
+from springroll.train.streamed import job_of
 
 TINY = named("llama-tiny")
 

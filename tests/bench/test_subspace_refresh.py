@@ -5,7 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from springroll.bench.subspace_refresh import ENERGY, batch, in_backward, run
-from springroll.lowgrad.subspace import overlap, power_step, random_basis
+from springroll.subspace.basis import overlap, power_step, random_basis
 
 
 def test_a_power_step_is_near_the_best_and_cheaper():

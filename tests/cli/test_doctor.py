@@ -7,9 +7,10 @@ from pathlib import Path
 import jax
 import pytest
 
-from springroll.cli import doctor, self_test
+from springroll.cli import doctor
+from springroll.cli import doctor as self_test
+from springroll.cli.doctor import Check
 from springroll.cli.main import main
-from springroll.cli.self_test import Check
 
 PROJECT = Path(__file__).parents[2] / "pyproject.toml"
 

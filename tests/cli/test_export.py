@@ -2,11 +2,11 @@
 
 import numpy as np
 import pytest
-from tiny import text_file
 
 import springroll as sr
 from springroll.cli import trained
 from springroll.cli.main import main
+from tests.cli.tiny import text_file
 
 SIZE = (
     "--batch 4 --tokens 16 --valid-streams 4 --valid-tokens 16 --rank 4 --gap 2 --log-every 0 "

@@ -4,13 +4,13 @@ import json
 
 import jax
 import pytest
-from tiny import files
 
 import springroll as sr
 from springroll.cli.main import main
-from springroll.models.byte_tokenizer import write_byte_tokenizer
 from springroll.models.decoder import decoder
 from springroll.models.decoder_config import CONFIGS
+from springroll.tokens.byte_tokenizer import write_byte_tokenizer
+from tests.cli.tiny import files
 
 GENERATIONS = 4
 REWARDS = """

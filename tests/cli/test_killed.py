@@ -3,10 +3,9 @@
 import signal
 import time
 
-from tiny import outcome, pretrain, start, text_file
-
 from springroll.cli.main import main
-from springroll.train.journal import Journal
+from springroll.run.journal import Journal
+from tests.cli.tiny import outcome, pretrain, start, text_file
 
 GENERATIONS = 200
 

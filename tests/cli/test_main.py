@@ -6,11 +6,11 @@ import subprocess
 import sys
 
 import pytest
-from tiny import outcome, start
 
 import springroll
 from springroll.cli import main as cli
 from springroll.errors import InputError
+from tests.cli.tiny import outcome, start
 
 
 @pytest.fixture

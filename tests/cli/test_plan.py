@@ -9,11 +9,11 @@ import pytest
 from springroll.cli import main as cli
 from springroll.cli.plan import run
 from springroll.models.decoder_config import named
-from springroll.plan import largest
-from springroll.plan.footprint import Placement, device_bytes
-from springroll.plan.plan import options_of
-from springroll.plan.planned import job_of
-from springroll.plan.working_set import WorkingSet
+from springroll.planner import largest
+from springroll.planner.footprint import Placement, device_bytes
+from springroll.planner.plan import options_of
+from springroll.planner.planned import job_of
+from springroll.planner.working_set import WorkingSet
 
 SMALL = ["--tokens-per-step", "512", "--sequence", "128"]
 

@@ -8,12 +8,12 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
-from tiny import config_of, files, pretrain, text_file
 
 from springroll.cli import recipe
 from springroll.cli.main import main
 from springroll.errors import InputError
-from springroll.train.pretrain import PretrainConfig
+from springroll.pretrain.pretrain import PretrainConfig
+from tests.cli.tiny import config_of, files, pretrain, text_file
 
 RECIPES = recipe.RECIPES["pretrain"]
 ARTICLE = (

@@ -4,10 +4,10 @@ import json
 import signal
 
 import pytest
-from test_killed import wait_for
-from tiny import files, outcome, start
 
 from springroll.cli.main import main
+from tests.cli.test_killed import wait_for
+from tests.cli.tiny import files, outcome, start
 
 GENERATIONS = 6
 TINY = "--width 8 --layers 1 --pop-size 8 --eval-episodes 6 --log-every 0 --eval-every 0"

@@ -10,14 +10,14 @@ import jax
 import numpy as np
 import pytest
 from safetensors.numpy import load_file
-from tiny import files, pretrain, text_file
 
 from springroll.cli import trained
 from springroll.cli.main import main
 from springroll.cli.sample import printable
 from springroll.models.egg import EggConfig, egg
-from springroll.train.config import from_json
-from springroll.train.pretrain import PretrainConfig
+from springroll.pretrain.pretrain import PretrainConfig
+from springroll.run.config import from_json
+from tests.cli.tiny import files, pretrain, text_file
 
 GENERATIONS = 4
 

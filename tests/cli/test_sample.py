@@ -7,9 +7,9 @@ import pytest
 
 import springroll as sr
 from springroll.cli.main import main
-from springroll.models.byte_tokenizer import write_byte_tokenizer
 from springroll.models.decoder import decoder
 from springroll.models.decoder_config import CONFIGS
+from springroll.tokens.byte_tokenizer import write_byte_tokenizer
 
 
 @pytest.fixture(scope="module")

@@ -6,17 +6,17 @@ import re
 import jax
 import numpy as np
 import pytest
-from tiny import text_file
 
 from springroll.cli import trained
 from springroll.cli.main import main
 from springroll.models.decoder import decoder
 from springroll.models.decoder_config import named
-from springroll.plan.footprint import Job, Placement, device_bytes, host_bytes
-from springroll.plan.methods import recipe
-from springroll.plan.working_set import WorkingSet
-from springroll.train.streaming import float32_shapes, streamed
-from springroll.train.train_config import TrainConfig
+from springroll.planner.footprint import Job, Placement, device_bytes, host_bytes
+from springroll.planner.methods import recipe
+from springroll.planner.working_set import WorkingSet
+from springroll.train.config import TrainConfig
+from springroll.train.streamed import float32_shapes, streamed
+from tests.cli.tiny import text_file
 
 SIZE = (
     "--steps 2 --batch 4 --tokens 16 --valid-streams 4 --valid-tokens 16 --log-every 0 "

@@ -7,14 +7,14 @@ import time
 import jax
 import numpy as np
 import pytest
-from tiny import config_of, pretrain, start, text_file
 
 from springroll.cli.main import main
 from springroll.errors import InputError
 from springroll.models.egg import EggConfig, EggStages, egg
-from springroll.train.checkpoint import differing_paths
-from springroll.train.pretrain import build
-from springroll.train.streamed_pretrain import must_stream
+from springroll.pretrain.pretrain import build
+from springroll.pretrain.streamed import must_stream
+from springroll.run.checkpoint import differing_paths
+from tests.cli.tiny import config_of, pretrain, start, text_file
 
 GENERATIONS = 4
 LAYERS = ("--n-layers", "2")
@@ -26,7 +26,7 @@ def newest(run, generation=GENERATIONS):
 
 def test_a_resident_run_goes_on_streamed_to_the_same_bytes(tmp_path, monkeypatch, capsys):
     """From what a kill left: the checkpoint before the last, a journal with a torn last record."""
-    monkeypatch.setattr("springroll.train.session.SAVE_SHARE", 1.0)  # after every generation
+    monkeypatch.setattr("springroll.run.session.SAVE_SHARE", 1.0)  # after every generation
     resident, killed = tmp_path / "resident", tmp_path / "killed"
     end = ("--generations", str(GENERATIONS))
     assert main(pretrain(text_file(tmp_path), resident, *LAYERS, *end)) == 0

@@ -9,12 +9,12 @@ import time
 
 import numpy as np
 import pytest
-from tiny import text_file
 
 from springroll.cli import trained
 from springroll.cli.main import main
 from springroll.errors import InputError
-from springroll.train import checkpoint
+from springroll.run import checkpoint
+from tests.cli.tiny import text_file
 
 STEPS = 4
 SIZE = (
@@ -125,8 +125,8 @@ def test_a_kill_in_the_middle_of_updates_mixes_no_two_steps(tmp_path, text):
 
 def test_without_numba_the_device_updates_and_asking_for_the_host_says_so(monkeypatch):
     from springroll.stream import host_adamw
-    from springroll.train import streaming
-    from springroll.train.train_config import TrainConfig
+    from springroll.train import streamed as streaming
+    from springroll.train.config import TrainConfig
 
     def absent(name):
         raise ModuleNotFoundError("no numba", name="numba")

@@ -5,13 +5,13 @@ import json
 import jax
 import numpy as np
 import pytest
-from tiny import files, text_file
 
 from springroll.cli import trained
 from springroll.cli.main import main
 from springroll.models.decoder_config import CONFIGS
+from springroll.train.config import TrainConfig
 from springroll.train.optimizers import OPTIMIZERS
-from springroll.train.train_config import TrainConfig
+from tests.cli.tiny import files, text_file
 
 STEPS = 6
 SIZE = (
@@ -193,8 +193,8 @@ def hf_folder(tmp_path):
     from safetensors.numpy import save_file
 
     from springroll.models.decoder import decoder
-    from springroll.models.hf import checkpoint_names
-    from springroll.models.hf_config import hf_config
+    from springroll.models.hf.config import hf_config
+    from springroll.models.hf.load import checkpoint_names
 
     values = {
         "model_type": "qwen3",

@@ -9,11 +9,11 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
-from dense_population import weighted_sum
 
 import springroll as sr
 from springroll.errors import InputError
 from springroll.evolve.shaping import group_centred, z_score
+from tests.evolve.dense_population import weighted_sum
 
 X = jax.random.normal(jax.random.key(7), (32, 4))
 Y = jnp.stack([X[:, 0] * X[:, 1], jnp.tanh(X[:, 2])], axis=1)

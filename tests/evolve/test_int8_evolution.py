@@ -10,7 +10,6 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
-from dense_population import all_params, weighted_sum
 
 import springroll as sr
 from springroll.errors import InputError
@@ -20,8 +19,9 @@ from springroll.evolve.perturbation import describe
 from springroll.models.attention import linear
 from springroll.quant.int8_weights import FINE, Int8, dequantize, is_int8, quantize, real
 from springroll.quant.quantize_state import quantize_state
+from springroll.run.checkpoint import differing_paths, load, save
 from springroll.stream.link import tree_bytes
-from springroll.train.checkpoint import differing_paths, load, save
+from tests.evolve.dense_population import all_params, weighted_sum
 
 POP, LAYERS, WIDTH, INNER = 16, 2, 12, 20
 RNG = np.random.default_rng(0)

@@ -7,22 +7,21 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from dense_population import all_params
 
 import springroll as sr
 from springroll.evolve.members import each_member
+from springroll.finetune.config import FinetuneConfig
+from springroll.finetune.evolution import master_of
+from springroll.finetune.job import task_of
+from springroll.finetune.setup import prepare
 from springroll.generate.generator import Generator
-from springroll.models.byte_tokenizer import write_byte_tokenizer
 from springroll.models.decoder import decoder
 from springroll.models.decoder_config import CONFIGS
-from springroll.models.rwkv7 import RWKV7
-from springroll.models.rwkv7_config import rwkv7
-from springroll.models.rwkv7_shapes import shapes
+from springroll.models.rwkv7.config import rwkv7, shapes
+from springroll.models.rwkv7.model import RWKV7
 from springroll.quant.int8_weights import dequantize, is_int8, quantize, real
-from springroll.train.evolved_answers import master_of
-from springroll.train.finetune import task_of
-from springroll.train.finetune_config import FinetuneConfig
-from springroll.train.finetune_setup import prepare
+from springroll.tokens.byte_tokenizer import write_byte_tokenizer
+from tests.evolve.dense_population import all_params
 
 PROMPT = [200, 3, 77, 120, 9]
 jitted = functools.partial(jax.jit, compiler_options={"xla_backend_optimization_level": 0})

@@ -1,6 +1,5 @@
 """The published integers, bit for bit against the slow model, over several generations."""
 
-import egg_numpy as slow
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -10,6 +9,7 @@ from springroll.errors import InputError
 from springroll.evolve.lattice_published import noise_table, pair_hash, published
 from springroll.evolve.members import evaluate
 from springroll.models.egg import VECTORS_IN_STACKS, EggConfig, egg
+from tests.reference import egg_numpy as slow
 
 POP, TOKENS, BITS, KEY = 16, 6, 14, jax.random.key(5)
 PATHS = [

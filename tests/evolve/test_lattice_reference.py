@@ -1,6 +1,5 @@
 """Our integers, bit for bit against the slow model: forward, state, fitness and both rules."""
 
-import egg_numpy as slow
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -9,8 +8,9 @@ import pytest
 from springroll.evolve.lattice import lattice
 from springroll.evolve.lattice_rules import residual, threshold
 from springroll.evolve.members import evaluate
-from springroll.factored.discover import discover
 from springroll.models.egg import EggConfig, egg
+from springroll.thin.discovery import discover
+from tests.reference import egg_numpy as slow
 
 POP, TOKENS, SIGMA = 16, 6, 2.0**-3
 

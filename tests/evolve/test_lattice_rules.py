@@ -3,7 +3,6 @@
 import math
 from statistics import NormalDist
 
-import egg_numpy as slow
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -19,6 +18,7 @@ from springroll.evolve.lattice_rules import (
     residual,
     threshold,
 )
+from tests.reference import egg_numpy as slow
 
 SHAPE, PAIRS = (100, 100), 400
 

@@ -7,13 +7,13 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from dense_population import all_params
 
 import springroll as sr
 from springroll.errors import InputError
 from springroll.evolve.members import Members, chunks_of, evaluate
 from springroll.evolve.perturbation import describe
 from springroll.evolve.strategy import State
+from tests.evolve.dense_population import all_params
 
 N, D, H, LAYERS, T = 12, 11, 8, 2, 3
 SEED = jnp.array([5, 6], jnp.uint32)

@@ -4,13 +4,13 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from dense_population import all_noise
 
 import springroll as sr
 from springroll.errors import InputError
 from springroll.evolve.members import Members
 from springroll.evolve.perturbation import default_roles, describe
-from springroll.factored.factored import Factored
+from springroll.thin.factored_array import Factored
+from tests.evolve.dense_population import all_noise
 
 PARAMS = {
     "emb": jnp.zeros((10, 6)),

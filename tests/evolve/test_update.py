@@ -7,12 +7,12 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from dense_population import weighted_sum
 
 from springroll.errors import InputError
 from springroll.evolve import update
 from springroll.evolve.members import Members
 from springroll.evolve.perturbation import describe
+from tests.evolve.dense_population import weighted_sum
 
 PAIRS = 12
 PARAMS = {

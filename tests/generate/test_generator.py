@@ -4,14 +4,24 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from test_decoder_golden import FAMILIES, GOLDEN, by_formula
-from writing import END, MEMBERS, MOST, PROMPTS, at_once, formed, generator, same, tiny
 
 from springroll.errors import InputError
 from springroll.generate import programs
 from springroll.generate.generator import Generator, _Run
 from springroll.generate.rows import Thin, read
 from springroll.models.decoder import decoder
+from tests.generate.writing import (
+    END,
+    MEMBERS,
+    MOST,
+    PROMPTS,
+    at_once,
+    formed,
+    generator,
+    same,
+    tiny,
+)
+from tests.models.test_decoder_golden import FAMILIES, GOLDEN, by_formula
 
 
 def slowly(model, params, prompt):

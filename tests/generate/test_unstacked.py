@@ -6,9 +6,9 @@ import numpy as np
 import pytest
 
 from springroll.evolve.perturbation import describe
-from springroll.factored.factored import Factored
 from springroll.generate import unstacked
 from springroll.generate.rows import bound
+from springroll.thin.factored_array import Factored
 
 LAYERS, PAIRS = 3, 4
 ROLES = {"layers/bias": "sd", "layers/gate": "dense", "layers/frozen": "frozen"}

@@ -5,12 +5,12 @@ import functools
 import jax
 import jax.numpy as jnp
 import numpy as np
-from dense_population import all_params
 
 import springroll as sr
 from springroll.generate.generator import Generator
 from springroll.models.decoder import decoder
 from springroll.models.decoder_config import CONFIGS
+from tests.evolve.dense_population import all_params
 
 END, MOST, MEMBERS = frozenset(range(24)), 10, 4
 PROMPTS = [[200, 3, 77, 120, 9], [150, 31], [9, 8, 7, 6, 5, 4, 3], [99]]

@@ -2,7 +2,7 @@
 
 pip install torch --index-url https://download.pytorch.org/whl/cpu
 pip install transformers && pip install --no-deps apollo-torch==1.0.3
-PYTHONPATH=tests/reference python tests/golden/make_apollo.py
+python -m tests.golden.make_apollo
 """
 
 import sys
@@ -11,7 +11,8 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from gradient_sequence import GAP, STEPS, gradients, weights
+
+from tests.reference.gradient_sequence import GAP, STEPS, gradients, weights
 
 LR, DECAY = 0.01, 0.1
 VARIANTS = {

@@ -12,7 +12,8 @@ from pathlib import Path
 import numpy as np
 import torch
 import transformers as tr
-from weights_by_formula import weight
+
+from tests.golden.weights_by_formula import weight
 
 SHARED = {
     "vocab_size": 48,

@@ -22,7 +22,7 @@ def write(root: Path) -> None:
 
     from springroll.models.decoder import decoder
     from springroll.models.decoder_config import llama
-    from springroll.models.hf_write import save_hf
+    from springroll.models.hf.save import save_hf
     from springroll.models.rope import Llama3Scaling
 
     shape = {"vocab": 48, "kv_heads": 2, "init_std": 0.12}

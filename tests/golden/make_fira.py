@@ -2,7 +2,7 @@
 
 pip install torch --index-url https://download.pytorch.org/whl/cpu
 pip install transformers && pip install --no-deps fira==1.0.2
-PYTHONPATH=tests/reference python tests/golden/make_fira.py
+python -m tests.golden.make_fira
 """
 
 from pathlib import Path
@@ -10,7 +10,8 @@ from pathlib import Path
 import numpy as np
 import torch
 from fira import FiraAdamW
-from gradient_sequence import FAMILIES, GAP, STEPS, gradients, weights
+
+from tests.reference.gradient_sequence import FAMILIES, GAP, STEPS, gradients, weights
 
 LR, DECAY = 0.01, 0.1
 PROJECTED = {"rank": 4, "update_proj_gap": GAP, "alpha": 0.25, "proj_type": "std"}

@@ -2,7 +2,7 @@
 
     pip install torch --index-url https://download.pytorch.org/whl/cpu
     pip install transformers && pip install --no-deps galore-torch==1.0
-    PYTHONPATH=tests/reference python tests/golden/make_galore.py
+    python -m tests.golden.make_galore
 
 Signs of singular vectors are made canonical before GaLore sees them: the largest entry positive.
 """
@@ -13,7 +13,8 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from gradient_sequence import FAMILIES, GAP, STEPS, gradients, weights
+
+from tests.reference.gradient_sequence import FAMILIES, GAP, STEPS, gradients, weights
 
 SIDES = ("std", "reverse_std", "left", "right", "full")
 RANK, LR, SCALE, DECAY = 4, 0.01, 0.25, 0.1

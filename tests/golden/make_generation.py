@@ -11,7 +11,8 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from make_decoder import FAMILIES, value
+
+from tests.golden.make_decoder import FAMILIES, value
 
 GENERATED = ("llama", "llama3", "qwen2", "qwen3", "qwen3_moe")
 LENGTHS, NEW = (3, 9, 1, 6), 24

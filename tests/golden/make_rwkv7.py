@@ -14,7 +14,8 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from rwkv7_by_formula import rwkv7_checkpoint
+
+from tests.golden.rwkv7_by_formula import rwkv7_checkpoint
 
 os.environ["RWKV_V7_ON"] = "1"
 os.environ["RWKV_JIT_ON"] = "0"

@@ -2,7 +2,7 @@
 tests/models/chat_template_golden.py keeps, and fails where the two differ.
 
 pip install transformers rwkv jinja2 tokenizers
-PYTHONPATH=src:tests/models python tests/golden/make_tokenizers.py
+python -m tests.golden.make_tokenizers
 """
 
 import json
@@ -11,12 +11,12 @@ import random
 import tempfile
 from pathlib import Path
 
-from chat_template_golden import EXPECTED, MESSAGES, TEMPLATE, VARIABLES
 from rwkv.rwkv_tokenizer import TRIE_TOKENIZER
 from transformers import AutoTokenizer
 
-from springroll.models.byte_tokenizer import byte_tokenizer, write_byte_tokenizer
-from springroll.models.world_tokenizer import world_file, world_tokenizer
+from springroll.tokens.byte_tokenizer import byte_tokenizer, write_byte_tokenizer
+from springroll.tokens.world_tokenizer import world_file, world_tokenizer
+from tests.tokens.chat_template_golden import EXPECTED, MESSAGES, TEMPLATE, VARIABLES
 
 
 def texts(count=300, length=60):

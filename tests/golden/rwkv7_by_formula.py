@@ -1,7 +1,8 @@
 """A checkpoint of a tiny RWKV-7 under BlinkDL's names, computed from the names; no torch."""
 
 import numpy as np
-from weights_by_formula import weight
+
+from tests.golden.weights_by_formula import weight
 
 VOCAB, HIDDEN, HEAD, FFN = 48, 64, 32, 96
 RANKS = {"w": 8, "a": 8, "v": 4, "g": 12}

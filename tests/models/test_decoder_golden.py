@@ -6,12 +6,11 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from weights_by_formula import weight
 
 from springroll.models.decoder import decoder
-from springroll.models.decoder_config import DecoderConfig
-from springroll.models.decoder_shapes import shapes
+from springroll.models.decoder_config import DecoderConfig, shapes
 from springroll.models.rope import Llama3Scaling, YarnScaling
+from tests.golden.weights_by_formula import weight
 
 GOLDEN = Path(__file__).parents[1] / "golden" / "decoder.npz"
 SHARED = {"vocab": 48, "hidden": 32, "layers": 2, "heads": 4, "kv_heads": 2, "head_dim": 8}

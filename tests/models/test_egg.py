@@ -9,8 +9,8 @@ import numpy as np
 import pytest
 
 from springroll.errors import InputError
-from springroll.factored.discover import discover
 from springroll.models.egg import MATRICES, EggConfig, egg, in_registers
+from springroll.thin.discovery import discover
 
 PRECISIONS = ["int8", "compat", "float32", "bfloat16"]
 KEY, T = jax.random.key(0), 24

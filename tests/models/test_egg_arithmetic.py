@@ -2,7 +2,6 @@
 
 import math
 
-import egg_numpy as slow
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -11,6 +10,7 @@ import pytest
 from springroll.models import egg_arithmetic as ea
 from springroll.models.egg_arithmetic import arithmetic
 from springroll.quant import fixed_point as fp
+from tests.reference import egg_numpy as slow
 
 OURS, COMPAT, REAL = arithmetic("int8"), arithmetic("compat"), arithmetic("float32")
 RNG = np.random.default_rng(0)

@@ -5,7 +5,7 @@ import numpy as np
 import pytest
 
 from springroll.errors import InputError
-from springroll.train.pretrain import PretrainConfig, build
+from springroll.pretrain.pretrain import PretrainConfig, build
 
 TEXT = "the quick brown fox jumps over the lazy dog, and the dog sleeps on. " * 400
 

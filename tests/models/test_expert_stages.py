@@ -10,11 +10,15 @@ import pytest
 
 from springroll.errors import InputError
 from springroll.models.decoder import decoder
-from springroll.models.decoder_config import named
-from springroll.models.decoder_shapes import shapes
-from springroll.models.expert_stages import expert_stages, only_experts, without_experts
+from springroll.models.decoder_config import named, shapes
+from springroll.models.expert_stages import (
+    expert_stages,
+    only_experts,
+    pass_picks,
+    some_experts,
+    without_experts,
+)
 from springroll.models.moe import dense_weights, moe, route
-from springroll.models.some_experts import pass_picks, some_experts
 
 CONFIG = dataclasses.replace(named("moe-tiny"), expert_bias=True, experts=4, top_k=2)
 TOKENS = 24

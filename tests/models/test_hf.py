@@ -8,13 +8,13 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from safetensors.numpy import save_file
-from weights_by_formula import weight
 
 from springroll.errors import InputError
 from springroll.models.decoder import decoder
-from springroll.models.decoder_shapes import shapes
-from springroll.models.hf import checkpoint_names, is_hf_folder, read_config, read_params
-from springroll.models.hf_config import hf_config
+from springroll.models.decoder_config import shapes
+from springroll.models.hf.config import hf_config
+from springroll.models.hf.load import checkpoint_names, is_hf_folder, read_config, read_params
+from tests.golden.weights_by_formula import weight
 
 GOLDEN = Path(__file__).parents[1] / "golden" / "decoder.npz"
 SHARED = {

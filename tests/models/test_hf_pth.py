@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 from springroll.errors import InputError
-from springroll.models.hf_pth import mapped_pth
+from springroll.models.hf.pth import mapped_pth
 
 SAVED = Path(__file__).parents[1] / "golden" / "rwkv7_saved.pth"  # by torch, see make_rwkv7.py
 

@@ -8,11 +8,10 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from rwkv7_by_formula import rwkv7_checkpoint
 from safetensors.numpy import load_file, save_file
 
 from springroll.errors import InputError
-from springroll.models.hf import (
+from springroll.models.hf.load import (
     is_hf_folder,
     load_hf,
     open_hf,
@@ -20,11 +19,11 @@ from springroll.models.hf import (
     read_config,
     read_params,
 )
-from springroll.models.hf_rwkv7_config import fla_config, fla_json
-from springroll.models.hf_write import save_hf
-from springroll.models.rwkv7 import RWKV7
-from springroll.models.rwkv7_config import RWKV7_CONFIGS, RWKV7Config
-from springroll.models.rwkv7_shapes import shapes
+from springroll.models.hf.rwkv7 import fla_config, fla_json
+from springroll.models.hf.save import save_hf
+from springroll.models.rwkv7.config import RWKV7_CONFIGS, RWKV7Config, shapes
+from springroll.models.rwkv7.model import RWKV7
+from tests.golden.rwkv7_by_formula import rwkv7_checkpoint
 
 GOLDEN = Path(__file__).parents[1] / "golden" / "rwkv7.npz"
 TINY = RWKV7_CONFIGS["rwkv7-tiny"]

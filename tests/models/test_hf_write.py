@@ -10,11 +10,11 @@ import pytest
 from safetensors import safe_open
 
 from springroll.errors import InputError
-from springroll.models import hf_write
 from springroll.models.decoder import decoder
-from springroll.models.decoder_config import CONFIGS, llama
-from springroll.models.decoder_shapes import shapes
-from springroll.models.hf import (
+from springroll.models.decoder_config import CONFIGS, llama, shapes
+from springroll.models.hf import save as hf_write
+from springroll.models.hf.decoder import config_json
+from springroll.models.hf.load import (
     load_hf,
     open_hf,
     read_bundles,
@@ -24,8 +24,7 @@ from springroll.models.hf import (
     read_params,
     read_rest,
 )
-from springroll.models.hf_config_write import config_json
-from springroll.models.hf_write import save_hf
+from springroll.models.hf.save import save_hf
 
 TINY = CONFIGS["llama-tiny"]
 MODELS = {

@@ -6,11 +6,11 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from test_decoder_golden import FAMILIES, by_formula
 
 from springroll.models import kv_cache
 from springroll.models.decoder import decoder
 from springroll.models.kv_cache import Cache
+from tests.models.test_decoder_golden import FAMILIES, by_formula
 
 LENGTHS, TIME, SLOTS, STEPS = (5, 3, 8), 8, 14, 5
 ROWS = (3, 0, 1)  # where the three texts are kept, of five rows

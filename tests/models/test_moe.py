@@ -7,11 +7,11 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from moe_per_token import moe_per_token
 
 from springroll.models.decoder import decoder
 from springroll.models.decoder_config import llama
 from springroll.models.moe import balance, moe, route
+from tests.reference.moe_per_token import moe_per_token
 
 CONFIG = llama(8, 6, 2, 1, vocab=16, experts=5, top_k=2, init_std=1.0)
 SIGMOID = dataclasses.replace(CONFIG, router="sigmoid", selection_bias=True)

@@ -5,8 +5,8 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from springroll.factored.discover import discover
 from springroll.models.policy import PolicyNetwork, linear, pqn
+from springroll.thin.discovery import discover
 
 SMALL = PolicyNetwork(5, 3, width=16, layers=2)
 

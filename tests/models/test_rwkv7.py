@@ -7,12 +7,12 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from rwkv7_by_formula import HEAD, rwkv7_checkpoint
 
 from springroll.errors import InputError
-from springroll.models.hf_rwkv7 import blinkdl, blinkdl_config
-from springroll.models.rwkv7 import RWKV7, State
-from springroll.models.rwkv7_shapes import shapes
+from springroll.models.hf.rwkv7 import blinkdl, blinkdl_config
+from springroll.models.rwkv7.config import shapes
+from springroll.models.rwkv7.model import RWKV7, State
+from tests.golden.rwkv7_by_formula import HEAD, rwkv7_checkpoint
 
 GOLDEN = Path(__file__).parents[1] / "golden" / "rwkv7.npz"
 LAYERS = 3

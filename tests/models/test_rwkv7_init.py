@@ -5,9 +5,8 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from springroll.models.rwkv7 import RWKV7
-from springroll.models.rwkv7_config import RWKV7_CONFIGS
-from springroll.models.rwkv7_shapes import shapes
+from springroll.models.rwkv7.config import RWKV7_CONFIGS, shapes
+from springroll.models.rwkv7.model import RWKV7
 
 CONFIG = RWKV7_CONFIGS["rwkv7-tiny"]
 MODEL = RWKV7(CONFIG)

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from springroll.models import attention
-from springroll.models.rwkv7_linear import linear
+from springroll.models.rwkv7.mix import linear
 
 
 @pytest.mark.parametrize("dtype", [jnp.float32, jnp.bfloat16])

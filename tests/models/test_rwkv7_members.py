@@ -8,13 +8,12 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from dense_population import all_params
 
 import springroll as sr
 from springroll.evolve.members import each_member
-from springroll.models.rwkv7 import RWKV7
-from springroll.models.rwkv7_config import rwkv7
-from springroll.models.rwkv7_shapes import shapes
+from springroll.models.rwkv7.config import rwkv7, shapes
+from springroll.models.rwkv7.model import RWKV7
+from tests.evolve.dense_population import all_params
 
 # Widths that differ all: an array of a member's weight is known by its shape.
 CONFIG = rwkv7(24, 2, (3, 5, 6, 7), vocab=40, ffn=44, head_dim=12)

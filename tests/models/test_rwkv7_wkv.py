@@ -7,7 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from springroll.models.rwkv7_wkv import LONGEST, Inputs, _inverse, by_chunk, by_token
+from springroll.models.rwkv7.wkv import LONGEST, Inputs, _inverse, by_chunk, by_token
 
 FASTEST = -0.6065  # log of the strongest decay that a model can ask for
 FAST_TO_COMPILE = {"xla_backend_optimization_level": 0}

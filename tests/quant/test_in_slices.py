@@ -6,7 +6,7 @@ import numpy as np
 import optax
 import pytest
 
-from springroll.factored._compat import edge_jit
+from springroll.compat import edge_jit
 from springroll.quant.in_slices import MIN_SIZE, update_in_slices
 from springroll.quant.quantize_state import dequantize_state, quantize_state
 

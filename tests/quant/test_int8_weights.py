@@ -7,10 +7,9 @@ import pytest
 
 from springroll.errors import InputError
 from springroll.models.attention import linear
-from springroll.models.decoder_config import CONFIGS
-from springroll.models.decoder_shapes import shapes
-from springroll.models.rwkv7_config import RWKV7_CONFIGS
-from springroll.models.rwkv7_shapes import shapes as rwkv7_shapes
+from springroll.models.decoder_config import CONFIGS, shapes
+from springroll.models.rwkv7.config import RWKV7_CONFIGS
+from springroll.models.rwkv7.config import shapes as rwkv7_shapes
 from springroll.quant.int8_weights import (
     FINE,
     Int8,

@@ -14,7 +14,7 @@ from springroll.quant.quantize_state import (
     requantize_state,
 )
 from springroll.quant.root_companding import Quantized
-from springroll.train import checkpoint
+from springroll.run import checkpoint
 
 LAYERS, WIDTH = 2, 64
 PARAMS = {"w": jnp.ones((LAYERS, WIDTH, WIDTH)), "b": jnp.zeros((WIDTH,))}

@@ -6,7 +6,7 @@ import pytest
 
 from springroll.cli.main import main
 from springroll.recipes import RECIPES, text
-from springroll.train.config import from_json, to_json
+from springroll.run.config import from_json, to_json
 
 EVERY = [(command, name) for command, recipes in RECIPES.items() for name in recipes]
 

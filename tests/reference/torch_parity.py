@@ -6,7 +6,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
-from gradient_sequence import GAP, STEPS, gradients, weights
+
+from tests.reference.gradient_sequence import GAP, STEPS, gradients, weights
 
 GOLDEN = Path(__file__).parents[1] / "golden"
 

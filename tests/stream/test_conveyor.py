@@ -5,8 +5,7 @@ from concurrent.futures import Future
 
 import jax.numpy as jnp
 
-from springroll.stream.conveyor import Passing, Stop, merged
-from springroll.stream.ledger import Ledger
+from springroll.stream.conveyor import Ledger, Passing, Stop, merged
 
 
 class Watched(Ledger):

@@ -4,7 +4,13 @@ import jax
 import numpy as np
 import optax
 import pytest
-from streaming import (
+
+from springroll.errors import InputError
+from springroll.models.stages import stages
+from springroll.stream.clipping import Clip
+from springroll.stream.schedule import checkpointed, layer_major, sends
+from springroll.stream.streamed import Streamed
+from tests.stream.streaming import (
     adam,
     arrays,
     distance,
@@ -15,12 +21,6 @@ from streaming import (
     update,
     whole,
 )
-
-from springroll.errors import InputError
-from springroll.models.stages import stages
-from springroll.stream.clipping import Clip
-from springroll.stream.schedule import checkpointed, layer_major, sends
-from springroll.stream.streamed import Streamed
 
 STEPS = 3
 
@@ -76,11 +76,10 @@ def test_n_steps_end_where_the_whole_model_does(where, options):
 
 
 def test_layers_are_mended_with_the_figures_of_their_experts():
-    from streaming import shapes
-
     from springroll.models.decoder import leaves
     from springroll.models.moe import balance
     from springroll.stream.filling import stacked_leaves
+    from tests.stream.streaming import shapes
 
     moe = model("moe-tiny")
     path = lambda layer: layer["mlp"]["e_score_correction_bias"]

@@ -7,13 +7,13 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
-from streaming import adam, arrays, distance, model, shapes, started, tokens, update
 
 from springroll.errors import InputError
 from springroll.models.decoder import leaves
 from springroll.models.expert_stages import expert_stages
 from springroll.models.moe import balance
 from springroll.quant.split_master import join, with_split_master
+from springroll.run import checkpoint
 from springroll.stream.bundles import Part, experts_apart, kinds, numbers, overlap, whole_layers
 from springroll.stream.clipping import Clip
 from springroll.stream.conveyor import Conveyor
@@ -21,7 +21,7 @@ from springroll.stream.engine import Engine
 from springroll.stream.filling import bundled_leaves, fill, stacked_leaves
 from springroll.stream.streamed import Streamed
 from springroll.stream.update import PlacedUpdate
-from springroll.train import checkpoint
+from tests.stream.streaming import adam, arrays, distance, model, shapes, started, tokens, update
 
 STEPS = 3
 LAYERS = 2

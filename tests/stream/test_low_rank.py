@@ -5,7 +5,14 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
-from streaming import (
+
+from springroll.errors import InputError
+from springroll.models.decoder import leaves
+from springroll.models.stages import stages
+from springroll.stream.filling import stacked_leaves
+from springroll.stream.low_rank import StreamedLowRank
+from springroll.subspace.lowgrad import lowgrad
+from tests.stream.streaming import (
     EPS,
     LARGEST,
     LR,
@@ -17,13 +24,6 @@ from streaming import (
     started,
     tokens,
 )
-
-from springroll.errors import InputError
-from springroll.lowgrad.lowgrad import lowgrad
-from springroll.models.decoder import leaves
-from springroll.models.stages import stages
-from springroll.stream.filling import stacked_leaves
-from springroll.stream.low_rank import StreamedLowRank
 
 STEPS = 5
 

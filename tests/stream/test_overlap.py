@@ -14,10 +14,9 @@ import pytest
 
 from springroll.bench.paced import Log, PacedModel, shapes
 from springroll.stream.clipping import Clip
-from springroll.stream.conveyor import Conveyor, Stop
+from springroll.stream.conveyor import BrokenRule, Conveyor, Ledger, Stop
 from springroll.stream.host_adamw import AdamW
 from springroll.stream.host_update import HostUpdate
-from springroll.stream.ledger import BrokenRule, Ledger
 from springroll.stream.link import Link, ThrottledLink
 from springroll.stream.next_use import NextUseFirst
 from springroll.stream.store import HostStore

@@ -5,19 +5,19 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
-from layered_toy import KEY, LAYERS, TOY, N, inputs_of, params_of, strategy, whole
 
 from springroll.errors import InputError
 from springroll.evolve.lattice import lattice
 from springroll.evolve.strategy import State
 from springroll.models.decoder import decoder
 from springroll.models.decoder_config import named as model_named
-from springroll.models.hf_write import save_hf
-from springroll.stream.evolved_state import LazyArray, loaded, started
+from springroll.models.hf.save import save_hf
 from springroll.stream.link import Link
 from springroll.stream.mapped_store import MappedStore, mapped_model
-from springroll.stream.parked import Parked
 from springroll.stream.parted_state import named, parted, tree_of, unnamed
+from springroll.stream.saved_activations import Parked
+from springroll.stream.streamed_population import LazyArray, loaded, started
+from tests.stream.layered_toy import KEY, LAYERS, TOY, N, inputs_of, params_of, strategy, whole
 
 PARAMS = params_of()
 INTEGERS = jax.tree.map(lambda x: jnp.rint(x * 16).astype(jnp.int8), PARAMS)

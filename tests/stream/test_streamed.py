@@ -5,19 +5,19 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
-from streaming import adam, arrays, model, shapes, started, streamed, tokens, update
 
 from springroll.errors import InputError
 from springroll.models.decoder import leaves
 from springroll.models.stages import stages
 from springroll.quant.quantize_state import quantize_state
 from springroll.quant.split_master import join, with_split_master
+from springroll.run import checkpoint
+from springroll.stream.conveyor import BrokenRule, Ledger
 from springroll.stream.filling import bundled_leaves, fill, stacked_leaves
-from springroll.stream.ledger import BrokenRule, Ledger
 from springroll.stream.link import Link, ThrottledLink
 from springroll.stream.store import HostStore
 from springroll.stream.streamed import Streamed
-from springroll.train import checkpoint
+from tests.stream.streaming import adam, arrays, model, shapes, started, streamed, tokens, update
 
 
 def run(trainer, state, first, last):

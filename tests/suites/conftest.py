@@ -4,14 +4,9 @@ Kinetix cannot be in the extra (its metadata asks for an older jax). Its tests a
 is collected where it is installed; the header says whether it is.
 """
 
-import sys
-from pathlib import Path
-
 import pytest
 
-from springroll.control.suites import KINETIX, SUITES, installed
-
-sys.path.insert(0, str(Path(__file__).parents[1] / "control"))  # for `episodes_of`
+from springroll.envs.suites import KINETIX, SUITES, installed
 
 collect_ignore = [] if installed("kinetix") else ["test_kinetix_levels.py"]
 

@@ -5,14 +5,14 @@ import functools
 import jax
 import jax.numpy as jnp
 import numpy as np
-import suites_alone
-from episodes_of import Played, play, step_key
-from suites_alone import compiled
 
-from springroll.control.environment import Environment
-from springroll.control.foreign import foreign
-from springroll.control.known import known
-from springroll.control.suites import environment
+from springroll.envs.catalog import known
+from springroll.envs.environment import Environment
+from springroll.envs.suite_calls import foreign
+from springroll.envs.suites import environment
+from tests.envs.episodes_of import Played, play, step_key
+from tests.suites import suites_alone
+from tests.suites.suites_alone import compiled
 
 KEY = jax.random.key(1)
 STEPS = 32

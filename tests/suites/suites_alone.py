@@ -8,7 +8,7 @@ they have them: comparisons stop at the end.
 import jax
 import numpy as np
 
-from springroll.control.foreign import imported, raw
+from springroll.envs.suite_calls import imported, raw
 
 QUICK = {"xla_backend_optimization_level": 0, "xla_llvm_disable_expensive_passes": True}
 

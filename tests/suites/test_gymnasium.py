@@ -7,8 +7,8 @@ import numpy as np
 import pytest
 
 from springroll.bench import gymnasium_pool
-from springroll.control.gymnasium_pool import open_gymnasium
-from springroll.control.heads import choose
+from springroll.envs.action_choice import choose
+from springroll.envs.gymnasium_pool import open_gymnasium
 from springroll.errors import InputError
 from springroll.models.policy import Policy
 

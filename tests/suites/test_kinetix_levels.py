@@ -3,9 +3,9 @@
 import jax
 import numpy as np
 import pytest
-from played import check_against_its_suite, check_episode, check_spaces
 
-from springroll.control.suites import SIXTEEN, environment
+from springroll.envs.suites import SIXTEEN, environment
+from tests.suites.played import check_against_its_suite, check_episode, check_spaces
 
 LEVELS = [id for id in SIXTEEN if id.startswith("kinetix")]
 

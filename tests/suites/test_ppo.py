@@ -6,15 +6,15 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from toy_episodes import forbidden_choice, throw
 
-from springroll.control.suites import environment
-from springroll.train.config import RunConfig
-from springroll.train.loop import run
-from springroll.train.ppo import ppo, ppo_task
-from springroll.train.ppo_bridge import Bridge
-from springroll.train.ppo_settings import PPOSettings, settings_for
-from springroll.train.run_folder import RunFolder
+from springroll.envs.suites import environment
+from springroll.rl.config import PPOSettings, settings_for
+from springroll.rl.ppo import ppo, ppo_task
+from springroll.rl.ppo_bridge import Bridge
+from springroll.run.config import RunConfig
+from springroll.run.folder import RunFolder
+from springroll.run.loop import run
+from tests.rl.toy_episodes import forbidden_choice, throw
 
 SMALL = PPOSettings(
     num_envs=16,

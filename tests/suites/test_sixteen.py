@@ -6,12 +6,12 @@ import importlib
 import jax
 import numpy as np
 import pytest
-from played import STEPS, check_against_its_suite, check_episode, check_spaces, played
 
-from springroll.control.frames import draw
-from springroll.control.known import known
-from springroll.control.suites import SIXTEEN, SUITES, environment
+from springroll.envs.catalog import known
+from springroll.envs.frames import draw
+from springroll.envs.suites import SIXTEEN, SUITES, environment
 from springroll.errors import InputError
+from tests.suites.played import STEPS, check_against_its_suite, check_episode, check_spaces, played
 
 LIMIT = 12
 SHORT = {"craftax-Classic-Symbolic", "jumanji-Snake", "navix-DoorKey-8x8", "gymnax-CartPole"}
@@ -118,7 +118,7 @@ def test_backends_of_brax_are_told_apart():
 @pytest.mark.parametrize("suite", [suite for suite in SUITES if suite != "kinetix"])
 def test_the_table_has_what_the_suite_has(suite):
     """Other versions may have less; what one has more, `tests/golden/make_known.py` adds."""
-    names = importlib.import_module(f"springroll.control.{suite}_suite").names()
+    names = importlib.import_module(f"springroll.envs.{suite}_suite").names()
     assert set(names) <= {task.name for task in known() if task.suite == suite}
     assert len(names) == len(set(names))
 

@@ -6,13 +6,12 @@ import os
 import time
 
 import pytest
-import reward_functions
 
 from springroll.errors import InputError
 from springroll.tasks import worker
-from springroll.tasks.function_task import function_task
-from springroll.tasks.text_task import text_task
-from springroll.tasks.worker_pool import WorkerPool
+from springroll.tasks.function_task import WorkerPool, function_task
+from springroll.tasks.task_line import text_task
+from tests.tasks import reward_functions
 
 
 @pytest.fixture
@@ -24,7 +23,7 @@ def data(tmp_path):
 
 
 def task_of(function, data, **options):
-    return text_task(f"reward_functions:{function}", data=data, **options)
+    return text_task(f"tests.tasks.reward_functions:{function}", data=data, **options)
 
 
 def test_records_are_passed_on_whole(data):
@@ -33,7 +32,7 @@ def test_records_are_passed_on_whole(data):
     assert all(p.prompt == f"Say {p.reference['worth']}" for p in problems)
     found = task.score(problems, ["ab"] * 4)
     assert [v.reward for v in found] == [2 * p.reference["worth"] for p in problems]
-    assert task.chat and task.name == "reward_functions:with_records"
+    assert task.chat and task.name == "tests.tasks.reward_functions:with_records"
 
 
 def test_sides_are_apart_and_complete(data, tmp_path):
@@ -172,4 +171,4 @@ def test_a_function_that_cannot_be_loaded_is_found_at_once(monkeypatch, tmp_path
 )
 def test_impossible_function_tasks_are_one_line(data, options, message):
     with pytest.raises(InputError, match=message):
-        function_task("reward_functions:letters", **({"data": data} | options))
+        function_task("tests.tasks.reward_functions:letters", **({"data": data} | options))

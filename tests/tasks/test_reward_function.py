@@ -14,7 +14,7 @@ from springroll.tasks.reward_function import load_function, verdicts, what_raise
 HERE = Path(__file__).with_name("reward_functions.py")
 
 
-@pytest.mark.parametrize("where", ["reward_functions", str(HERE)])
+@pytest.mark.parametrize("where", ["tests.tasks.reward_functions", str(HERE)])
 def test_modules_and_files(where):
     function = load_function(f"{where}:with_records")
     assert function.takes_records and not function.is_async
@@ -23,7 +23,7 @@ def test_modules_and_files(where):
 
 
 def test_one_parameter_is_given_no_records():
-    function = load_function("reward_functions:letters")
+    function = load_function("tests.tasks.reward_functions:letters")
     assert not function.takes_records and function(["ab"], [{}]) == [2]
 
 
@@ -58,14 +58,17 @@ def test_the_working_folder_is_searched(tmp_path, monkeypatch):
 @pytest.mark.parametrize(
     ("name", "message"),
     [
-        ("reward_functions", "expected module:function or file.py:function"),
-        ("reward_functions:", "expected module:function"),
+        ("tests.tasks.reward_functions", "expected module:function or file.py:function"),
+        ("tests.tasks.reward_functions:", "expected module:function"),
         (":f", "expected module:function"),
         ("no_such_module_1:f", "no module 'no_such_module_1' for the reward function"),
         ("json.no_such:f", r"no module 'json\.no_such'"),
-        ("reward_functions:absent", "reward_functions has no function 'absent'"),
-        ("reward_functions:os", "has no function 'os'"),
-        ("reward_functions:nothing_to_call", r"takes no argument; expected \(texts\)"),
+        (
+            "tests.tasks.reward_functions:absent",
+            "tests.tasks.reward_functions has no function 'absent'",
+        ),
+        ("tests.tasks.reward_functions:os", "has no function 'os'"),
+        ("tests.tasks.reward_functions:nothing_to_call", r"takes no argument; expected \(texts\)"),
         ("./absent.py:f", "no file ./absent.py for the reward function"),
     ],
 )
@@ -124,7 +127,7 @@ def test_wrong_results_are_one_line(results, message):
 
 
 def test_what_a_function_raises_is_one_line_with_its_place():
-    function = load_function("reward_functions:misbehave")
+    function = load_function("tests.tasks.reward_functions:misbehave")
     with pytest.raises(KeyError) as error:
         function(["raise"], [{}])
     line = what_raised(error.value, function.name)

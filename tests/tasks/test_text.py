@@ -2,13 +2,13 @@
 
 import numpy as np
 import pytest
-import text_statistics
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from springroll.errors import InputError
 from springroll.tasks.corpus import Corpus
 from springroll.tasks.text import streams, validation
+from tests.tasks import text_statistics
 
 TEXT = np.random.default_rng(0).integers(0, 256, 1000, np.uint8)
 

@@ -10,8 +10,8 @@ import pytest
 from springroll.errors import InputError
 from springroll.tasks.problem import UNSCORED, Verdict, until_stop
 from springroll.tasks.report import report
-from springroll.tasks.text_task import text_task
-from springroll.tasks.training_text import SURFACES, document, training_text
+from springroll.tasks.sources import SURFACES, document, training_text
+from springroll.tasks.task_line import text_task
 
 
 @pytest.mark.parametrize(
@@ -98,7 +98,7 @@ def test_impossible_shares(shares, message):
 
 def test_only_generated_tasks_can_be_written_down(tmp_path):
     (tmp_path / "x.jsonl").write_text('{"prompt": "a"}\n{"prompt": "b"}')
-    task = text_task("reward_functions:letters", data=str(tmp_path / "x.jsonl"))
+    task = text_task("tests.tasks.reward_functions:letters", data=str(tmp_path / "x.jsonl"))
     with pytest.raises(InputError, match="has no solutions to write down"):
         training_text(task)
 
@@ -139,7 +139,7 @@ def test_problems_never_change():
 
 def test_rooms_of_tasks_and_tokenizers_import_no_jax():
     """A worker of a reward function starts with them."""
-    modules = "text_task, springroll.models.tokenizer, springroll.models.hub"
+    modules = "task_line, springroll.tokens.tokenizer, springroll.hub"
     code = f"import sys, springroll.tasks.{modules}; print('jax' in sys.modules)"
     found = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
     assert found.stdout.strip() == "False", found.stderr

@@ -6,12 +6,12 @@ import time
 
 import numpy as np
 import pytest
-from test_function_task import gone
 
 from springroll.errors import InputError
 from springroll.tasks.named_function import arguments_taken
 from springroll.tasks.worker import Worker, WorkerLost
 from springroll.tasks.worker_process import Progress, read_message, serve, write_message
+from tests.tasks.test_function_task import gone
 
 
 def main(progress, *arguments):
@@ -37,7 +37,7 @@ def main(progress, *arguments):
 
 
 def made(*arguments, limit=20.0):
-    return Worker("test_worker", *arguments, limit=limit, what="the thing")
+    return Worker("tests.tasks.test_worker", *arguments, limit=limit, what="the thing")
 
 
 def test_messages_there_and_back():

@@ -7,8 +7,7 @@ import jax
 import ml_dtypes
 import numpy as np
 
-from springroll.models.decoder_config import DecoderConfig
-from springroll.models.decoder_shapes import shapes
+from springroll.models.decoder_config import DecoderConfig, shapes
 
 
 def repeated(shape: DecoderConfig) -> Iterator[tuple[str, tuple[int, ...], Any]]:

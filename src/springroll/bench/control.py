@@ -26,9 +26,8 @@ from springroll.bench import measure
 from springroll.bench.control_runs import Run, draw, figures, over_all, read, table
 from springroll.bench.finetune_vs_grpo import command
 from springroll.recipes.control import QUICK
-from springroll.train.control_config import RLConfig
-from springroll.train.ppo_settings import settings_for
-from springroll.train.rl_tuning import OF_THE_SEARCH, changed, flags
+from springroll.rl.config import RLConfig, settings_for
+from springroll.rl.tuning import OF_THE_SEARCH, changed, flags
 
 METHODS = ("eggroll", "openes", "ppo")
 TASKS = ("CartPole-v1", "Pendulum-v1", "navix-Empty-5x5")

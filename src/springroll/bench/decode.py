@@ -20,10 +20,10 @@ import jax.numpy as jnp
 from jax import Array, lax
 
 from springroll.bench import measure
+from springroll.compat import edge_jit
 from springroll.evolve.eggroll import eggroll
 from springroll.evolve.members import Members
 from springroll.evolve.perturbation import Factors
-from springroll.factored._compat import edge_jit
 from springroll.generate import programs, unstacked
 from springroll.generate.generator import Generator
 from springroll.generate.rows import Thin, bound, step

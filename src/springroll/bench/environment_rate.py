@@ -26,15 +26,15 @@ from jax import Array, lax
 
 from springroll.bench import measure
 from springroll.bench.evosax_rate import endless
-from springroll.control.environment import Environment
-from springroll.control.heads import uniform
-from springroll.control.suites import SIXTEEN, environment, installed
-from springroll.train.arena import Learning
-from springroll.train.control import computed
-from springroll.train.control_config import RLConfig
-from springroll.train.episodes_arena import episodes_arena
-from springroll.train.evolved_policy import evolution
-from springroll.train.policy import policy_of
+from springroll.envs.action_choice import uniform
+from springroll.envs.environment import Environment
+from springroll.envs.suites import SIXTEEN, environment, installed
+from springroll.rl.config import RLConfig
+from springroll.rl.episodes import episodes_arena
+from springroll.rl.evolution import evolution
+from springroll.rl.job import computed
+from springroll.rl.policy import policy_of
+from springroll.rl.scorer import Learning
 
 
 class Size(NamedTuple):

@@ -28,16 +28,15 @@ from springroll.bench import measure
 from springroll.evolve.eggroll import eggroll
 from springroll.evolve.members import evaluate
 from springroll.evolve.strategy import Strategy
-from springroll.factored.discover import discover
 from springroll.models.decoder import Decoder
-from springroll.models.decoder_config import DecoderConfig
-from springroll.models.decoder_shapes import shapes
-from springroll.models.hf import load_hf
-from springroll.models.hf_write import save_hf
+from springroll.models.decoder_config import DecoderConfig, shapes
+from springroll.models.hf.load import load_hf
+from springroll.models.hf.save import save_hf
 from springroll.models.stages import stages
-from springroll.stream.evolve import streamed
 from springroll.stream.evolve_stages import Likelihood
 from springroll.stream.mapped_store import mapped_model
+from springroll.stream.streamed_population import streamed
+from springroll.thin.discovery import discover
 
 GIB = 1 << 30
 # Qwen3-4B's layers, four more of them, and a quarter of its vocabulary.

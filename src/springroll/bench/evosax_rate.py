@@ -29,16 +29,16 @@ import optax
 from jax import Array, lax
 
 from springroll.bench import measure
-from springroll.control.environment import Environment, Step
-from springroll.control.heads import choose
-from springroll.control.rollout import Rollout, centre_episodes, episode_keys, step_keys
-from springroll.control.suites import environment
+from springroll.envs.action_choice import choose
+from springroll.envs.environment import Environment, Step
+from springroll.envs.rollout import Rollout, centre_episodes, episode_keys, step_keys
+from springroll.envs.suites import environment
 from springroll.errors import InputError
 from springroll.models.policy import Compute, PolicyNetwork
-from springroll.train.control import computed
-from springroll.train.control_config import RLConfig
-from springroll.train.episodes_arena import episodes_arena
-from springroll.train.evolved_policy import evolution
+from springroll.rl.config import RLConfig
+from springroll.rl.episodes import episodes_arena
+from springroll.rl.evolution import evolution
+from springroll.rl.job import computed
 
 SIGMA, LR = 0.05, 1e-2  # of Adam, on ranks; both methods solve the task with these
 EPISODES = 100

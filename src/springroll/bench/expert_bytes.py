@@ -18,12 +18,12 @@ import optax
 
 from springroll.bench import lowgrad_communication as communication
 from springroll.bench.lowgrad_memory import adamw, low_rank, peak_bytes
-from springroll.lowgrad.galore import galore
-from springroll.lowgrad.lowgrad import Trainer, lowgrad
-from springroll.lowgrad.streams import ThinLeaf
 from springroll.models.decoder import Decoder, decoder
 from springroll.models.decoder_config import CONFIGS, DecoderConfig
 from springroll.quant.quantize_state import quantize_state
+from springroll.subspace.galore import galore
+from springroll.subspace.lowgrad import Trainer, lowgrad
+from springroll.subspace.streams import ThinLeaf
 
 DEVICES = communication.DEVICES
 ADAM = 8  # bytes per parameter of both moments in float32

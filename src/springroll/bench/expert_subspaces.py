@@ -17,9 +17,9 @@ import numpy as np
 import optax
 from jax import Array, lax
 
-from springroll.lowgrad.subspace import captured, svd_basis
 from springroll.models.decoder import Decoder, decoder
 from springroll.models.decoder_config import DecoderConfig
+from springroll.subspace.basis import captured, svd_basis
 from springroll.tasks.corpus import Corpus
 from springroll.tasks.text import streams
 from springroll.train.learners import optax_learner

@@ -17,15 +17,15 @@ import jax
 import numpy as np
 
 from springroll.bench import measure
-from springroll.control.actions import Box
-from springroll.control.gymnasium_actor import (
+from springroll.envs.environment import Box
+from springroll.envs.gymnasium_actor import (
     Acting,
     Actor,
     acting_for,
     centre_actor,
     population_actor,
 )
-from springroll.control.gymnasium_pool import SEATS, GymnasiumPool, open_gymnasium
+from springroll.envs.gymnasium_pool import SEATS, GymnasiumPool, open_gymnasium
 from springroll.evolve.eggroll import eggroll
 from springroll.models.policy import PolicyNetwork
 

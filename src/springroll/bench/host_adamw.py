@@ -27,7 +27,7 @@ import ml_dtypes
 import numpy as np
 
 from springroll.bench import measure
-from springroll.cores import cores
+from springroll.cpu import cores
 from springroll.stream.host_adamw import CHUNK, AdamW, split, zeros
 from springroll.stream.next_use import NextUseFirst
 

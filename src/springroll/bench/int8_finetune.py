@@ -22,10 +22,10 @@ import jax
 
 from springroll.bench import measure
 from springroll.bench.finetune_vs_grpo import pretrained
+from springroll.finetune.config import FinetuneConfig
+from springroll.finetune.job import task_of
+from springroll.finetune.setup import prepare
 from springroll.stream.link import tree_bytes
-from springroll.train.finetune import task_of
-from springroll.train.finetune_config import FinetuneConfig
-from springroll.train.finetune_setup import prepare
 
 RUNS: dict[str, dict[str, Any]] = {  # fields of FinetuneConfig
     "float32": {"weights": "float32"},

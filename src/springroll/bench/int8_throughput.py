@@ -13,7 +13,7 @@ import jax
 import jax.numpy as jnp
 
 from springroll.bench import measure
-from springroll.factored._compat import edge_jit
+from springroll.compat import edge_jit
 from springroll.quant.fixed_point import Registers
 from springroll.quant.registers import fastest_registers
 
@@ -36,8 +36,8 @@ def run(
     """Tokens per second of training and of inference, and their ratio."""
     from springroll.evolve.lattice import lattice
     from springroll.evolve.members import evaluate
-    from springroll.factored.discover import discover
     from springroll.models.egg import EggConfig, egg
+    from springroll.thin.discovery import discover
 
     registers = registers or fastest_registers()
     model = egg(EggConfig(n_layers=n_layers, hidden=hidden, registers=registers))

@@ -26,12 +26,12 @@ import numpy as np
 from springroll.bench import measure
 from springroll.bench.evolve_from_disk import own_memory
 from springroll.bench.plan_accuracy import RETURNED, settled
+from springroll.memory import parse_bytes
 from springroll.models.decoder import decoder
 from springroll.models.decoder_config import named
-from springroll.plan.footprint import device_bytes, total
-from springroll.stream.budget import parse_bytes
-from springroll.train.streaming import budgets_of, job_of, placed, streamed, tensors
-from springroll.train.train_config import TrainConfig
+from springroll.planner.footprint import device_bytes, total
+from springroll.train.config import TrainConfig
+from springroll.train.streamed import budgets_of, job_of, placed, streamed, tensors
 
 Name = Literal["exact", "8-bit"]
 PROMISED: dict[Name, float] = {"exact": 12.3, "8-bit": 6.3}  # bytes per parameter

@@ -19,14 +19,14 @@ import numpy as np
 from springroll.bench import measure
 from springroll.bench.cheap_weights import repeated
 from springroll.bench.streamed_throughput import SPARE, config_of
+from springroll.memory import available_bytes, host_memory
 from springroll.models.decoder import decoder
 from springroll.models.decoder_config import DecoderConfig, named
-from springroll.plan.footprint import Placement
-from springroll.plan.largest import deepest
-from springroll.plan.placement import Budgets
-from springroll.stream.budget import available_bytes, host_memory
-from springroll.train.streaming import budgets_of, job_of, placed, rates, streamed, waiting
-from springroll.train.train_config import TrainConfig
+from springroll.planner.footprint import Placement
+from springroll.planner.largest import deepest
+from springroll.planner.placement import Budgets
+from springroll.train.config import TrainConfig
+from springroll.train.streamed import budgets_of, job_of, placed, rates, streamed, waiting
 
 
 def largest(

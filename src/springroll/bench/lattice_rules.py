@@ -16,8 +16,8 @@ from typing import Any
 
 from springroll.bench import measure
 from springroll.bench.seeds import curve, draw, points, table
-from springroll.train.cpu_devices import use_cpu_devices
-from springroll.train.pretrain import PretrainConfig, build
+from springroll.cpu import use_cpu_devices
+from springroll.pretrain.pretrain import PretrainConfig, build
 
 VARIANTS: dict[str, dict[str, Any]] = {
     "published": {"precision": "compat", "rule": "published"},

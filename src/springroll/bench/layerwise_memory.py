@@ -14,12 +14,12 @@ import jax.numpy as jnp
 import optax
 
 from springroll.bench import measure
-from springroll.factored._compat import edge_jit
-from springroll.lowgrad.apollo import apollo_mini
-from springroll.lowgrad.layerwise import layerwise
+from springroll.compat import edge_jit
 from springroll.models.decoder import decoder
 from springroll.models.decoder_config import CONFIGS, DecoderConfig
 from springroll.models.stages import stages
+from springroll.subspace.apollo import apollo_mini
+from springroll.subspace.layerwise import layerwise
 
 GIB = 1 << 30
 

@@ -74,9 +74,9 @@ def _bytes(name: str) -> dict[str, Any]:
     import jax
     import optax
 
-    from springroll.lowgrad.lowgrad import lowgrad
     from springroll.models.decoder import decoder
     from springroll.models.decoder_config import CONFIGS
+    from springroll.subspace.lowgrad import lowgrad
 
     config = CONFIGS[name]
     model = decoder(config, remat=True)
@@ -114,9 +114,9 @@ def drift(steps: int) -> float:
     import numpy as np
     import optax
 
-    from springroll.lowgrad.lowgrad import lowgrad
     from springroll.models.decoder import decoder
     from springroll.models.decoder_config import CONFIGS
+    from springroll.subspace.lowgrad import lowgrad
 
     model = decoder(CONFIGS["llama-1m"])
     start = jax.tree.map(np.asarray, model.init(jax.random.key(0)))

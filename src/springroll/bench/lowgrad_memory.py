@@ -14,10 +14,10 @@ import optax
 
 from springroll.bench import measure
 from springroll.bench.lowgrad_communication import full_step, in_blocks
-from springroll.lowgrad.lowgrad import Program, lowgrad
-from springroll.lowgrad.streams import Select
 from springroll.models.decoder import Decoder, decoder
 from springroll.models.decoder_config import CONFIGS
+from springroll.subspace.lowgrad import Program, lowgrad
+from springroll.subspace.streams import Select
 
 GIB = 2**30
 Compile = Callable[[Decoder, Any, Any], dict[str, Any]]  # (model, params, tokens) -> programs

@@ -17,9 +17,9 @@ from typing import Any
 
 from springroll.bench import measure
 from springroll.bench.seeds import curve, draw, points, table
-from springroll.train.backprop_task import build
-from springroll.train.cpu_devices import use_cpu_devices
-from springroll.train.train_config import TrainConfig
+from springroll.cpu import use_cpu_devices
+from springroll.train.build import build
+from springroll.train.config import TrainConfig
 
 MODELS = ("llama-1m", "moe-1m")
 METHODS: dict[str, dict[str, Any]] = {  # fields of TrainConfig

@@ -15,7 +15,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from springroll.cores import cores
+from springroll.cpu import cores
 
 
 def pin_one_core(core: int | None = None) -> int:

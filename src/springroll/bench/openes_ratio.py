@@ -12,8 +12,7 @@ import jax
 import optax
 
 from springroll.bench import measure, mlp_step
-from springroll.evolve.eggroll import eggroll
-from springroll.evolve.open_es import open_es
+from springroll.evolve.eggroll import eggroll, open_es
 
 
 def run(

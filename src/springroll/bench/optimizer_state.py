@@ -21,14 +21,14 @@ import jax.numpy as jnp
 import optax
 
 from springroll.bench import measure
-from springroll.lowgrad.apollo import apollo, apollo_mini
-from springroll.lowgrad.fira import fira
-from springroll.lowgrad.galore import galore
-from springroll.lowgrad.hf_adam import adam_direction
-from springroll.lowgrad.lowgrad import lowgrad
 from springroll.models.decoder import Decoder, decoder
 from springroll.models.decoder_config import CONFIGS
 from springroll.quant.quantize_state import quantize_state
+from springroll.subspace.apollo import apollo, apollo_mini
+from springroll.subspace.fira import fira
+from springroll.subspace.galore import galore
+from springroll.subspace.hf_adam import adam_direction
+from springroll.subspace.lowgrad import lowgrad
 
 MODELS = ("llama-60m", "llama-130m", "llama-350m", "llama-1b", "llama-7b")
 # GB of weights and states, bfloat16; for 7B of states alone.

@@ -27,7 +27,7 @@ from typing import Any
 
 from springroll.bench import measure
 from springroll.models.decoder_config import DecoderConfig, llama
-from springroll.plan.methods import Dtype, Mode
+from springroll.planner.methods import Dtype, Mode
 
 MEMORY, SECONDS = 0.10, 0.20  # the errors that are promised
 STEPS = 3
@@ -71,9 +71,9 @@ CASES = {
 
 def planned(case: Case) -> tuple[Any, Any]:
     """(what a step has to do, where everything is)."""
-    from springroll.plan.footprint import Job, Placement
-    from springroll.plan.methods import recipe
-    from springroll.plan.working_set import working_set
+    from springroll.planner.footprint import Job, Placement
+    from springroll.planner.methods import recipe
+    from springroll.planner.working_set import working_set
 
     config = case.config
     job = Job(
@@ -90,7 +90,7 @@ def planned(case: Case) -> tuple[Any, Any]:
 
 def predicted_bytes(case: Case) -> dict[str, Any]:
     """Of both tiers, and by kind."""
-    from springroll.plan.footprint import device_bytes, host_bytes, total
+    from springroll.planner.footprint import device_bytes, host_bytes, total
 
     tiers = [device_bytes(*planned(case)), host_bytes(*planned(case))]
     return {"bytes": sum(map(total, tiers)), "device": tiers[0], "host": tiers[1]}
@@ -160,8 +160,8 @@ def steps(case: Case, made: Any, state: Any, count: int) -> list[float]:
 
 def seconds(case: Case) -> tuple[float, float]:
     """(predicted, measured): medians, in turn, so that both see the same minutes."""
-    from springroll.plan.measured import calibration
-    from springroll.plan.step_time import step_seconds
+    from springroll.planner.measured import calibration
+    from springroll.planner.step_time import step_seconds
 
     job, place = planned(case)
     rates = calibration(job, updates(case)[0])

@@ -17,7 +17,7 @@ from jax import Array
 from springroll.bench import measure
 from springroll.evolve.eggroll import eggroll
 from springroll.evolve.members import Members, evaluate
-from springroll.factored.factored import Factored
+from springroll.thin.factored_array import Factored
 
 WIDTH, HIDDEN, BLOCKS, TOKENS = 256, 1024, 4, 16
 

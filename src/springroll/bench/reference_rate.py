@@ -16,12 +16,12 @@ import numpy as np
 
 from springroll.bench import measure
 from springroll.bench.evosax_rate import endless
-from springroll.control.suites import environment
+from springroll.envs.suites import environment
 from springroll.models.policy import Compute, PolicyNetwork
-from springroll.train.control import computed
-from springroll.train.control_config import RLConfig
-from springroll.train.episodes_arena import episodes_arena
-from springroll.train.evolved_policy import evolution
+from springroll.rl.config import RLConfig
+from springroll.rl.episodes import episodes_arena
+from springroll.rl.evolution import evolution
+from springroll.rl.job import computed
 
 REFERENCE = {1: 2327.0, 4: 738.0}  # members per second, by rank
 TARGET = {1: 2.0, 4: 5.0}

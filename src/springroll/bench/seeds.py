@@ -7,7 +7,7 @@ from pathlib import Path
 import numpy as np
 
 from springroll.markdown import markdown_table
-from springroll.train.task import Task
+from springroll.run.task import Task
 
 Curves = Mapping[str, Sequence[Sequence[float]]]  # variant -> seed -> value at each point
 

@@ -22,17 +22,18 @@ import numpy as np
 
 from springroll.bench import measure
 from springroll.bench.cheap_weights import repeated
+from springroll.memory import host_memory
 from springroll.models.decoder import Decoder, decoder
 from springroll.models.decoder_config import DecoderConfig, named
 from springroll.models.stages import stages
-from springroll.plan.footprint import Placement, host_bytes, total
-from springroll.plan.measured import measure as measured_rates
-from springroll.plan.step_time import step_seconds
-from springroll.stream.budget import host_memory
+from springroll.planner.footprint import Placement, host_bytes, total
+from springroll.planner.measured import measure as measured_rates
+from springroll.planner.step_time import step_seconds
 from springroll.stream.clipping import Clip
 from springroll.stream.engine import Engine
+from springroll.train.config import TrainConfig
 from springroll.train.optimizers import layer_optimizers
-from springroll.train.streaming import (
+from springroll.train.streamed import (
     budgets_of,
     job_of,
     placed,
@@ -40,7 +41,6 @@ from springroll.train.streaming import (
     update_for,
     waiting,
 )
-from springroll.train.train_config import TrainConfig
 
 MODES = ("host", "device")
 TARGETS = {16384: 0.85, 32768: 0.95}

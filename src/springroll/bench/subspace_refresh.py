@@ -23,7 +23,7 @@ import jax.numpy as jnp
 from jax import Array
 
 from springroll.bench import measure
-from springroll.lowgrad.subspace import captured, orthonormal, power_step, svd_basis
+from springroll.subspace.basis import captured, orthonormal, power_step, svd_basis
 
 SIZE, TOKENS, DECAY = 4096, 4096, 0.75
 TARGETS = {1024: 10, 256: 60}  # times faster than the SVD, by rank

@@ -15,8 +15,8 @@ import jax
 import numpy as np
 
 from springroll.bench import measure
-from springroll.train.backprop_task import make
-from springroll.train.train_config import TrainConfig
+from springroll.train.build import make
+from springroll.train.config import TrainConfig
 
 OPTIMIZERS = ("adamw", "lowgrad", "apollo", "apollo-mini", "galore", "fira", "muon")
 

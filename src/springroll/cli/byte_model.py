@@ -4,8 +4,8 @@ from collections.abc import Callable
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from springroll.errors import InputError
-from springroll.train.pretrain import PretrainConfig
-from springroll.train.train_config import TrainConfig
+from springroll.pretrain.pretrain import PretrainConfig
+from springroll.train.config import TrainConfig
 
 if TYPE_CHECKING:
     import numpy as np
@@ -40,7 +40,7 @@ def _egg(config: PretrainConfig) -> ByteModel:
     import jax.numpy as jnp
     import numpy as np
 
-    from springroll.factored._compat import edge_jit
+    from springroll.compat import edge_jit
     from springroll.models.egg import EggConfig, egg
     from springroll.quant.registers import fastest_registers
 
@@ -95,8 +95,8 @@ def _decoder(config: TrainConfig) -> ByteModel:
     import jax.numpy as jnp
     import numpy as np
 
-    from springroll.models.hf import is_hf_folder
-    from springroll.train.backprop_task import make, mean_nats, weights_of
+    from springroll.models.hf.load import is_hf_folder
+    from springroll.train.build import make, mean_nats, weights_of
 
     if is_hf_folder(config.model):
         raise InputError(

@@ -15,8 +15,8 @@ from springroll.cli.options import parse
 from springroll.cli.trained import Trained, load, open_folder
 from springroll.cli.weights import load_weights
 from springroll.errors import InputError
-from springroll.train.control_config import RLConfig
-from springroll.train.finetune_config import FinetuneConfig
+from springroll.finetune.config import FinetuneConfig
+from springroll.rl.config import RLConfig
 
 if TYPE_CHECKING:
     import numpy as np
@@ -83,7 +83,7 @@ def run(argv: Sequence[str]) -> int:
 
 def answered(options: EvalOptions, config: FinetuneConfig) -> dict[str, Any]:
     """The figures of the answers to held-out problems, and of which weights."""
-    from springroll.train.finetune_setup import prepare
+    from springroll.finetune.setup import prepare
 
     count = options.problems or config.eval_problems
     setup = prepare(dataclasses.replace(config, eval_problems=count))
@@ -99,7 +99,7 @@ def answered(options: EvalOptions, config: FinetuneConfig) -> dict[str, Any]:
 
 def returned(options: EvalOptions, config: RLConfig) -> dict[str, Any]:
     """The returns of a policy, and of which weights."""
-    from springroll.train.control import evaluated_run
+    from springroll.rl.job import evaluated_run
 
     count = options.episodes or config.eval_episodes
     given = dataclasses.replace(config, eval_episodes=count)

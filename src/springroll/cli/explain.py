@@ -12,10 +12,10 @@ import tyro
 from springroll.cli.options import nearest, parse
 from springroll.cli.trained import AnyConfig, open_folder
 from springroll.errors import InputError
-from springroll.train.control_config import RLConfig
-from springroll.train.finetune_config import FinetuneConfig
-from springroll.train.pretrain import PretrainConfig
-from springroll.train.train_config import TrainConfig
+from springroll.finetune.config import FinetuneConfig
+from springroll.pretrain.pretrain import PretrainConfig
+from springroll.rl.config import RLConfig
+from springroll.train.config import TrainConfig
 
 WIDE = 140  # columns where nothing says how many there are
 
@@ -47,7 +47,7 @@ def run(argv: Sequence[str]) -> int:
 
     from rich.console import Console
 
-    from springroll.factored.explain import explain
+    from springroll.thin.report import explain
 
     width = None if sys.stdout.isatty() else WIDE
     Console(width=width).print(explain(fn, params, *args))
@@ -88,11 +88,11 @@ MODELS: dict[str, Callable[[ExplainOptions], tuple[Any, ...]]] = {"egg": built_i
 def explained(config: AnyConfig) -> tuple[Any, ...]:
     """What a run trains: the score of one stream of bytes, a loss, the logits, or a policy."""
     if isinstance(config, FinetuneConfig):
-        from springroll.train.finetune_setup import prepare
+        from springroll.finetune.setup import prepare
 
         return prepare(config).explained()
     if isinstance(config, RLConfig):
-        from springroll.train.control import explained_policy
+        from springroll.rl.job import explained_policy
 
         return explained_policy(config)
     from springroll.cli.byte_model import byte_model

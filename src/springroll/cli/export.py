@@ -38,8 +38,8 @@ def run(argv: Sequence[str]) -> int:
     for note in weights.notes:
         print(note, file=sys.stderr)
 
-    from springroll.models.byte_tokenizer import write_byte_tokenizer
-    from springroll.models.hf_write import save_hf
+    from springroll.models.hf.save import save_hf
+    from springroll.tokens.byte_tokenizer import write_byte_tokenizer
 
     dtype = options.dtype or weights.dtype
     save_hf(options.folder, weights.shape, weights.params, dtype=dtype, like=weights.like)

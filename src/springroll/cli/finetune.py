@@ -4,7 +4,7 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 from springroll.cli.recipe import config_of
-from springroll.train.finetune_config import FinetuneConfig
+from springroll.finetune.config import FinetuneConfig
 
 if TYPE_CHECKING:
     from rich.table import Table
@@ -23,7 +23,7 @@ def run(argv: Sequence[str]) -> int:
 
     from rich.console import Console
 
-    from springroll.train.finetune import finetune
+    from springroll.finetune.job import finetune
 
     result = finetune(config, console=Console(stderr=True))
     if result.signal is None:
@@ -35,7 +35,7 @@ def report(out: str, summary: dict[str, Any]) -> "Table":
     """The end of a run: accuracy beside what else changed, its speed, and what to do next."""
     from rich.table import Table
 
-    from springroll.train.progress import clock, gibibytes, si
+    from springroll.run.progress import clock, gibibytes, si
 
     table = Table.grid(padding=(0, 2, 0, 0))
     for name, unit in (

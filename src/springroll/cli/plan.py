@@ -63,10 +63,10 @@ def run(argv: Sequence[str]) -> int:
     """Print the plan of a model, or what the machine can train."""
     options = parse(PlanOptions, argv, prog="springroll plan")
 
-    from springroll.plan.largest import alternatives, capacity
-    from springroll.plan.plan import found_model, options_of
-    from springroll.plan.plan_table import alternatives_table, capacity_table
-    from springroll.plan.refusal import planned_or_refused
+    from springroll.planner.largest import alternatives, capacity
+    from springroll.planner.plan import found_model, options_of
+    from springroll.planner.plan_table import alternatives_table, capacity_table
+    from springroll.planner.refusal import planned_or_refused
 
     asked = options_of(
         options.device,

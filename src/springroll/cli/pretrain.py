@@ -4,7 +4,7 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 from springroll.cli.recipe import config_of
-from springroll.train.pretrain import PretrainConfig
+from springroll.pretrain.pretrain import PretrainConfig
 
 if TYPE_CHECKING:
     from rich.table import Table
@@ -18,7 +18,7 @@ def run(argv: Sequence[str]) -> int:
 
     from rich.console import Console
 
-    from springroll.train.pretrain import pretrain
+    from springroll.pretrain.pretrain import pretrain
 
     result = pretrain(config, console=Console(stderr=True))
     if result.signal is None:
@@ -30,7 +30,7 @@ def report(out: str, summary: dict[str, Any]) -> "Table":
     """The end of a run: the score beside the lines to beat, its speed, and what to do next."""
     from rich.table import Table
 
-    from springroll.train.progress import clock, gibibytes, si
+    from springroll.run.progress import clock, gibibytes, si
 
     table = Table.grid(padding=(0, 2, 0, 0))
     valid = summary.get("valid_bits_per_byte")

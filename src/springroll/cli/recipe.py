@@ -6,7 +6,7 @@ from typing import Any, TypeVar
 from springroll.cli.options import nearest, parse, taken
 from springroll.errors import InputError
 from springroll.recipes import RECIPES
-from springroll.train.config import RunConfig
+from springroll.run.config import RunConfig
 
 C = TypeVar("C", bound=RunConfig)
 

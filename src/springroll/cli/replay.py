@@ -10,13 +10,13 @@ import tyro
 from springroll.cli.options import parse
 from springroll.cli.trained import open_folder
 from springroll.errors import InputError
-from springroll.train.control_config import RLConfig
-from springroll.train.finetune_config import FinetuneConfig
-from springroll.train.pretrain import PretrainConfig
-from springroll.train.train_config import TrainConfig
+from springroll.finetune.config import FinetuneConfig
+from springroll.pretrain.pretrain import PretrainConfig
+from springroll.rl.config import RLConfig
+from springroll.train.config import TrainConfig
 
 if TYPE_CHECKING:
-    from springroll.train.task import Task
+    from springroll.run.task import Task
 
 DIFFERS = 1  # exit code
 
@@ -49,7 +49,7 @@ def run(argv: Sequence[str]) -> int:
             f"determine weights; they are in its checkpoints"
         )
 
-    from springroll.train.replay import replay
+    from springroll.run.replay import replay
 
     found = replay(task_of(config), folder, generations=options.generations)
     for note in found.notes:
@@ -71,16 +71,16 @@ def run(argv: Sequence[str]) -> int:
 def task_of(config: PretrainConfig | FinetuneConfig | RLConfig) -> "Task":
     """What the loop trained."""
     if isinstance(config, RLConfig):
-        from springroll.train.control import prepare
+        from springroll.rl.job import prepare
 
         return prepare(config)[1].task
     if isinstance(config, FinetuneConfig):
-        from springroll.train.finetune import task_of
-        from springroll.train.finetune_setup import prepare
+        from springroll.finetune.job import task_of
+        from springroll.finetune.setup import prepare
 
         return task_of(config, prepare(config))
-    from springroll.train.cpu_devices import use_cpu_devices
-    from springroll.train.pretrain import build
+    from springroll.cpu import use_cpu_devices
+    from springroll.pretrain.pretrain import build
 
     use_cpu_devices(config.devices)
     return build(config).task

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 from springroll.cli.options import taken
 from springroll.cli.recipe import config_of
 from springroll.errors import InputError
-from springroll.train.control_config import RLConfig
+from springroll.rl.config import RLConfig
 
 if TYPE_CHECKING:
     from rich.table import Table
@@ -35,7 +35,7 @@ def run(argv: Sequence[str]) -> int:
 
     from rich.console import Console
 
-    from springroll.train.control import rl
+    from springroll.rl.job import rl
 
     result = rl(config, console=Console(stderr=True))
     if result.signal is None:
@@ -47,7 +47,7 @@ def tuned(argv: Sequence[str]) -> int:
     """Search over the settings that are not given, and print every trial, the best first."""
     from pathlib import Path
 
-    from springroll.train.rl_tuning import Tuning
+    from springroll.rl.tuning import Tuning
 
     trials, argv = taken(argv, "--trials")
     factor, argv = taken(argv, "--factor")
@@ -57,7 +57,7 @@ def tuned(argv: Sequence[str]) -> int:
 
     from rich.console import Console
 
-    from springroll.train.rl_tuning_runs import Interrupted, best_command, budget_of, table, tune
+    from springroll.rl.tuning_runs import Interrupted, best_command, budget_of, table, tune
 
     console = Console(stderr=True)
     try:
@@ -83,7 +83,7 @@ def listed() -> int:
     from rich.console import Console
     from rich.table import Table
 
-    from springroll.control.suites import SUITES, listing
+    from springroll.envs.suites import SUITES, listing
 
     lines = listing()
     table = Table("id", "observations", "actions", "steps", "suite", box=None)
@@ -108,7 +108,7 @@ def report(out: str, summary: dict[str, Any]) -> "Table":
 
     from rich.table import Table
 
-    from springroll.train.progress import clock, gibibytes, si
+    from springroll.run.progress import clock, gibibytes, si
 
     table = Table.grid(padding=(0, 2, 0, 0))
     table.add_column()

@@ -6,10 +6,10 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 from springroll.cli.trained import open_folder
 from springroll.cli.weights import load_weights, saved_weights
 from springroll.errors import InputError
-from springroll.train.pretrain import PretrainConfig
+from springroll.pretrain.pretrain import PretrainConfig
 
 if TYPE_CHECKING:
-    from springroll.models.tokenizer import Tokenizer
+    from springroll.tokens.tokenizer import Tokenizer
 
 
 class TokenModel(NamedTuple):
@@ -30,7 +30,7 @@ def token_model(path: str) -> TokenModel | None:
     Raises:
         InputError: neither a model nor a run; a run without a checkpoint; no tokenizer.
     """
-    from springroll.models.hf_files import is_hf_folder
+    from springroll.models.hf.files import is_hf_folder
 
     if is_hf_folder(path) or _on_the_hub(path):
         return _of_folder(path)
@@ -47,7 +47,7 @@ def write(
             end; with `chat`, no chat template.
     """
     from springroll.generate.generator import Generator
-    from springroll.models.tokenizer import prompt_tokens
+    from springroll.tokens.tokenizer import prompt_tokens
 
     tokenizer = found.tokenizer
     # Texts are learnt one after the other: after the end of one another begins.
@@ -68,9 +68,9 @@ def _on_the_hub(path: str) -> bool:
 
 
 def _of_folder(path: str) -> TokenModel:
-    from springroll.models.hf import load_hf
-    from springroll.models.hub import hf_folder
-    from springroll.models.tokenizer import open_tokenizer
+    from springroll.hub import hf_folder
+    from springroll.models.hf.load import load_hf
+    from springroll.tokens.tokenizer import open_tokenizer
 
     folder = hf_folder(path)
     model, params = load_hf(folder)
@@ -82,8 +82,8 @@ def _of_run(path: str) -> TokenModel | None:
     if isinstance(config, PretrainConfig) or saved_weights(path, config).like is None:
         return None
 
-    from springroll.models.hf_files import family_of
-    from springroll.models.tokenizer import open_tokenizer
+    from springroll.models.hf.files import family_of
+    from springroll.tokens.tokenizer import open_tokenizer
 
     weights = load_weights(path)
     assert weights.like is not None

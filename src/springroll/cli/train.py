@@ -4,7 +4,7 @@ from collections.abc import Sequence
 
 from springroll.cli.pretrain import report
 from springroll.cli.recipe import config_of
-from springroll.train.train_config import TrainConfig
+from springroll.train.config import TrainConfig
 
 DESCRIPTION = """\
 Train a decoder-only language model on text by gradients.
@@ -19,7 +19,7 @@ def run(argv: Sequence[str]) -> int:
 
     from rich.console import Console
 
-    from springroll.train.backprop import train
+    from springroll.train.job import train
 
     result = train(config, console=Console(stderr=True))
     if result.signal is None:

@@ -3,12 +3,12 @@
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from springroll.errors import InputError
-from springroll.train.config import from_json
-from springroll.train.control_config import RLConfig
-from springroll.train.finetune_config import FinetuneConfig
-from springroll.train.pretrain import PretrainConfig
-from springroll.train.run_folder import RunFolder
-from springroll.train.train_config import TrainConfig
+from springroll.finetune.config import FinetuneConfig
+from springroll.pretrain.pretrain import PretrainConfig
+from springroll.rl.config import RLConfig
+from springroll.run.config import from_json
+from springroll.run.folder import RunFolder
+from springroll.train.config import TrainConfig
 
 if TYPE_CHECKING:
     from springroll.cli.byte_model import ByteModel
@@ -66,7 +66,7 @@ def load(path: str) -> Trained:
         raise InputError(f"{path} is a run of springroll rl, whose policy writes no text")
 
     from springroll.cli.byte_model import byte_model
-    from springroll.train.checkpoint import load_newest
+    from springroll.run.checkpoint import load_newest
 
     model = byte_model(config)
     found, notes = load_newest(folder.checkpoints, model.saved, prefix=model.prefix)

@@ -5,8 +5,8 @@ from typing import Any, Literal, NamedTuple
 
 from springroll.cli.trained import AnyConfig, open_folder
 from springroll.errors import InputError
-from springroll.train.finetune_config import FinetuneConfig
-from springroll.train.train_config import TrainConfig
+from springroll.finetune.config import FinetuneConfig
+from springroll.train.config import TrainConfig
 
 
 class Weights(NamedTuple):
@@ -41,7 +41,7 @@ def load_weights(run: str, best: bool = False) -> Weights:
     if best and not isinstance(config, FinetuneConfig):
         raise InputError(f"{run} keeps no best weights; leave out --best")
 
-    from springroll.train.checkpoint import load_newest
+    from springroll.run.checkpoint import load_newest
 
     saved = saved_weights(run, config)
     where = folder.best if best else folder.checkpoints
@@ -57,15 +57,15 @@ def load_weights(run: str, best: bool = False) -> Weights:
 def saved_weights(run: str, config: AnyConfig) -> Saved:
     """Where the weights of a run with that config are."""
     if isinstance(config, TrainConfig):
-        from springroll.models.hf import is_hf_folder
-        from springroll.train import backprop_task
+        from springroll.models.hf.load import is_hf_folder
+        from springroll.train import build as backprop_task
 
         like = config.model if is_hf_folder(config.model) else None
         shape = backprop_task.model_config(config.model)
         return Saved(shape, *backprop_task.weights_of(config), like, config.dtype)
     if isinstance(config, FinetuneConfig):
-        from springroll.train.finetune import weights_of
-        from springroll.train.finetune_setup import prepare
+        from springroll.finetune.job import weights_of
+        from springroll.finetune.setup import prepare
 
         setup = prepare(config)
         short = "bfloat16" if config.weights == "bfloat16" else "float32"

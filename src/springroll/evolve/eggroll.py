@@ -1,4 +1,7 @@
-"""EGGROLL: evolution strategies with low-rank perturbations (arXiv 2511.16652)."""
+"""EGGROLL: evolution strategies with low-rank perturbations (arXiv 2511.16652).
+
+OpenES (arXiv 1703.03864): the full-rank baseline, under the same protocol as EGGROLL.
+"""
 
 import functools
 from collections.abc import Mapping
@@ -11,13 +14,32 @@ from jax import Array
 
 from springroll.errors import InputError
 from springroll.evolve import step
+from springroll.evolve.layer_population import check_elementwise
 from springroll.evolve.members import Members
-from springroll.evolve.noise import Noise
-from springroll.evolve.part import check_elementwise
-from springroll.evolve.population import Population, Schedule, as_arrays, fitness_metrics
 from springroll.evolve.shaping import Shaping, finite, pair_difference, pair_sign, shaping_named
-from springroll.evolve.strategy import Parts, State, Strategy
+from springroll.evolve.strategy import (
+    Parts,
+    Population,
+    Schedule,
+    State,
+    Strategy,
+    as_arrays,
+    fitness_metrics,
+)
 from springroll.evolve.update import direction
+from springroll.noise.kinds import Noise
+
+
+def open_es(
+    *, pop_size: int, sigma: Schedule, roles: Mapping[str, str] | None = None, **options: Any
+) -> Strategy:
+    """Evolution strategies with a full Gaussian matrix per pair and weight.
+
+    The same machinery with every parameter marked dense: noise of the size of the model per pair,
+    one copy of the weights per member. It takes the options of `sr.eggroll` except `rank` and
+    `plan`; patterns in `roles` can still freeze parameters.
+    """
+    return eggroll(pop_size=pop_size, sigma=sigma, roles={"*": "dense", **(roles or {})}, **options)
 
 
 def eggroll(

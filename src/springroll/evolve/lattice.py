@@ -9,19 +9,18 @@ import jax.numpy as jnp
 import numpy as np
 from jax import Array
 
+from springroll.compat import edge_jit
 from springroll.errors import InputError
 from springroll.evolve.lattice_rules import RULES, Rule, Votes
 from springroll.evolve.members import Members
-from springroll.evolve.noise import Noise
 from springroll.evolve.perturbation import Leaf, Perturbation, path_of
-from springroll.evolve.population import Population, Schedule, fitness_metrics
 from springroll.evolve.shaping import finite, pair_votes
-from springroll.evolve.strategy import Parts, State, Strategy
+from springroll.evolve.strategy import Parts, Population, Schedule, State, Strategy, fitness_metrics
 from springroll.evolve.update import exact_sums
-from springroll.factored._compat import edge_jit
-from springroll.factored.factored import Factored, Lattice
+from springroll.noise.kinds import Noise
 from springroll.quant.fixed_point import ONE, Registers, saturate, store
 from springroll.quant.registers import fastest_registers
+from springroll.thin.factored_array import Factored, Lattice
 
 _SAMPLE = 1 << 12  # weights per parameter that the metric `moved` looks at
 

@@ -17,13 +17,12 @@ from springroll.errors import InputError
 from springroll.evolve import lattice_rules
 from springroll.evolve.lattice import by_votes
 from springroll.evolve.lattice_rules import Rule
-from springroll.evolve.noise import Noise
 from springroll.evolve.perturbation import AttachLeaf, DrawLeaf, Leaf, Perturbation
-from springroll.evolve.population import Population
-from springroll.evolve.strategy import State, Strategy
-from springroll.factored.factored import Factored, Lattice
+from springroll.evolve.strategy import Population, State, Strategy
+from springroll.noise.kinds import Noise
 from springroll.quant.fixed_point import FRACTION_BITS, ONE, Registers, saturate
 from springroll.quant.registers import fastest_registers
+from springroll.thin.factored_array import Factored, Lattice
 
 _PAIR_NOISE = float(ONE**2)  # taken for the deviation of one pair's term in Z, of vectors too
 

@@ -12,10 +12,10 @@ import numpy as np
 from jax import Array, lax
 from jax.sharding import PartitionSpec
 
+from springroll.compat import edge_jit
 from springroll.errors import InputError
 from springroll.evolve.perturbation import AXIS, Factors, Leaf, Perturbation, auto_mesh
-from springroll.factored._compat import edge_jit
-from springroll.factored.interpret import factored
+from springroll.thin.transform import factored
 
 
 @jax.tree_util.register_dataclass

@@ -18,13 +18,13 @@ import jax.numpy as jnp
 import numpy as np
 from jax import Array, lax
 
+from springroll.compat import once
 from springroll.errors import InputError
-from springroll.evolve import counter
-from springroll.evolve.materialise import once
-from springroll.evolve.noise import Noise, noise_named
-from springroll.factored.factored import Factored
-from springroll.factored.plan import LeafPlan
+from springroll.noise import counter
+from springroll.noise.kinds import Noise, noise_named
 from springroll.quant.int8_weights import is_int8
+from springroll.thin.factored_array import Factored
+from springroll.thin.roles import LeafPlan
 
 AXIS = "population"  # the mesh axis over which pairs are split
 

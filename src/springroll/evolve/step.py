@@ -15,8 +15,8 @@ import optax
 from jax import Array
 
 from springroll.errors import InputError
-from springroll.evolve import counter
 from springroll.evolve.perturbation import Perturbation, path_of, values_path
+from springroll.noise import counter
 from springroll.quant.int8_weights import (
     Int8,
     is_int8,

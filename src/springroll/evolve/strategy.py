@@ -1,16 +1,183 @@
-"""The contract every evolution strategy fulfils: three pure functions over a plain pytree."""
+"""The contract every evolution strategy fulfils: three pure functions over a plain pytree.
+
+Who is evaluated: the arguments all strategies share, checked once, and the members they make.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from typing import TYPE_CHECKING, Any, NamedTuple
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, replace
+from typing import Any, NamedTuple, TypeAlias
 
+import jax
+import jax.numpy as jnp
+import numpy as np
 from jax import Array
+from jax.sharding import NamedSharding, PartitionSpec
+from jax.typing import ArrayLike
 
+from springroll.errors import InputError
 from springroll.evolve.members import Members
+from springroll.evolve.perturbation import (
+    AXIS,
+    AttachLeaf,
+    DrawLeaf,
+    Perturbation,
+    attach_real,
+    auto_mesh,
+    describe,
+    draw_counted,
+    path_of,
+)
+from springroll.noise.kinds import Noise
 
-if TYPE_CHECKING:
-    from springroll.evolve.population import Population
+Schedule: TypeAlias = float | Callable[[Array], ArrayLike]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Population:
+    """How a strategy perturbs; the fields are the arguments of `sr.eggroll` with the same names."""
+
+    pop_size: int
+    sigma: Schedule
+    rank: int = 1
+    plan: Any = None
+    roles: Mapping[str, str] | None = None
+    noise: str | Noise = "gaussian"
+    noise_reuse: int = 1
+    noise_budget_bytes: int = 1 << 30
+    pairs_per_chunk: int | None = None
+    mesh: jax.sharding.Mesh | None = None
+    antithetic: bool = True
+    integers: bool = False
+    attach_leaf: AttachLeaf = attach_real
+    draw_leaf: DrawLeaf = draw_counted
+    known: Perturbation | None = None  # of a part of a model: decided with the whole (`part`)
+
+    def __post_init__(self) -> None:
+        if self.pop_size < 2:
+            raise InputError(f"pop_size is {self.pop_size}; expected at least 2")
+        if self.antithetic and self.pop_size % 2:
+            raise InputError(
+                f"pop_size is {self.pop_size}; antithetic pairs need an even number, such as "
+                f"{self.pop_size + 1}"
+            )
+        if not callable(self.sigma) and not self.sigma > 0:
+            raise InputError(f"sigma is {self.sigma}; expected a positive number or a schedule")
+        if self.noise_reuse < 1:
+            raise InputError(
+                f"noise_reuse is {self.noise_reuse}; expected how many generations share noise, "
+                "1 or more"
+            )
+        if self.noise_budget_bytes < 1:
+            raise InputError(
+                f"noise_budget_bytes is {self.noise_budget_bytes}; expected at least 1"
+            )
+        if self.pairs_per_chunk is not None and self.pairs_per_chunk < 1:
+            raise InputError(
+                f"pairs_per_chunk is {self.pairs_per_chunk}; expected at least 1 or None"
+            )
+        if self.pairs % self.devices:
+            raise InputError(
+                f"pop_size {self.pop_size} makes {self.pairs} pairs, which do not divide over "
+                f"{self.devices} devices"
+            )
+
+    @property
+    def pairs(self) -> int:
+        return self.pop_size // 2 if self.antithetic else self.pop_size
+
+    @property
+    def devices(self) -> int:
+        mesh = auto_mesh(self.mesh)
+        return 1 if mesh is None else mesh.shape[AXIS]
+
+    def perturbation(self, params: Any) -> Perturbation:
+        """What is perturbed and how; whether factors are kept or redrawn, by the byte budget."""
+        if self.known is not None:
+            return self.known
+        found = describe(
+            params,
+            rank=self.rank,
+            plan=self.plan,
+            roles=self.roles,
+            noise=self.noise,
+            antithetic=self.antithetic,
+            integers=self.integers,
+            mesh=self.mesh,
+        )
+        return self._within_budget(
+            replace(found, attach_leaf=self.attach_leaf, draw_leaf=self.draw_leaf)
+        )
+
+    def of_part(self, part: Perturbation) -> Population:
+        """The same members, of whose parameters these are a part.
+
+        Each layer's factors are used once before the next layer comes, so they are not kept.
+        """
+        return replace(self, known=replace(self._within_budget(part), stored=False))
+
+    def _within_budget(self, found: Perturbation) -> Perturbation:
+        fits = max(1, self.noise_budget_bytes // max(1, found.bytes_per_pair()))
+        stored = fits >= self.pairs // self.devices
+        limit = self.pairs_per_chunk if stored else min(fits, self.pairs_per_chunk or fits)
+        return replace(found, stored=stored, pairs_per_chunk=limit)
+
+    def members(self, state: State) -> Members:
+        """This generation's members, with their factors where those fit the budget."""
+        perturbation = self.perturbation(state.params)
+        members = Members(
+            pairs=jnp.arange(self.pairs, dtype=jnp.uint32),
+            factors=None,
+            seed=state.seed,
+            epoch=state.generation // self.noise_reuse,
+            sigma=at(self.sigma, state.generation),
+            perturbation=perturbation,
+        )
+        return members.keep_factors() if perturbation.stored else members
+
+    def placed(self, state: State) -> State:
+        """On every device from the start, so that the second step runs the program of the first."""
+        mesh = auto_mesh(self.mesh)
+        if mesh is None:
+            return state
+        return jax.device_put(state, NamedSharding(mesh, PartitionSpec()))
+
+
+def at(schedule: Schedule, generation: Array) -> Array:
+    """A number or a schedule of the generation, float32."""
+    value = schedule(generation) if callable(schedule) else schedule
+    return jnp.asarray(value, jnp.float32)
+
+
+def as_arrays(params: Any) -> Any:
+    """Every leaf as a JAX array; raises InputError for what is not a number or an array."""
+
+    def one(path: Any, x: Any) -> Array:
+        if not isinstance(x, Array | np.ndarray | np.generic | float | int):
+            raise InputError(
+                f"{path_of(path)} is a {type(x).__name__}; expected arrays only: "
+                "split the model into its arrays and the rest first"
+            )
+        return jnp.asarray(x)
+
+    return jax.tree_util.tree_map_with_path(one, params)
+
+
+def fitness_metrics(fitness: Array, valid: Array) -> dict[str, Array]:
+    """Mean, maximum and deviation of the valid members' fitness, and how many were dropped."""
+    values = fitness.astype(jnp.float32)
+    weight = valid.astype(jnp.float32)
+    count = jnp.maximum(weight.sum(), 1.0)
+    safe = jnp.where(valid, values, 0.0)
+    mean = safe.sum() / count
+    spread = jnp.sqrt((weight * (safe - mean) ** 2).sum() / count)
+    return {
+        "fitness_mean": mean,
+        "fitness_max": jnp.where(valid, values, -jnp.inf).max(),
+        "fitness_std": spread,
+        "dropped": (~valid).sum().astype(jnp.int32),
+    }
 
 
 class State(NamedTuple):

@@ -11,8 +11,8 @@ import jax.numpy as jnp
 import numpy as np
 from jax import Array, lax
 
+from springroll.compat import edge_jit
 from springroll.evolve.perturbation import Factors, Perturbation
-from springroll.factored._compat import edge_jit
 from springroll.generate import unstacked
 from springroll.generate.rows import Thin, bound, read, step
 from springroll.generate.sampling import Draw, choose, log_probability

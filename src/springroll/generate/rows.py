@@ -14,8 +14,8 @@ import jax.numpy as jnp
 from jax import Array
 
 from springroll.evolve.perturbation import Factors, Perturbation
-from springroll.factored.interpret import factored
 from springroll.models.generative import Found, Generative, Memory
+from springroll.thin.transform import factored
 
 
 class Thin(NamedTuple):

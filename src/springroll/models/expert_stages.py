@@ -2,20 +2,156 @@
 
 A layer is 1 + groups bundles: attention, norms and router first, then the experts, `together` at a
 time. What passes from bundle to bundle is a `Carry`; a bundle tells by its leaves what it is.
+
+What some experts of a mixture add to every token, computed for the tokens that chose them.
+
+How many those are is known only when the router has spoken. Picks of these experts are therefore
+computed in passes of a fixed number of rows, as many passes as there are picks for: one or two
+where loads are even, more where they are not, none where nobody chose these experts. No token is
+dropped, and memory is that of one pass.
+
+Letters: T tokens, S experts at hand, D width of the model, C picks of a pass.
 """
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
+import jax
 import jax.numpy as jnp
 from jax import Array, lax
 
 from springroll.errors import InputError
 from springroll.models.decoder import Decoder, Params
-from springroll.models.moe import dense_weights, route
-from springroll.models.some_experts import pass_picks, some_experts
+from springroll.models.decoder_config import DecoderConfig
+from springroll.models.dispatch import collect, dispatch, spread
+from springroll.models.moe import dense_weights, expert_nets, route
+
+SLACK = 5  # quarters of an even share of the picks: what a pass has room for
+
+
+def pass_picks(config: DecoderConfig, tokens: int, experts: int) -> int:
+    """Picks of a pass: an even share of those of `tokens` tokens and a quarter more."""
+    most = tokens * min(config.top_k, experts)
+    share = -(-SLACK * tokens * config.top_k * experts // (4 * config.experts))
+    return max(1, min(most, share))
+
+
+def _own_gradient(fn: Callable[..., Array]) -> Any:
+    return jax.custom_vjp(fn, nondiff_argnums=(0, 1))
+
+
+@_own_gradient
+def some_experts(
+    config: DecoderConfig, picks: int, params: dict[str, Any], y_TD: Array, weight_TS: Array
+) -> Array:
+    """sum over s of weight[:, s] net_s(y): (T, D) in the type of y, summed in float32.
+
+    Args:
+        picks: of a pass, `pass_picks`.
+        params: of these experts, a slice of a layer's `mlp/experts`.
+        y_TD: what enters the experts.
+        weight_TS: float32, zero where a token did not choose an expert. Its gradient is zero there
+            too: who chose them is not differentiated.
+    """
+    chosen = _chosen(config, picks, weight_TS)
+
+    def add(i: Array, total_TD: Array) -> Array:
+        at = chosen.at(i)
+        out_CD = _pass(config, params, _rows(y_TD, at.token), _weights(weight_TS, at), at)
+        return total_TD.at[at.token].add(out_CD.astype(jnp.float32), mode="drop")
+
+    total = lax.fori_loop(0, chosen.passes, add, jnp.zeros(y_TD.shape, jnp.float32))
+    return total.astype(y_TD.dtype)
+
+
+def _forward(
+    config: DecoderConfig, picks: int, params: dict[str, Any], y_TD: Array, weight_TS: Array
+) -> tuple[Array, Any]:
+    return some_experts(config, picks, params, y_TD, weight_TS), (params, y_TD, weight_TS)
+
+
+def _backward(config: DecoderConfig, picks: int, saved: Any, dout_TD: Array) -> tuple[Any, ...]:
+    params, y_TD, weight_TS = saved
+    chosen = _chosen(config, picks, weight_TS)
+
+    def add(i: Array, sums: tuple[Any, Array, Array]) -> tuple[Any, Array, Array]:
+        at = chosen.at(i)
+        net = lambda params, rows, weights: _pass(config, params, rows, weights, at)
+        _, pull = jax.vjp(net, params, _rows(y_TD, at.token), _weights(weight_TS, at))
+        found, dy_CD, dweight_C = pull(_rows(dout_TD, at.token))
+        grads, dy_TD, dweight_TS = sums
+        return (
+            jax.tree.map(jnp.add, grads, found),
+            dy_TD.at[at.token].add(dy_CD.astype(jnp.float32), mode="drop"),
+            dweight_TS.at[at.token, at.expert].add(dweight_C, mode="drop"),
+        )
+
+    start = (
+        jax.tree.map(jnp.zeros_like, params),
+        jnp.zeros(y_TD.shape, jnp.float32),
+        jnp.zeros_like(weight_TS),
+    )
+    grads, dy_TD, dweight_TS = lax.fori_loop(0, chosen.passes, add, start)
+    return grads, dy_TD.astype(y_TD.dtype), dweight_TS
+
+
+some_experts.defvjp(_forward, _backward)
+
+
+class _Picks(NamedTuple):
+    """Picks of a pass; those beyond the last name token T, which there is not."""
+
+    token: Array  # (C,) int32
+    expert: Array  # (C,) int32, ascending
+
+
+class _Chosen(NamedTuple):
+    """All picks, by expert: a pick is number expert T + token; S T beyond the last."""
+
+    number: Array  # (passes there may be, C) int32
+    passes: Array  # () int32, those there are
+    tokens: int
+    experts: int
+
+    def at(self, i: Array) -> _Picks:
+        number = lax.dynamic_index_in_dim(self.number, i, keepdims=False)
+        there = number < self.experts * self.tokens
+        token = jnp.where(there, number % self.tokens, self.tokens)
+        return _Picks(token, jnp.minimum(number // self.tokens, self.experts - 1))
+
+
+def _chosen(config: DecoderConfig, picks: int, weight_TS: Array) -> _Chosen:
+    tokens, experts = weight_TS.shape
+    passes = -(-tokens * min(config.top_k, experts) // picks)  # the most that there can be
+    chosen = weight_TS.T.reshape(-1) != 0
+    count = jnp.sum(chosen, dtype=jnp.int32)
+    number = jnp.flatnonzero(chosen, size=passes * picks, fill_value=experts * tokens)
+    number = number.astype(jnp.int32).reshape(passes, picks)
+    return _Chosen(number, -(-count // picks), tokens, experts)
+
+
+def _pass(
+    config: DecoderConfig, params: dict[str, Any], x_CD: Array, weight_C: Array, at: _Picks
+) -> Array:
+    """weight net_expert(x) of every pick: (C, D)."""
+    experts = jax.tree.leaves(params)[0].shape[0]
+    to = dispatch(at.expert[:, None], experts)
+    weight_C1 = weight_C[:, None].astype(x_CD.dtype)
+    x_RD = spread(x_CD, to.pick_of_row, to.row_of_pick)
+    weight_R1 = spread(weight_C1, to.pick_of_row, to.row_of_pick)
+    y_RD = expert_nets(config, params, x_RD, weight_R1, to.block_group)
+    return collect(y_RD, to.pick_of_row, to.row_of_pick)
+
+
+def _rows(x_TD: Array, token: Array) -> Array:
+    return x_TD.at[token].get(mode="fill", fill_value=0)
+
+
+def _weights(weight_TS: Array, at: _Picks) -> Array:
+    return weight_TS.at[at.token, at.expert].get(mode="fill", fill_value=0)
 
 
 class Carry(NamedTuple):

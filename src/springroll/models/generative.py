@@ -3,7 +3,7 @@
 Letters: L layers, R rows (sequences), T tokens of a bucket of prompts, V vocabulary.
 
 A row remembers what it has read: a decoder its keys and values, a recurrent model its state. `read`
-and `step` compute with parameters; they run under `jax.vmap` and `springroll.factored`, where every
+and `step` compute with parameters; they run under `jax.vmap` and `springroll.thin`, where every
 member of a population has its own parameters and the base weights are multiplied once for all rows.
 `admit` and `keep` store; they see no parameter and run outside of it, so that a big memory is
 written in place.

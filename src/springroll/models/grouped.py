@@ -14,7 +14,7 @@ import jax
 import jax.numpy as jnp
 from jax import Array, lax
 
-from springroll.factored.product import product
+from springroll.thin.product import product
 
 
 @product(lambda transposed=False: "snm" if transposed else "smn")
@@ -24,7 +24,7 @@ def grouped_dot(x: Array, w: Array, block_group: Array, transposed: bool = False
     Args:
         x: (rows, k), rows = blocks * block size.
         w: a weight per group, (groups, k, n), or (groups, n, k) if `transposed`. It may be
-            Factored under `springroll.factored`: then the thin term is two more grouped products.
+            Factored under `springroll.thin`: then the thin term is two more grouped products.
         block_group: (blocks,) int32, the group of each block, in ascending order. Not every group
             needs a block; the gradient of a weight without one is exactly zero.
         transposed: whether w is stored (out, in). By keyword.

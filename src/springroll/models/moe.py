@@ -35,7 +35,7 @@ class Routing(NamedTuple):
 def moe(config: DecoderConfig, params: dict[str, Any], x_BTD: Array) -> tuple[Array, Any]:
     """The feed-forward half of a block: (B, T, D), and statistics `load` (E,), `switch`, `z`.
 
-    `params` is one layer of `mlp` in `springroll.models.decoder_shapes`.
+    `params` is one layer of `mlp` in `springroll.models.decoder_config`.
     """
     x_TD = x_BTD.reshape(-1, config.hidden)
     routing = route(config, params, x_TD)

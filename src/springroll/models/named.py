@@ -6,7 +6,7 @@ import difflib
 
 from springroll.errors import InputError
 from springroll.models.decoder_config import CONFIGS, DecoderConfig
-from springroll.models.rwkv7_config import RWKV7_CONFIGS, RWKV7Config
+from springroll.models.rwkv7.config import RWKV7_CONFIGS, RWKV7Config
 
 
 def named_model(name: str) -> DecoderConfig | RWKV7Config:

@@ -20,7 +20,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax import Array, lax
 
-from springroll.factored import _compat
+from springroll import compat
 from springroll.quant.root_companding import Quantized, dequantize, requantize
 
 MIN_SIZE = 1 << 20  # a smaller stack is not worth a loop
@@ -90,13 +90,13 @@ def update_in_slices(
 
 def _graph(closed: Any, args: Sequence[Any]) -> list[Any]:
     """The results of a closed jaxpr as nodes or constants, calls of jitted functions opened."""
-    jaxpr, consts = _compat.open_jaxpr(closed)
+    jaxpr, consts = compat.open_jaxpr(closed)
     known = dict(zip([*jaxpr.constvars, *jaxpr.invars], [*consts, *args], strict=True))
-    read = lambda atom: atom.val if isinstance(atom, _compat.Literal) else known[atom]
+    read = lambda atom: atom.val if isinstance(atom, compat.Literal) else known[atom]
     for eqn in jaxpr.eqns:
         operands = [read(atom) for atom in eqn.invars]
         if eqn.primitive.name in ("jit", "pjit"):
-            made = _graph(_compat.inner_jaxpr(eqn), operands)
+            made = _graph(compat.inner_jaxpr(eqn), operands)
         else:
             op = Op(eqn, operands, eqn.outvars)
             made = [Node(op, k) for k in range(len(eqn.outvars))]
@@ -128,8 +128,8 @@ def _known(x: Any) -> Any:
 def _computed(op: Op, args: Sequence[Any], held: dict[Op, Any]) -> list[Any]:
     if op.eqn is None:
         return [dequantize(held[op]) if is_coded(held[op]) else held[op]]
-    with _compat.equation_context(op.eqn):
-        return _compat.bind(op.eqn, *args)
+    with compat.equation_context(op.eqn):
+        return compat.bind(op.eqn, *args)
 
 
 def _loop(

@@ -7,7 +7,9 @@ function like those in `text.py` and a line here, below the command that runs it
 from collections.abc import Callable, Mapping
 
 from springroll.recipes import control, reasoning, text
-from springroll.train.config import RunConfig
+from springroll.run.config import RunConfig
+
+__all__ = ["RECIPES"]
 
 RECIPES: dict[str, Mapping[str, Callable[[], RunConfig]]] = {
     "pretrain": {

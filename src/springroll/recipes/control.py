@@ -10,8 +10,7 @@ from collections.abc import Callable
 from dataclasses import replace
 from typing import Literal, NamedTuple
 
-from springroll.train.control_config import Method, RLConfig
-from springroll.train.ppo_settings import settings_for
+from springroll.rl.config import Method, RLConfig, settings_for
 
 SUFFIXES: dict[Method, str] = {"eggroll": "", "openes": "-openes", "ppo": "-ppo"}
 

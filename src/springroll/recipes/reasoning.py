@@ -2,8 +2,8 @@
 
 from dataclasses import replace
 
-from springroll.train.finetune_config import FinetuneConfig
-from springroll.train.train_config import TrainConfig
+from springroll.finetune.config import FinetuneConfig
+from springroll.train.config import TrainConfig
 
 
 def arithmetic() -> TrainConfig:

@@ -2,7 +2,7 @@
 
 from dataclasses import replace
 
-from springroll.train.pretrain import PretrainConfig
+from springroll.pretrain.pretrain import PretrainConfig
 
 
 def demo() -> PretrainConfig:

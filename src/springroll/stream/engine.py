@@ -18,14 +18,14 @@ import numpy as np
 from jax import Array
 
 from springroll.errors import InputError
-from springroll.lowgrad.layerwise import Stages
 from springroll.stream import schedule
 from springroll.stream.clipping import Clip, factor
 from springroll.stream.conveyor import Conveyor, Passing, Stop
 from springroll.stream.programs import Join, Programs, whole
-from springroll.stream.saved_inputs import Everything, SavedInputs, Saving
+from springroll.stream.saved_activations import Everything, SavedInputs, Saving
 from springroll.stream.schedule import Visit
 from springroll.stream.update import Gradient, Update
+from springroll.subspace.layerwise import Stages
 
 WEIGHTS = ("weights",)
 Operands = Callable[[Passing], tuple[Any, Any]]

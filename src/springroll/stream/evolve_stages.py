@@ -9,7 +9,7 @@ from typing import Any, Protocol, TypeAlias
 from jax import Array
 
 from springroll.errors import InputError
-from springroll.lowgrad.layerwise import Stages as TrainingStages
+from springroll.subspace.layerwise import Stages as TrainingStages
 
 Params: TypeAlias = dict[str, Any]
 PARTS = ("stack", "embed", "block", "score")

@@ -16,7 +16,7 @@ import jax
 import numpy as np
 import optax
 
-from springroll.cores import cores
+from springroll.cpu import cores
 from springroll.errors import InputError
 from springroll.stream.conveyor import Conveyor, Passing
 from springroll.stream.device_update import Mend

@@ -1,7 +1,8 @@
 """Layers in files that are only read: weights that need no host memory of their own.
 
 The system reads pages when a layer is sent and may drop them when memory is short, so a model of
-any size is evolved from a disk. Steps are not written back; see `springroll.stream.evolve`.
+any size is evolved from a disk. Steps are not written back; see
+`springroll.stream.streamed_population`.
 """
 
 from __future__ import annotations
@@ -13,7 +14,7 @@ from typing import Any
 import jax
 
 from springroll.models.decoder import Decoder, decoder
-from springroll.models.hf import open_hf, read_layer, read_rest
+from springroll.models.hf.load import open_hf, read_layer, read_rest
 from springroll.stream.store import Fields
 
 

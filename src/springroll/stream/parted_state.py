@@ -15,10 +15,9 @@ import numpy as np
 from jax import Array
 
 from springroll.errors import InputError
-from springroll.evolve.part import layer_of, rest_of
+from springroll.evolve.layer_population import layer_of, rest_of
 from springroll.evolve.perturbation import Perturbation, path_of
-from springroll.evolve.population import Population
-from springroll.evolve.strategy import State, Strategy
+from springroll.evolve.strategy import Population, State, Strategy
 
 ByPath: TypeAlias = dict[str, Any]
 

@@ -15,9 +15,9 @@ import jax.numpy as jnp
 import numpy as np
 from jax import Array, lax
 
+from springroll.compat import edge_jit
 from springroll.evolve.members import Members, each_member
 from springroll.evolve.strategy import State
-from springroll.factored._compat import edge_jit
 from springroll.stream.evolve_stages import Stages
 from springroll.stream.parted_state import ByPath, Parted
 

@@ -12,7 +12,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax import Array
 
-from springroll.lowgrad.layerwise import Stages
+from springroll.subspace.layerwise import Stages
 
 Join = Callable[[Any, Any], Any]
 

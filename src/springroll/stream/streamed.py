@@ -7,16 +7,16 @@ import jax.numpy as jnp
 from jax import Array
 
 from springroll.errors import InputError
-from springroll.lowgrad.layerwise import LayerwiseState, Stages
 from springroll.stream.bundles import Bundles, whole_layers
 from springroll.stream.clipping import Clip
 from springroll.stream.conveyor import Conveyor
 from springroll.stream.engine import Engine, Metrics
 from springroll.stream.filling import Tensors, blank, fill
-from springroll.stream.kept import kept_params, kept_states
 from springroll.stream.link import Link
 from springroll.stream.schedule import Schedule
 from springroll.stream.store import HostStore
+from springroll.stream.stored_leaves import kept_params, kept_states
+from springroll.subspace.layerwise import LayerwiseState, Stages
 
 
 class State(NamedTuple):

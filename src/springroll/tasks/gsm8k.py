@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from springroll.errors import InputError
-from springroll.models.hub import reachable
+from springroll.hub import reachable
 from springroll.tasks.answers import check_style, find_number, instruction
 from springroll.tasks.options import option_line, prompt_style
 from springroll.tasks.problem import Problem, TextTask, Verdict, until_stop

@@ -7,8 +7,8 @@ from pathlib import Path
 
 import numpy as np
 
-from springroll.models.tokenizer import open_tokenizer
 from springroll.tasks.corpus import Corpus
+from springroll.tokens.tokenizer import open_tokenizer
 
 Encode = Callable[[list[str]], list[list[int]]]  # documents -> tokens of each
 

@@ -1,211 +1,147 @@
-"""The options every run has, and config dataclasses to and from JSON. Imports no jax.
-
-A config is a frozen keyword-only dataclass, possibly with other dataclasses as fields. It is
-written to `config.json` in full (the resolved config) and read back with every key checked, so that
-a run folder says exactly what was run.
-"""
+"""The options of language-model training by gradients. Imports no JAX: commands read them first."""
 
 import dataclasses
-import difflib
-import hashlib
-import json
-import math
-import typing
-from collections.abc import Mapping
-from dataclasses import field
-from pathlib import Path
-from types import MappingProxyType, UnionType
-from typing import Any, ClassVar, Literal, TypeVar
+from dataclasses import dataclass, field
+from typing import Annotated, ClassVar, Literal
+
+import tyro
 
 from springroll.errors import InputError
+from springroll.run.config import CHANGEABLE, RunConfig
 
-C = TypeVar("C")
-
-CHANGEABLE = MappingProxyType({"changeable": True})
-"""Metadata of a field that may differ between a run and its continuation, as it does not say what
-is computed but how long, how loudly, in what pieces: `field(default=1, metadata=CHANGEABLE)`."""
+Optimizer = Literal["adamw", "galore", "apollo", "apollo-mini", "fira", "muon", "lowgrad"]
 
 
-@dataclasses.dataclass(frozen=True, kw_only=True)
-class RunConfig:
-    """The options of a run that every task shares; commands subclass it."""
+@dataclass(frozen=True, kw_only=True)
+class TrainConfig(RunConfig):
+    """Options of `springroll train`: a decoder learns text by gradients."""
 
-    command: ClassVar[str] = ""
-    """Of `springroll`, that runs it."""
+    command: ClassVar[str] = "train"
 
-    out: str = field(default="runs/latest", metadata=CHANGEABLE)
-    """The run folder. It must not hold a run yet, unless --resume is given."""
-    seed: int = 0
-    """Every random draw follows from this number."""
-    seconds: float | None = field(default=None, metadata=CHANGEABLE)
-    """Stop after this many seconds of training, over all resumes. Validation is not counted."""
-    generations: int | None = field(default=None, metadata=CHANGEABLE)
-    """Stop after this many generations, over all resumes, or the seconds, whichever is first."""
-    log_every: float = field(default=1.0, metadata=CHANGEABLE)
-    """Seconds between two lines of metrics."""
-    eval_every: float = field(default=10.0, metadata=CHANGEABLE)
-    """Seconds between two validations; they never take more than a tenth of the time."""
-    resume: bool = field(default=False, metadata=CHANGEABLE)
-    """Go on with the run in the folder, from its newest checkpoint."""
+    generations: Annotated[int | None, tyro.conf.arg(aliases=["--steps"])] = field(
+        default=None, metadata=CHANGEABLE
+    )
+    """Stop after this many optimizer steps, over all resumes, or the seconds, whichever is
+    first."""
+    data: str = "stdlib"
+    """Text to learn: `stdlib` (Python's own source), a file, a folder, `minipile` or a hub name."""
+    model: str = "llama-1m"
+    """A name such as `llama-60m` or `moe-1m` (its vocabulary becomes the 256 bytes), or a Hugging
+    Face folder, whose tokenizer is used."""
+    optimizer: Optimizer = "adamw"
+    """`lowgrad` never forms a full gradient; `galore`, `apollo`, `apollo-mini` and `fira` project
+    full ones; what is not a matrix of a block is left to Adam by all."""
+    lr: float | None = None
+    """Peak learning rate; default: one for each optimizer, set for small models."""
+    weight_decay: float = 0.0
+    """Decoupled weight decay of matrices, times the learning rate."""
+    b1: float = 0.9
+    """Decay of the first moment."""
+    b2: float = 0.999
+    """Decay of the second moment."""
+    rank: int | None = None
+    """Rank of the subspace; default: a quarter of the hidden size (of APOLLO-Mini: 1)."""
+    refresh: Literal["random", "power"] = "random"
+    """Where `lowgrad` takes a new subspace from: drawn at random, or a power step on the gradient,
+    for which the step is computed twice."""
+    gap: int | None = None
+    """Steps between two refreshes of a subspace; default: 10 of `lowgrad` with random subspaces,
+    which cost nothing to find, and 200 of all others."""
+    scale: float | None = None
+    """Factor of the projected update; default: the method's own."""
+    state_bits: Literal[32, 8, 4] = 32
+    """Bits per number of the optimizer's moments."""
+    layerwise: bool = False
+    """Update every layer during the backward pass, so that one layer's gradient is alive. No
+    accumulation; clipping is per layer."""
+    engine: Literal["auto", "resident", "stream"] = "auto"
+    """`stream` keeps weights and state in host memory and passes them through the device layer by
+    layer; `auto` does so when a step does not fit otherwise."""
+    update: Literal["auto", "host", "device"] = field(default="auto", metadata=CHANGEABLE)
+    """Where streamed layers are updated: exact AdamW by the processor, anything by the device."""
+    depth: int = field(default=3, metadata=CHANGEABLE)
+    """Streamed layers that are on the device at a time."""
+    experts_per_bundle: int | None = None
+    """Of streaming a mixture of experts: pass a layer as attention and then so many experts at a
+    time; `depth` and clipping by layer then mean these bundles. Default: whole layers."""
+    host_memory: str | None = field(default=None, metadata=CHANGEABLE)
+    """Of streaming: refuse what needs more host memory than this; default: what is free."""
+    batch: int = 8
+    """Sequences per micro-batch."""
+    tokens: int = 256
+    """Tokens per sequence."""
+    accumulate: int = 1
+    """Micro-batches per step."""
+    clip: float | None = 1.0
+    """Largest norm of a step's gradient; None for no limit."""
+    clip_by: Literal["global", "previous", "layer"] = "global"
+    """Whose norm, when streaming: the whole gradient's, for which gradients wait on the host; that
+    of the step before; each layer's own."""
+    schedule: Literal["cosine", "linear", "constant"] = "cosine"
+    """Of the learning rate after the warm-up, down to a tenth. Without --generations or
+    --schedule-steps it stays constant."""
+    schedule_steps: int | None = None
+    """Steps the schedule is made for; default: the generations that the run began with."""
+    warmup: float = 0.1
+    """Share of the schedule's steps (or of 1,000) during which the learning rate rises."""
+    dtype: Literal["float32", "bfloat16"] = "float32"
+    """Of weights and activations."""
+    rounding: Literal["split", "stochastic"] = "split"
+    """Of bfloat16 weights: an exact float32 in two halves, or rounding at random with no more
+    memory. `lowgrad` writes weights once per gap and always rounds at random."""
+    remat: bool = False
+    """Compute a block's activations again in the backward pass instead of keeping them."""
+    memory: str | None = field(default=None, metadata=CHANGEABLE)
+    """Refuse what needs more than this, such as 24GiB; default: what the device or host has."""
+    devices: int | None = field(default=None, metadata=CHANGEABLE)
+    """Devices to split a batch over; default: all accelerators, or one CPU."""
+    valid_streams: int = field(default=64, metadata=CHANGEABLE)
+    """Rows of the validation sample."""
+    valid_tokens: int = field(default=256, metadata=CHANGEABLE)
+    """Tokens per row of the validation sample."""
 
     def __post_init__(self) -> None:
-        for name in ("seconds", "log_every", "eval_every"):
+        super().__post_init__()
+        for name in ("batch", "tokens", "accumulate", "valid_streams", "valid_tokens", "depth"):
+            if getattr(self, name) < 1:
+                raise InputError(f"{name} is {getattr(self, name)}; it must be at least 1")
+        for name in (
+            *("lr", "clip", "scale", "rank", "gap", "schedule_steps"),
+            "experts_per_bundle",
+        ):
             value = getattr(self, name)
-            if value is not None and not (value >= 0 and math.isfinite(value)):
-                raise InputError(f"{name} is {value}; it must be a number of seconds, 0 or more")
-        if self.generations is not None and self.generations < 0:
-            raise InputError(f"generations is {self.generations}; it must be 0 or more")
-        if not 0 <= self.seed < 2**63:
-            raise InputError(f"seed is {self.seed}; it must be between 0 and 2^63 - 1")
-
-
-def to_json(config: Any) -> dict[str, Any]:
-    """The config as plain JSON values: dataclasses become dicts, tuples lists, paths strings."""
-    if not dataclasses.is_dataclass(config) or isinstance(config, type):
-        raise TypeError(f"a config is a dataclass instance, not {config!r}")
-    return {each.name: _plain(getattr(config, each.name)) for each in dataclasses.fields(config)}
-
-
-def from_json(kind: type[C], data: Mapping[str, Any], *, where: str = "config") -> C:
-    """The inverse of `to_json`: builds `kind`, checking every key and type.
-
-    Keys that are missing take the dataclass's default, so configs written before a field existed
-    still load.
-
-    Raises:
-        InputError: an unknown key (the nearest known one is suggested), a missing key without
-            default, or a value of another type than the field's.
-    """
-    if not isinstance(data, Mapping):
-        raise InputError(f"{where}: expected the fields of {kind.__name__}, got {_short(data)}")
-    hints = typing.get_type_hints(kind)
-    fields = {f.name: f for f in dataclasses.fields(typing.cast(Any, kind)) if f.init}
-    for key in data:
-        if key not in fields:
-            near = difflib.get_close_matches(str(key), fields, n=1)
-            hint = f"; did you mean {near[0]!r}?" if near else f"; known: {', '.join(fields)}"
-            raise InputError(f"{where}: unknown key {key!r}{hint}")
-    values = {}
-    for name, each in fields.items():
-        if name in data:
-            values[name] = _typed(hints[name], data[name], f"{where}.{name}")
-        elif each.default is dataclasses.MISSING and each.default_factory is dataclasses.MISSING:
-            raise InputError(f"{where}: the key {name!r} is missing")
-    return kind(**values)
-
-
-def resumed(stored: C, given: C, defaults: C) -> C:
-    """The config of a continued run: the stored one, with what may change taken from the given one.
-
-    A field of `given` counts as given when it differs from `defaults`. Fields marked `CHANGEABLE`,
-    such as the budget, may change; anything else would make it another run.
-
-    Raises:
-        InputError: a given field differs from the stored one and may not change.
-    """
-    return _merged(stored, given, defaults, "")
-
-
-def run_id(config: Any) -> str:
-    """16 hex digits that two runs share exactly when their configs compute the same thing.
-
-    Fields marked `CHANGEABLE` are left out, so an interrupted run and an undisturbed one carry the
-    same name and can be compared byte by byte.
-    """
-    text = json.dumps(_fixed(config), sort_keys=True, separators=(",", ":"))
-    return hashlib.sha256(text.encode()).hexdigest()[:16]
-
-
-def _is_changeable(field: dataclasses.Field[Any]) -> bool:
-    return field.metadata.get("changeable", False)
-
-
-def _fixed(value: Any) -> Any:
-    """The JSON of a config without its changeable fields, at every depth."""
-    if not dataclasses.is_dataclass(value):
-        return _plain(value)
-    kept = [each.name for each in dataclasses.fields(value) if not _is_changeable(each)]
-    return {name: _fixed(getattr(value, name)) for name in kept}
-
-
-def _merged(stored: Any, given: Any, defaults: Any, where: str) -> Any:
-    changes = {}
-    for each in dataclasses.fields(stored):
-        old, new, default = (getattr(x, each.name) for x in (stored, given, defaults))
-        if new in (default, old):
-            continue
-        if _is_changeable(each):
-            changes[each.name] = new
-        elif dataclasses.is_dataclass(old) and type(old) is type(new) is type(default):
-            changes[each.name] = _merged(old, new, default, f"{where}{each.name}.")
-        else:
+            if value is not None and not value > 0:
+                raise InputError(f"{name} is {value}; it must be above 0")
+        if not 0 <= self.warmup < 1:
+            raise InputError(f"warmup is {self.warmup}; it must be a share from 0 to below 1")
+        for name in ("b1", "b2"):
+            if not 0 <= getattr(self, name) < 1:
+                raise InputError(f"{name} is {getattr(self, name)}; it must be from 0 to below 1")
+        if self.layerwise and self.accumulate > 1:
             raise InputError(
-                f"{where}{each.name} is {_short(new)}, but the run to resume has {_short(old)}; "
-                f"leave it out, or start a new run with another --out"
+                "layerwise updates weights during the backward pass, so there is nothing to "
+                f"accumulate over {self.accumulate} micro-batches; leave out one of the two"
             )
-    return dataclasses.replace(stored, **changes)
-
-
-def _plain(value: Any) -> Any:
-    if dataclasses.is_dataclass(value) and not isinstance(value, type):
-        return to_json(value)
-    if isinstance(value, Path):
-        return str(value)
-    if isinstance(value, list | tuple):
-        return [_plain(item) for item in value]
-    if isinstance(value, Mapping):
-        return {str(key): _plain(item) for key, item in value.items()}
-    if value is None or isinstance(value, bool | int | float | str):
-        return value
-    raise TypeError(f"a config cannot hold {value!r}")
-
-
-def _typed(hint: Any, value: Any, where: str) -> Any:
-    """`value` from JSON as the type a field is annotated with."""
-    origin, args = typing.get_origin(hint), typing.get_args(hint)
-    if origin is typing.Annotated:
-        return _typed(args[0], value, where)
-    if origin in (typing.Union, UnionType):
-        return _first_fitting(args, value, where)
-    if origin is Literal and value in args:
-        return value
-    if origin is tuple and isinstance(value, list | tuple):
-        kinds = [args[0]] * len(value) if args[1:] == (...,) else list(args)
-        if len(kinds) == len(value):
-            return tuple(
-                _typed(k, v, f"{where}[{i}]")
-                for i, (k, v) in enumerate(zip(kinds, value, strict=True))
+        if self.clip_by != "global" and self.engine == "resident":
+            raise InputError(f"clip_by {self.clip_by} is of streaming; leave out --engine resident")
+        if self.weight_decay and self.optimizer == "lowgrad":
+            raise InputError(
+                "lowgrad leaves weights alone between two refreshes, so weight_decay would not act "
+                "on them; leave it out, or take galore or apollo"
             )
-    if origin is dict and isinstance(value, Mapping):
-        return {key: _typed(args[1], item, f"{where}.{key}") for key, item in value.items()}
-    if isinstance(hint, type):
-        if dataclasses.is_dataclass(hint):
-            return from_json(hint, typing.cast(Any, value), where=where)
-        if hint is Path and isinstance(value, str):
-            return Path(value)
-        if hint is float and isinstance(value, int | float) and not isinstance(value, bool):
-            return float(value)
-        if isinstance(value, hint) and isinstance(value, bool) == (hint is bool):
-            return value
-    if hint is Any:
-        return value
-    name = getattr(hint, "__name__", None) if origin is None else None
-    raise InputError(f"{where}: expected {name or hint}, got {_short(value)}")
+        if self.layerwise and self.optimizer == "lowgrad":
+            raise InputError(
+                "lowgrad holds no full gradient that layerwise could save; leave out --layerwise"
+            )
 
+    @property
+    def steps_between(self) -> int:
+        """Steps between two refreshes of a subspace, as given or by default."""
+        often = self.optimizer == "lowgrad" and self.refresh == "random"
+        return self.gap or (10 if often else 200)
 
-def _first_fitting(hints: tuple[Any, ...], value: Any, where: str) -> Any:
-    """The member of a union that takes `value`; if none does, the error of the last one."""
-    if value is None and type(None) in hints:
-        return None
-    hints = tuple(hint for hint in hints if hint is not type(None))
-    for hint in hints[:-1]:
-        try:
-            return _typed(hint, value, where)
-        except InputError:
-            continue
-    return _typed(hints[-1], value, where)
-
-
-def _short(value: Any) -> str:
-    text = repr(value)
-    return text if len(text) <= 60 else text[:57] + "..."
+    def resolved(self) -> "TrainConfig":
+        """With the schedule fixed to the generations the run begins with."""
+        if self.schedule_steps is None and self.generations:
+            return dataclasses.replace(self, schedule_steps=self.generations)
+        return self

@@ -13,12 +13,12 @@ import optax
 from jax import Array
 from jax.sharding import NamedSharding, PartitionSpec
 
-from springroll.factored._compat import edge_jit
-from springroll.lowgrad.gradients import averaged
-from springroll.lowgrad.layerwise import Layerwise, parted
-from springroll.lowgrad.lowgrad import Trainer
+from springroll.compat import edge_jit
 from springroll.stream.link import tree_bytes
-from springroll.train.memory import Memory, step_memory
+from springroll.subspace.gradients import averaged
+from springroll.subspace.layerwise import Layerwise, parted
+from springroll.subspace.lowgrad import Trainer
+from springroll.train.step_memory import Memory, step_memory
 
 Params: TypeAlias = Any
 State: TypeAlias = Any
@@ -106,7 +106,7 @@ def layerwise_learner(
     narrow: Callable[[Params], Params] = lambda params: params,
     mend: Mend = lambda params, _: params,
 ) -> Learner:
-    """Full gradients, one layer's at a time; see `springroll.lowgrad.layerwise`.
+    """Full gradients, one layer's at a time; see `springroll.subspace.layerwise`.
 
     Args as those of `optax_learner`.
     """

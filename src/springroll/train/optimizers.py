@@ -9,20 +9,21 @@ import jax.numpy as jnp
 import optax
 import optax.contrib
 
-from springroll.factored.discover import discover
-from springroll.factored.plan import Plan
-from springroll.lowgrad.apollo import apollo, apollo_mini
-from springroll.lowgrad.fira import fira
-from springroll.lowgrad.galore import galore
-from springroll.lowgrad.hf_adam import adam_direction
-from springroll.lowgrad.layerwise import layerwise
-from springroll.lowgrad.lowgrad import Trainer, lowgrad
 from springroll.models.language_model import LanguageModel
 from springroll.models.moe import balance
 from springroll.models.stages import stages
 from springroll.quant.quantize_state import quantize_state
 from springroll.quant.split_master import high_half, with_split_master
 from springroll.quant.stochastic_rounding import with_stochastic_rounding
+from springroll.subspace.apollo import apollo, apollo_mini
+from springroll.subspace.fira import fira
+from springroll.subspace.galore import galore
+from springroll.subspace.hf_adam import adam_direction
+from springroll.subspace.layerwise import layerwise
+from springroll.subspace.lowgrad import Trainer, lowgrad
+from springroll.thin.discovery import discover
+from springroll.thin.roles import Plan
+from springroll.train.config import TrainConfig
 from springroll.train.learners import (
     Learner,
     Loss,
@@ -30,7 +31,6 @@ from springroll.train.learners import (
     lowgrad_learner,
     optax_learner,
 )
-from springroll.train.train_config import TrainConfig
 
 Schedule = Callable[[Any], Any]
 

@@ -1,0 +1,184 @@
+"""The only file that touches JAX internals or anything that differs between jax 0.10.2 and 0.12."""
+
+from __future__ import annotations
+
+import contextlib
+import functools
+import math
+import os
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from jax import Array, lax
+from jax.extend import core as jex
+
+try:  # semi-public: where an equation came from
+    from jax._src import source_info_util as _source_info
+except ImportError:  # pragma: no cover - a future jax
+    _source_info = None
+from jax._src import core as _core
+from jax._src.interpreters import partial_eval as _partial_eval
+
+Literal = jex.Literal
+
+
+def once(make: Callable[[], Any], epoch: Array) -> Any:
+    """The arrays that `make` returns, written to memory before anything reads them.
+
+    Cheap elementwise producers such as counted noise are otherwise fused, and so repeated, into
+    each consumer: the forward and the update of one step would each draw anew. The CPU compiler
+    drops `lax.optimization_barrier` before it fuses, but keeps a conditional it cannot decide.
+    `epoch` is an integer scalar that we know to be >= 0 and XLA does not.
+    """
+
+    def conditional() -> Any:
+        shapes = jax.eval_shape(make)
+        zeros = lambda: jax.tree.map(lambda s: jnp.zeros(s.shape, s.dtype), shapes)
+        return lax.cond(epoch >= 0, make, zeros)
+
+    return lax.platform_dependent(cpu=conditional, default=lambda: lax.optimization_barrier(make()))
+
+
+def size(x: Any) -> int:
+    """Number of elements of an array, tracer or ShapeDtypeStruct."""
+    return math.prod(x.shape)
+
+
+def source_of(eqn: Any) -> str:
+    """'file.py:12 (function)' of the user's line behind an equation."""
+    if _source_info is None:
+        return "an unknown line"
+    return shortened(_source_info.summarize(eqn.source_info), os.getcwd()) or "an unknown line"
+
+
+def shortened(source: str, here: str) -> str:
+    """A source line without the folder of installed packages or the working directory.
+
+    >>> shortened("/env/lib/site-packages/flax/linear.py:3 (f)", "/home/me")
+    'flax/linear.py:3 (f)'
+    """
+    _, found, rest = source.partition("/site-packages/")
+    return rest if found else source.removeprefix(here.rstrip("/") + "/")
+
+
+@contextlib.contextmanager
+def equation_context(eqn: Any):
+    """Bind under the context and the name scope the equation was traced in."""
+    with contextlib.ExitStack() as stack:
+        stack.enter_context(eqn.ctx.manager)
+        if _source_info is not None:
+            scope = _source_info.current_name_stack() + eqn.source_info.name_stack
+            stack.enter_context(
+                _source_info.user_context(eqn.source_info.traceback, name_stack=scope)
+            )
+        yield
+
+
+def bind(eqn: Any, *args: Any, **changed: Any) -> list[Any]:
+    """Run an equation's primitive on new operands; `changed` replaces some of its params."""
+    got = eqn.primitive.get_bind_params({**eqn.params, **changed})
+    subfuns, params = got if isinstance(got, tuple) else ((), got)
+    out = eqn.primitive.bind(*subfuns, *args, **params)
+    return list(out) if eqn.primitive.multiple_results else [out]
+
+
+def scan_groups(eqn: Any) -> tuple[int, int]:
+    """(number of constants, number of carries) among a scan equation's operands."""
+    p = eqn.params
+    if "num_consts" in p:
+        return p["num_consts"], p["num_carry"]
+    consts, carry, _ = p["ft_in"].update(list(eqn.invars)).unpack()  # jax >= 0.11
+    return len(list(consts.vals)), len(list(carry.vals))
+
+
+def inner_jaxpr(eqn: Any) -> Any:
+    """The single inner jaxpr of a call-like equation (jit, remat, custom_jvp, ...), or None."""
+    for name in ("jaxpr", "call_jaxpr", "fun_jaxpr", "call"):
+        if name in eqn.params:
+            return eqn.params[name]
+    return None
+
+
+def open_jaxpr(jaxpr: Any) -> tuple[Any, Sequence[Any]]:
+    """(jaxpr, constants) of a closed or an open jaxpr."""
+    return getattr(jaxpr, "jaxpr", jaxpr), list(getattr(jaxpr, "consts", ()))
+
+
+def varying(x: Any) -> frozenset[str]:
+    """The manual mesh axes along which a value varies (inside shard_map)."""
+    return frozenset(getattr(jax.typeof(x), "vma", frozenset()))
+
+
+def vary(x: Any, axes: Any) -> Any:
+    """x, marked as varying along those mesh axes where it does not vary yet."""
+    missing = tuple(a for a in axes if a not in varying(x))
+    return jax.lax.pcast(x, missing, to="varying") if missing else x
+
+
+def shard_map_options(eqn: Any) -> dict[str, Any]:
+    """The keywords of jax.shard_map that rebuild a shard_map equation (specs aside)."""
+    p = eqn.params
+    names = p["newly_manual_axes"] if "newly_manual_axes" in p else p["manual_axes"]
+    return {"mesh": p["mesh"], "axis_names": set(names), "check_vma": p["check_vma"]}
+
+
+def prune(closed: Any) -> Any:
+    """A closed jaxpr without the equations that no output depends on; all inputs are kept."""
+    jaxpr, _ = _partial_eval.dce_jaxpr(
+        closed.jaxpr, [True] * len(closed.jaxpr.outvars), instantiate=True
+    )
+    return closed.replace(jaxpr=jaxpr)
+
+
+def used_inputs(closed: Any) -> list[bool]:
+    """For each input of a closed jaxpr, whether an output or an effect depends on it."""
+    _, used = _partial_eval.dce_jaxpr(closed.jaxpr, [True] * len(closed.jaxpr.outvars))
+    return list(used)
+
+
+def edge_jit(fn: Callable[..., Any], **options: Any) -> Callable[..., Any]:
+    """`jax.jit(fn, **options)` for the outermost call, honouring `lax.optimization_barrier`.
+
+    On a CPU, XLA before jax 0.11 drops barriers before it fuses, and then repeats the chain of
+    operations behind a value in every consumer: an integer network runs at a quarter of its speed.
+    """
+    return _outermost_jit(fn, _keep_barriers, options)
+
+
+def small_jit(fn: Callable[..., Any], **options: Any) -> Callable[..., Any]:
+    """`jax.jit(fn, **options)` for the outermost call, of operations that take microseconds.
+
+    On a CPU they stay in the calling thread, as another takes longer to wake, and use its widest
+    vectors. Barriers are not kept: XLA cannot emit those that it fuses.
+    """
+    return _outermost_jit(fn, lambda: _SMALL, options)
+
+
+def _outermost_jit(
+    fn: Callable[..., Any], on_cpu: Callable[[], dict[str, Any]], options: dict[str, Any]
+) -> Callable[..., Any]:
+    """jit with compiler options on a CPU. They are allowed for an outermost jit only, so a call
+    under another trace goes without."""
+    inner = jax.jit(fn, **options)
+
+    @functools.cache
+    def outermost() -> Any:
+        cpu = jax.default_backend() == "cpu"
+        return jax.jit(fn, **options, compiler_options=on_cpu() if cpu else None)
+
+    @functools.wraps(fn)
+    def call(*args: Any) -> Any:
+        return (outermost() if _core.trace_state_clean() else inner)(*args)
+
+    call.lower = lambda *args: outermost().lower(*args)  # type: ignore[attr-defined]
+    return call
+
+
+_SMALL = {"xla_cpu_multi_thread_eigen": False, "xla_cpu_prefer_vector_width": 512}
+
+
+def _keep_barriers() -> dict[str, Any]:
+    old = tuple(int(part) for part in jax.__version__.split(".")[:2]) < (0, 11)
+    return {"xla_disable_hlo_passes": "cse_barrier_expander"} if old else {}

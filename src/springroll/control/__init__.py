@@ -1,1 +1,0 @@
-"""Environments that a policy acts in, and episodes of whole populations."""

@@ -1,0 +1,5 @@
+"""Environments that a policy acts in, and episodes of whole populations."""
+
+import lazy_loader
+
+__getattr__, __dir__, __all__ = lazy_loader.attach_stub(__name__, __file__)

@@ -1,0 +1,135 @@
+"""Actions for the live episodes of a population: one batched call of the policy per step.
+
+A row is one episode of one member. Rows that live sit in seats, with the factors of their members
+beside them; the number of seats is a power of two, so that few programs are compiled.
+"""
+
+import functools
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax import Array
+
+from springroll.envs.action_choice import choose, uniform
+from springroll.envs.environment import Actions
+from springroll.envs.member_rows import Seated, each_seat, seated
+from springroll.envs.observation_scaling import Scaling
+from springroll.evolve.members import Members
+from springroll.evolve.perturbation import Perturbation
+
+FEWEST = 64  # seats; with fewer, products are added up in another order and the last bit differs
+
+
+def _as_they_are(params: Any) -> Any:
+    return params
+
+
+@dataclass(frozen=True)
+class Acting:
+    """How actions are chosen; hashable, so that programs are compiled once for equal ones."""
+
+    apply: Callable[[Any, Array], Array]
+    actions: Actions
+    deterministic: bool = False  # the likeliest action instead of a drawn one
+    uniform: bool = False  # any action, whatever the policy says
+    ready: Callable[[Any], Any] = _as_they_are  # weights as `apply` multiplies them
+
+
+def acting_for(
+    policy: Any, actions: Actions, *, deterministic: bool = False, uniform: bool = False
+) -> Acting:
+    """How a policy acts; if it has `ready`, weights are made so once and not in every step."""
+    ready = getattr(policy, "ready", _as_they_are)
+    return Acting(policy.apply, actions, deterministic, uniform, ready)
+
+
+class Actor(NamedTuple):
+    """Who acts. Made by `population_actor` and `centre_actor`."""
+
+    seat: Callable[[np.ndarray], Any]
+    """`seat(rows)`: what `act` needs for these rows (seats,)."""
+    act: Callable[[Any, np.ndarray, np.ndarray, np.ndarray], Any]
+    """`act(seated, observations (seats, size), seeds (seats,), times (seats,))`: actions
+    (seats, ...), as the environments' `actions` say."""
+
+
+def seats_for(rows: int) -> int:
+    """The least power of two, but `FEWEST` at least."""
+    return max(FEWEST, 1 << (rows - 1).bit_length())
+
+
+def population_actor(
+    acting: Acting, params: Any, members: Members, episodes: int, scaling: Scaling | None = None
+) -> Actor:
+    """Row `i * episodes + e` is the e-th episode of member i; its action depends on the member, the
+    observation, and on the episode's seed and time, from which it is drawn.
+    """
+    signs = np.asarray(members.perturbation.signs, np.float32)
+    params = acting.ready(params)
+
+    def seat(rows: np.ndarray) -> Any:
+        member = rows // episodes
+        pair = jnp.asarray(member // len(signs), jnp.int32)
+        return _seated(params, members, pair, jnp.asarray(signs[member % len(signs), None]))
+
+    def act(seated: Any, observations: Any, seeds: Any, times: Any) -> Array:
+        rows = (observations, seeds, times)
+        return _population(acting, members.perturbation, scaling, members.sigma, seated, rows)
+
+    return Actor(seat, act)
+
+
+def centre_actor(acting: Acting, params: Any, scaling: Scaling | None = None) -> Actor:
+    """The weights themselves, in every row."""
+    params = acting.ready(params)
+    act = lambda _, *rows: _centre(acting, params, scaling, *rows)
+    return Actor(lambda rows: None, act)
+
+
+_seated = jax.jit(seated)
+
+
+@functools.partial(jax.jit, static_argnums=(0, 1))
+def _population(
+    acting: Acting,
+    perturbation: Perturbation,
+    scaling: Scaling | None,
+    sigma: Array,
+    seats: Seated,
+    rows: tuple[Array, Array, Array],
+) -> Array:
+    observations, seeds, times = rows
+    scaled = _scaled(observations, scaling)
+    outputs = each_seat(acting.apply, perturbation, sigma, seats, scaled[:, None])[:, 0]
+    return jax.vmap(functools.partial(_chosen, acting))(outputs, seeds, times)
+
+
+@functools.partial(jax.jit, static_argnums=0)
+def _centre(
+    acting: Acting,
+    params: Any,
+    scaling: Scaling | None,
+    observations: Array,
+    seeds: Array,
+    times: Array,
+) -> Array:
+    def one(observation: Array, seed: Array, time: Array) -> Array:
+        outputs = acting.apply(params, _scaled(observation, scaling))
+        return _chosen(acting, outputs, seed, time)
+
+    return jax.vmap(one)(observations, seeds, times)
+
+
+def _scaled(observation: Array, scaling: Scaling | None) -> Array:
+    return observation if scaling is None else scaling.apply(observation)
+
+
+def _chosen(acting: Acting, outputs: Array, seed: Array, time: Array) -> Array:
+    key = jax.random.fold_in(jax.random.key(seed), time)
+    if acting.uniform:
+        return uniform(acting.actions, key)
+    return choose(acting.actions, outputs, None if acting.deterministic else key)

@@ -1,0 +1,193 @@
+"""The process that holds Gymnasium environments (see `springroll.tasks.worker_process`).
+
+Every environment has a slot. Payloads are raw arrays, one behind the other, one entry per slot:
+
+    {"describe": true}              ->  what environments are like, see `Slots.describe`
+    {"reset": n, "size": size},     ->  {}, observations float32 (n, size)
+        slots int32 (n), seeds int64 (n)
+    {"step": n, "size": size},      ->  {}, rewards float64 (n), ended uint8 (n),
+        slots int32 (n), actions (n, ...)   observations float32 (n, size)
+
+Of environments that failed the answer also says how: {"failed": [[place, kind, line], ...]}.
+"""
+
+import math
+import numbers
+from typing import Any
+
+import numpy as np
+
+from springroll.envs.environment import Actions, Box, Discrete
+from springroll.envs.gymnasium_make import Maker, maker
+from springroll.envs.gymnasium_spaces import actions_of, flat_of
+from springroll.errors import InputError
+from springroll.tasks.named_function import raised_line
+from springroll.tasks.worker_process import Message, Progress, serve
+
+USUAL_STEPS = 1000  # of an episode, where the environment knows no end
+
+
+def main(progress: Progress, name: str, slots: str, timeout: str) -> None:
+    """Serve environments `name` in `slots` slots, each call of which may take `timeout` seconds."""
+    limit = 2 * (float(timeout) + 1) * int(slots) + 5
+    serve(lambda: Slots(maker(name), progress), limit)
+
+
+class Slots:
+    """Environments by slot, made when they are first reset and again after they failed."""
+
+    def __init__(self, made: Maker, progress: Progress) -> None:
+        self._maker, self._progress = made, progress
+        self._environments: dict[int, Any] = {}
+        self._size: int | None = None  # of an observation, once it is known
+
+    def __call__(self, request: Message, payload: bytes) -> tuple[Message, bytes]:
+        try:
+            if "describe" in request:
+                return self.describe(), b""
+            self._size = request["size"]
+            if "reset" in request:
+                return self._reset(request["reset"], payload)
+            return self._step(request["step"], payload)
+        finally:
+            self._progress.rest()
+
+    def describe(self) -> Message:
+        """{"size", "actions", "max_steps", "version", "file"}, after one reset and one step."""
+        try:
+            environment = self._at(0)
+            self._progress.begin(0)
+            self._size = len(self._observed(environment.reset(seed=0)))
+            action = self._native(_any_action(self._actions))[0]
+            self._progress.begin(0)
+            first, reward, _ = self._stepped(environment.step(action))
+            if not (np.isfinite(first).all() and math.isfinite(reward)):
+                raise _not_finite(reward)
+        except (Exception, SystemExit) as error:  # whatever the user's environment raises
+            return {"failed": self._given_up(0, 0, error)}
+        spec = getattr(environment, "spec", None)
+        steps = getattr(spec, "max_episode_steps", None) or getattr(environment, "max_steps", None)
+        return {
+            "size": self._size,
+            "actions": _as_json(self._actions),
+            "max_steps": int(steps or USUAL_STEPS),
+            "version": self._maker.version,
+            "file": self._maker.file,
+        }
+
+    def _at(self, slot: int) -> Any:
+        """The environment in a slot."""
+        if slot not in self._environments:
+            self._progress.begin(slot)
+            made = self._maker.make()
+            if not hasattr(made, "action_space"):
+                kind = type(made).__name__
+                raise _Wrong("wrong", f"a {kind} without action_space; expected an environment")
+            self._flat = flat_of(getattr(made, "observation_space", None))
+            self._actions, self._native = actions_of(made.action_space)
+            self._environments[slot] = made
+        return self._environments[slot]
+
+    def _reset(self, count: int, payload: bytes) -> tuple[Message, bytes]:
+        slots = np.frombuffer(payload, np.int32, count).tolist()
+        seeds = np.frombuffer(payload, np.int64, count, 4 * count).tolist()
+        observations = np.zeros((count, self._size or 0), np.float32)
+        failed: list[Any] = []
+        for place, (slot, seed) in enumerate(zip(slots, seeds, strict=True)):
+            self._progress.begin(slot)
+            try:
+                observations[place] = self._observed(self._at(slot).reset(seed=seed))
+            except (Exception, SystemExit) as error:  # whatever the user's environment raises
+                failed.append(self._given_up(place, slot, error))
+        for place in np.flatnonzero(~np.isfinite(observations).all(axis=1)).tolist():
+            failed.append(self._given_up(place, slots[place], _not_finite(0.0)))
+        return {"failed": failed} if failed else {}, observations.tobytes()
+
+    def _step(self, count: int, payload: bytes) -> tuple[Message, bytes]:
+        slots = np.frombuffer(payload, np.int32, count).tolist()
+        dtype = np.float32 if isinstance(self._actions, Box) else np.int32
+        actions = np.frombuffer(payload, dtype, offset=4 * count).reshape(count, -1)
+        if isinstance(self._actions, Discrete):
+            actions = actions[:, 0]
+        observations = np.zeros((count, self._size or 0), np.float32)
+        rewards, ended = np.zeros(count), np.zeros(count, np.uint8)
+        failed: list[Any] = []
+        for place, (slot, action) in enumerate(zip(slots, self._native(actions), strict=True)):
+            self._progress.begin(slot)
+            try:
+                stepped = self._stepped(self._environments[slot].step(action))
+                observations[place], rewards[place], ended[place] = stepped
+            except (Exception, SystemExit) as error:  # whatever the user's environment raises
+                failed.append(self._given_up(place, slot, error))
+        finite = np.isfinite(observations).all(axis=1) & np.isfinite(rewards)
+        for place in np.flatnonzero(~finite).tolist():
+            failed.append(self._given_up(place, slots[place], _not_finite(rewards[place])))
+        parts = (rewards, ended, observations)
+        return {"failed": failed} if failed else {}, b"".join(x.tobytes() for x in parts)
+
+    def _given_up(self, place: int, slot: int, error: BaseException) -> list[Any]:
+        """What to say of an environment that failed; the next episode gets a new one."""
+        self._environments.pop(slot, None)
+        if isinstance(error, InputError):
+            return [place, "wrong", str(error)]
+        if isinstance(error, _Wrong):
+            return [place, error.kind, error.line]
+        return [place, "raised", raised_line(error)]
+
+    def _observed(self, reset: Any) -> np.ndarray:
+        if not isinstance(reset, tuple) or len(reset) != 2:
+            raise _Wrong("wrong", "reset returned something else than (observation, info)")
+        return self._vector(reset[0])
+
+    def _stepped(self, step: Any) -> tuple[np.ndarray, float, Any]:
+        if not isinstance(step, tuple) or len(step) != 5:
+            raise _Wrong(
+                "wrong",
+                "step returned something else than (observation, reward, terminated, truncated, "
+                "info)",
+            )
+        observation, reward, terminated, truncated, _ = step
+        if type(reward) is not float:
+            reward = _number(reward)
+        return self._vector(observation), reward, terminated or truncated
+
+    def _vector(self, observation: Any) -> np.ndarray:
+        flat = self._flat(observation)
+        if self._size is not None and len(flat) != self._size:
+            raise _Wrong("wrong", f"{len(flat)} observations; expected {self._size}")
+        return flat
+
+
+class _Wrong(Exception):
+    def __init__(self, kind: str, line: str) -> None:
+        super().__init__(line)
+        self.kind, self.line = kind, line
+
+
+def _not_finite(reward: float) -> _Wrong:
+    what = "an observation holds NaN or infinity"
+    return _Wrong("nan", what if math.isfinite(reward) else f"the reward is {reward}")
+
+
+def _number(reward: Any) -> float:
+    if getattr(reward, "shape", None) == ():
+        reward = reward.item()  # a NumPy scalar
+    if not isinstance(reward, numbers.Real):
+        raise _Wrong("wrong", f"the reward is of type {type(reward).__name__}")
+    return float(reward)
+
+
+def _any_action(actions: Actions) -> np.ndarray:
+    """One allowed action, (1, ...)."""
+    if isinstance(actions, Box):
+        middle = (np.array(actions.low) + np.array(actions.high)) / 2
+        return middle.astype(np.float32)[None]
+    return np.zeros(1 if isinstance(actions, Discrete) else (1, len(actions.counts)), np.int32)
+
+
+def _as_json(actions: Actions) -> list[Any]:
+    if isinstance(actions, Box):
+        return ["box", actions.low, actions.high]
+    if isinstance(actions, Discrete):
+        return ["discrete", actions.count]
+    return ["multi-discrete", actions.counts]

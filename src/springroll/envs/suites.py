@@ -1,0 +1,173 @@
+"""Environments by their ids: a few that are built in, and those of six suites.
+
+A suite is imported when one of its environments is asked for, and never before.
+"""
+
+import difflib
+import functools
+import importlib
+import importlib.util
+import inspect
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+from springroll.envs.cartpole import cartpole
+from springroll.envs.catalog import key, keys, known, shown
+from springroll.envs.environment import Environment
+from springroll.envs.grid import grid
+from springroll.envs.pendulum import pendulum
+from springroll.errors import InputError
+
+BUILT_IN: dict[str, Callable[..., Environment]] = {
+    "CartPole-v1": cartpole,
+    "Pendulum-v1": pendulum,
+    "Grid-5x5": grid,
+}
+EXTRA = "pip install 'springroll[rl]'"
+# Kinetix' metadata asks for a jax of before 0.10 and a jax2d that breaks on later ones, though it
+# runs on them, so no extra can name it.
+KINETIX = (
+    f"{EXTRA} grain hydra-core imageio seaborn wandb zarr && "
+    "pip install --no-deps kinetix-env==3.0.2 jax2d==1.0.2 jaxgl==1.0.1"
+)
+SUITES = {
+    "gymnax": EXTRA,
+    "brax": EXTRA,
+    "navix": EXTRA,
+    "craftax": EXTRA,
+    "jumanji": EXTRA,
+    "kinetix": KINETIX,
+}  # each with what installs it
+SIXTEEN = (
+    "CartPole-v1",
+    "Pendulum-v1",
+    "brax-ant",
+    "brax-humanoid",
+    "brax-inverted_double_pendulum",
+    "craftax-Classic-Symbolic",
+    "craftax-Symbolic",
+    "jumanji-Game2048",
+    "jumanji-Knapsack",
+    "jumanji-Snake",
+    "kinetix-l-hard_pinball",
+    "kinetix-m-h17_thrustcontrol_left",
+    "kinetix-s-h1_thrust_over_ball",
+    "navix-DoorKey-8x8",
+    "navix-Dynamic-Obstacles-6x6-Random",
+    "navix-FourRooms",
+)  # the tasks of the EGGROLL paper's comparison with OpenES and PPO
+
+
+class Listed(NamedTuple):
+    """One line of `springroll rl --list`."""
+
+    id: str
+    suite: str  # "springroll": built in
+    observation_size: int
+    actions: str
+    max_steps: int
+    installed: bool
+
+
+def environment(id: str, **options: Any) -> Environment:
+    """The environment of that id; the same object whenever it is asked for again.
+
+    Args:
+        id: as `listing` has it, or as its suite spells it, such as "brax/ant" or
+            "Navix-DoorKey-8x8-v0"; the suite may be left out where no other has that name.
+        options: `max_steps`, the longest an episode may be, and `backend` of brax.
+
+    Raises:
+        InputError: no environment has that id (the nearest ones are named), its suite is not
+            installed (what installs it is named), or it has no such option.
+    """
+    suite, name = _find(id)
+    return _built(suite, name, tuple(sorted(options.items())))
+
+
+def listing() -> list[Listed]:
+    """Every environment, the built-in ones first; imports no suite."""
+    here = [_listed(id) for id in BUILT_IN]
+    there = {suite: installed(suite) for suite in SUITES}
+    return here + [
+        Listed(
+            task.id,
+            task.suite,
+            task.observation_size,
+            task.actions,
+            task.max_steps,
+            there[task.suite],
+        )
+        for task in known()
+    ]
+
+
+def installed(suite: str) -> bool:
+    """Whether a suite can be imported, found out without doing so."""
+    return importlib.util.find_spec(suite) is not None
+
+
+def _listed(id: str) -> Listed:
+    env = environment(id)
+    return Listed(id, "springroll", env.observation_size, str(env.actions), env.max_steps, True)
+
+
+@functools.cache
+def _by_key() -> dict[str, tuple[str, str]]:
+    """Suite and name by every key. Where two share one the built-in has it, or nobody."""
+    found: dict[str, set[tuple[str, str]]] = {}
+    for task in known():
+        for each in keys(task.suite, task.name):
+            found.setdefault(each, set()).add((task.suite, task.name))
+    unique = {each: next(iter(tasks)) for each, tasks in found.items() if len(tasks) == 1}
+    return unique | {each: ("springroll", id) for id in BUILT_IN for each in keys("springroll", id)}
+
+
+def _find(id: str) -> tuple[str, str]:
+    """Suite and name of an id; asks the suite itself when the table has no such id."""
+    if found := _by_key().get(key(id)):
+        return found
+    suite = key(id).split("-")[0]
+    if suite in SUITES and installed(suite):
+        for name in _adapter(suite).names():
+            if key(id) in keys(suite, name):
+                return suite, name
+    near = [each for each in _by_key() if key(id) in each]
+    near += difflib.get_close_matches(key(id), _by_key(), n=9, cutoff=0.6)
+    ids = list(dict.fromkeys(_id(*_by_key()[each]) for each in near))[:3]
+    nearest = f"nearest: {', '.join(ids)}; " if ids else ""
+    raise InputError(f"no environment {id!r}; {nearest}all of them: springroll rl --list")
+
+
+def _id(suite: str, name: str) -> str:
+    return name if suite == "springroll" else shown(suite, name)
+
+
+@functools.cache
+def _built(suite: str, name: str, options: tuple[tuple[str, Any], ...]) -> Environment:
+    build = BUILT_IN[name] if suite == "springroll" else _builder(suite, name)
+    takes = [option for option in inspect.signature(build).parameters if option != "name"]
+    for option, value in options:
+        if option not in takes:
+            raise InputError(f"{name} has no option {option!r}; it takes {', '.join(takes)}")
+        if option == "max_steps" and not (isinstance(value, int) and value > 0):
+            raise InputError(f"max_steps is {value!r}; expected a whole number of 1 or more")
+    return build(**dict(options))
+
+
+def _builder(suite: str, name: str) -> Callable[..., Environment]:
+    if not installed(suite):
+        raise InputError(f"{shown(suite, name)} needs {suite}, not installed here: {SUITES[suite]}")
+    adapter = _adapter(suite)
+    try:
+        names = adapter.names()
+    except ImportError as error:
+        raise InputError(f"{suite} cannot be imported: {error}; try {SUITES[suite]}") from error
+    if name not in names:
+        raise InputError(f"the {suite} installed here has no {name!r}; another version may have it")
+    return functools.partial(adapter.build, name)
+
+
+def _adapter(suite: str) -> Any:
+    """The module with `names()`, the tasks of a suite, and `build(name, **options)`."""
+    return importlib.import_module(f"springroll.envs.{suite}_suite")

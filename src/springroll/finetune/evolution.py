@@ -1,0 +1,220 @@
+"""Fine-tuning by evolution: every member answers the same problems, the better ones are followed.
+
+Nothing but forward passes in the dtype of the weights: the memory is that of inference. A fitness
+is a matrix, members by prompts; it goes to the journal as it is, so a run is rebuilt from it.
+
+Decay towards the weights a run began with, as an optax transformation.
+"""
+
+import math
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+from jax import Array
+
+from springroll.evolve.eggroll import eggroll
+from springroll.evolve.shaping import finite, group_centred
+from springroll.evolve.step import Master
+from springroll.evolve.strategy import State, Strategy
+from springroll.finetune.config import FinetuneConfig
+from springroll.finetune.judging import best_of
+from springroll.finetune.setup import Asked, Setup, decaying
+from springroll.quant.int8_weights import dequantize, quantize
+from springroll.quant.quantize_state import quantize_state
+from springroll.run.task import Curve, Task
+from springroll.thin.discovery import discover
+
+
+class Anchor(NamedTuple):
+    """The state of `anchored`."""
+
+    first: Any  # the weights to go back to, in the tree and dtypes of the params
+
+
+def anchored(share: float) -> optax.GradientTransformation:
+    """Add `-share (W - W_0)` to every update: a pull back to the first weights, against forgetting.
+
+    To be put last in a chain, where updates are what is added to the weights. With it a constant
+    push ends at a distance of push / share instead of growing for ever. Costs a copy of the
+    weights.
+
+    Source: anchored weight decay, arXiv 2605.30148.
+    """
+
+    def init(params: Any) -> Anchor:
+        return Anchor(jax.tree.map(jnp.array, params))
+
+    def update(updates: Any, state: Any, params: Any = None) -> tuple[Any, Any]:
+        if params is None:
+            raise ValueError("anchored needs the params that it pulls back")
+        pull = lambda u, w, first: u - jnp.asarray(share, u.dtype) * (w - first).astype(u.dtype)
+        return jax.tree.map(pull, updates, params, state.first), state
+
+    return optax.GradientTransformation(init, update)
+
+
+LOST_LIMIT = 3  # generations in a row without a single score, and the run stops
+
+
+def es_task(config: FinetuneConfig, setup: Setup) -> Task:
+    """The loop's view of evolution on rewards."""
+    strategy = strategy_for(config, setup)
+
+    def init() -> tuple[State, None]:
+        params = held(config, setup.params(loaded(config)))
+        return strategy.init(jax.random.key(config.seed), params), None
+
+    def batch(generation: int) -> Asked:
+        return setup.train(generation, config.batch)
+
+    def evaluate(state: State, members: Any, carry: None, asked: Asked) -> Any:
+        repeated = [each for each in asked.prompts for _ in range(config.answers)]
+        generated = setup.generator.run(
+            state.params,
+            members,
+            repeated,
+            seed=sampling_seed(config.seed, int(state.generation)),
+            unperturbed=config.unperturbed,
+        )
+        problems = [each for each in asked.problems for _ in range(config.answers)]
+        found = setup.judged(Asked(problems, repeated), generated)
+        reward = best_of(found, config.answers).reward
+        count = config.population
+        figures = found.figures("train_") | {
+            "tokens": int(generated.lengths.sum() + generated.finished.sum()),
+            "occupancy": generated.occupancy,
+        }
+        if config.unperturbed:
+            floor = np.nanstd(np.nanmean(reward[count:], axis=1))
+            spread = np.nanstd(np.nanmean(reward[:count], axis=1))
+            figures |= {"noise_floor": float(floor), "fitness_spread": float(spread)}
+        return reward[:count], carry, figures
+
+    def tell(state: State, members: Any, scores: np.ndarray) -> tuple[State, dict[str, Any]]:
+        state, told = strategy.tell(state, members, per_prompt(jnp.asarray(scores)))
+        return state, {name: told[name] for name in ("sigma", "step_ratio")}
+
+    return Task(
+        init=init,
+        batch=batch,
+        ask=strategy.ask,
+        evaluate=evaluate,
+        tell=tell,
+        validate=lambda state, _: setup.validated(state.params),
+        pop_size=config.population,
+        tokens=config.population * config.batch * config.answers * config.max_tokens,
+        seed=config.seed,
+        lost_limit=LOST_LIMIT,
+        identity=setup.identity,
+        curve=curve_of(config, setup),
+        keep_best=True,
+    )
+
+
+def saved_weights(config: FinetuneConfig, setup: Setup) -> tuple[Any, str, Callable[[Any], Any]]:
+    """Where in a checkpoint the weights are: (shapes of a part, its path, part -> weights)."""
+    shapes = jax.eval_shape(lambda params: held(config, params), setup.shapes)
+    return shapes, "state/params", dequantize
+
+
+def strategy_for(config: FinetuneConfig, setup: Setup) -> Strategy:
+    """EGGROLL on the matrices of the model; norms, biases and other vectors stand still."""
+    shapes = jax.eval_shape(lambda params: held(config, params), setup.shapes)
+    plan = discover(setup.model.apply, shapes, jax.ShapeDtypeStruct((1, 8), jnp.int32))
+    still = {path: "frozen" for path, found in plan.items() if found.kind != "low-rank"}
+    sigma = config.sigma or usual_sigma(setup, set(still))
+    return eggroll(
+        pop_size=config.population,
+        sigma=decaying(sigma, config.sigma_decay),
+        rank=config.rank or 1,
+        optimizer=optimizer_for(config, sigma),
+        plan=plan,
+        roles=still,
+        noise_reuse=config.noise_reuse,
+        shaping=lambda fitness: fitness,  # `per_prompt` was there before
+        master=master_of(config),
+        max_step_ratio=config.max_step_ratio,
+    )
+
+
+def loaded(config: FinetuneConfig) -> str:
+    """The type to read weights in: as they are held, or what int8 is made from."""
+    return "bfloat16" if config.weights == "bfloat16" else "float32"
+
+
+def held(config: FinetuneConfig, params: Any) -> Any:
+    """The weights as `config.weights` asks for; beside int8 matrices the rest stays float32."""
+    if config.weights == "int8":
+        return quantize(params)
+    put = lambda x: x.astype(config.weights) if jnp.issubdtype(x.dtype, jnp.floating) else x
+    return jax.tree.map(put, params)
+
+
+def master_of(config: FinetuneConfig) -> Master:
+    """What weights of few bits keep of small steps."""
+    small = config.weights == "int8" and config.rounding == "stochastic"
+    return "error_feedback" if small else config.rounding
+
+
+def optimizer_for(config: FinetuneConfig, sigma: float) -> optax.GradientTransformation:
+    """SGD with momentum, or Adam, on the estimate; with the pull of the anchor."""
+    adam = config.optimizer == "adam"
+    rate = decaying(config.lr or (0.05 * sigma if adam else 0.005), config.lr_decay)
+    if adam:
+        tx = optax.adam(rate, b1=config.momentum, b2=0.99)
+    else:
+        tx = optax.sgd(rate, momentum=config.momentum or None)
+    if config.state_bits != 32:
+        tx = quantize_state(tx, bits=config.state_bits)
+    return optax.chain(tx, anchored(config.anchor)) if config.anchor else tx
+
+
+def usual_sigma(setup: Setup, still: set[str]) -> float:
+    """A tenth of the root mean square of the matrices, over the square root of the layers.
+
+    In relative terms the perturbations of L layers add up to about that of one layer at a tenth.
+    """
+    total, count = 0.0, 0
+    for path, x in jax.tree_util.tree_leaves_with_path(setup.params()):
+        if jax.tree_util.keystr(path, simple=True, separator="/") not in still:
+            total += float(jnp.sum(jnp.square(x.astype(jnp.float32))))
+            count += x.size
+    return 0.1 * math.sqrt(total / count / setup.model.config.layers)
+
+
+def per_prompt(scores: Array) -> Array:
+    """Scores (N, P) to fitness (N,): each prompt's mean goes, then one deviation divides all.
+
+    `sqrt(P) mean_j (s_ij - mean_i s_ij) / std(s)`: a prompt that all members answer alike says
+    nothing, and rewards of differing prompts are comparable. The factor makes the variance of pure
+    chance 1 whatever P is, so that a learning rate keeps its meaning. A missing score (NaN) counts
+    for nothing; a member without any is NaN.
+
+    Source: arXiv 2511.16652v2, section 6 (question-wise centring, global deviation).
+    """
+    members, prompts = scores.shape
+    groups = jnp.tile(jnp.arange(prompts), members)
+    centred = group_centred(groups)(scores.reshape(-1)).reshape(scores.shape)
+    there = finite(scores).sum(axis=1).astype(jnp.float32)
+    fitness = centred.sum(axis=1) / jnp.maximum(there, 1.0) * jnp.sqrt(jnp.float32(prompts))
+    return jnp.where(there > 0, fitness, jnp.nan)
+
+
+def sampling_seed(seed: int, generation: int) -> int:
+    """What tokens of a generation are drawn from: below 2^63, different for all."""
+    return (seed * 1_000_003 + generation) % 2**63
+
+
+def curve_of(config: FinetuneConfig, setup: Setup) -> Curve:
+    """Exact match over tokens."""
+    return Curve(
+        train="train_accuracy",
+        valid="valid_accuracy",
+        label="exact match",
+        short="accuracy",
+        title=f"{setup.task.name}, {setup.parameters:,} parameters, {config.method}",
+    )

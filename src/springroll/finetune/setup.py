@@ -1,0 +1,161 @@
+"""What both methods of fine-tuning share: the model, its tokenizer, the problems, generation."""
+
+import functools
+import hashlib
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+
+from springroll.finetune.config import FinetuneConfig
+from springroll.finetune.job import require_model
+from springroll.finetune.judging import Judged, judged
+from springroll.generate.generator import Generated, Generator
+from springroll.hub import hf_folder
+from springroll.memory import available_bytes
+from springroll.models.decoder_config import size
+from springroll.models.hf.files import family_of, open_hf
+from springroll.models.hf.load import load_hf
+from springroll.tasks.problem import Problem, TextTask
+from springroll.tasks.task_line import task_of_line
+from springroll.tokens.tokenizer import Tokenizer, end_tokens, open_tokenizer, prompt_tokens
+
+ENDS = 1 << 16  # bytes of both ends of a file that go into its fingerprint
+
+
+class Asked(NamedTuple):
+    """Problems, and their prompts as the model reads them."""
+
+    problems: list[Problem]
+    prompts: list[list[int]]
+
+
+@dataclass(frozen=True)
+class Setup:
+    """A model that is to answer the problems of a task."""
+
+    model: Any  # with the functions of models/generative.py
+    folder: Path
+    tokenizer: Tokenizer
+    task: TextTask
+    generator: Generator  # as configured
+    greedy: Generator  # the same at temperature 0, for validation
+    parameters: int
+    held_out: Asked
+
+    def params(self, dtype: Any = jnp.float32) -> Any:
+        """The weights in the folder, on the device."""
+        return load_hf(self.folder, dtype)[1]
+
+    @property
+    def shapes(self) -> Any:
+        """What `params` returns, without values."""
+        config = self.model.config
+        one = lambda shape: jax.ShapeDtypeStruct(shape, jnp.float32)
+        return jax.tree.map(one, family_of(config).shapes(config), is_leaf=_is_shape)
+
+    def explained(self) -> tuple[Any, ...]:
+        """(fn, params, tokens), the last two as shapes: what is perturbed."""
+        tokens = jax.ShapeDtypeStruct((1, 8), jnp.int32)
+        return self.model.apply, self.shapes, tokens
+
+    def asked(self, problems: Sequence[Problem]) -> Asked:
+        """Problems with their prompts."""
+        chat = self.task.chat and self.tokenizer.chats
+        prompts = [prompt_tokens(self.tokenizer, each.prompt, chat) for each in problems]
+        return Asked(list(problems), prompts)
+
+    def train(self, generation: int, count: int) -> Asked:
+        """The problems of a generation, `count` of them."""
+        first = generation * count
+        return self.asked([self.task.train(first + i) for i in range(count)])
+
+    def judged(self, asked: Asked, generated: Generated) -> Judged:
+        """What the answers are worth."""
+        return judged(self.task, self.tokenizer, asked.problems, generated)
+
+    def validated(self, params: Any) -> dict[str, float]:
+        """Figures of weights on the held-out problems, answered greedily."""
+        generated = self.greedy.run(params, None, self.held_out.prompts)
+        return self.judged(self.held_out, generated).figures("valid_")
+
+    @property
+    def identity(self) -> dict[str, str]:
+        """What must be the same when a run goes on."""
+        return {"model": fingerprint(self.folder), **self.task.identity}
+
+
+def prepare(config: FinetuneConfig) -> Setup:
+    """Find the model, its tokenizer and the task; weights are read later.
+
+    Raises:
+        InputError: one of them is missing or does not fit the others.
+    """
+    folder = hf_folder(require_model(config))
+    usual = {"seed": config.seed} | ({"data": config.data} if config.data else {})
+    task = task_of_line(config.task, **usual)
+    tokenizer = open_tokenizer(folder)
+    config_of = open_hf(folder).config
+    family = family_of(config_of)
+    model = family.model(config_of)
+    generator = Generator(
+        model=model,
+        end=end_tokens(tokenizer, task.stop),
+        max_tokens=config.max_tokens,
+        temperature=config.heat,
+        rows=config.rows,
+        memory_bytes=None if config.rows else memory_of(config),
+        log_probabilities=config.method == "grpo",
+    )
+    greedy = Generator(
+        model=model,
+        end=generator.end,
+        max_tokens=config.max_tokens,
+        rows=config.rows,
+        memory_bytes=generator.memory_bytes,
+    )
+    setup = Setup(
+        model=model,
+        folder=folder,
+        tokenizer=tokenizer,
+        task=task,
+        generator=generator,
+        greedy=greedy,
+        parameters=size(family.shapes(config_of)),
+        held_out=Asked([], []),
+    )
+    most = min(config.eval_problems, task.held_out_size or config.eval_problems)
+    return replace(setup, held_out=setup.asked([task.held_out(i) for i in range(most)]))
+
+
+def _is_shape(node: Any) -> bool:
+    return isinstance(node, tuple)
+
+
+def memory_of(config: FinetuneConfig) -> int:
+    """Bytes for what the rows under generation remember."""
+    return config.memory_bytes or (available_bytes() or (4 << 30)) // 2
+
+
+@functools.cache
+def fingerprint(folder: Path) -> str:
+    """16 hex digits of a model's files: their names, sizes and both ends of each."""
+    whole = hashlib.sha256()
+    for path in sorted(folder.iterdir()):
+        if path.suffix in (".json", ".safetensors", ".pth"):
+            size = path.stat().st_size
+            with path.open("rb") as file:
+                start = file.read(ENDS)
+                file.seek(max(0, size - ENDS))
+                whole.update(f"{path.name} {size}".encode() + start + file.read())
+    return whole.hexdigest()[:16]
+
+
+def decaying(value: float, half: float | None) -> Any:
+    """A schedule that has fallen to half of `value` after so many generations."""
+    if half is None:
+        return value
+    return lambda step: value / (1 + jnp.asarray(step, jnp.float32) / half)

@@ -1,0 +1,148 @@
+"""Weights of a Hugging Face folder as the parameter tree of a model, at once or layer by layer.
+
+An RWKV-7 may also be a file of its authors, or a folder with one. Files are mapped, and checked as
+a whole when they are opened (`hf_files`): headers, sizes, names, shapes. Tensors are then copied
+one by one into their place, so that the peak is what they are copied into; the pages of the file
+that were read are given back.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from springroll.hub import hf_folder
+from springroll.models.hf.decoder import checkpoint_names as checkpoint_names
+from springroll.models.hf.family import Config, Stored
+from springroll.models.hf.files import Checkpoint as Checkpoint
+from springroll.models.hf.files import family_of, leaves_of, open_hf
+from springroll.models.hf.files import is_hf_folder as is_hf_folder
+from springroll.models.hf.files import read_config as read_config
+from springroll.models.hf.safetensors_map import forget
+
+
+def load_hf(folder: str | Path, dtype: Any = None) -> tuple[Any, dict[str, Any]]:
+    """The model in a Hugging Face folder: `logits = model.apply(params, tokens)`.
+
+    Args:
+        folder: with a `config.json` and safetensors; of an RWKV-7 also a `.pth` or safetensors file
+            of its authors, or a folder with one. A name such as `Qwen/Qwen2.5-0.5B` that is no
+            folder here is downloaded (extra `hf`).
+        dtype: of all weights; by default as stored.
+
+    Returns:
+        (a `Decoder` or `RWKV7`, params); params are on the default device, read leaf by leaf.
+
+    Raises:
+        InputError: an architecture that is not supported; a missing, truncated or other file.
+    """
+    checkpoint = open_hf(hf_folder(folder))
+    config = checkpoint.config
+    leaves = (jnp.asarray(leaf) for leaf in _leaves(checkpoint, dtype))
+    return family_of(config).model(config), jax.tree.unflatten(_structure(config), leaves)
+
+
+def read_params(folder: str | Path, config: Config, dtype: Any = None) -> dict[str, Any]:
+    """The parameter tree (see `decoder_shapes`, `rwkv7_shapes`), on the host.
+
+    Args:
+        dtype: of all leaves; by default as stored.
+
+    Raises:
+        InputError: as `open_hf`, before anything is allocated.
+    """
+    return jax.tree.unflatten(_structure(config), _leaves(open_hf(folder, config), dtype))
+
+
+def read_layer(checkpoint: Checkpoint, layer: int, dtype: Any = None) -> dict[str, Any]:
+    """One slice of params["layers"], on the host.
+
+    Without a change of dtype, matrices are views of the mapped file and cost nothing until they are
+    used; the experts of a layer are stacked, which copies them.
+    """
+    at = {path: shape[1:] for path, shape in leaves_of(checkpoint.config) if _stacked(path)}
+    found = [_view_or_copy(checkpoint, path, shape, dtype, layer) for path, shape in at.items()]
+    return jax.tree.unflatten(_structure(checkpoint.config, "layers"), found)
+
+
+def read_rest(checkpoint: Checkpoint, dtype: Any = None) -> dict[str, Any]:
+    """The parameters outside the layers (embedding, last norm, head), as `read_layer`."""
+    at = {path: shape for path, shape in leaves_of(checkpoint.config) if not _stacked(path)}
+    return {path: _view_or_copy(checkpoint, path, shape, dtype) for path, shape in at.items()}
+
+
+def read_bundles(checkpoint: Checkpoint, dtype: Any = None) -> Iterator[dict[str, Any]]:
+    """Every layer, then the rest: trees to copy into a store one after the other."""
+    for layer in range(checkpoint.config.layers):
+        yield read_layer(checkpoint, layer, dtype)
+    yield read_rest(checkpoint, dtype)
+
+
+def read_into(
+    checkpoint: Checkpoint, path: str, destination: np.ndarray, layer: int | None = None
+) -> None:
+    """Copy a leaf into memory that is there, tensor by tensor, changing the dtype on the way.
+
+    Parts that the checkpoint has not are left as they are.
+
+    Args:
+        path: of the leaf, as "layers/self_attn/q_proj" or "norm".
+        destination: of the leaf's shape; with `layer`, of one layer's.
+    """
+    shape = destination.shape if layer is None else (checkpoint.config.layers, *destination.shape)
+    for stored in _stored(checkpoint, path, shape, layer):
+        tensor = checkpoint.tensors[stored.name]
+        into = destination[stored.place if layer is None else stored.place[1:]]
+        np.copyto(into, stored.to_leaf(tensor, into.shape), casting="unsafe")
+        forget(tensor)
+
+
+def _stored(
+    checkpoint: Checkpoint, path: str, shape: tuple[int, ...], layer: int | None = None
+) -> list[Stored]:
+    return list(checkpoint.naming.stored(checkpoint.config, path, shape, layer))
+
+
+def _structure(config: Config, part: str | None = None) -> Any:
+    tree = family_of(config).shapes(config)
+    return jax.tree.structure(tree[part] if part else tree, is_leaf=lambda x: isinstance(x, tuple))
+
+
+def _stacked(path: str) -> bool:
+    return path.startswith("layers/")
+
+
+def _leaves(checkpoint: Checkpoint, dtype: Any) -> Iterator[np.ndarray]:
+    """Every leaf, whole, in memory of its own."""
+    for path, shape in leaves_of(checkpoint.config):
+        leaf = np.zeros(shape, _dtype(checkpoint, path, shape, dtype))
+        read_into(checkpoint, path, leaf)
+        yield leaf
+
+
+def _dtype(checkpoint: Checkpoint, path: str, shape: tuple[int, ...], dtype: Any) -> Any:
+    """As asked for; by default as stored, of what is not stored as the embedding."""
+    for stored in _stored(checkpoint, path, shape) or _stored(checkpoint, "embed_tokens", ()):
+        return jnp.dtype(dtype or checkpoint.tensors[stored.name].dtype)
+
+
+def _view_or_copy(
+    checkpoint: Checkpoint,
+    path: str,
+    shape: tuple[int, ...],
+    dtype: Any,
+    layer: int | None = None,
+) -> np.ndarray:
+    whole = shape if layer is None else (checkpoint.config.layers, *shape)
+    dtype = _dtype(checkpoint, path, whole, dtype)
+    stored = _stored(checkpoint, path, whole, layer)
+    if len(stored) == 1 and checkpoint.tensors[stored[0].name].dtype == dtype:
+        return stored[0].to_leaf(checkpoint.tensors[stored[0].name], shape)
+    leaf = np.zeros(shape, dtype)
+    read_into(checkpoint, path, leaf, layer)
+    return leaf

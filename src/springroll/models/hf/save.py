@@ -1,0 +1,229 @@
+"""A model as a Hugging Face folder: config.json and safetensors, layer by layer.
+
+What goes where is known from the shapes, so that every tensor is written straight to its place: the
+peak is one tensor. A file has a temporary name until it is whole, and the file without which no
+program takes the folder for a model is renamed last.
+"""
+
+from __future__ import annotations
+
+import itertools
+import json
+import math
+import shutil
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from springroll.atomic import replacing
+from springroll.errors import InputError
+from springroll.models.hf.family import Config, Stored
+from springroll.models.hf.files import INDEX, SINGLE, family_of, leaves_of, read_config, read_json
+
+SHARD_BYTES = 5_000_000_000
+# What stands beside the weights and belongs to the text, not to them.
+OF_TEXT = (
+    "added_tokens.json",
+    "chat_template.jinja",
+    "chat_template.json",
+    "generation_config.json",
+    "hf_rwkv_tokenizer.py",
+    "merges.txt",
+    "rwkv_vocab_v20230424.txt",
+    "special_tokens_map.json",
+    "tokenizer.json",
+    "tokenizer.model",
+    "tokenizer_config.json",
+    "vocab.json",
+)
+DTYPES = {"bfloat16": "BF16", "float32": "F32"}
+
+
+def save_hf(
+    folder: str | Path,
+    model: Any,
+    params: Any,
+    *,
+    dtype: Any = None,
+    like: str | Path | None = None,
+    shard_bytes: int = SHARD_BYTES,
+) -> Path:
+    """Write a model that transformers, vLLM and `load_hf` read.
+
+    Args:
+        folder: is made if it is not there; must not hold a model.
+        model: a `Decoder` or `RWKV7`, or its config.
+        params: the parameter tree; or an iterable of the layers (each a slice of
+            params["layers"]) and then of the rest, of which one at a time is looked at.
+        dtype: bfloat16 or float32, of all tensors; by default that of the tree's embedding. An
+            iterable needs one.
+        like: the folder the model came from; its config.json, tokenizer and templates are copied.
+        shard_bytes: a file has at most so many, unless one tensor has more.
+
+    Returns:
+        The folder.
+
+    Raises:
+        InputError: the folder holds a model, the disk is too small, no architecture in Hugging
+            Face's format is this model, or `like` is another; a tree has another shape than the
+            model. All but the last before anything is written.
+    """
+    config: Config = getattr(model, "config", model)
+    if isinstance(params, Mapping):
+        dtype = params["embed_tokens"].dtype if dtype is None else dtype
+        params = _bundles(params, config.layers)
+    name = jnp.dtype(dtype).name if dtype is not None else "none"
+    if name not in DTYPES:
+        raise InputError(f"dtype of the folder is {name}; expected bfloat16 or float32")
+    described = _described(config, name, like)
+    plan = list(_shards(_planned(config, jnp.dtype(dtype)), shard_bytes))
+    folder = Path(folder)
+    _check_room(folder, sum(shard.bytes for shard in plan))
+    folder.mkdir(parents=True, exist_ok=True)
+    for source in () if like is None else map(Path(like).joinpath, OF_TEXT):
+        if source.exists():
+            shutil.copyfile(source, folder / source.name)
+    with replacing(folder / "config.json") as file:
+        file.write((json.dumps(described, indent=2) + "\n").encode())
+    _write_shards(folder, plan, _tensors(config, params), jnp.dtype(dtype))
+    return folder
+
+
+def _described(config: Config, dtype: str, like: str | Path | None) -> dict[str, Any]:
+    """The config.json to write; of `like`, unless that is a lone file of weights."""
+    write = family_of(config).write
+    if like is None or (Path(like) / "config.json").exists():
+        return write(config, dtype, None if like is None else read_json(like))
+    if read_config(like) != config:
+        raise InputError(f"the folder to write is another model than `like`: {like} differs")
+    return write(config, dtype, None)
+
+
+@dataclass(frozen=True)
+class Shard:
+    """One file: its tensors' names and shapes in the order they lie in it."""
+
+    tensors: dict[str, tuple[int, ...]]
+    itemsize: int
+
+    @property
+    def bytes(self) -> int:
+        return sum(math.prod(shape) for shape in self.tensors.values()) * self.itemsize
+
+    def header(self, dtype: str) -> bytes:
+        """The length and the JSON, padded so that the numbers begin at a multiple of eight."""
+        begin, entries = 0, {}
+        for name, shape in self.tensors.items():
+            end = begin + math.prod(shape) * self.itemsize
+            entries[name] = {"dtype": dtype, "shape": list(shape), "data_offsets": [begin, end]}
+            begin = end
+        text = json.dumps({"__metadata__": {"format": "pt"}, **entries}).encode()
+        text += b" " * (-len(text) % 8)
+        return len(text).to_bytes(8, "little") + text
+
+
+def _bundles(params: Any, layers: int) -> Iterator[Any]:
+    """The layers of a tree, one slice at a time, then the rest."""
+    for i in range(layers):
+        yield jax.tree.map(lambda x, i=i: x[i], params["layers"])
+    yield {name: leaf for name, leaf in params.items() if name != "layers"}
+
+
+def _leaves(config: Config, layer: int | None) -> Iterator[tuple[str, tuple[int, ...]]]:
+    """(path, whole shape) of the leaves of a layer, or with None of the rest."""
+    for path, shape in leaves_of(config):
+        if path.startswith("layers/") == (layer is not None):
+            yield path, shape
+
+
+def _stored(config: Config, path: str, shape: Any, layer: int | None) -> Iterator[Stored]:
+    return family_of(config).naming.stored(config, path, shape, layer)
+
+
+def _planned(config: Config, dtype: Any) -> Iterator[tuple[str, tuple[int, ...], int]]:
+    """(name, shape, bytes) of every tensor, in the order in which they are written."""
+    for layer in [*range(config.layers), None]:
+        for path, shape in _leaves(config, layer):
+            for stored in _stored(config, path, shape, layer):
+                yield stored.name, stored.shape, math.prod(stored.shape) * dtype.itemsize
+
+
+def _shards(
+    tensors: Iterable[tuple[str, tuple[int, ...], int]], shard_bytes: int
+) -> Iterator[Shard]:
+    held: dict[str, tuple[int, ...]] = {}
+    size, itemsize = 0, 1
+    for name, shape, count in tensors:
+        if held and size + count > shard_bytes:
+            yield Shard(held, itemsize)
+            held, size = {}, 0
+        held[name] = shape
+        size += count
+        itemsize = count // math.prod(shape)
+    yield Shard(held, itemsize)
+
+
+def _tensors(config: Config, bundles: Iterable[Any]) -> Iterator[tuple[str, np.ndarray]]:
+    """(name, array) in the order of the plan.
+
+    Raises:
+        InputError: a bundle that the model has not, or lacks, or one of other shapes.
+    """
+    for layer, bundle in itertools.zip_longest([*range(config.layers), None], bundles):
+        given = {
+            jax.tree_util.keystr(path, simple=True, separator="/"): leaf
+            for path, leaf in jax.tree_util.tree_leaves_with_path(bundle)
+        }
+        for path, shape in _leaves(config, layer):
+            inner, expected = path.removeprefix("layers/"), shape[layer is not None :]
+            if inner not in given or given[inner].shape != expected:
+                found = given[inner].shape if inner in given else "not there"
+                where = "the rest" if layer is None else f"layer {layer}"
+                raise InputError(f"{inner} of {where} is {found}; the model has {expected}")
+            leaf = np.asarray(given[inner])
+            for stored in _stored(config, path, shape, layer):
+                part = leaf[stored.place if layer is None else stored.place[1:]]
+                yield stored.name, stored.to_file(part)
+
+
+def _write_shards(
+    folder: Path, plan: list[Shard], tensors: Iterator[tuple[str, np.ndarray]], dtype: Any
+) -> None:
+    count, where = len(plan), {}
+    for k, shard in enumerate(plan):
+        name = SINGLE if count == 1 else f"model-{k + 1:05d}-of-{count:05d}.safetensors"
+        where |= dict.fromkeys(shard.tensors, name)
+        with replacing(folder / name) as file:
+            file.write(shard.header(DTYPES[dtype.name]))
+            for expected, (found, tensor) in zip(shard.tensors, tensors, strict=False):
+                assert expected == found, (expected, found)
+                rows = np.ascontiguousarray(tensor.astype(dtype, copy=False))
+                file.write(rows.reshape(-1).view(np.uint8).data)
+    if count > 1:
+        total = {"total_size": sum(shard.bytes for shard in plan)}
+        with replacing(folder / INDEX) as file:
+            file.write(json.dumps({"metadata": total, "weight_map": where}, indent=2).encode())
+
+
+def _check_room(folder: Path, needed: int) -> None:
+    if folder.exists() and not folder.is_dir():
+        raise InputError(f"{folder} is a file; give a folder")
+    held = [
+        p.name
+        for pattern in ("config.json", "*.safetensors", "*.safetensors.index.json")
+        for p in folder.glob(pattern)
+    ]
+    if held:
+        raise InputError(f"{folder} already holds {held[0]}; choose another folder or empty it")
+    there = next(p for p in (folder, *folder.absolute().parents) if p.exists())
+    free = shutil.disk_usage(there).free
+    if free < needed:
+        raise InputError(
+            f"the model takes {needed / 1e9:.1f} GB and {there} has {free / 1e9:.1f} GB free; "
+            "choose another disk"
+        )

@@ -1,0 +1,162 @@
+"""Rates of the machine at hand, by running what a step runs.
+
+`quickly` takes a second and is good for a table; `measure` runs one layer of the model at its real
+shapes, and is what predictions are compared with (`springroll bench plan_accuracy`).
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import statistics
+import time
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+
+from springroll.cpu import cores
+from springroll.models.decoder import decoder
+from springroll.models.stages import stages
+from springroll.planner.footprint import Job
+from springroll.planner.rates import UPDATE_BYTES, Rates
+from springroll.planner.step_time import work
+from springroll.planner.working_set import arguments
+from springroll.stream.device_update import DeviceUpdate
+from springroll.stream.host_adamw import AdamW, zeros
+from springroll.stream.link import Link, tree_bytes
+from springroll.stream.next_use import NextUseFirst
+from springroll.stream.programs import Programs, square
+
+SIDE = 1024  # of the matrices that `quickly` multiplies
+COPIED = 1 << 26  # bytes that it copies
+
+
+def quickly() -> Rates:
+    """From one product of matrices and one copy."""
+    device = jax.devices()[0]
+    a = jnp.ones((SIDE, SIDE), jnp.float32)
+    product = jax.jit(jnp.matmul)
+    flops = 2 * SIDE**3 / seconds(lambda: product(a, a))
+    block, into = np.zeros(COPIED, np.int8), np.empty(COPIED, np.int8)
+    copied = COPIED / seconds(lambda: np.copyto(into, block))
+    # A copy reads and writes, and a host has more cores than the one that copies here.
+    update = 2 * copied / UPDATE_BYTES
+    return Rates(
+        flops=flops,
+        head_flops=flops,
+        to_device=copied,
+        to_host=copied,
+        host_update=update,
+        device_update=update,
+        shared=device.platform == "cpu",
+        source="one product and one copy, measured here",
+    )
+
+
+def seconds(call: Callable[[], Any], repeats: int = 3) -> float:
+    """Median wall seconds of a call whose result is waited for, after one that is not counted."""
+    jax.block_until_ready(call())
+    found = []
+    for _ in range(repeats):
+        start = time.perf_counter()
+        jax.block_until_ready(call())
+        found.append(time.perf_counter() - start)
+    return statistics.median(found)
+
+
+def measure(job: Job, optimizer: optax.GradientTransformation) -> Rates:
+    """From the programs of one layer of the job, at their real shapes; see `calibration`."""
+    return calibration(job, optimizer)()
+
+
+def calibration(job: Job, optimizer: optax.GradientTransformation) -> Callable[[], Rates]:
+    """What measures the rates of a job, as often as it is called.
+
+    What accompanies a program is counted with it: with the head the embedding, with an update the
+    norm of the gradient.
+
+    Args:
+        optimizer: of one layer.
+    """
+    config, dtype = job.config, "float32" if job.recipe.weights == 4 else "bfloat16"
+    has = filled(arguments(config, job.rows, job.sequence, dtype))
+    programs = Programs(stages(decoder(config)), parts=job.parts)
+    stats = [has.stats] * config.layers
+    index = jnp.zeros((), jnp.int32)
+    link = Link()
+    away = link.fetch(has.layer).result()
+    size = tree_bytes(has.layer)
+    done = work(dataclasses.replace(job, tokens=job.rows * job.sequence))
+    on_host, on_device = host_update(has.layer), device_update(has.layer, optimizer)
+
+    def forward() -> Any:
+        return programs.forward(has.layer, None, has.x, index)
+
+    def backward() -> Any:
+        return programs.backward(has.layer, None, has.x, index, has.x, has.stats, None)
+
+    def head() -> Any:
+        x, _ = programs.embed(has.rest, None, has.tokens)
+        found = programs.finish(has.rest, None, has.x, stats, has.tokens, None)
+        return x, programs.embed_backward(has.rest, None, has.tokens, has.x, found[2])
+
+    summed = [backward()[0]]
+
+    def further() -> Any:  # micro-batches after the first are added to its gradient
+        summed[0], dx, _ = programs.backward(
+            has.layer, None, has.x, index, has.x, has.stats, summed[0]
+        )
+        return summed[0], dx
+
+    def rates() -> Rates:
+        back = seconds(backward) + (job.parts - 1) * (seconds(further) if job.parts > 1 else 0.0)
+        layer = seconds(forward) + back / job.parts
+        return Rates(
+            flops=(done.forward + done.backward) / layer / config.layers,
+            head_flops=done.head / seconds(head),
+            to_device=size / seconds(lambda: link.send(away).result()),
+            to_host=size / seconds(lambda: link.fetch(has.layer).result()),
+            host_update=job.layer / seconds(on_host),
+            device_update=job.layer / seconds(on_device),
+            shared=jax.devices()[0].platform == "cpu",
+            source="one layer, run here",
+        )
+
+    return rates
+
+
+def host_update(layer: Any) -> Callable[[], None]:
+    """A call that updates a layer by AdamW on the host, with all cores."""
+    weights = jax.tree.map(lambda w: np.zeros(w.shape, w.dtype), layer)
+    state = zeros(weights)
+    pool = NextUseFirst(cores())
+
+    def update() -> None:
+        pool.submit(0, AdamW(1e-4).jobs(weights, state, weights, step=1))
+        pool.wait(0)
+
+    return update
+
+
+def device_update(layer: Any, optimizer: optax.GradientTransformation) -> Callable[[], Any]:
+    """A call that updates a layer on the device."""
+    update = DeviceUpdate(optimizer)
+    wide = jax.tree.map(lambda w: jnp.zeros(w.shape, jnp.float32), layer)
+    state = optimizer.init({"layers": wide})  # compiled, XLA would fold it for a minute
+    one, index = jnp.ones((), jnp.float32), jnp.zeros((), jnp.int32)
+    kept = [(jax.tree.map(jnp.copy, layer), state)]
+
+    def step() -> Any:
+        kept[0] = update.of_layer(*kept[0], layer, one, one > 0, None, index)
+        return kept[0], square(layer)
+
+    return step
+
+
+def filled(shapes: Any) -> Any:
+    """Arrays of these shapes, small numbers."""
+    fill = lambda s: jnp.full(s.shape, 1 if s.dtype == jnp.int32 else 0.01, s.dtype)
+    return jax.tree.map(fill, shapes)

@@ -1,0 +1,110 @@
+"""Bytes that a layer's computation needs beside its arguments, from the compiler.
+
+The programs are those that the engine runs, compiled for shapes alone: nothing is allocated, so a
+model of any size can be asked about on any machine, in a second or two per shape of layer.
+
+A CPU computes bfloat16 in float32 and copies whole weights for it, which no card does. Where a card
+is planned for on a CPU, the float32 program is compiled in its place: scores and sums are float32
+on both, other activations count twice as much as they will, so the plan errs on the safe side.
+"""
+
+from __future__ import annotations
+
+import functools
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+
+from springroll.models.decoder import decoder
+from springroll.models.decoder_config import DecoderConfig, shapes
+from springroll.models.expert_stages import expert_stages, only_experts, without_experts
+from springroll.models.stages import stages
+from springroll.stream.programs import Programs
+
+
+class WorkingSet(NamedTuple):
+    """Temporary bytes of the largest program for a layer, and of that for head and loss."""
+
+    layer: int
+    head: int
+
+
+class Arguments(NamedTuple):
+    """Shapes of what the parts of a step take."""
+
+    layer: Any
+    rest: Any
+    x: Any
+    stats: Any  # of one layer
+    tokens: Any
+
+
+def arguments(config: DecoderConfig, rows: int, sequence: int, dtype: str) -> Arguments:
+    """Shapes for micro-batches of `rows` sequences."""
+    struct = lambda shape: jax.ShapeDtypeStruct(shape, jnp.dtype(dtype))
+    is_shape = lambda node: isinstance(node, tuple)
+    tree = jax.tree.map(struct, shapes(config), is_leaf=is_shape)
+    layer = jax.tree.map(lambda w: jax.ShapeDtypeStruct(w.shape[1:], w.dtype), tree["layers"])
+    rest = {name: leaf for name, leaf in tree.items() if name != "layers"}
+    x = struct((rows, sequence, config.hidden))
+    tokens = jax.ShapeDtypeStruct((rows, sequence + 1), jnp.int32)
+    stats = jax.eval_shape(stages(decoder(config)).block, layer, x, INDEX)[1]
+    return Arguments(layer, rest, x, stats, tokens)
+
+
+INDEX = jax.ShapeDtypeStruct((), jnp.int32)
+
+
+@functools.lru_cache(maxsize=256)
+def working_set(
+    config: DecoderConfig, rows: int, sequence: int, dtype: str, trains: bool = True
+) -> WorkingSet:
+    """Ask the compiler of this process's first device; seconds.
+
+    Args:
+        trains: for gradients; else of the forward pass alone.
+    """
+    programs = Programs(stages(decoder(config)))
+    has = arguments(config, rows, sequence, dtype)
+    stats = [has.stats] * config.layers
+    forward = (has.layer, None, has.x, INDEX)
+    head = (has.rest, None, has.x, stats, has.tokens)
+    if trains:
+        asked = [
+            lambda: programs.backward.lower(*forward, has.x, has.stats, None),
+            lambda: programs.finish.lower(*head, None),
+        ]
+    else:
+        asked = [lambda: programs.forward.lower(*forward), lambda: programs.score.lower(*head)]
+    with ThreadPoolExecutor(2) as pool:  # the compiler lets go of Python
+        return WorkingSet(*pool.map(_temporary, asked))
+
+
+@functools.lru_cache(maxsize=256)
+def expert_working_set(
+    config: DecoderConfig, rows: int, sequence: int, dtype: str, together: int
+) -> WorkingSet:
+    """The same where `together` experts are a bundle: `layer` is that of the largest bundle."""
+    model = expert_stages(decoder(config), together)
+    programs = Programs(model)
+    has = arguments(config, rows, sequence, dtype)
+    carry = jax.eval_shape(model.embed, has.rest, jax.ShapeDtypeStruct(has.x.shape[:2], jnp.int32))
+    few = lambda w: jax.ShapeDtypeStruct((together, *w.shape[1:]), w.dtype)
+    bundles = [without_experts(has.layer), jax.tree.map(few, only_experts(has.layer))]
+
+    def backward(place: int) -> Any:
+        entered = model.restored(place, model.kept(place, carry))
+        stats = {} if place else has.stats
+        return programs.backward.lower(bundles[place], None, entered, INDEX, carry, stats, None)
+
+    head = (has.rest, None, carry, [has.stats] * config.layers, has.tokens, None)
+    asked = [lambda: backward(0), lambda: backward(1), lambda: programs.finish.lower(*head)]
+    with ThreadPoolExecutor(2) as pool:
+        *layer, last = pool.map(_temporary, asked)
+    return WorkingSet(max(layer), last)
+
+
+def _temporary(lower: Any) -> int:
+    return int(lower().compile().memory_analysis().temp_size_in_bytes)

@@ -1,0 +1,125 @@
+"""A policy learns by evolution: the loop's view of EGGROLL and OpenES on an arena."""
+
+import functools
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+
+from springroll.evolve.eggroll import eggroll, open_es
+from springroll.evolve.strategy import Schedule, State, Strategy
+from springroll.rl.config import RLConfig
+from springroll.rl.scorer import Arena, Learning, Seen
+from springroll.run.task import Curve, Metrics, Task
+from springroll.thin.discovery import discover
+
+LOST_LIMIT = 3  # generations in a row without a single score, and the run stops
+NOISE_BYTES = 1 << 27  # kept from the forward to the update; of full matrices more is drawn twice
+
+
+def evolution(config: RLConfig, arena: Arena) -> Learning:
+    """A strategy on an arena."""
+    task = es_task(config, arena)
+    return Learning(task, arena.rollout, lambda state, seen: (state.params, seen))
+
+
+def es_task(config: RLConfig, arena: Arena) -> Task:
+    """What the loop trains."""
+    strategy = strategy_for(config, arena)
+
+    def init() -> tuple[State, Seen]:
+        first, noise = jax.random.split(jax.random.key(config.seed))
+        return strategy.init(noise, arena.init(first)), arena.seen()
+
+    def evaluate(state: State, members: Any, seen: Seen, generation: int) -> Any:
+        return arena.score(state.params, members, seen, generation)
+
+    def tell(state: State, members: Any, fitness: np.ndarray) -> tuple[State, Metrics]:
+        state, told = strategy.tell(state, members, jnp.asarray(fitness))
+        return state, {name: told[name] for name in ("sigma", "step_ratio")}
+
+    def validate(state: State, seen: Seen) -> Metrics:
+        members, episodes = strategy.ask(state), config.eval_episodes
+        returns = arena.centre(state.params, members, seen, episodes, False)
+        return {"eval_return": float(np.nanmean(returns)), "eval_std": float(np.nanstd(returns))}
+
+    return Task(
+        init=init,
+        batch=lambda generation: generation,
+        ask=strategy.ask,
+        evaluate=evaluate,
+        tell=tell,
+        validate=validate,
+        pop_size=config.pop_size,
+        tokens=config.pop_size * config.episodes * arena.steps,
+        unit="env_steps",
+        seed=config.seed,
+        lost_limit=LOST_LIMIT,
+        identity=arena.identity,
+        curve=curve_of(config, arena),
+        keep_best=True,
+    )
+
+
+def random_return(config: RLConfig, arena: Arena) -> float | None:
+    """The mean return of random actions, by the program that training has compiled."""
+    if not arena.acts:
+        return None
+    strategy = strategy_for(config, arena)
+    state = strategy.init(jax.random.key(config.seed), arena.init(jax.random.key(config.seed)))
+    members, episodes = strategy.ask(state), config.eval_episodes
+    returns = arena.centre(state.params, members, arena.seen(), episodes, True)
+    return float(np.nanmean(returns))
+
+
+@functools.cache
+def strategy_for(config: RLConfig, arena: Arena) -> Strategy:
+    """EGGROLL, or OpenES, which is the same with a full matrix for every weight."""
+    options: dict[str, Any] = {
+        "pop_size": config.pop_size,
+        "sigma": decaying(config.sigma, config.sigma_decay),
+        "optimizer": optimizer_for(config),
+        "shaping": "centred_ranks" if config.ranks else "z_score",
+        "noise_budget_bytes": NOISE_BYTES,
+    }
+    if config.method == "openes":
+        return open_es(**options)
+    options["roles"] = thin(arena.shapes(), config.rank)
+    traced = arena.traced()
+    if traced is not None:  # else shapes decide which axes are which
+        options["plan"] = discover(*traced)
+    return eggroll(rank=config.rank, **options)
+
+
+def thin(shapes: Any, rank: int) -> dict[str, str]:
+    """Matrices with a side no longer than the rank: full noise is no dearer and no different."""
+    small = lambda x: x.ndim == 2 and min(x.shape) <= rank
+    found = jax.tree_util.tree_leaves_with_path(shapes)
+    spelt = lambda path: jax.tree_util.keystr(path, simple=True, separator="/")
+    return {spelt(path): "dense" for path, x in found if small(x)}
+
+
+def optimizer_for(config: RLConfig) -> optax.GradientTransformation:
+    """The optimizer of the options, on the estimate."""
+    rate = decaying(config.lr, config.lr_decay)
+    return {"sgd": optax.sgd, "adam": optax.adam, "adamw": optax.adamw}[config.optimizer](rate)
+
+
+def decaying(value: float, decay: float) -> Schedule:
+    """`value * decay ** generation`."""
+    if decay == 1:
+        return value
+    return lambda step: jnp.float32(value) * jnp.float32(decay) ** jnp.asarray(step, jnp.float32)
+
+
+def curve_of(config: RLConfig, arena: Arena) -> Curve:
+    """Returns over environment steps."""
+    return Curve(
+        train="train_return",
+        valid="eval_return",
+        label="return of an episode",
+        short="return",
+        title=f"{arena.name}, {config.method}, {config.pop_size:,} members",
+    )

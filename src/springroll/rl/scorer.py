@@ -1,0 +1,67 @@
+"""Where a policy, or whatever else is evolved, is scored: episodes, or calls of a function."""
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax import Array
+
+from springroll.envs.rollout import Rollout
+from springroll.evolve.members import Members
+from springroll.run.task import Carry, Metrics, Task
+
+Seen = Carry  # what observations were like so far: a `Scaling`, or None
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class Arena:
+    """One thing to be good at, as functions. Higher is better."""
+
+    name: str
+    says: str
+    """A few words on its observations and actions."""
+    init: Callable[[Array], Any]
+    """`init(key)`: the first weights."""
+    apply: tuple[Callable[..., Any], int] | None = None
+    """What is evolved as a function of weights and a number of inputs; None where it is no JAX."""
+    seen: Callable[[], Seen] = lambda: None
+    """What is known of observations before the first generation."""
+    score: Callable[[Any, Members, Seen, int], tuple[Any, Seen, Metrics]]
+    """`score(params, members, seen, generation)`: fitness (N,), and figures."""
+    centre: Callable[[Any, Members, Seen, int, bool], np.ndarray]
+    """`centre(params, members, seen, episodes, uniform)`: returns of the weights themselves, or of
+    any actions. The members lend their program only."""
+    acts: bool = True
+    """Whether there are actions at all."""
+    steps: int
+    """Environment steps of an episode at most; 1 of a function."""
+    identity: Mapping[str, str] = field(default_factory=dict)
+    """What must be the same when a run goes on."""
+    failures: Callable[[], str] = lambda: ""
+    """One line: members that could not be scored, and why; empty if there are none."""
+    close: Callable[[], None] = lambda: None
+    rollout: Rollout | None = None
+    """How episodes are run, where that is on the device."""
+
+    def shapes(self) -> Any:
+        """What is evolved, as shapes."""
+        return jax.eval_shape(self.init, jax.random.key(0))
+
+    def traced(self) -> tuple[Any, ...] | None:
+        """(fn, params, observation) to look at, the last two as shapes; None where it is no JAX."""
+        if self.apply is None:
+            return None
+        fn, inputs = self.apply
+        return fn, self.shapes(), jax.ShapeDtypeStruct((inputs,), jnp.float32)
+
+
+class Learning(NamedTuple):
+    """A method on an arena: what the loop trains, and how what it learnt acts."""
+
+    task: Task
+    rollout: Rollout | None
+    weights: Callable[[Any, Carry], tuple[Any, Seen]]
+    """From the loop's state and carry to what `rollout` acts by."""

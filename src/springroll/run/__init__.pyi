@@ -1,0 +1,11 @@
+from .config import CHANGEABLE as CHANGEABLE
+from .config import RunConfig as RunConfig
+from .folder import RunFolder as RunFolder
+from .folder import open_run as open_run
+from .journal import Journal as Journal
+from .loop import Result as Result
+from .loop import run as run
+from .replay import Replay as Replay
+from .replay import replay as replay
+from .task import Curve as Curve
+from .task import Task as Task

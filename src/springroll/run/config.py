@@ -1,0 +1,211 @@
+"""The options every run has, and config dataclasses to and from JSON. Imports no jax.
+
+A config is a frozen keyword-only dataclass, possibly with other dataclasses as fields. It is
+written to `config.json` in full (the resolved config) and read back with every key checked, so that
+a run folder says exactly what was run.
+"""
+
+import dataclasses
+import difflib
+import hashlib
+import json
+import math
+import typing
+from collections.abc import Mapping
+from dataclasses import field
+from pathlib import Path
+from types import MappingProxyType, UnionType
+from typing import Any, ClassVar, Literal, TypeVar
+
+from springroll.errors import InputError
+
+C = TypeVar("C")
+
+CHANGEABLE = MappingProxyType({"changeable": True})
+"""Metadata of a field that may differ between a run and its continuation, as it does not say what
+is computed but how long, how loudly, in what pieces: `field(default=1, metadata=CHANGEABLE)`."""
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class RunConfig:
+    """The options of a run that every task shares; commands subclass it."""
+
+    command: ClassVar[str] = ""
+    """Of `springroll`, that runs it."""
+
+    out: str = field(default="runs/latest", metadata=CHANGEABLE)
+    """The run folder. It must not hold a run yet, unless --resume is given."""
+    seed: int = 0
+    """Every random draw follows from this number."""
+    seconds: float | None = field(default=None, metadata=CHANGEABLE)
+    """Stop after this many seconds of training, over all resumes. Validation is not counted."""
+    generations: int | None = field(default=None, metadata=CHANGEABLE)
+    """Stop after this many generations, over all resumes, or the seconds, whichever is first."""
+    log_every: float = field(default=1.0, metadata=CHANGEABLE)
+    """Seconds between two lines of metrics."""
+    eval_every: float = field(default=10.0, metadata=CHANGEABLE)
+    """Seconds between two validations; they never take more than a tenth of the time."""
+    resume: bool = field(default=False, metadata=CHANGEABLE)
+    """Go on with the run in the folder, from its newest checkpoint."""
+
+    def __post_init__(self) -> None:
+        for name in ("seconds", "log_every", "eval_every"):
+            value = getattr(self, name)
+            if value is not None and not (value >= 0 and math.isfinite(value)):
+                raise InputError(f"{name} is {value}; it must be a number of seconds, 0 or more")
+        if self.generations is not None and self.generations < 0:
+            raise InputError(f"generations is {self.generations}; it must be 0 or more")
+        if not 0 <= self.seed < 2**63:
+            raise InputError(f"seed is {self.seed}; it must be between 0 and 2^63 - 1")
+
+
+def to_json(config: Any) -> dict[str, Any]:
+    """The config as plain JSON values: dataclasses become dicts, tuples lists, paths strings."""
+    if not dataclasses.is_dataclass(config) or isinstance(config, type):
+        raise TypeError(f"a config is a dataclass instance, not {config!r}")
+    return {each.name: _plain(getattr(config, each.name)) for each in dataclasses.fields(config)}
+
+
+def from_json(kind: type[C], data: Mapping[str, Any], *, where: str = "config") -> C:
+    """The inverse of `to_json`: builds `kind`, checking every key and type.
+
+    Keys that are missing take the dataclass's default, so configs written before a field existed
+    still load.
+
+    Raises:
+        InputError: an unknown key (the nearest known one is suggested), a missing key without
+            default, or a value of another type than the field's.
+    """
+    if not isinstance(data, Mapping):
+        raise InputError(f"{where}: expected the fields of {kind.__name__}, got {_short(data)}")
+    hints = typing.get_type_hints(kind)
+    fields = {f.name: f for f in dataclasses.fields(typing.cast(Any, kind)) if f.init}
+    for key in data:
+        if key not in fields:
+            near = difflib.get_close_matches(str(key), fields, n=1)
+            hint = f"; did you mean {near[0]!r}?" if near else f"; known: {', '.join(fields)}"
+            raise InputError(f"{where}: unknown key {key!r}{hint}")
+    values = {}
+    for name, each in fields.items():
+        if name in data:
+            values[name] = _typed(hints[name], data[name], f"{where}.{name}")
+        elif each.default is dataclasses.MISSING and each.default_factory is dataclasses.MISSING:
+            raise InputError(f"{where}: the key {name!r} is missing")
+    return kind(**values)
+
+
+def resumed(stored: C, given: C, defaults: C) -> C:
+    """The config of a continued run: the stored one, with what may change taken from the given one.
+
+    A field of `given` counts as given when it differs from `defaults`. Fields marked `CHANGEABLE`,
+    such as the budget, may change; anything else would make it another run.
+
+    Raises:
+        InputError: a given field differs from the stored one and may not change.
+    """
+    return _merged(stored, given, defaults, "")
+
+
+def run_id(config: Any) -> str:
+    """16 hex digits that two runs share exactly when their configs compute the same thing.
+
+    Fields marked `CHANGEABLE` are left out, so an interrupted run and an undisturbed one carry the
+    same name and can be compared byte by byte.
+    """
+    text = json.dumps(_fixed(config), sort_keys=True, separators=(",", ":"))
+    return hashlib.sha256(text.encode()).hexdigest()[:16]
+
+
+def _is_changeable(field: dataclasses.Field[Any]) -> bool:
+    return field.metadata.get("changeable", False)
+
+
+def _fixed(value: Any) -> Any:
+    """The JSON of a config without its changeable fields, at every depth."""
+    if not dataclasses.is_dataclass(value):
+        return _plain(value)
+    kept = [each.name for each in dataclasses.fields(value) if not _is_changeable(each)]
+    return {name: _fixed(getattr(value, name)) for name in kept}
+
+
+def _merged(stored: Any, given: Any, defaults: Any, where: str) -> Any:
+    changes = {}
+    for each in dataclasses.fields(stored):
+        old, new, default = (getattr(x, each.name) for x in (stored, given, defaults))
+        if new in (default, old):
+            continue
+        if _is_changeable(each):
+            changes[each.name] = new
+        elif dataclasses.is_dataclass(old) and type(old) is type(new) is type(default):
+            changes[each.name] = _merged(old, new, default, f"{where}{each.name}.")
+        else:
+            raise InputError(
+                f"{where}{each.name} is {_short(new)}, but the run to resume has {_short(old)}; "
+                f"leave it out, or start a new run with another --out"
+            )
+    return dataclasses.replace(stored, **changes)
+
+
+def _plain(value: Any) -> Any:
+    if dataclasses.is_dataclass(value) and not isinstance(value, type):
+        return to_json(value)
+    if isinstance(value, Path):
+        return str(value)
+    if isinstance(value, list | tuple):
+        return [_plain(item) for item in value]
+    if isinstance(value, Mapping):
+        return {str(key): _plain(item) for key, item in value.items()}
+    if value is None or isinstance(value, bool | int | float | str):
+        return value
+    raise TypeError(f"a config cannot hold {value!r}")
+
+
+def _typed(hint: Any, value: Any, where: str) -> Any:
+    """`value` from JSON as the type a field is annotated with."""
+    origin, args = typing.get_origin(hint), typing.get_args(hint)
+    if origin is typing.Annotated:
+        return _typed(args[0], value, where)
+    if origin in (typing.Union, UnionType):
+        return _first_fitting(args, value, where)
+    if origin is Literal and value in args:
+        return value
+    if origin is tuple and isinstance(value, list | tuple):
+        kinds = [args[0]] * len(value) if args[1:] == (...,) else list(args)
+        if len(kinds) == len(value):
+            return tuple(
+                _typed(k, v, f"{where}[{i}]")
+                for i, (k, v) in enumerate(zip(kinds, value, strict=True))
+            )
+    if origin is dict and isinstance(value, Mapping):
+        return {key: _typed(args[1], item, f"{where}.{key}") for key, item in value.items()}
+    if isinstance(hint, type):
+        if dataclasses.is_dataclass(hint):
+            return from_json(hint, typing.cast(Any, value), where=where)
+        if hint is Path and isinstance(value, str):
+            return Path(value)
+        if hint is float and isinstance(value, int | float) and not isinstance(value, bool):
+            return float(value)
+        if isinstance(value, hint) and isinstance(value, bool) == (hint is bool):
+            return value
+    if hint is Any:
+        return value
+    name = getattr(hint, "__name__", None) if origin is None else None
+    raise InputError(f"{where}: expected {name or hint}, got {_short(value)}")
+
+
+def _first_fitting(hints: tuple[Any, ...], value: Any, where: str) -> Any:
+    """The member of a union that takes `value`; if none does, the error of the last one."""
+    if value is None and type(None) in hints:
+        return None
+    hints = tuple(hint for hint in hints if hint is not type(None))
+    for hint in hints[:-1]:
+        try:
+            return _typed(hint, value, where)
+        except InputError:
+            continue
+    return _typed(hints[-1], value, where)
+
+
+def _short(value: Any) -> str:
+    text = repr(value)
+    return text if len(text) <= 60 else text[:57] + "..."

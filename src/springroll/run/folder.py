@@ -1,0 +1,153 @@
+"""A run folder: everything one run writes, and nothing of another.
+
+    config.json     the resolved config
+    metrics.jsonl   one JSON object per logged generation
+    tensorboard/    the same figures as TensorBoard events
+    journal         the fitness vector of every generation (see journal.py)
+    checkpoints/    the newest training states (see checkpoint.py)
+    best/           of tasks that keep it, the state that validated best
+    curve.png       the learning curve, drawn at the end
+    summary.json    the run in a dozen figures, written at the end
+
+Imports no jax.
+"""
+
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any, TypeVar
+
+from springroll.atomic import read_json, write_json
+from springroll.errors import InputError
+from springroll.run.config import RunConfig, from_json, resumed, run_id, to_json
+
+C = TypeVar("C", bound=RunConfig)
+
+
+@dataclass(frozen=True)
+class RunFolder:
+    """The paths of one run. Made by `create` or `resume`, which check what is there."""
+
+    path: Path
+    run_id: str
+
+    @property
+    def config(self) -> Path:
+        return self.path / "config.json"
+
+    @property
+    def metrics(self) -> Path:
+        return self.path / "metrics.jsonl"
+
+    @property
+    def tensorboard(self) -> Path:
+        return self.path / "tensorboard"
+
+    @property
+    def journal(self) -> Path:
+        return self.path / "journal"
+
+    @property
+    def checkpoints(self) -> Path:
+        return self.path / "checkpoints"
+
+    @property
+    def best(self) -> Path:
+        return self.path / "best"
+
+    @property
+    def curve(self) -> Path:
+        return self.path / "curve.png"
+
+    @property
+    def summary(self) -> Path:
+        return self.path / "summary.json"
+
+    @classmethod
+    def create(cls, path: str | Path, config: Any) -> "RunFolder":
+        """A new run in `path`, with `config` (a dataclass) written to it.
+
+        Raises:
+            InputError: the folder holds a run already, is not empty, or cannot be written.
+        """
+        path = Path(path)
+        _refuse_occupied(path)
+        folder = cls(path, run_id(config))
+        try:
+            path.mkdir(parents=True, exist_ok=True)
+            folder.write_config(config)  # first: from here on the folder is known to hold a run
+            folder.checkpoints.mkdir(exist_ok=True)
+        except OSError as error:
+            raise InputError(f"cannot write the run folder {path}: {error.strerror}") from None
+        return folder
+
+    @classmethod
+    def resume(cls, path: str | Path) -> "RunFolder":
+        """The run that is in `path` already; `read_config` tells its config.
+
+        Raises:
+            InputError: there is no run in the folder.
+        """
+        path = Path(path)
+        if not (path / "config.json").is_file():
+            there = "holds no run (no config.json)" if path.is_dir() else "does not exist"
+            raise InputError(
+                f"nothing to resume: {path} {there}; start a run by leaving out --resume"
+            )
+        folder = cls(path, "")
+        return cls(path, str(folder.read_config()["run_id"]))
+
+    def write_config(self, config: Any) -> None:
+        """Write the resolved config (on resume: with its new budget)."""
+        command = getattr(config, "command", "")
+        write_json(
+            self.config, {"run_id": self.run_id, "command": command, "config": to_json(config)}
+        )
+
+    def read_config(self) -> dict[str, Any]:
+        """The file's `{"run_id": ..., "command": ..., "config": {...}}`.
+
+        Give the last to `config.from_json`. Runs from before there was a second command name none.
+        """
+        data = read_json(self.config)
+        if not isinstance(data.get("run_id"), str) or not isinstance(data.get("config"), dict):
+            raise InputError(
+                f"{self.config} is not the config of a run: no 'run_id' and 'config' in it"
+            )
+        return data
+
+
+def open_run(config: C, defaults: C) -> tuple[RunFolder, C]:
+    """The folder of a run and the config to run it with: new, or, with `resume`, the one there.
+
+    A resumed run keeps the config it was started with, but for the fields marked `CHANGEABLE` that
+    `config` sets to something else than `defaults` (see `config.resumed`).
+
+    Raises:
+        InputError: the folder is occupied, nothing is there to resume, or it is another run.
+    """
+    if not config.resume:
+        return RunFolder.create(config.out, config), config
+    folder = RunFolder.resume(config.out)
+    found = folder.read_config()
+    command = found.get("command", config.command)
+    if command != config.command:
+        raise InputError(
+            f"{config.out} is a run of springroll {command}; go on with "
+            f"springroll {command} --resume --out {config.out}"
+        )
+    stored = from_json(type(config), found["config"], where=str(folder.config))
+    config = replace(resumed(stored, config, defaults), out=config.out)
+    folder.write_config(config)
+    return folder, config
+
+
+def _refuse_occupied(path: Path) -> None:
+    if path.exists() and not path.is_dir():
+        raise InputError(f"the run folder {path} is a file; give another --out")
+    if (path / "config.json").exists():
+        raise InputError(
+            f"{path} already holds a run; continue it with --resume, or give another --out "
+            f"(nothing was overwritten)"
+        )
+    if path.is_dir() and any(item.name != "config.json.tmp" for item in path.iterdir()):
+        raise InputError(f"the run folder {path} is not empty and holds no run; give another --out")

@@ -1,0 +1,86 @@
+"""The training loop, one for every task.
+
+A run goes on from where it was, whatever ended it: after every generation the fitness is in the
+journal, and now and then the state and the members' carry are in a checkpoint. On resume the newest
+checkpoint is loaded and the generations that the journal is ahead are run again; as everything
+follows from state, carry and generation, the run ends with the same bytes as one that was never
+disturbed.
+
+The clock of `--seconds` counts training over all resumes: compiling, stepping, logging and saving.
+It stands still during validation, so that how often one looks does not change what is trained;
+validation takes at most a tenth of the time, saving a twentieth.
+"""
+
+from typing import Any, NamedTuple
+
+import numpy as np
+from rich.console import Console
+
+from springroll.run.config import RunConfig
+from springroll.run.folder import RunFolder
+from springroll.run.journal import Journal
+from springroll.run.progress import Display
+from springroll.run.resume import restore
+from springroll.run.session import Session
+from springroll.run.signals import Stop
+from springroll.run.task import Carry, State, Task
+
+
+class Result(NamedTuple):
+    """How a run ended."""
+
+    state: State
+    carry: Carry
+    generation: int  # how many are done
+    summary: dict[str, Any]
+    signal: int | None  # that stopped it, or None when its budget did
+
+    @property
+    def exit_code(self) -> int:
+        """What a command returns: 0, or 130 after Ctrl-C (128 + the signal)."""
+        return 128 + self.signal if self.signal else 0
+
+
+def run(
+    config: RunConfig, task: Task, folder: RunFolder, *, console: Console | None = None
+) -> Result:
+    """Train until the budget is spent or a signal asks to stop; go on from what the folder holds.
+
+    Args:
+        config: budget and intervals.
+        task: what to train.
+        folder: from `open_run`, or `RunFolder.create` and `RunFolder.resume`.
+        console: where progress goes; standard error by default.
+
+    Raises:
+        InputError: no member has a finite fitness, as often as the task allows; the folder belongs
+            to another model or other data, is damaged, or is being written by another process.
+    """
+    with (
+        Display(console=console) as display,
+        Stop(display.stopping, display.release) as stop,
+        Journal.open(folder.journal, folder.run_id) as journal,
+    ):
+        start = restore(config, task, folder, journal, display.note)
+        state, carry = start.state, start.carry
+        with Session(config, task, folder, journal, display, start) as session:
+            del start  # else it would hold on to the first state
+            if session.generation == 0:
+                session.validate(state, carry)
+            batch = task.batch(session.generation)
+            while not stop.signal and not session.budget_spent():
+                members = task.ask(state)
+                scores, carry, scored = task.evaluate(state, members, carry, batch)
+                batch = task.batch(session.generation + 1)  # while the device is busy
+                fitness = session.settle(np.asarray(scores))
+                state, told = task.tell(state, members, fitness)
+                del members  # else the noise of two generations would be alive at once
+                session.record(fitness, {**scored, **told})
+                if session.log_due():
+                    session.log()
+                if session.eval_due():
+                    session.validate(state, carry)
+                if session.save_due():
+                    session.save(state, carry)
+            session.finish(state, carry, stop.signal)
+    return Result(state, carry, session.generation, session.summary(), stop.signal)

@@ -1,0 +1,325 @@
+"""One sitting of a run: what it counts, when it logs, validates, saves, and what it writes."""
+
+import math
+from collections import deque
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import jax
+import numpy as np
+
+from springroll.atomic import write_json
+from springroll.errors import InputError
+from springroll.run import checkpoint
+from springroll.run.clocks import Clock, Stopwatch
+from springroll.run.config import RunConfig
+from springroll.run.curve import draw_curve
+from springroll.run.folder import RunFolder
+from springroll.run.journal import Journal
+from springroll.run.metrics import Metrics, peak_memory_bytes, read_rows
+from springroll.run.progress import Display, clock, gibibytes, si
+from springroll.run.resume import Start
+from springroll.run.task import Carry, State, Task, Training
+
+SAVE_SHARE = 0.05  # of the time: small models are saved at nearly every generation
+EVAL_SHARE = 0.10
+WINDOW = 256  # generations at most whose figures are averaged between two logs
+
+
+class Session:
+    """Everything around the three calls of a generation. Entered, it holds the metrics files open.
+
+    Args:
+        start: what `restore` found.
+    """
+
+    def __init__(
+        self,
+        config: RunConfig,
+        task: Task,
+        folder: RunFolder,
+        journal: Journal,
+        display: Display,
+        start: Start,
+    ):
+        self.generation, meta = start.generation, start.meta
+        self._config, self._task, self._folder = config, task, folder
+        self._journal, self._display = journal, display
+        self._watch = Stopwatch(meta.get("seconds", 0.0))
+        # Without the first generation of a sitting, which compiles.
+        self._steady_seconds = meta.get("steady_seconds", 0.0)
+        self._steady_generations = meta.get("steady_generations", 0)
+        self._dropped = meta.get("dropped", 0)  # members whose fitness was not finite
+        self._lost_in_a_row = meta.get("lost_in_a_row", 0)
+        self._peak = meta.get("peak_memory_bytes", 0)
+        self._tokens = meta.get("tokens", self.generation * task.tokens)
+        self._steady_tokens = meta.get("steady_tokens", self._steady_generations * task.tokens)
+        self._log_clock = Clock(self._watch, config.log_every)
+        self._eval_clock = Clock(self._watch, config.eval_every, share=EVAL_SHARE, compiles=True)
+        self._save_clock = Clock(self._watch, 0.0, share=SAVE_SHARE)
+        self._window: deque[Mapping[str, Any]] = deque(maxlen=WINDOW)
+        # Where the last log left off.
+        self._logged = (self.generation, self._tokens, self._watch())
+        self._ended = self._watch()  # of the last generation
+        self._row: dict[str, Any] = {}  # of the last log
+        self._first = True
+        self._warned = False
+        self._saved = start.saved
+        self._validated: int | None = None
+
+    def __enter__(self) -> "Session":
+        self._metrics = Metrics(
+            self._folder.metrics, self._folder.tensorboard, after=self.generation
+        )
+        self._validated = self._metrics.newest_at.get(self._task.curve.valid)
+        self._best = checkpoint.newest_meta(self._folder.best).get("figure", -math.inf)
+        # Generations that were told from the journal alone were counted before.
+        self._tokens = max(self._tokens, int(self._metrics.newest.get(self._task.unit, 0)))
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._metrics.close()
+
+    def budget_spent(self) -> bool:
+        """Whether the generations or the seconds of the config are used up."""
+        generations, seconds = self._config.generations, self._config.seconds
+        return (generations is not None and self.generation >= generations) or (
+            seconds is not None and self._watch() >= seconds
+        )
+
+    def log_due(self) -> bool:
+        return self._log_clock.due()
+
+    def eval_due(self) -> bool:
+        return self._task.validate is not None and self._eval_clock.due()
+
+    def save_due(self) -> bool:
+        return self._save_clock.due()
+
+    def settle(self, fitness: np.ndarray) -> np.ndarray:
+        """The fitness to tell: the computed one, or the journal's where it has this generation.
+
+        Raises:
+            InputError: not one member has a finite fitness, in too many generations in a row.
+        """
+        if self.generation < len(self._journal):
+            recorded = self._journal.read(self.generation).fitness
+            if fitness.dtype != recorded.dtype or fitness.tobytes() != recorded.tobytes():
+                self._warn_of_difference()
+            fitness = recorded
+        if fitness.dtype.kind == "f":
+            lost = int(fitness.size - np.count_nonzero(np.isfinite(fitness)))
+            self._dropped += lost
+            self._lost_in_a_row = self._lost_in_a_row + 1 if lost == fitness.size else 0
+            if self._lost_in_a_row >= self._task.lost_limit:
+                raise InputError(self._all_lost(lost))
+        return fitness
+
+    def record(self, fitness: np.ndarray, figures: Mapping[str, Any]) -> None:
+        """Close a generation: fitness to the journal, figures to the next log."""
+        if self.generation == len(self._journal):
+            self._journal.append(self.generation, self._task.seed, fitness)
+        tokens = int(figures.get(self._task.unit, self._task.tokens))
+        self._window.append({k: v for k, v in figures.items() if k != self._task.unit})
+        self.generation += 1
+        self._tokens += tokens
+        now = self._watch()
+        if not self._first:
+            self._steady_seconds += now - self._ended
+            self._steady_generations += 1
+            self._steady_tokens += tokens
+        self._first = False
+        self._ended = now
+
+    def log(self) -> None:
+        """Write and show the figures since the last log."""
+        with self._log_clock.spending():
+            now = self._watch()
+            before, read, then = self._logged
+            self._logged = (self.generation, self._tokens, now)
+            per_second = 1 / (now - then) if now > then else 0.0
+            self._row = row = {
+                **_means(self._window),
+                **self._counted(now),
+                f"{self._task.unit}_per_second": per_second * (self._tokens - read),
+                "members_per_second": per_second * (self.generation - before) * self._task.pop_size,
+            }
+            self._window.clear()
+            self._metrics.write(row)
+            self._show(row)
+
+    def validate(self, state: State, carry: Carry) -> None:
+        """Score the weights themselves; the training clock stands still meanwhile."""
+        if self._task.validate is None or self._validated == self.generation:
+            return
+        jax.block_until_ready((state, carry))  # what is still being trained is not validation
+        with self._eval_clock.spending(), self._watch.pause():
+            figures = {
+                name: _number(value) for name, value in self._task.validate(state, carry).items()
+            }
+            self._metrics.write({**self._counted(self._watch()), **figures})
+            self._validated = self.generation
+            best = figures.get(self._task.curve.valid, -math.inf)
+            if self._task.keep_best and best > self._best:
+                self._best = best
+                self._store(self._folder.best, state, carry, {"figure": best}, keep=1)
+
+    def save(self, state: State, carry: Carry) -> None:
+        """Write a checkpoint; what it says was done is in the journal before."""
+        jax.block_until_ready((state, carry))
+        with self._save_clock.spending():
+            self._journal.sync()
+            meta = {
+                "seconds": self._watch(),
+                "steady_seconds": self._steady_seconds,
+                "steady_generations": self._steady_generations,
+                "tokens": self._tokens,
+                "steady_tokens": self._steady_tokens,
+                "dropped": self._dropped,
+                "lost_in_a_row": self._lost_in_a_row,
+                "peak_memory_bytes": self._peak_memory(),
+            }
+            self._store(self._folder.checkpoints, state, carry, meta, keep=2)
+            self._saved = self.generation
+
+    def _store(self, folder: Path, state: State, carry: Carry, meta: dict, *, keep: int) -> None:
+        meta |= {"run_id": self._folder.run_id, "identity": dict(self._task.identity)}
+        try:
+            checkpoint.save(folder, self.generation, Training(state, carry), meta, keep=keep)
+        except OSError as error:
+            raise InputError(
+                f"cannot save a checkpoint in {folder}: {error.strerror}; "
+                f"make room and go on with --resume"
+            ) from None
+
+    def finish(self, state: State, carry: Carry, signal: int | None) -> None:
+        """The last save, validation (unless stopped), curve and summary."""
+        if self._saved != self.generation:
+            self.save(state, carry)
+        if signal is None:
+            self.validate(state, carry)
+        if self._window:
+            self.log()
+        if self._row:
+            self._show(self._row, last=True)
+        curve = self._task.curve
+        draw_curve(
+            self._folder.curve,
+            read_rows(self._folder.metrics),
+            train=curve.train,
+            valid=curve.valid,
+            label=curve.label,
+            lines=curve.lines,
+            title=curve.title,
+            unit=self._task.unit,
+        )
+        write_json(self._folder.summary, self.summary())
+        if signal is not None:
+            self._display.note(
+                f"stopped at generation {self.generation}, all saved; "
+                f"go on with --resume --out {self._folder.path}"
+            )
+
+    def summary(self) -> dict[str, Any]:
+        """The run in a dozen figures: the newest of each training figure, and the counts.
+
+        The speed leaves out validation and the first generation of every sitting, which
+        compiles.
+        """
+        newest = {
+            name: value for name, value in self._metrics.newest.items() if name != "generation"
+        }
+        per_second = 1 / self._steady_seconds if self._steady_seconds else 0.0
+        return {
+            **newest,
+            **self._task.summary,
+            f"{self._task.unit}_per_second": per_second * self._steady_tokens,
+            "members_per_second": per_second * self._steady_generations * self._task.pop_size,
+            "peak_memory_bytes": self._peak_memory(),
+            "seconds": self._watch(),
+            "generations": self.generation,
+        }
+
+    def _counted(self, now: float) -> dict[str, Any]:
+        return {
+            "generation": self.generation,
+            "seconds": now,
+            self._task.unit: self._tokens,
+            "dropped": self._dropped,
+            "peak_memory_bytes": self._peak_memory(),
+        }
+
+    def _fraction(self) -> float | None:
+        """How much of the budget is used, from 0 to 1; None when there is none."""
+        parts = []
+        if self._config.generations:
+            parts.append(self.generation / self._config.generations)
+        if self._config.seconds:
+            parts.append(self._watch() / self._config.seconds)
+        return min(1.0, max(parts)) if parts else None
+
+    def _seconds_left(self) -> float | None:
+        left = []
+        if self._config.seconds is not None:
+            left.append(self._config.seconds - self._watch())
+        if self._config.generations is not None and self._steady_seconds:
+            rate = self._steady_generations / self._steady_seconds
+            left.append((self._config.generations - self.generation) / rate)
+        return min(left, default=None)
+
+    def _show(self, row: Mapping[str, Any], *, last: bool = False) -> None:
+        curve = self._task.curve
+        figures: dict[str, str] = {"generation": str(self.generation)}
+        if row.get(curve.train) is not None:
+            figures[curve.short] = f"{row[curve.train]:.3f}"
+        if self._metrics.newest.get(curve.valid) is not None:
+            figures["valid"] = f"{self._metrics.newest[curve.valid]:.3f}"
+        unit = self._task.unit
+        figures[f"{unit.removeprefix('env_')}/s"] = si(row[f"{unit}_per_second"])
+        if self._task.pop_size > 1:
+            figures["members/s"] = si(row["members_per_second"])
+        figures["memory"] = gibibytes(row["peak_memory_bytes"])
+        if self._dropped:
+            figures["dropped"] = str(self._dropped)
+        left = self._seconds_left()
+        figures["left" if left is not None else "time"] = clock(
+            self._watch() if left is None else left
+        )
+        self._display.show(self._fraction(), figures, force=last)
+
+    def _peak_memory(self) -> int:
+        self._peak = max(self._peak, peak_memory_bytes())
+        return self._peak
+
+    def _all_lost(self, members: int) -> str:
+        whose = "the loss" if members == 1 else f"the fitness of all {members} members"
+        limit = self._task.lost_limit
+        times = f" for {limit} generations in a row" if limit > 1 else ""
+        saved = "none was saved yet" if self._saved is None else f"the newest is {self._saved}"
+        remedy = "learning rate" if members == 1 else "sigma or learning rate"
+        return (
+            f"generation {self.generation}: {whose} is NaN or infinite{times}; stopped, the "
+            f"checkpoints in {self._folder.checkpoints} are kept ({saved}); try a smaller {remedy}"
+        )
+
+    def _warn_of_difference(self) -> None:
+        if not self._warned:
+            self._warned = True
+            self._display.note(
+                f"generation {self.generation}: the fitness computed now is not the journal's "
+                f"(another device, library or corpus?); the journal's is used"
+            )
+
+
+def _means(window: deque[Mapping[str, Any]]) -> dict[str, Any]:
+    """The mean of every figure over the generations that have it, fetched in one go."""
+    fetched = jax.device_get(list(window))
+    names = dict.fromkeys(name for figures in fetched for name in figures)
+    return {
+        name: float(np.mean([np.float64(f[name]) for f in fetched if name in f])) for name in names
+    }
+
+
+def _number(value: Any) -> Any:
+    return value.item() if hasattr(value, "item") else value

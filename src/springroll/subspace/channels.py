@@ -1,0 +1,36 @@
+"""How much Adam stretches the channels of a low-rank gradient; what APOLLO and Fira scale by.
+
+A channel is a column of R along the rank axis, and the column of G it comes from. All results are
+(*stack, 1, n), (*stack, m, 1) or, for whole matrices, (*stack, 1, 1), and multiply G as they are.
+"""
+
+from __future__ import annotations
+
+from typing import Literal
+
+import jax.numpy as jnp
+from jax import Array
+
+from springroll.subspace.low_rank import Step
+
+Per = Literal["channel", "tensor"]
+
+
+def energy(matrix: Array, step: Step, per: Per = "channel") -> Array:
+    """Sums of squares of the channels of G, R or N, float32."""
+    rank_axis = -2 if step.projector.left is not None else -1
+    axes = rank_axis if per == "channel" else (-2, -1)
+    return jnp.sum(jnp.square(matrix.astype(jnp.float32)), axis=axes, keepdims=True)
+
+
+def stretch(step: Step, per: Per = "channel") -> Array:
+    """s = ‖N‖ / ‖R‖ of each channel, or of the matrix; zero where there is no gradient."""
+    before = energy(step.low_gradient, step, per)
+    after = energy(step.low_update, step, per)
+    alive = before > 0
+    return jnp.where(alive, jnp.sqrt(after / jnp.where(alive, before, 1.0)), 0.0)
+
+
+def length(squares: Array) -> Array:
+    """(*stack,) norms of matrices from the energies of their channels, rounding kept above zero."""
+    return jnp.sqrt(jnp.maximum(jnp.sum(squares, axis=(-2, -1)), 0.0))

@@ -1,0 +1,87 @@
+"""Fira: GaLore, and the rest of the gradient scaled alike (arXiv 2410.01623)."""
+
+from __future__ import annotations
+
+from typing import Literal, Unpack
+
+import jax.numpy as jnp
+import optax
+from jax import Array
+
+from springroll.errors import InputError
+from springroll.subspace.channels import energy, length, stretch
+from springroll.subspace.galore import RELEASED
+from springroll.subspace.hf_adam import adam_direction, hf_step
+from springroll.subspace.limiter import GAMMA, limit_growth
+from springroll.subspace.low_rank import Rule, Step, low_rank
+from springroll.subspace.matrix_view import one_of
+from springroll.subspace.projection import Projection, ProjectionOptions
+
+Compat = Literal["fira"]
+
+
+def fira(
+    learning_rate: optax.ScalarOrSchedule,
+    rank: int,
+    *,
+    scale: float = 0.25,
+    b1: float = 0.9,
+    b2: float = 0.999,
+    eps: float = 1e-6,
+    weight_decay: float = 0.0,
+    gamma: float = GAMMA,
+    direction: optax.GradientTransformation | None = None,
+    compat: Compat | None = None,
+    **options: Unpack[ProjectionOptions],
+) -> optax.GradientTransformationExtraArgs:
+    """W <- W - lr k_t (scale P N + L((G - PR) s)), with R = PᵀG and s_j = ‖N_j‖ / ‖R_j‖.
+
+    N = m / (sqrt(v) + eps) is Adam's direction in the subspace, k_t its bias correction, L the
+    norm-growth limiter; s scales the part of the gradient outside of the subspace, a channel at a
+    time, as Adam does the part inside. As published, `scale` is for the inside only.
+
+    The released code also scales PR in the residual, so it is G - scale PR: a share 1 - scale of
+    the gradient inside the subspace leaks out of Adam's hands. compat="fira" does that; without
+    it nothing leaks.
+
+        tx = sr.fira(1e-2, rank=128, plan=sr.discover(fn, params, x))
+
+    Args:
+        learning_rate: number or schedule.
+        rank: r, at most min(m, n) of every selected matrix.
+        scale: alpha.
+        b1, b2, eps: Adam's; eps is added before the bias correction.
+        weight_decay: decoupled, of the weight after the step.
+        gamma: largest growth of the norm of the residual's step.
+        direction: what makes N of R, `adam_direction(b1, b2, eps)` by default.
+        compat: "fira" (1.0.2): the leak, and the choices of `galore(compat="galore-torch")`.
+        options: see `ProjectionOptions`; defaults as for `galore`.
+
+    State: as `galore` with Adam, and one float per matrix. Cost: that of `galore`.
+
+    Raises:
+        InputError: as `galore`; and side "full", which leaves no channels.
+    """
+    if compat is not None:
+        one_of(compat, Compat, "compat")
+    projection = Projection.of(rank, RELEASED if compat else {}, options)
+    if projection.side == "full":
+        raise InputError("side is 'full'; fira scales channels, project one side of the matrix")
+    inside = scale if compat else 1.0
+
+    def with_residual(step: Step) -> tuple[Array, Array | None]:
+        assert step.norm is not None
+        factors, low = stretch(step), step.low_gradient
+        # P is orthonormal, so R tells how long the columns of G - inside PR are.
+        lost = inside * (2 - inside) * energy(low, step)
+        size = length(jnp.square(factors) * (energy(step.gradient, step) - lost))
+        shorter, norm = limit_growth(size, step.norm, gamma)
+        factors = factors * shorter[..., None, None]
+        # P commutes with factors of columns: both terms in P take one product.
+        low = scale * step.low_update - inside * factors * low
+        return factors * step.gradient.astype(jnp.float32) + step.projector.up(low), norm
+
+    return optax.chain(
+        low_rank(direction or adam_direction(b1, b2, eps), projection, Rule(with_residual, True)),
+        hf_step(learning_rate, b1, b2, weight_decay=weight_decay),
+    )

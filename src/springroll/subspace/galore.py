@@ -1,0 +1,70 @@
+"""GaLore: any optimizer on gradients projected to a low rank (arXiv 2403.03507)."""
+
+from __future__ import annotations
+
+from typing import Literal, Unpack
+
+import optax
+from jax import Array
+
+from springroll.subspace.low_rank import Rule, Step, low_rank
+from springroll.subspace.matrix_view import one_of
+from springroll.subspace.projection import Projection, ProjectionOptions
+
+Compat = Literal["galore-torch"]
+
+# What the released PyTorch code does; its signs of singular vectors are arbitrary, ours are not.
+RELEASED: ProjectionOptions = {
+    "rows": "out",
+    "side": "std",
+    "refresh": "svd",
+    "moments": "keep",
+    "stagger": False,
+}
+
+
+def galore(
+    inner: optax.GradientTransformation,
+    rank: int,
+    *,
+    scale: float = 0.25,
+    compat: Compat | None = None,
+    **options: Unpack[ProjectionOptions],
+) -> optax.GradientTransformationExtraArgs:
+    """`inner` on gradients of rank `rank`: R = PᵀG (r, n), W <- W + scale P inner(R).
+
+    The inner optimizer holds moments of shape (r, n) instead of (m, n). Its weight decay is for the
+    whole weight, as it would be without projection. Parameters that are not selected are left to
+    it as they are. Every matrix of a stack (layers, experts) has a projector of its own.
+
+        tx = sr.galore(optax.adamw(1e-2), rank=128, plan=sr.discover(fn, params, x))
+
+    By default the input side is projected, by one power step every 200 steps, the matrices taking
+    turns, and the moments are rotated into the new basis: the result does not depend on the signs
+    of basis vectors, no SVD is computed, and no step is much slower than others.
+
+    Args:
+        inner: any optax transformation, `quantize_state(...)` and `optax.contrib.muon` among them.
+        rank: r, at most min(m, n) of every selected matrix.
+        scale: alpha of the paper.
+        compat: "galore-torch" makes the choices of the released code (1.0): parameters are (out,
+            in), `side` "std", SVD, moments kept, all matrices on one step. With
+            `hf_adamw(...)` inside the updates are those of GaLoreAdamW.
+        options: see `ProjectionOptions`; they win over `compat`.
+
+    State: per m x n matrix r m for P and what `inner` keeps for (r, n); float32 arrays. Cost: 4mnr
+    FLOPs a step; a refresh 4mnr and a QR of (m, r).
+
+    Raises:
+        InputError: a name that does not exist; in `init`, a rank above min(m, n) of a selected
+            parameter, a selected vector, a pattern that matches nothing, a plan of other
+            parameters.
+    """
+    if compat is not None:
+        one_of(compat, Compat, "compat")
+    projection = Projection.of(rank, RELEASED if compat else {}, options)
+
+    def back(step: Step) -> tuple[Array, None]:
+        return scale * step.projector.up(step.low_update), None
+
+    return low_rank(inner, projection, Rule(back, limited=False))

@@ -1,0 +1,108 @@
+"""One tree of parameters in three parts: weights that stand still, what is trained, projectors."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from jax import Array
+
+from springroll.errors import InputError
+from springroll.subspace.streams import Stream, ThinLeaf, place
+from springroll.thin.factored_array import Factored
+
+
+@dataclass(frozen=True)
+class Layout:
+    """Which leaf of the parameters is what.
+
+    A weight in a subspace stands for base + P S; S is kept as Sᵀ (stacked, outputs, rank), the
+    `right` factor of `Factored`. The *trainable* tree has the structure of the parameters with Sᵀ
+    in place of such a weight and None in place of what is not trained.
+    """
+
+    tree: Any
+    paths: tuple[str, ...]
+    shapes: tuple[tuple[int, ...], ...]
+    dtypes: tuple[Any, ...]
+    streams: tuple[Stream, ...]
+    rank: int
+
+    @classmethod
+    def of(cls, params: Any, streams: Sequence[Stream], rank: int) -> Layout:
+        found, tree = jax.tree_util.tree_flatten_with_path(params)
+        paths = [jax.tree_util.keystr(path, simple=True, separator="/") for path, _ in found]
+        shapes = [tuple(jnp.shape(leaf)) for _, leaf in found]
+        dtypes = [jnp.dtype(leaf.dtype) for _, leaf in found]
+        return cls(tree, tuple(paths), tuple(shapes), tuple(dtypes), tuple(streams), rank)
+
+    @property
+    def thin(self) -> dict[str, ThinLeaf]:
+        return {user.path: user for stream in self.streams for user in stream.users}
+
+    def check(self, params: Any) -> None:
+        """Raise InputError unless `params` have the structure, shapes and types of the layout."""
+        other = Layout.of(params, self.streams, self.rank)
+        if other.tree != self.tree:
+            raise InputError("params have another structure than those the trainer was made for.")
+        for path, shape, dtype, s, d in zip(
+            self.paths, self.shapes, self.dtypes, other.shapes, other.dtypes, strict=True
+        ):
+            if (shape, dtype) != (s, d):
+                raise InputError(
+                    f"{path} is {d}{list(s)}; the trainer was made for {dtype}{list(shape)}."
+                )
+
+    def map(self, fn: Callable[..., Any], *trees: Any) -> Any:
+        """fn(path, leaf, ...) over the leaves of trees with the parameters' structure."""
+        leaves = [self.tree.flatten_up_to(t) for t in trees]
+        return jax.tree.unflatten(
+            self.tree, [fn(*group) for group in zip(self.paths, *leaves, strict=True)]
+        )
+
+    def trainable(self, params: Any, low: Mapping[str, Array]) -> Any:
+        real = lambda leaf: leaf if jnp.issubdtype(leaf.dtype, jnp.floating) else None
+        return self.map(lambda path, leaf: low[path] if path in low else real(leaf), params)
+
+    def still(self, params: Any) -> Any:
+        """What the hot step only reads: bases of thin weights, and leaves that are not floats."""
+        thin = self.thin
+        moves = lambda path, leaf: path not in thin and jnp.issubdtype(leaf.dtype, jnp.floating)
+        return self.map(lambda path, leaf: None if moves(path, leaf) else leaf, params)
+
+    def params(self, trainable: Any, still: Any) -> Any:
+        """The parameters, with the bases of thin weights."""
+        return self.map(lambda _, new, old: new if old is None else old, trainable, still)
+
+    def low(self, trainable: Any) -> dict[str, Array]:
+        thin = self.thin
+        leaves = self.tree.flatten_up_to(trainable)
+        return {path: leaf for path, leaf in zip(self.paths, leaves, strict=True) if path in thin}
+
+    def weights(
+        self,
+        params: Any,
+        left: Mapping[str, Any],
+        right: Mapping[str, Any],
+        gains: Mapping[str, Array] | None = None,
+    ) -> Any:
+        """The parameters with `Factored` leaves; left and gains by stream, right by path."""
+        thin = self.thin
+
+        def one(path: str, leaf: Any) -> Any:
+            if path not in thin:
+                return leaf
+            user = thin[path]
+            p = place(left[user.stream], user.roles, "sm")
+            s = place(right[path], user.roles, "sn")
+            gain = None if gains is None else gains[user.stream]
+            return Factored(leaf, p, s, gain, user.roles, path=path)
+
+        return self.map(one, params)
+
+    def zeros(self) -> dict[str, Array]:
+        """S = 0 for every thin weight, float32."""
+        return {p: jnp.zeros((*user.sizes("sn"), self.rank)) for p, user in self.thin.items()}

@@ -1,0 +1,199 @@
+"""The frame that GaLore, APOLLO and Fira share: an optax transformation of low-rank gradients.
+
+Each selected gradient G is projected, R = PᵀG; an inner optimizer that only ever sees R says how to
+step there; a rule makes of G, R and that low-rank step the step of the full weight. What is not
+selected goes through the inner optimizer as it is.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import optax
+from jax import Array
+
+from springroll.subspace.inner_state import find_moments, state_leaves
+from springroll.subspace.matrix_view import MatrixView
+from springroll.subspace.projection import Projection
+from springroll.subspace.projector import Projector
+from springroll.subspace.projector_refresh import renewed, turn
+
+Views = list[MatrixView | None]
+
+
+class LowRankState(NamedTuple):
+    """All that a low-rank transformation carries: arrays only."""
+
+    step: Array  # () int32, updates so far
+    projectors: Any  # like the parameters: a Projector where one is stored, else None
+    norms: Any  # like the parameters: (*stack,) float32 of the limiter, or None
+    inner: Any  # of the inner optimizer, which sees low-rank leaves
+
+
+class Step(NamedTuple):
+    """What a rule is given for one parameter."""
+
+    gradient: Array  # G (*stack, m, n)
+    low_gradient: Array  # R float32, of the shape the projector gives
+    low_update: Array  # what the inner optimizer made of R
+    projector: Projector
+    norm: Array | None  # (*stack,) of the limiter
+
+
+class Rule(NamedTuple):
+    """From the low-rank step to the full one: (update (*stack, m, n), the limiter's next norm)."""
+
+    apply: Callable[[Step], tuple[Array, Array | None]]
+    limited: bool  # whether it keeps a norm
+
+
+@dataclass(frozen=True)
+class LowRank:
+    """`init` and `update` of the transformation.
+
+    Decoupled weight decay of the inner optimizer reaches the whole weight, by the amount the inner
+    optimizer says and not `scale` times it. An update is linear in the weights that decay, so the
+    inner optimizer is shown zeros in place of a projected weight, and the derivative of its update
+    in the direction of ones is the decay: a constant to the compiler, exact, and no second run.
+    """
+
+    inner: optax.GradientTransformationExtraArgs
+    projection: Projection
+    rule: Rule
+
+    def init(self, params: Any) -> LowRankState:
+        views = self.projection.views(params)
+        leaves, structure = jax.tree.flatten(params)
+        low = [
+            x if v is None else jnp.zeros(self.projection.low_shape(v))
+            for x, v in zip(leaves, views, strict=True)
+        ]
+        each = lambda make: structure.unflatten([None if v is None else make(v) for v in views])
+        return LowRankState(
+            step=jnp.zeros((), jnp.int32),
+            projectors=each(lambda v: self.projection.start(v) if self.projection.stored else None),
+            norms=each(lambda v: jnp.zeros(v.stack) if self.rule.limited else None),
+            inner=self.inner.init(structure.unflatten(low)),
+        )
+
+    def update(
+        self,
+        updates: Any,
+        state: LowRankState,
+        params: Any = None,
+        *,
+        layer: Array | int = 0,
+        **extra: Any,
+    ) -> tuple[Any, LowRankState]:
+        """As in optax.
+
+        A stack can be updated a layer at a time, each with its slice of the state: if the tree is
+        that of the whole less the stacked axis, `layer` is the index of the layer, and the result
+        is that of the whole. Only the random bases at the start differ.
+        """
+        views = self.projection.views(updates)
+        gradients, structure = jax.tree.flatten(updates)
+        weights = None if params is None else structure.flatten_up_to(params)
+        norms = structure.flatten_up_to(state.norms)
+        matrices = [v.matrix(g) if v else g for v, g in zip(views, gradients, strict=True)]
+        if self.projection.stored:
+            stored = structure.flatten_up_to(state.projectors)
+            projectors, inner = self._refresh(views, state, layer, matrices, stored)
+            after = structure.unflatten(projectors)
+        else:
+            projectors = [v and self.projection.drawn(v, state.step, layer) for v in views]
+            inner, after = state.inner, state.projectors
+        low = [p.down(x) if p else x for p, x in zip(projectors, matrices, strict=True)]
+        steps, decays, inner = self._inner_update(views, structure, low, weights, inner, extra)
+        for i, (view, projector) in enumerate(zip(views, projectors, strict=True)):
+            if view is None or projector is None:
+                continue
+            with jax.named_scope("low_rank_update"):
+                full, norms[i] = self.rule.apply(
+                    Step(matrices[i], low[i], steps[i], projector, norms[i])
+                )
+            if weights is not None:
+                full = full + decays[i] * view.matrix(weights[i]).astype(jnp.float32)
+            steps[i] = view.restore(full).astype(gradients[i].dtype)
+        return structure.unflatten(steps), LowRankState(
+            step=jnp.asarray(optax.safe_increment(state.step)),
+            projectors=after,
+            norms=structure.unflatten(norms),
+            inner=inner,
+        )
+
+    def _refresh(
+        self,
+        views: Views,
+        state: LowRankState,
+        layer: Array | int,
+        matrices: list[Array],
+        projectors: list[Any],
+    ) -> tuple[list[Any], Any]:
+        """Projectors, and the inner state with its moments in their coordinates."""
+        projection = self.projection
+        leaves, structure = state_leaves(state.inner)
+        chosen = {v.path: v for v in views if v}
+        kept = find_moments(state.inner, chosen) if projection.moments != "keep" else []
+        projectors = list(projectors)
+        for i, view in enumerate(views):
+            if view is None:
+                continue
+            mine = [m for m in kept if chosen[m.path] is view]
+            with jax.named_scope("refresh_projector"):
+                projectors[i], moments = renewed(
+                    projection,
+                    view,
+                    turn(projection, view, len(chosen), state.step, layer),
+                    state.step,
+                    matrices[i],
+                    projectors[i],
+                    [(leaves[m.at], m.order) for m in mine],
+                )
+            for place, moment in zip(mine, moments, strict=True):
+                leaves[place.at] = moment
+        return projectors, jax.tree.unflatten(structure, leaves)
+
+    def _inner_update(
+        self,
+        views: Views,
+        structure: Any,
+        low: list[Array],
+        weights: list[Any] | None,
+        state: Any,
+        extra: Mapping[str, Any],
+    ) -> tuple[list[Any], list[Any], Any]:
+        """The inner steps, the decay of each projected weight (*stack, 1, 1), and the state."""
+        gradients = structure.unflatten(low)
+
+        def run(shown: list[Array] | None) -> tuple[list[Any], Any]:
+            seen = None
+            if weights is not None and shown is not None:
+                pairs = zip(views, weights, shown, strict=True)
+                seen = structure.unflatten([x if v else w for v, w, x in pairs])
+            with jax.numpy_dtype_promotion("standard"):  # optimizers need not be strict
+                steps, after = self.inner.update(gradients, state, seen, **extra)
+            return structure.flatten_up_to(steps), after
+
+        if weights is None:
+            steps, after = run(None)
+            return steps, [None] * len(low), after
+        zeros, ones = [jnp.zeros_like(x) for x in low], [jnp.ones_like(x) for x in low]
+        steps, slopes, after = jax.jvp(run, (zeros,), (ones,), has_aux=True)
+        return (
+            steps,
+            [s[..., :1, :1] if v else None for v, s in zip(views, slopes, strict=True)],
+            after,
+        )
+
+
+def low_rank(
+    inner: optax.GradientTransformation, projection: Projection, rule: Rule
+) -> optax.GradientTransformationExtraArgs:
+    """The optax transformation of a rule."""
+    frame = LowRank(optax.with_extra_args_support(inner), projection, rule)
+    return optax.GradientTransformationExtraArgs(frame.init, frame.update)  # pyright: ignore[reportArgumentType]

@@ -1,0 +1,400 @@
+"""`lowgrad`: a trainer in which the gradient of a weight only ever exists in its subspace."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import Any, Literal, NamedTuple, get_args
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+from jax import Array, lax
+
+from springroll.errors import InputError
+from springroll.subspace import gradients, moments, refresh, schedule
+from springroll.subspace.basis import Moments
+from springroll.subspace.leaves import Layout
+from springroll.subspace.schedule import Schedule
+from springroll.subspace.streams import Select, streams_of
+from springroll.thin.discovery import discover
+from springroll.thin.roles import Plan
+from springroll.thin.transform import factored
+
+Refresh = Literal["power", "random"]
+Program = Literal["step", "probe", "turn"]
+
+
+class State(NamedTuple):
+    """All there is, as arrays: what a checkpoint holds."""
+
+    params: Any  # weights as of their last merge, everything else as it is now
+    projectors: dict[str, Array]  # stream -> P (stacked, inputs, rank) float32, orthonormal columns
+    low: dict[str, Array]  # path -> Sᵀ (stacked, outputs, rank) float32
+    opt: Any  # the inner optimizer's state over the trainable tree
+    skipped: Array  # () int32 steps without an update because the loss was not finite
+    schedule: Schedule
+
+
+@dataclass(frozen=True)
+class Options:
+    """How subspaces change; see `lowgrad`."""
+
+    period: int
+    turns: int
+    refresh: Refresh
+    moments: Moments
+    widen: float | None
+    scale: float | None
+    accumulate: int
+    seed: int
+
+
+@dataclass(frozen=True)
+class Trainer:
+    """What `lowgrad` returns. Its methods take a State and give a new one; the old one is used up.
+
+    `update` is all a training loop needs.
+    """
+
+    plan: Plan
+    layout: Layout
+    options: Options
+    optimizer: optax.GradientTransformation
+    run: Callable[..., Any] = field(repr=False)
+    example: tuple[Any, ...] | None = field(repr=False, default=None)
+    compiled: dict[str, Any] = field(repr=False, default_factory=dict)
+
+    def init(self, params: Any) -> State:
+        """The state of step 0. `params` are used up; projectors are random until `update`."""
+        self.layout.check(params)
+        params = jax.tree.map(jnp.asarray, params)
+        low = self.layout.zeros()
+        opt = self.optimizer.init(self.layout.trainable(params, low))
+        moments.check(opt, self.layout.thin, low, self.options.moments)
+        projectors = refresh.random_bases(self.layout, self.key(0))
+        began = schedule.start(self.layout.streams, self.options.period)
+        return State(params, projectors, low, opt, jnp.zeros((), jnp.int32), began)
+
+    def update(self, state: State, *batch: Any) -> tuple[State, dict[str, Any]]:
+        """One training step, with a refresh of the layers whose turn it is."""
+        return self.refresh(state, *batch) if self.due(state) else self.step(state, *batch)
+
+    def due(self, state: State) -> bool:
+        """Whether any layer's subspace is to be refreshed at this step. Decided on the host."""
+        return any(layers.any() for layers in schedule.due(state.schedule).values())
+
+    def step(self, state: State, *batch: Any) -> tuple[State, dict[str, Any]]:
+        """One step of the inner optimizer on S and the other leaves, bases as they are."""
+        self._check_batch(batch)
+        moving, still = self._apart(state)
+        moving, metrics = self._jit("step")(moving, still, state.projectors, batch)
+        return self._together(state, moving, still), metrics
+
+    def refresh(
+        self, state: State, *batch: Any, everything: bool = False
+    ) -> tuple[State, dict[str, Any]]:
+        """A step on this batch, then new subspaces from it for the layers that are due, or all."""
+        self._check_batch(batch)
+        chosen = schedule.due(state.schedule)
+        if everything:
+            chosen = {name: np.ones_like(layers) for name, layers in chosen.items()}
+        now = state.schedule
+        moving, still = self._apart(state)
+        name = "step" if self.options.refresh == "random" else "probe"
+        moving, metrics, *found = self._jit(name)(moving, still, state.projectors, batch)
+        state = self._together(state, moving, still)
+        directions = found[0] if found else refresh.random_bases(self.layout, self.key(1, now.step))
+        layers, counts = listed(chosen)
+        turned, overlap = self._jit("turn")(
+            state._replace(schedule=None), directions, layers, counts, self.key(2, now.step)
+        )
+        timing = schedule.refreshed(
+            now,
+            self.layout.streams,
+            chosen,
+            self.options.turns,
+            overlap if self.options.widen is not None else None,
+            self.options.widen,
+        )
+        state = turned._replace(schedule=schedule.advanced(timing))
+        return state, {**metrics, "overlap": overlap}
+
+    def apply(self, state: State, loss: Array, grads: Any) -> tuple[State, dict[str, Any]]:
+        """`step` with a gradient of the trainable tree (`layout.trainable`) from elsewhere."""
+        moving, still = self._apart(state)
+        moving, metrics = self._jit("apply")(moving, loss, grads)
+        return self._together(state, moving, still), metrics
+
+    def merge(self, state: State) -> State:
+        """All of P S written into the weights, S = 0, same bases and moments."""
+        layers, counts = listed({s.name: np.ones(s.depth, bool) for s in self.layout.streams})
+        key = self.key(3, state.schedule.step)
+        merged, _ = self._jit("turn")(state._replace(schedule=None), None, layers, counts, key)
+        return merged._replace(schedule=state.schedule)
+
+    def params(self, state: State) -> Any:
+        """The weights that the state stands for, dense, in the types of the parameters.
+
+        short types are rounded to nearest; the state is not used up. Costs a copy of the weights.
+        """
+        return self._jit("dense")(self.weights(state))
+
+    def weights(self, state: State) -> Any:
+        """The parameters with `Factored` leaves, for `sr.factored(fn)`: exact, and no copy."""
+        return self.layout.weights(state.params, state.projectors, state.low)
+
+    def lower(self, name: Program, state: State, *batch: Any) -> Any:
+        """The lowered program of the hot step, or of the two halves of a refresh.
+
+        Its memory: `.compile().memory_analysis()`. State and batch may be ShapeDtypeStructs.
+        """
+        if name == "turn":
+            depths = {s.name: np.zeros(s.depth, bool) for s in self.layout.streams}
+            now = state._replace(schedule=None)
+            return self._jit(name).lower(now, state.projectors, *listed(depths), self.key(0))
+        moving, still = self._apart(state)
+        return self._jit(name).lower(moving, still, state.projectors, batch)
+
+    def _check_batch(self, batch: tuple[Any, ...]) -> None:
+        """Raise InputError unless the batch looks like the example, sizes aside."""
+        if self.example is None:
+            return
+        kind = lambda a: (jnp.ndim(a), str(jnp.result_type(a)))
+        given, expected = (jax.tree.map(kind, b) for b in (batch, self.example))
+        if given != expected:
+            raise InputError(
+                f"the batch has (axes, type) {given}; the example batch had {expected}."
+            )
+
+    def key(self, *counters: Any) -> Array:
+        """Of a random draw: 0 first bases, 1 new bases and 2, 3 rounding at a step."""
+        key = jax.random.key(self.options.seed)
+        for counter in counters:
+            key = jax.random.fold_in(key, int(counter))
+        return key
+
+    def _apart(self, state: State) -> tuple[Any, Any]:
+        trainable = self.layout.trainable(state.params, state.low)
+        return (trainable, state.opt, state.skipped), self.layout.still(state.params)
+
+    def _together(self, state: State, moving: Any, still: Any) -> State:
+        trainable, opt, skipped = moving
+        params, low = self.layout.params(trainable, still), self.layout.low(trainable)
+        timing = schedule.advanced(state.schedule)
+        return State(params, state.projectors, low, opt, skipped, timing)
+
+    def _jit(self, name: str) -> Any:
+        if name not in self.compiled:
+            make = {
+                "step": lambda: jax.jit(self._step, donate_argnums=0),
+                "probe": lambda: jax.jit(self._probe, donate_argnums=0),
+                "apply": lambda: jax.jit(self._applied, donate_argnums=0),
+                "turn": lambda: jax.jit(self._turn, donate_argnums=0),
+                "dense": lambda: jax.jit(_dense),
+            }
+            self.compiled[name] = make[name]()
+        return self.compiled[name]
+
+    def _step(self, moving: Any, still: Any, projectors: Any, batch: Any) -> Any:
+        found = self._gradients(moving, still, projectors, batch)
+        return self._updated(moving, *found)
+
+    def _probe(self, moving: Any, still: Any, projectors: Any, batch: Any) -> Any:
+        """`_step`, and where the subspaces should go: Z per stream."""
+        loss, aux, grads = self._gradients(moving, still, projectors, batch)
+        layout = self.layout
+        directions = gradients.power(
+            self.run,
+            layout,
+            self.options.accumulate,
+            layout.params(moving[0], still),
+            projectors,
+            layout.low(moving[0]),
+            layout.low(grads),
+            batch,
+        )
+        return *self._updated(moving, loss, aux, grads), directions
+
+    def _gradients(self, moving: Any, still: Any, projectors: Any, batch: Any) -> Any:
+        return gradients.gradients(
+            self.run, self.layout, self.options.accumulate, moving[0], still, projectors, batch
+        )
+
+    def _applied(self, moving: Any, loss: Array, grads: Any) -> tuple[Any, Any]:
+        grads = jax.tree.map(lambda g, leaf: g.astype(leaf.dtype), grads, moving[0])
+        return self._updated(moving, loss, None, grads)
+
+    def _updated(self, moving: Any, loss: Array, aux: Any, grads: Any) -> tuple[Any, Any]:
+        """The inner optimizer's step, unless loss or gradient is not finite.
+
+        A branch, not a select: a select would keep old and new moments alive side by side.
+        """
+        trainable, opt, skipped = moving
+        norm = _norm(grads)
+        finite = jnp.isfinite(loss) & jnp.isfinite(norm)
+
+        def take(trainable: Any, opt: Any, grads: Any) -> tuple[Any, Any]:
+            with jax.numpy_dtype_promotion("standard"):  # optimizers need not be strict
+                updates, opt = self.optimizer.update(grads, opt, trainable)
+            return optax.apply_updates(trainable, self._scaled(updates)), opt
+
+        skip = lambda trainable, opt, grads: (trainable, opt)
+        trainable, opt = lax.cond(finite, take, skip, trainable, opt, grads)
+        skipped = skipped + jnp.where(finite, 0, 1).astype(jnp.int32)
+        metrics = {"loss": loss, "grad_norm": norm, "skipped": skipped, "aux": aux}
+        return (trainable, opt, skipped), metrics
+
+    def _scaled(self, updates: Any) -> Any:
+        thin, scale = self.layout.thin, self.options.scale
+
+        def one(path: str, update: Any) -> Any:
+            if path not in thin:
+                return update
+            by = math.sqrt(thin[path].inputs / self.layout.rank) if scale is None else scale
+            return update * jnp.asarray(by, update.dtype)
+
+        return self.layout.map(one, updates)
+
+    def _turn(self, state: State, directions: Any, layers: Any, counts: Any, key: Array) -> Any:
+        if directions is not None:  # of a batch whose loss was not finite, nothing is learned
+            healthy = [jnp.all(jnp.isfinite(z)) for z in directions.values()]
+            counts = jax.tree.map(lambda n: jnp.where(jnp.stack(healthy).all(), n, 0), counts)
+        params, projectors, low, opt, overlap = refresh.turned(
+            self.layout,
+            state.params,
+            state.projectors,
+            state.low,
+            state.opt,
+            directions,
+            layers,
+            counts,
+            key,
+            self.options.moments,
+        )
+        return State(params, projectors, low, opt, state.skipped, state.schedule), overlap
+
+
+def lowgrad(
+    loss: Callable[..., Any],
+    params: Any,
+    optimizer: optax.GradientTransformation,
+    *example: Any,
+    rank: int = 128,
+    plan: Plan | None = None,
+    select: Select | None = None,
+    own_experts: bool = False,
+    period: int = 200,
+    turns: int = 4,
+    refresh: Refresh = "power",
+    moments: Moments = "rotate",
+    widen: float | None = None,
+    scale: float | None = None,
+    accumulate: int = 1,
+    has_aux: bool = False,
+    seed: int = 0,
+) -> Trainer:
+    """A trainer of loss(params, *batch) in which no weight's full gradient ever exists.
+
+    A weight W (inputs x outputs) is trained as W + P S. P (inputs x rank) has orthonormal columns
+    and belongs to the activation x that W meets, so q, k and v share one, gate and up another. Only
+    S is differentiated: dS = Pᵀ G = (x P)ᵀ dy, without G = xᵀ dy. Gradient, optimizer state, what
+    is sent between devices and a part of the FLOPs shrink by rank / inputs. `loss` is any JAX
+    function; which axes are inputs is read from the program (`sr.discover`).
+
+    Every `period` steps a layer gets a new subspace: P S is added to W, P becomes the orthonormal
+    basis of G Gᵀ P (one power step, computed in a second backward pass) and S = 0. Layers take
+    `turns`. Until then W stands still, so bfloat16 and int8 weights, rounded at random, change once
+    per period.
+
+    >>> import jax, jax.numpy as jnp, optax
+    >>> loss = lambda params, x, y: jnp.mean((jnp.tanh(x @ params["w1"]) @ params["w2"] - y) ** 2)
+    >>> params = {"w1": jnp.ones((8, 16)) / 8, "w2": jnp.ones((16, 6)) / 16}
+    >>> x, y = jnp.ones((4, 8)), jnp.zeros((4, 6))
+    >>> trainer = lowgrad(loss, params, optax.adam(1e-2), x, y, rank=2)
+    >>> state = trainer.init(params)
+    >>> for _ in range(3):
+    ...     state, metrics = trainer.update(state, x, y)
+    >>> sorted(state.low), state.low["w1"].shape, int(state.schedule.step)
+    (['w1', 'w2'], (16, 2), 3)
+
+    Args:
+        loss: loss(params, *batch) -> scalar, a mean over the batch; (scalar, aux) with `has_aux`.
+        params: arrays or ShapeDtypeStructs; only shapes are read.
+        optimizer: any optax transformation, over the parameters' structure with Sᵀ (stacked,
+            outputs, rank) in place of the weights in subspaces. Weight decay pulls S to zero, that
+            is, the weights to where they were last merged. Clipping sees the gradients of S.
+        *example: a batch, or its shapes; not needed with `plan`.
+        rank: columns of P. A quarter of the model's width keeps the quality of full gradients.
+        plan: what `sr.discover(loss, params, *batch)` returned.
+        select: path -> bool, the weights in subspaces. By default every weight that is only used
+            in products and is larger than `rank` on both sides, so also an untied output head;
+            published recipes leave that out.
+        own_experts: experts get projectors of their own also where they meet one common activation.
+        period: steps between two refreshes of a layer.
+        turns: parts of a period in which layers are refreshed; 1 refreshes all in the same step.
+        refresh: "power", or "random": new random bases, without the second backward pass.
+        moments: what becomes of the optimizer's averages, see `subspace.rotate_moment`.
+        widen: double a layer's period whenever the new subspace overlaps the old one by at least
+            this much (‖P_newᵀ P_old‖²/rank; 0.5 is a high value); None: never.
+        scale: factor on the updates of S; None is sqrt(inputs / rank), with which Adam moves W as
+            far per entry as with full gradients, so that learning rates carry over.
+        accumulate: equal parts in which a batch is computed; only gradients of S are summed.
+        has_aux: see loss; the mean of aux over the parts is `metrics["aux"]`.
+        seed: of initial bases, random bases and rounding; these depend on the step alone.
+
+    Raises:
+        InputError: a rank above a selected matrix, a selected vector, nothing to select, an
+            unknown option value, optimizer state of unknown meaning; in training a batch unlike
+            the example.
+
+    Source: gradients in a subspace are from GaLore (arXiv 2403.03507), the power step from PowerSGD
+    (1905.13727), turning the moments from LDAdam (2410.16103).
+    """
+    options = Options(period, turns, refresh, moments, widen, scale, accumulate, seed)
+    _check(options)
+    if plan is None:
+        if not example:
+            raise InputError(
+                "lowgrad needs to see the loss at work: give an example batch after the optimizer"
+                " (shapes suffice) or plan=sr.discover(loss, params, *batch)."
+            )
+        plan = discover(loss, params, *example)
+    layout = Layout.of(params, streams_of(plan, rank, select, own_experts), rank)
+    thin_loss = factored(loss, densify_limit=0)
+
+    def run(weights: Any, *batch: Any) -> tuple[Array, Any]:
+        out = thin_loss(weights, *batch)
+        return out if has_aux else (out, None)
+
+    shape = lambda a: jax.ShapeDtypeStruct(jnp.shape(a), jnp.result_type(a))
+    seen = jax.tree.map(shape, example) or None
+    return Trainer(plan, layout, options, optimizer, run, seen)
+
+
+def _check(options: Options) -> None:
+    for name, kind in (("refresh", Refresh), ("moments", Moments)):
+        given = getattr(options, name)
+        if given not in get_args(kind):
+            raise InputError(f"{name}={given!r} is unknown; expected one of {get_args(kind)}.")
+    for name in ("period", "turns", "accumulate"):
+        if getattr(options, name) < 1:
+            raise InputError(f"{name} is {getattr(options, name)}; expected at least 1.")
+
+
+def _norm(tree: Any) -> Array:
+    square = lambda a: jnp.sum(jnp.square(a.astype(jnp.float32)))
+    return jnp.sqrt(sum((square(leaf) for leaf in jax.tree.leaves(tree)), jnp.float32(0)))
+
+
+def _dense(weights: Any) -> Any:
+    is_thin = lambda leaf: hasattr(leaf, "dense")
+    return jax.tree.map(lambda w: w.dense() if is_thin(w) else w, weights, is_leaf=is_thin)
+
+
+def listed(chosen: dict[str, np.ndarray]) -> tuple[dict[str, Any], dict[str, Any]]:
+    """stream -> indices of the chosen layers first (depth,), and how many they are."""
+    layers = {n: np.argsort(~c, kind="stable").astype(np.int32) for n, c in chosen.items()}
+    return layers, {n: np.int32(c.sum()) for n, c in chosen.items()}

@@ -1,0 +1,157 @@
+"""Which parameters are projected, and how each is seen as a stack of matrices (in, out)."""
+
+from __future__ import annotations
+
+import difflib
+import fnmatch
+import math
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, Literal, get_args
+
+import jax
+import jax.numpy as jnp
+from jax import Array
+
+from springroll.errors import InputError
+from springroll.thin.roles import LeafPlan
+
+Side = Literal["in", "out", "std", "reverse_std", "left", "right", "full"]
+Rows = Literal["in", "out"]
+Select = Callable[[str], bool] | str | Sequence[str] | None
+
+
+@dataclass(frozen=True)
+class MatrixView:
+    """A parameter as (*stack, m, n): m sums over its inputs, n over its outputs."""
+
+    path: str
+    shape: tuple[int, ...]
+    roles: str  # one letter per axis: s stacked, m input, n output
+    number: int  # among the projected parameters, in tree order
+
+    @property
+    def stack(self) -> tuple[int, ...]:
+        return tuple(n for n, role in zip(self.shape, self.roles, strict=True) if role == "s")
+
+    def size(self, role: str) -> int:
+        return math.prod(n for n, r in zip(self.shape, self.roles, strict=True) if r == role)
+
+    @property
+    def order(self) -> tuple[int, ...]:
+        """The axes of the parameter in the order stack, inputs, outputs."""
+        return tuple(sorted(range(len(self.shape)), key=lambda i: "smn".index(self.roles[i])))
+
+    def matrix(self, x: Array) -> Array:
+        return x.transpose(self.order).reshape(*self.stack, self.size("m"), self.size("n"))
+
+    def restore(self, matrix: Array) -> Array:
+        """`matrix` undone."""
+        order = self.order
+        whole = matrix.reshape([self.shape[i] for i in order])
+        return whole.transpose(sorted(range(len(order)), key=order.__getitem__))
+
+    def sides(self, side: Side) -> tuple[bool, bool]:
+        """Whether the inputs and whether the outputs are projected.
+
+        "std" is the smaller of the two, the inputs when they are equal; "left" is the one that
+        comes first in the parameter's own layout.
+        """
+        m, n = self.size("m"), self.size("n")
+        inputs = {
+            "in": True,
+            "full": True,
+            "out": False,
+            "std": m <= n,
+            "reverse_std": m > n,
+            "left": self.roles.index("m") < self.roles.index("n"),
+            "right": self.roles.index("m") > self.roles.index("n"),
+        }[side]
+        return inputs, not inputs or side == "full"
+
+
+def matrix_views(
+    params: Any,
+    rank: int,
+    *,
+    select: Select = None,
+    plan: Mapping[str, LeafPlan] | None = None,
+    rows: Rows = "in",
+) -> list[MatrixView | None]:
+    """A view per leaf of `params` in tree order; None for those that stay as they are.
+
+    Without a `plan` the last two axes are the matrix, its rows the inputs or, with rows="out", the
+    outputs. A parameter that lacks the first, stacked axis of its plan is one layer by itself.
+
+    Raises InputError for a rank above min(m, n), for a selected vector, for a pattern that matches
+    nothing and for a plan of other parameters.
+    """
+    leaves = [
+        (path_of(path), tuple(jnp.shape(leaf)))
+        for path, leaf in jax.tree_util.tree_leaves_with_path(params)
+    ]
+    paths = [path for path, _ in leaves]
+    wanted = _selector(select, paths)
+    views: list[MatrixView | None] = []
+    for path, shape in leaves:
+        roles = _roles(path, shape, plan, "mn" if rows == "in" else "nm")
+        if not (wanted(path) if wanted else roles):
+            views.append(None)
+            continue
+        if not roles:
+            raise InputError(
+                f"{path} {list(shape)} is selected but has no matrix to project; "
+                f"leave it out of select"
+            )
+        view = MatrixView(path, shape, roles, sum(v is not None for v in views))
+        if rank > min(view.size("m"), view.size("n")):
+            raise InputError(
+                f"rank {rank} is above min(m, n) of {path} {list(shape)}, a matrix of "
+                f"{view.size('m')} x {view.size('n')}; lower the rank or leave it out with select"
+            )
+        views.append(view)
+    if not any(views) and select is None:
+        raise InputError("no parameter is projected: none is a matrix; give select or a plan")
+    return views
+
+
+def path_of(path: Any) -> str:
+    return jax.tree_util.keystr(path, simple=True, separator="/")
+
+
+def one_of(value: Any, known: Any, name: str) -> None:
+    """Raise InputError unless `value` is among the values of the Literal `known`."""
+    names = get_args(known)
+    if value not in names:
+        near = difflib.get_close_matches(str(value), names, n=1)
+        hint = f"; did you mean {near[0]!r}?" if near else ""
+        raise InputError(f"{name} is {value!r}; expected one of {', '.join(names)}{hint}")
+
+
+def _selector(select: Select, paths: Sequence[str]) -> Callable[[str], bool] | None:
+    if select is None or callable(select):
+        return select
+    patterns = [select] if isinstance(select, str) else list(select)
+    for pattern in patterns:
+        if not any(fnmatch.fnmatchcase(path, pattern) for path in paths):
+            near = difflib.get_close_matches(pattern, paths, 1, 0.0)
+            hint = f"; the nearest is {near[0]!r}" if near else ""
+            raise InputError(f"select pattern {pattern!r} matches no parameter{hint}")
+    return lambda path: any(fnmatch.fnmatchcase(path, pattern) for pattern in patterns)
+
+
+def _roles(
+    path: str, shape: tuple[int, ...], plan: Mapping[str, LeafPlan] | None, matrix: str
+) -> str:
+    """A letter per axis; none for what is not a matrix."""
+    if plan is None:
+        return "s" * (len(shape) - 2) + matrix if len(shape) >= 2 else ""
+    leaf = plan.get(path)
+    if leaf is not None and leaf.shape == shape:
+        return leaf.roles or ""
+    if leaf is not None and leaf.shape[1:] == shape and (leaf.roles or "s")[0] == "s":
+        return (leaf.roles or "")[1:]
+    known = f"{list(leaf.shape)} there" if leaf else "no such path"
+    raise InputError(
+        f"{path} {list(shape)} is not in the plan ({known}); call sr.discover on these params"
+    )

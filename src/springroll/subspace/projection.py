@@ -1,0 +1,143 @@
+"""What is projected, on which side, from what and how often: choices of a low-rank optimizer."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any, Literal, TypedDict
+
+import jax
+import jax.numpy as jnp
+from jax import Array
+
+from springroll.errors import InputError
+from springroll.noise import counter
+from springroll.noise.kinds import normal_from_bits
+from springroll.subspace.basis import Moments
+from springroll.subspace.matrix_view import MatrixView, Rows, Select, Side, matrix_views, one_of
+from springroll.subspace.projector import Projector
+from springroll.thin.roles import LeafPlan
+
+Refresh = Literal["power", "svd", "random"]
+
+
+class ProjectionOptions(TypedDict, total=False):
+    """Keywords that `galore`, `apollo` and `fira` share.
+
+    update_gap: steps from one refresh of a projector to the next (200).
+    side: which side of a matrix gets short: its inputs "in", its outputs "out", the smaller of them
+        "std" (inputs if equal), the larger "reverse_std", what is first or second in the layout
+        "left" or "right", or both "full".
+    refresh: where a new basis comes from. "power": one power step from the old one; "svd": the
+        leading singular vectors of the present gradient; "random": nothing.
+    moments: what a new basis does to the moments, "rotate", "fill", "keep" or "reset"; see
+        `subspace.rotate_moment`.
+    stagger: refresh the matrices in turns over the gap (after the first step) instead of all on
+        one step.
+    rows: without a plan, whether the rows of a matrix are its inputs, "in", as in Flax, or its
+        outputs, "out", as in PyTorch and in `springroll.models`. Leading axes are a stack of
+        matrices, with a projector each.
+    plan: roles of the axes, from `sr.discover`; where it is given, `rows` is not used.
+    select: which parameters: a pattern on their paths or several, or a function path -> bool. By
+        default all that the plan calls low-rank, without a plan all with two axes or more.
+    basis_dtype: in which bases are stored, float32 or bfloat16; they are found in float32.
+    seed: of random bases.
+    """
+
+    update_gap: int
+    side: Side
+    refresh: Refresh
+    moments: Moments
+    stagger: bool
+    rows: Rows
+    plan: Mapping[str, LeafPlan] | None
+    select: Select
+    basis_dtype: Any
+    seed: int
+
+
+@dataclass(frozen=True)
+class Projection:
+    """`ProjectionOptions`, all decided.
+
+    Raises InputError for a rank or gap below one and for names that do not exist.
+    """
+
+    rank: int
+    update_gap: int = 200
+    side: Side = "in"
+    refresh: Refresh = "power"
+    moments: Moments = "rotate"
+    stagger: bool = True
+    rows: Rows = "in"
+    plan: Mapping[str, LeafPlan] | None = None
+    select: Select = None
+    basis_dtype: Any = jnp.float32
+    seed: int = 0
+    stored: bool = True  # else drawn anew, the same for `update_gap` steps, whenever it is needed
+
+    def __post_init__(self) -> None:
+        for name, value in (("rank", self.rank), ("update_gap", self.update_gap)):
+            if value < 1:
+                raise InputError(f"{name} is {value}; expected an integer of at least 1")
+        one_of(self.side, Side, "side")
+        one_of(self.refresh, Refresh, "refresh")
+        one_of(self.moments, Moments, "moments")
+        one_of(self.rows, Rows, "rows")
+
+    @classmethod
+    def of(cls, rank: int, *options: ProjectionOptions) -> Projection:
+        """From options of which later ones win."""
+        merged: ProjectionOptions = {}
+        for each in options:
+            merged.update(each)
+        return cls(rank, **merged)
+
+    def views(self, params: Any) -> list[MatrixView | None]:
+        """A view per leaf, None for those that are not projected."""
+        return matrix_views(params, self.rank, select=self.select, plan=self.plan, rows=self.rows)
+
+    def low_shape(self, view: MatrixView) -> tuple[int, ...]:
+        """The shape of the low-rank gradient."""
+        left, right = view.sides(self.side)
+        m, n = view.size("m"), view.size("n")
+        return (*view.stack, self.rank if left else m, self.rank if right else n)
+
+    def start(self, view: MatrixView) -> Projector:
+        """Random directions for the first gradient to take a power step from, otherwise zeros.
+
+        Not orthonormal: the first step makes all bases anew before any is used.
+        """
+        normal = self.gaussian(view, 0, jnp.arange(math.prod(view.stack)))
+        make = (lambda x: x) if self.refresh == "power" else jnp.zeros_like
+        return jax.tree.map(
+            lambda x: make(x).reshape(*view.stack, *x.shape[1:]).astype(self.basis_dtype), normal
+        )
+
+    def drawn(self, view: MatrixView, step: Array, layer: Array | int = 0) -> Projector:
+        """Gaussian projectors with entries of variance 1 / r: R is as long as G on average.
+
+        Matrix j of a stack, counted from `layer` times the stack's size, has its own numbers.
+        """
+        matrices = math.prod(view.stack)
+        numbers = layer * matrices + jnp.arange(matrices)
+        normal = self.gaussian(view, step // self.update_gap, numbers)
+        shorter = self.rank**-0.5
+        return jax.tree.map(lambda x: x.reshape(*view.stack, *x.shape[1:]) * shorter, normal)
+
+    def gaussian(self, view: MatrixView, epoch: Array | int, numbers: Array) -> Projector:
+        """Standard normal (len(numbers), size, r) in place of bases, for those matrices of a stack.
+
+        A function of seed, path, epoch and number, so it need not be stored. Counted noise: a
+        tenth of the time of threefry, which APOLLO would take on every step.
+        """
+        seed = jnp.array([self.seed & 0xFFFFFFFF, self.seed >> 32 & 0xFFFFFFFF], jnp.uint32)
+
+        def normal(role: str) -> Array:
+            words = counter.stream(seed, epoch, f"{view.path}/{role}")
+            bits = counter.bits(words, numbers.astype(jnp.uint32), view.size(role) * self.rank)
+            return normal_from_bits(bits).reshape(-1, view.size(role), self.rank)
+
+        left, right = view.sides(self.side)
+        return Projector(normal("m") if left else None, normal("n") if right else None)

@@ -1,0 +1,176 @@
+"""`discover`: read from the program alone how each parameter can be perturbed.
+
+Two passes. `axes` follows every parameter to where it is used and so proposes roles; then the
+interpreter runs abstractly with those roles, and whatever it would densify becomes "dense".
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+
+from springroll import compat
+from springroll.thin.densify import Densified, Policy
+from springroll.thin.factored_array import Factored, Lattice
+from springroll.thin.flows import Ref, Use, Walk
+from springroll.thin.roles import Kind, LeafPlan, Plan
+from springroll.thin.trace import Call, Program
+from springroll.thin.transform import run_program
+
+SMALL = 4096  # numbers per layer, for weights that are only used elementwise
+
+
+def discover(fn: Callable[..., Any], params: Any, *args: Any, **kwargs: Any) -> Plan:
+    """How each parameter of fn(params, *args, **kwargs) can be perturbed; nothing is computed.
+
+    `params` and `args` may be arrays or `jax.ShapeDtypeStruct`s. An axis that a matrix product
+    sums over (or a lookup indexes) gets role m, the axes it produces n, an axis that a scan walks
+    or that stays apart in a batched product s. Roles serve all uses of a parameter if any choice
+    does.
+
+    >>> import jax.numpy as jnp
+    >>> plan = discover(lambda p, x: x @ p["w"] + p["b"][None],
+    ...                 {"w": jnp.ones((4, 3)), "b": jnp.ones(3)}, jnp.ones((2, 4)))
+    >>> plan["w"].roles, plan["b"].kind
+    ('mn', 'dense')
+    """
+    program = Program(fn)
+    call = Call.of((params, *args), kwargs)
+    params_at = [k for k, i in enumerate(call.traced) if call.is_param[i]]
+    closed, _ = program.trace(call)
+    used = compat.used_inputs(closed)
+    walk = Walk()
+    inputs = [
+        (Ref(k, tuple((i,) for i in range(a.ndim))),) if k in params_at else ()
+        for k, a in enumerate(call.arrays)
+    ]
+    walk.run(closed, inputs)
+    choices = {
+        k: candidates(call.arrays[k].shape, walk.uses.get(k, []), walk.stacked.get(k, set()))
+        for k in params_at
+        if used[k] and perturbable(call.arrays[k].dtype)
+    }
+    roles, reports = settle_roles(program, call, choices)
+    return Plan(
+        tuple(
+            leaf_plan(call, k, used[k], walk.uses.get(k, []), roles.get(k), reports)
+            for k in params_at
+        )
+    )
+
+
+def perturbable(dtype: Any) -> bool:
+    """Floats, and integers of at most 8 bits (weights on the lattice)."""
+    if jnp.issubdtype(dtype, jnp.floating):
+        return True
+    return jnp.issubdtype(dtype, jnp.signedinteger) and jnp.iinfo(dtype).bits <= 8
+
+
+def candidates(shape: Sequence[int], uses: Sequence[Use], stacked: set[int]) -> list[str]:
+    """Role strings worth trying, best first; none if fewer than two axes remain to factor.
+
+    A small weight that is only added or multiplied elementwise is a bias in other clothes.
+    """
+    shared = stacked.union(*(use.shared for use in uses))
+    free = [i for i in range(len(shape)) if i not in shared]
+    wide = {i for i in free if shape[i] > 1}
+    added = uses and all(use.elementwise for use in uses)
+    if len(wide) < 2 or (added and math.prod(shape[i] for i in free) <= SMALL):
+        return []
+    splits = [set(use.summed) & set(free) for use in uses]
+    splits.append(set(free) - {max(wide)})
+    found = []
+    for m in splits:
+        roles = "".join("s" if i in shared else "m" if i in m else "n" for i in range(len(shape)))
+        if m & wide and wide - m and roles not in found:
+            found.append(roles)
+    return found
+
+
+def settle_roles(
+    program: Program, call: Call, choices: dict[int, list[str]]
+) -> tuple[dict[int, str], list[Densified]]:
+    """The first candidate of each parameter that nothing densifies; the reports of the others."""
+    open_choices = {k: list(c) for k, c in choices.items() if c}
+    first_reports: dict[str, Densified] = {}
+    while True:
+        roles = {k: c[0] for k, c in open_choices.items()}
+        reports = {r.path: r for r in reversed(dry_run(program, call, roles))}
+        for path, report in reports.items():
+            first_reports.setdefault(path, report)
+        blocked = [k for k in roles if call.paths[call.traced[k]] in reports]
+        if not blocked:
+            return roles, list(first_reports.values())
+        for k in blocked:
+            open_choices[k].pop(0)
+            if not open_choices[k]:
+                del open_choices[k]
+
+
+def dry_run(program: Program, call: Call, roles: dict[int, str]) -> list[Densified]:
+    """Interpret abstractly with rank-one factors; what would have been densified, in order."""
+    leaves = list(call.leaves)
+    for k, letters in roles.items():
+        leaves[call.traced[k]] = rank_one(call.arrays[k], letters)
+    policy = Policy(limit=None, quiet=True)
+
+    def run(*arrays: Any) -> Any:
+        filled = list(leaves)
+        for i, array in zip(call.traced, arrays, strict=True):
+            filled[i] = array
+        again = Call(filled, call.tree, call.paths, call.is_param, call.traced)
+        return run_program(program, again, policy)
+
+    jax.eval_shape(run, *(leaves[i] for i in call.traced))
+    return policy.reports
+
+
+def rank_one(array: Any, roles: str) -> Factored:
+    """The shapes of a rank-one Factored around a parameter."""
+    whole = jax.ShapeDtypeStruct(array.shape, array.dtype)
+    factor = lambda carried: jax.ShapeDtypeStruct(
+        (*(n for n, role in zip(array.shape, roles, strict=True) if role in carried), 1),
+        array.dtype,
+    )
+    lattice = Lattice(2.0**-8) if jnp.issubdtype(array.dtype, jnp.integer) else None
+    return Factored(whole, factor("sm"), factor("sn"), None, roles, lattice)
+
+
+def leaf_plan(
+    call: Call,
+    k: int,
+    used: bool,
+    uses: list[Use],
+    roles: str | None,
+    reports: list[Densified],
+) -> LeafPlan:
+    array, path = call.arrays[k], call.paths[call.traced[k]]
+    report = next((r for r in reports if r.path == path), None)
+    kind: Kind
+    if not used:
+        kind, reason = "unused", "no output depends on it"
+    elif not perturbable(array.dtype):
+        kind, reason = "frozen", f"{array.dtype} is neither a float nor a short integer"
+    elif roles is not None:
+        kind, reason = "low-rank", ""
+    elif report is not None:
+        kind, reason = "dense", f"consumed by '{report.primitive}' at {report.source}"
+    elif uses and all(use.elementwise for use in uses) and len(array.shape) > 1:
+        kind, reason = "dense", f"small and only used elementwise: {uses[0]}"
+    else:
+        kind, reason = "dense", "a vector or scalar (of a stack or by itself)"
+    return LeafPlan(
+        path=path,
+        shape=tuple(array.shape),
+        dtype=str(array.dtype),
+        roles=roles if kind == "low-rank" else None,
+        kind=kind,
+        reason=reason,
+        uses=tuple(dict.fromkeys(map(str, uses))),
+        meets=tuple(dict.fromkeys(use.meets for use in uses)),
+        dealt=tuple(sorted(frozenset.intersection(*(u.dealt for u in uses)))) if uses else (),
+    )

@@ -1,0 +1,123 @@
+"""Your own product, marked as one: a kernel that `factored` and `discover` then understand.
+
+A grouped matrix product, a Pallas kernel, a custom derivative: their insides are opaque or a loop
+that should not be rewritten. `product` says what they are instead:
+
+    @product("smn")                      # y = x . w, one matrix per group, w (groups, in, out)
+    def grouped_dot(x, w, block_group): ...
+
+On a thin weight the kernel is then called three times, y = f(x, base) + f(f(x, left), right).
+"""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import jax
+from jax import Array, lax
+
+from springroll.thin.factored_array import Factored, cast, scale_rank, wide_dtype
+from springroll.thin.interpreter import Frame
+
+Roles = str | Callable[..., str]
+
+
+@dataclass(frozen=True)
+class Product:
+    """y = fn(x, w, *rest), linear in x and in w. `roles` has a letter per axis of w (see below)."""
+
+    fn: Callable[..., Any]
+    roles: str
+
+    def axes(self, role: str) -> tuple[int, ...]:
+        return tuple(i for i, r in enumerate(self.roles) if r == role)
+
+
+MARKED: dict[str, Product] = {}  # by the name of the jit that the mark puts around the function
+
+
+def product(roles: Roles) -> Callable[[Callable[..., Any]], Callable[..., Any]]:
+    """Decorator: fn(x, w, *rest, **static) is a product of x and w.
+
+    `roles` has one letter per axis of w: one m, the axis that is summed with the last axis of x;
+    one n, which becomes the last axis of the result; s for any other, along which each row of x
+    meets a slice of its own (groups, experts). fn must take any size of m and n, be linear in x
+    and in w, and be differentiable. Keyword arguments are static; if the layout depends on them,
+    `roles` is a function of them: `product(lambda transposed=False: "snm" if transposed else
+    "smn")`.
+
+    >>> import jax.numpy as jnp
+    >>> from springroll.thin.discovery import discover
+    >>> kernel = product("nm")(lambda x, w: x @ w.T)
+    >>> discover(lambda p, x: kernel(x, p), jnp.ones((3, 4)), jnp.ones((2, 4))).leaves[0].roles
+    'nm'
+    """
+
+    def mark(fn: Callable[..., Any]) -> Callable[..., Any]:
+        @functools.cache
+        def marked(**static: Any) -> Callable[..., Any]:
+            letters = roles if isinstance(roles, str) else roles(**static)
+            if sorted(letters.replace("s", "")) != ["m", "n"]:
+                raise ValueError(f"product roles {letters!r}: expected one m, one n and s.")
+            run = functools.partial(fn, **static)
+            name = f"{getattr(fn, '__name__', 'product')}[{letters}] product {len(MARKED)}"
+            call = lambda *args: run(*args)
+            call.__name__ = call.__qualname__ = name
+            jitted = jax.jit(call)
+            MARKED[name] = Product(jitted, letters)
+            return jitted
+
+        @functools.wraps(fn)
+        def with_static(*args: Any, **static: Any) -> Any:
+            return marked(**static)(*args)
+
+        return with_static
+
+    return mark
+
+
+def marked_product(eqn: Any) -> Product | None:
+    """What a call-like equation was marked as, if it was."""
+    return MARKED.get(eqn.params.get("name", ""))
+
+
+def thin_product(frame: Frame, spec: Product, eqn: Any, x: Any, w: Any, *rest: Any) -> Any:
+    """fn(x, base) + fn(fn(x, left), right), or None if the weight's roles do not fit the mark.
+
+    A stacked axis that only one factor carries makes a plain product of the other: with roles
+    "nmn" on an "smn" product all groups share `left`, and x . left is one product for all.
+    """
+    if not isinstance(w, Factored) or any(isinstance(v, Factored) for v in (x, *rest)):
+        return None
+    fits = all(
+        mine == marked or marked == "s" for mine, marked in zip(w.roles, spec.roles, strict=True)
+    )
+    stacked = [{i for i in spec.axes("s") if i in w.axes(side)} for side in ("left", "right")]
+    if (
+        w.lattice is not None
+        or not fits
+        or not all(s in (set(), {*spec.axes("s")}) for s in stacked)
+    ):
+        return None
+    key = (id(x), id(w.left), id(spec), *map(id, rest))
+    if key not in frame.seen:  # with the operands, whose ids they are
+        frame.seen[key] = (_meet(spec, x, w, "left", rest), x, w.left, rest)
+    t = scale_rank(frame.seen[key][0], w.gain)
+    dtype = eqn.outvars[0].aval.dtype
+    main, term = spec.fn(x, w.base, *rest), _meet(spec, t, w, "right", rest)
+    return [cast(cast(main, wide_dtype(dtype)) + cast(term, wide_dtype(dtype)), dtype)]
+
+
+def _meet(spec: Product, x: Array, w: Factored, side: str, rest: Any) -> Array:
+    """x times one factor, whose rank stands in for the axis of w that it lacks."""
+    carried = w.axes(side)
+    factor = cast(getattr(w, side), x.dtype)
+    rank = len(carried)
+    if spec.axes("s") and not set(spec.axes("s")) <= set(carried):  # one for all groups
+        summed = 0 if side == "left" else rank
+        return lax.dot_general(x, factor, (((x.ndim - 1,), (summed,)), ((), ())))
+    order = [carried.index(i) if i in carried else rank for i in range(w.ndim)]
+    return spec.fn(x, lax.transpose(factor, order), *rest)

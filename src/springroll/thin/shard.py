@@ -1,0 +1,72 @@
+"""Rules for weights that are spread over devices: shard_map, gathers inside it, layout wishes."""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import Any
+
+import jax
+from jax.sharding import PartitionSpec
+
+from springroll import compat
+from springroll.thin.factored_array import Factored
+from springroll.thin.interpreter import Frame
+
+
+def sharding_constraint(frame: Frame, eqn: Any, w: Factored) -> list[Any]:
+    """A layout wish for the big array; XLA places the thin factors itself."""
+    return [dataclasses.replace(w, base=compat.bind(eqn, w.base)[0])]
+
+
+def make_varying(frame: Frame, eqn: Any, w: Factored) -> list[Any]:
+    """pvary and pcast: each part is cast over those mesh axes along which it does not vary yet."""
+    axes = eqn.params["axes"]
+    return [w.map(lambda a, _: compat.vary(a, axes))]
+
+
+def all_gather(frame: Frame, eqn: Any, w: Factored) -> list[Any] | None:
+    """Weights stored in shards: the base and the factor that carries the axis are gathered."""
+    p = eqn.params
+    axis, names = p["all_gather_dimension"], set(p["axis_name"])
+    if not p["tiled"] or w.roles[axis] == "s":
+        return None
+    other = "right" if w.roles[axis] == "m" else "left"
+    if names & compat.varying(getattr(w, other)):
+        return None  # every device has its own: the gathered weight is not one thin term
+
+    def go(a: Any, axes: tuple[int, ...]) -> Any:
+        if axis not in axes:
+            return a
+        return compat.bind(eqn, a, all_gather_dimension=axes.index(axis))[0]
+
+    return [w.map(go)]
+
+
+def shard_map(frame: Frame, eqn: Any, *args: Any) -> list[Any]:
+    """Each factor is split the way the axes of base that it carries are split."""
+    specs = [
+        _project(v, spec) if isinstance(v, Factored) else spec
+        for v, spec in zip(args, eqn.params["in_specs"], strict=True)
+    ]
+
+    def body(*parts: Any) -> tuple[Any, ...]:
+        outs = frame.run(eqn.params["jaxpr"], parts)
+        return tuple(frame.dense(out, eqn, "shard_map (an output)") for out in outs)
+
+    mapped = jax.shard_map(
+        body,
+        in_specs=tuple(specs),
+        out_specs=tuple(eqn.params["out_specs"]),
+        **compat.shard_map_options(eqn),
+    )
+    return list(mapped(*args))
+
+
+def _project(w: Factored, spec: PartitionSpec) -> Factored:
+    """A Factored of PartitionSpecs; the rank axis is never split."""
+    whole = [*spec, *[None] * (w.ndim - len(spec))]
+    factor = lambda side: PartitionSpec(*(whole[i] for i in w.axes(side)), None)
+    gain = None if w.gain is None else PartitionSpec()
+    return dataclasses.replace(
+        w, base=PartitionSpec(*whole), left=factor("left"), right=factor("right"), gain=gain
+    )

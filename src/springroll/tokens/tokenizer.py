@@ -1,0 +1,215 @@
+"""Text as tokens: what every tokenizer can do, and which one a folder holds.
+
+The tokenizer.json of a Hugging Face folder, with what the other files say about its tokens.
+"""
+
+from __future__ import annotations
+
+import importlib
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Protocol
+
+from springroll import atomic
+from springroll.errors import InputError
+from springroll.tokens.byte_tokenizer import byte_tokenizer, is_byte_tokenizer
+from springroll.tokens.chat_template import Render, chat_template, special_tokens
+from springroll.tokens.world_tokenizer import FILE, world_tokenizer
+
+
+@dataclass(frozen=True)
+class HfTokenizer:
+    """A tokenizer of the package `tokenizers`. Made by `hf_tokenizer`."""
+
+    folder: Path
+    loaded: Any
+    vocab: int
+    pad: int
+    end: frozenset[int]
+    template: Render | None
+
+    @property
+    def chats(self) -> bool:
+        return self.template is not None
+
+    def encode(self, text: str, special: bool = True) -> list[int]:
+        return self.loaded.encode(text, add_special_tokens=special).ids
+
+    def encode_all(self, texts: Sequence[str]) -> list[list[int]]:
+        return [found.ids for found in self.loaded.encode_batch(list(texts))]
+
+    def decode(self, tokens: Sequence[int]) -> str:
+        known = [int(token) for token in tokens if 0 <= token < self.vocab]
+        return self.loaded.decode(known, skip_special_tokens=True)
+
+    def chat(self, messages: Sequence[dict[str, str]], **variables: Any) -> str:
+        if self.template is None:
+            raise InputError(f"{self.folder} has no chat template; give plain prompts")
+        return self.template(messages, **variables)
+
+
+def hf_tokenizer(folder: str | Path) -> HfTokenizer:
+    """The tokenizer in a folder: tokenizer.json, and where they are there, tokenizer_config.json,
+    config.json, generation_config.json and chat_template.jinja.
+
+    A text ends after any token that one of the files gives as its end.
+
+    Raises:
+        InputError: a package of the extra `hf` or the file is missing, or it cannot be read.
+    """
+    folder = Path(folder)
+    path = folder / "tokenizer.json"
+    if not path.exists():
+        raise InputError(f"{folder} holds no tokenizer.json, so its text cannot be read")
+    try:
+        package: Any = importlib.import_module("tokenizers")
+    except ImportError:
+        raise InputError(
+            f"{path} needs the package 'tokenizers': pip install 'springroll[hf]'"
+        ) from None
+    try:
+        loaded = package.Tokenizer.from_file(str(path))
+    except Exception as error:  # the package raises plain Exception
+        raise InputError(f"cannot read {path}: {error}") from None
+    loaded.no_padding()  # settings of training that some files still hold
+    loaded.no_truncation()
+    tokens = special_tokens(folder)
+    end = _end(folder, loaded.token_to_id(tokens.get("eos_token", "")))
+    pad = loaded.token_to_id(tokens.get("pad_token", ""))
+    if pad is None:
+        pad = _config(folder, "config.json").get("pad_token_id")
+    return HfTokenizer(
+        folder=folder,
+        loaded=loaded,
+        vocab=max(loaded.get_vocab(with_added_tokens=True).values(), default=-1) + 1,
+        pad=pad if isinstance(pad, int) else min(end, default=0),
+        end=end,
+        template=chat_template(folder),
+    )
+
+
+def _end(folder: Path, named: int | None) -> frozenset[int]:
+    found: list[Any] = [named]
+    for file in ("generation_config.json", "config.json"):
+        stated = _config(folder, file).get("eos_token_id")
+        found += stated if isinstance(stated, list) else [stated]
+    return frozenset(token for token in found if isinstance(token, int))
+
+
+def _config(folder: Path, file: str) -> dict[str, Any]:
+    path = folder / file
+    return atomic.read_json(path) if path.exists() else {}
+
+
+__all__ = ["Tokenizer", "byte_tokenizer", "end_tokens", "open_tokenizer", "prompt_tokens"]
+
+
+class Tokenizer(Protocol):
+    """Text to tokens and back."""
+
+    @property
+    def vocab(self) -> int:
+        """One more than the largest token; a model may have room for more."""
+        ...
+
+    @property
+    def pad(self) -> int: ...
+
+    @property
+    def end(self) -> frozenset[int]:
+        """The tokens after which a text is over."""
+        ...
+
+    def encode(self, text: str, special: bool = True) -> list[int]:
+        """The tokens of a text, with those that stand around every text the model has seen (most
+        begin with one). `special=False` puts none."""
+        ...
+
+    def encode_all(self, texts: Sequence[str]) -> list[list[int]]:
+        """Many texts, on all cores where the tokenizer can."""
+        ...
+
+    def decode(self, tokens: Sequence[int]) -> str:
+        """The text of tokens, special and unknown ones left out; what is no text is U+FFFD."""
+        ...
+
+    @property
+    def chats(self) -> bool:
+        """Whether `chat` has a template."""
+        ...
+
+    def chat(self, messages: Sequence[dict[str, str]], **variables: Any) -> str:
+        """Messages {"role": ..., "content": ...} as the text that the model goes on from.
+
+        Args:
+            variables: of the template, such as `enable_thinking=False`.
+
+        Raises:
+            InputError: the folder has no chat template, or it refuses these messages.
+        """
+        ...
+
+
+def open_tokenizer(folder: str | Path, vocab: int | None = None) -> Tokenizer:
+    """The tokenizer of a checkpoint: of its folder, or beside a lone file of weights.
+
+    That is its tokenizer.json (extra `hf`; the one of plain bytes needs no package), the RWKV World
+    vocabulary, in the folder or in the package `rwkv`, or for a model of 256 tokens that has
+    neither, the bytes.
+
+    Args:
+        vocab: how many tokens the model has; by default what the folder's config.json says.
+
+    Raises:
+        InputError: the folder holds none, its file is damaged, a package is missing, or it has
+            tokens that the model has not.
+    """
+    lone = Path(folder).is_file()
+    folder = Path(folder).parent if lone else Path(folder)
+    if not folder.is_dir():
+        raise InputError(f"{folder} is no folder; give one with a config.json and a tokenizer")
+    path = folder / "config.json"
+    config = atomic.read_json(path) if path.exists() else {}
+    size = config.get("vocab_size") if vocab is None else vocab
+    # Of the models that are one file without a config.json all are RWKV.
+    lone = lone or (not config and any(folder.glob("*.pth")))
+    found = _open(folder, size, world=lone or "rwkv" in str(config.get("model_type")))
+    if isinstance(size, int) and found.vocab > size:
+        raise InputError(
+            f"the tokenizer of {folder} has {found.vocab} tokens and the model only {size}; "
+            "take the tokenizer that belongs to it"
+        )
+    return found
+
+
+def prompt_tokens(tokenizer: Tokenizer, prompt: str, chat: bool = False) -> list[int]:
+    """A prompt as a model reads it: as it is, or with `chat` as a user's message."""
+    if not chat:
+        return tokenizer.encode(prompt)
+    text = tokenizer.chat([{"role": "user", "content": prompt}])
+    # Templates for transformers spell out what a text begins with; that of the World models not.
+    return tokenizer.encode(text, special=not isinstance(tokenizer, HfTokenizer))
+
+
+def end_tokens(tokenizer: Tokenizer, stop: Iterable[str] = ()) -> frozenset[int]:
+    """The tokens at which generation may end: the tokenizer's own, and stop strings that are one
+    token. Longer stop strings are cut off later, from the text."""
+    stops = [tokenizer.encode(text, special=False) for text in stop]
+    return tokenizer.end | {tokens[0] for tokens in stops if len(tokens) == 1}
+
+
+def _open(folder: Path, size: Any, world: bool) -> Tokenizer:
+    path = folder / "tokenizer.json"
+    if path.exists():
+        return byte_tokenizer() if is_byte_tokenizer(path) else hf_tokenizer(folder)
+    if (folder / FILE).exists():
+        return world_tokenizer(folder)
+    if size == 256:
+        return byte_tokenizer()
+    if world:
+        return world_tokenizer(folder)
+    raise InputError(
+        f"{folder} holds neither tokenizer.json nor {FILE}, so its text cannot be read; "
+        "copy one there"
+    )

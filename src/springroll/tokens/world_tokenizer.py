@@ -1,0 +1,141 @@
+r"""The RWKV World vocabulary: of a text's bytes always the longest token that begins there.
+
+A line of its file is a number, a Python literal of text or bytes, and the length in bytes:
+
+    33 ' ' 1
+    258 b'\xe0\xa4' 2
+
+Token 0 stands between texts and has no line. Source: https://github.com/BlinkDL/RWKV-LM, the file
+rwkv_vocab_v20230424.txt, which the package `rwkv` carries too.
+"""
+
+from __future__ import annotations
+
+import ast
+import importlib.util
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from springroll.errors import InputError
+from springroll.tokens.chat_template import Render, chat_template
+
+FILE = "rwkv_vocab_v20230424.txt"
+
+# A node of the trie: by byte the next node, and under -1 the token that ends here.
+Trie = dict[int, Any]
+_TOKEN = -1
+
+
+@dataclass(frozen=True)
+class WorldTokenizer:
+    """Made by `world_tokenizer`."""
+
+    words: dict[int, bytes]
+    trie: Trie
+    vocab: int
+    template: Render | None = None
+    pad: int = 0
+    end: frozenset[int] = frozenset({0})
+    chats: bool = True
+
+    def encode(self, text: str, special: bool = True) -> list[int]:
+        """A 0, with which the World models saw every text begin, and the tokens."""
+        content = text.encode(errors="replace")
+        tokens, start = [0] * special, 0
+        while start < len(content):
+            token, start = _longest(self.trie, content, start)
+            tokens.append(token)
+        return tokens
+
+    def encode_all(self, texts: Sequence[str]) -> list[list[int]]:
+        return [self.encode(text) for text in texts]
+
+    def decode(self, tokens: Sequence[int]) -> str:
+        found = b"".join(self.words.get(int(token), b"") for token in tokens)
+        return found.decode(errors="replace")
+
+    def chat(self, messages: Sequence[dict[str, str]], **variables: Any) -> str:
+        """By the folder's template; without one as the World models were trained, `User: ...`,
+        blank line, `Assistant:`, with single line ends within a message."""
+        if self.template is not None:
+            return self.template(messages, **variables)
+        turns = [f"{m['role'].capitalize()}: {_one_block(m['content'])}" for m in messages]
+        return "\n\n".join([*turns, "Assistant:"])
+
+
+def world_tokenizer(folder: str | Path) -> WorldTokenizer:
+    """The World tokenizer, from the vocabulary in the folder or in the installed package `rwkv`.
+
+    Raises:
+        InputError: neither has it, or the file is damaged.
+    """
+    path = world_file(folder)
+    if path is None:
+        raise InputError(
+            f"{folder} lacks the vocabulary {FILE}; copy it there, or: pip install rwkv"
+        )
+    words = read_vocabulary(path)
+    return WorldTokenizer(words, _trie(words), max(words) + 1, chat_template(folder))
+
+
+def world_file(folder: str | Path) -> Path | None:
+    """Where the vocabulary is; the package is found without importing it (it imports torch)."""
+    found = importlib.util.find_spec("rwkv")
+    places = [folder, *(found.submodule_search_locations or [] if found else [])]
+    return next((path for place in places if (path := Path(place) / FILE).is_file()), None)
+
+
+def read_vocabulary(path: Path) -> dict[int, bytes]:
+    """The bytes of every token.
+
+    Raises:
+        InputError: the file cannot be read, a line is damaged, or a byte has no token.
+    """
+    try:
+        lines = path.read_text(encoding="utf-8").removesuffix("\n").split("\n")
+    except (OSError, ValueError) as error:
+        raise InputError(f"cannot read {path}: {error}") from None
+    words: dict[int, bytes] = {}
+    for number, line in enumerate(lines, 1):
+        try:
+            token, _, rest = line.partition(" ")
+            literal, _, length = rest.rpartition(" ")
+            word = ast.literal_eval(literal)
+            word = word.encode() if isinstance(word, str) else bytes(word)
+            if len(word) != int(length):
+                raise ValueError
+            words[int(token)] = word
+        except (ValueError, SyntaxError, TypeError):
+            raise InputError(f"line {number} of {path} is damaged: {line[:60]!r}") from None
+    lost = {bytes([byte]) for byte in range(256)} - set(words.values())
+    if lost:
+        raise InputError(f"{path} has no token for the byte {min(lost)!r}; download it again")
+    return words
+
+
+def _trie(words: dict[int, bytes]) -> Trie:
+    root: Trie = {}
+    for token, word in words.items():
+        node = root
+        for byte in word:
+            node = node.setdefault(byte, {})
+        node[_TOKEN] = token
+    return root
+
+
+def _longest(trie: Trie, content: bytes, start: int) -> tuple[int, int]:
+    """(the longest token that begins at `start`, where it ends)."""
+    token, end, node = -1, start, trie
+    for place in range(start, len(content)):
+        node = node.get(content[place])
+        if node is None:
+            break
+        if _TOKEN in node:
+            token, end = node[_TOKEN], place + 1
+    return token, end  # every byte is a token, so one was found
+
+
+def _one_block(content: str) -> str:
+    return "\n".join(line for line in content.strip().splitlines() if line.strip())

@@ -1,0 +1,258 @@
+"""What a run of `springroll train` is made of: text, model, learner, their memory, and the task."""
+
+import dataclasses
+import math
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax import Array, lax
+from jax.sharding import Mesh, NamedSharding, PartitionSpec
+
+from springroll.errors import InputError
+from springroll.memory import available_bytes, parse_bytes
+from springroll.models.decoder_config import DecoderConfig
+from springroll.models.hf.files import family_of
+from springroll.models.hf.load import is_hf_folder, open_hf, read_config, read_params
+from springroll.models.language_model import LanguageModel
+from springroll.models.named import named_model
+from springroll.models.rwkv7.config import RWKV7Config
+from springroll.run.task import Curve, Task
+from springroll.tasks.baselines import baselines
+from springroll.tasks.corpus import Corpus, load_corpus
+from springroll.tasks.text import Streams, streams, validation
+from springroll.tasks.tokens import tokenized, tokenizer
+from springroll.train.config import TrainConfig
+from springroll.train.learners import Learner
+from springroll.train.optimizers import learner_for
+from springroll.train.step_memory import Memory, refuse_too_big, too_big
+from springroll.train.streamed import StreamMemory, stream_learner
+
+BYTES = 256  # the vocabulary of raw text
+LOST_LIMIT = 10  # steps in a row whose loss is not finite, and the run stops
+AXIS = "batch"  # of the mesh
+
+
+class Training(NamedTuple):
+    """Everything a run is made of."""
+
+    config: TrainConfig  # with the engine decided
+    task: Task
+    model: LanguageModel
+    learner: Learner
+    corpus: Corpus
+    lines: dict[str, float]  # bits per byte to beat
+    memory: Memory | StreamMemory
+
+
+class Placement(NamedTuple):
+    """Where states and batches live: the same state on every device, a batch split over them."""
+
+    state: NamedSharding
+    batch: NamedSharding
+
+
+def build(config: TrainConfig) -> Training:
+    """Load the text, make model and learner, see that a step fits, and join them to a task."""
+    corpus = load_corpus(config.data)
+    lines = baselines(validation(corpus, config.valid_streams, config.valid_tokens))
+    placement = place(config)
+    config, model, learner, memory = engine(config, placement)
+    text = text_for(config, corpus)
+    task = text_task(config, model, learner, text, lines, corpus.digest, placement)
+    return Training(config, task, model, learner, corpus, lines, memory)
+
+
+def engine(
+    config: TrainConfig, placement: Placement
+) -> tuple[TrainConfig, LanguageModel, Learner, Memory | StreamMemory]:
+    """(config with the engine decided, model, what trains it, memory of a step).
+
+    Raises:
+        InputError: a step fits in no way; the nearest that does is named.
+    """
+    if is_hf_folder(config.model):
+        open_hf(config.model)  # what is wrong with its files is found before anything is allocated
+    if config.engine != "stream":
+        model, learner = make(config)
+        memory = memory_of(config, learner, placement)
+        if config.engine == "resident" or not too_big(memory, budget(config)):
+            refuse_too_big(memory, budget(config), alternatives(config, placement))
+            return dataclasses.replace(config, engine="resident"), model, learner, memory
+        try:
+            return engine(dataclasses.replace(config, engine="stream"), placement)
+        except InputError:
+            refuse_too_big(memory, budget(config), alternatives(config, placement))
+            raise
+    model = language_model(config)
+    return config, model, *stream_learner(config, model)
+
+
+def make(config: TrainConfig) -> tuple[LanguageModel, Learner]:
+    """The model of a config and what trains it; nothing is allocated."""
+    model = language_model(config)
+    if not is_hf_folder(config.model):
+        return model, learner_for(config, model, model.init)
+    return model, learner_for(config, model, lambda key: pretrained(config.model, model.config))
+
+
+def language_model(config: TrainConfig) -> LanguageModel:
+    """The model of a config, of whatever kind."""
+    shape = model_config(config.model)
+    return family_of(shape).model(shape, remat=config.remat)
+
+
+def weights_of(config: TrainConfig) -> tuple[Any, str, Callable[[Any], Any]]:
+    """Where the weights of a run are saved: (shapes of a part, its path, part -> weights)."""
+    learner = make(config)[1]
+    saved = jax.eval_shape(learner.init, jax.eval_shape(lambda: jax.random.key(0)))
+    if config.engine == "stream" and config.optimizer != "lowgrad":
+        # Its optimizer states are others, its weights are not.
+        return jax.eval_shape(learner.params, saved), "carry/params", lambda saved: saved
+    return saved, "carry", learner.params
+
+
+def model_config(name: str) -> DecoderConfig | RWKV7Config:
+    """The configuration of that name with the 256 bytes for a vocabulary, or that of a folder."""
+    if is_hf_folder(name):
+        return read_config(name)
+    if Path(name).is_dir():
+        raise InputError(f"{name} holds no model: no config.json with a model_type")
+    return dataclasses.replace(named_model(name), vocab=BYTES)
+
+
+def pretrained(folder: str | Path, config: Any) -> Any:
+    """The weights in a folder, in float32; read when the program runs, not when it is traced."""
+    struct = lambda shape: jax.ShapeDtypeStruct(shape, jnp.float32)
+    shapes = family_of(config).shapes(config)
+    like = jax.tree.map(struct, shapes, is_leaf=lambda node: isinstance(node, tuple))
+    return jax.pure_callback(lambda: read_params(folder, config, np.float32), like)
+
+
+class Text(NamedTuple):
+    """What is learnt and what it is validated on, in tokens."""
+
+    train: Streams
+    sample: np.ndarray  # (n, T + 1)
+    tokens_per_byte: float
+
+
+def text_for(config: TrainConfig, corpus: Corpus) -> Text:
+    """The corpus in the tokens of the model."""
+    per_byte = 1.0
+    if is_hf_folder(config.model):
+        corpus, per_byte = tokenized(corpus, tokenizer(config.model))
+    train = streams(corpus.train, config.batch * config.accumulate, config.tokens)
+    return Text(train, validation(corpus, config.valid_streams, config.valid_tokens), per_byte)
+
+
+def place(config: TrainConfig) -> Placement:
+    """The devices of a run: as asked; by default all accelerators, or one CPU."""
+    found = jax.devices()
+    wanted = config.devices or (1 if found[0].platform == "cpu" else len(found))
+    if wanted > len(found):
+        raise InputError(f"devices is {wanted}; this process has {len(found)}")
+    if config.batch % wanted:
+        raise InputError(f"batch is {config.batch}; it must divide evenly over {wanted} devices")
+    mesh = Mesh(np.array(found[:wanted]), (AXIS,))
+    return Placement(NamedSharding(mesh, PartitionSpec()), NamedSharding(mesh, PartitionSpec(AXIS)))
+
+
+def memory_of(config: TrainConfig, learner: Learner, placement: Placement) -> Any:
+    """The memory that a step needs."""
+    rows = config.accumulate * config.batch
+    kind = np.int32 if is_hf_folder(config.model) else np.uint8
+    shape = (rows, config.tokens + 1)
+    return learner.memory(jax.ShapeDtypeStruct(shape, kind, sharding=placement.batch))
+
+
+def budget(config: TrainConfig) -> int | None:
+    """Bytes a step may need on a device."""
+    return available_bytes() if config.memory is None else parse_bytes(config.memory)
+
+
+def alternatives(config: TrainConfig, placement: Placement) -> Iterator[tuple[str, int]]:
+    """Options that need less memory, and the peak of each, least change first; compiled one by
+    one, as asked for."""
+    changes: list[dict[str, Any]] = [
+        {"remat": True},
+        {"remat": True, "batch": placement.state.mesh.size},
+        {"remat": True, "optimizer": "lowgrad"},
+        {"remat": True, "optimizer": "apollo-mini", "layerwise": True, "accumulate": 1},
+        {"remat": True, "optimizer": "apollo-mini", "layerwise": True, "accumulate": 1, "batch": 1},
+    ]
+    for change in changes:
+        other = dataclasses.replace(config, **change)
+        if other != config:
+            yield flags(change, config), memory_of(other, make(other)[1], placement).peak
+
+
+def flags(change: dict[str, Any], config: TrainConfig) -> str:
+    """The change of a config as options of a command line."""
+    given = {name: value for name, value in change.items() if getattr(config, name) != value}
+    spelt = lambda name: "--" + name.replace("_", "-")
+    return " ".join(
+        spelt(name) if value is True else f"{spelt(name)} {value}" for name, value in given.items()
+    )
+
+
+def text_task(
+    config: TrainConfig,
+    model: LanguageModel,
+    learner: Learner,
+    text: Text,
+    lines: dict[str, float],
+    digest: str,
+    placement: Placement,
+) -> Task:
+    """The loop's view: one member, whose carry is the whole training state."""
+
+    def init() -> tuple[None, Any]:
+        put = lambda x: jax.device_put(x, placement.state) if hasattr(x, "devices") else x
+        return None, jax.tree.map(put, learner.init(jax.random.key(config.seed)))
+
+    def evaluate(state: None, members: None, carry: Any, rows: np.ndarray) -> Any:
+        tokens = jax.device_put(rows, placement.batch)
+        carry, figures = learner.step(carry, tokens)
+        bits = figures["loss"] * bits_per_nat
+        return -figures["loss"][None], carry, {**figures, "train_bits_per_byte": bits}
+
+    bits_per_nat = np.float32(text.tokens_per_byte / math.log(2))
+    whole = jax.jit(lambda params: mean_nats(model, params, text.sample, config.batch))
+
+    def validate(_: None, carry: Any) -> dict[str, Any]:
+        if learner.score is None:
+            nats = whole(learner.params(carry))
+        else:
+            nats = learner.score(carry, text.sample)
+        return {"valid_bits_per_byte": nats * bits_per_nat}
+
+    return Task(
+        init=init,
+        batch=text.train.batch,
+        ask=lambda state: None,
+        evaluate=evaluate,
+        tell=lambda state, members, fitness: (None, {}),
+        validate=validate,
+        pop_size=1,
+        tokens=config.accumulate * config.batch * config.tokens,
+        seed=config.seed,
+        lost_limit=LOST_LIMIT,
+        identity={"corpus": digest},
+        summary=lines,
+        curve=Curve(
+            lines={name.removesuffix("_bits_per_byte"): bits for name, bits in lines.items()},
+            title=f"{config.model}, {model.config.parameters:,} parameters, {config.optimizer}",
+        ),
+    )
+
+
+def mean_nats(model: LanguageModel, params: Any, sample: np.ndarray, rows: int) -> Array:
+    """Mean nats per token of `sample` (n, T + 1), at most `rows` rows at a time."""
+    count = sample.shape[0]
+    together = next(n for n in range(min(rows, count), 0, -1) if count % n == 0)
+    pieces = sample.reshape(-1, together, sample.shape[1])
+    return jnp.mean(lax.map(lambda piece: model.loss(params, piece)[1]["nats"], pieces))

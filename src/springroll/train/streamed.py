@@ -1,0 +1,308 @@
+"""`springroll train --engine stream`: the learner of a model that passes through the device."""
+
+import dataclasses
+from collections.abc import Iterator
+from importlib.util import find_spec
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+
+from springroll.errors import InputError
+from springroll.memory import available_bytes, host_memory, parse_bytes, spelt
+from springroll.models.decoder import Decoder, leaves
+from springroll.models.decoder_config import shapes
+from springroll.models.expert_stages import expert_stages
+from springroll.models.hf.load import is_hf_folder, open_hf, read_bundles
+from springroll.models.language_model import LanguageModel
+from springroll.models.moe import balance
+from springroll.models.stages import stages
+from springroll.planner.devices import device_of
+from springroll.planner.footprint import Job, Placement, device_bytes, host_bytes, total
+from springroll.planner.methods import Mode, Recipe, recipe
+from springroll.planner.placement import Budgets, choose, least_device, least_host
+from springroll.planner.rates import Rates, assumed
+from springroll.planner.working_set import expert_working_set, working_set
+from springroll.stream.bundles import experts_apart, whole_layers
+from springroll.stream.clipping import Clip
+from springroll.stream.device_update import DeviceUpdate
+from springroll.stream.filling import bundled_leaves, stacked_leaves
+from springroll.stream.host_adamw import AdamW, kernels
+from springroll.stream.host_update import HostUpdate
+from springroll.stream.link import tree_bytes
+from springroll.stream.low_rank import StreamedLowRank
+from springroll.stream.streamed import Streamed
+from springroll.stream.update import PlacedUpdate
+from springroll.train.config import TrainConfig
+from springroll.train.learners import Learner
+from springroll.train.optimizers import (
+    balanced,
+    layer_optimizers,
+    learning_rate,
+    low_rank_trainer,
+    matrices,
+)
+
+if TYPE_CHECKING:
+    from rich.table import Table
+
+
+class StreamMemory(NamedTuple):
+    """Bytes of a step on the device and on the host, by kind."""
+
+    device: dict[str, int]
+    host: dict[str, int]
+
+    @property
+    def peak(self) -> int:
+        """On the device."""
+        return total(self.device)
+
+    def table(self) -> "Table":
+        """For people."""
+        from rich.table import Table
+
+        table = Table("memory of a step", "device", "host", title_justify="left")
+        for column in table.columns[1:]:
+            column.justify = "right"
+        for kind in dict.fromkeys((*self.device, *self.host)):
+            sizes = [tier.get(kind, 0) for tier in self]
+            if any(sizes):
+                table.add_row(kind, *(spelt(size) if size else "" for size in sizes))
+        table.add_section()
+        table.add_row("peak", spelt(total(self.device)), spelt(total(self.host)))
+        return table
+
+
+def stream_learner(config: TrainConfig, model: LanguageModel) -> tuple[Learner, StreamMemory]:
+    """What trains `model` as configured; only shapes are allocated.
+
+    Raises:
+        InputError: what cannot be streamed, or fits in no way; before anything is allocated.
+    """
+    decoder = stages(model).model
+    job, budgets = job_of(config, decoder), budgets_of(config)
+    place = placed(config, job, budgets)
+    make = low_rank if config.optimizer == "lowgrad" else streamed
+    made: list[Any] = []  # allocated by init
+
+    def init(key: Any) -> Any:
+        made[:] = [make(config, decoder, place, waiting(job, place, budgets))]
+        return made[0].fill(tensors(config, decoder, key))
+
+    def step(state: Any, batch: Any) -> tuple[Any, Any]:
+        state, figures = made[0].step(state, batch)
+        if config.optimizer == "lowgrad":  # the others have done so, layer by layer
+            state = state._replace(params=balanced(state.params, figures))
+        return state, figures
+
+    memory = StreamMemory(device_bytes(job, place), host_bytes(job, place))
+    learner = Learner(
+        init=init,
+        step=step,
+        memory=lambda batch: memory,
+        params=lambda state: state.params,
+        score=lambda state, rows: made[0].score(state, rows, config.batch)["nats"],
+    )
+    return learner, memory
+
+
+def streamed(config: TrainConfig, model: Decoder, place: Placement, waiting: int) -> Streamed:
+    """The trainer, with its store allocated; `waiting`: see `HostUpdate`."""
+    params, together = float32_shapes(model), config.experts_per_bundle
+    parts = expert_stages(model, together) if together else stages(model)
+    bundles = experts_apart(params, together) if together else whole_layers(params)
+    last, of_layer = len(bundles) - 1, (len(bundles) - 1) // model.config.layers
+    stay = range(last - place.layers * of_layer, last)  # needed first again
+    rest = [last] if place.mode == "resident" else []
+    return Streamed(
+        parts,
+        params,
+        update_for(config, model, place.mode, waiting),
+        bundles=bundles,
+        narrow=config.dtype == "bfloat16",
+        depth=config.depth,
+        on_device=[*stay, *rest],
+        parts=config.accumulate,
+        clip=Clip(config.clip, config.clip_by),
+        kept_inputs=place.inputs * of_layer,
+    )
+
+
+def low_rank(
+    config: TrainConfig, model: Decoder, place: Placement, waiting: int
+) -> StreamedLowRank:
+    """The same for gradients in subspaces."""
+    dtype = jnp.dtype(config.dtype)
+    kept = jax.tree.map(lambda a: jax.ShapeDtypeStruct(a.shape, dtype), float32_shapes(model))
+    cast = lambda key: jax.tree.map(lambda x: x.astype(dtype), model.init(key))
+    return StreamedLowRank(
+        stages(model),
+        low_rank_trainer(dataclasses.replace(config, accumulate=1), model, cast, model.loss),
+        kept,
+        depth=config.depth,
+        on_device=range(model.config.layers - place.layers, model.config.layers),
+        parts=config.accumulate,
+        kept_inputs=place.inputs,
+    )
+
+
+def update_for(config: TrainConfig, model: Decoder, mode: Mode, waiting: int) -> Any:
+    """Where weights change: on the device, or on the host but for layers that do not leave it."""
+    optimizer, rest = layer_optimizers(config, model)
+    there = DeviceUpdate(optimizer, rest, mend=balanced_layer)
+    if mode != "host":
+        return there
+    rate = learning_rate(config)
+
+    def at(step: int) -> Any:
+        with jax.numpy_dtype_promotion("standard"):  # optax need not be strict
+            return rate(jnp.asarray(step, jnp.int32))
+
+    adamw = AdamW(
+        lr=at,
+        b1=config.b1,
+        b2=config.b2,
+        weight_decay=config.weight_decay,
+    )
+    here = HostUpdate(adamw, optimizer, rest, decays=matrices, waiting=waiting, mend=balanced_layer)
+    return PlacedUpdate(there, here)
+
+
+def balanced_layer(layer: Any, stats: Any) -> Any:
+    """A layer whose router's selection bias is moved towards an even load, if it has one."""
+    bias = layer["mlp"].get("e_score_correction_bias")
+    if bias is None:
+        return layer
+    moved = balance(bias, stats["load"])
+    return layer | {"mlp": layer["mlp"] | {"e_score_correction_bias": moved}}
+
+
+def tensors(config: TrainConfig, model: Decoder, key: Any) -> Iterator[Any]:
+    """The first weights, one tensor at a time."""
+    if is_hf_folder(config.model):
+        return bundled_leaves(read_bundles(open_hf(config.model, model.config)))
+    return stacked_leaves(leaves(model.config, key))
+
+
+def float32_shapes(model: Decoder) -> Any:
+    """Of the parameters."""
+    struct = lambda shape: jax.ShapeDtypeStruct(shape, jnp.float32)
+    return jax.tree.map(struct, shapes(model.config), is_leaf=lambda node: isinstance(node, tuple))
+
+
+def on_host(config: TrainConfig) -> bool:
+    """Whether the processor can do the updates: exact AdamW, and numba is there unless asked."""
+    exact = config.dtype == "float32" or config.rounding == "split"
+    adamw = config.optimizer == "adamw" and config.state_bits == 32 and exact
+    return adamw and (config.update == "host" or find_spec("numba") is not None)
+
+
+def job_of(config: TrainConfig, model: Decoder) -> Job:
+    """The step, counted."""
+    if config.layerwise:
+        raise InputError("stream updates layer by layer anyway; leave out --layerwise")
+    if (config.devices or 1) > 1:
+        raise InputError(f"stream uses one device; devices is {config.devices}")
+    if config.update == "host" and not on_host(config):
+        raise InputError(
+            "updates on the host are exact AdamW in float32 or with --rounding split; "
+            f"leave out --update host for {config.optimizer} in {config.state_bits} bits"
+        )
+    if config.update == "host":
+        kernels()  # or it says what to install
+    together = config.experts_per_bundle
+    if together and config.optimizer == "lowgrad":
+        raise InputError("lowgrad streams whole layers; leave out --experts-per-bundle")
+    if together:
+        expert_stages(model, together)  # or it says why not
+    modes: dict[str, tuple[Mode, ...]] = {"host": ("host",), "device": ("device",)}
+    both: tuple[Mode, ...] = ("host", "device") if on_host(config) else ("device",)
+    size = model.config, config.batch, config.tokens, config.dtype
+    working = expert_working_set(*size, together) if together else working_set(*size)
+    return Job(
+        config=model.config,
+        recipe=recipe_of(config, model, modes.get(config.update, both)),
+        tokens=config.accumulate * config.batch * config.tokens,
+        rows=config.batch,
+        sequence=config.tokens,
+        working=working,
+        depth=config.depth,
+        clip="none" if config.clip is None else config.clip_by,
+        experts_per_bundle=together,
+    )
+
+
+def recipe_of(config: TrainConfig, model: Decoder, modes: tuple[Mode, ...]) -> Recipe:
+    """Bytes of weights and of the optimizer's state, from the optimizer itself."""
+    if config.optimizer == "lowgrad":
+        bits = config.state_bits
+        return recipe(
+            model.config, "lowgrad", dtype=config.dtype, state_bits=bits, rank=config.rank
+        )
+    layers, rest = layer_optimizers(config, model)
+    whole = float32_shapes(model)
+    one = jax.tree.map(lambda a: jax.ShapeDtypeStruct(a.shape[1:], a.dtype), whole.pop("layers"))
+    weights = 4 if config.dtype == "float32" else 2
+    low = 2 if weights == 2 and config.rounding == "split" else 0
+    numbers = lambda tree: sum(a.size for a in jax.tree.leaves(tree))
+    state = tree_bytes(jax.eval_shape(layers.init, {"layers": one})) - low * numbers(one)
+    others = tree_bytes(jax.eval_shape(rest.init, whole)) - low * numbers(whole)
+    return Recipe(config.optimizer, weights, low, state, others, 0, 0, modes)
+
+
+def budgets_of(config: TrainConfig) -> Budgets:
+    """Bytes as given, or what there is."""
+    here = jax.devices()[0].platform == "cpu"
+    free = host_memory() or 1 << 62
+    device = available_bytes() if config.memory is None else parse_bytes(config.memory)
+    host = free if config.host_memory is None else parse_bytes(config.host_memory, "host_memory")
+    return Budgets(device or 1 << 62, host, free if here else None)
+
+
+def waiting(job: Job, place: Placement, budgets: Budgets) -> int:
+    """Bundles whose gradients may wait on the host: those that were counted, and as many as what is
+    left of the budget holds."""
+    host, device = total(host_bytes(job, place)), total(device_bytes(job, place))
+    left = budgets.host - host
+    if budgets.together is not None:
+        left = min(left, budgets.together - host - device)
+    return 2 + max(0, left) // (job.bundle * job.recipe.weights)
+
+
+def placed(config: TrainConfig, job: Job, budgets: Budgets) -> Placement:
+    """What stays on the device and what streams, within the budgets.
+
+    Raises:
+        InputError: nothing fits; what is missing is named.
+    """
+    found = choose(job, rates(), budgets)
+    if found is not None:
+        return found.place
+    least = least_device(job)
+    if least > budgets.device:
+        raise InputError(
+            f"streaming needs {spelt(least)} on the device, {spelt(budgets.device)} are "
+            f"available; lower --depth (now {config.depth}), --batch or --tokens"
+            + (f", or pass --experts-per-bundle {smaller}" if (smaller := fewer(job)) else "")
+        )
+    raise InputError(
+        f"streaming needs {spelt(least_host(job, budgets))} of host memory, "
+        f"{spelt(budgets.host)} are available; take fewer --state-bits, --rounding stochastic "
+        "or a smaller --model"
+    )
+
+
+def fewer(job: Job) -> int | None:
+    """Experts of a bundle that is smaller than the present ones, if there can be one."""
+    experts = job.config.experts
+    if not job.recipe.layer_thin and not job.experts_per_bundle and experts > 1:
+        return max(n for n in range(1, experts) if experts % n == 0)
+    return None
+
+
+def rates() -> Rates:
+    """To compare placements with: those of a card with a fast link, for want of a measurement."""
+    card = device_of("H100").card
+    assert card is not None
+    return assumed(card)

@@ -1,0 +1,252 @@
+"""Plans: what stays and what streams, the arithmetic of both tiers, and refusals."""
+
+import dataclasses
+import json
+from typing import Any
+
+import jax
+import pytest
+from rich.console import Console
+
+from springroll.errors import InputError
+from springroll.models.decoder_config import CONFIGS
+from springroll.planner import largest
+from springroll.planner.devices import named_card
+from springroll.planner.footprint import (
+    Job,
+    Placement,
+    device_bytes,
+    host_bytes,
+    rest_stored,
+    stored,
+    total,
+)
+from springroll.planner.largest import alternatives, capacity, deepest, largest_named
+from springroll.planner.methods import recipe
+from springroll.planner.placement import Budgets, choose, fits, least_device, least_host, placements
+from springroll.planner.plan import found_model, options_of, plan
+from springroll.planner.plan_table import alternatives_table, capacity_table
+from springroll.planner.rates import assumed
+from springroll.planner.working_set import WorkingSet, working_set
+
+GIB = 1 << 30
+SEVEN = CONFIGS["llama-7b"]
+H200 = assumed(named_card("H200"))
+WORKING = WorkingSet(3 * GIB, GIB)
+SMALL: Any = {"tokens_per_step": 512, "sequence": 128}  # compiles in no time
+
+
+def job(method="adamw", config=SEVEN, tokens=16384, **options):
+    parts = recipe(config, method, **options)
+    return Job(config, parts, tokens, 1, 1024, WORKING)
+
+
+def chosen(device, host, method="adamw", **options):
+    found = choose(job(method, **options), H200, Budgets(device, host))
+    assert found is not None
+    return found.place
+
+
+def test_a_7b_model_stays_on_an_h200():
+    assert chosen(139 * GIB, 110 * GIB) == Placement("resident", 32, 32)
+    assert total(device_bytes(job(), Placement("resident", 32, 32))) < 100 * GIB  # 91 GB and inputs
+
+
+def test_what_does_not_fit_streams_and_as_much_as_helps_stays():
+    place = chosen(24 * GIB, 110 * GIB)
+    assert place.mode == "host" and place.layers < 32
+    eight = chosen(24 * GIB, 110 * GIB, "adamw-8bit")
+    assert eight.mode == "device" and 0 < eight.layers < 32
+    assert fits(job("adamw-8bit"), eight, Budgets(24 * GIB, 110 * GIB))
+    more = dataclasses.replace(eight, layers=eight.layers + 8)
+    assert not fits(job("adamw-8bit"), more, Budgets(24 * GIB, 110 * GIB))
+
+
+def test_saved_inputs_go_to_the_host_when_they_must():
+    wide = job(tokens=1 << 19)
+    found = choose(wide, H200, Budgets(40 * GIB, 1 << 40))
+    assert found is not None and found.place.inputs < 32
+    assert host_bytes(wide, found.place)["layer inputs"] > 0
+
+
+def test_nothing_else_is_faster_than_the_choice():
+    budgets = Budgets(24 * GIB, 110 * GIB)
+    best = choose(job("adamw-8bit"), H200, budgets)
+    assert best is not None
+    for place in placements(job("adamw-8bit"), budgets):
+        if fits(job("adamw-8bit"), place, budgets):
+            from springroll.planner.step_time import step_seconds
+
+            assert step_seconds(job("adamw-8bit"), place, H200).step >= best.seconds.step
+
+
+@pytest.mark.parametrize(("method", "per"), [("adamw", 12), ("adamw-8bit", 6.04)])
+def test_everything_is_stored_once(method, per):
+    one = job(method)
+    for layers in (0, 8, 31):
+        place = Placement("device", layers, 32)
+        there, here = host_bytes(one, place), device_bytes(one, place)
+        held = there["weights"] + there["low halves"] + there["state"] + here["layers that stay"]
+        assert held == 32 * stored(one) + rest_stored(one)
+        assert held == pytest.approx(per * SEVEN.parameters, rel=0.01)
+
+
+def test_host_bytes_per_parameter_keep_the_promise():
+    place = Placement("host", 0, 32)
+    for method, most in (("adamw", 12.3), ("adamw-8bit", 6.3)):
+        mode = dataclasses.replace(place, mode=job(method).recipe.updates[0])
+        found = host_bytes(job(method), mode)
+        kept = sum(found.get(kind, 0) for kind in ("weights", "low halves", "state"))
+        assert kept <= most * SEVEN.parameters
+
+
+def test_a_global_norm_costs_the_gradients_on_the_host():
+    place = Placement("host", 0, 32)
+    held = host_bytes(dataclasses.replace(job(), clip="global"), place)
+    free = host_bytes(job(), place)
+    more = held["gradients"] - free["gradients"]
+    assert more == pytest.approx(2 * SEVEN.parameters, rel=0.1)
+
+
+def test_budgets_of_one_memory_are_kept_together():
+    apart, together = Budgets(64 * GIB, 64 * GIB), Budgets(64 * GIB, 64 * GIB, 64 * GIB)
+    assert choose(job(), H200, apart) is not None
+    assert choose(job(), H200, together) is None
+
+
+def test_what_a_step_needs_at_least():
+    one, budgets = job(), Budgets(24 * GIB, 0)
+    device, host = least_device(one), least_host(one, budgets)
+    assert choose(one, H200, Budgets(device, 1 << 50)) is not None
+    assert choose(one, H200, Budgets(device - 1, 1 << 50)) is None
+    assert choose(one, H200, Budgets(24 * GIB, host)) is not None
+    assert choose(one, H200, Budgets(24 * GIB, host - 1)) is None
+
+
+def test_the_deepest_model_uses_what_there_is():
+    budgets = Budgets(24 * GIB, 116 * GIB)
+    found = deepest(job(), H200, budgets)
+    assert found == pytest.approx((116 + 10) * GIB / 12, rel=0.1)
+    assert deepest(job("adamw-8bit"), H200, budgets) > 1.8 * found
+    assert deepest(job(), H200, Budgets(GIB, GIB)) == 0
+
+
+# From here on the compiler is asked.
+
+
+def test_a_plan_is_all_numbers():
+    found = plan("llama-60m", device="2GiB", host="4GiB", **SMALL)
+    assert found.parameters == CONFIGS["llama-60m"].parameters
+    assert not found.streams and found.place.mode == "resident"
+    assert found.device_peak == sum(found.device_bytes.values()) <= 2 * GIB
+    assert found.tokens_per_second == pytest.approx(512 / found.seconds.step)
+    assert found.days_per_billion == pytest.approx(1e9 / found.tokens_per_second / 86400)
+    assert json.loads(json.dumps(found.record()))["device_peak"] == found.device_peak
+    assert shown(*found.tables()).count("nothing streams") == 1
+
+
+def test_a_plan_that_streams():
+    found = plan("llama-60m", device="600MiB", host="4GiB", link="25GB", **SMALL)
+    assert found.streams and found.place.layers < 8
+    assert found.host_peak == sum(found.host_bytes.values()) > 0
+    assert found.rates.to_device == 25e9
+    text = shown(*found.tables())
+    for word in ("layers passing", "working set", "waits for", "days per billion"):
+        assert word in text
+
+
+def test_the_compiler_tells_the_working_set():
+    config = CONFIGS["llama-60m"]
+    small, large = (working_set(config, 1, time, "float32") for time in (128, 256))
+    scores = config.heads * 256 * 256 * 4
+    assert 0 < small.layer < large.layer and large.layer > scores
+    forward = working_set(config, 1, 256, "float32", trains=False)
+    assert forward.layer < large.layer and forward.head <= large.head
+
+
+def test_a_configuration_and_a_folder_are_models_too(tmp_path):
+    config = CONFIGS["llama-60m"]
+    assert found_model(config)[1] is config
+    values = {
+        "model_type": "llama",
+        "vocab_size": 64,
+        "hidden_size": 32,
+        "num_hidden_layers": 2,
+        "num_attention_heads": 2,
+        "intermediate_size": 64,
+    }
+    (tmp_path / "config.json").write_text(json.dumps(values))
+    name, found = found_model(tmp_path)
+    assert name == str(tmp_path) and found.hidden == 32
+    with pytest.raises(InputError, match="did you mean llama-60m"):
+        found_model("llama-60b")
+
+
+def test_every_method_of_one_model_beside_each_other():
+    options = options_of("600MiB", "1GiB", None, None, tokens=512, sequence=128)
+    ways = alternatives("llama-60m", CONFIGS["llama-60m"], options)
+    by_name = {way.method: way for way in ways}
+    assert next(iter(by_name)) == "adamw" and "evolve" in by_name
+    assert by_name["adamw"].parameters < by_name["adamw-8bit"].parameters
+    text = shown(alternatives_table(ways))
+    assert all(name in text for name in by_name)
+    assert json.dumps([way.record() for way in ways])
+
+
+def test_the_largest_named_model(monkeypatch):
+    few = {name: CONFIGS[name] for name in ("llama-60m", "llama-130m", "llama-7b", "llama-1m")}
+    monkeypatch.setattr(largest, "CONFIGS", few)
+    monkeypatch.setattr(largest, "SHAPE", "llama-60m")
+    options = options_of("1GiB", "2GiB", None, None, tokens=512, sequence=128)
+    found = largest_named(options)
+    assert found is not None and found.model == "llama-130m"
+    tiny = options_of("1MiB", "1MiB", None, None, tokens=512, sequence=128)
+    assert largest_named(tiny) is None
+    assert "llama-130m" in shown(capacity_table(capacity(options)))
+
+
+@pytest.mark.parametrize(
+    ("device", "host", "said"),
+    [
+        ("900MiB", "800MiB", r"adamw needs .* of host memory, 800 MiB are given; .* fits"),
+        (
+            "20MiB",
+            "64GiB",
+            r"needs .* of device memory for a layer at a time, 20 MiB .*more memory",
+        ),
+    ],
+)
+def test_what_cannot_be_is_refused_with_the_nearest_that_can(device, host, said, monkeypatch):
+    few = {name: CONFIGS[name] for name in ("llama-60m", "llama-130m")}
+    monkeypatch.setattr(largest, "CONFIGS", few)
+    with pytest.raises(InputError, match=said) as refused:
+        plan("llama-130m", device=device, host=host, **SMALL)
+    assert "\n" not in str(refused.value)
+
+
+@pytest.mark.parametrize(
+    ("options", "said"),
+    [
+        ({"tokens_per_step": 1000}, "take 1024, or another --sequence"),
+        ({"micro_batch": 5}, "take a divisor of 16"),
+        ({"depth": 0}, "depth is 0; expected at least 1"),
+        ({"clip": "hard"}, "expected one of none, global, previous, layer"),
+        ({"device": "H300"}, "did you mean H200"),
+        ({"host": "lots"}, "host is 'lots'; expected a number and a unit"),
+        ({"link": "fast"}, "link is 'fast'"),
+        ({"method": "adam"}, "did you mean adamw"),
+    ],
+)
+def test_bad_options_are_refused_before_anything_is_compiled(options, said, monkeypatch):
+    monkeypatch.setattr(jax.stages.Lowered, "compile", None)
+    with pytest.raises(InputError, match=said):
+        asked: dict[str, Any] = {"device": "H200", "host": "1GiB"} | options
+        plan("llama-60m", **asked)
+
+
+def shown(*tables):
+    console = Console(width=150, record=True, file=open("/dev/null", "w"))  # noqa: SIM115
+    with console.file:
+        for table in tables:
+            console.print(table)
+    return console.export_text()

@@ -1,0 +1,64 @@
+"""How much memory there is, and how people spell it."""
+
+import os
+
+import pytest
+
+from springroll import memory as budget
+from springroll.errors import InputError
+from springroll.memory import parse_bytes, spelt
+
+
+@pytest.mark.parametrize(
+    ("text", "size"),
+    [("24GiB", 24 << 30), ("24 gb", 24 * 10**9), ("1.5MiB", 3 << 19), ("7B", 7)],
+)
+def test_sizes_as_people_spell_them(text, size):
+    assert parse_bytes(text) == size
+
+
+@pytest.mark.parametrize("text", ["", "24", "GiB", "-1GiB", "24 gibibytes", "1e3 MiB"])
+def test_other_spellings_are_refused(text):
+    with pytest.raises(InputError, match="expected a number and a unit, such as 24GiB"):
+        parse_bytes(text)
+
+
+def test_memory_of_the_host_and_of_a_container(tmp_path, monkeypatch):
+    files = {
+        "/proc/meminfo": "MemTotal: 900 kB\nMemAvailable:   800 kB\n",
+        "/sys/fs/cgroup/memory.max": "500000\n",
+        "/sys/fs/cgroup/memory.current": "100000\n",
+    }
+
+    def path(name):
+        there = tmp_path / name.strip("/").replace("/", "_")
+        for known, text in files.items():
+            (tmp_path / known.strip("/").replace("/", "_")).write_text(text)
+        return there
+
+    class Rooted(type(tmp_path)):
+        def __truediv__(self, other):
+            return path(f"{self}/{other}")
+
+    monkeypatch.setattr(budget, "Path", lambda name: path(name) if "mem" in name else Rooted(name))
+    assert budget.available_bytes() == 400000
+    files["/sys/fs/cgroup/memory.max"] = "max\n"
+    assert budget.available_bytes() == 800 * 1024
+
+
+@pytest.mark.parametrize(
+    ("size", "text"),
+    [(0, "0 B"), (1536, "1.5 KiB"), (3 << 20, "3 MiB"), (24 << 30, "24 GiB"), (3 << 39, "1.5 TiB")],
+)
+def test_sizes_are_printed_in_the_largest_unit(size, text):
+    assert spelt(size) == text
+
+
+def test_page_locking_is_allowed_for_all_that_is_free_unless_it_was_set(monkeypatch):
+    monkeypatch.setattr(os, "environ", {})
+    monkeypatch.setattr(budget, "host_memory", lambda: 100 << 30)
+    budget.allow_page_locking()
+    assert os.environ["XLA_PJRT_GPU_HOST_MEMORY_LIMIT_GB"] == "100"
+    monkeypatch.setattr(budget, "host_memory", lambda: 50 << 30)
+    budget.allow_page_locking()
+    assert os.environ["XLA_PJRT_GPU_HOST_MEMORY_LIMIT_GB"] == "100"

@@ -1,0 +1,87 @@
+"""Chat templates: as transformers renders them, and harmless when they are hostile."""
+
+import datetime
+import json
+import sys
+
+import pytest
+
+from springroll.errors import InputError
+from springroll.tokens.chat_template import chat_template, special_tokens, template_text
+from tests.tokens.chat_template_golden import EXPECTED, MESSAGES, TEMPLATE, VARIABLES
+
+
+@pytest.fixture
+def folder(tmp_path):
+    config = {"bos_token": {"content": "<s>", "lstrip": False}, "eos_token": "</s>", "pad_token": 3}
+    (tmp_path / "tokenizer_config.json").write_text(json.dumps(config))
+    return tmp_path
+
+
+def render(folder, text, messages=MESSAGES, **variables):
+    (folder / "chat_template.jinja").write_text(text, encoding="utf-8")
+    template = chat_template(folder)
+    assert template is not None
+    return template(messages, **variables)
+
+
+@pytest.mark.parametrize("case", VARIABLES)
+def test_the_text_is_that_of_transformers(folder, case):
+    assert render(folder, TEMPLATE, **VARIABLES[case]) == EXPECTED[case]
+
+
+def test_special_tokens_are_text_or_objects(folder):
+    assert special_tokens(folder) == {"bos_token": "<s>", "eos_token": "</s>"}
+    assert render(folder, "{{ bos_token }}{{ eos_token }}{{ pad_token }}") == "<s></s>"
+
+
+def test_the_date_is_today(folder):
+    found = render(folder, "{{ strftime_now('%Y') }}")
+    assert abs(int(found) - datetime.datetime.now().year) <= 1
+
+
+def test_where_a_template_stands(folder):
+    assert template_text(folder) is None and chat_template(folder) is None
+    path = folder / "tokenizer_config.json"
+    path.write_text(json.dumps({"chat_template": "one"}))
+    assert template_text(folder) == "one"
+    named = [{"name": "tool_use", "template": "two"}, {"name": "default", "template": "three"}]
+    path.write_text(json.dumps({"chat_template": named}))
+    assert template_text(folder) == "three"
+    path.write_text(json.dumps({"chat_template": named[:1]}))
+    assert template_text(folder) is None
+    (folder / "chat_template.jinja").write_text("four")
+    assert template_text(folder) == "four"
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("{{ raise_exception('only users') }}", "refuses these messages: only users"),
+        ("{{ messages[9].content }}", "refuses these messages: "),
+        ("{{ ''.__class__.__mro__ }}", "refuses these messages: .*unsafe"),
+        ("{{ messages.append(1) }}", "refuses these messages: .*safe"),
+        ("{% for i in range(10**9) %}{% endfor %}", "refuses these messages: Range too big"),
+        ("{% include '/etc/passwd' %}", "refuses these messages"),
+        ("{% if %}", "is none: Expected an expression"),
+        ("{% endif", "is none"),
+    ],
+)
+def test_templates_that_cannot_be_used_are_one_line(folder, text, message):
+    with pytest.raises(InputError, match=message) as error:
+        render(folder, text)
+    assert str(folder) in str(error.value) and "\n" not in str(error.value)
+
+
+def test_without_jinja_its_extra_is_named_when_it_is_needed(folder, monkeypatch):
+    (folder / "chat_template.jinja").write_text("x")
+    template = chat_template(folder)
+    monkeypatch.setitem(sys.modules, "jinja2.sandbox", None)
+    with pytest.raises(InputError, match=r"'jinja2': pip install 'springroll\[hf\]'"):
+        template(MESSAGES)
+
+
+def test_a_file_that_is_no_text_is_named(folder):
+    (folder / "chat_template.jinja").write_bytes(b"\xff")
+    with pytest.raises(InputError, match=r"cannot read .*chat_template\.jinja"):
+        chat_template(folder)

@@ -52,7 +52,7 @@ def commands(start):
         (page.name, line): shlex.split(line, comments=True)
         for page in PAGES
         for line in shell_lines(page)
-        if re.match(rf"{start} [a-z]", line)
+        if re.match(rf"{start} [a-z'.]", line)
     }
     return [pytest.param(words, id=f"{page}: {line}") for (page, line), words in found.items()]
 

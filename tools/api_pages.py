@@ -42,7 +42,7 @@ def main(folder: Path) -> None:
 
 
 def rooms() -> list[str]:
-    """Packages of springroll that say what is public in them."""
+    """Packages of springroll that hand out names."""
     found = sorted(path.parent.name for path in (SOURCE / "springroll").glob("*/__init__.py"))
     return [room for room in found if exported(f"springroll.{room}")]
 
@@ -66,27 +66,24 @@ def face(found: list[str]) -> str:
     lines = ["# springroll", "", "```python", "import springroll as sr", "```", ""]
     lines += ["| name | what it is |", "|---|---|"]
     rest = []
-    for name in sorted(public(), key=str.lower):
+    for name in sorted(exported("springroll"), key=str.lower):
         where = definition("springroll", name)
         lines.append(f"| [`sr.{name}`][{where.path}] | {summary(where.node)} |")
         rest += [where.path] if where.path not in described else []
     lines += ["", "## Packages", "", "| package | what it is for |", "|---|---|"]
     for room in found:
-        about = summary(tree(f"springroll.{room}"))
+        about = summary(ast.parse((SOURCE / "springroll" / room / "__init__.py").read_text()))
         lines.append(f"| [`springroll.{room}`]({room}.md) | {about} |")
     for path in rest:
         lines += ["", f"::: {path}", "    options: {show_root_heading: true}"]
     return "\n".join(lines) + "\n"
 
 
-def public() -> list[str]:
-    """The names that `import springroll as sr` offers."""
-    return [name for name in imports("springroll") if not name.startswith("_")]
-
-
-def exported(module: str) -> list[str]:
-    """`__all__` of a module; nothing if it has none."""
-    for node in tree(module).body:
+def exported(package: str) -> list[str]:
+    """`__all__` of a package; where names are loaded lazily, what its `__init__.pyi` imports."""
+    if file_of(package).suffix == ".pyi":
+        return list(imports(package))
+    for node in tree(package).body:
         target = node.targets[0] if isinstance(node, ast.Assign) else None
         if isinstance(target, ast.Name) and target.id == "__all__":
             return list(ast.literal_eval(node.value))
@@ -107,18 +104,28 @@ def definition(module: str, name: str) -> Definition:
 
 
 def imports(module: str) -> dict[str, tuple[str, str]]:
-    """name -> (module, name there), of every `from ... import ...`, also under TYPE_CHECKING."""
+    """name -> (module, name there), of what a module imports from springroll."""
     found = {}
     for node in ast.walk(tree(module)):
-        if isinstance(node, ast.ImportFrom) and (node.module or "").startswith("springroll"):
-            found |= {each.asname or each.name: (node.module, each.name) for each in node.names}
+        if not isinstance(node, ast.ImportFrom):
+            continue
+        source = f"{module}.{node.module}" if node.level else node.module or ""
+        if source.startswith("springroll"):
+            found |= {each.asname or each.name: (source, each.name) for each in node.names}
     return found
 
 
 def tree(module: str) -> ast.Module:
+    return ast.parse(file_of(module).read_text())
+
+
+def file_of(module: str) -> Path:
+    """The source of a module; of a package that loads lazily the stub that lists its names."""
     path = SOURCE.joinpath(*module.split("."))
-    path = path / "__init__.py" if path.is_dir() else path.with_suffix(".py")
-    return ast.parse(path.read_text())
+    if not path.is_dir():
+        return path.with_suffix(".py")
+    stub = path / "__init__.pyi"
+    return stub if stub.exists() else path / "__init__.py"
 
 
 def summary(node: ast.AST) -> str:

@@ -5,7 +5,9 @@
 Nothing is allocated. The rank is a quarter of the hidden size. Projected are the matrices of the
 blocks; embedding, head and norms always have Adam's full state. `ours` and `baseline` are the bytes
 for the projected matrices alone: GaLore with moments in 8 bits and bases in bfloat16, and AdamW in
-float32. The GaLore paper (arXiv 2403.03507) claims to save up to 82.5 % of optimizer state.
+float32. The GaLore paper (arXiv 2403.03507) claims to save up to 82.5 % of optimizer state. It
+compares with AdamW in bfloat16; `share_of_bfloat16_adamw` does so too, for the projected matrices
+and for the whole model.
 
 Published are gigabytes of weights and states in bfloat16 (APOLLO, arXiv 2412.05270, table 2); the
 table beside it has weights in bfloat16 and states as counted here.
@@ -53,6 +55,7 @@ PUBLISHED = {
 PUBLISHED_STATE = {
     "llama-7b": {"adamw_8bit": 13.0, "galore_8bit": 4.9, "apollo": 1.6, "apollo_mini": 0.0}
 }
+PUBLISHED_SHARE = 0.175  # of bfloat16 AdamW's
 TARGET = 0.175  # of float32 AdamW's
 
 
@@ -127,6 +130,11 @@ def run(name: str = "llama-60m", rank: int | None = None) -> dict[str, Any]:
         baseline=gigabytes(baseline),
         ratio=ours / baseline,
         ratio_with_float32_bases=projected_part(found["galore_8bit_f32"]) / baseline,
+        share_of_bfloat16_adamw={
+            "projected": 2 * ours / baseline,
+            "model": 2 * bytes_of(found["galore_8bit"]) / bytes_of(found["adamw"]),
+            "published": PUBLISHED_SHARE,
+        },
         unit="GB of state for the projected matrices; ratio: share of AdamW's that is left",
         target=f"ratio <= {TARGET}",
         model=name,

@@ -35,6 +35,7 @@ def report(out: str, summary: dict[str, Any]) -> "Table":
     """The end of a run: accuracy beside what else changed, its speed, and what to do next."""
     from rich.table import Table
 
+    from springroll.run.program import program
     from springroll.run.progress import clock, gibibytes, si
 
     table = Table.grid(padding=(0, 2, 0, 0))
@@ -53,5 +54,5 @@ def report(out: str, summary: dict[str, Any]) -> "Table":
     table.add_row("time", f"{clock(summary['seconds'])}, {summary['generations']:,} generations")
     table.add_row("memory", gibibytes(summary["peak_memory_bytes"]))
     table.add_row("curve", f"{out}/curve.png")
-    table.add_row("next", f"springroll export {out} FOLDER")
+    table.add_row("next", f"{program()} export {out} FOLDER")
     return table

@@ -30,6 +30,7 @@ def report(out: str, summary: dict[str, Any]) -> "Table":
     """The end of a run: the score beside the lines to beat, its speed, and what to do next."""
     from rich.table import Table
 
+    from springroll.run.program import program
     from springroll.run.progress import clock, gibibytes, si
 
     table = Table.grid(padding=(0, 2, 0, 0))
@@ -44,7 +45,7 @@ def report(out: str, summary: dict[str, Any]) -> "Table":
     table.add_row("time", f"{clock(summary['seconds'])}, {summary['generations']:,} generations")
     table.add_row("memory", gibibytes(summary["peak_memory_bytes"]))
     table.add_row("curve", f"{out}/curve.png")
-    table.add_row("next", f"springroll sample {out}")
+    table.add_row("next", f"{program()} sample {out}")
     return table
 
 

@@ -19,6 +19,7 @@ from typing import Any, TypeVar
 from springroll.atomic import read_json, write_json
 from springroll.errors import InputError
 from springroll.run.config import RunConfig, from_json, resumed, run_id, to_json
+from springroll.run.program import program
 
 C = TypeVar("C", bound=RunConfig)
 
@@ -133,7 +134,7 @@ def open_run(config: C, defaults: C) -> tuple[RunFolder, C]:
     if command != config.command:
         raise InputError(
             f"{config.out} is a run of springroll {command}; go on with "
-            f"springroll {command} --resume --out {config.out}"
+            f"{program()} {command} --resume --out {config.out}"
         )
     stored = from_json(type(config), found["config"], where=str(folder.config))
     config = replace(resumed(stored, config, defaults), out=config.out)

@@ -59,6 +59,6 @@ def test_like_is_compared_with_like():
     """The paper's 17.5 % is of AdamW in bfloat16, whose state is half as large."""
     result = run("llama-7b")
     share = result["share_of_bfloat16_adamw"]
-    assert share["projected"] == pytest.approx(2 * result["ratio"])
+    assert share["projected"] == pytest.approx(2 * result["ratio"], rel=1e-3)
     state = result["state_gb"]
     assert share["model"] == pytest.approx(2 * state["galore_8bit"] / state["adamw"], rel=1e-3)

@@ -66,7 +66,9 @@ class SplitMasterState(NamedTuple):
 def with_split_master(
     inner: optax.GradientTransformation,
 ) -> optax.GradientTransformationExtraArgs:
-    """`inner` at work on float32 weights of which the parameters are the high halves.
+    """Train bfloat16 weights without rounding loss: `inner` updates an exact float32 master.
+
+    The parameters are the high halves of the float32 weights; the low halves are in the state.
 
         tx = with_split_master(optax.adamw(1e-3))
         state = tx.init(params)              # float32 weights: their low halves go to the state

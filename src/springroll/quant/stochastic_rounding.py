@@ -41,7 +41,7 @@ class StochasticRoundingState(NamedTuple):
 def with_stochastic_rounding(
     inner: optax.GradientTransformation, seed: int = 0
 ) -> optax.GradientTransformationExtraArgs:
-    """`inner` for bfloat16 weights that have no other copy: the new weight is rounded at random.
+    """Train bfloat16 weights that have no other copy: `inner`'s new weight is rounded at random.
 
     `inner` sees float32 gradients and weights; the updates are differences of bfloat16 weights, in
     float32, for `optax.apply_updates`. On average a weight moves by exactly what `inner` says. The

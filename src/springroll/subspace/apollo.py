@@ -44,7 +44,9 @@ def apollo(
     compat: Compat | None = None,
     **options: Unpack[ProjectionOptions],
 ) -> optax.GradientTransformationExtraArgs:
-    """W <- W - lr k_t sqrt(scale) L(G s), with s_j = ‖N_j‖ / ‖R_j‖ for each column j.
+    """APOLLO: the gradient itself, scaled per channel as Adam would in a random low-rank subspace.
+
+    W <- W - lr k_t sqrt(scale) L(G s), with s_j = ‖N_j‖ / ‖R_j‖ for each column j.
 
     N = m / (sqrt(v) + eps) is Adam's direction for R, k_t its bias correction, L the norm-growth
     limiter. Whether sqrt(scale) is inside of L, `scale_front` of the released code, makes no

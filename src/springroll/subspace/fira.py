@@ -34,7 +34,9 @@ def fira(
     compat: Compat | None = None,
     **options: Unpack[ProjectionOptions],
 ) -> optax.GradientTransformationExtraArgs:
-    """W <- W - lr k_t (scale P N + L((G - PR) s)), with R = PᵀG and s_j = ‖N_j‖ / ‖R_j‖.
+    """Fira: GaLore's step, plus the rest of the gradient, scaled per channel.
+
+    W <- W - lr k_t (scale P N + L((G - PR) s)), with R = PᵀG and s_j = ‖N_j‖ / ‖R_j‖.
 
     N = m / (sqrt(v) + eps) is Adam's direction in the subspace, k_t its bias correction, L the
     norm-growth limiter; s scales the part of the gradient outside of the subspace, a channel at a

@@ -31,7 +31,9 @@ def galore(
     compat: Compat | None = None,
     **options: Unpack[ProjectionOptions],
 ) -> optax.GradientTransformationExtraArgs:
-    """`inner` on gradients of rank `rank`: R = PᵀG (r, n), W <- W + scale P inner(R).
+    """GaLore: any optimizer, working on gradients that are projected to a low rank.
+
+    R = PᵀG (r, n), W <- W + scale P inner(R).
 
     The inner optimizer holds moments of shape (r, n) instead of (m, n). Its weight decay is for the
     whole weight, as it would be without projection. Parameters that are not selected are left to

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from springroll.errors import InputError
+from springroll.program import pip_install
 
 # OWNER/NAME, and the file of weights where a repository holds several models of one file each
 _ID = re.compile(r"([A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*)(?:/([\w./-]+\.(?:pth|safetensors)))?")
@@ -61,7 +62,7 @@ def _downloaded(name: str, file: str | None) -> Path:
     except ImportError:
         raise InputError(
             f"{name} is no folder here; to download it takes the package 'huggingface_hub': "
-            "pip install 'springroll[hf]'"
+            f"{pip_install('hf')}"
         ) from None
     online = reachable()
     try:

@@ -1,5 +1,6 @@
 """Gymnasium's spaces, by what they have: actions there and back, observations as vectors."""
 
+import re
 import sys
 from types import ModuleType, SimpleNamespace
 
@@ -10,6 +11,7 @@ from springroll.envs.environment import Box, Discrete, MultiDiscrete
 from springroll.envs.gymnasium_make import maker
 from springroll.envs.gymnasium_spaces import actions_of, flat_of
 from springroll.errors import InputError
+from springroll.program import pip_install
 
 has = SimpleNamespace
 
@@ -69,7 +71,7 @@ def test_observations_are_flat_and_in_order():
 
 def test_registered_environments(monkeypatch):
     monkeypatch.setitem(sys.modules, "gymnasium", None)
-    with pytest.raises(InputError, match=r"needs gymnasium, .*: pip install 'springroll\[rl\]'"):
+    with pytest.raises(InputError, match=r"needs gymnasium, .*: " + re.escape(pip_install("rl"))):
         maker("gymnasium-CartPole-v1")
     fake = ModuleType("gymnasium")
     made = []

@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 
 from springroll.errors import InputError
+from springroll.program import pip_install
 from springroll.tasks.sources import documents, stdlib_documents
 
 
@@ -165,8 +166,8 @@ def test_what_the_package_raises_is_one_line(hub):
 def test_without_the_package_its_extra_is_named(online, monkeypatch):
     monkeypatch.setitem(sys.modules, "datasets", None)
     assert refuse("minipile") == (
-        "the data set JeanKaddour/minipile needs the package 'datasets': pip install "
-        "'springroll[data]'; without it, --data PATH takes any file or folder"
+        "the data set JeanKaddour/minipile needs the package 'datasets': "
+        f"{pip_install('data')}; without it, --data PATH takes any file or folder"
     )
 
 

@@ -19,6 +19,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 from springroll.cli.options import parse
 from springroll.pretrain.pretrain import PretrainConfig
+from springroll.program import pip_install
 from springroll.run.progress import gibibytes, si
 
 if TYPE_CHECKING:
@@ -213,8 +214,8 @@ def show(console: "Console", found: dict[str, Any]) -> None:
     if found["memory_bytes"]:
         table.add_row("memory", gibibytes(found["memory_bytes"]))
     for extra, missing in found["extras"].items():
-        hint = f"lacks {', '.join(missing)}: pip install 'springroll[{extra}]'"
-        table.add_row(f"extra {extra}", hint if missing else "installed")
+        lacks = f"lacks {', '.join(dict.fromkeys(missing))}"
+        table.add_row(f"extra {extra}", lacks if missing else "installed")
     integers = found["integers"]
     for registers, speed in integers["operations_per_second"].items():
         mark = " (used)" if registers == integers["chosen"] else ""
@@ -224,6 +225,9 @@ def show(console: "Console", found: dict[str, Any]) -> None:
         table.add_row("self-test", f"{verdict}: {check['name']} ({check['detail']})")
     table.add_row("", f"{found['self_test_seconds']} s")
     console.print(table, markup=False, highlight=False)
+    for extra in (extra for extra, missing in found["extras"].items() if missing):
+        line = f"the extra {extra} is installed by: {pip_install(extra)}"
+        console.print(line, markup=False, highlight=False, soft_wrap=True)  # to be copied whole
     if not all(check["passed"] for check in found["self_test"]):
         print("the self-test failed; please report the lines above", file=sys.stderr)
 

@@ -35,7 +35,7 @@ def report(out: str, summary: dict[str, Any]) -> "Table":
     """The end of a run: accuracy beside what else changed, its speed, and what to do next."""
     from rich.table import Table
 
-    from springroll.run.program import program
+    from springroll.program import program
     from springroll.run.progress import clock, gibibytes, si
 
     table = Table.grid(padding=(0, 2, 0, 0))

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from springroll.errors import InputError
+from springroll.program import pip_install
 from springroll.tasks.named_function import named_function
 
 PREFIX = "gymnasium-"
@@ -38,7 +39,7 @@ def _registered(name: str) -> Maker:
         if error.name != "gymnasium":
             raise
         raise InputError(
-            f"{name} needs gymnasium, which is not installed: pip install 'springroll[rl]'"
+            f"{name} needs gymnasium, which is not installed: {pip_install('rl')}"
         ) from None
     id = name.removeprefix(PREFIX)
     if ":" not in id and id not in gymnasium.registry:

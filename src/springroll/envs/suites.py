@@ -17,13 +17,14 @@ from springroll.envs.environment import Environment
 from springroll.envs.grid import grid
 from springroll.envs.pendulum import pendulum
 from springroll.errors import InputError
+from springroll.program import pip_install
 
 BUILT_IN: dict[str, Callable[..., Environment]] = {
     "CartPole-v1": cartpole,
     "Pendulum-v1": pendulum,
     "Grid-5x5": grid,
 }
-EXTRA = "pip install 'springroll[rl]'"
+EXTRA = pip_install("rl")
 # Kinetix' metadata asks for a jax of before 0.10 and a jax2d that breaks on later ones, though it
 # runs on them, so no extra can name it.
 KINETIX = (

@@ -22,6 +22,7 @@ from springroll.envs.rollout import Rollout, centre_episodes, episode_keys
 from springroll.envs.suite_calls import default_rules
 from springroll.errors import InputError
 from springroll.models.policy import Policy
+from springroll.program import pip_install
 from springroll.rl.config import PPOSettings, RLConfig
 from springroll.rl.episodes import RANDOM, VALIDATION
 from springroll.rl.evolution import curve_of
@@ -151,9 +152,7 @@ def _algorithm(bridge: Bridge, settings: PPOSettings, normalise: bool) -> Any:
     try:
         from rejax import PPO as RejaxPPO
     except ImportError:
-        raise InputError(
-            "the method ppo needs the package 'rejax': pip install 'springroll[rl]'"
-        ) from None
+        raise InputError(f"the method ppo needs the package 'rejax': {pip_install('rl')}") from None
     algorithm = RejaxPPO.create(
         env=bridge,
         agent_kwargs={"hidden_layer_sizes": HIDDEN, "activation": settings.activation},

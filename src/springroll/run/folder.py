@@ -18,8 +18,8 @@ from typing import Any, TypeVar
 
 from springroll.atomic import read_json, write_json
 from springroll.errors import InputError
+from springroll.program import program
 from springroll.run.config import RunConfig, from_json, resumed, run_id, to_json
-from springroll.run.program import program
 
 C = TypeVar("C", bound=RunConfig)
 

@@ -26,6 +26,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from springroll.errors import InputError
+from springroll.program import pip_install
 
 CHUNK = 1 << 19  # numbers: 13 MB of traffic, half a millisecond: both cores share, few calls
 
@@ -202,8 +203,7 @@ def kernels() -> Any:
         if error.name != "numba":
             raise
         raise InputError(
-            "AdamW on the host needs numba, which is not installed; "
-            "run pip install 'springroll[stream]'"
+            f"AdamW on the host needs numba, which is not installed; run {pip_install('stream')}"
         ) from None
 
 

@@ -13,6 +13,7 @@ from typing import Any
 
 from springroll.errors import InputError
 from springroll.hub import reachable
+from springroll.program import pip_install
 from springroll.tasks.answers import check_style, find_number, instruction
 from springroll.tasks.options import option_line, prompt_style
 from springroll.tasks.problem import Problem, TextTask, Verdict, until_stop
@@ -127,7 +128,7 @@ def _from_hub(name: str, split: str) -> list[Record]:
         datasets: Any = importlib.import_module("datasets")
     except ImportError:
         raise InputError(
-            f"the data set {name} needs the package 'datasets': pip install 'springroll[data]'; "
+            f"the data set {name} needs the package 'datasets': {pip_install('data')}; "
             f"without it, give a folder with {' and '.join(FILES.values())} as data"
         ) from None
     if not reachable():

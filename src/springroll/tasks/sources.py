@@ -17,6 +17,7 @@ from typing import Any
 
 from springroll.errors import InputError
 from springroll.hub import reachable
+from springroll.program import pip_install
 from springroll.tasks.draws import Draws
 from springroll.tasks.problem import TextTask, Worked
 from springroll.tasks.task_line import task_of_line
@@ -195,7 +196,7 @@ def hub_documents(name: str, max_bytes: int | None = None) -> Iterator[bytes]:
         datasets: Any = importlib.import_module("datasets")
     except ImportError:
         raise InputError(
-            f"the data set {name} needs the package 'datasets': pip install 'springroll[data]'; "
+            f"the data set {name} needs the package 'datasets': {pip_install('data')}; "
             f"without it, --data PATH takes any file or folder"
         ) from None
     if not reachable():

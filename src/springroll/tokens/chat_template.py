@@ -16,6 +16,7 @@ from typing import Any
 
 from springroll import atomic
 from springroll.errors import InputError
+from springroll.program import pip_install
 
 Messages = Sequence[Mapping[str, Any]]
 Render = Callable[..., str]
@@ -90,8 +91,7 @@ def _compiled(text: str, folder: str | Path) -> Any:
         nodes: Any = importlib.import_module("jinja2.nodes")
     except ImportError:
         raise InputError(
-            f"the chat template of {folder} needs the package 'jinja2': "
-            "pip install 'springroll[hf]'"
+            f"the chat template of {folder} needs the package 'jinja2': {pip_install('hf')}"
         ) from None
 
     class Generation(ext.Extension):

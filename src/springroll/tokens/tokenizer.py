@@ -13,6 +13,7 @@ from typing import Any, Protocol
 
 from springroll import atomic
 from springroll.errors import InputError
+from springroll.program import pip_install
 from springroll.tokens.byte_tokenizer import byte_tokenizer, is_byte_tokenizer
 from springroll.tokens.chat_template import Render, chat_template, special_tokens
 from springroll.tokens.world_tokenizer import FILE, world_tokenizer
@@ -65,9 +66,7 @@ def hf_tokenizer(folder: str | Path) -> HfTokenizer:
     try:
         package: Any = importlib.import_module("tokenizers")
     except ImportError:
-        raise InputError(
-            f"{path} needs the package 'tokenizers': pip install 'springroll[hf]'"
-        ) from None
+        raise InputError(f"{path} needs the package 'tokenizers': {pip_install('hf')}") from None
     try:
         loaded = package.Tokenizer.from_file(str(path))
     except Exception as error:  # the package raises plain Exception

@@ -1,11 +1,13 @@
 """What PPO is told, and what is said where rejax is missing."""
 
+import re
 import sys
 from dataclasses import replace
 
 import pytest
 
 from springroll.errors import InputError
+from springroll.program import pip_install
 from springroll.recipes.control import PAPER
 from springroll.rl.config import TASKS, PPOSettings, settings_for
 from springroll.rl.ppo import ppo
@@ -15,7 +17,7 @@ from tests.rl.toy_episodes import throw
 def test_without_rejax_there_is_one_line(monkeypatch):
     monkeypatch.setitem(sys.modules, "rejax", None)
     with pytest.raises(
-        InputError, match=r"needs the package 'rejax': pip install 'springroll\[rl\]'"
+        InputError, match="needs the package 'rejax': " + re.escape(pip_install("rl"))
     ):
         ppo(throw(), PPOSettings())
 

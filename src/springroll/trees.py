@@ -1,0 +1,55 @@
+"""Pytrees of arrays: leaves by their paths, sizes, and the one squared norm."""
+
+from collections.abc import Callable
+from typing import Any, TypeAlias
+
+import jax
+import jax.numpy as jnp
+from jax import Array
+
+PyTree: TypeAlias = Any
+"""Any nesting of tuples, lists, dicts and registered classes; parameters, states, batches."""
+KeyPath: TypeAlias = tuple[Any, ...]
+"""What `jax.tree_util` calls a leaf's path: one key for each level."""
+
+
+def path_of(path: KeyPath) -> str:
+    """A leaf's path as it is written everywhere: its keys joined by "/".
+
+    >>> jax.tree.map_with_path(lambda path, _: path_of(path), {"mlp": [1, 2]})
+    {'mlp': ['mlp/0', 'mlp/1']}
+    """
+    return jax.tree_util.keystr(path, simple=True, separator="/")
+
+
+def named_leaves(tree: PyTree, is_leaf: Callable[[Any], bool] | None = None) -> dict[str, Any]:
+    """The leaves of a tree by their paths, in the order of `jax.tree.leaves`."""
+    leaves = jax.tree_util.tree_leaves_with_path(tree, is_leaf=is_leaf)
+    return {path_of(path): leaf for path, leaf in leaves}
+
+
+def map_named(
+    function: Callable[..., Any],
+    tree: PyTree,
+    *rest: PyTree,
+    is_leaf: Callable[[Any], bool] | None = None,
+) -> PyTree:
+    """`function(path, leaf, *others)` in the place of every leaf; paths are those of `path_of`."""
+    named = lambda path, *leaves: function(path_of(path), *leaves)
+    return jax.tree_util.tree_map_with_path(named, tree, *rest, is_leaf=is_leaf)
+
+
+def tree_bytes(tree: PyTree) -> int:
+    """Bytes of all arrays (or `jax.ShapeDtypeStruct`s) of a tree."""
+    return sum(x.size * x.dtype.itemsize for x in jax.tree.leaves(tree))
+
+
+def tree_numbers(tree: PyTree) -> int:
+    """How many numbers all arrays of a tree hold together."""
+    return sum(x.size for x in jax.tree.leaves(tree))
+
+
+def squared_norm(tree: PyTree) -> Array:
+    """The sum of the squares of all numbers of a tree, () float32, leaf by leaf in float32."""
+    squares = (jnp.sum(jnp.square(x.astype(jnp.float32))) for x in jax.tree.leaves(tree))
+    return sum(squares, jnp.zeros((), jnp.float32))

@@ -3,6 +3,7 @@
 import doctest
 import importlib
 import importlib.util
+import pkgutil
 import re
 import shlex
 import tomllib
@@ -125,6 +126,15 @@ def without_modes_of_rl(words):
 @pytest.mark.parametrize("words", commands("python -m"))
 def test_a_module_is_one_we_have(words):
     assert importlib.util.find_spec(words[2]) is not None
+
+
+def test_a_dotted_name_is_one_we_have():
+    """`springroll.planner.rates`, `springroll.models.policy:linear` and their like, in any page."""
+    pattern = r"`(springroll(?:\.\w+)+(?::\w+)?)`"
+    names = {name for page in PAGES for name in re.findall(pattern, page.read_text())}
+    assert len(names) > 5
+    for name in names:
+        pkgutil.resolve_name(name)
 
 
 @pytest.mark.parametrize("words", commands("make"))

@@ -100,7 +100,7 @@ class Misbehaving(Walk):
         if self._wrong == 10:
             return observation, reward, *rest[1:]
         if self._wrong == 11 and self._age == 3:
-            time.sleep(0.15)  # slow, but in time
+            time.sleep(0.4)  # slow, but in time
         return observation, reward, *rest
 
 

@@ -40,7 +40,13 @@ WRONG = {
     7: lambda weights: "1.0",
     8: lambda weights: time.sleep(1000),
     9: lambda weights: os.kill(os.getpid(), 9),
+    10: lambda weights: says_that_it_sleeps(),
 }
+
+
+def says_that_it_sleeps():
+    open(os.environ["ASLEEP"], "w").close()
+    time.sleep(1000)
 
 
 def misbehaves(weights, seed):

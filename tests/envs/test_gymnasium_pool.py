@@ -50,7 +50,7 @@ def walk():
 @pytest.fixture(scope="module")
 def bad():
     """Environments that fail as the seeds of their episodes say; a few at once."""
-    pool = opened("misbehaving", timeout=0.6)
+    pool = opened("misbehaving", timeout=2.0)
     yield pool
     pool.close()
 

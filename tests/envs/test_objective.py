@@ -33,7 +33,7 @@ def opened(function, **options):
 @pytest.fixture(scope="module")
 def bad():
     """One pool whose calls fail as their seeds say, quickly."""
-    objective = opened("misbehaves", timeout=0.6)
+    objective = opened("misbehaves", timeout=2.0)
     yield objective
     objective.close()
 
@@ -131,16 +131,22 @@ def test_a_call_that_fails_costs_its_member(bad, strategy, state, capfd):
     assert np.isnan(bad.centre(state.params, [0, 2, 0])).tolist() == [False, True, False]
 
 
-def test_a_killed_process_costs_the_call_it_was_at(strategy, state):
+def test_a_killed_process_costs_the_call_it_was_at(strategy, state, monkeypatch, tmp_path):
+    asleep = tmp_path / "asleep"
+    monkeypatch.setenv("ASLEEP", str(asleep))
     objective = opened("misbehaves", timeout=30.0, workers=1)
     pid = objective._workers[0].pid
     seeds = np.zeros((POP, 1), np.int64)
-    objective.evaluate(state.params, strategy.ask(state), seeds)  # what is compiled is by now
-    seeds[4] = 8  # sleeps until it is killed
-    threading.Timer(2.0, os.kill, (pid, signal.SIGKILL)).start()
-    begin = time.monotonic()
+    seeds[4] = 10  # says that it sleeps, until it is killed
+
+    def kill():
+        while not asleep.exists():
+            time.sleep(0.01)
+        os.kill(pid, signal.SIGKILL)
+
+    threading.Thread(target=kill, daemon=True).start()
     found, _ = objective.evaluate(state.params, strategy.ask(state), seeds)
-    assert np.flatnonzero(np.isnan(found)).tolist() == [4] and time.monotonic() - begin < 20
+    assert np.flatnonzero(np.isnan(found)).tolist() == [4]
     assert objective.failures.counts == {"crashed": 1} and objective._workers[0].pid != pid
     os.kill(objective._workers[0].pid, signal.SIGKILL)  # between calls it costs nobody
     found, _ = objective.evaluate(state.params, strategy.ask(state), 0 * seeds)

@@ -50,7 +50,7 @@ def test_what_must_be_given_weights_is_not_called_to_find_out():
 )
 def test_what_is_neither_is_one_line(name, message):
     with pytest.raises(InputError, match=message) as error:
-        kind_of(name, timeout=1.0)
+        kind_of(name, timeout=1.0 if name.endswith(":hangs") else 60.0)
     assert "\n" not in str(error.value)
 
 

@@ -83,7 +83,7 @@ def test_in_this_process_a_bad_function_is_one_line(data, text, message, capsys)
 
 
 def test_async_calls_run_side_by_side_and_fail_alone(data, capfd):
-    task = task_of("waits", data, timeout=0.4)
+    task = task_of("waits", data, timeout=2.0)
     texts = ["a" * i for i in range(30)] + ["forever", "raise"]
     reward_functions.waiting[:] = [0]
     found = task.score([task.train(i) for i in range(32)], texts)
@@ -95,7 +95,7 @@ def test_async_calls_run_side_by_side_and_fail_alone(data, capfd):
 
 
 def test_async_calls_of_several_rows(data):
-    task = task_of("waits", data, timeout=0.4, rows=3)
+    task = task_of("waits", data, timeout=20.0, rows=3)
     found = task.score([task.train(0)] * 5, ["a", "b", "raise", "dddd", "e"])
     assert [v.reward for v in found[3:]] == [4, 1] and task.failures == {"raised": 3}
 

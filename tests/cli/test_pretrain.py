@@ -12,7 +12,7 @@ import pytest
 from springroll.cli import recipe
 from springroll.cli.main import main
 from springroll.errors import InputError
-from springroll.pretrain.pretrain import PretrainConfig
+from springroll.pretrain.config import PretrainConfig
 from springroll.program import pip_install
 from tests.cli.tiny import config_of, files, pretrain, text_file
 

@@ -15,7 +15,7 @@ from springroll.cli import trained
 from springroll.cli.main import main
 from springroll.cli.sample import printable
 from springroll.models.egg import EggConfig, egg
-from springroll.pretrain.pretrain import PretrainConfig
+from springroll.pretrain.config import PretrainConfig
 from springroll.run.config import from_json
 from tests.cli.tiny import files, pretrain, text_file
 

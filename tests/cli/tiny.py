@@ -5,7 +5,7 @@ import sys
 from pathlib import Path
 
 from springroll.cli import recipe
-from springroll.pretrain.pretrain import PretrainConfig
+from springroll.pretrain.config import PretrainConfig
 
 TEXT = "".join(f"def times_{i}(x):\n    return {i} * x\n\n" for i in range(300))
 SIZE = (

@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from springroll.cli.options import parse
-from springroll.pretrain.pretrain import PretrainConfig
+from springroll.pretrain.config import PretrainConfig
 from springroll.program import pip_install
 from springroll.run.progress import gibibytes, si
 

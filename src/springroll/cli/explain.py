@@ -13,7 +13,7 @@ from springroll.cli.options import nearest, parse
 from springroll.cli.trained import AnyConfig, open_folder
 from springroll.errors import InputError
 from springroll.finetune.config import FinetuneConfig
-from springroll.pretrain.pretrain import PretrainConfig
+from springroll.pretrain.config import PretrainConfig
 from springroll.rl.config import RLConfig
 from springroll.train.config import TrainConfig
 

@@ -4,7 +4,7 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 from springroll.cli.recipe import config_of
-from springroll.pretrain.pretrain import PretrainConfig
+from springroll.pretrain.config import PretrainConfig
 
 if TYPE_CHECKING:
     from rich.table import Table

@@ -11,7 +11,7 @@ from springroll.cli.options import parse
 from springroll.cli.trained import open_folder
 from springroll.errors import InputError
 from springroll.finetune.config import FinetuneConfig
-from springroll.pretrain.pretrain import PretrainConfig
+from springroll.pretrain.config import PretrainConfig
 from springroll.rl.config import RLConfig
 from springroll.train.config import TrainConfig
 

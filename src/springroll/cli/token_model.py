@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 from springroll.cli.trained import open_folder
 from springroll.cli.weights import load_weights, saved_weights
 from springroll.errors import InputError
-from springroll.pretrain.pretrain import PretrainConfig
+from springroll.pretrain.config import PretrainConfig
 
 if TYPE_CHECKING:
     from springroll.tokens.tokenizer import Tokenizer

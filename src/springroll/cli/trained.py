@@ -4,7 +4,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 from springroll.errors import InputError
 from springroll.finetune.config import FinetuneConfig
-from springroll.pretrain.pretrain import PretrainConfig
+from springroll.pretrain.config import PretrainConfig
 from springroll.rl.config import RLConfig
 from springroll.run.config import from_json
 from springroll.run.folder import RunFolder

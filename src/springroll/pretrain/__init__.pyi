@@ -1,1 +1,1 @@
-from .pretrain import PretrainConfig as PretrainConfig
+from .config import PretrainConfig as PretrainConfig

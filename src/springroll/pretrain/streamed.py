@@ -23,7 +23,7 @@ from springroll.stream.link import tree_bytes
 from springroll.stream.streamed_population import StreamedPopulation, prepared, streamed
 
 if TYPE_CHECKING:
-    from springroll.pretrain.pretrain import PretrainConfig
+    from springroll.pretrain.config import PretrainConfig
 
 
 def must_stream(config: "PretrainConfig", strategy: Strategy, params: Any) -> bool:

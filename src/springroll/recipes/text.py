@@ -2,7 +2,7 @@
 
 from dataclasses import replace
 
-from springroll.pretrain.pretrain import PretrainConfig
+from springroll.pretrain.config import PretrainConfig
 
 
 def demo() -> PretrainConfig:

@@ -13,7 +13,10 @@ import pytest
 import springroll
 
 SOURCE = Path(springroll.__file__).parent
-GROUND = ("errors", "atomic", "markdown", "compat", "cpu", "memory", "program", "hub", "trees")
+GROUND = (
+    *("errors", "deprecation", "atomic", "markdown", "compat", "cpu", "memory"),
+    *("program", "hub", "trees"),
+)
 ROOMS = (
     *("tokens", "noise", "thin", "quant", "models", "evolve", "subspace", "stream", "planner"),
     *("generate", "tasks", "envs", "run", "pretrain", "train", "finetune", "rl"),

@@ -46,9 +46,9 @@ def test_views_can_be_undone(roles):
 
 
 def fake_plan(roles, dims):
-    from springroll.thin.roles import LeafPlan, Plan
+    from springroll.thin.roles import WeightRole, WeightRoles
 
-    return Plan((LeafPlan("w", dims, "float32", roles, "low-rank", "", ()),))
+    return WeightRoles((WeightRole("w", dims, "float32", roles, "low-rank", "", ()),))
 
 
 def test_a_plan_knows_inputs_from_outputs():

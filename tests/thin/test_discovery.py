@@ -12,7 +12,7 @@ from jax.sharding import PartitionSpec as P
 
 from springroll.thin.discovery import SMALL, discover
 from springroll.thin.report import explain, noise_numbers, table
-from springroll.thin.roles import LeafPlan, Plan
+from springroll.thin.roles import WeightRole, WeightRoles
 from tests.thin.against_dense import check, weight
 
 X = jnp.ones((2, 6))
@@ -228,11 +228,11 @@ def test_explain_is_a_table_of_everything():
 
 
 def test_noise_is_counted_per_member():
-    leaf = LeafPlan("w", (3, 6, 8), "float32", "smn", "low-rank", "", ())
+    leaf = WeightRole("w", (3, 6, 8), "float32", "smn", "low-rank", "", ())
     assert noise_numbers(leaf) == 3 * 6 + 3 * 8
     assert noise_numbers(leaf, rank=2) == 2 * noise_numbers(leaf)
-    dense = LeafPlan("b", (3, 8), "float32", None, "dense", "", ())
-    frozen = LeafPlan("f", (3, 8), "int32", None, "frozen", "", ())
+    dense = WeightRole("b", (3, 8), "float32", None, "dense", "", ())
+    frozen = WeightRole("f", (3, 8), "int32", None, "frozen", "", ())
     assert noise_numbers(dense) == 24 and noise_numbers(frozen) == 0
-    caption = table(Plan((leaf, dense, frozen))).caption
+    caption = table(WeightRoles((leaf, dense, frozen))).caption
     assert caption == "3 parameters, 192 numbers; 66 random numbers per member"

@@ -24,7 +24,7 @@ from springroll.noise import counter
 from springroll.noise.kinds import Noise, noise_named
 from springroll.quant.int8_weights import is_int8
 from springroll.thin.factored_array import Factored
-from springroll.thin.roles import LeafPlan
+from springroll.thin.roles import WeightRole
 
 AXIS = "population"  # the mesh axis over which pairs are split
 
@@ -280,7 +280,7 @@ def describe(
     params: Any,
     *,
     rank: int,
-    plan: Mapping[str, LeafPlan] | None = None,
+    plan: Mapping[str, WeightRole] | None = None,
     roles: Mapping[str, str] | None = None,
     noise: str | Noise = "gaussian",
     antithetic: bool = True,
@@ -331,7 +331,7 @@ def auto_mesh(mesh: jax.sharding.Mesh | None) -> jax.sharding.Mesh | None:
 
 
 def _leaves(
-    path: Any, x: Any, plan: Mapping[str, LeafPlan] | None, integers: bool
+    path: Any, x: Any, plan: Mapping[str, WeightRole] | None, integers: bool
 ) -> tuple[Leaf, ...]:
     """The leaf, or the two of an `Int8`: its values are evolved like floats, its scale is not."""
     if not is_int8(x):
@@ -347,7 +347,7 @@ def _leaves(
     return values, Leaf(scale, tuple(x.scale.shape), x.scale.dtype.name, "frozen")
 
 
-def _leaf(path: str, x: Any, plan: Mapping[str, LeafPlan] | None, integers: bool) -> Leaf:
+def _leaf(path: str, x: Any, plan: Mapping[str, WeightRole] | None, integers: bool) -> Leaf:
     shape, dtype = tuple(jnp.shape(x)), jnp.result_type(x)
     evolvable = dtype == jnp.int8 if integers else jnp.issubdtype(dtype, jnp.floating)
     if not evolvable:

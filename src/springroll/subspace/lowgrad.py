@@ -20,7 +20,7 @@ from springroll.subspace.leaves import Layout
 from springroll.subspace.schedule import Schedule
 from springroll.subspace.streams import Select, streams_of
 from springroll.thin.discovery import discover
-from springroll.thin.roles import Plan
+from springroll.thin.roles import WeightRoles
 from springroll.thin.transform import factored
 
 Refresh = Literal["power", "random"]
@@ -59,7 +59,7 @@ class Trainer:
     `update` is all a training loop needs.
     """
 
-    plan: Plan
+    plan: WeightRoles
     layout: Layout
     options: Options
     optimizer: optax.GradientTransformation
@@ -283,7 +283,7 @@ def lowgrad(
     optimizer: optax.GradientTransformation,
     *example: Any,
     rank: int = 128,
-    plan: Plan | None = None,
+    plan: WeightRoles | None = None,
     select: Select | None = None,
     own_experts: bool = False,
     period: int = 200,

@@ -14,7 +14,7 @@ import jax.numpy as jnp
 from jax import Array
 
 from springroll.errors import InputError
-from springroll.thin.roles import LeafPlan
+from springroll.thin.roles import WeightRole
 
 Side = Literal["in", "out", "std", "reverse_std", "left", "right", "full"]
 Rows = Literal["in", "out"]
@@ -75,7 +75,7 @@ def matrix_views(
     rank: int,
     *,
     select: Select = None,
-    plan: Mapping[str, LeafPlan] | None = None,
+    plan: Mapping[str, WeightRole] | None = None,
     rows: Rows = "in",
 ) -> list[MatrixView | None]:
     """A view per leaf of `params` in tree order; None for those that stay as they are.
@@ -141,7 +141,7 @@ def _selector(select: Select, paths: Sequence[str]) -> Callable[[str], bool] | N
 
 
 def _roles(
-    path: str, shape: tuple[int, ...], plan: Mapping[str, LeafPlan] | None, matrix: str
+    path: str, shape: tuple[int, ...], plan: Mapping[str, WeightRole] | None, matrix: str
 ) -> str:
     """A letter per axis; none for what is not a matrix."""
     if plan is None:

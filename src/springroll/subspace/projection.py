@@ -17,7 +17,7 @@ from springroll.noise.kinds import normal_from_bits
 from springroll.subspace.basis import Moments
 from springroll.subspace.matrix_view import MatrixView, Rows, Select, Side, matrix_views, one_of
 from springroll.subspace.projector import Projector
-from springroll.thin.roles import LeafPlan
+from springroll.thin.roles import WeightRole
 
 Refresh = Literal["power", "svd", "random"]
 
@@ -51,7 +51,7 @@ class ProjectionOptions(TypedDict, total=False):
     moments: Moments
     stagger: bool
     rows: Rows
-    plan: Mapping[str, LeafPlan] | None
+    plan: Mapping[str, WeightRole] | None
     select: Select
     basis_dtype: Any
     seed: int
@@ -71,7 +71,7 @@ class Projection:
     moments: Moments = "rotate"
     stagger: bool = True
     rows: Rows = "in"
-    plan: Mapping[str, LeafPlan] | None = None
+    plan: Mapping[str, WeightRole] | None = None
     select: Select = None
     basis_dtype: Any = jnp.float32
     seed: int = 0

@@ -15,7 +15,7 @@ from typing import Any
 import jax
 
 from springroll.errors import InputError
-from springroll.thin.roles import LeafPlan, Plan
+from springroll.thin.roles import WeightRole, WeightRoles
 
 Select = Callable[[str], bool]
 
@@ -89,7 +89,7 @@ def place(factor: Any, roles: str, letters: str) -> Any:
 
 
 def streams_of(
-    plan: Plan, rank: int, select: Select | None = None, own_experts: bool = False
+    plan: WeightRoles, rank: int, select: Select | None = None, own_experts: bool = False
 ) -> tuple[Stream, ...]:
     """The streams of the selected weights of a plan, in order of first appearance.
 
@@ -122,7 +122,7 @@ def _stream(users: Sequence[ThinLeaf]) -> Stream:
     return Stream(name, tuple(named))
 
 
-def _chosen(leaf: LeafPlan, rank: int, select: Select | None) -> bool:
+def _chosen(leaf: WeightRole, rank: int, select: Select | None) -> bool:
     if select is None:
         products = bool(leaf.meets) and None not in leaf.meets
         return leaf.kind == "low-rank" and products and rank < _smaller(leaf)
@@ -142,7 +142,7 @@ def _chosen(leaf: LeafPlan, rank: int, select: Select | None) -> bool:
     return True
 
 
-def _nothing(plan: Plan, rank: int, select: Select | None) -> str:
+def _nothing(plan: WeightRoles, rank: int, select: Select | None) -> str:
     if select is not None:
         return f"select chose none of the {len(plan)} parameters; it is called with their paths."
     thin = [leaf for leaf in plan.values() if leaf.kind == "low-rank"]
@@ -155,13 +155,13 @@ def _nothing(plan: Plan, rank: int, select: Select | None) -> str:
     )
 
 
-def _inputs(leaf: LeafPlan) -> int:
+def _inputs(leaf: WeightRole) -> int:
     return ThinLeaf(leaf.path, leaf.shape, leaf.roles or "", "").inputs
 
 
-def _outputs(leaf: LeafPlan) -> int:
+def _outputs(leaf: WeightRole) -> int:
     return ThinLeaf(leaf.path, leaf.shape, leaf.roles or "", "").outputs
 
 
-def _smaller(leaf: LeafPlan) -> int:
+def _smaller(leaf: WeightRole) -> int:
     return min(_inputs(leaf), _outputs(leaf))

@@ -1,15 +1,22 @@
 """Weights as base + thin term, and the transform that runs any JAX function on them."""
 
+from springroll.thin.densify import DensifyWarning
 from springroll.thin.discovery import discover
-from springroll.thin.factored_array import Factored
+from springroll.thin.factored_array import Blocks, Factored, Lattice
+from springroll.thin.product import product
 from springroll.thin.report import explain
-from springroll.thin.roles import Plan
+from springroll.thin.roles import WeightRole, WeightRoles
 from springroll.thin.transform import factored
 
 __all__ = [
+    "Blocks",
+    "DensifyWarning",
     "Factored",
-    "Plan",
+    "Lattice",
+    "WeightRole",
+    "WeightRoles",
     "discover",
     "explain",
     "factored",
+    "product",
 ]

@@ -17,14 +17,14 @@ from springroll import compat
 from springroll.thin.densify import Densified, Policy
 from springroll.thin.factored_array import Factored, Lattice
 from springroll.thin.flows import Ref, Use, Walk
-from springroll.thin.roles import Kind, LeafPlan, Plan
+from springroll.thin.roles import Kind, WeightRole, WeightRoles
 from springroll.thin.trace import Call, Program
 from springroll.thin.transform import run_program
 
 SMALL = 4096  # numbers per layer, for weights that are only used elementwise
 
 
-def discover(fn: Callable[..., Any], params: Any, *args: Any, **kwargs: Any) -> Plan:
+def discover(fn: Callable[..., Any], params: Any, *args: Any, **kwargs: Any) -> WeightRoles:
     """How each parameter of fn(params, *args, **kwargs) can be perturbed; nothing is computed.
 
     `params` and `args` may be arrays or `jax.ShapeDtypeStruct`s. An axis that a matrix product
@@ -55,9 +55,9 @@ def discover(fn: Callable[..., Any], params: Any, *args: Any, **kwargs: Any) -> 
         if used[k] and perturbable(call.arrays[k].dtype)
     }
     roles, reports = settle_roles(program, call, choices)
-    return Plan(
+    return WeightRoles(
         tuple(
-            leaf_plan(call, k, used[k], walk.uses.get(k, []), roles.get(k), reports)
+            weight_role(call, k, used[k], walk.uses.get(k, []), roles.get(k), reports)
             for k in params_at
         )
     )
@@ -140,14 +140,14 @@ def rank_one(array: Any, roles: str) -> Factored:
     return Factored(whole, factor("sm"), factor("sn"), None, roles, lattice)
 
 
-def leaf_plan(
+def weight_role(
     call: Call,
     k: int,
     used: bool,
     uses: list[Use],
     roles: str | None,
     reports: list[Densified],
-) -> LeafPlan:
+) -> WeightRole:
     array, path = call.arrays[k], call.paths[call.traced[k]]
     report = next((r for r in reports if r.path == path), None)
     kind: Kind
@@ -163,7 +163,7 @@ def leaf_plan(
         kind, reason = "dense", f"small and only used elementwise: {uses[0]}"
     else:
         kind, reason = "dense", "a vector or scalar (of a stack or by itself)"
-    return LeafPlan(
+    return WeightRole(
         path=path,
         shape=tuple(array.shape),
         dtype=str(array.dtype),

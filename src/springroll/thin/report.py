@@ -7,7 +7,7 @@ from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
 from springroll.thin.discovery import discover
-from springroll.thin.roles import LeafPlan, Plan
+from springroll.thin.roles import WeightRole, WeightRoles
 
 if TYPE_CHECKING:
     from rich.table import Table
@@ -21,7 +21,7 @@ def explain(fn: Callable[..., Any], params: Any, *args: Any, **kwargs: Any) -> T
     return table(discover(fn, params, *args, **kwargs))
 
 
-def table(plan: Plan) -> Table:
+def table(plan: WeightRoles) -> Table:
     """The rich table of a plan."""
     from rich.table import Table
 
@@ -37,7 +37,7 @@ def table(plan: Plan) -> Table:
     return out
 
 
-def noise_numbers(leaf: LeafPlan, rank: int = 1) -> int:
+def noise_numbers(leaf: WeightRole, rank: int = 1) -> int:
     """Random numbers that one member needs for this parameter."""
     if leaf.kind == "dense":
         return math.prod(leaf.shape)
@@ -49,7 +49,7 @@ def noise_numbers(leaf: LeafPlan, rank: int = 1) -> int:
     return rank * (side("sm") + side("sn"))
 
 
-def _totals(plan: Plan) -> str:
+def _totals(plan: WeightRoles) -> str:
     whole = sum(math.prod(leaf.shape) for leaf in plan.values())
     noise = sum(noise_numbers(leaf) for leaf in plan.values())
     return f"{len(plan)} parameters, {whole:,} numbers; {noise:,} random numbers per member"

@@ -1,4 +1,4 @@
-"""What discovery finds out: one frozen, hashable record per parameter."""
+"""The result of `discover`: one frozen, hashable record per parameter."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ Kind = Literal["low-rank", "dense", "frozen", "unused"]
 
 
 @dataclass(frozen=True)
-class LeafPlan:
+class WeightRole:
     """How one parameter is perturbed.
 
     - "low-rank": base + thin term, with `roles` as in `Factored`;
@@ -35,12 +35,12 @@ class LeafPlan:
 
 
 @dataclass(frozen=True)
-class Plan(Mapping[str, LeafPlan]):
-    """Parameter path -> LeafPlan, in tree-flatten order. Hashable: fit for static metadata."""
+class WeightRoles(Mapping[str, WeightRole]):
+    """Parameter path -> WeightRole, in tree-flatten order. Hashable: fit for static metadata."""
 
-    leaves: tuple[LeafPlan, ...]
+    leaves: tuple[WeightRole, ...]
 
-    def __getitem__(self, path: str) -> LeafPlan:
+    def __getitem__(self, path: str) -> WeightRole:
         for leaf in self.leaves:
             if leaf.path == path:
                 return leaf
@@ -51,3 +51,7 @@ class Plan(Mapping[str, LeafPlan]):
 
     def __len__(self) -> int:
         return len(self.leaves)
+
+
+# The names before 2026-12, while the rooms that use them move on.
+LeafPlan, Plan = WeightRole, WeightRoles

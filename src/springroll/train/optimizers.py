@@ -22,7 +22,7 @@ from springroll.subspace.hf_adam import adam_direction
 from springroll.subspace.layerwise import layerwise
 from springroll.subspace.lowgrad import Trainer, lowgrad
 from springroll.thin.discovery import discover
-from springroll.thin.roles import Plan
+from springroll.thin.roles import WeightRoles
 from springroll.train.config import TrainConfig
 from springroll.train.learners import (
     Learner,
@@ -158,7 +158,7 @@ def matrices(params: Any) -> Any:
     return jax.tree_util.tree_map_with_path(lambda path, _: is_matrix(spelt(path)), params)
 
 
-def plan_of(model: LanguageModel) -> Plan:
+def plan_of(model: LanguageModel) -> WeightRoles:
     """Which axes of each parameter are inputs, outputs and stacks; nothing is computed."""
     params = jax.eval_shape(model.init, jax.random.key(0))
     return discover(model.loss, params, jax.ShapeDtypeStruct((1, 9), jnp.int32))

@@ -29,7 +29,7 @@ def refresh(size: int, rank: int) -> dict[str, Any]:
 def measurements(small: bool) -> list[tuple[str, Any]]:
     """Names and calls, the quick ones first."""
     if small:
-        tiny = {"rank": 8, "gap": 4, "optimizers": ("adamw", "lowgrad")}
+        tiny = {"rank": 8, "refresh_interval": 4, "optimizers": ("adamw", "lowgrad")}
         return [
             ("train_step", lambda: step("llama-tiny", 2, 16, 2, **tiny)),
             ("mixture", lambda: step("moe-tiny", 2, 16, 2, **tiny)),

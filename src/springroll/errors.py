@@ -1,4 +1,7 @@
-"""The one error type that means "your input", not "our bug"."""
+"""The one error type that means "your input", not "our bug", and the nearest known name in it."""
+
+import difflib
+from collections.abc import Iterable
 
 
 class InputError(ValueError):
@@ -7,3 +10,40 @@ class InputError(ValueError):
     The message is one line: what was given, what was expected, what to do. The command line prints
     it without a traceback and exits with code 2.
     """
+
+
+def nearest(word: str, known: Iterable[str], *, cutoff: float = 0.6) -> str | None:
+    """The known name that resembles a word most; None where none does.
+
+    >>> nearest("adamx", ["sgd", "adamw"])
+    'adamw'
+
+    Args:
+        word: What was given.
+        known: The names there are.
+        cutoff: How much alike they must be, from 0 (not at all) to 1 (equal).
+    """
+    matches = difflib.get_close_matches(word, list(known), n=1, cutoff=cutoff)
+    return matches[0] if matches else None
+
+
+def suggestion(
+    word: str, known: Iterable[str], *, otherwise: str = "", quoted: bool = False
+) -> str:
+    """The end of the line about an unknown name: "; did you mean X?", or what to say otherwise.
+
+    >>> suggestion("adamx", ["sgd", "adamw"])
+    '; did you mean adamw?'
+    >>> suggestion("xyz", ["sgd", "adamw"], otherwise="there are sgd, adamw")
+    '; there are sgd, adamw'
+
+    Args:
+        word: What was given.
+        known: The names there are.
+        otherwise: What to say where no name resembles it.
+        quoted: Put the name in quotation marks.
+    """
+    name = nearest(word, known)
+    if name is None:
+        return f"; {otherwise}" if otherwise else ""
+    return f"; did you mean {name!r}?" if quoted else f"; did you mean {name}?"

@@ -4,7 +4,7 @@ import pytest
 
 from springroll.bench import finetune_vs_grpo
 
-SMALL = ("--generations", "1", "--eval-problems", "4", "--prompts", "2", "--members", "4")
+SMALL = ("--generations", "1", "--eval-problems", "4", "--prompts", "2", "--pop-size", "4")
 
 
 def rows(*accuracies):
@@ -24,7 +24,7 @@ def test_the_table_and_the_picture_hold_every_run(tmp_path):
 
 @pytest.mark.slow
 def test_it_runs_both_methods_from_one_model_and_goes_on(tmp_path):
-    size = ("--generations", "2", "--batch", "2", "--tokens", "16", "--valid-tokens", "16")
+    size = ("--generations", "2", "--batch", "2", "--sequence", "16", "--valid-tokens", "16")
     given = {"seeds": (0,), "pretraining": (*size, "--valid-streams", "2"), "options": SMALL}
     found = finetune_vs_grpo.run(str(tmp_path), 60.0, **given)
     assert set(found) >= {"start", "es", "grpo", "es_least_gain", "grpo_least_gain"}

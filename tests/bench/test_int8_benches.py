@@ -22,7 +22,14 @@ def test_throughput_is_measured_beside_inference():
 
 def test_rules_are_compared_at_equal_tokens_and_drawn(corpus, tmp_path):
     result = lattice_rules.run(
-        3, (0,), data=corpus, hidden=16, pop_size=16, tokens=4, valid_streams=4, valid_tokens=32
+        3,
+        (0,),
+        data=corpus,
+        hidden=16,
+        pop_size=16,
+        tokens_per_member=4,
+        valid_streams=4,
+        valid_tokens=32,
     )
     assert set(result["final"]) == {"published", "mended", "residual"}
     for curves in result["curves"].values():

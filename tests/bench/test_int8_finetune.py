@@ -18,7 +18,7 @@ def result(tmp_path_factory):
     sr.save_hf(folder, model, model.init(jax.random.key(0)))
     write_byte_tokenizer(folder)
     # One token: the rest of generation need not be compiled to compare runs.
-    options = {"members": 8, "prompts": 2, "eval_problems": 16, "max_tokens": 1}
+    options = {"pop_size": 8, "prompts": 2, "eval_problems": 16, "max_tokens": 1}
     with pytest.MonkeyPatch.context() as patch:
         runs = {name: int8_finetune.RUNS[name] for name in ("float32", "error feedback")}
         patch.setattr(int8_finetune, "RUNS", runs)

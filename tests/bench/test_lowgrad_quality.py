@@ -9,8 +9,8 @@ from springroll.models.decoder_config import CONFIGS, llama
 
 SMALL = {
     "batch": 2,
-    "tokens": 8,
-    "gap": 2,
+    "sequence": 8,
+    "refresh_interval": 2,
     "rank": 2,
     "valid_streams": 2,
     "valid_tokens": 8,

@@ -9,8 +9,8 @@ from springroll.cli.main import main
 from tests.cli.tiny import text_file
 
 SIZE = (
-    "--batch 4 --tokens 16 --valid-streams 4 --valid-tokens 16 --rank 4 --gap 2 --log-every 0 "
-    "--steps 3 --model llama-tiny"
+    "--batch 4 --sequence 16 --valid-streams 4 --valid-tokens 16 --rank 4 "
+    "--refresh-interval 2 --log-every 0 --steps 3 --model llama-tiny"
 ).split()
 
 
@@ -18,7 +18,7 @@ SIZE = (
 def runs(tmp_path_factory):
     out = tmp_path_factory.mktemp("runs")
     text = str(text_file(out))
-    stream = "--engine stream --depth 1 --memory 560KiB --dtype bfloat16".split()
+    stream = "--engine stream --depth 1 --device-memory 560KiB --dtype bfloat16".split()
     for name, more in (("stream", stream), ("lowgrad", ["--optimizer", "lowgrad"])):
         assert main(["train", "--data", text, "--out", str(out / name), *SIZE, *more]) == 0
     return out

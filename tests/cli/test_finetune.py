@@ -54,15 +54,15 @@ def figures(folder, name):
     return [row[name] for row in rows if name in row]
 
 
-ES = "--members 32 --sigma 0.02 --lr 0.2 --max-step-ratio 0.1"
+ES = "--pop-size 32 --sigma 0.02 --lr 0.2 --max-step-ratio 0.1"
 
 
 @pytest.mark.parametrize(
     "options",
     [
-        f"{ES} --noise-reuse 2 --anchor 0.01 --unperturbed 2 --sigma-decay 9",
+        f"{ES} --noise-reuse 2 --anchor 0.01 --unperturbed 2 --sigma-half-life 9",
         f"{ES} --temperature 0.5 --answers 2 --rows 20 --state-bits 8 --weights bfloat16",
-        "--method grpo --members 8 --lr 3e-3 --epochs 2 --kl 0.01",
+        "--method grpo --pop-size 8 --lr 3e-3 --epochs 2 --kl 0.01",
     ],
 )
 def test_it_learns_and_resumes_to_the_same_bytes(tmp_path, place, options):
@@ -125,14 +125,14 @@ def test_it_prints_accuracy_beside_what_else_changed(tmp_path, place, capsys):
     ("options", "said"),
     [
         ("--model nowhere/at/all", "nowhere/at/all"),
-        ("--members 7", "even number"),
+        ("--pop-size 7", "even number"),
         ("--answers 2", "--temperature 1"),
         ("--optimizer muon", "--method es takes sgd or adam"),
         ("--method grpo --optimizer sgd", "springroll train"),
         ("--method grpo --temperature 0", "temperature above 0"),
         ("--method grpo --weights int8", "--method es"),
         ("--task nothing", "no task 'nothing'"),
-        ("--memory much", "expected a number and a unit"),
+        ("--cache-memory much", "expected a number and a unit"),
         ("--sigma 0", "sigma is 0.0; it must be above 0"),
         ("--prompts 0", "prompts is 0"),
         ("--max-tokens 0", "max_tokens is 0"),

@@ -6,7 +6,7 @@ from typing import Annotated, Literal
 import pytest
 import tyro
 
-from springroll.cli.options import nearest, parse, taken
+from springroll.cli.options import parse, taken
 from springroll.errors import InputError
 
 
@@ -100,8 +100,3 @@ def test_one_option_taken_out():
     assert taken(["--pop_size", "3"], "--pop-size") == ("3", [])
     with pytest.raises(InputError, match="--recipe needs a value"):
         taken(["--recipe"], "--recipe")
-
-
-def test_nearest():
-    assert nearest("dmo", ["demo", "bigram"]) == "; did you mean demo?"
-    assert nearest("xyz", ["demo", "bigram"]) == ""

@@ -24,14 +24,14 @@ def _registered(monkeypatch):
 
 
 def test_tables_of_a_model(capsys):
-    assert run(["llama-60m", "--device", "RTX 3080", "--host", "8GB", *SMALL]) == 0
+    assert run(["llama-60m", "--device", "RTX 3080", "--host-memory", "8GB", *SMALL]) == 0
     said = capsys.readouterr().out
     for word in ("llama-60m by adamw on RTX 3080", "working set", "tokens per second", "evolve"):
         assert word in said
 
 
 def test_json_of_a_model(capsys):
-    code = run(["llama-60m", "--device", "600MiB", "--host", "8GB", "--json", *SMALL])
+    code = run(["llama-60m", "--device", "600MiB", "--host-memory", "8GB", "--json", *SMALL])
     found = json.loads(capsys.readouterr().out)
     assert code == 0
     assert found["device_peak"] <= 600 * 2**20 and found["seconds"]["step"] > 0
@@ -42,7 +42,7 @@ def test_without_a_model_what_the_machine_can_train(capsys, monkeypatch):
     few = {name: largest.CONFIGS[name] for name in ("llama-60m", "llama-130m")}
     monkeypatch.setattr(largest, "CONFIGS", few)
     monkeypatch.setattr(largest, "SHAPE", "llama-60m")
-    assert run(["--device", "RTX 3080", "--host", "8GB", *SMALL]) == 0
+    assert run(["--device", "RTX 3080", "--host-memory", "8GB", *SMALL]) == 0
     said = capsys.readouterr().out
     assert "largest named model" in said and "llama-130m (resident)" in said
 
@@ -52,10 +52,13 @@ def test_without_a_model_what_the_machine_can_train(capsys, monkeypatch):
     [
         (["llama-60m", "--device", "RTX 3808"], "did you mean RTX 3080"),
         (["lama-60m", "--device", "H200"], "did you mean llama-60m"),
-        (["llama-60m", "--device", "H200", "--host", "much"], "expected a number and a unit"),
+        (
+            ["llama-60m", "--device", "H200", "--host-memory", "much"],
+            "expected a number and a unit",
+        ),
         (["llama-60m", "--device", "H200", "--tokens-per-step", "1000"], "take 1024"),
         (["llama-60m", "--device", "H200", "--method", "adamm"], "did you mean adamw"),
-        (["llama-60m", "--device", "1MiB", "--host", "1MiB", *SMALL], "give more memory"),
+        (["llama-60m", "--device", "1MiB", "--host-memory", "1MiB", *SMALL], "give more memory"),
         (["llama-60m", "--devise", "H200"], "--device"),
         (
             ["moe-tiny", "--device", "H200", "--experts-per-bundle", "3"],

@@ -81,10 +81,10 @@ def refused(tmp_path, capsys):
         ("--rank 0", "rank is 0; it must be at least 1"),
         ("--pop-size 7", "pop_size is 7; members come in pairs: an even number, 2 or more"),
         ("--pop-size 0", "pop_size is 0; members come in pairs"),
-        ("--sigma 0", "sigma is 0.0; it must be positive"),
-        ("--sigma -0.5", "sigma is -0.5; it must be positive"),
-        ("--sigma nan", "sigma is nan; it must be positive"),
-        ("--tokens 0", "tokens is 0; it must be at least 1"),
+        ("--sigma 0", "sigma is 0.0; it must be above 0"),
+        ("--sigma -0.5", "sigma is -0.5; it must be above 0"),
+        ("--sigma nan", "sigma is nan; it must be above 0"),
+        ("--tokens-per-member 0", "tokens_per_member is 0; it must be at least 1"),
         ("--streams 3", "streams is 3; the 8 pairs of pop_size 16 must divide evenly over them"),
         ("--seconds -1", "seconds is -1.0; it must be a number of seconds, 0 or more"),
         ("--generations -1", "generations is -1; it must be 0 or more"),
@@ -94,7 +94,7 @@ def refused(tmp_path, capsys):
         ("--devices 99", "devices is 99; this process has 4"),
         ("--devices 3", "8 pairs do not divide over 3 devices"),
         ("--data nowhere.txt", "no corpus 'nowhere.txt': it is no file or folder here"),
-        ("--tokens 4000", "too few for 4 streams of 4,000 tokens"),
+        ("--tokens-per-member 4000", "too few for 4 streams of 4,000 tokens"),
     ],
 )
 def test_what_cannot_be_trained(refused, options, message):

@@ -71,7 +71,7 @@ def figures(folder, name):
 
 def test_a_run_writes_what_it_came_to(tmp_path, capsys):
     out = tmp_path / "run"
-    assert main(command(out, "--sigma-decay", "0.9", "--ranks")) == 0
+    assert main(command(out, "--sigma-half-life", "6.58", "--ranks")) == 0
     said = capsys.readouterr()
     assert "CartPole-v1: 4 observations, discrete 2; 8 members" in said.err
     assert "eval return" in said.out and "episode  " in said.out

@@ -19,8 +19,8 @@ from springroll.train.streamed import float32_shapes, streamed
 from tests.cli.tiny import text_file
 
 SIZE = (
-    "--steps 2 --batch 4 --tokens 16 --valid-streams 4 --valid-tokens 16 --log-every 0 "
-    "--eval-every 0 --schedule-steps 2 --lr 0.03 --engine stream --depth 1 --memory 560KiB"
+    "--steps 2 --batch 4 --sequence 16 --valid-streams 4 --valid-tokens 16 --log-every 0 "
+    "--eval-every 0 --schedule-steps 2 --lr 0.03 --engine stream --depth 1 --device-memory 560KiB"
 ).split()
 
 
@@ -89,7 +89,7 @@ def test_a_window_of_experts_is_what_the_figures_say(mode):
         ("--experts-per-bundle 0", "experts_per_bundle is 0; it must be above 0"),
         ("--experts-per-bundle 2 --optimizer lowgrad", "lowgrad streams whole layers; leave out"),
         ("--experts-per-bundle 2 --model llama-tiny", "for mixtures of experts; the model has"),
-        ("--memory 200KiB", "on the device, 200 KiB are .* or pass --experts-per-bundle 2"),
+        ("--device-memory 200KiB", "on the device, 200 KiB are .* or pass --experts-per-bundle 2"),
     ],
 )
 def test_what_is_wrong_is_one_line_and_leaves_nothing(tmp_path, capsys, options, message):

@@ -20,11 +20,11 @@ from tests.cli.tiny import text_file
 
 STEPS = 4
 SIZE = (
-    "--batch 4 --tokens 16 --valid-streams 4 --valid-tokens 16 --rank 4 --gap 2 --log-every 0 "
-    "--eval-every 0 --schedule-steps 4 --lr 0.03"
+    "--batch 4 --sequence 16 --valid-streams 4 --valid-tokens 16 --rank 4 "
+    "--refresh-interval 2 --log-every 0 --eval-every 0 --schedule-steps 4 --lr 0.03"
 ).split()
 # Less than two layers and all that goes with them, so that layers do stream.
-STREAM = ["--engine", "stream", "--depth", "1", "--memory", "560KiB"]
+STREAM = ["--engine", "stream", "--depth", "1", "--device-memory", "560KiB"]
 
 
 @pytest.fixture(scope="module")
@@ -69,7 +69,7 @@ def test_it_learns_what_the_resident_engine_learns(tmp_path, text, capsys):
     ],
 )
 def test_it_resumes_to_the_same_bytes(tmp_path, text, options):
-    more = [*options.split(), *STREAM[:4], "--memory", "900KiB"]
+    more = [*options.split(), *STREAM[:4], "--device-memory", "900KiB"]
     assert main(command(text, tmp_path / "whole", *more)) == 0
     assert main(command(text, tmp_path / "parts", *more, steps=3)) == 0
     assert main(command(text, tmp_path / "parts", "--resume")) == 0
@@ -85,8 +85,11 @@ def test_it_streams_by_itself_when_a_step_does_not_fit(tmp_path, text):
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ("--engine stream --memory 200KiB", "streaming needs .* on the device, 200 KiB are"),
-        ("--engine stream --host-memory 100KiB --memory 560KiB --depth 1", "of host memory, 100"),
+        ("--engine stream --device-memory 200KiB", "streaming needs .* on the device, 200 KiB are"),
+        (
+            "--engine stream --host-memory 100KiB --device-memory 560KiB --depth 1",
+            "of host memory, 100",
+        ),
         ("--engine stream --layerwise", "leave out --layerwise"),
         ("--engine stream --update host --optimizer muon", "leave out --update host for muon"),
         ("--engine stream --devices 2", "stream uses one device; devices is 2"),

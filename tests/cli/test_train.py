@@ -15,8 +15,8 @@ from tests.cli.tiny import files, text_file
 
 STEPS = 6
 SIZE = (
-    "--batch 4 --tokens 16 --valid-streams 4 --valid-tokens 16 --rank 4 --gap 2 --log-every 0 "
-    "--eval-every 0 --schedule-steps 6"
+    "--batch 4 --sequence 16 --valid-streams 4 --valid-tokens 16 --rank 4 "
+    "--refresh-interval 2 --log-every 0 --eval-every 0 --schedule-steps 6"
 ).split()
 
 
@@ -66,7 +66,7 @@ def test_it_prints_the_memory_of_a_step_and_the_result(tmp_path, text, capsys):
 
 
 def test_what_cannot_fit_is_refused_with_what_could(tmp_path, text, capsys):
-    assert main(command(text, tmp_path / "run", "--memory", "200KiB")) == 2
+    assert main(command(text, tmp_path / "run", "--device-memory", "200KiB")) == 2
     said = capsys.readouterr().err
     assert "a step needs" in said and "200 KiB are available" in said
     assert not (tmp_path / "run").exists()
@@ -85,7 +85,10 @@ def test_what_cannot_fit_is_refused_with_what_could(tmp_path, text, capsys):
         ("--b2 1", "b2 is 1.0; it must be from 0 to below 1"),
         ("--batch 3 --devices 2", "batch is 3; it must divide evenly over 2 devices"),
         ("--devices 99", "devices is 99; this process has"),
-        ("--memory much", "memory is 'much'; expected a number and a unit, such as 24GiB"),
+        (
+            "--device-memory much",
+            "device_memory is 'much'; expected a number and a unit, such as 24GiB",
+        ),
     ],
 )
 def test_bad_options_are_one_line_and_leave_no_folder(tmp_path, text, capsys, options, message):
@@ -161,8 +164,8 @@ def test_sample_writes_what_the_model_finds_likeliest(run, capsys):
     apply = jax.jit(decoder(CONFIGS["moe-tiny"]).apply)
     seen = list(b"\0def ")
     for _ in range(20):
-        window = seen[-found.config.tokens :]
-        rows = np.zeros((1, found.config.tokens), np.int32)
+        window = seen[-found.config.sequence :]
+        rows = np.zeros((1, found.config.sequence), np.int32)
         rows[0, : len(window)] = window
         seen.append(int(np.argmax(apply(found.params, rows)[0, len(window) - 1])))
     assert text == bytes(seen[5:])

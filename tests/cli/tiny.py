@@ -9,8 +9,8 @@ from springroll.pretrain.config import PretrainConfig
 
 TEXT = "".join(f"def times_{i}(x):\n    return {i} * x\n\n" for i in range(300))
 SIZE = (
-    "--hidden 8 --pop-size 16 --tokens 4 --streams 4 --valid-streams 2 --valid-tokens 32 "
-    "--devices 1 --log-every 0"
+    "--hidden 8 --pop-size 16 --tokens-per-member 4 --streams 4 --valid-streams 2 "
+    "--valid-tokens 32 --devices 1 --log-every 0"
 ).split()
 
 

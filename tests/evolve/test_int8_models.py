@@ -87,7 +87,7 @@ def test_finetune_holds_the_weights_in_int8(tmp_path, folder):
     config = FinetuneConfig(
         model=str(folder),
         task="arithmetic",
-        members=16,
+        pop_size=16,
         prompts=4,
         eval_problems=4,
         weights="int8",

@@ -20,8 +20,8 @@ def corpus(tmp_path_factory):
 
 
 def task_of(corpus, **options):
-    small = {"n_layers": 1, "hidden": 16, "pop_size": 128, "tokens": 8, "devices": 1}
-    small |= {"valid_streams": 8, "valid_tokens": 64, "decay": 100.0}
+    small = {"n_layers": 1, "hidden": 16, "pop_size": 128, "tokens_per_member": 8, "devices": 1}
+    small |= {"valid_streams": 8, "valid_tokens": 64, "lr_half_life": 100.0}
     return build(PretrainConfig(data=corpus, **(small | options))).task
 
 

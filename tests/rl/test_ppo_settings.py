@@ -26,7 +26,7 @@ def test_without_rejax_there_is_one_line(monkeypatch):
     ("name", "value", "says"),
     [
         ("minibatches", 5, "must divide num_envs \\* num_steps, 4096, evenly"),
-        ("num_envs", 0, "must be 1 or more"),
+        ("num_envs", 0, "must be at least 1"),
         ("lr", 0.0, "must be above 0"),
         ("gamma", 1.5, "must be from 0 to 1"),
         ("entropy", -1.0, "must be 0 or more"),

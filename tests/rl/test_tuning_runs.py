@@ -78,7 +78,7 @@ def test_a_search_needs_an_end_and_something_to_search(tmp_path, scores):
     config = replace(CONFIG, out=str(tmp_path / "search"))
     with pytest.raises(InputError, match="needs --seconds"):
         tune(replace(config, seconds=None), SEARCH)
-    monkey = {"sigma": 0.3, "sigma_decay": 0.9, "lr": 0.3, "lr_decay": 0.9, "episodes": 2}
+    monkey = {"sigma": 0.3, "sigma_half_life": 9.0, "lr": 0.3, "lr_half_life": 9.0, "episodes": 2}
     rest = {"optimizer": "sgd", "ranks": True, "deterministic": True, "rank": 2}
     with pytest.raises(InputError, match="every option of the search is given"):
         tune(replace(config, **monkey, **rest), SEARCH)

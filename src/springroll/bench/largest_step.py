@@ -2,8 +2,8 @@
 
     python -m springroll.bench.largest_step [exact | 8-bit] [LAYERS]
 
-What `springroll train --engine stream --memory 2GiB` does, on random weights: bfloat16 in two
-halves, an exact float32 master, AdamW on the host, clipping by the norm of the step before; or
+What `springroll train --engine stream --device-memory 2GiB` does, on random weights: bfloat16 in
+two halves, an exact float32 master, AdamW on the host, clipping by the norm of the step before; or
 moments in 8 bits, updated on the device. Host memory is what the process has of its own, beyond
 what it had before the trainer was built: when the store is filled, and after two steps, when
 everything is at rest. Promised are 12.3 bytes per parameter, and 6.3 with 8-bit moments. Bytes on
@@ -45,14 +45,14 @@ def config_of(name: Name, model: str, tokens: int, budget: str) -> TrainConfig:
     return TrainConfig(
         model=model,
         engine="stream",
-        memory=budget,
+        device_memory=budget,
         dtype="bfloat16",
         update="host" if name == "exact" else "device",
         state_bits=32 if name == "exact" else 8,
         depth=3 if name == "exact" else 2,  # moments pass too, and 2 GiB hold no third layer
         clip_by="previous",
         batch=1,
-        tokens=tokens,
+        sequence=tokens,
         lr=1e-3,
         schedule="constant",
         warmup=0.0,

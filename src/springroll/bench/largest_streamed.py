@@ -46,7 +46,7 @@ def largest(
     device = device or int(SPARE * (available_bytes() or 1 << 62))
     host = host or int(SPARE * (host_memory() or 1 << 62))
     update = "device" if state_bits != 32 else "auto"
-    limits = {"memory": f"{device}B", "host_memory": f"{host}B"}
+    limits = {"device_memory": f"{device}B", "host_memory": f"{host}B"}
     config = config_of(update, tokens, tokens, 1, state_bits=state_bits, **limits)
     shape = named(model)
     job = job_of(config, decoder(shape))
@@ -89,7 +89,7 @@ def one_step(shape: DecoderConfig, config: TrainConfig) -> tuple[float, float, P
     place = placed(config, job, budgets)
     trainer = streamed(config, made, place, waiting(job, place, budgets))
     state = trainer.fill(repeated(shape))
-    size = (config.accumulate * config.batch, config.tokens + 1)
+    size = (config.accumulate * config.batch, config.sequence + 1)
     tokens = np.random.default_rng(0).integers(0, shape.vocab, size).astype(np.int32)
     start = time.perf_counter()
     _, metrics = trainer.step(state, tokens)

@@ -26,7 +26,7 @@ VARIANTS: dict[str, dict[str, Any]] = {
     "residual": {"precision": "int8", "rule": "residual"},
 }
 # Of learning rate and alpha alike: about the length of a run.
-DEFAULTS: dict[str, Any] = {"decay": 1000.0}
+DEFAULTS: dict[str, Any] = {"lr_half_life": 1000.0}
 
 
 def run(
@@ -50,7 +50,7 @@ def run(
         ratio=mean["residual"] / mean["published"],
         unit="validation bits per byte at equal tokens",
         final=final,
-        tokens=[g * config.pop_size * config.tokens for g in at],
+        tokens=[g * config.pop_size * config.tokens_per_member for g in at],
         curves=curves,
         lines=lines,
         size=f"{config.n_layers}x{config.hidden}, {config.pop_size} members",

@@ -24,7 +24,7 @@ from springroll.train.config import TrainConfig
 MODELS = ("llama-1m", "moe-1m")
 METHODS: dict[str, dict[str, Any]] = {  # fields of TrainConfig
     "adamw": {"optimizer": "adamw"},
-    "lowgrad": {"optimizer": "lowgrad", "gap": 10},
+    "lowgrad": {"optimizer": "lowgrad", "refresh_interval": 10},
     "apollo": {"optimizer": "apollo"},
     "lowgrad-power": {"optimizer": "lowgrad", "refresh": "power"},
 }
@@ -39,8 +39,8 @@ SEEDS = (0, 1, 2)
 SIZE: dict[str, Any] = {
     "data": "stdlib",
     "batch": 8,
-    "tokens": 128,
-    "gap": 50,
+    "sequence": 128,
+    "refresh_interval": 50,
     "valid_streams": 128,
     "valid_tokens": 128,
 }
@@ -116,7 +116,7 @@ def run(folder: Path, model: str, steps: int = 300, **options: Any) -> dict[str,
         learning_rate=best,
         final=final,
         gap=gap,
-        tokens=[step * config.batch * config.tokens for step in bench.at],
+        tokens=[step * config.batch * config.sequence for step in bench.at],
         curves={
             method: [bench.runs[model, method, lr, seed] for seed in SEEDS]
             for method, lr in best.items()

@@ -56,7 +56,7 @@ def config_of(update: Any, tokens: int, sequence: int, rows: int, **more: Any) -
         update=update,
         clip_by="previous",
         batch=rows,
-        tokens=sequence,
+        sequence=sequence,
         accumulate=tokens // (rows * sequence),
         lr=1e-5,
         schedule="constant",
@@ -78,7 +78,7 @@ def run(
     full = named(model)
     shape = dataclasses.replace(full, layers=layers) if layers else fitting(full, steps_of[-1])
     made = decoder(shape)
-    of = lambda update, tokens: config_of(update, tokens, sequence, rows, memory=budget)
+    of = lambda update, tokens: config_of(update, tokens, sequence, rows, device_memory=budget)
     place_of = lambda config: placed(config, job_of(config, made), budgets_of(config))
     places = {(m, n): place_of(of(m, n)) for m in MODES for n in steps_of}
     # One store serves all: what stays is what leaves room for every mode.
@@ -131,7 +131,7 @@ def steady(
         clip=clip,
         kept=inputs,
     )
-    shape = (config.accumulate * config.batch, config.tokens + 1)
+    shape = (config.accumulate * config.batch, config.sequence + 1)
     tokens = np.random.default_rng(0).integers(0, model.config.vocab, shape).astype(np.int32)
     batch, norm = jax.device_put(tokens), None
     ends: list[float] = []

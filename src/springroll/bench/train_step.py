@@ -34,7 +34,7 @@ def run(
     rows = np.random.default_rng(0).integers(0, 256, (batch, tokens + 1)).astype(np.uint8)
     configs = {
         name: TrainConfig(
-            model=model, optimizer=_named(name), batch=batch, tokens=tokens, **options
+            model=model, optimizer=_named(name), batch=batch, sequence=tokens, **options
         )
         for name in optimizers
     }

@@ -4,7 +4,6 @@ Every benchmark runs in a process of its own, which binds itself to one core bef
 unless it is about all of them.
 """
 
-import difflib
 import json
 import subprocess
 import sys
@@ -17,7 +16,7 @@ import tyro
 
 from springroll.atomic import replacing
 from springroll.cli.options import parse
-from springroll.errors import InputError
+from springroll.errors import InputError, suggestion
 
 if TYPE_CHECKING:
     from rich.table import Table
@@ -113,9 +112,8 @@ def known(name: str) -> str:
     """
     name = name.replace("-", "_")
     if name not in BENCHES:
-        near = difflib.get_close_matches(name, BENCHES, n=1)
-        hint = f"did you mean {near[0]}?" if near else f"there are {', '.join(BENCHES)}"
-        raise InputError(f"unknown benchmark {name!r}; {hint}")
+        hint = suggestion(name, BENCHES, otherwise=f"there are {', '.join(BENCHES)}")
+        raise InputError(f"unknown benchmark {name!r}{hint}")
     return name
 
 

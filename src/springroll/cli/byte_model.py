@@ -84,7 +84,7 @@ def _egg(config: PretrainConfig) -> ByteModel:
         explained=lambda: (
             model.score,
             shapes,
-            jax.ShapeDtypeStruct((config.tokens + 1,), jnp.uint8),
+            jax.ShapeDtypeStruct((config.tokens_per_member + 1,), jnp.uint8),
             jax.eval_shape(model.state),
         ),
     )
@@ -104,7 +104,7 @@ def _decoder(config: TrainConfig) -> ByteModel:
         )
     model, _ = make(config)
     saved, prefix, params = weights_of(config)
-    window = config.tokens
+    window = config.sequence
 
     def write(params: Any, start: Any, length: int, draw: Draw, seed: int) -> bytes:
         """The last `tokens` bytes are read anew for every byte."""
@@ -138,6 +138,6 @@ def _decoder(config: TrainConfig) -> ByteModel:
         explained=lambda: (
             lambda params, tokens: model.loss(params, tokens)[0],
             jax.eval_shape(params, saved),
-            jax.ShapeDtypeStruct((1, config.tokens + 1), jnp.int32),
+            jax.ShapeDtypeStruct((1, config.sequence + 1), jnp.int32),
         ),
     )

@@ -74,7 +74,7 @@ def resumed_equals_undisturbed() -> tuple[bool, str]:
             data=str(text),
             hidden=8,
             pop_size=16,
-            tokens=4,
+            tokens_per_member=4,
             streams=4,
             valid_streams=2,
             valid_tokens=32,

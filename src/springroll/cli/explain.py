@@ -9,9 +9,9 @@ from typing import Annotated, Any, Literal
 
 import tyro
 
-from springroll.cli.options import nearest, parse
+from springroll.cli.options import parse
 from springroll.cli.trained import AnyConfig, open_folder
-from springroll.errors import InputError
+from springroll.errors import InputError, suggestion
 from springroll.finetune.config import FinetuneConfig
 from springroll.pretrain.config import PretrainConfig
 from springroll.rl.config import RLConfig
@@ -69,7 +69,7 @@ def target_of(options: ExplainOptions) -> tuple[Any, ...]:
     known = [*MODELS, *CONFIGS]
     raise InputError(
         f"{options.target} is no model, run folder or MODULE:FUNCTION"
-        f"{nearest(options.target, known)}; models: {', '.join(known)}"
+        f"{suggestion(options.target, known)}; models: {', '.join(known)}"
     )
 
 
@@ -113,7 +113,7 @@ def from_function(target: str) -> tuple[Any, ...]:
     function = getattr(module, name, None)
     if not callable(function):
         raise InputError(
-            f"{module_name} has no function {name!r}{nearest(name, vars(module))}; "
+            f"{module_name} has no function {name!r}{suggestion(name, vars(module))}; "
             f"expected one that returns (fn, params, *args)"
         )
     made = function()

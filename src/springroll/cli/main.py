@@ -3,13 +3,12 @@
 Adding a command is a module with `run(argv) -> int` and a line in `COMMANDS`.
 """
 
-import difflib
 import importlib
 import sys
 from collections.abc import Sequence
 from typing import NamedTuple
 
-from springroll.errors import InputError
+from springroll.errors import InputError, suggestion
 
 
 class Command(NamedTuple):
@@ -65,9 +64,9 @@ def dispatch(argv: list[str]) -> int:
         print(f"springroll {__version__}")
         return 0
     if argv[0] not in COMMANDS:
-        near = difflib.get_close_matches(argv[0], COMMANDS, n=1)
-        hint = f"did you mean {near[0]!r}?" if near else f"there are {', '.join(COMMANDS)}"
-        raise InputError(f"unknown command {argv[0]!r}; {hint}")
+        there = f"there are {', '.join(COMMANDS)}"
+        hint = suggestion(argv[0], COMMANDS, otherwise=there, quoted=True)
+        raise InputError(f"unknown command {argv[0]!r}{hint}")
     return importlib.import_module(COMMANDS[argv[0]].module).run(argv[1:])
 
 

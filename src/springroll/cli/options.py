@@ -1,18 +1,20 @@
 """Command lines to frozen dataclasses, by tyro; what does not fit is one line naming the nearest.
 
-Options may be spelt with hyphens or underscores.
+Options may be spelt with hyphens or underscores. Former names of options (see
+`springroll.run.options`) are understood, and what they are called now is said on standard error.
 """
 
 import contextlib
 import dataclasses
-import difflib
 import io
+import sys
 import types
 import typing
 from collections.abc import Iterable, Sequence
-from typing import Any, Literal, TypeVar
+from typing import Any, Literal, NamedTuple, TypeVar
 
-from springroll.errors import InputError
+from springroll.errors import InputError, suggestion
+from springroll.run.options import FormerName, converted
 
 C = TypeVar("C")
 
@@ -29,6 +31,8 @@ def parse(
     """`kind`, a dataclass, from a command line.
 
     Args:
+        kind: the dataclass of the options.
+        argv: the arguments, without the name of the command.
         prog: the command's name, for messages.
         default: what options that are not given are taken from.
         description: shown by --help; the docstring of `kind` by default.
@@ -40,6 +44,7 @@ def parse(
     """
     import tyro
 
+    argv = _renamed(kind, argv)
     _refuse_unknown(kind, argv, prog, others)
     _refuse_values(kind, argv)
     said = io.StringIO()
@@ -68,32 +73,66 @@ def taken(argv: Sequence[str], option: str) -> tuple[str | None, list[str]]:
     return value, rest
 
 
-def nearest(word: str, known: Iterable[str]) -> str:
-    """'; did you mean X?' when something known resembles the word, else ''."""
-    near = difflib.get_close_matches(word, list(known), n=1)
-    return f"; did you mean {near[0]}?" if near else ""
-
-
 def _hyphens(option: str) -> str:
     return option.replace("_", "-")
 
 
-def _flags(kind: type) -> dict[str, Any]:
-    """The options of a dataclass and the types of their values; of its parts as `--part.option`."""
+class Flag(NamedTuple):
+    """An option as it stands on a command line."""
+
+    hint: Any  # the type of its value
+    former: FormerName | None = None  # set for the flag of a former name
+    now: str = ""  # of a former name: the flag that it is called by now
+
+
+def _flags(kind: type) -> dict[str, Flag]:
+    """The options of a dataclass by their flags; those of its parts as `--part.option`."""
     hints = typing.get_type_hints(kind, include_extras=True)
-    flags: dict[str, Any] = {}
+    flags: dict[str, Flag] = {}
     for field in dataclasses.fields(typing.cast(Any, kind)):
-        name, hint = _hyphens(field.name), hints[field.name]
+        hint = hints[field.name]
         if dataclasses.is_dataclass(hint):
-            inner = _flags(typing.cast(type, hint))
-            flags |= {_within(name, flag): each for flag, each in inner.items()}
+            part = _hyphens(field.name)
+            for flag, inner in _flags(typing.cast(type, hint)).items():
+                now = inner.now and _within(part, inner.now)
+                flags[_within(part, flag)] = inner._replace(now=now)
             continue
-        flags["--" + name] = hint
+        notes = [note for note in getattr(hint, "__metadata__", ()) if hasattr(note, "aliases")]
+        name = _hyphens(next((note.name for note in notes if note.name), field.name))
+        flags["--" + name] = Flag(hint)
         if hint is bool:
-            flags["--no-" + name] = bool
-        for note in getattr(hint, "__metadata__", ()):
-            flags |= dict.fromkeys(getattr(note, "aliases", None) or (), hint)
+            flags["--no-" + name] = Flag(bool)
+        for note in notes:
+            flags |= dict.fromkeys(note.aliases or (), Flag(hint))
+        former: FormerName | None = field.metadata.get("former")
+        if former is not None:
+            flags["--" + _hyphens(former.name)] = Flag(hint, former, "--" + name)
     return flags
+
+
+def _renamed(kind: type, argv: Sequence[str]) -> list[str]:
+    """The arguments with options under today's names; says which were given under former ones."""
+    former = {flag: about for flag, about in _flags(kind).items() if about.former}
+    renamed, rest = [], iter(argv)
+    for token in rest:
+        flag, equals, value = token.partition("=")
+        flag = _hyphens(flag)
+        if flag not in former:
+            renamed.append(token)
+            continue
+        _, spelling, now = former[flag]
+        assert spelling is not None
+        said = f"note: {flag} is now called {now}"
+        if spelling.convert is not None:
+            value = value if equals else next(rest, None)
+            if value is None:
+                raise InputError(f"{flag} needs a value")
+            new = converted(flag, spelling, value)
+            equals, said = "=", f"note: {flag} {value} is now {now} {new}"
+            value = str(new)
+        print(said, file=sys.stderr)
+        renamed.append(f"{now}{equals}{value}")
+    return renamed
 
 
 def _within(part: str, flag: str) -> str:
@@ -102,18 +141,19 @@ def _within(part: str, flag: str) -> str:
 
 
 def _refuse_unknown(kind: type, argv: Sequence[str], prog: str, others: Iterable[str]) -> None:
-    known = [*_flags(kind), *others, "--help"]
+    now = [flag for flag, about in _flags(kind).items() if about.former is None]
+    known = [*now, *others, "--help"]
     for token in argv:
         name = _hyphens(token.partition("=")[0])
         if name.startswith("--") and name not in known:
-            hint = nearest(name, known) or f"; {prog} --help lists the options"
+            hint = suggestion(name, known, otherwise=f"{prog} --help lists the options")
             raise InputError(f"unknown option {name}{hint}")
 
 
 def _refuse_values(kind: type, argv: Sequence[str]) -> None:
     """A missing value, one that is not among an option's choices, or one that is no number."""
-    for flag, hint in _flags(kind).items():
-        if hint is bool:
+    for flag, (hint, former, _) in _flags(kind).items():
+        if hint is bool or former is not None:
             continue
         value = taken(argv, flag)[0]
         choices, number = _choices(hint), _number(hint)
@@ -122,7 +162,7 @@ def _refuse_values(kind: type, argv: Sequence[str]) -> None:
         if choices and value not in choices:
             raise InputError(
                 f"{flag} is {value!r}; expected one of {', '.join(choices)}"
-                f"{nearest(value, choices)}"
+                f"{suggestion(value, choices)}"
             )
         if number is not None and not _reads_as(number, value):
             expected = "a whole number" if number is int else "a number"

@@ -9,6 +9,7 @@ from typing import Annotated, Any, Literal
 import tyro
 
 from springroll.cli.options import parse
+from springroll.run.options import COUNT, check_ranges, option
 
 WIDE = 120  # columns where nothing says how many there are
 
@@ -20,43 +21,48 @@ class PlanOptions:
     Without a model: the largest that this machine can train, by every method. Nothing is
     allocated. Exit code 2 where nothing fits, with the nearest that does.
 
-      springroll plan --device "RTX 3080" --host 64GB
-      springroll plan gpt-oss-120b --device H200 --host 1.5TB
-      springroll plan llama-7b --device 24GiB --host 110GiB --method adamw-8bit
+      springroll plan --device "RTX 3080" --host-memory 64GB
+      springroll plan gpt-oss-120b --device H200 --host-memory 1.5TB
+      springroll plan llama-7b --device 24GiB --host-memory 110GiB --method adamw-8bit
     """
 
     model: Annotated[str | None, tyro.conf.Positional] = None
     """A name such as `llama-7b`, or a Hugging Face folder."""
     device: str = "auto"
     """A card, its memory, or `auto` for the one at hand."""
-    host: str | None = None
+    host_memory: str | None = option(None, formerly="host")
     """Host memory that may be used, such as 64GB; default: what this machine has left."""
-    tokens_per_step: int = 16384
+    tokens_per_step: int = option(16384, COUNT)
     """Tokens per optimizer step; of `evolve`, of all members of a generation."""
-    sequence: int = 1024
+    sequence: int = option(1024, COUNT)
     """Tokens per sequence."""
-    micro_batch: int | None = None
-    """Sequences computed together; default: about 4,096 tokens of them, or what fits."""
+    batch: int | None = option(None, COUNT, formerly="micro_batch")
+    """Sequences per micro-batch; default: about 4,096 tokens of them, or what fits."""
     method: str = "adamw"
     """adamw, muon, galore, apollo-mini, sgd, lowgrad or evolve; with -8bit or -4bit behind it the
     optimizer's state is kept in so many bits."""
-    rank: int | None = None
+    rank: int | None = option(None, COUNT)
     """Rank of subspaces; default: a quarter of the hidden size."""
     dtype: Literal["bfloat16", "float32"] = "bfloat16"
-    """Of weights and activations."""
+    """Type of weights and activations."""
     rounding: Literal["split", "stochastic"] = "split"
-    """Of bfloat16 weights: an exact float32 in two halves, or rounding at random."""
-    clip: Literal["none", "global", "previous", "layer"] = "previous"
-    """Which norm limits gradients: `global`, of the whole gradient, which is held on the host until
-    it is known; that of the step before; or of each layer."""
-    depth: int = 3
-    """Layers on the device at a time."""
-    experts_per_bundle: int | None = None
-    """Of a mixture of experts: pass a layer as attention and then so many experts at a time."""
+    """Rounding of bfloat16 weights: `split` holds an exact float32 in two halves, `stochastic`
+    rounds at random."""
+    clip_by: Literal["none", "global", "previous", "layer"] = option("previous", formerly="clip")
+    """Norm that clipping goes by: that of the whole gradient, for which gradients wait on the host;
+    that of the step before; each layer's own; or `none` for no clipping."""
+    depth: int = option(3, COUNT)
+    """Streamed layers on the device at a time."""
+    experts_per_bundle: int | None = option(None, COUNT)
+    """Experts per transfer of a mixture of experts: a layer then passes as attention and as groups
+    of so many experts. Default: whole layers."""
     link: str | None = None
     """Bytes per second of the link each way, such as 25GB; default: that of the card."""
     json: bool = False
     """Print one JSON object in place of tables."""
+
+    def __post_init__(self) -> None:
+        check_ranges(self)
 
 
 def run(argv: Sequence[str]) -> int:
@@ -70,19 +76,19 @@ def run(argv: Sequence[str]) -> int:
 
     asked = options_of(
         options.device,
-        options.host,
+        options.host_memory,
         options.link,
         None,
         tokens=options.tokens_per_step,
         sequence=options.sequence,
-        micro_batch=options.micro_batch,
+        micro_batch=options.batch,
         method=options.method,
         rank=options.rank,
         dtype=options.dtype,
         rounding=options.rounding,
         depth=options.depth,
         experts_per_bundle=options.experts_per_bundle,
-        clip=options.clip,
+        clip=options.clip_by,
     )
     if options.model is None:
         ways = capacity(asked)

@@ -3,8 +3,8 @@
 from collections.abc import Sequence
 from typing import Any, TypeVar
 
-from springroll.cli.options import nearest, parse, taken
-from springroll.errors import InputError
+from springroll.cli.options import parse, taken
+from springroll.errors import InputError, suggestion
 from springroll.recipes import RECIPES
 from springroll.run.config import RunConfig
 
@@ -24,7 +24,7 @@ def config_of(kind: type[C], argv: Sequence[str], description: str) -> C:
     name, rest = taken(argv, "--recipe")
     if name is not None and name not in recipes:
         raise InputError(
-            f"unknown recipe {name!r}{nearest(name, recipes)}; there are {', '.join(recipes)}"
+            f"unknown recipe {name!r}{suggestion(name, recipes)}; there are {', '.join(recipes)}"
         )
     default: Any = None if name is None else recipes[name]()
     return parse(

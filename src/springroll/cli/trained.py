@@ -6,7 +6,6 @@ from springroll.errors import InputError
 from springroll.finetune.config import FinetuneConfig
 from springroll.pretrain.config import PretrainConfig
 from springroll.rl.config import RLConfig
-from springroll.run.config import from_json
 from springroll.run.folder import RunFolder
 from springroll.train.config import TrainConfig
 
@@ -43,12 +42,10 @@ def open_folder(path: str) -> tuple[RunFolder, AnyConfig]:
         there = "holds no run (no config.json)" if Path(path).is_dir() else "does not exist"
         raise InputError(f"{path} {there}; give the folder of a run, such as runs/demo")
     folder = RunFolder.resume(path)
-    stored = folder.read_config()
-    command = stored.get("command", PretrainConfig.command)
+    command = folder.read_config().get("command", PretrainConfig.command)
     if command not in CONFIGS:
         raise InputError(f"{folder.config} is of a run of springroll {command}")
-    kind = CONFIGS[command]
-    return folder, from_json(kind, stored["config"], where=str(folder.config))
+    return folder, folder.options(CONFIGS[command])
 
 
 def load(path: str) -> Trained:

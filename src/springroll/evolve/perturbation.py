@@ -5,7 +5,6 @@ parameters plus the factors of one pair plus a gain into parameters that `factor
 Neither ever forms a weight per member.
 """
 
-import difflib
 import fnmatch
 import functools
 import math
@@ -19,7 +18,7 @@ import numpy as np
 from jax import Array, lax
 
 from springroll.compat import once
-from springroll.errors import InputError
+from springroll.errors import InputError, nearest
 from springroll.noise import counter
 from springroll.noise.kinds import Noise, noise_named
 from springroll.quant.int8_weights import is_int8
@@ -369,8 +368,8 @@ def _leaf(path: str, x: Any, plan: Mapping[str, WeightRole] | None, integers: bo
 def _override(leaves: list[Leaf], pattern: str, role: str) -> list[Leaf]:
     matched = {leaf.path for leaf in leaves if fnmatch.fnmatchcase(leaf.path, pattern)}
     if not matched:
-        near = difflib.get_close_matches(pattern, [leaf.path for leaf in leaves], 1, 0.0)
-        hint = f"; the nearest is {near[0]!r}" if near else ""
+        near = nearest(pattern, [leaf.path for leaf in leaves], cutoff=0.0)
+        hint = f"; the nearest is {near!r}" if near else ""
         raise InputError(f"roles pattern {pattern!r} matches no parameter{hint}")
     return [_with_role(leaf, role) if leaf.path in matched else leaf for leaf in leaves]
 

@@ -69,7 +69,7 @@ def es_task(config: FinetuneConfig, setup: Setup) -> Task:
         return strategy.init(jax.random.key(config.seed), params), None
 
     def batch(generation: int) -> Asked:
-        return setup.train(generation, config.batch)
+        return setup.train(generation, config.num_prompts)
 
     def evaluate(state: State, members: Any, carry: None, asked: Asked) -> Any:
         repeated = [each for each in asked.prompts for _ in range(config.answers)]
@@ -106,7 +106,7 @@ def es_task(config: FinetuneConfig, setup: Setup) -> Task:
         tell=tell,
         validate=lambda state, _: setup.validated(state.params),
         pop_size=config.population,
-        tokens=config.population * config.batch * config.answers * config.max_tokens,
+        tokens=config.population * config.num_prompts * config.answers * config.max_tokens,
         seed=config.seed,
         lost_limit=LOST_LIMIT,
         identity=setup.identity,
@@ -129,7 +129,7 @@ def strategy_for(config: FinetuneConfig, setup: Setup) -> Strategy:
     sigma = config.sigma or usual_sigma(setup, set(still))
     return eggroll(
         pop_size=config.population,
-        sigma=decaying(sigma, config.sigma_decay),
+        sigma=decaying(sigma, config.sigma_half_life),
         rank=config.rank or 1,
         optimizer=optimizer_for(config, sigma),
         plan=plan,
@@ -163,7 +163,7 @@ def master_of(config: FinetuneConfig) -> Master:
 def optimizer_for(config: FinetuneConfig, sigma: float) -> optax.GradientTransformation:
     """SGD with momentum, or Adam, on the estimate; with the pull of the anchor."""
     adam = config.optimizer == "adam"
-    rate = decaying(config.lr or (0.05 * sigma if adam else 0.005), config.lr_decay)
+    rate = decaying(config.lr or (0.05 * sigma if adam else 0.005), config.lr_half_life)
     if adam:
         tx = optax.adam(rate, b1=config.momentum, b2=0.99)
     else:

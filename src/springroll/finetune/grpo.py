@@ -102,7 +102,7 @@ def grpo_task(config: FinetuneConfig, setup: Setup) -> Task:
         rollout = rollout_of(asked.prompts, generated, advantages(found.reward), config.max_tokens)
         if first is not None:
             tokens, targets = jnp.asarray(rollout.tokens), jnp.asarray(rollout.targets)
-            reference = -nats(first, tokens, targets, config.heat)[0]
+            reference = -nats(first, tokens, targets, config.sampling_temperature)[0]
             rollout = rollout._replace(reference=reference)
         rollout = jax.tree.map(jnp.asarray, rollout)
         told: dict[str, Any] = {}
@@ -117,13 +117,13 @@ def grpo_task(config: FinetuneConfig, setup: Setup) -> Task:
 
     return Task(
         init=init,
-        batch=lambda generation: setup.train(generation, config.batch),
+        batch=lambda generation: setup.train(generation, config.num_prompts),
         ask=lambda state: None,
         evaluate=evaluate,
         tell=lambda state, members, scores: (None, {}),
         validate=lambda _, carry: setup.validated(learner.params(carry[0])),
         pop_size=config.population,
-        tokens=config.population * config.batch * config.max_tokens,
+        tokens=config.population * config.num_prompts * config.max_tokens,
         seed=config.seed,
         lost_limit=LOST_LIMIT,
         identity=setup.identity,
@@ -134,7 +134,9 @@ def grpo_task(config: FinetuneConfig, setup: Setup) -> Task:
 
 def learner_of(config: FinetuneConfig, setup: Setup) -> Learner:
     """What follows the policy gradient."""
-    loss = policy_loss(setup.model, temperature=config.heat, clip=config.group_clip, kl=config.kl)
+    loss = policy_loss(
+        setup.model, temperature=config.sampling_temperature, clip=config.group_clip, kl=config.kl
+    )
     weights = lambda _: pretrained(setup.folder, setup.model.config)
     return learner_for(train_config(config), setup.model, weights, loss)
 

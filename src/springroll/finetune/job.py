@@ -69,7 +69,7 @@ def opening(config: FinetuneConfig, setup: "Setup") -> str:
     each = "answers per prompt" if config.method == "grpo" else "members"
     return (
         f"{config.model}: {setup.parameters:,} {config.weights} parameters; {setup.task.name}; "
-        f"{config.method} with {config.population:,} {each}, {config.batch:,} prompts a "
+        f"{config.method} with {config.population:,} {each}, {config.num_prompts:,} prompts a "
         f"generation, up to {config.max_tokens:,} tokens an answer"
     )
 

@@ -105,7 +105,7 @@ def prepare(config: FinetuneConfig) -> Setup:
         model=model,
         end=end_tokens(tokenizer, task.stop),
         max_tokens=config.max_tokens,
-        temperature=config.heat,
+        temperature=config.sampling_temperature,
         rows=config.rows,
         memory_bytes=None if config.rows else memory_of(config),
         log_probabilities=config.method == "grpo",
@@ -137,7 +137,7 @@ def _is_shape(node: Any) -> bool:
 
 def memory_of(config: FinetuneConfig) -> int:
     """Bytes for what the rows under generation remember."""
-    return config.memory_bytes or (available_bytes() or (4 << 30)) // 2
+    return config.cache_bytes or (available_bytes() or (4 << 30)) // 2
 
 
 @functools.cache

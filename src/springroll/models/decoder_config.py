@@ -20,12 +20,11 @@ the feed-forward net, E experts. What stands in brackets only some models have.
 
 from __future__ import annotations
 
-import difflib
 import math
 from dataclasses import dataclass
 from typing import Any, Literal, TypeAlias, get_args
 
-from springroll.errors import InputError
+from springroll.errors import InputError, suggestion
 from springroll.models.rope import Llama3Scaling, RopeScaling, YarnScaling
 
 Shapes: TypeAlias = dict[str, Any]
@@ -258,7 +257,6 @@ def named(name: str) -> DecoderConfig:
         InputError: no such name; the message lists those there are.
     """
     if name not in CONFIGS:
-        near = difflib.get_close_matches(name, CONFIGS, n=1)
-        hint = f"did you mean {near[0]}?" if near else f"known are {', '.join(CONFIGS)}"
-        raise InputError(f"no model named '{name}'; {hint}")
+        hint = suggestion(name, CONFIGS, otherwise=f"known are {', '.join(CONFIGS)}")
+        raise InputError(f"no model named '{name}'{hint}")
     return CONFIGS[name]

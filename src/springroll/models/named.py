@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import difflib
-
-from springroll.errors import InputError
+from springroll.errors import InputError, suggestion
 from springroll.models.decoder_config import CONFIGS, DecoderConfig
 from springroll.models.rwkv7.config import RWKV7_CONFIGS, RWKV7Config
 
@@ -17,7 +15,6 @@ def named_model(name: str) -> DecoderConfig | RWKV7Config:
     """
     known: dict[str, DecoderConfig | RWKV7Config] = {**CONFIGS, **RWKV7_CONFIGS}
     if name not in known:
-        near = difflib.get_close_matches(name, known, n=1)
-        hint = f"did you mean {near[0]}?" if near else f"known are {', '.join(known)}"
-        raise InputError(f"no model named {name!r}; {hint}")
+        hint = suggestion(name, known, otherwise=f"known are {', '.join(known)}")
+        raise InputError(f"no model named {name!r}{hint}")
     return known[name]

@@ -11,7 +11,7 @@ from __future__ import annotations
 import re
 from dataclasses import dataclass
 
-from springroll.errors import InputError
+from springroll.errors import InputError, nearest
 from springroll.memory import available_bytes, parse_bytes
 
 GIB = 1 << 30
@@ -124,15 +124,13 @@ def named_card(name: str) -> Card:
     Raises:
         InputError: there is none; the nearest is named.
     """
-    import difflib
-
     known = {_plain(card.name): card for card in CARDS}
     known |= {_plain(alias): known[_plain(card)] for alias, card in ALIASES.items()}
     known |= {key.removeprefix("rtx"): card for key, card in known.items()}
     if (key := _plain(name)) in known:
         return known[key]
-    near = difflib.get_close_matches(key, known, n=1, cutoff=0.6)
-    hint = f"did you mean {known[near[0]].name}?" if near else "give its memory, such as 24GiB"
+    near = nearest(key, known)
+    hint = f"did you mean {known[near].name}?" if near else "give its memory, such as 24GiB"
     raise InputError(f"no card named {name!r}; {hint}")
 
 

@@ -8,7 +8,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any, Literal, get_args
 
-from springroll.errors import InputError
+from springroll.errors import InputError, suggestion
 from springroll.models.decoder_config import DecoderConfig, shapes
 
 Mode = Literal["resident", "host", "device", "lowgrad", "evolve"]
@@ -133,15 +133,12 @@ def rest_numbers(config: DecoderConfig) -> int:
 
 
 def _method(method: str, state_bits: int) -> tuple[str, int]:
-    import difflib
-
     for bits in BLOCK:
         if method.endswith(f"-{bits}bit"):
             method, state_bits = method.removesuffix(f"-{bits}bit"), bits
     if method not in METHODS:
-        near = difflib.get_close_matches(method, METHODS, n=1)
-        hint = f"did you mean {near[0]}?" if near else f"known are {', '.join(METHODS)}"
-        raise InputError(f"no method named {method!r}; {hint}")
+        hint = suggestion(method, METHODS, otherwise=f"known are {', '.join(METHODS)}")
+        raise InputError(f"no method named {method!r}{hint}")
     if state_bits not in (32, *BLOCK):
         raise InputError(f"state_bits is {state_bits}; expected 32, 8 or 4")
     if state_bits != 32 and method in ("sgd", "evolve"):

@@ -3,6 +3,7 @@
 Importing this file imports no JAX: commands read the options from it before anything else.
 """
 
+import math
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from springroll.cpu import use_cpu_devices
@@ -63,7 +64,7 @@ def opening(config: PretrainConfig, made: Pretraining) -> str:
     lines = made.lines
     return (
         f"{made.model.config.parameters:,} {config.precision} parameters, population "
-        f"{config.pop_size:,}, {config.num_streams:,} streams of {config.tokens} bytes; "
+        f"{config.pop_size:,}, {config.num_streams:,} streams of {config.tokens_per_member} bytes; "
         f"{made.corpus}{'; layers pass through the device' if made.streams else ''}\n"
         "to beat, in bits/byte of the validation text: "
         f"unigram {lines['unigram_bits_per_byte']:.3f}, "
@@ -100,7 +101,7 @@ def build(config: PretrainConfig) -> Pretraining:
     from springroll.tasks.text import streams, validation
 
     corpus = load_corpus(config.data)
-    text = streams(corpus.train, config.num_streams, config.tokens)
+    text = streams(corpus.train, config.num_streams, config.tokens_per_member)
     sample = validation(corpus, config.valid_streams, config.valid_tokens)
     lines = baselines(sample)
     model = egg(
@@ -150,10 +151,13 @@ def strategy_for(config: PretrainConfig, model: "Egg", params: Any, mesh: Any) -
             table_seed=config.seed,
             **shared,
         )
-    plan = discover(model.score, params, jnp.zeros(config.tokens + 1, jnp.uint8), model.state())
+    plan = discover(
+        model.score, params, jnp.zeros(config.tokens_per_member + 1, jnp.uint8), model.state()
+    )
     shared |= {"rank": config.rank, "plan": plan}
     if not config.integer:
-        schedule = lambda step: (config.lr or 0.04) / (1 + step / config.decay)
+        half_life = config.lr_half_life or math.inf
+        schedule = lambda step: (config.lr or 0.04) / (1 + step / half_life)
         return eggroll(
             sigma=config.sigma or 2.0**-4,
             optimizer=optax.sgd(schedule, momentum=config.momentum),
@@ -169,7 +173,7 @@ def integer_rule(config: PretrainConfig) -> "Rule":
     from springroll.evolve.lattice_rules import RULES
 
     name = config.rule or ("published" if config.precision == "compat" else "residual")
-    options: dict[str, Any] = {"decay": config.decay}
+    options: dict[str, Any] = {"decay": config.lr_half_life or math.inf}
     if name == "residual":
         options |= {"lr": config.lr or 0.1, "momentum": config.momentum}
     else:
@@ -182,7 +186,9 @@ def pairs_per_chunk(config: PretrainConfig, devices: int) -> int:
     if config.members_per_chunk is not None:
         return max(1, config.members_per_chunk // 2)
     # int32 sums of the widest layer and the logits, and x of every token
-    per_member = 4 * (4 * config.hidden + 256) * 2 + config.tokens * (config.hidden + 256)
+    per_member = 4 * (4 * config.hidden + 256) * 2 + config.tokens_per_member * (
+        config.hidden + 256
+    )
     return max(1, min(config.pop_size // 2 // devices, (1 << 30) // (2 * per_member)))
 
 
@@ -216,7 +222,7 @@ def text_task(
     from springroll.run.task import Curve, Task
 
     members_per_stream = config.pop_size // config.num_streams
-    unit = model.bits_scale * config.tokens
+    unit = model.bits_scale * config.tokens_per_member
 
     def init() -> tuple[Any, Any]:
         key = jax.random.key(config.seed)
@@ -247,7 +253,7 @@ def text_task(
         tell=strategy.tell,
         validate=lambda state, _: validate(state.params),
         pop_size=config.pop_size,
-        tokens=config.pop_size * config.tokens,
+        tokens=config.pop_size * config.tokens_per_member,
         seed=config.seed,
         identity={"corpus": digest},
         summary=lines,

@@ -57,7 +57,7 @@ def streamed_task(
     engine = Engine(config.seed, budget, model, strategy)
     validate: list[Callable[[Any], Metrics]] = []  # compiled once the engine is there
     members_per_stream = config.pop_size // config.num_streams
-    unit = model.bits_scale * config.tokens
+    unit = model.bits_scale * config.tokens_per_member
 
     def evaluate(
         state: State, members: None, carry: Carry, batch: Batch

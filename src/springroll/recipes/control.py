@@ -1,7 +1,7 @@
 """The sixteen control tasks of the EGGROLL paper with the settings it chose. Imports no JAX.
 
 The settings are those of the paper's random search (arXiv 2511.16652v2, appendix N), a row per task
-and method. PPO's are those of the task in `train/ppo_settings.py`. Populations and episodes are the
+and method. PPO's are those of the task in `rl/config.py`. Populations and episodes are the
 paper's, made for a GPU; the quick recipes are for two CPU cores.
 """
 
@@ -10,13 +10,13 @@ from collections.abc import Callable
 from dataclasses import replace
 from typing import Literal, NamedTuple
 
-from springroll.rl.config import Method, RLConfig, settings_for
+from springroll.rl.config import Method, RLConfig, half_life_of, settings_for
 
 SUFFIXES: dict[Method, str] = {"eggroll": "", "openes": "-openes", "ppo": "-ppo"}
 
 
 class Row(NamedTuple):
-    """One row of the paper's tables."""
+    """One row of the paper's tables, where decays are factors per generation."""
 
     pop_size: int
     episodes: int
@@ -170,7 +170,10 @@ def paper(name: str, method: Method = "eggroll") -> RLConfig:
     config = RLConfig(out=f"runs/{name}{SUFFIXES[method]}", env=env, method=method, seconds=600.0)
     if method == "ppo":
         return replace(config, ppo=settings_for(env), normalise=True)
-    return replace(config, **(eggroll if method == "eggroll" else openes)._asdict())
+    settings = (eggroll if method == "eggroll" else openes)._asdict()
+    for name in ("lr", "sigma"):
+        settings[f"{name}_half_life"] = half_life_of(settings.pop(f"{name}_decay"))
+    return replace(config, **settings)
 
 
 def _paper_recipe(name: str, method: Method) -> Callable[[], RLConfig]:

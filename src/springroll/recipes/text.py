@@ -19,20 +19,20 @@ def demo() -> PretrainConfig:
         precision="int8",
         pop_size=1024,
         rank=1,
-        tokens=16,
+        tokens_per_member=16,
         streams=128,
-        decay=4000.0,
+        lr_half_life=4000.0,
         seconds=85.0,
     )
 
 
 def bigram() -> PretrainConfig:
-    """Ten minutes for the bigram line: the model and text of `demo`, with a slower decay.
+    """Ten minutes for the bigram line: the model and text of `demo`, with a later decay.
 
     Hardware: 2 CPU cores, under 1 GiB. Time: 10 minutes of training. Expect validation bits per
     byte near what a table of byte pairs reaches.
     """
-    return replace(demo(), out="runs/bigram", decay=6000.0, seconds=600.0)
+    return replace(demo(), out="runs/bigram", lr_half_life=6000.0, seconds=600.0)
 
 
 def article() -> PretrainConfig:
@@ -49,5 +49,5 @@ def article() -> PretrainConfig:
         precision="int8",
         pop_size=262144,
         rank=1,
-        tokens=100,
+        tokens_per_member=100,
     )

@@ -1,17 +1,27 @@
-"""The options of `springroll rl`. Imports no JAX: commands read them first.
+"""The options of `springroll rl`, and PPO's for the sixteen tasks of the paper. Imports no JAX."""
 
-What PPO is told, and what it is told on the sixteen tasks of the paper. Imports no jax.
-"""
-
-from collections.abc import Mapping
+import math
+import struct
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from types import MappingProxyType
-from typing import Annotated, ClassVar, Literal
-
-import tyro
+from typing import ClassVar, Literal
 
 from springroll.errors import InputError
-from springroll.run.config import CHANGEABLE, RunConfig
+from springroll.run.config import RunConfig
+from springroll.run.options import (
+    COUNT,
+    NOT_NEGATIVE,
+    NOT_ZERO,
+    PAIRS,
+    POSITIVE,
+    SECONDS,
+    UNIT_INTERVAL,
+    FormerName,
+    accepts_former_names,
+    check_ranges,
+    option,
+)
 
 ACTIVATIONS = ("relu", "swish", "tanh")
 
@@ -25,47 +35,36 @@ class PPOSettings:
     Source: Schulman et al., arXiv 1707.06347; the names in brackets are those of rejax.
     """
 
-    lr: float = 3e-4
+    lr: float = option(3e-4, POSITIVE)
     """Learning rate of Adam, for policy and value (learning_rate)."""
-    num_envs: int = 64
+    num_envs: int = option(64, COUNT)
     """Environments that are stepped side by side."""
-    num_steps: int = 64
-    """Steps of each in one iteration."""
-    epochs: int = 8
+    num_steps: int = option(64, COUNT)
+    """Steps of each environment in one iteration."""
+    epochs: int = option(8, COUNT)
     """Passes over what one iteration collected (num_epochs)."""
-    minibatches: int = 16
+    minibatches: int = option(16, COUNT)
     """Gradient steps of a pass; they divide `num_envs * num_steps` evenly (num_minibatches)."""
-    gamma: float = 0.99
+    gamma: float = option(0.99, UNIT_INTERVAL)
     """Discount of a reward one step later."""
-    gae_lambda: float = 0.95
+    gae_lambda: float = option(0.95, UNIT_INTERVAL)
     """Discount of an advantage one step later, beside gamma."""
-    clip: float = 0.2
-    """How far the ratio of probabilities may go from 1 (clip_eps)."""
-    entropy: float = 0.01
+    clip: float = option(0.2, POSITIVE)
+    """Largest change of the ratio of probabilities from 1 (clip_eps)."""
+    entropy: float = option(0.01, NOT_NEGATIVE)
     """Weight of the entropy bonus (ent_coef)."""
-    value: float = 0.5
+    value: float = option(0.5, NOT_NEGATIVE)
     """Weight of the value loss (vf_coef)."""
-    max_grad: float = 0.5
+    max_grad: float = option(0.5, POSITIVE)
     """Bound on each entry of a gradient (max_grad_norm, which is no norm in rejax 0.1.3)."""
     activation: str = "tanh"
-    """Of the three hidden layers: relu, swish or tanh."""
+    """Activation of the three hidden layers: relu, swish or tanh."""
     normalise_rewards: bool = True
     """Divide rewards by the running deviation of discounted returns: without it Pendulum-v1, whose
     returns are in the thousands, is not learnt."""
 
     def __post_init__(self) -> None:
-        for name in ("num_envs", "num_steps", "epochs", "minibatches"):
-            if getattr(self, name) < 1:
-                raise InputError(f"ppo.{name} is {getattr(self, name)}; it must be 1 or more")
-        for name in ("lr", "clip", "max_grad"):
-            if not getattr(self, name) > 0:
-                raise InputError(f"ppo.{name} is {getattr(self, name)}; it must be above 0")
-        for name in ("gamma", "gae_lambda"):
-            if not 0 <= getattr(self, name) <= 1:
-                raise InputError(f"ppo.{name} is {getattr(self, name)}; it must be from 0 to 1")
-        for name in ("entropy", "value"):
-            if not getattr(self, name) >= 0:
-                raise InputError(f"ppo.{name} is {getattr(self, name)}; it must be 0 or more")
+        check_ranges(self, "ppo.")
         if self.steps % self.minibatches:
             raise InputError(
                 f"ppo.minibatches is {self.minibatches}; it must divide num_envs * num_steps, "
@@ -119,86 +118,122 @@ def settings_for(env: str) -> PPOSettings:
 Method = Literal["eggroll", "openes", "ppo"]
 
 
+def half_life_of(factor: float) -> float | None:
+    """Generations in which a value that is multiplied by `factor` in each has halved.
+
+    Args:
+        factor: Above 0. Above 1 the half-life is negative: the value doubles in so many.
+
+    Returns:
+        A half-life for which `factor_of` gives the same float32, so that a run that was started
+        with the factor goes on bit for bit; None for the factor 1.
+
+    Raises:
+        InputError: The factor is not a number above 0.
+
+    >>> half_life_of(0.5), half_life_of(1.0), round(half_life_of(0.999), 2)
+    (1.0, None, 692.8)
+    """
+    if not 0 < factor < math.inf:
+        raise InputError(f"a factor per generation is {factor}; it must be above 0")
+    if factor == 1:
+        return None
+    half_life = math.log(0.5) / math.log(factor)
+    for candidate in _neighbours(half_life):
+        if _float32(factor_of(candidate)) == _float32(factor):
+            return candidate
+    return half_life
+
+
+def factor_of(half_life: float) -> float:
+    """What a value is multiplied by in each generation to halve in so many."""
+    return 0.5 ** (1 / half_life)
+
+
+def _neighbours(value: float) -> Iterator[float]:
+    """The number itself and the floats next to it, outwards."""
+    yield value
+    below = above = value
+    for _ in range(32):
+        below, above = math.nextafter(below, -math.inf), math.nextafter(above, math.inf)
+        yield from (below, above)
+
+
+def _float32(value: float) -> float:
+    """The nearest number in 32 bits."""
+    return struct.unpack("f", struct.pack("f", value))[0]
+
+
+@accepts_former_names
 @dataclass(frozen=True, kw_only=True)
 class RLConfig(RunConfig):
     """Options of `springroll rl`: a policy learns from the return of its episodes."""
 
     command: ClassVar[str] = "rl"
 
-    seconds: float | None = field(default=None, metadata=CHANGEABLE)
-    """Stop after this many seconds of training, over all resumes. Neither validation nor, on the
-    device, compiling is counted."""
+    seconds: float | None = option(None, SECONDS, changeable=True)
+    """Seconds of training, over all resumes, after which the run stops. Neither validation nor, on
+    the device, compiling is counted."""
     env: str = "CartPole-v1"
-    """An id (`springroll rl --list` shows them), or `module:function`: an objective in Python, a
-    function that makes a Gymnasium environment, or one of springroll's."""
+    """Environment: an id (`springroll rl --list` shows them), or `module:function`: an objective in
+    Python, a function that makes a Gymnasium environment, or one of springroll's."""
     initial: str | None = None
-    """Of an objective in Python: `module:function` that returns the first weights; default: the
+    """First weights of an objective in Python: a `module:function` that returns them; default: the
     function `initial_weights` beside it."""
     policy: str | None = None
-    """`module:function` of your own policy instead of the paper's: it is given the numbers of
+    """Policy of your own instead of the paper's: a `module:function` that is given the numbers of
     inputs and outputs and returns an object with `init(key)` and `apply(params, observation)`.
     `springroll.models.policy:linear` is one."""
-    width: int = 256
-    """Of the paper's policy."""
-    layers: int = 3
+    width: int = option(256, COUNT)
+    """Width of the paper's policy."""
+    layers: int = option(3, COUNT)
     """Hidden layers of the paper's policy."""
     compute: Literal["auto", "float32", "bfloat16"] = "auto"
-    """What hidden layers multiply in; auto: bfloat16 where the device has units for it."""
+    """Type that hidden layers multiply in; auto: bfloat16 where the device has units for it."""
     method: Method = "eggroll"
-    """`eggroll` perturbs by thin matrices, `openes` by full ones, `ppo` is the gradient
+    """`eggroll` perturbs by low-rank matrices, `openes` by full ones; `ppo` is the gradient
     baseline."""
-    pop_size: Annotated[int, tyro.conf.arg(aliases=["--members"])] = 512
-    """Members of a generation (even)."""
-    episodes: int = 1
-    """Episodes of each member, whose mean return is its fitness."""
-    rank: int = 1
+    pop_size: int = option(512, PAIRS, formerly="members")
+    """Members of a generation: an even number, as they come in antithetic pairs."""
+    episodes: int = option(1, COUNT)
+    """Episodes of each member; its fitness is their mean return."""
+    rank: int = option(1, COUNT)
     """Rank of a member's perturbation of each matrix."""
-    sigma: float = 0.1
+    sigma: float = option(0.1, POSITIVE)
     """Size of a perturbation, in the units of the weights."""
-    sigma_decay: float = 1.0
-    """What sigma is multiplied by after every generation."""
-    lr: float = 0.02
+    sigma_half_life: float | None = option(
+        None, NOT_ZERO, formerly=FormerName("sigma_decay", half_life_of)
+    )
+    """Generations until sigma has fallen to half: it is sigma 2^(-t / T) in generation t. None:
+    constant."""
+    lr: float = option(0.02, POSITIVE)
     """Learning rate: of sgd the move per generation in units of sigma, else the move itself."""
-    lr_decay: float = 1.0
-    """What the learning rate is multiplied by after every generation."""
+    lr_half_life: float | None = option(
+        None, NOT_ZERO, formerly=FormerName("lr_decay", half_life_of)
+    )
+    """Generations until the learning rate has fallen to half: it is lr 2^(-t / T) in generation t.
+    None: constant."""
     optimizer: Literal["sgd", "adam", "adamw"] = "adam"
-    """On the estimate of evolution."""
+    """Optimizer applied to the gradient that evolution estimates."""
     ranks: bool = False
     """Shape the fitness by ranks instead of z-scores."""
     deterministic: bool = False
     """Take the likeliest action instead of drawing one."""
     normalise: bool = False
-    """Divide observations by their running deviation, after taking off their mean."""
-    max_steps: int | None = None
-    """Cut episodes after so many steps; default: as the environment says."""
+    """Normalise observations by their running mean and deviation."""
+    max_steps: int | None = option(None, COUNT)
+    """Steps after which episodes are cut; default: the environment's own limit."""
     ppo: PPOSettings = field(default_factory=PPOSettings)
-    """Of `--method ppo`."""
-    workers: int | None = field(default=None, metadata=CHANGEABLE)
-    """Processes of what is no JAX; default: one per core."""
-    timeout: float = field(default=60.0, metadata=CHANGEABLE)
-    """Seconds that a call of what is no JAX may take."""
-    devices: int | None = field(default=None, metadata=CHANGEABLE)
-    """Devices to spread episodes over; default: all, of a CPU its cores."""
-    eval_every: float = field(default=3.0, metadata=CHANGEABLE)
-    """Seconds between two validations; they never take more than a tenth of the time."""
-    eval_episodes: int = field(default=100, metadata=CHANGEABLE)
+    """Options of `--method ppo`."""
+    workers: int | None = option(None, COUNT, changeable=True)
+    """Worker processes for environments that are not written in JAX; default: one per core."""
+    timeout: float = option(60.0, POSITIVE, changeable=True)
+    """Seconds that a call of an environment that is not written in JAX may take."""
+    devices: int | None = option(None, COUNT, changeable=True)
+    """Devices to spread episodes over; default: all, and on a CPU one per core."""
+    eval_every: float = option(3.0, SECONDS, changeable=True)
+    """Seconds between two validations, which never take more than a tenth of the time."""
+    eval_episodes: int = option(100, COUNT, changeable=True)
     """Episodes that the weights themselves are validated on."""
-    gif: bool = field(default=True, metadata=CHANGEABLE)
+    gif: bool = option(True, changeable=True)
     """Draw an episode of the final policy, where the suite can."""
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        for name in ("width", "layers", "episodes", "rank", "eval_episodes"):
-            if getattr(self, name) < 1:
-                raise InputError(f"{name} is {getattr(self, name)}; it must be at least 1")
-        for name in ("max_steps", "workers", "devices"):
-            value = getattr(self, name)
-            if value is not None and value < 1:
-                raise InputError(f"{name} is {value}; it must be at least 1")
-        for name in ("sigma", "sigma_decay", "lr", "lr_decay", "timeout"):
-            if not 0 < getattr(self, name) < float("inf"):
-                raise InputError(f"{name} is {getattr(self, name)}; it must be above 0")
-        if self.pop_size < 2 or self.pop_size % 2:
-            raise InputError(
-                f"pop_size is {self.pop_size}; members come in pairs: an even number, 2 or more"
-            )

@@ -10,7 +10,7 @@ import optax
 
 from springroll.evolve.eggroll import eggroll, open_es
 from springroll.evolve.strategy import Schedule, State, Strategy
-from springroll.rl.config import RLConfig
+from springroll.rl.config import RLConfig, factor_of
 from springroll.rl.scorer import Arena, Learning, Seen
 from springroll.run.task import Curve, Metrics, Task
 from springroll.thin.discovery import discover
@@ -79,7 +79,7 @@ def strategy_for(config: RLConfig, arena: Arena) -> Strategy:
     """EGGROLL, or OpenES, which is the same with a full matrix for every weight."""
     options: dict[str, Any] = {
         "pop_size": config.pop_size,
-        "sigma": decaying(config.sigma, config.sigma_decay),
+        "sigma": decaying(config.sigma, config.sigma_half_life),
         "optimizer": optimizer_for(config),
         "shaping": "centred_ranks" if config.ranks else "z_score",
         "noise_budget_bytes": NOISE_BYTES,
@@ -103,15 +103,16 @@ def thin(shapes: Any, rank: int) -> dict[str, str]:
 
 def optimizer_for(config: RLConfig) -> optax.GradientTransformation:
     """The optimizer of the options, on the estimate."""
-    rate = decaying(config.lr, config.lr_decay)
+    rate = decaying(config.lr, config.lr_half_life)
     return {"sgd": optax.sgd, "adam": optax.adam, "adamw": optax.adamw}[config.optimizer](rate)
 
 
-def decaying(value: float, decay: float) -> Schedule:
-    """`value * decay ** generation`."""
-    if decay == 1:
+def decaying(value: float, half_life: float | None) -> Schedule:
+    """`value * 2 ** (-generation / half_life)`, as a power of one factor per generation."""
+    if half_life is None:
         return value
-    return lambda step: jnp.float32(value) * jnp.float32(decay) ** jnp.asarray(step, jnp.float32)
+    factor = factor_of(half_life)
+    return lambda step: jnp.float32(value) * jnp.float32(factor) ** jnp.asarray(step, jnp.float32)
 
 
 def curve_of(config: RLConfig, arena: Arena) -> Curve:

@@ -18,20 +18,26 @@ from types import MappingProxyType
 from typing import Any, NamedTuple, TypeVar
 
 from springroll.errors import InputError
+from springroll.rl.config import RLConfig, half_life_of
+from springroll.run.options import renamed_options
 
 C = TypeVar("C")
 Settings = Mapping[str, Any]  # options by name; those of a part of the config as "ppo.lr"
 Space = Mapping[str, tuple[Any, ...]]
 
+# The paper's factors per generation.
+HALF_LIVES = tuple(half_life_of(factor) for factor in (0.995, 0.999, 0.9995, 1.0))
+DRAWN_AS = {"lr_half_life": "lr_decay", "sigma_half_life": "sigma_decay"}
+"""Names that options are drawn under, so that a search draws what it drew under their old names."""
 _EVOLUTION: dict[str, tuple[Any, ...]] = {
     "pop_size": (512, 1024, 2048, 4096),
     "episodes": (1, 4, 8),
     "rank": (1, 2, 4),
     "optimizer": ("adamw", "sgd", "adam"),
     "lr": (1e-3, 1e-2, 1e-1),
-    "lr_decay": (0.995, 0.999, 0.9995, 1.0),
+    "lr_half_life": HALF_LIVES,
     "sigma": (0.05, 0.2, 0.5),
-    "sigma_decay": (0.995, 0.999, 0.9995, 1.0),
+    "sigma_half_life": HALF_LIVES,
     "ranks": (False, True),
     "deterministic": (False, True),
 }
@@ -107,7 +113,8 @@ def draw(seed: int, trial: int, space: Space) -> Settings:
     """The settings of a trial; every choice follows from the seed, the trial and its name."""
 
     def drawn(name: str, choices: tuple[Any, ...]) -> Any:
-        digest = hashlib.sha256(f"{seed}/{trial}/{name}".encode()).digest()
+        key = f"{seed}/{trial}/{DRAWN_AS.get(name, name)}"
+        digest = hashlib.sha256(key.encode()).digest()
         return choices[int.from_bytes(digest[:8], "little") % len(choices)]
 
     return {name: drawn(name, choices) for name, choices in space.items()}
@@ -230,6 +237,7 @@ def read_records(path: Path) -> list[Record]:
         except ValueError:
             continue
         row["score"] = -math.inf if row["score"] is None else row["score"]
+        row["settings"] = renamed_options(RLConfig, row["settings"])[0]
         records.append(Record(**row))
     return records
 

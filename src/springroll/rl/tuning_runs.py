@@ -37,7 +37,7 @@ from springroll.rl.tuning import (
     rungs,
     space,
 )
-from springroll.run.config import run_id, to_json
+from springroll.run.config import from_json, run_id, to_json
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -143,6 +143,8 @@ def opened(config: RLConfig, tuning: Tuning) -> Path:
     if not about.exists():
         raise InputError(f"nothing to resume: {folder} holds no search (no tuning.json)")
     there = read_json(about)
+    stored = from_json(RLConfig, there.get("config", {}), where=str(about))
+    there["search"] = run_id(stored)  # as options are called now
     other = [name for name, value in what.items() if there.get(name) != value]
     if other:
         raise InputError(

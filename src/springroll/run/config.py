@@ -6,24 +6,29 @@ a run folder says exactly what was run.
 """
 
 import dataclasses
-import difflib
 import hashlib
 import json
-import math
 import typing
 from collections.abc import Mapping
-from dataclasses import field
 from pathlib import Path
-from types import MappingProxyType, UnionType
+from types import UnionType
 from typing import Any, ClassVar, Literal, TypeVar
 
-from springroll.errors import InputError
+from springroll.errors import InputError, suggestion
+from springroll.run.options import (
+    CHANGEABLE,
+    NOT_NEGATIVE,
+    SECONDS,
+    SEED,
+    check_ranges,
+    is_changeable,
+    option,
+    renamed_options,
+)
+
+__all__ = ["CHANGEABLE", "RunConfig", "from_json", "resumed", "run_id", "to_json"]
 
 C = TypeVar("C")
-
-CHANGEABLE = MappingProxyType({"changeable": True})
-"""Metadata of a field that may differ between a run and its continuation, as it does not say what
-is computed but how long, how loudly, in what pieces: `field(default=1, metadata=CHANGEABLE)`."""
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -31,32 +36,26 @@ class RunConfig:
     """The options of a run that every task shares; commands subclass it."""
 
     command: ClassVar[str] = ""
-    """Of `springroll`, that runs it."""
+    """The command of `springroll` that runs it."""
 
-    out: str = field(default="runs/latest", metadata=CHANGEABLE)
-    """The run folder. It must not hold a run yet, unless --resume is given."""
-    seed: int = 0
-    """Every random draw follows from this number."""
-    seconds: float | None = field(default=None, metadata=CHANGEABLE)
-    """Stop after this many seconds of training, over all resumes. Validation is not counted."""
-    generations: int | None = field(default=None, metadata=CHANGEABLE)
-    """Stop after this many generations, over all resumes, or the seconds, whichever is first."""
-    log_every: float = field(default=1.0, metadata=CHANGEABLE)
+    out: str = option("runs/latest", changeable=True)
+    """Run folder. It must not hold a run yet, unless --resume is given."""
+    seed: int = option(0, SEED)
+    """Seed that every random draw follows from."""
+    seconds: float | None = option(None, SECONDS, changeable=True)
+    """Seconds of training, over all resumes, after which the run stops. Validation is not
+    counted."""
+    generations: int | None = option(None, NOT_NEGATIVE, changeable=True)
+    """Generations, over all resumes, after which the run stops."""
+    log_every: float = option(1.0, SECONDS, changeable=True)
     """Seconds between two lines of metrics."""
-    eval_every: float = field(default=10.0, metadata=CHANGEABLE)
-    """Seconds between two validations; they never take more than a tenth of the time."""
-    resume: bool = field(default=False, metadata=CHANGEABLE)
-    """Go on with the run in the folder, from its newest checkpoint."""
+    eval_every: float = option(10.0, SECONDS, changeable=True)
+    """Seconds between two validations, which never take more than a tenth of the time."""
+    resume: bool = option(False, changeable=True)
+    """Continue the run in the folder from its newest checkpoint."""
 
     def __post_init__(self) -> None:
-        for name in ("seconds", "log_every", "eval_every"):
-            value = getattr(self, name)
-            if value is not None and not (value >= 0 and math.isfinite(value)):
-                raise InputError(f"{name} is {value}; it must be a number of seconds, 0 or more")
-        if self.generations is not None and self.generations < 0:
-            raise InputError(f"generations is {self.generations}; it must be 0 or more")
-        if not 0 <= self.seed < 2**63:
-            raise InputError(f"seed is {self.seed}; it must be between 0 and 2^63 - 1")
+        check_ranges(self)
 
 
 def to_json(config: Any) -> dict[str, Any]:
@@ -70,7 +69,7 @@ def from_json(kind: type[C], data: Mapping[str, Any], *, where: str = "config") 
     """The inverse of `to_json`: builds `kind`, checking every key and type.
 
     Keys that are missing take the dataclass's default, so configs written before a field existed
-    still load.
+    still load; so do those of earlier names of options (see `options.former_names`).
 
     Raises:
         InputError: an unknown key (the nearest known one is suggested), a missing key without
@@ -80,10 +79,11 @@ def from_json(kind: type[C], data: Mapping[str, Any], *, where: str = "config") 
         raise InputError(f"{where}: expected the fields of {kind.__name__}, got {_short(data)}")
     hints = typing.get_type_hints(kind)
     fields = {f.name: f for f in dataclasses.fields(typing.cast(Any, kind)) if f.init}
+    data = renamed_options(kind, data)[0]
     for key in data:
         if key not in fields:
-            near = difflib.get_close_matches(str(key), fields, n=1)
-            hint = f"; did you mean {near[0]!r}?" if near else f"; known: {', '.join(fields)}"
+            known = f"known: {', '.join(fields)}"
+            hint = suggestion(str(key), fields, otherwise=known, quoted=True)
             raise InputError(f"{where}: unknown key {key!r}{hint}")
     values = {}
     for name, each in fields.items():
@@ -116,15 +116,11 @@ def run_id(config: Any) -> str:
     return hashlib.sha256(text.encode()).hexdigest()[:16]
 
 
-def _is_changeable(field: dataclasses.Field[Any]) -> bool:
-    return field.metadata.get("changeable", False)
-
-
 def _fixed(value: Any) -> Any:
     """The JSON of a config without its changeable fields, at every depth."""
     if not dataclasses.is_dataclass(value):
         return _plain(value)
-    kept = [each.name for each in dataclasses.fields(value) if not _is_changeable(each)]
+    kept = [each.name for each in dataclasses.fields(value) if not is_changeable(each)]
     return {name: _fixed(getattr(value, name)) for name in kept}
 
 
@@ -134,7 +130,7 @@ def _merged(stored: Any, given: Any, defaults: Any, where: str) -> Any:
         old, new, default = (getattr(x, each.name) for x in (stored, given, defaults))
         if new in (default, old):
             continue
-        if _is_changeable(each):
+        if is_changeable(each):
             changes[each.name] = new
         elif dataclasses.is_dataclass(old) and type(old) is type(new) is type(default):
             changes[each.name] = _merged(old, new, default, f"{where}{each.name}.")

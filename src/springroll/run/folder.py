@@ -12,6 +12,7 @@
 Imports no jax.
 """
 
+import sys
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, TypeVar
@@ -20,6 +21,7 @@ from springroll.atomic import read_json, write_json
 from springroll.errors import InputError
 from springroll.program import program
 from springroll.run.config import RunConfig, from_json, resumed, run_id, to_json
+from springroll.run.options import renamed_options
 
 C = TypeVar("C", bound=RunConfig)
 
@@ -116,6 +118,17 @@ class RunFolder:
             )
         return data
 
+    def options(self, kind: type[C]) -> C:
+        """The stored config as `kind`; says so when it has options under former names.
+
+        Raises:
+            InputError: a key or a value is none of `kind`.
+        """
+        stored = self.read_config()["config"]
+        for note in renamed_options(kind, stored)[1]:
+            print(f"note: {self.config} is of an earlier version: {note}", file=sys.stderr)
+        return from_json(kind, stored, where=str(self.config))
+
 
 def open_run(config: C, defaults: C) -> tuple[RunFolder, C]:
     """The folder of a run and the config to run it with: new, or, with `resume`, the one there.
@@ -136,8 +149,7 @@ def open_run(config: C, defaults: C) -> tuple[RunFolder, C]:
             f"{config.out} is a run of springroll {command}; go on with "
             f"{program()} {command} --resume --out {config.out}"
         )
-    stored = from_json(type(config), found["config"], where=str(folder.config))
-    config = replace(resumed(stored, config, defaults), out=config.out)
+    config = replace(resumed(folder.options(type(config)), config, defaults), out=config.out)
     folder.write_config(config)
     return folder, config
 

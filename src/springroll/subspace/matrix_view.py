@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import difflib
 import fnmatch
 import math
 from collections.abc import Callable, Mapping, Sequence
@@ -13,7 +12,7 @@ import jax
 import jax.numpy as jnp
 from jax import Array
 
-from springroll.errors import InputError
+from springroll.errors import InputError, nearest, suggestion
 from springroll.thin.roles import WeightRole
 
 Side = Literal["in", "out", "std", "reverse_std", "left", "right", "full"]
@@ -123,8 +122,7 @@ def one_of(value: Any, known: Any, name: str) -> None:
     """Raise InputError unless `value` is among the values of the Literal `known`."""
     names = get_args(known)
     if value not in names:
-        near = difflib.get_close_matches(str(value), names, n=1)
-        hint = f"; did you mean {near[0]!r}?" if near else ""
+        hint = suggestion(str(value), names, quoted=True)
         raise InputError(f"{name} is {value!r}; expected one of {', '.join(names)}{hint}")
 
 
@@ -134,8 +132,8 @@ def _selector(select: Select, paths: Sequence[str]) -> Callable[[str], bool] | N
     patterns = [select] if isinstance(select, str) else list(select)
     for pattern in patterns:
         if not any(fnmatch.fnmatchcase(path, pattern) for path in paths):
-            near = difflib.get_close_matches(pattern, paths, 1, 0.0)
-            hint = f"; the nearest is {near[0]!r}" if near else ""
+            near = nearest(pattern, paths, cutoff=0.0)
+            hint = f"; the nearest is {near!r}" if near else ""
             raise InputError(f"select pattern {pattern!r} matches no parameter{hint}")
     return lambda path: any(fnmatch.fnmatchcase(path, pattern) for pattern in patterns)
 

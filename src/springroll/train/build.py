@@ -13,7 +13,7 @@ from jax import Array, lax
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from springroll.errors import InputError
-from springroll.memory import available_bytes, parse_bytes
+from springroll.memory import available_bytes
 from springroll.models.decoder_config import DecoderConfig
 from springroll.models.hf.files import family_of
 from springroll.models.hf.load import is_hf_folder, open_hf, read_config, read_params
@@ -145,7 +145,7 @@ def text_for(config: TrainConfig, corpus: Corpus) -> Text:
     per_byte = 1.0
     if is_hf_folder(config.model):
         corpus, per_byte = tokenized(corpus, tokenizer(config.model))
-    train = streams(corpus.train, config.batch * config.accumulate, config.tokens)
+    train = streams(corpus.train, config.batch * config.accumulate, config.sequence)
     return Text(train, validation(corpus, config.valid_streams, config.valid_tokens), per_byte)
 
 
@@ -165,13 +165,13 @@ def memory_of(config: TrainConfig, learner: Learner, placement: Placement) -> An
     """The memory that a step needs."""
     rows = config.accumulate * config.batch
     kind = np.int32 if is_hf_folder(config.model) else np.uint8
-    shape = (rows, config.tokens + 1)
+    shape = (rows, config.sequence + 1)
     return learner.memory(jax.ShapeDtypeStruct(shape, kind, sharding=placement.batch))
 
 
 def budget(config: TrainConfig) -> int | None:
     """Bytes a step may need on a device."""
-    return available_bytes() if config.memory is None else parse_bytes(config.memory)
+    return available_bytes() if config.device_bytes is None else config.device_bytes
 
 
 def alternatives(config: TrainConfig, placement: Placement) -> Iterator[tuple[str, int]]:
@@ -238,7 +238,7 @@ def text_task(
         tell=lambda state, members, fitness: (None, {}),
         validate=validate,
         pop_size=1,
-        tokens=config.accumulate * config.batch * config.tokens,
+        tokens=config.accumulate * config.batch * config.sequence,
         seed=config.seed,
         lost_limit=LOST_LIMIT,
         identity={"corpus": digest},

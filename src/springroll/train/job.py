@@ -45,7 +45,7 @@ def opening(config: TrainConfig, made: "Training") -> str:
     """Two lines before training starts: what learns from what, and the lines to beat."""
     model, lines = made.model.config, made.lines
     active = f" ({model.active_parameters:,} active)" if getattr(model, "experts", 0) else ""
-    per_step = config.batch * config.accumulate * config.tokens
+    per_step = config.batch * config.accumulate * config.sequence
     return (
         f"{config.model}: {model.parameters:,} {config.dtype} parameters{active}, "
         f"{config.optimizer}, {per_step:,} tokens a step; {made.corpus}\n"

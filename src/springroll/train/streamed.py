@@ -9,7 +9,7 @@ import jax
 import jax.numpy as jnp
 
 from springroll.errors import InputError
-from springroll.memory import available_bytes, host_memory, parse_bytes, spelt
+from springroll.memory import available_bytes, host_memory, spelt
 from springroll.models.decoder import Decoder, leaves
 from springroll.models.decoder_config import shapes
 from springroll.models.expert_stages import expert_stages
@@ -218,14 +218,14 @@ def job_of(config: TrainConfig, model: Decoder) -> Job:
         expert_stages(model, together)  # or it says why not
     modes: dict[str, tuple[Mode, ...]] = {"host": ("host",), "device": ("device",)}
     both: tuple[Mode, ...] = ("host", "device") if on_host(config) else ("device",)
-    size = model.config, config.batch, config.tokens, config.dtype
+    size = model.config, config.batch, config.sequence, config.dtype
     working = expert_working_set(*size, together) if together else working_set(*size)
     return Job(
         config=model.config,
         recipe=recipe_of(config, model, modes.get(config.update, both)),
-        tokens=config.accumulate * config.batch * config.tokens,
+        tokens=config.accumulate * config.batch * config.sequence,
         rows=config.batch,
-        sequence=config.tokens,
+        sequence=config.sequence,
         working=working,
         depth=config.depth,
         clip="none" if config.clip is None else config.clip_by,
@@ -255,8 +255,8 @@ def budgets_of(config: TrainConfig) -> Budgets:
     """Bytes as given, or what there is."""
     here = jax.devices()[0].platform == "cpu"
     free = host_memory() or 1 << 62
-    device = available_bytes() if config.memory is None else parse_bytes(config.memory)
-    host = free if config.host_memory is None else parse_bytes(config.host_memory, "host_memory")
+    device = available_bytes() if config.device_bytes is None else config.device_bytes
+    host = free if config.host_bytes is None else config.host_bytes
     return Budgets(device or 1 << 62, host, free if here else None)
 
 
@@ -283,7 +283,7 @@ def placed(config: TrainConfig, job: Job, budgets: Budgets) -> Placement:
     if least > budgets.device:
         raise InputError(
             f"streaming needs {spelt(least)} on the device, {spelt(budgets.device)} are "
-            f"available; lower --depth (now {config.depth}), --batch or --tokens"
+            f"available; lower --depth (now {config.depth}), --batch or --sequence"
             + (f", or pass --experts-per-bundle {smaller}" if (smaller := fewer(job)) else "")
         )
     raise InputError(

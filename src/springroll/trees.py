@@ -9,6 +9,8 @@ from jax import Array
 
 PyTree: TypeAlias = Any
 """Any nesting of tuples, lists, dicts and registered classes; parameters, states, batches."""
+Params: TypeAlias = dict[str, Any]
+"""The parameters of a model: a dictionary of arrays and of further dictionaries."""
 KeyPath: TypeAlias = tuple[Any, ...]
 """What `jax.tree_util` calls a leaf's path: one key for each level."""
 

@@ -10,7 +10,8 @@ import pytest
 
 from springroll.cli.main import main
 from springroll.errors import InputError
-from springroll.models.egg import EggConfig, EggStages, egg
+from springroll.models.egg import EggConfig, egg
+from springroll.models.protocols import read_part
 from springroll.pretrain.pretrain import build
 from springroll.pretrain.streamed import must_stream
 from springroll.run.checkpoint import differing_paths
@@ -111,17 +112,17 @@ def test_what_cannot_be_streamed(tmp_path, capsys, options, message):
 
 def test_stages_of_the_byte_model_make_its_score():
     model = egg(EggConfig(n_layers=2, hidden=8))
-    stages, params = EggStages(model.config), model.init(jax.random.key(0))
+    params = model.init(jax.random.key(0))
     tokens = np.array([7, 0, 3, 200, 9], np.uint8)
     state = (model.init(jax.random.key(1))["blocks"]["norm_ffn"]).astype(model.state().dtype)
 
     def by_parts(params, tokens, state):
-        x, states = stages.embed(params, tokens), []
+        x, states = model.embed(params, read_part(tokens)), []
         for index in range(2):
             layer = jax.tree.map(lambda w, i=index: w[i], params["blocks"])
-            x, new = stages.block(layer, x, state[index], index)
+            x, new = model.block(layer, x, index, state[index])
             states.append(new)
-        return stages.score(params, x, tokens), states
+        return -model.finish(params, x, {}, tokens)[0], states
 
     got, states = jax.jit(by_parts)(params, tokens, state)
     want, new_state = jax.jit(model.score)(params, tokens, state)

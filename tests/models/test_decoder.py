@@ -52,7 +52,9 @@ def test_embed_blocks_and_head_walked_one_by_one_are_apply(config):
     def walk(params, tokens):
         x = model.embed(params, tokens)
         for i in range(config.layers):
-            x, _ = model.block(jax.tree.map(lambda leaf, i=i: leaf[i], params["layers"]), x)
+            x, _ = model.block(
+                jax.tree.map(lambda leaf, i=i: leaf[i], params["layers"]), x, jnp.int32(i)
+            )
         return model.head(params, x)
 
     close(walk(params, tokens), apply(model, params, tokens))

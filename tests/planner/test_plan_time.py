@@ -8,7 +8,6 @@ import pytest
 
 from springroll.models.decoder import decoder
 from springroll.models.decoder_config import CONFIGS, DecoderConfig
-from springroll.models.stages import stages
 from springroll.planner.footprint import Job, Placement
 from springroll.planner.methods import recipe
 from springroll.planner.rates import Rates
@@ -137,7 +136,7 @@ def test_executed_work_is_what_the_compiler_counts():
     """Of the program before XLA rewrites it; what is not a product is a few percent."""
     rows, sequence = 1, 512
     one = Job(CONFIG, recipe(CONFIG, "adamw"), sequence, rows, sequence, NOTHING)
-    programs = Programs(stages(decoder(CONFIG)))
+    programs = Programs(decoder(CONFIG))
     has = arguments(CONFIG, rows, sequence, "float32")
     forward = programs.forward.lower(has.layer, None, has.x, INDEX)
     backward = programs.backward.lower(has.layer, None, has.x, INDEX, has.x, has.stats, None)

@@ -9,7 +9,6 @@ import optax
 
 from springroll.models.decoder import decoder, leaves
 from springroll.models.decoder_config import named
-from springroll.models.stages import stages
 from springroll.stream.device_update import DeviceUpdate
 from springroll.stream.filling import stacked_leaves
 from springroll.stream.host_adamw import AdamW
@@ -54,7 +53,7 @@ def update(where, optimizer=None, **more):
 
 
 def streamed(model, where="device", optimizer=None, **options):
-    trainer = Streamed(stages(model), shapes(model), update(where, optimizer), **options)
+    trainer = Streamed(model, shapes(model), update(where, optimizer), **options)
     return trainer, trainer.fill(stacked_leaves(leaves(model.config, jax.random.key(0))))
 
 

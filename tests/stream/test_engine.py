@@ -6,7 +6,6 @@ import optax
 import pytest
 
 from springroll.errors import InputError
-from springroll.models.stages import stages
 from springroll.stream.clipping import Clip
 from springroll.stream.schedule import checkpointed, layer_major, sends
 from springroll.stream.streamed import Streamed
@@ -90,7 +89,7 @@ def test_layers_are_mended_with_the_figures_of_their_experts():
 
     load = moe.loss(started(moe), tokens(0))[1]["load"]
     for where in ("device", "host"):
-        trainer = Streamed(stages(moe), shapes(moe), update(where, mend=mend))
+        trainer = Streamed(moe, shapes(moe), update(where, mend=mend))
         state = trainer.fill(stacked_leaves(leaves(moe.config, jax.random.key(0))))
         state, metrics = trainer.step(state, tokens(0))
         np.testing.assert_array_equal(np.asarray(metrics["load"]), np.asarray(load))

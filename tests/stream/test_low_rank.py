@@ -8,7 +8,6 @@ import pytest
 
 from springroll.errors import InputError
 from springroll.models.decoder import leaves
-from springroll.models.stages import stages
 from springroll.stream.filling import stacked_leaves
 from springroll.stream.low_rank import StreamedLowRank
 from springroll.subspace.lowgrad import lowgrad
@@ -41,7 +40,7 @@ def trainer(decoder, select=matrix, **options):
 
 
 def filled(decoder, made, **options):
-    streamed = StreamedLowRank(stages(decoder), made, shapes(decoder), **options)
+    streamed = StreamedLowRank(decoder, made, shapes(decoder), **options)
     return streamed, streamed.fill(stacked_leaves(leaves(decoder.config, jax.random.key(0))))
 
 

@@ -132,7 +132,7 @@ def test_the_toy_is_the_same_in_parts_and_whole():
     x = TOY.embed(PARAMS, inputs_of(0))
     for index in range(LAYERS):
         layer = jax.tree.map(lambda w, i=index: w[i], PARAMS["blocks"])
-        x, _ = TOY.block(layer, x, jnp.zeros(2), index)
+        x, _ = TOY.block(layer, x, index, jnp.zeros(2))
     want, _ = whole(PARAMS, inputs_of(0), jnp.zeros((LAYERS, 2)))
     np.testing.assert_allclose(TOY.score(PARAMS, x, inputs_of(0)), want, rtol=1e-5)
 

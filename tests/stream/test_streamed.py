@@ -8,7 +8,6 @@ import pytest
 
 from springroll.errors import InputError
 from springroll.models.decoder import leaves
-from springroll.models.stages import stages
 from springroll.quant.quantize_state import quantize_state
 from springroll.quant.split_master import join, with_split_master
 from springroll.run import checkpoint
@@ -95,7 +94,7 @@ def test_tensors_go_where_they_belong():
     params = started(model())
     layers = [jax.tree.map(lambda a, i=i: np.asarray(a[i]), params["layers"]) for i in range(3)]
     rest = {k: np.asarray(v) for k, v in params.items() if k != "layers"}
-    other = Streamed(stages(model()), shapes(model()), update("device"))
+    other = Streamed(model(), shapes(model()), update("device"))
     again = other.fill(bundled_leaves([*layers, rest]))
     assert bits(again.params) == bits(state.params) == bits(params)
 
@@ -183,6 +182,6 @@ def test_what_fails_while_updating_comes_out_where_it_is_waited_for():
 
 def test_gradients_that_wait_are_bounded_and_change_nothing():
     expected = bits(run(*streamed(model(), "host"), 0, 2)[0].params)
-    trainer = Streamed(stages(model()), shapes(model()), update("host", waiting=1))
+    trainer = Streamed(model(), shapes(model()), update("host", waiting=1))
     state = trainer.fill(stacked_leaves(leaves(model().config, jax.random.key(0))))
     assert bits(run(trainer, state, 0, 2)[0].params) == expected

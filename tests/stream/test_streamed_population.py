@@ -8,7 +8,6 @@ import pytest
 
 from springroll.errors import InputError
 from springroll.evolve.lattice_published import published
-from springroll.stream.evolve_stages import Likelihood
 from springroll.stream.link import ThrottledLink, tree_bytes
 from springroll.stream.mapped_store import MappedStore
 from springroll.stream.parted_state import named, parted
@@ -144,7 +143,7 @@ def test_weights_themselves_are_run_layer_by_layer(engine, first):
     """With the step that is due taken first."""
     engine.load(first)
     run(engine, [0])
-    block = lambda layer, x, index: TOY.block(layer, x, None, index)[0]
+    block = lambda layer, x, index: TOY.block(layer, x, index)[0]
     score = engine.apply(TOY.embed, block, TOY.score)(inputs_of(5))
     params = jax.tree.map(jnp.asarray, engine.state().params)
     no_memory = jnp.zeros((LAYERS, 2))
@@ -237,8 +236,7 @@ def test_what_cannot_be_streamed():
 
 
 def test_models_without_parts_and_budgets_without_room():
-    refused("Likelihood has no|the parameters hold", stages=Likelihood(TOY))
-    refused("object has no stack, embed, block, score", stages=object())
+    refused("object has no stack, embed, block, finish", stages=object())
     refused("expected a dictionary with stacked layers in 'blocks'", params={"emb": jnp.ones(3)})
     uneven = PARAMS | {"blocks": PARAMS["blocks"] | {"bias": jnp.ones((2, 4))}}
     refused("expected the same number of layers", params=uneven)

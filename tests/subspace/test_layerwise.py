@@ -13,7 +13,6 @@ from springroll.compat import edge_jit
 from springroll.errors import InputError
 from springroll.models.decoder import decoder
 from springroll.models.decoder_config import DecoderConfig
-from springroll.models.stages import stages
 from springroll.quant.quantize_state import quantize_state
 from springroll.quant.split_master import high_half, join, with_split_master
 from springroll.subspace.apollo import apollo, apollo_mini
@@ -28,7 +27,7 @@ MIXED = DecoderConfig(
 
 
 class Toy(NamedTuple):
-    """A residual net over tokens: as `stages(decoder)`, and quick to compile."""
+    """A residual net over tokens: as `decoder`, and quick to compile."""
 
     layers: int = LAYERS
     width: int = WIDTH
@@ -39,6 +38,8 @@ class Toy(NamedTuple):
         layers = {"norm": jnp.ones((n, d)), "up_proj": normal(0, n, 2 * d, d)}
         layers["down_proj"] = normal(1, n, d, 2 * d)
         return {"layers": layers, "embed": normal(2, VOCAB, d), "lm_head": normal(3, VOCAB, d)}
+
+    stack = "layers"
 
     def embed(self, params, tokens):
         return params["embed"][tokens]
@@ -111,7 +112,7 @@ def test_equals_the_gradient_of_the_whole_loss():
     whole = decoder(MIXED)
     params = whole.init(jax.random.key(0))
     optimizer, rest = optax.adamw(1e-2, eps=1e-4), optax.sgd(0.1)
-    trainer = layerwise(stages(whole), optimizer, rest)
+    trainer = layerwise(whole, optimizer, rest)
     init, slow = whole_gradient_step(whole.loss, optimizer, rest)
     step = jax.jit(trainer.step)
     state, slow_state, wanted = trainer.init(params), init(params), params

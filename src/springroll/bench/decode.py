@@ -29,7 +29,7 @@ from springroll.generate.generator import Generator
 from springroll.generate.rows import Thin, bound, step
 from springroll.models.decoder import Decoder, decoder
 from springroll.models.decoder_config import DecoderConfig, llama
-from springroll.models.generative import Generative
+from springroll.models.protocols import Generative
 
 SHAPE = llama(320, 880, 5, 8, vocab=256)  # 10.2 million parameters
 PROMPT, MOST, STEPS = 16, 48, 8

@@ -17,7 +17,6 @@ from springroll.bench import measure
 from springroll.compat import edge_jit
 from springroll.models.decoder import decoder
 from springroll.models.decoder_config import CONFIGS, DecoderConfig
-from springroll.models.stages import stages
 from springroll.subspace.apollo import apollo_mini
 from springroll.subspace.layerwise import layerwise
 
@@ -53,7 +52,7 @@ def layerwise_bytes(
     blocks and Adam for the rest."""
     model = decoder(config)
     trainer = layerwise(
-        stages(model),
+        model,
         optimizer or apollo_mini(1e-2, rows="out", select="layers/*_proj"),
         optax.adam(1e-3),
     )

@@ -58,6 +58,10 @@ class PacedModel:
     seconds: float
     log: Log = field(default_factory=Log)
 
+    @property
+    def stack(self) -> str:
+        return "layers"
+
     def embed(self, params: Any, tokens: Array) -> Array:
         return params["embed"][:WIDTH] + jnp.mean(tokens.astype(jnp.float32))
 

@@ -122,14 +122,13 @@ def trainer(case: Case) -> Any:
     import jax
 
     from springroll.models.decoder import decoder, leaves
-    from springroll.models.stages import stages
     from springroll.stream.filling import stacked_leaves
     from springroll.stream.streamed import Streamed
 
     model, layers = decoder(case.config), case.config.layers
     stay = range(layers - case.stay, layers)
     made = Streamed(
-        stages(model),
+        model,
         jax.eval_shape(model.init, jax.random.key(0)),
         updates(case)[1],
         narrow=case.dtype == "bfloat16",

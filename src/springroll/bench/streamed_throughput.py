@@ -25,7 +25,6 @@ from springroll.bench.cheap_weights import repeated
 from springroll.memory import host_memory
 from springroll.models.decoder import Decoder, decoder
 from springroll.models.decoder_config import DecoderConfig, named
-from springroll.models.stages import stages
 from springroll.planner.footprint import Placement, host_bytes, total
 from springroll.planner.measured import measure as measured_rates
 from springroll.planner.step_time import step_seconds
@@ -124,7 +123,7 @@ def steady(
     """Median seconds of a step among others: the last updates of one overlap the next."""
     clip = Clip(config.clip, config.clip_by)
     engine = Engine(
-        stages(model),
+        model,
         trainer.engine.conveyor,
         update,
         parts=config.accumulate,

@@ -16,7 +16,7 @@ from springroll.generate import programs
 from springroll.generate.queue import Jobs, Slots, Waiting
 from springroll.generate.rows import Thin
 from springroll.generate.sampling import Draw
-from springroll.models.generative import Generative
+from springroll.models.protocols import Generative
 
 
 class Generated(NamedTuple):

@@ -16,7 +16,7 @@ from springroll.evolve.perturbation import Factors, Perturbation
 from springroll.generate import unstacked
 from springroll.generate.rows import Thin, bound, read, step
 from springroll.generate.sampling import Draw, choose, log_probability
-from springroll.models.generative import Generative, Memory
+from springroll.models.protocols import Generative, Memory
 
 
 @dataclass(frozen=True)

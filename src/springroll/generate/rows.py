@@ -14,7 +14,7 @@ import jax.numpy as jnp
 from jax import Array
 
 from springroll.evolve.perturbation import Factors, Perturbation
-from springroll.models.generative import Found, Generative, Memory
+from springroll.models.protocols import Entries, Generative, Memory
 from springroll.thin.transform import factored
 
 
@@ -44,7 +44,7 @@ def read(
     sign: Array,
     tokens: Array,
     lengths: Array,
-) -> tuple[Array, Found]:
+) -> tuple[Array, Entries]:
     """`model.read` with sign (G, g), tokens (G, g, T), lengths (G, g); results are by row."""
     flat = lambda x: x.reshape(-1, *x.shape[2:])
     if perturbation is None:
@@ -70,7 +70,7 @@ def step(
     memory: Memory,
     seen: Array,
     clock: Array,
-) -> tuple[Array, Found]:
+) -> tuple[Array, Entries]:
     """`model.step` with sign (G, g) and everything else by row, R = G g."""
     if perturbation is None:
         return model.step(params, tokens, memory, seen, clock)
@@ -89,7 +89,7 @@ def step(
     return _rows_together(*by_group(thin.factors, sign, split(tokens), memory, split(seen)))
 
 
-def _rows_together(logits: Array, found: Found) -> tuple[Array, Found]:
+def _rows_together(logits: Array, found: Entries) -> tuple[Array, Entries]:
     """Logits (G, g, 1, V) and found (L, G, g, 1, ...) by row."""
     found = jax.tree.map(lambda x: x.reshape(x.shape[0], -1, *x.shape[4:]), found)
     return logits.reshape(-1, logits.shape[-1]), found

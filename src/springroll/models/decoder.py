@@ -19,7 +19,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax import Array, lax
 
-from springroll.models import decoder as decoding
+from springroll.errors import InputError
 from springroll.models import kv_cache
 from springroll.models.attention import attention, from_heads, linear, queries_keys_values
 from springroll.models.cross_entropy import cross_entropy, token_nats
@@ -28,6 +28,7 @@ from springroll.models.gate import gated
 from springroll.models.kv_cache import Cache, Layers, attend_cached, attend_padded, visible
 from springroll.models.moe import every_expert, moe
 from springroll.models.norm import rms_norm
+from springroll.models.protocols import LanguageModel
 from springroll.models.rope import Rotation, rotate, rotation, rotation_at
 
 
@@ -104,7 +105,12 @@ class Decoder:
 
     config: DecoderConfig
     remat: bool = False
-    apart: ClassVar[bool] = True  # see `springroll.models.generative`
+    apart: ClassVar[bool] = True  # see `Generative` in `springroll.models.protocols`
+
+    @property
+    def stack(self) -> str:
+        """The name under which the parameters hold the layers (see `protocols.Stages`)."""
+        return "layers"
 
     def init(self, key: Array, dtype: Any = jnp.float32) -> Params:
         """Matrices init_std * N(0, 1), norm weights 1, biases 0."""
@@ -114,19 +120,19 @@ class Decoder:
         """tokens (batch, time) integers -> (batch, time, D)."""
         return jnp.take(params["embed_tokens"], tokens, axis=0)
 
-    def block(
-        self,
-        layer: Params,
-        x_BTD: Array,
-        turn: Rotation | None = None,
-        window: Array | None = None,
-    ) -> tuple[Array, Params]:
+    def block(self, layer: Params, x_BTD: Array, index: Array) -> tuple[Array, Params]:
         """One layer (a slice of params["layers"]): x (batch, time, D) -> x, and its statistics.
 
-        `turn` are the rotary angles, computed here if not given; `window` () int32 is how many
-        tokens a position sees (`windows`), None for all. Statistics of a layer with experts are
-        `load` (E,), `switch` and `z` (see `moe`); of a dense layer there are none.
+        `index` () int32 is the layer's number. Statistics of a layer with experts are `load` (E,),
+        `switch` and `z` (see `moe`); of a dense layer there are none.
         """
+        windows = self.windows(x_BTD.shape[1])
+        return self._block(layer, x_BTD, None, None if windows is None else windows[index])
+
+    def _block(
+        self, layer: Params, x_BTD: Array, turn: Rotation | None, window: Array | None
+    ) -> tuple[Array, Params]:
+        """The same with arguments as those of `attend`."""
         config = self.config
         x_BTD, y = self.attend(layer, x_BTD, turn, window)
         y, stats = moe(config, layer["mlp"], y) if config.experts else (swiglu(layer["mlp"], y), {})
@@ -139,7 +145,11 @@ class Decoder:
         turn: Rotation | None = None,
         window: Array | None = None,
     ) -> tuple[Array, Array]:
-        """The first half of a layer: (x after attention, what enters the feed-forward half)."""
+        """The first half of a layer: (x after attention, input of the feed-forward half).
+
+        `turn` are the rotary angles, computed here if not given; `window` () int32 is how many
+        tokens a position sees (`windows`), None for all.
+        """
         config = self.config
         turn = self.rotation(x_BTD.shape[1]) if turn is None else turn
         y = rms_norm(x_BTD, layer["input_layernorm"], config.norm_eps)
@@ -193,30 +203,30 @@ class Decoder:
     def hidden(self, params: Params, tokens: Array) -> tuple[Array, Params]:
         """The residual stream after the last block (batch, time, D), and statistics per layer."""
         turn = self.rotation(tokens.shape[1])
-        step = lambda x, scanned: self.block(scanned[0], x, turn, scanned[1])
+        step = lambda x, scanned: self._block(scanned[0], x, turn, scanned[1])
         if self.remat:
             step = jax.checkpoint(step, prevent_cse=False)
         layers = (params["layers"], self.windows(tokens.shape[1]))
         return lax.scan(step, self.embed(params, tokens), layers)
 
     def memory(self, rows: int, length: int, dtype: Any = jnp.float32) -> Layers:
-        """See `springroll.models.generative`, whose protocol this and the next four fulfil."""
+        """See `Generative` in `springroll.models.protocols`; so for the next four."""
         c = self.config
         return kv_cache.empty(c.layers, rows, c.kv_heads, length, c.head_dim, dtype)
 
     def read(self, params: Params, tokens: Array, lengths: Array) -> tuple[Array, Cache]:
-        return decoding.read(self, params, tokens, lengths)
+        return read(self, params, tokens, lengths)
 
-    def admit(self, memory: Layers, found: Cache, rows: Array, clock: Array) -> Layers:
-        return kv_cache.admit(memory, found, rows, clock)
+    def admit(self, memory: Layers, entries: Cache, rows: Array, clock: Array) -> Layers:
+        return kv_cache.admit(memory, entries, rows, clock)
 
     def step(
         self, params: Params, tokens: Array, memory: Layers, seen: Array, clock: Array
     ) -> tuple[Array, Layers]:
-        return decoding.step(self, params, tokens, memory, seen, clock)
+        return step(self, params, tokens, memory, seen, clock)
 
-    def keep(self, memory: Layers, found: Layers, clock: Array) -> Layers:
-        return kv_cache.keep(memory, found, clock)
+    def keep(self, memory: Layers, entries: Layers, clock: Array) -> Layers:
+        return kv_cache.keep(memory, entries, clock)
 
     def feed_forward(self, params: Params, x_BTD: Array) -> Array:
         """The second half of a layer when nothing is learnt from it: (B, T, D) -> (B, T, D)."""
@@ -252,6 +262,20 @@ def decoder(config: DecoderConfig, remat: bool = False) -> Decoder:
     (1, 8, 256)
     """
     return Decoder(config, remat)
+
+
+def stages(model: LanguageModel) -> Decoder:
+    """The model, if its layers can be walked one by one (see `Stages` in `protocols`).
+
+    Raises:
+        InputError: the model is no decoder.
+    """
+    if not isinstance(model, Decoder):
+        raise InputError(
+            f"an {type(model).__name__} cannot be walked layer by layer; leave out --layerwise and "
+            "--engine stream, or take a smaller model"
+        )
+    return model
 
 
 def swiglu(params: Params, x: Array) -> Array:

@@ -71,6 +71,11 @@ class Egg(NamedTuple):
 
     config: EggConfig
 
+    @property
+    def stack(self) -> str:
+        """The name under which the parameters hold the layers (see `protocols.Stages`)."""
+        return "blocks"
+
     def init(self, key: Array) -> Params:
         """Matrices 16 N(0, 1) rounded, norm weights 16, biases 0; in reals, a sixteenth."""
         return init(self.config, key)
@@ -108,23 +113,14 @@ class Egg(NamedTuple):
         """How many units of `score` make one bit."""
         return COMPAT_BITS_SCALE if self.config.precision == "compat" else BITS_SCALE
 
-
-class EggStages(NamedTuple):
-    """The parts of which `Egg.score` is made, for evolution that walks the layers one by one.
-
-    `rest` are the parameters without "blocks", `layer` is one slice of those.
-    """
-
-    config: EggConfig
-    stack: str = "blocks"
+    # The parts of which `score` is made (see `springroll.models.protocols.Stages`).
 
     def embed(self, rest: Params, tokens: Array) -> tuple[Array, Array]:
-        """tokens (T + 1,) -> x (T, D), stored, and which tokens begin a document (T,) bool."""
-        read = tokens[:-1]
-        return embed(arithmetic(self.config.precision), rest, read), read == SEPARATOR
+        """tokens (T,) -> x (T, D), stored, and which tokens begin a document (T,) bool."""
+        return embed(arithmetic(self.config.precision), rest, tokens), tokens == SEPARATOR
 
     def block(
-        self, layer: Params, x: tuple[Array, Array], state: Array, index: Array
+        self, layer: Params, x: tuple[Array, Array], index: Array, state: Array
     ) -> tuple[tuple[Array, Array], Array]:
         """One layer with its recurrent state (D,); all layers are alike, whatever their index."""
         numbers = arithmetic(self.config.precision)
@@ -136,10 +132,12 @@ class EggStages(NamedTuple):
         numbers = arithmetic(self.config.precision)
         return head(numbers, in_registers(self.config, rest), x[0])
 
-    def score(self, rest: Params, x: tuple[Array, Array], tokens: Array) -> Array:
-        """Fitness () as `Egg.score` gives it."""
+    def finish(
+        self, rest: Params, x: tuple[Array, Array], state: Any, tokens: Array
+    ) -> tuple[Array, dict[str, Array]]:
+        """(code length () of tokens[1:], in the unit of `score`; no metrics)."""
         bits = arithmetic(self.config.precision).bits
-        return -jnp.sum(bits(self.stored_logits(rest, x), tokens[1:].astype(jnp.int32)))
+        return jnp.sum(bits(self.stored_logits(rest, x), tokens[1:].astype(jnp.int32))), {}
 
 
 def egg(config: EggConfig) -> Egg:

@@ -174,6 +174,11 @@ class ExpertStages:
     together: int
 
     @property
+    def stack(self) -> str:
+        """The name under which the parameters hold the layers (see `protocols.Stages`)."""
+        return "layers"
+
+    @property
     def of_layer(self) -> int:
         """Bundles of a layer."""
         return 1 + self.model.config.experts // self.together

@@ -19,7 +19,6 @@ import optax
 
 from springroll.cpu import cores
 from springroll.models.decoder import decoder
-from springroll.models.stages import stages
 from springroll.planner.footprint import Job
 from springroll.planner.rates import UPDATE_BYTES, Rates
 from springroll.planner.step_time import work
@@ -83,7 +82,7 @@ def calibration(job: Job, optimizer: optax.GradientTransformation) -> Callable[[
     """
     config, dtype = job.config, "float32" if job.recipe.weights == 4 else "bfloat16"
     has = filled(arguments(config, job.rows, job.sequence, dtype))
-    programs = Programs(stages(decoder(config)), parts=job.parts)
+    programs = Programs(decoder(config), parts=job.parts)
     stats = [has.stats] * config.layers
     index = jnp.zeros((), jnp.int32)
     link = Link()

@@ -20,7 +20,6 @@ import jax.numpy as jnp
 from springroll.models.decoder import decoder
 from springroll.models.decoder_config import DecoderConfig, shapes
 from springroll.models.expert_stages import expert_stages, only_experts, without_experts
-from springroll.models.stages import stages
 from springroll.stream.programs import Programs
 
 
@@ -50,7 +49,7 @@ def arguments(config: DecoderConfig, rows: int, sequence: int, dtype: str) -> Ar
     rest = {name: leaf for name, leaf in tree.items() if name != "layers"}
     x = struct((rows, sequence, config.hidden))
     tokens = jax.ShapeDtypeStruct((rows, sequence + 1), jnp.int32)
-    stats = jax.eval_shape(stages(decoder(config)).block, layer, x, INDEX)[1]
+    stats = jax.eval_shape(decoder(config).block, layer, x, INDEX)[1]
     return Arguments(layer, rest, x, stats, tokens)
 
 
@@ -66,7 +65,7 @@ def working_set(
     Args:
         trains: for gradients; else of the forward pass alone.
     """
-    programs = Programs(stages(decoder(config)))
+    programs = Programs(decoder(config))
     has = arguments(config, rows, sequence, dtype)
     stats = [has.stats] * config.layers
     forward = (has.layer, None, has.x, INDEX)

@@ -17,7 +17,8 @@ from jax import Array
 from springroll.errors import InputError
 from springroll.evolve.strategy import State, Strategy
 from springroll.memory import available_bytes, spelt
-from springroll.models.egg import Egg, EggStages
+from springroll.models.egg import Egg
+from springroll.models.protocols import read_part
 from springroll.run.task import Batch, Carry, Metrics, Task
 from springroll.stream.link import tree_bytes
 from springroll.stream.streamed_population import StreamedPopulation, prepared, streamed
@@ -53,7 +54,7 @@ def streamed_task(
     """The task `resident` with its weights in host memory; `sample` is the validation text."""
     budget = available_bytes() if config.device_bytes is None else config.device_bytes
     params = jax.eval_shape(model.init, jax.random.key(0))
-    prepared(strategy, EggStages(model.config), params, budget)  # what cannot be, said at once
+    prepared(strategy, model, params, budget)  # what cannot be, said at once
     engine = Engine(config.seed, budget, model, strategy)
     validate: list[Callable[[Any], Metrics]] = []  # compiled once the engine is there
     members_per_stream = config.pop_size // config.num_streams
@@ -104,7 +105,7 @@ class Engine:
             key = jax.random.fold_in(key, 1)
         self._streamed = streamed(
             self._strategy,
-            EggStages(self._model.config),
+            self._model,
             params,
             key=key,
             per_member=True,
@@ -144,17 +145,15 @@ def validation(model: Egg) -> tuple[Callable[..., Any], Callable[..., Any], Call
     """(embed, block, finish) over rows (n, T + 1) that each begin without memory."""
     from springroll.pretrain.pretrain import code_length
 
-    stages = EggStages(model.config)
-
     def embed(rest: Any, rows: Array) -> Any:
-        return jax.vmap(lambda row: stages.embed(rest, row))(rows)
+        return jax.vmap(lambda row: model.embed(rest, read_part(row)))(rows)
 
     def block(layer: Any, x: Any, index: Array) -> Any:
         fresh = model.state()[0]
-        return jax.vmap(lambda x: stages.block(layer, x, fresh, index)[0])(x)
+        return jax.vmap(lambda x: model.block(layer, x, index, fresh)[0])(x)
 
     def finish(rest: Any, x: Any, rows: Array) -> Metrics:
-        logits = jax.vmap(lambda x: model.natural(stages.stored_logits(rest, x)))(x)
+        logits = jax.vmap(lambda x: model.natural(model.stored_logits(rest, x)))(x)
         return {"valid_bits_per_byte": code_length(logits, rows)}
 
     return embed, block, finish

@@ -18,6 +18,7 @@ import numpy as np
 from jax import Array
 
 from springroll.errors import InputError
+from springroll.models.protocols import Stages
 from springroll.stream import schedule
 from springroll.stream.clipping import Clip, factor
 from springroll.stream.conveyor import Conveyor, Passing, Stop
@@ -25,7 +26,6 @@ from springroll.stream.programs import Join, Programs, whole
 from springroll.stream.saved_activations import Everything, SavedInputs, Saving
 from springroll.stream.schedule import Visit
 from springroll.stream.update import Gradient, Update
-from springroll.subspace.layerwise import Stages
 
 WEIGHTS = ("weights",)
 Operands = Callable[[Passing], tuple[Any, Any]]
@@ -36,7 +36,7 @@ class Engine:
     """Steps of one model over one store.
 
     Args:
-        model: its three parts, such as `models.stages.stages(decoder)`.
+        model: its three parts, such as a `Decoder`.
         conveyor: over a store of the layers, in order, and last the rest. A layer may be any bundle
             that `model.block` computes.
         update: what becomes of gradients.

@@ -17,6 +17,7 @@ import numpy as np
 from jax import Array
 
 from springroll.errors import InputError
+from springroll.models.protocols import Stages
 from springroll.stream.conveyor import Conveyor, Passing, Stop
 from springroll.stream.engine import WEIGHTS, Engine, Metrics
 from springroll.stream.filling import Tensors
@@ -26,7 +27,6 @@ from springroll.stream.stored_leaves import stacked
 from springroll.stream.update import Gradient
 from springroll.subspace import moments, refresh, schedule
 from springroll.subspace.each_layer import layer_of
-from springroll.subspace.layerwise import Stages
 from springroll.subspace.leaves import Layout
 from springroll.subspace.lowgrad import State, Trainer, listed
 from springroll.subspace.streams import place
@@ -139,7 +139,7 @@ class ThinStages:
     """A model's parts, for blocks whose weights are factored."""
 
     def __init__(self, model: Stages):
-        self.embed, self.finish = model.embed, model.finish
+        self.stack, self.embed, self.finish = "layers", model.embed, model.finish
         self.block = factored(model.block)
 
 

@@ -18,7 +18,7 @@ from jax import Array, lax
 from springroll.compat import edge_jit
 from springroll.evolve.members import Members, each_member
 from springroll.evolve.strategy import State
-from springroll.stream.evolve_stages import Stages
+from springroll.models.protocols import Stages, read_part
 from springroll.stream.parted_state import ByPath, Parted
 
 
@@ -77,7 +77,8 @@ class Programs:
         """x of a chunk of members, before the first layer."""
         members = self._members(self._parted.for_rest, now, start, pairs)
         inputs = self._of_chunk(inputs, start, pairs)
-        return each_member(self._stages.embed, rest, members, inputs, in_axes=self._axis, **_ONCE)
+        embed = lambda rest, inputs: self._stages.embed(rest, read_part(inputs))
+        return each_member(embed, rest, members, inputs, in_axes=self._axis, **_ONCE)
 
     def _forward(
         self, weights: Any, now: Now, x: Any, memory: Any, start: Any, index: Array, pairs: int
@@ -99,13 +100,16 @@ class Programs:
         members = self._members(self._parted.for_rest, now, start, pairs)
         inputs = self._of_chunk(inputs, start, pairs)
         axes = (0, self._axis)
-        fitness = each_member(self._stages.score, rest, members, x, inputs, in_axes=axes, **_ONCE)
+        score = lambda rest, x, inputs: -self._stages.finish(rest, x, {}, inputs)[0]
+        fitness = each_member(score, rest, members, x, inputs, in_axes=axes, **_ONCE)
         integer = jnp.issubdtype(fitness.dtype, jnp.integer)
         return fitness.astype(jnp.int32 if integer else jnp.float32)
 
     def _block(self, params: Any, x: Any, memory: Any, index: Array) -> Any:
         layer = jax.tree.map(lambda w: lax.squeeze(w, (0,)), params[self._parted.stack])
-        return self._stages.block(layer, x, memory, index)
+        if memory is None:
+            return self._stages.block(layer, x, index)[0], None
+        return self._stages.block(layer, x, index, memory)
 
     def _members(self, strategy: Any, now: Now, start: Any, pairs: int) -> Members:
         members = strategy.ask(State(None, None, None, now.seed, now.generation))

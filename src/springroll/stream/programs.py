@@ -12,7 +12,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax import Array
 
-from springroll.subspace.layerwise import Stages
+from springroll.models.protocols import Stages, read_part
 
 Join = Callable[[Any, Any], Any]
 
@@ -42,7 +42,7 @@ class Programs:
 
     def _embed(self, moving: Any, still: Any, tokens: Array) -> tuple[Array, Array]:
         """x of the first layer."""
-        x = self._model.embed(self._join(moving, still), tokens[:, :-1])
+        x = self._model.embed(self._join(moving, still), read_part(tokens))
         return x, _token()
 
     def _forward(self, moving: Any, still: Any, x: Array, index: Array) -> tuple[Any, Any, Array]:
@@ -75,7 +75,7 @@ class Programs:
     def _embed_backward(
         self, moving: Any, still: Any, tokens: Array, dx: Array, grads: Any
     ) -> tuple[Any, Array]:
-        embed = lambda p: self._model.embed(self._join(p, still), tokens[:, :-1])
+        embed = lambda p: self._model.embed(self._join(p, still), read_part(tokens))
         _, pull = jax.vjp(embed, moving)
         return jax.tree.map(lambda g, new: g + new.astype(g.dtype), grads, pull(dx)[0]), _token()
 

@@ -7,6 +7,7 @@ import jax.numpy as jnp
 from jax import Array
 
 from springroll.errors import InputError
+from springroll.models.protocols import Stages
 from springroll.stream.bundles import Bundles, whole_layers
 from springroll.stream.clipping import Clip
 from springroll.stream.conveyor import Conveyor
@@ -16,7 +17,7 @@ from springroll.stream.link import Link
 from springroll.stream.schedule import Schedule
 from springroll.stream.store import HostStore
 from springroll.stream.stored_leaves import kept_params, kept_states
-from springroll.subspace.layerwise import LayerwiseState, Stages
+from springroll.subspace.layerwise import LayerwiseState
 
 
 class State(NamedTuple):
@@ -33,7 +34,7 @@ class State(NamedTuple):
 class Streamed:
     """A model in host memory whose training steps stream it through the device.
 
-        trainer = Streamed(stages(model), shapes, DeviceUpdate(optax.adam(1e-3)))
+        trainer = Streamed(model, shapes, DeviceUpdate(optax.adam(1e-3)))
         state = trainer.fill(stacked_leaves(leaves))
         state, metrics = trainer.step(state, tokens)
 
@@ -70,7 +71,7 @@ class Streamed:
             raise InputError(
                 f"a {type(model).__name__} cannot be streamed: it has no "
                 f"{' and no '.join(missing) or 'parameters in layers'}; give its three parts and "
-                "blocks stacked in layers, such as models.stages.stages(decoder)"
+                "blocks stacked in layers, such as a Decoder"
             )
         self.link = link or Link()
         self.shapes = shapes

@@ -25,8 +25,8 @@ from jax import Array
 from springroll.errors import InputError
 from springroll.evolve.strategy import State, Strategy
 from springroll.memory import spelt
+from springroll.models.protocols import Stages, checked_stages
 from springroll.stream.conveyor import Conveyor, Stop
-from springroll.stream.evolve_stages import Stages, checked
 from springroll.stream.link import Link, tree_bytes
 from springroll.stream.mapped_store import MappedStore
 from springroll.stream.parted_state import ByPath, Parted, named, parted, tree_of, unnamed
@@ -103,7 +103,7 @@ def streamed(
 ) -> StreamedPopulation:
     """Evolve a model whose layers are in host memory or in files, layer by layer.
 
-        engine = streamed(strategy, Likelihood(stages(decoder)), params, key=key)
+        engine = streamed(strategy, decoder, params, key=key)
         for tokens in batches:
             fitness, _ = engine.evaluate(tokens)
             engine.tell(fitness)
@@ -111,7 +111,7 @@ def streamed(
 
     Args:
         strategy: `sr.eggroll` or `lattice`; see below for those that cannot.
-        stages: the model in parts, see `evolve_stages`.
+        stages: the model in parts, see `springroll.models.Stages`.
         params: a dictionary with stacked layers, on the host; they are copied. Or a `MappedStore`:
             files are only read, and the steps since are taken anew whenever a layer passes, so
             that a generation costs more the more there were.
@@ -150,7 +150,7 @@ def prepared(
 
     `params` may be shapes. Raises InputError for all that `streamed` refuses.
     """
-    parts = parted(strategy, tree_of(params), checked(stages, params).stack)
+    parts = parted(strategy, tree_of(params), checked_stages(stages, params).stack)
     if parts.stacked and not written:
         raise InputError(
             f"the strategy keeps {parts.stacked[0]} for every weight, which a file that is only "

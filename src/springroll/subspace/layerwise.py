@@ -15,7 +15,7 @@ Gradients cannot be accumulated over micro-batches either; they are never there 
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any, Literal, NamedTuple, Protocol, TypeAlias
+from typing import Any, Literal, NamedTuple, TypeAlias
 
 import jax
 import jax.numpy as jnp
@@ -24,33 +24,10 @@ import optax
 from jax import Array, lax
 
 from springroll.errors import InputError
+from springroll.models.protocols import Stages, read_part
+from springroll.trees import Params
 
-Params: TypeAlias = dict[str, Any]
 Metrics: TypeAlias = dict[str, Any]
-
-
-class Stages(Protocol):
-    """A model in three parts, such as `models.stages.stages(decoder)`.
-
-    Its parameters are a dictionary with the stacked blocks in "layers"; `embed` and `finish` get
-    the others.
-    """
-
-    @property
-    def embed(self) -> Callable[[Params, Array], Array]:
-        """(params, tokens (batch, time)) -> x"""
-        ...
-
-    @property
-    def block(self) -> Callable[[Params, Array, Array], tuple[Array, Any]]:
-        """(one slice of the layers, x, its index () int32) -> (x, statistics)"""
-        ...
-
-    @property
-    def finish(self) -> Callable[[Params, Array, Any, Array], tuple[Array, Metrics]]:
-        """(params, x, statistics stacked over layers, tokens (batch, time + 1)) -> (loss, metrics)
-        with the mean loss over the tokens"""
-        ...
 
 
 class LayerwiseState(NamedTuple):
@@ -84,13 +61,13 @@ def layerwise(
     The result is that of one gradient of the whole loss and `optimizer` applied to every layer by
     itself: a transformation that mixes layers (a global norm) sees one at a time.
 
-        trainer = layerwise(stages(model), sr.apollo_mini(1e-2), optax.adam(1e-3))
+        trainer = layerwise(model, sr.apollo_mini(1e-2), optax.adam(1e-3))
         state = trainer.init(params)
         step = jax.jit(trainer.step, donate_argnums=(0, 1))
         params, state, metrics = step(params, state, tokens)
 
     Args:
-        model: its parts.
+        model: a model in parts, such as a `Decoder`, whose layers are in "layers".
         optimizer: for the layers. It sees {"layers": one layer}, so that paths are those of the
             whole tree, and the extra argument `layer`, the index (random projections differ by it).
         rest: for all other parameters (embedding, last norm, head); by default `optimizer`.
@@ -128,7 +105,7 @@ def layerwise(
         params: Params, state: LayerwiseState, tokens: Array
     ) -> tuple[Params, LayerwiseState, Metrics]:
         layers, others = parted(params)
-        inputs = tokens[:, :-1]
+        inputs = read_part(tokens)
         depth = jax.tree.leaves(layers)[0].shape[0]
         x, pull_embed = jax.vjp(lambda p: model.embed(p, inputs), others)
         with jax.named_scope("forward"):

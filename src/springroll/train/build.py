@@ -17,8 +17,8 @@ from springroll.memory import available_bytes
 from springroll.models.decoder_config import DecoderConfig
 from springroll.models.hf.files import family_of
 from springroll.models.hf.load import is_hf_folder, open_hf, read_config, read_params
-from springroll.models.language_model import LanguageModel
 from springroll.models.named import named_model
+from springroll.models.protocols import LanguageModel
 from springroll.models.rwkv7.config import RWKV7Config
 from springroll.run.task import Curve, Task
 from springroll.tasks.baselines import baselines

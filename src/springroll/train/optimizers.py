@@ -9,9 +9,9 @@ import jax.numpy as jnp
 import optax
 import optax.contrib
 
-from springroll.models.language_model import LanguageModel
+from springroll.models.decoder import stages
 from springroll.models.moe import balance
-from springroll.models.stages import stages
+from springroll.models.protocols import LanguageModel
 from springroll.quant.quantize_state import quantize_state
 from springroll.quant.split_master import high_half, with_split_master
 from springroll.quant.stochastic_rounding import with_stochastic_rounding

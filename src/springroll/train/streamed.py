@@ -10,13 +10,12 @@ import jax.numpy as jnp
 
 from springroll.errors import InputError
 from springroll.memory import available_bytes, host_memory, spelt
-from springroll.models.decoder import Decoder, leaves
+from springroll.models.decoder import Decoder, leaves, stages
 from springroll.models.decoder_config import shapes
 from springroll.models.expert_stages import expert_stages
 from springroll.models.hf.load import is_hf_folder, open_hf, read_bundles
-from springroll.models.language_model import LanguageModel
 from springroll.models.moe import balance
-from springroll.models.stages import stages
+from springroll.models.protocols import LanguageModel
 from springroll.planner.devices import device_of
 from springroll.planner.footprint import Job, Placement, device_bytes, host_bytes, total
 from springroll.planner.methods import Mode, Recipe, recipe
@@ -80,7 +79,7 @@ def stream_learner(config: TrainConfig, model: LanguageModel) -> tuple[Learner, 
     Raises:
         InputError: what cannot be streamed, or fits in no way; before anything is allocated.
     """
-    decoder = stages(model).model
+    decoder = stages(model)
     job, budgets = job_of(config, decoder), budgets_of(config)
     place = placed(config, job, budgets)
     make = low_rank if config.optimizer == "lowgrad" else streamed

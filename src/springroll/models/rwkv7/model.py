@@ -132,7 +132,7 @@ class RWKV7:
     config: RWKV7Config
     remat: bool = False  # keep only the input of every block for the gradient
     chunk: int = 32  # tokens read at once; 0: one by one
-    apart: ClassVar[bool] = True  # see `springroll.models.generative`
+    apart: ClassVar[bool] = True  # see `Generative` in `springroll.models.protocols`
 
     def __post_init__(self) -> None:
         if not 0 <= self.chunk <= LONGEST:
@@ -147,7 +147,7 @@ class RWKV7:
         return _empty(self.config, self.config.layers, rows, dtype)
 
     def memory(self, rows: int, length: int, dtype: Any) -> Layers:
-        """See `springroll.models.generative`, whose protocol this and the next four fulfil."""
+        """See `Generative` in `springroll.models.protocols`; so for the next four."""
         return tuple(_empty(self.config, 1, rows, dtype) for _ in range(self.config.layers))
 
     def read(self, params: Params, tokens: Array, lengths: Array) -> tuple[Array, State]:
@@ -155,9 +155,9 @@ class RWKV7:
         x, state = self.hidden(params, tokens, real_BT=real)
         return self.head(params, x[:, -1:])[:, 0], state
 
-    def admit(self, memory: Layers, found: State, rows: Array, clock: Array) -> Layers:
+    def admit(self, memory: Layers, entries: State, rows: Array, clock: Array) -> Layers:
         put = lambda into, new: into.at[:, rows].set(new, mode="drop", unique_indices=True)
-        layer = lambda i: jax.tree.map(lambda x: x[i : i + 1], found)
+        layer = lambda i: jax.tree.map(lambda x: x[i : i + 1], entries)
         return tuple(jax.tree.map(put, old, layer(i)) for i, old in enumerate(memory))
 
     def step(
@@ -174,8 +174,8 @@ class RWKV7:
             found.append(jax.tree.map(lambda leaf: leaf[None], after))
         return self.head(params, x)[:, 0], tuple(found)
 
-    def keep(self, memory: Layers, found: Layers, clock: Array) -> Layers:
-        return found
+    def keep(self, memory: Layers, entries: Layers, clock: Array) -> Layers:
+        return entries
 
     def embed(self, params: Params, tokens: Array) -> Array:
         """tokens (batch, time) integers -> (batch, time, D), normalised."""

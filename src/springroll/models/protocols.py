@@ -1,0 +1,204 @@
+"""What training, streaming and generation ask of a model.
+
+`LanguageModel` is what training asks, `Stages` a model in parts, whose layers are walked one by
+one, and `Generative` what `springroll.generate` needs to write text.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Protocol, TypeAlias
+
+import jax.numpy as jnp
+from jax import Array
+from jax.typing import DTypeLike
+
+from springroll.errors import InputError
+from springroll.trees import Params, PyTree
+
+Metrics: TypeAlias = dict[str, Array]
+Memory: TypeAlias = PyTree  # arrays (L, R, ...): layers, then rows
+Entries: TypeAlias = PyTree  # what read or step adds to a memory: arrays (L, R, ...)
+
+
+class Shape(Protocol):
+    """The fields that configurations of all language models have."""
+
+    @property
+    def vocab(self) -> int: ...
+
+    @property
+    def hidden(self) -> int: ...
+
+    @property
+    def layers(self) -> int: ...
+
+    @property
+    def parameters(self) -> int: ...
+
+    @property
+    def active_parameters(self) -> int: ...
+
+
+class LanguageModel(Protocol):
+    """Functions of parameters whose blocks are stacked in `params["layers"]`; hashable."""
+
+    @property
+    def config(self) -> Shape:
+        """Its shape."""
+        ...
+
+    def init(self, key: Array, dtype: DTypeLike = ...) -> Params:
+        """Fresh parameters."""
+        ...
+
+    def apply(self, params: Params, tokens: Array) -> Array:
+        """tokens (batch, time) integers -> logits (batch, time, V) float32."""
+        ...
+
+    def loss(self, params: Params, tokens: Array) -> tuple[Array, Metrics]:
+        """tokens (batch, time + 1) -> mean nats per predicted token () float32, and metrics."""
+        ...
+
+    def token_nats(
+        self, params: Params, tokens: Array, targets: Array, temperature: float = 1.0
+    ) -> tuple[Array, Metrics]:
+        """Nats of each of the targets (batch, time) after the tokens, 0 of negative ones."""
+        ...
+
+
+class Stages(Protocol):
+    """A model in three parts: embed, one block after the other, finish.
+
+    Its parameters are a dictionary with the layers, stacked, under the name `stack`; "rest" is the
+    dictionary without them. `x` is any tree of arrays. Decoders and the byte model are such models:
+
+        x, kept = model.embed(rest, read_part(inputs)), []
+        for index, layer in enumerate(layers):
+            x, of_layer = model.block(layer, x, index)
+            kept.append(of_layer)
+        loss, metrics = model.finish(rest, x, stacked(kept), inputs)
+
+    Evolution takes minus the loss as fitness and gives `finish` no statistics ({}), so that losses
+    that only serve the training of a router take no part.
+    """
+
+    @property
+    def stack(self) -> str:
+        """Where in the parameters the layers are, such as "layers"."""
+        ...
+
+    @property
+    def embed(self) -> Callable[[Params, PyTree], PyTree]:
+        """(rest, `read_part` of the inputs) -> x"""
+        ...
+
+    @property
+    def block(self) -> Callable[..., tuple[PyTree, PyTree]]:
+        """(one layer, x, its index () int32) -> (x, statistics of the layer)
+
+        A recurrent model takes its memory of the layer as a fourth argument and returns the memory
+        after it in place of statistics.
+        """
+        ...
+
+    @property
+    def finish(self) -> Callable[[Params, PyTree, PyTree, PyTree], tuple[Array, Metrics]]:
+        """(rest, x, statistics stacked over the layers, inputs) -> (loss (), metrics)"""
+        ...
+
+
+PARTS = ("stack", "embed", "block", "finish")
+
+
+def read_part(inputs: PyTree) -> PyTree:
+    """What `Stages.embed` reads of the inputs that `finish` gets.
+
+    Of tokens, an array of integers (..., time + 1), these are all but the last, which is only
+    predicted; other trees are read whole.
+    """
+    tokens = hasattr(inputs, "shape") and jnp.issubdtype(inputs.dtype, jnp.integer)
+    return inputs[..., :-1] if tokens else inputs
+
+
+def checked_stages(model: Stages, params: PyTree) -> Stages:
+    """The model, if it has all parts and `params` its stack of layers.
+
+    Raises:
+        InputError: a part is missing, or the stack.
+    """
+    missing = [name for name in PARTS if not hasattr(model, name)]
+    if missing:
+        raise InputError(
+            f"{type(model).__name__} has no {', '.join(missing)}; a model that is walked layer "
+            f"by layer has {', '.join(PARTS)} (see springroll.models.Stages)"
+        )
+    if not isinstance(params, dict) or not isinstance(params.get(model.stack), dict):
+        given = sorted(params) if isinstance(params, dict) else type(params).__name__
+        raise InputError(
+            f"the parameters hold {given}; expected a dictionary with stacked layers in "
+            f"{model.stack!r}"
+        )
+    return model
+
+
+class Generative(Protocol):
+    """What a model offers to write text; hashable, since compiled programs are cached by model.
+
+    Letters: L layers, R rows (sequences), T tokens of a bucket of prompts, V vocabulary.
+
+    A row remembers what it has read: a decoder its keys and values, a recurrent model its state.
+    `read` and `step` compute with parameters; they run under `jax.vmap` and `springroll.thin`,
+    where every member of a population has its own parameters and the base weights are multiplied
+    once for all rows. `admit` and `keep` store; they see no parameter and run outside of it, so
+    that a big memory is written in place.
+
+        memory = model.memory(R, length, dtype)
+        logits, entries = model.read(params, prompts, lengths)   # all tokens of some prompts
+        memory = model.admit(memory, entries, rows, clock)       # as the beginnings of these rows
+        logits, entries = model.step(params, tokens, memory, seen, clock)  # one more per row
+        memory = model.keep(memory, entries, clock)
+
+    `clock` () int32, 0 <= clock < length, counts steps modulo `length` and is the same for all
+    rows: it is where a step's keys and values are written. A prompt of n tokens is admitted as if
+    its tokens had been the n last steps. Rows that began at different times need no care that way:
+    a row that has seen n tokens sees the last n steps. Recurrent models ignore `clock`, `seen` and
+    `length`.
+
+    A model with an attribute `apart` that is true is handed `params["layers"]` as a list of layers
+    in `step` (in `read` as the stack it is): a step that cuts layers out of a stack copies every
+    weight and every row's memory before it uses them. For the same reason the parts of a memory may
+    have L = 1 and come one by one.
+    """
+
+    def memory(self, rows: int, length: int, dtype: DTypeLike) -> Memory:
+        """Of rows that have seen nothing, with room for `length` tokens per row."""
+        ...
+
+    def read(self, params: Params, tokens: Array, lengths: Array) -> tuple[Array, Entries]:
+        """Whole prompts: (logits (R, V) float32 after the last token, what is remembered).
+
+        tokens (R, T) int32 are padded on the left: those of row b are its last lengths[b] >= 1.
+        What stands in the padding changes nothing.
+        """
+        ...
+
+    def admit(self, memory: Memory, entries: Entries, rows: Array, clock: Array) -> Memory:
+        """The memory in which the prompts that `read` returned are the beginnings of `rows`.
+
+        rows (prompts,) int32, all different; a prompt with a row out of range is dropped.
+        """
+        ...
+
+    def step(
+        self, params: Params, tokens: Array, memory: Memory, seen: Array, clock: Array
+    ) -> tuple[Array, Entries]:
+        """One token (R,) int32 of every row: (logits (R, V) float32 after it, what to keep).
+
+        seen (R,) int32 is how many tokens each row has read before: the position of this one.
+        """
+        ...
+
+    def keep(self, memory: Memory, entries: Entries, clock: Array) -> Memory:
+        """The memory after the step at `clock`."""
+        ...

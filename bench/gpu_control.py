@@ -21,8 +21,8 @@ from springroll.bench import measure, unattended
 from springroll.bench.evosax_rate import endless
 from springroll.envs.rollout import centre_episodes, episode_keys, population_episodes
 from springroll.recipes.control import QUICK
+from springroll.rl.build import prepare
 from springroll.rl.config import RLConfig
-from springroll.rl.job import prepare
 
 
 def rates(env: str, members: int, rank: int, repeats: int, **size: Any) -> dict[str, Any]:

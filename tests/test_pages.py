@@ -14,10 +14,9 @@ import pytest
 
 import springroll
 from springroll.cli import main as cli
+from springroll.cli.jobs import JOBS, job_of
 from springroll.cli.options import taken
 from springroll.cli.recipe import config_of
-from springroll.cli.trained import CONFIGS
-from springroll.recipes import RECIPES
 
 ROOT = Path(__file__).parents[1]
 README, CONTRIBUTING = ROOT / "README.md", ROOT / "CONTRIBUTING.md"
@@ -95,9 +94,10 @@ def test_a_command_is_one_we_have(words, monkeypatch):
     name, *rest = words[1:]
     assert name in cli.COMMANDS
     module = importlib.import_module(cli.COMMANDS[name].module)
-    if name in RECIPES:
+    if name in JOBS:
         rest = without_modes_of_rl(rest) if name == "rl" else rest
-        assert isinstance(config_of(CONFIGS[name], rest, ""), CONFIGS[name])
+        kind = job_of(name).config
+        assert isinstance(config_of(kind, rest, ""), kind)
         return
     if not rest:
         return  # the text names the command; how it is used is shown elsewhere

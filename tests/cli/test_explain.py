@@ -46,7 +46,7 @@ def test_a_function_by_name(capsys, name):
 
 
 def test_a_module_in_the_current_folder(capsys, tmp_path, monkeypatch):
-    (tmp_path / "my_model_17.py").write_text("from test_explain import linear\n")
+    (tmp_path / "my_model_17.py").write_text("from tests.cli.test_explain import linear\n")
     monkeypatch.chdir(tmp_path)
     before = list(sys.path)
     assert main(["explain", "my_model_17:linear"]) == 0

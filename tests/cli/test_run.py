@@ -1,7 +1,6 @@
 """One tiny run, trained through the command, and every command that reads runs."""
 
 import hashlib
-import importlib
 import itertools
 import json
 import shutil
@@ -11,12 +10,16 @@ import numpy as np
 import pytest
 from safetensors.numpy import load_file
 
-from springroll.cli import trained
 from springroll.cli.main import main
 from springroll.cli.sample import printable
+from springroll.generate.byte_model import written
 from springroll.models.egg import EggConfig, egg
+from springroll.pretrain import JOB
 from springroll.pretrain.config import PretrainConfig
+from springroll.pretrain.trained import byte_model
 from springroll.run.config import from_json
+from springroll.run.job import SampleOptions
+from tests.cli.newest import newest_weights
 from tests.cli.tiny import files, pretrain, text_file
 
 GENERATIONS = 4
@@ -192,7 +195,7 @@ def model_of(config):
 
 def test_eval_bits_are_those_of_the_model_byte_by_byte(run):
     """Against one byte at a time, with the state carried by hand."""
-    found = trained.load(run)
+    found = newest_weights(run)
     model = model_of(found.config)
     apply = jax.jit(model.apply)
     sample = np.frombuffer(b"\0def f(x):\n" * 2, np.uint8).reshape(2, -1)
@@ -203,7 +206,8 @@ def test_eval_bits_are_those_of_the_model_byte_by_byte(run):
             logits, state = apply(found.params, np.array([byte]), state)
             logits = np.asarray(logits[0], np.float64)
             lengths.append((np.log(np.exp(logits).sum()) - logits[target]) / np.log(2))
-    assert found.model.bits(found.params, sample) == pytest.approx(np.mean(lengths), 1e-5)
+    bits = byte_model(found.config).bits(found.params, sample)
+    assert bits == pytest.approx(np.mean(lengths), 1e-5)
 
 
 def test_sample_repeats_by_seed_and_begins_with_the_prompt(capsys, run, tmp_path):
@@ -220,10 +224,9 @@ def test_sample_repeats_by_seed_and_begins_with_the_prompt(capsys, run, tmp_path
 
 
 def test_sample_at_temperature_zero_is_the_likeliest_byte(run, tmp_path):
-    from springroll.cli.sample import generate
-
-    found = trained.load(run)
-    text = generate(found, b"de", length=6, temperature=0.0, seed=1)
+    found = newest_weights(run)
+    options = SampleOptions(run=run, prompt="de", length=6, temperature=0.0, seed=1)
+    text = written(byte_model(found.config), found.params, options)[2:]
     model = model_of(found.config)
     apply = jax.jit(model.apply)
     state, expected, byte = model.state(), [], 0
@@ -325,9 +328,6 @@ def test_explain_a_run(capsys, run):
 
 
 def test_the_report_after_training():
-    report = importlib.import_module("springroll.cli.pretrain").report
-    from rich.console import Console
-
     figures = {
         "valid_bits_per_byte": 4.0,
         "unigram_bits_per_byte": 4.5,
@@ -337,10 +337,7 @@ def test_the_report_after_training():
         "generations": 4000,
         "peak_memory_bytes": 3 << 28,
     }
-    console = Console(width=80)
-    with console.capture() as capture:
-        console.print(report("runs/demo", figures))
-    shown = capture.get()
+    shown = "\n".join(" ".join(row) for row in JOB.report("runs/demo", figures))
     assert "4.500 bits/byte, beaten by 0.500" in shown
     assert "3.500 bits/byte, 0.500 to go" in shown
     assert "690k tokens/s" in shown and "1:25, 4,000 generations" in shown

@@ -7,7 +7,6 @@ import jax
 import numpy as np
 import pytest
 
-from springroll.cli import trained
 from springroll.cli.main import main
 from springroll.models.decoder import decoder
 from springroll.models.decoder_config import named
@@ -16,6 +15,7 @@ from springroll.planner.methods import recipe
 from springroll.planner.working_set import WorkingSet
 from springroll.train.config import TrainConfig
 from springroll.train.streamed import float32_shapes, streamed
+from tests.cli.newest import newest_weights
 from tests.cli.tiny import text_file
 
 SIZE = (
@@ -36,7 +36,7 @@ def test_a_run_ends_with_the_weights_of_the_model(tmp_path, capsys):
     assert "layers passing" in capsys.readouterr().err
     config = json.loads((tmp_path / "run" / "config.json").read_text())["config"]
     assert config["experts_per_bundle"] == 2
-    params = trained.load(str(tmp_path / "run")).params
+    params = newest_weights(str(tmp_path / "run")).params
     assert params["layers"]["mlp"]["experts"]["gate_proj"].shape[:2] == (2, 4)
     assert np.isfinite(params["lm_head"]).all()
     assert main(["eval", str(tmp_path / "run"), "--data", str(text_file(tmp_path))]) == 0

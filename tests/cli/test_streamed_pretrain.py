@@ -12,7 +12,7 @@ from springroll.cli.main import main
 from springroll.errors import InputError
 from springroll.models.egg import EggConfig, egg
 from springroll.models.protocols import read_part
-from springroll.pretrain.pretrain import build
+from springroll.pretrain.build import build
 from springroll.pretrain.streamed import must_stream
 from springroll.run.checkpoint import differing_paths
 from tests.cli.tiny import config_of, pretrain, start, text_file

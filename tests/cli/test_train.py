@@ -6,11 +6,11 @@ import jax
 import numpy as np
 import pytest
 
-from springroll.cli import trained
 from springroll.cli.main import main
 from springroll.models.decoder_config import CONFIGS
 from springroll.train.config import TrainConfig
 from springroll.train.optimizers import OPTIMIZERS
+from tests.cli.newest import newest_weights
 from tests.cli.tiny import files, text_file
 
 STEPS = 6
@@ -133,7 +133,7 @@ def test_micro_batches_over_devices_give_the_same_weights(tmp_path, text):
     for name, options in runs.items():
         out = tmp_path / name
         assert main(command(text, out, *options)) == 0
-        found[name] = trained.load(str(out)).params
+        found[name] = newest_weights(str(out)).params
     for name in ("micro", "devices"):
         jax.tree.map(
             lambda a, b: np.testing.assert_allclose(a, b, atol=2e-5), found["one"], found[name]
@@ -159,7 +159,7 @@ def test_sample_writes_what_the_model_finds_likeliest(run, capsys):
     from springroll.cli.sample import generate
     from springroll.models.decoder import decoder
 
-    found = trained.load(run)
+    found = newest_weights(run)
     text = generate(found, b"def ", length=20, temperature=0.0, seed=0)
     apply = jax.jit(decoder(CONFIGS["moe-tiny"]).apply)
     seen = list(b"\0def ")

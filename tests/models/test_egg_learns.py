@@ -5,8 +5,8 @@ import numpy as np
 import pytest
 
 from springroll.errors import InputError
+from springroll.pretrain.build import build
 from springroll.pretrain.config import PretrainConfig
-from springroll.pretrain.pretrain import build
 
 TEXT = "the quick brown fox jumps over the lazy dog, and the dog sleeps on. " * 400
 

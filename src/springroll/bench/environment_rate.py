@@ -29,10 +29,10 @@ from springroll.bench.evosax_rate import endless
 from springroll.envs.action_choice import uniform
 from springroll.envs.environment import Environment
 from springroll.envs.suites import SIXTEEN, environment, installed
+from springroll.rl.build import computed
 from springroll.rl.config import RLConfig
 from springroll.rl.episodes import episodes_arena
 from springroll.rl.evolution import evolution
-from springroll.rl.job import computed
 from springroll.rl.policy import policy_of
 from springroll.rl.scorer import Learning
 

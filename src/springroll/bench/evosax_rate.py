@@ -35,10 +35,10 @@ from springroll.envs.rollout import Rollout, centre_episodes, episode_keys, step
 from springroll.envs.suites import environment
 from springroll.errors import InputError
 from springroll.models.policy import Compute, PolicyNetwork
+from springroll.rl.build import computed
 from springroll.rl.config import RLConfig
 from springroll.rl.episodes import episodes_arena
 from springroll.rl.evolution import evolution
-from springroll.rl.job import computed
 
 SIGMA, LR = 0.05, 1e-2  # of Adam, on ranks; both methods solve the task with these
 EPISODES = 100

@@ -17,8 +17,8 @@ from typing import Any
 from springroll.bench import measure
 from springroll.bench.seeds import curve, draw, points, table
 from springroll.cpu import use_cpu_devices
+from springroll.pretrain.build import build
 from springroll.pretrain.config import PretrainConfig
-from springroll.pretrain.pretrain import build
 
 VARIANTS: dict[str, dict[str, Any]] = {
     "published": {"precision": "compat", "rule": "published"},

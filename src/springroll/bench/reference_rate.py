@@ -18,10 +18,10 @@ from springroll.bench import measure
 from springroll.bench.evosax_rate import endless
 from springroll.envs.suites import environment
 from springroll.models.policy import Compute, PolicyNetwork
+from springroll.rl.build import computed
 from springroll.rl.config import RLConfig
 from springroll.rl.episodes import episodes_arena
 from springroll.rl.evolution import evolution
-from springroll.rl.job import computed
 
 REFERENCE = {1: 2327.0, 4: 738.0}  # members per second, by rank
 TARGET = {1: 2.0, 4: 5.0}

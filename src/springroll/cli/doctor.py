@@ -65,7 +65,7 @@ def thin_equals_dense() -> tuple[bool, str]:
 
 def resumed_equals_undisturbed() -> tuple[bool, str]:
     """Two generations of a tiny int8 model, in one go and in two: journal and checkpoint."""
-    from springroll.pretrain.pretrain import build
+    from springroll.pretrain.build import build
 
     with tempfile.TemporaryDirectory() as place:
         text = Path(place, "text")

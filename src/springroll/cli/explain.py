@@ -2,20 +2,17 @@
 
 import importlib
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Literal
 
 import tyro
 
+from springroll.cli.jobs import JOBS, job_of, open_path
 from springroll.cli.options import parse
-from springroll.cli.trained import AnyConfig, open_folder
 from springroll.errors import InputError, suggestion
-from springroll.finetune.config import FinetuneConfig
-from springroll.pretrain.config import PretrainConfig
-from springroll.rl.config import RLConfig
-from springroll.train.config import TrainConfig
+from springroll.run.job import Explained
 
 WIDE = 140  # columns where nothing says how many there are
 
@@ -43,64 +40,42 @@ class ExplainOptions:
 def run(argv: Sequence[str]) -> int:
     """Print the table."""
     options = parse(ExplainOptions, argv, prog="springroll explain")
-    fn, params, *args = target_of(options)
+    target = target_of(options)
 
     from rich.console import Console
 
     from springroll.thin.report import explain
 
     width = None if sys.stdout.isatty() else WIDE
-    Console(width=width).print(explain(fn, params, *args))
+    Console(width=width).print(explain(target.fn, target.params, *target.args))
     return 0
 
 
-def target_of(options: ExplainOptions) -> tuple[Any, ...]:
-    """(fn, params, *args) of what the target names."""
-    if options.target in MODELS:
-        return MODELS[options.target](options)
+def target_of(options: ExplainOptions) -> Explained:
+    """What the target names."""
     if Path(options.target).is_dir():
-        return explained(open_folder(options.target)[1])
+        job, opened = open_path(options.target)
+        return job.explain(opened.config)
     if ":" in options.target:
         return from_function(options.target)
-    from springroll.models.decoder_config import CONFIGS
-
-    if options.target in CONFIGS:
-        return explained(TrainConfig(model=options.target))
-    known = [*MODELS, *CONFIGS]
+    sizes = {
+        "n_layers": options.n_layers,
+        "hidden": options.hidden,
+        "precision": options.precision,
+    }
+    known: list[str] = []
+    for job in map(job_of, JOBS):
+        names = job.models()
+        if options.target in names and job.of_model is not None:
+            return job.explain(job.of_model(options.target, sizes))
+        known += names
     raise InputError(
         f"{options.target} is no model, run folder or MODULE:FUNCTION"
         f"{suggestion(options.target, known)}; models: {', '.join(known)}"
     )
 
 
-def built_in_egg(options: ExplainOptions) -> tuple[Any, ...]:
-    """The byte model at the size of the options."""
-    return explained(
-        PretrainConfig(
-            n_layers=options.n_layers, hidden=options.hidden, precision=options.precision
-        )
-    )
-
-
-MODELS: dict[str, Callable[[ExplainOptions], tuple[Any, ...]]] = {"egg": built_in_egg}
-
-
-def explained(config: AnyConfig) -> tuple[Any, ...]:
-    """What a run trains: the score of one stream of bytes, a loss, the logits, or a policy."""
-    if isinstance(config, FinetuneConfig):
-        from springroll.finetune.setup import prepare
-
-        return prepare(config).explained()
-    if isinstance(config, RLConfig):
-        from springroll.rl.job import explained_policy
-
-        return explained_policy(config)
-    from springroll.cli.byte_model import byte_model
-
-    return byte_model(config).explained()
-
-
-def from_function(target: str) -> tuple[Any, ...]:
+def from_function(target: str) -> Explained:
     """What MODULE:FUNCTION returns; modules in the current folder are found too."""
     module_name, _, name = target.partition(":")
     sys.path.insert(0, "")
@@ -121,4 +96,5 @@ def from_function(target: str) -> tuple[Any, ...]:
         raise InputError(
             f"{target} returned {type(made).__name__}; expected a tuple (fn, params, *args)"
         )
-    return made
+    fn, params, *args = made
+    return Explained(fn, params, tuple(args))

@@ -7,8 +7,9 @@ from typing import Annotated, Literal
 
 import tyro
 
+from springroll.cli.jobs import open_path
 from springroll.cli.options import parse
-from springroll.cli.weights import load_weights
+from springroll.errors import InputError
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -34,19 +35,26 @@ class ExportOptions:
 def run(argv: Sequence[str]) -> int:
     """Write the folder, shard by shard."""
     options = parse(ExportOptions, argv, prog="springroll export")
-    weights = load_weights(options.run, options.best)
-    for note in weights.notes:
-        print(note, file=sys.stderr)
+    job, opened = open_path(options.run)
+    if options.best and not job.keeps_best:
+        raise InputError(f"{options.run} keeps no best weights; leave out --best")
+    if not job.exports:
+        raise opened.refused("whose model has no form that transformers knows")
+    saved = job.weights(opened)
 
     from springroll.models.hf.save import save_hf
+    from springroll.run.weights import load_weights
     from springroll.tokens.byte_tokenizer import write_byte_tokenizer
 
-    dtype = options.dtype or weights.dtype
-    save_hf(options.folder, weights.shape, weights.params, dtype=dtype, like=weights.like)
-    if weights.like is None:
+    weights = load_weights(opened, saved, best=options.best)
+    for note in weights.notes:
+        print(note, file=sys.stderr)
+    dtype = options.dtype or saved.dtype
+    save_hf(options.folder, saved.model, weights.params, dtype=dtype, like=saved.like)
+    if saved.like is None:
         write_byte_tokenizer(options.folder)
     print(
-        f"wrote {weights.shape.parameters:,} {dtype} parameters of generation "
+        f"wrote {saved.model.parameters:,} {dtype} parameters of generation "
         f"{weights.generation:,} to {options.folder}"
     )
     return 0

@@ -1,6 +1,7 @@
 """`springroll COMMAND ...`: finds the command, and turns what the user got wrong into one line.
 
-Adding a command is a module with `run(argv) -> int` and a line in `COMMANDS`.
+Adding a command is a file with `run(argv) -> int` and a line in `COMMANDS`; adding a job is a room
+and a line in `JOBS` of `jobs.py`.
 """
 
 import importlib
@@ -8,25 +9,19 @@ import sys
 from collections.abc import Sequence
 from typing import NamedTuple
 
+from springroll.cli.jobs import JOBS
 from springroll.errors import InputError, suggestion
 
 
 class Command(NamedTuple):
-    """Where a command lives, and what it does in a few words."""
+    """The file of a command, and what it does in a few words."""
 
     module: str
     summary: str
 
 
 COMMANDS: dict[str, Command] = {
-    "pretrain": Command("springroll.cli.pretrain", "train a byte language model without gradients"),
-    "train": Command(
-        "springroll.cli.train", "train a decoder on text by full or low-rank gradients"
-    ),
-    "finetune": Command(
-        "springroll.cli.finetune", "fine-tune a language model on a reward, without gradients"
-    ),
-    "rl": Command("springroll.cli.rl", "learn to act from returns, in any environment"),
+    **{name: Command("springroll.cli.job", summary) for name, summary in JOBS.items()},
     "plan": Command("springroll.cli.plan", "what a machine can train, and how fast, beforehand"),
     "eval": Command("springroll.cli.eval", "bits per byte of a run, beside the lines to beat"),
     "sample": Command("springroll.cli.sample", "let a run write text"),
@@ -67,7 +62,9 @@ def dispatch(argv: list[str]) -> int:
         there = f"there are {', '.join(COMMANDS)}"
         hint = suggestion(argv[0], COMMANDS, otherwise=there, quoted=True)
         raise InputError(f"unknown command {argv[0]!r}{hint}")
-    return importlib.import_module(COMMANDS[argv[0]].module).run(argv[1:])
+    name, *rest = argv
+    module = importlib.import_module(COMMANDS[name].module)
+    return module.run(name, rest) if name in JOBS else module.run(rest)
 
 
 def usage() -> str:

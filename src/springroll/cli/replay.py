@@ -3,20 +3,16 @@
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated
 
 import tyro
 
+from springroll.cli.jobs import open_path
 from springroll.cli.options import parse
-from springroll.cli.trained import open_folder
 from springroll.errors import InputError
-from springroll.finetune.config import FinetuneConfig
-from springroll.pretrain.config import PretrainConfig
-from springroll.rl.config import RLConfig
-from springroll.train.config import TrainConfig
 
 if TYPE_CHECKING:
-    from springroll.run.task import Task
+    from springroll.trees import PyTree
 
 DIFFERS = 1  # exit code
 
@@ -41,17 +37,12 @@ def run(argv: Sequence[str]) -> int:
     options = parse(ReplayOptions, argv, prog="springroll replay")
     if options.out is not None and Path(options.out).exists():
         raise InputError(f"{options.out} exists already; give another --out")
-    folder, config = open_folder(options.run)
-
-    if isinstance(config, TrainConfig) or getattr(config, "method", None) in ("grpo", "ppo"):
-        raise InputError(
-            f"{options.run} was trained by gradients: its journal holds losses, which do not "
-            f"determine weights; they are in its checkpoints"
-        )
+    job, opened = open_path(options.run)
+    task = job.replay(opened)
 
     from springroll.run.replay import replay
 
-    found = replay(task_of(config), folder, generations=options.generations)
+    found = replay(task, opened.folder, generations=options.generations)
     for note in found.notes:
         print(note)
     print(f"rebuilt {options.run} up to generation {found.generation:,} from its journal")
@@ -68,32 +59,12 @@ def run(argv: Sequence[str]) -> int:
     return DIFFERS if found.differing else 0
 
 
-def task_of(config: PretrainConfig | FinetuneConfig | RLConfig) -> "Task":
-    """What the loop trained."""
-    if isinstance(config, RLConfig):
-        from springroll.rl.job import prepare
-
-        return prepare(config)[1].task
-    if isinstance(config, FinetuneConfig):
-        from springroll.finetune.job import task_of
-        from springroll.finetune.setup import prepare
-
-        return task_of(config, prepare(config))
-    from springroll.cpu import use_cpu_devices
-    from springroll.pretrain.pretrain import build
-
-    use_cpu_devices(config.devices)
-    return build(config).task
-
-
-def save_weights(path: Path, params: Any) -> None:
+def save_weights(path: Path, params: "PyTree") -> None:
     """The parameters, by their paths, as one safetensors file."""
-    import jax
     from safetensors.flax import save
 
     from springroll.atomic import replacing
+    from springroll.trees import named_leaves
 
-    leaves = jax.tree_util.tree_leaves_with_path(params)
-    named = {jax.tree_util.keystr(p, simple=True, separator="/"): leaf for p, leaf in leaves}
     with replacing(path) as file:
-        file.write(save(named))
+        file.write(save(named_leaves(params)))

@@ -1,1 +1,2 @@
 from .config import FinetuneConfig as FinetuneConfig
+from .job import JOB as JOB

@@ -2,12 +2,9 @@
 
 Nothing but forward passes in the dtype of the weights: the memory is that of inference. A fitness
 is a matrix, members by prompts; it goes to the journal as it is, so a run is rebuilt from it.
-
-Decay towards the weights a run began with, as an optax transformation.
 """
 
 import math
-from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import jax
@@ -25,6 +22,7 @@ from springroll.finetune.judging import best_of
 from springroll.finetune.setup import Asked, Setup, decaying
 from springroll.quant.int8_weights import dequantize, quantize
 from springroll.quant.quantize_state import quantize_state
+from springroll.run.job import SavedWeights
 from springroll.run.task import Curve, Task
 from springroll.thin.discovery import discover
 
@@ -115,10 +113,10 @@ def es_task(config: FinetuneConfig, setup: Setup) -> Task:
     )
 
 
-def saved_weights(config: FinetuneConfig, setup: Setup) -> tuple[Any, str, Callable[[Any], Any]]:
-    """Where in a checkpoint the weights are: (shapes of a part, its path, part -> weights)."""
+def saved_weights(config: FinetuneConfig, setup: Setup) -> SavedWeights:
+    """Where in a checkpoint the weights are."""
     shapes = jax.eval_shape(lambda params: held(config, params), setup.shapes)
-    return shapes, "state/params", dequantize
+    return SavedWeights(shapes, "state/params", dequantize)
 
 
 def strategy_for(config: FinetuneConfig, setup: Setup) -> Strategy:

@@ -17,6 +17,7 @@ from springroll.finetune.config import FinetuneConfig
 from springroll.finetune.evolution import LOST_LIMIT, curve_of, sampling_seed
 from springroll.finetune.setup import Asked, Setup
 from springroll.generate.generator import Generated
+from springroll.run.job import SavedWeights
 from springroll.run.task import Task
 from springroll.train.build import pretrained
 from springroll.train.config import TrainConfig
@@ -141,11 +142,11 @@ def learner_of(config: FinetuneConfig, setup: Setup) -> Learner:
     return learner_for(train_config(config), setup.model, weights, loss)
 
 
-def saved_weights(config: FinetuneConfig, setup: Setup) -> tuple[Any, str, Callable[[Any], Any]]:
-    """Where in a checkpoint the weights are: (shapes of a part, its path, part -> weights)."""
+def saved_weights(config: FinetuneConfig, setup: Setup) -> SavedWeights:
+    """Where in a checkpoint the weights are."""
     learner = learner_of(config, setup)
     saved = jax.eval_shape(learner.init, jax.eval_shape(lambda: jax.random.key(0)))
-    return saved, "carry/0", learner.params
+    return SavedWeights(saved, "carry/0", learner.params)
 
 
 def train_config(config: FinetuneConfig) -> TrainConfig:

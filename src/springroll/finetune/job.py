@@ -1,51 +1,59 @@
-"""Fine-tuning a language model on a reward: what a run is made of, and running it."""
+"""The record of `springroll finetune`. Imports no JAX before a function is called."""
 
-from collections.abc import Callable
-from typing import TYPE_CHECKING, Any
+from dataclasses import replace
+from typing import TYPE_CHECKING
 
-from springroll.errors import InputError
 from springroll.finetune.config import FinetuneConfig
+from springroll.program import program
+from springroll.run.job import (
+    EvalOptions,
+    Evaluation,
+    Explained,
+    Job,
+    OpenRun,
+    Prepared,
+    Rows,
+    Sample,
+    SampleOptions,
+    SavedWeights,
+    Summary,
+)
 
 if TYPE_CHECKING:
-    from rich.console import Console
-
     from springroll.finetune.setup import Setup
-    from springroll.run.loop import Result
     from springroll.run.task import Task
+    from springroll.run.weights import Weights
+
+DESCRIPTION = """\
+Fine-tune a language model on a reward: forward passes only, or GRPO to compare with.
+
+  springroll finetune --model FOLDER --task "countdown numbers=3 largest=20"
+  springroll finetune --model FOLDER --task my_module:reward --data prompts.jsonl
+"""
 
 
-def finetune(config: FinetuneConfig, console: "Console | None" = None) -> "Result":
-    """Run it: a new run folder, or an old one gone on with; progress on `console`.
-
-    Raises:
-        InputError: the model, its tokenizer or the task cannot be read, the folder holds another
-            run, or a figure is off.
-    """
+def build(config: FinetuneConfig) -> Prepared[FinetuneConfig]:
+    """Read the model's files, the tokenizer and the problems."""
     from springroll.finetune.setup import prepare
-    from springroll.run.folder import open_run
-    from springroll.run.loop import run
 
-    if config.resume:
-        folder, config = open_run(config, FinetuneConfig())
-        setup = prepare(config)
-        task = task_of(config, setup)
-    else:
-        setup = prepare(config)  # first: wrong options leave no folder behind
-        task = task_of(config, setup)
-        folder, config = open_run(config, FinetuneConfig())
-    if console is not None:
-        console.print(opening(config, setup), markup=False, highlight=False)
-    try:
-        return run(config, task, folder, console=console)
-    finally:
+    setup = prepare(config)
+    group = "answers per prompt" if config.method == "grpo" else "members"
+    opening = (
+        f"{config.model}: {setup.parameters:,} {config.weights} parameters; {setup.task.name}; "
+        f"{config.method} with {config.population:,} {group}, {config.num_prompts:,} prompts a "
+        f"generation, up to {config.max_tokens:,} tokens an answer"
+    )
+
+    def close() -> list[str]:
         setup.task.close()
-        if console is not None and setup.task.failures:
-            kinds = ", ".join(f"{n:,} {kind}" for kind, n in setup.task.failures.items())
-            console.print(f"answers that could not be scored: {kinds}")
+        kinds = ", ".join(f"{n:,} {kind}" for kind, n in setup.task.failures.items())
+        return [f"answers that could not be scored: {kinds}"] if kinds else []
+
+    return Prepared(config=config, task=task_of(config, setup), opening=[opening], close=close)
 
 
 def task_of(config: FinetuneConfig, setup: "Setup") -> "Task":
-    """What the loop trains."""
+    """What the loop trains, by the method of the config."""
     if config.method == "grpo":
         from springroll.finetune.grpo import grpo_task
 
@@ -55,30 +63,110 @@ def task_of(config: FinetuneConfig, setup: "Setup") -> "Task":
     return es_task(config, setup)
 
 
-def weights_of(config: FinetuneConfig, setup: "Setup") -> "tuple[Any, str, Callable[[Any], Any]]":
-    """Where the weights of a run are saved: (shapes of a part, its path, part -> float weights)."""
+def saved_weights(config: FinetuneConfig, setup: "Setup") -> SavedWeights:
+    """Where in a checkpoint the weights are, and of what model they are."""
     if config.method == "grpo":
         from springroll.finetune.grpo import saved_weights
     else:
         from springroll.finetune.evolution import saved_weights
-    return saved_weights(config, setup)
-
-
-def opening(config: FinetuneConfig, setup: "Setup") -> str:
-    """What learns what, before it starts."""
-    each = "answers per prompt" if config.method == "grpo" else "members"
-    return (
-        f"{config.model}: {setup.parameters:,} {config.weights} parameters; {setup.task.name}; "
-        f"{config.method} with {config.population:,} {each}, {config.num_prompts:,} prompts a "
-        f"generation, up to {config.max_tokens:,} tokens an answer"
+    return saved_weights(config, setup)._replace(
+        model=setup.model.config,
+        like=str(setup.folder),
+        dtype="bfloat16" if config.weights == "bfloat16" else "float32",
     )
 
 
-def require_model(config: FinetuneConfig) -> str:
-    """The model's folder or hub name."""
-    if not config.model:
-        raise InputError(
-            "give --model FOLDER or a hub name; springroll export writes the model of a run of "
-            "springroll train as such a folder"
-        )
-    return config.model
+def report(out: str, summary: Summary) -> Rows:
+    """Accuracy beside what else changed, the speed, and what to do next."""
+    from springroll.run.report import closing_rows, figure_rows
+
+    names = {
+        "held-out accuracy": ("valid_accuracy", "%"),
+        "held-out format rate": ("valid_format_rate", "%"),
+        "held-out truncation rate": ("valid_truncation_rate", "%"),
+        "held-out mean length": ("valid_mean_length", " tokens"),
+        "held-out reward": ("valid_reward", ""),
+    }
+    following = ("next", f"{program()} export {out} FOLDER")
+    return [*figure_rows(summary, names), *closing_rows(out, summary), following]
+
+
+def evaluate(run: OpenRun[FinetuneConfig], options: EvalOptions) -> Evaluation:
+    """The answers to held-out problems, judged."""
+    from rich.table import Table
+
+    from springroll.finetune.setup import prepare
+
+    count = options.problems or run.config.eval_problems
+    setup = prepare(replace(run.config, eval_problems=count))
+    weights = loaded(run, setup, options.best)
+    figures = {
+        "run": run.path,
+        "generation": weights.generation,
+        "problems": len(setup.held_out.problems),
+        **setup.validated(weights.params),
+    }
+    title = f"{run.path} at generation {weights.generation:,}"
+    caption = f"{figures['problems']:,} problems, greedily"
+    table = Table("held-out", "", title=title, caption=caption)
+    for name, value in figures.items():
+        if name.startswith("valid_"):
+            table.add_row(name.removeprefix("valid_").replace("_", " "), f"{value:.4g}")
+    return Evaluation(figures, table, weights.notes)
+
+
+def loaded(run: OpenRun[FinetuneConfig], setup: "Setup", best: bool = False) -> "Weights":
+    """The newest weights of a run, or those that validated best."""
+    from springroll.run.weights import load_weights
+
+    return load_weights(run, saved_weights(run.config, setup), best=best)
+
+
+def sample(run: OpenRun[FinetuneConfig], options: SampleOptions) -> Sample:
+    """Tokens that follow the prompt."""
+    from springroll.finetune.setup import prepare
+    from springroll.generate.token_model import TokenModel, written
+
+    setup = prepare(run.config)
+    weights = loaded(run, setup)
+    model = TokenModel(setup.model, weights.params, setup.tokenizer)
+    return Sample(written(model, options), weights.notes)
+
+
+def replay(run: OpenRun[FinetuneConfig]) -> "Task":
+    """What the loop trained."""
+    from springroll.finetune.setup import prepare
+
+    if run.config.method == "grpo":
+        raise run.trained_by_gradients()
+    return task_of(run.config, prepare(run.config))
+
+
+def weights(run: OpenRun[FinetuneConfig]) -> SavedWeights:
+    """Where the weights are in a checkpoint."""
+    from springroll.finetune.setup import prepare
+
+    return saved_weights(run.config, prepare(run.config))
+
+
+def explain(config: FinetuneConfig) -> Explained:
+    """The logits of a row of tokens."""
+    from springroll.finetune.setup import prepare
+
+    return prepare(config).explained()
+
+
+JOB = Job(
+    name="finetune",
+    description=DESCRIPTION,
+    config=FinetuneConfig,
+    build=build,
+    report=report,
+    evaluate=evaluate,
+    sample=sample,
+    replay=replay,
+    weights=weights,
+    exports=True,
+    explain=explain,
+    keeps_best=True,
+)

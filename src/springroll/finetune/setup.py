@@ -10,8 +10,8 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 
+from springroll.errors import InputError
 from springroll.finetune.config import FinetuneConfig
-from springroll.finetune.job import require_model
 from springroll.finetune.judging import Judged, judged
 from springroll.generate.generator import Generated, Generator
 from springroll.hub import hf_folder
@@ -19,6 +19,7 @@ from springroll.memory import available_bytes
 from springroll.models.decoder_config import size
 from springroll.models.hf.files import family_of, open_hf
 from springroll.models.hf.load import load_hf
+from springroll.run.job import Explained
 from springroll.tasks.problem import Problem, TextTask
 from springroll.tasks.task_line import task_of_line
 from springroll.tokens.tokenizer import Tokenizer, end_tokens, open_tokenizer, prompt_tokens
@@ -57,10 +58,10 @@ class Setup:
         one = lambda shape: jax.ShapeDtypeStruct(shape, jnp.float32)
         return jax.tree.map(one, family_of(config).shapes(config), is_leaf=_is_shape)
 
-    def explained(self) -> tuple[Any, ...]:
-        """(fn, params, tokens), the last two as shapes: what is perturbed."""
+    def explained(self) -> Explained:
+        """The logits of a row of tokens."""
         tokens = jax.ShapeDtypeStruct((1, 8), jnp.int32)
-        return self.model.apply, self.shapes, tokens
+        return Explained(self.model.apply, self.shapes, (tokens,))
 
     def asked(self, problems: Sequence[Problem]) -> Asked:
         """Problems with their prompts."""
@@ -159,3 +160,13 @@ def decaying(value: float, half: float | None) -> Any:
     if half is None:
         return value
     return lambda step: value / (1 + jnp.asarray(step, jnp.float32) / half)
+
+
+def require_model(config: FinetuneConfig) -> str:
+    """The model's folder or hub name."""
+    if not config.model:
+        raise InputError(
+            "give --model FOLDER or a hub name; springroll export writes the model of a run of "
+            "springroll train as such a folder"
+        )
+    return config.model

@@ -83,3 +83,15 @@ def _each(x_BTD: Array, head_VD: Array, targets_BT: Array) -> Array:
     picked = jnp.take_along_axis(logits, jnp.maximum(targets_BT, 0)[..., None], axis=-1)[..., 0]
     nats = jax.nn.logsumexp(logits, axis=-1) - picked
     return jnp.where(targets_BT >= 0, nats, jnp.float32(0))
+
+
+def bits_per_byte(logits: Array, rows: Array | np.ndarray) -> Array:
+    """Mean -log2 of the probability of every byte after the first, float32 ().
+
+    Args:
+        logits: (n, T, 256).
+        rows: (n, T + 1) uint8; the first byte of a row is only context.
+    """
+    labels = rows[:, 1:, None].astype(jnp.int32)
+    chosen = jnp.take_along_axis(jax.nn.log_softmax(logits), labels, axis=-1)
+    return -jnp.mean(chosen) / jnp.log(2.0)

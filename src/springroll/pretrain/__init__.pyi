@@ -1,1 +1,2 @@
 from .config import PretrainConfig as PretrainConfig
+from .job import JOB as JOB

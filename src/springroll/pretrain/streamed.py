@@ -17,6 +17,7 @@ from jax import Array
 from springroll.errors import InputError
 from springroll.evolve.strategy import State, Strategy
 from springroll.memory import available_bytes, spelt
+from springroll.models.cross_entropy import bits_per_byte
 from springroll.models.egg import Egg
 from springroll.models.protocols import read_part
 from springroll.run.task import Batch, Carry, Metrics, Task
@@ -143,7 +144,6 @@ def host() -> Any:
 
 def validation(model: Egg) -> tuple[Callable[..., Any], Callable[..., Any], Callable[..., Any]]:
     """(embed, block, finish) over rows (n, T + 1) that each begin without memory."""
-    from springroll.pretrain.pretrain import code_length
 
     def embed(rest: Any, rows: Array) -> Any:
         return jax.vmap(lambda row: model.embed(rest, read_part(row)))(rows)
@@ -154,6 +154,6 @@ def validation(model: Egg) -> tuple[Callable[..., Any], Callable[..., Any], Call
 
     def finish(rest: Any, x: Any, rows: Array) -> Metrics:
         logits = jax.vmap(lambda x: model.natural(model.stored_logits(rest, x)))(x)
-        return {"valid_bits_per_byte": code_length(logits, rows)}
+        return {"valid_bits_per_byte": bits_per_byte(logits, rows)}
 
     return embed, block, finish

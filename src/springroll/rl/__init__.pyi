@@ -1,1 +1,2 @@
 from .config import RLConfig as RLConfig
+from .job import JOB as JOB

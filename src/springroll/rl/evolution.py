@@ -1,6 +1,5 @@
 """A policy learns by evolution: the loop's view of EGGROLL and OpenES on an arena."""
 
-import functools
 from typing import Any
 
 import jax
@@ -20,14 +19,28 @@ NOISE_BYTES = 1 << 27  # kept from the forward to the update; of full matrices m
 
 
 def evolution(config: RLConfig, arena: Arena) -> Learning:
-    """A strategy on an arena."""
-    task = es_task(config, arena)
-    return Learning(task, arena.rollout, lambda state, seen: (state.params, seen))
-
-
-def es_task(config: RLConfig, arena: Arena) -> Task:
-    """What the loop trains."""
+    """EGGROLL or OpenES on an arena."""
     strategy = strategy_for(config, arena)
+
+    def random_return() -> float | None:
+        """By the program that training has compiled."""
+        if not arena.acts:
+            return None
+        state = strategy.init(jax.random.key(config.seed), arena.init(jax.random.key(config.seed)))
+        members, episodes = strategy.ask(state), config.eval_episodes
+        returns = arena.centre(state.params, members, arena.seen(), episodes, True)
+        return float(np.nanmean(returns))
+
+    return Learning(
+        task=evolution_task(config, arena, strategy),
+        rollout=arena.rollout,
+        weights=lambda state, seen: (state.params, seen),
+        random_return=random_return,
+    )
+
+
+def evolution_task(config: RLConfig, arena: Arena, strategy: Strategy) -> Task:
+    """What the loop trains."""
 
     def init() -> tuple[State, Seen]:
         first, noise = jax.random.split(jax.random.key(config.seed))
@@ -63,18 +76,6 @@ def es_task(config: RLConfig, arena: Arena) -> Task:
     )
 
 
-def random_return(config: RLConfig, arena: Arena) -> float | None:
-    """The mean return of random actions, by the program that training has compiled."""
-    if not arena.acts:
-        return None
-    strategy = strategy_for(config, arena)
-    state = strategy.init(jax.random.key(config.seed), arena.init(jax.random.key(config.seed)))
-    members, episodes = strategy.ask(state), config.eval_episodes
-    returns = arena.centre(state.params, members, arena.seen(), episodes, True)
-    return float(np.nanmean(returns))
-
-
-@functools.cache
 def strategy_for(config: RLConfig, arena: Arena) -> Strategy:
     """EGGROLL, or OpenES, which is the same with a full matrix for every weight."""
     options: dict[str, Any] = {
@@ -89,7 +90,7 @@ def strategy_for(config: RLConfig, arena: Arena) -> Strategy:
     options["roles"] = thin(arena.shapes(), config.rank)
     traced = arena.traced()
     if traced is not None:  # else shapes decide which axes are which
-        options["plan"] = discover(*traced)
+        options["plan"] = discover(traced.fn, traced.params, *traced.args)
     return eggroll(rank=config.rank, **options)
 
 

@@ -6,7 +6,6 @@ state is arrays, and its policy in the form in which evaluation takes one.
 PPO on an arena: the gradient baseline, validated by the episodes that validate evolution.
 """
 
-import functools
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
@@ -29,6 +28,7 @@ from springroll.rl.evolution import curve_of
 from springroll.rl.ppo_bridge import Bridge, Episode
 from springroll.rl.scorer import Arena, Learning
 from springroll.run.task import Curve, Metrics, Task
+from springroll.trees import PyTree
 
 Carry = dict[str, Array]  # every array of rejax's train state, by its path
 
@@ -214,41 +214,29 @@ def ppo_learning(config: RLConfig, arena: Arena) -> Learning:
     Raises:
         InputError: they do not.
     """
-    rollout = trained(config, arena)
-    method = method_of(config, arena)
+    if arena.rollout is None:
+        raise InputError(f"ppo needs an environment in JAX, and {arena.name} is none")
+    environment = arena.rollout.environment
+    method = ppo(environment, config.ppo, normalise=config.normalise)
+    rollout = Rollout(method.policy, environment, config.deterministic, devices=config.devices)
 
-    def validate(params: Any) -> Metrics:
+    def validate(params: PyTree) -> Metrics:
         returns = _returns(config, rollout, params, VALIDATION)
         return {"eval_return": float(np.mean(returns)), "eval_std": float(np.std(returns))}
 
-    curve = curve_of(config, arena)
-    task = ppo_task(config, rollout.environment, validate, method=method, curve=curve)
-    return Learning(task, rollout, lambda _, carry: (method.params(carry), None))
+    def random_return() -> float:
+        params = method.params(method.init(jax.random.key(config.seed)))
+        return float(np.mean(_returns(config, rollout, params, RANDOM)))
+
+    return Learning(
+        task=ppo_task(config, environment, validate, method=method, curve=curve_of(config, arena)),
+        rollout=rollout,
+        weights=lambda _, carry: (method.params(carry), None),
+        random_return=random_return,
+    )
 
 
-def random_return(config: RLConfig, arena: Arena) -> float:
-    """The mean return of random actions."""
-    rollout, method = trained(config, arena), method_of(config, arena)
-    params = method.params(method.init(jax.random.key(config.seed)))
-    return float(np.mean(_returns(config, rollout, params, RANDOM)))
-
-
-def trained(config: RLConfig, arena: Arena) -> Rollout:
-    """How episodes of its policy are run."""
-    if arena.rollout is None:
-        raise InputError(f"ppo needs an environment in JAX, and {arena.name} is none")
-    policy = method_of(config, arena).policy
-    return Rollout(policy, arena.rollout.environment, config.deterministic, devices=config.devices)
-
-
-@functools.cache
-def method_of(config: RLConfig, arena: Arena) -> PPO:
-    """Made once, so that its programs are compiled once."""
-    assert arena.rollout is not None
-    return ppo(arena.rollout.environment, config.ppo, normalise=config.normalise)
-
-
-def _returns(config: RLConfig, rollout: Rollout, params: Any, which: int) -> np.ndarray:
+def _returns(config: RLConfig, rollout: Rollout, params: PyTree, which: int) -> np.ndarray:
     key = jax.random.fold_in(jax.random.key(config.seed), which)
     keys = episode_keys(key, config.eval_episodes)
     return np.asarray(centre_episodes(rollout, params, keys, None, which == RANDOM).returns)

@@ -11,6 +11,7 @@ from jax import Array
 
 from springroll.envs.rollout import Rollout
 from springroll.evolve.members import Members
+from springroll.run.job import Explained
 from springroll.run.task import Carry, Metrics, Task
 
 Seen = Carry  # what observations were like so far: a `Scaling`, or None
@@ -50,12 +51,12 @@ class Arena:
         """What is evolved, as shapes."""
         return jax.eval_shape(self.init, jax.random.key(0))
 
-    def traced(self) -> tuple[Any, ...] | None:
-        """(fn, params, observation) to look at, the last two as shapes; None where it is no JAX."""
+    def traced(self) -> Explained | None:
+        """The policy and the shapes it takes; None where it is no JAX."""
         if self.apply is None:
             return None
         fn, inputs = self.apply
-        return fn, self.shapes(), jax.ShapeDtypeStruct((inputs,), jnp.float32)
+        return Explained(fn, self.shapes(), (jax.ShapeDtypeStruct((inputs,), jnp.float32),))
 
 
 class Learning(NamedTuple):
@@ -65,3 +66,5 @@ class Learning(NamedTuple):
     rollout: Rollout | None
     weights: Callable[[Any, Carry], tuple[Any, Seen]]
     """From the loop's state and carry to what `rollout` acts by."""
+    random_return: Callable[[], float | None]
+    """The mean return of random actions; None where there are no actions."""

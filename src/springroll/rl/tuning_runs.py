@@ -100,7 +100,7 @@ def tune(config: RLConfig, tuning: Tuning, console: "Console | None" = None) -> 
 
 def scored(config: RLConfig, console: "Console | None" = None) -> float:
     """Train on to the budget; the mean return of the weights themselves."""
-    from springroll.rl.job import computed, prepare, warm
+    from springroll.rl.build import computed, prepare, warm
     from springroll.run.folder import open_run
     from springroll.run.loop import run
 

@@ -2,6 +2,8 @@ from .config import CHANGEABLE as CHANGEABLE
 from .config import RunConfig as RunConfig
 from .folder import RunFolder as RunFolder
 from .folder import open_run as open_run
+from .job import Job as Job
+from .job import run_job as run_job
 from .journal import Journal as Journal
 from .loop import Result as Result
 from .loop import run as run

@@ -73,7 +73,7 @@ class RunFolder:
             InputError: the folder holds a run already, is not empty, or cannot be written.
         """
         path = Path(path)
-        _refuse_occupied(path)
+        cls.refuse_occupied(path)
         folder = cls(path, run_id(config))
         try:
             path.mkdir(parents=True, exist_ok=True)
@@ -82,6 +82,22 @@ class RunFolder:
         except OSError as error:
             raise InputError(f"cannot write the run folder {path}: {error.strerror}") from None
         return folder
+
+    @staticmethod
+    def refuse_occupied(path: str | Path) -> None:
+        """Raise InputError if a new run cannot be made in `path`: it holds one, or other files."""
+        path = Path(path)
+        if path.exists() and not path.is_dir():
+            raise InputError(f"the run folder {path} is a file; give another --out")
+        if (path / "config.json").exists():
+            raise InputError(
+                f"{path} already holds a run; continue it with --resume, or give another --out "
+                f"(nothing was overwritten)"
+            )
+        if path.is_dir() and any(item.name != "config.json.tmp" for item in path.iterdir()):
+            raise InputError(
+                f"the run folder {path} is not empty and holds no run; give another --out"
+            )
 
     @classmethod
     def resume(cls, path: str | Path) -> "RunFolder":
@@ -152,15 +168,3 @@ def open_run(config: C, defaults: C) -> tuple[RunFolder, C]:
     config = replace(resumed(folder.options(type(config)), config, defaults), out=config.out)
     folder.write_config(config)
     return folder, config
-
-
-def _refuse_occupied(path: Path) -> None:
-    if path.exists() and not path.is_dir():
-        raise InputError(f"the run folder {path} is a file; give another --out")
-    if (path / "config.json").exists():
-        raise InputError(
-            f"{path} already holds a run; continue it with --resume, or give another --out "
-            f"(nothing was overwritten)"
-        )
-    if path.is_dir() and any(item.name != "config.json.tmp" for item in path.iterdir()):
-        raise InputError(f"the run folder {path} is not empty and holds no run; give another --out")

@@ -1,1 +1,2 @@
 from .config import TrainConfig as TrainConfig
+from .job import JOB as JOB

@@ -1,8 +1,9 @@
 """What a run of `springroll train` is made of: text, model, learner, their memory, and the task."""
 
+import contextlib
 import dataclasses
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -76,17 +77,23 @@ def engine(
     """
     if is_hf_folder(config.model):
         open_hf(config.model)  # what is wrong with its files is found before anything is allocated
-    if config.engine != "stream":
-        model, learner = make(config)
-        memory = memory_of(config, learner, placement)
-        if config.engine == "resident" or not too_big(memory, budget(config)):
-            refuse_too_big(memory, budget(config), alternatives(config, placement))
-            return dataclasses.replace(config, engine="resident"), model, learner, memory
-        try:
-            return engine(dataclasses.replace(config, engine="stream"), placement)
-        except InputError:
-            refuse_too_big(memory, budget(config), alternatives(config, placement))
-            raise
+    if config.engine == "stream":
+        return streamed(config)
+    model, learner = make(config)
+    memory = memory_of(config, learner, placement)
+    if config.engine == "auto" and too_big(memory, budget(config)):
+        # Where streaming does not fit either, the nearest change that does is the better answer.
+        with contextlib.suppress(InputError):
+            return streamed(config)
+    refuse_too_big(memory, budget(config), alternatives(config, placement))
+    return dataclasses.replace(config, engine="resident"), model, learner, memory
+
+
+def streamed(
+    config: TrainConfig,
+) -> tuple[TrainConfig, LanguageModel, Learner, StreamMemory]:
+    """The same with layers that pass through the device."""
+    config = dataclasses.replace(config, engine="stream")
     model = language_model(config)
     return config, model, *stream_learner(config, model)
 
@@ -103,16 +110,6 @@ def language_model(config: TrainConfig) -> LanguageModel:
     """The model of a config, of whatever kind."""
     shape = model_config(config.model)
     return family_of(shape).model(shape, remat=config.remat)
-
-
-def weights_of(config: TrainConfig) -> tuple[Any, str, Callable[[Any], Any]]:
-    """Where the weights of a run are saved: (shapes of a part, its path, part -> weights)."""
-    learner = make(config)[1]
-    saved = jax.eval_shape(learner.init, jax.eval_shape(lambda: jax.random.key(0)))
-    if config.engine == "stream" and config.optimizer != "lowgrad":
-        # Its optimizer states are others, its weights are not.
-        return jax.eval_shape(learner.params, saved), "carry/params", lambda saved: saved
-    return saved, "carry", learner.params
 
 
 def model_config(name: str) -> DecoderConfig | RWKV7Config:

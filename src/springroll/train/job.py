@@ -1,55 +1,152 @@
-"""Language-model training by gradients: a corpus, a decoder, an optimizer and the loop.
+"""The record of `springroll train`. Imports no JAX before a function is called."""
 
-Importing this file imports no JAX.
-"""
-
+from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING
 
+from springroll.cpu import use_cpu_devices
+from springroll.memory import allow_page_locking
+from springroll.program import program
+from springroll.run.job import (
+    EvalOptions,
+    Evaluation,
+    Explained,
+    Job,
+    OpenRun,
+    Prepared,
+    Rows,
+    Sample,
+    SampleOptions,
+    SavedWeights,
+    Summary,
+)
 from springroll.train.config import TrainConfig
 
 if TYPE_CHECKING:
-    from rich.console import Console
+    from springroll.run.task import Task
 
-    from springroll.run.loop import Result
-    from springroll.train.build import Training
+DESCRIPTION = """\
+Train a decoder-only language model on text by gradients.
+
+  springroll train --model llama-1m --optimizer lowgrad --data stdlib --steps 300
+"""
 
 
-def train(config: TrainConfig, console: "Console | None" = None) -> "Result":
-    """Run it: a new run folder, or an old one gone on with; progress on `console`.
-
-    Raises:
-        InputError: the corpus or model cannot be read, a step does not fit in memory, the folder
-            holds another run, or a figure is off.
-    """
-    from springroll.cpu import use_cpu_devices
-    from springroll.memory import allow_page_locking
-    from springroll.run.folder import open_run
-    from springroll.run.loop import run
-    from springroll.train.build import build
-
+def set_up(config: TrainConfig) -> None:
+    """Make page-locked host memory and the devices of a CPU available to JAX."""
     allow_page_locking()
     use_cpu_devices(config.devices or 1)
-    if config.resume:
-        folder, config = open_run(config, TrainConfig())
-        made = build(config)
-    else:
-        made = build(config.resolved())  # first: wrong options leave no folder behind
-        folder, config = open_run(made.config, TrainConfig())
-    if console is not None:
-        console.print(opening(config, made))
-        console.print(made.memory.table())
-    return run(config, made.task, folder, console=console)
 
 
-def opening(config: TrainConfig, made: "Training") -> str:
-    """Two lines before training starts: what learns from what, and the lines to beat."""
-    model, lines = made.model.config, made.lines
+def build(config: TrainConfig) -> Prepared[TrainConfig]:
+    """Load the text, make model and learner, and see that a step fits."""
+    from springroll.tasks.bits_per_byte import lines_to_beat
+    from springroll.train import build as parts
+
+    made = parts.build(config if config.resume else config.resolved())
+    config, model = made.config, made.model.config
     active = f" ({model.active_parameters:,} active)" if getattr(model, "experts", 0) else ""
     per_step = config.batch * config.accumulate * config.sequence
-    return (
+    opening = (
         f"{config.model}: {model.parameters:,} {config.dtype} parameters{active}, "
-        f"{config.optimizer}, {per_step:,} tokens a step; {made.corpus}\n"
-        "to beat, in bits/byte of the validation text: "
-        f"unigram {lines['unigram_bits_per_byte']:.3f}, "
-        f"bigram {lines['bigram_bits_per_byte']:.3f}, gzip {lines['gzip_bits_per_byte']:.3f}"
+        f"{config.optimizer}, {per_step:,} tokens a step; {made.corpus}"
     )
+    lines = [opening, lines_to_beat(made.lines), made.memory.table()]
+    return Prepared(config=config, task=made.task, opening=lines)
+
+
+def report(out: str, summary: Summary) -> Rows:
+    """The score beside the lines to beat, the speed, and what to do next."""
+    from springroll.run.report import closing_rows
+    from springroll.tasks.bits_per_byte import report_rows
+
+    following = ("next", f"{program()} sample {out}")
+    return [*report_rows(summary), *closing_rows(out, summary, steps="steps"), following]
+
+
+def evaluate(run: OpenRun[TrainConfig], options: EvalOptions) -> Evaluation:
+    """Bits per byte of the newest weights."""
+    from springroll.run.weights import load_weights
+    from springroll.tasks.bits_per_byte import TextSample, text_figures, text_table
+    from springroll.train.trained import byte_model, saved_weights
+
+    config = run.config
+    model = byte_model(config)
+    weights = load_weights(run, saved_weights(config))
+    text = TextSample(
+        trained_on=config.data,
+        digest=weights.identity.get("corpus"),
+        other=options.data,
+        rows=options.streams or config.valid_streams,
+        tokens=options.tokens or config.valid_tokens,
+    )
+    of = {"run": run.path, "generation": weights.generation}
+    figures = of | text_figures(lambda rows: model.bits(weights.params, rows), text)
+    table = text_table(f"{run.path} at generation {weights.generation:,}", figures)
+    return Evaluation(figures, table, weights.notes)
+
+
+def sample(run: OpenRun[TrainConfig], options: SampleOptions) -> Sample:
+    """Text that follows the prompt, in the tokens or bytes of the model."""
+    from springroll.generate import byte_model, token_model
+    from springroll.run.weights import load_weights
+    from springroll.train import trained
+
+    saved = trained.saved_weights(run.config)
+    if saved.like is None:
+        options.refuse_chat(run.path)
+    weights = load_weights(run, saved)
+    if saved.like is not None:
+        model = token_model.like_folder(saved.like, saved.model, weights.params)
+        return Sample(token_model.written(model, options), weights.notes)
+    model = trained.byte_model(run.config)
+    return Sample(byte_model.written(model, weights.params, options), weights.notes)
+
+
+def replay(run: OpenRun[TrainConfig]) -> "Task":
+    """Losses do not determine weights."""
+    raise run.trained_by_gradients()
+
+
+def weights(run: OpenRun[TrainConfig]) -> SavedWeights:
+    """Where the weights are in a checkpoint."""
+    from springroll.train.trained import saved_weights
+
+    return saved_weights(run.config)
+
+
+def explain(config: TrainConfig) -> Explained:
+    """The loss of one row of tokens."""
+    from springroll.train.trained import explained
+
+    return explained(config)
+
+
+def models() -> Sequence[str]:
+    """Decoders by name."""
+    from springroll.models.decoder_config import CONFIGS
+
+    return list(CONFIGS)
+
+
+def of_model(name: str, sizes: Mapping[str, int | str]) -> TrainConfig:
+    """The config of a run that trains a decoder of that name."""
+    del sizes  # they follow from the name
+    return TrainConfig(model=name)
+
+
+JOB = Job(
+    name="train",
+    description=DESCRIPTION,
+    config=TrainConfig,
+    set_up=set_up,
+    build=build,
+    report=report,
+    evaluate=evaluate,
+    sample=sample,
+    replay=replay,
+    weights=weights,
+    exports=True,
+    explain=explain,
+    models=models,
+    of_model=of_model,
+)

@@ -1,0 +1,136 @@
+"""The record of `springroll pretrain`. Imports no JAX before a function is called."""
+
+from collections.abc import Mapping
+from typing import TYPE_CHECKING
+
+from springroll.cpu import use_cpu_devices
+from springroll.memory import allow_page_locking
+from springroll.pretrain.config import PretrainConfig
+from springroll.program import program
+from springroll.run.job import (
+    EvalOptions,
+    Evaluation,
+    Explained,
+    Job,
+    OpenRun,
+    Prepared,
+    Rows,
+    Sample,
+    SampleOptions,
+    SavedWeights,
+    Summary,
+)
+
+if TYPE_CHECKING:
+    from springroll.run.task import Task
+
+DESCRIPTION = "Train a byte-level language model on text by evolution: forward passes only."
+
+
+def set_up(config: PretrainConfig) -> None:
+    """Make page-locked host memory and the devices of a CPU available to JAX."""
+    allow_page_locking()
+    use_cpu_devices(config.devices)
+
+
+def build(config: PretrainConfig) -> Prepared[PretrainConfig]:
+    """Load the text, make the model and the strategy."""
+    from springroll.pretrain import build as parts
+    from springroll.tasks.bits_per_byte import lines_to_beat
+
+    made = parts.build(config)
+    streams = "; layers pass through the device" if made.streams else ""
+    opening = (
+        f"{made.model.config.parameters:,} {config.precision} parameters, population "
+        f"{config.pop_size:,}, {config.num_streams:,} streams of {config.tokens_per_member} bytes; "
+        f"{made.corpus}{streams}"
+    )
+    return Prepared(config=config, task=made.task, opening=[opening, lines_to_beat(made.lines)])
+
+
+def report(out: str, summary: Summary) -> Rows:
+    """The score beside the lines to beat, the speed, and what to do next."""
+    from springroll.run.report import closing_rows
+    from springroll.tasks.bits_per_byte import report_rows
+
+    following = ("next", f"{program()} sample {out}")
+    return [*report_rows(summary), *closing_rows(out, summary), following]
+
+
+def evaluate(run: OpenRun[PretrainConfig], options: EvalOptions) -> Evaluation:
+    """Bits per byte of the newest weights."""
+    from springroll.pretrain.trained import byte_model, saved_weights
+    from springroll.run.weights import load_weights
+    from springroll.tasks.bits_per_byte import TextSample, text_figures, text_table
+
+    config = run.config
+    weights = load_weights(run, saved_weights(config))
+    model = byte_model(config)
+    text = TextSample(
+        trained_on=config.data,
+        digest=weights.identity.get("corpus"),
+        other=options.data,
+        rows=options.streams or config.valid_streams,
+        tokens=options.tokens or config.valid_tokens,
+    )
+    of = {"run": run.path, "generation": weights.generation}
+    figures = of | text_figures(lambda rows: model.bits(weights.params, rows), text)
+    table = text_table(f"{run.path} at generation {weights.generation:,}", figures)
+    return Evaluation(figures, table, weights.notes)
+
+
+def sample(run: OpenRun[PretrainConfig], options: SampleOptions) -> Sample:
+    """Bytes that follow the prompt."""
+    from springroll.generate.byte_model import written
+    from springroll.pretrain.trained import byte_model, saved_weights
+    from springroll.run.weights import load_weights
+
+    options.refuse_chat(run.path)
+    weights = load_weights(run, saved_weights(run.config))
+    text = written(byte_model(run.config), weights.params, options)
+    return Sample(text, weights.notes)
+
+
+def replay(run: OpenRun[PretrainConfig]) -> "Task":
+    """What the loop trained."""
+    from springroll.pretrain import build as parts
+
+    use_cpu_devices(run.config.devices)
+    return parts.build(run.config).task
+
+
+def weights(run: OpenRun[PretrainConfig]) -> SavedWeights:
+    """Where the weights are in a checkpoint."""
+    from springroll.pretrain.trained import saved_weights
+
+    return saved_weights(run.config)
+
+
+def explain(config: PretrainConfig) -> Explained:
+    """The score of one stream of bytes."""
+    from springroll.pretrain.trained import explained
+
+    return explained(config)
+
+
+def of_model(name: str, sizes: Mapping[str, int | str]) -> PretrainConfig:
+    """The config of a run that trains `egg` at these sizes: n_layers, hidden, precision."""
+    del name  # there is one
+    return PretrainConfig(**sizes)  # pyright: ignore[reportArgumentType]
+
+
+JOB = Job(
+    name="pretrain",
+    description=DESCRIPTION,
+    config=PretrainConfig,
+    set_up=set_up,
+    build=build,
+    report=report,
+    evaluate=evaluate,
+    sample=sample,
+    replay=replay,
+    weights=weights,
+    explain=explain,
+    models=lambda: ["egg"],
+    of_model=of_model,
+)

@@ -1,0 +1,265 @@
+"""What a job is: one record by which every command knows it. Imports no JAX.
+
+`springroll NAME` builds a run from the record and trains it; `eval`, `sample`, `replay`, `explain`
+and `export` ask the record of the run they are given. A further job is a room that exports such a
+record as `JOB`, and a line in `cli/jobs.py`.
+"""
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Annotated, Generic, Literal, NamedTuple, TypeAlias, TypeVar
+
+import tyro
+
+from springroll.errors import InputError
+from springroll.run.config import RunConfig
+
+if TYPE_CHECKING:
+    from rich.console import Console
+    from rich.table import Table
+
+    from springroll.run.folder import RunFolder
+    from springroll.run.loop import Result
+    from springroll.run.task import Task
+    from springroll.trees import PyTree
+
+C = TypeVar("C", bound=RunConfig)
+
+Summary: TypeAlias = Mapping[str, float]
+"""What summary.json holds: the newest figures of a run, and its counts."""
+Rows: TypeAlias = Sequence[tuple[str, str]]
+"""Lines of a report: a name, and what is to be said of it."""
+Figures: TypeAlias = dict[str, str | int | float]
+
+
+class OpenRun(NamedTuple, Generic[C]):
+    """A run folder that is there, and its config."""
+
+    path: str  # as the user spelt it
+    folder: "RunFolder"
+    config: C
+
+    def refused(self, why: str) -> InputError:
+        """The error of a command that has no answer for runs of this job."""
+        return InputError(f"{self.path} is a run of springroll {self.config.command}, {why}")
+
+    def trained_by_gradients(self) -> InputError:
+        """The error of `replay` where a journal holds losses."""
+        return InputError(
+            f"{self.path} was trained by gradients: its journal holds losses, which do not "
+            f"determine weights; they are in its checkpoints"
+        )
+
+
+@dataclass(frozen=True, kw_only=True)
+class Prepared(Generic[C]):
+    """A run that is ready to start."""
+
+    config: C
+    """With everything decided that was left to the job."""
+    task: "Task"
+    """What the loop trains."""
+    opening: "Sequence[str | Table]"
+    """What is printed before training starts."""
+    finish: "Callable[[Result, RunFolder], Sequence[str]]" = lambda result, folder: ()
+    """Called when the budget is spent; returns lines to print."""
+    close: Callable[[], Sequence[str]] = lambda: ()
+    """Called at the end, whatever ended it; returns lines to print."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class EvalOptions:
+    """Bits per byte of the weights in a run's newest checkpoint, beside the lines to beat.
+
+    The text is the run's validation sample, or, with --data, a sample of all of another text. For a
+    run of `finetune` the answers to held-out problems are judged, for one of `rl` the returns of
+    episodes are averaged.
+    """
+
+    run: Annotated[str, tyro.conf.Positional]
+    """The folder of a run."""
+    data: str | None = None
+    """Other text: `stdlib`, a file, a folder, `minipile`, or a hub name."""
+    streams: int | None = None
+    """Rows of the sample, each read from the beginning of a memory; default: as in training."""
+    tokens: int | None = None
+    """Bytes per row; default: as in training."""
+    problems: int | None = None
+    """Held-out problems; default: as in training."""
+    episodes: int | None = None
+    """Episodes of a policy; default: as in training."""
+    best: bool = False
+    """For a run of `finetune` or `rl`: take the weights that validated best, not the newest."""
+    json: bool = False
+    """Print one JSON object instead of a table."""
+    out: str | None = None
+    """Also write the JSON to this file."""
+
+    def __post_init__(self) -> None:
+        for name in ("streams", "tokens", "problems", "episodes"):
+            value = getattr(self, name)
+            if value is not None and value < 1:
+                raise InputError(f"{name} is {value}; it must be at least 1")
+
+
+class Evaluation(NamedTuple):
+    """What the weights of a run score now."""
+
+    figures: Figures
+    table: "Table"  # the same for people
+    notes: Sequence[str]  # checkpoints passed over, one line each
+
+
+@dataclass(frozen=True, kw_only=True)
+class SampleOptions:
+    """Generate text with the weights of a run's newest checkpoint, or of a model, and print it."""
+
+    run: Annotated[str, tyro.conf.Positional]
+    """The folder of a run, a Hugging Face folder, or a name on the hub."""
+    prompt: str = ""
+    """What the text begins with."""
+    chat: bool = False
+    """Treat the prompt as a user's message and put it into the model's chat template."""
+    length: int = 512
+    """Bytes to generate; of a model with a tokenizer, tokens at most."""
+    temperature: float = 0.7
+    """1 draws from the model's distribution, less is safer, 0 always takes the likeliest."""
+    seed: int = 0
+    """Equal seeds write equal text."""
+    out: str | None = None
+    """Also write the bytes, as they are, to this file."""
+
+    def __post_init__(self) -> None:
+        if self.length < 1:
+            raise InputError(f"length is {self.length}; it must be at least 1")
+        if not 0 <= self.temperature < float("inf"):
+            raise InputError(f"temperature is {self.temperature}; it must be 0 or more")
+        if not 0 <= self.seed < 2**63:
+            raise InputError(f"seed is {self.seed}; it must be between 0 and 2^63 - 1")
+
+    def refuse_chat(self, path: str) -> None:
+        """Raise InputError if a chat template is asked for, of a model of bytes."""
+        if self.chat:
+            raise InputError(f"{path} reads bytes and has no chat template; leave out --chat")
+
+
+class Sample(NamedTuple):
+    """Text that a model wrote, the prompt included."""
+
+    text: bytes | str
+    notes: Sequence[str]
+
+
+class SavedWeights(NamedTuple):
+    """Where in a checkpoint the weights are, and what model they are of."""
+
+    part: "PyTree"  # shapes of the part that holds them
+    prefix: str  # the path of that part
+    params: "Callable[[PyTree], PyTree]"  # the part -> the weights
+    model: "PyTree" = None  # the model's configuration
+    like: str | None = None  # the Hugging Face folder that the run began with
+    dtype: Literal["float32", "bfloat16"] = "float32"
+
+
+class Explained(NamedTuple):
+    """A function whose parameters are perturbed or projected, as `sr.explain` takes it."""
+
+    fn: "Callable[..., PyTree]"
+    params: "PyTree"  # arrays or their shapes
+    args: "tuple[PyTree, ...]"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Job(Generic[C]):
+    """One thing that springroll trains. Nothing here imports JAX before a function is called."""
+
+    name: str
+    """Of the command."""
+    description: str
+    """What its --help says first."""
+    config: type[C]
+    """The options of a run; without arguments they are the defaults."""
+    set_up: Callable[[C], None] = lambda config: None
+    """What has to be set before JAX starts, such as the number of devices."""
+    build: Callable[[C], Prepared[C]]
+    """Makes everything a run needs. Raises InputError for options that cannot be."""
+    report: Callable[[str, Summary], Rows]
+    """(run folder, summary) -> what is printed at the end, below the name of the run."""
+    evaluate: Callable[[OpenRun[C], EvalOptions], Evaluation]
+    """What the weights of a run score now."""
+    sample: Callable[[OpenRun[C], SampleOptions], Sample]
+    """Lets a run write text. Raises InputError where its model writes none."""
+    replay: "Callable[[OpenRun[C]], Task]"
+    """What the loop trained. Raises InputError where the journal does not determine the weights."""
+    weights: Callable[[OpenRun[C]], SavedWeights]
+    """Where the weights are in a checkpoint. Raises InputError where they are not of one model."""
+    exports: bool = False
+    """Whether transformers knows the model, so that it can be exported."""
+    explain: Callable[[C], Explained]
+    """The function that a run with this config trains."""
+    keeps_best: bool = False
+    """Whether the weights that validated best are kept beside the newest."""
+    models: Callable[[], Sequence[str]] = lambda: ()
+    """Names of built-in models that `explain` knows through this job."""
+    of_model: Callable[[str, Mapping[str, int | str]], C] | None = None
+    """(one of `models`, sizes) -> the config of a run that would train it."""
+    flags: "Mapping[str, Callable[[CommandLine[C]], int]]" = field(default_factory=dict)
+    """Flags with which the command does something else than to train, and returns an exit code."""
+
+
+class CommandLine(NamedTuple, Generic[C]):
+    """The arguments of a command behind one of its flags."""
+
+    arguments: Sequence[str]
+    parse: Callable[[Sequence[str]], C]
+    take_option: Callable[[Sequence[str], str], tuple[str | None, list[str]]]
+
+    def config(self) -> C:
+        """The options of a run, from all arguments."""
+        return self.parse(self.arguments)
+
+    def take(self, option: str) -> "tuple[str | None, CommandLine[C]]":
+        """The value of an option that is none of a run (None: not given), and the rest."""
+        value, rest = self.take_option(self.arguments, option)
+        return value, self._replace(arguments=rest)
+
+
+def run_job(job: Job[C], config: C, console: "Console | None" = None) -> "Result":
+    """Train: a new run folder, or, with `config.resume`, the one there gone on with.
+
+    Args:
+        job: what to train.
+        config: the options of the run.
+        console: where progress and other lines go; None prints none.
+
+    Raises:
+        InputError: the options cannot be, the folder holds another run or is occupied.
+    """
+    from springroll.run.folder import RunFolder, open_run
+    from springroll.run.loop import run
+
+    job.set_up(config)
+    if config.resume:
+        folder, config = open_run(config, job.config())
+        ready = job.build(config)
+    else:
+        RunFolder.refuse_occupied(config.out)  # before what takes long
+        ready = job.build(config)  # what is wrong with the options leaves no folder behind
+        folder = None
+
+    def say(lines: "Sequence[str | Table]") -> None:
+        if console is None:
+            return
+        for line in lines:
+            console.print(line, markup=False, highlight=False, soft_wrap=isinstance(line, str))
+
+    try:
+        if folder is None:
+            folder, config = open_run(ready.config, job.config())
+        say(ready.opening)
+        result = run(config, ready.task, folder, console=console)
+        if result.signal is None:
+            say(ready.finish(result, folder))
+        return result
+    finally:
+        say(ready.close())

@@ -129,7 +129,7 @@ def test_a_module_is_one_we_have(words):
 
 
 def test_a_dotted_name_is_one_we_have():
-    """`springroll.planner.rates`, `springroll.models.policy:linear` and their like, in any page."""
+    """`springroll.planner.devices`, `springroll.models.policy:linear` and others, in any page."""
     pattern = r"`(springroll(?:\.\w+)+(?::\w+)?)`"
     names = {name for page in PAGES for name in re.findall(pattern, page.read_text())}
     assert len(names) > 5

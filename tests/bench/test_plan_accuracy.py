@@ -29,10 +29,10 @@ def test_six_cases_of_every_kind():
 def test_a_toy_is_predicted_and_timed(monkeypatch):
     monkeypatch.setattr(plan_accuracy, "STEPS", 1)
     monkeypatch.setattr(plan_accuracy, "WARM", 1)
-    job, place = planned(TOY)
-    assert job.tokens == 16 and place.mode == "device" and place.inputs == 2
+    spec, place = planned(TOY)
+    assert spec.tokens == 16 and place.mode == "device" and place.inputs == 2
     said = plan_accuracy.predicted_bytes(TOY)
-    assert said["bytes"] == total(device_bytes(job, place)) + total(host_bytes(job, place))
+    assert said["bytes"] == total(device_bytes(spec, place)) + total(host_bytes(spec, place))
     slow, was = seconds(TOY)
     assert slow > 0 and was > 0
 

@@ -12,7 +12,7 @@ from springroll.bench.cheap_weights import repeated
 from springroll.bench.streamed_throughput import MODES, config_of, fitting, placement
 from springroll.models.decoder import decoder
 from springroll.models.decoder_config import named, shapes
-from springroll.train.streamed import job_of
+from springroll.train.streamed import step_spec
 
 TINY = named("llama-tiny")
 
@@ -41,7 +41,7 @@ def test_cheap_weights_are_all_there_and_every_layer_is_the_first():
 def test_tokens_of_a_step_are_cut_into_micro_batches():
     config = config_of("host", 32768, 1024, 4)
     assert (config.accumulate, config.batch, config.sequence) == (8, 4, 1024)
-    job = job_of(config_of("host", 64, 8, 2), decoder(TINY))
+    job = step_spec(config_of("host", 64, 8, 2), decoder(TINY))
     assert (job.tokens, job.parts) == (64, 4)
 
 

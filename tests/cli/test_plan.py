@@ -9,10 +9,10 @@ import pytest
 from springroll.cli import main as cli
 from springroll.cli.plan import run
 from springroll.models.decoder_config import named
-from springroll.planner import largest
+from springroll.planner import alternatives as compared
 from springroll.planner.footprint import Placement, device_bytes
 from springroll.planner.plan import options_of
-from springroll.planner.planned import job_of
+from springroll.planner.search import step_spec
 from springroll.planner.working_set import WorkingSet
 
 SMALL = ["--tokens-per-step", "512", "--sequence", "128"]
@@ -39,9 +39,9 @@ def test_json_of_a_model(capsys):
 
 
 def test_without_a_model_what_the_machine_can_train(capsys, monkeypatch):
-    few = {name: largest.CONFIGS[name] for name in ("llama-60m", "llama-130m")}
-    monkeypatch.setattr(largest, "CONFIGS", few)
-    monkeypatch.setattr(largest, "SHAPE", "llama-60m")
+    few = {name: compared.CONFIGS[name] for name in ("llama-60m", "llama-130m")}
+    monkeypatch.setattr(compared, "CONFIGS", few)
+    monkeypatch.setattr(compared, "SHAPE", "llama-60m")
     assert run(["--device", "RTX 3080", "--host-memory", "8GB", *SMALL]) == 0
     said = capsys.readouterr().out
     assert "largest named model" in said and "llama-130m (resident)" in said
@@ -67,7 +67,7 @@ def test_without_a_model_what_the_machine_can_train(capsys, monkeypatch):
     ],
 )
 def test_bad_input_is_one_line_and_exit_code_2(argv, said, capsys, monkeypatch):
-    monkeypatch.setattr(largest, "CONFIGS", {})
+    monkeypatch.setattr(compared, "CONFIGS", {})
     assert cli.main(["plan", *argv]) == cli.BAD_INPUT
     line = capsys.readouterr().err
     assert said in line and line.count("\n") == 1
@@ -77,8 +77,8 @@ def test_experts_pass_a_few_at_a_time():
     config, found = named("moe-1m"), []
     for together in (None, 2):
         options = options_of("1GiB", "1GiB", None, None, experts_per_bundle=together)
-        job = job_of(config, options, 1, working=WorkingSet(0, 0))
-        found.append(device_bytes(job, Placement("host", 0, 0))["layers passing"])
+        spec = step_spec(config, options, 1, working=WorkingSet(0, 0))
+        found.append(device_bytes(spec, Placement("host", 0, 0))["layers passing"])
     assert found[1] < found[0] / 2
 
 

@@ -10,8 +10,8 @@ import pytest
 from springroll.cli.main import main
 from springroll.models.decoder import decoder
 from springroll.models.decoder_config import named
-from springroll.planner.footprint import Job, Placement, device_bytes, host_bytes
-from springroll.planner.methods import recipe
+from springroll.planner.footprint import Placement, StepSpec, device_bytes, host_bytes
+from springroll.planner.methods import method_bytes
 from springroll.planner.working_set import WorkingSet
 from springroll.train.config import TrainConfig
 from springroll.train.streamed import float32_shapes, streamed
@@ -58,16 +58,16 @@ def test_layers_that_stay_stay_with_all_their_bundles():
 @pytest.mark.parametrize("mode", ["host", "device"])
 def test_a_window_of_experts_is_what_the_figures_say(mode):
     config = named("gpt-oss-120b")
-    job = lambda few: Job(
+    spec = lambda few: StepSpec(
         config=config,
-        recipe=recipe(config, "adamw"),
+        method=method_bytes(config, "adamw"),
         tokens=16384,
         rows=2,
         sequence=2048,
         working=WorkingSet(0, 0),
         experts_per_bundle=few,
     )
-    whole, few = job(None), job(16)
+    whole, few = spec(None), spec(16)
     assert (whole.bundles, few.bundles) == (1, 9)
     experts = 16 * (3 * 2880 * 2880 + 3 * 2880)  # three matrices and three biases each
     assert few.bundle == experts and whole.bundle == whole.layer > 8 * experts

@@ -141,6 +141,6 @@ def test_without_numba_the_device_updates_and_asking_for_the_host_says_so(monkey
     host_adamw.kernels.cache_clear()
     monkeypatch.setattr(host_adamw.importlib, "import_module", absent)
     with pytest.raises(InputError, match=re.escape(pip_install("stream"))):
-        streaming.job_of(TrainConfig(update="host"), None)
+        streaming.step_spec(TrainConfig(update="host"), None)
     monkeypatch.undo()
     host_adamw.kernels.cache_clear()

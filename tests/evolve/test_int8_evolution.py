@@ -20,7 +20,7 @@ from springroll.models.attention import linear
 from springroll.quant.int8_weights import FINE, Int8, dequantize, is_int8, quantize, real
 from springroll.quant.quantize_state import quantize_state
 from springroll.run.checkpoint import differing_paths, load, save
-from springroll.stream.link import tree_bytes
+from springroll.trees import tree_bytes
 from tests.evolve.dense_population import all_params, weighted_sum
 
 POP, LAYERS, WIDTH, INNER = 16, 2, 12, 20

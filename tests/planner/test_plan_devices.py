@@ -7,9 +7,19 @@ import pytest
 
 from springroll.errors import InputError
 from springroll.planner import devices
-from springroll.planner.devices import CARDS, CONTEXT, GIB, detected, device_of, like, named_card
-from springroll.planner.measured import quickly, seconds
-from springroll.planner.rates import FRACTION, UPDATE_BYTES, assumed
+from springroll.planner.devices import (
+    CARDS,
+    CONTEXT,
+    FRACTION,
+    GIB,
+    UPDATE_BYTES,
+    assumed_rates,
+    card_with,
+    detected,
+    device_of,
+    named_card,
+)
+from springroll.planner.measured_rates import quick_rates, seconds
 
 
 @pytest.mark.parametrize(
@@ -31,7 +41,7 @@ def test_cards_by_the_names_people_use(given, name):
     found = device_of(given)
     assert found.name == name
     assert found.card is not None and found.memory == found.card.memory - CONTEXT
-    assert not found.here
+    assert not found.local
 
 
 @pytest.mark.parametrize(
@@ -64,25 +74,25 @@ def test_bytes_alone_take_the_speed_of_the_slowest_card_of_that_size():
     assert found.memory == 24 * GIB
     assert found.card == named_card("RTX 3090")
     assert device_of(24 * GIB).memory == found.memory
-    assert like(1 << 50).memory == max(card.memory for card in CARDS)
-    assert like(8 * GIB).name == "RTX 3080"  # the smallest there is
+    assert card_with(1 << 50).memory == max(card.memory for card in CARDS)
+    assert card_with(8 * GIB).name == "RTX 3080"  # the smallest there is
 
 
 def test_rates_of_a_card():
     card = named_card("H200")
-    rates = assumed(card)
+    rates = assumed_rates(card)
     assert rates.flops == pytest.approx(450e12, rel=1e-3)  # what the design assumes
     assert rates.to_device == rates.to_host == 50e9
     assert rates.device_update == card.bandwidth / UPDATE_BYTES
     assert f"{FRACTION:.0%}" in rates.source and "H200" in rates.source
-    assert assumed(card, 25 * 10**9).to_host == 25e9
+    assert assumed_rates(card, 25 * 10**9).to_host == 25e9
 
 
 def test_the_machine_at_hand():
     found = detected()
-    assert found.here and found.unified and found.card is None  # tests run on a CPU
+    assert found.local and found.unified and found.card is None  # tests run on a CPU
     assert found.memory > 1 << 28
-    rates = quickly()
+    rates = quick_rates()
     assert rates.shared  # its times add up
     assert all(x > 0 for x in dataclasses.astuple(rates) if isinstance(x, float))
 
@@ -96,7 +106,7 @@ def test_a_card_at_hand_is_known_by_its_kind(monkeypatch):
     found = detected()
     assert found.card is named_card("H100") and found.memory == 70 * GIB and not found.unified
     Found.device_kind = "something new"
-    assert detected().card == like(70 * GIB)
+    assert detected().card == card_with(70 * GIB)
     monkeypatch.setattr(devices, "available_bytes", lambda: None)
     with pytest.raises(InputError, match="give device, as 24GiB"):
         detected()

@@ -14,8 +14,8 @@ from springroll.models.decoder_config import CONFIGS, DecoderConfig, shapes
 from springroll.planner.methods import (
     METHODS,
     layer_numbers,
+    method_bytes,
     per_parameter,
-    recipe,
     rest_numbers,
 )
 from springroll.subspace.lowgrad import lowgrad
@@ -78,7 +78,7 @@ OPTIMIZERS = {
 @pytest.mark.parametrize("method", OPTIMIZERS)
 def test_state_of_a_layer_is_what_the_optimizer_keeps(method, config):
     state = jax.eval_shape(OPTIMIZERS[method]().init, layer_of(config))
-    found = recipe(config, method, rank=32)
+    found = method_bytes(config, method, rank=32)
     assert found.name == method
     assert found.layer_state == pytest.approx(kept(state), rel=0.02)
 
@@ -90,7 +90,7 @@ def test_what_stays_of_low_rank_gradients_is_what_the_trainer_keeps(config):
     tokens = jax.ShapeDtypeStruct((1, 9), jnp.int32)
     trainer = lowgrad(model.loss, params, optax.adam(1e-3), tokens, rank=16, select=is_projected)
     state = jax.eval_shape(trainer.init, params)
-    found = recipe(config, "lowgrad", rank=16)
+    found = method_bytes(config, "lowgrad", rank=16)
     held = config.layers * found.layer_held + found.rest_held
     assert held == pytest.approx(kept((state.projectors, state.low, state.opt)), rel=0.02)
     assert found.layer_state == found.low == 0
@@ -131,19 +131,19 @@ def test_how_many_parameters_fit(method, billions, with_device):
 
 
 def test_float32_weights_need_no_low_halves():
-    found = recipe(DENSE, "adamw", dtype="float32")
+    found = method_bytes(DENSE, "adamw", dtype="float32")
     assert (found.weights, found.low) == (4, 0)
     assert found.updates == ("host", "device")
     # Coded moments are updated on the device alone, and so are weights rounded at random.
-    assert recipe(DENSE, "adamw-8bit").updates == ("device",)
-    assert recipe(DENSE, "adamw", rounding="stochastic").updates == ("device",)
+    assert method_bytes(DENSE, "adamw-8bit").updates == ("device",)
+    assert method_bytes(DENSE, "adamw", rounding="stochastic").updates == ("device",)
 
 
 def test_the_order_of_methods_is_one_of_memory():
-    small = [recipe(DENSE, m).layer_state for m in ("adamw", "muon", "adamw-8bit", "sgd")]
+    small = [method_bytes(DENSE, m).layer_state for m in ("adamw", "muon", "adamw-8bit", "sgd")]
     assert small == sorted(small, reverse=True)
     assert math.prod(small[:3]) > 0 and small[3] == 0
-    assert all(recipe(DENSE, name).trains == (name != "evolve") for name in METHODS)
+    assert all(method_bytes(DENSE, name).trains == (name != "evolve") for name in METHODS)
 
 
 @pytest.mark.parametrize(
@@ -160,4 +160,4 @@ def test_the_order_of_methods_is_one_of_memory():
 )
 def test_methods_that_cannot_be_are_refused(options, said):
     with pytest.raises(InputError, match=said):
-        recipe(DENSE, **options)
+        method_bytes(DENSE, **options)

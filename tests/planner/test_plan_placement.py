@@ -10,46 +10,53 @@ from rich.console import Console
 
 from springroll.errors import InputError
 from springroll.models.decoder_config import CONFIGS
-from springroll.planner import largest
-from springroll.planner.devices import named_card
+from springroll.planner import alternatives as compared
+from springroll.planner.alternatives import (
+    alternatives,
+    alternatives_table,
+    capacity,
+    capacity_table,
+    deepest,
+    largest_named,
+)
+from springroll.planner.devices import assumed_rates, named_card
 from springroll.planner.footprint import (
-    Job,
     Placement,
+    StepSpec,
     device_bytes,
     host_bytes,
     rest_stored,
     stored,
     total,
 )
-from springroll.planner.largest import alternatives, capacity, deepest, largest_named
-from springroll.planner.methods import recipe
+from springroll.planner.methods import method_bytes
 from springroll.planner.placement import Budgets, choose, fits, least_device, least_host, placements
-from springroll.planner.plan import found_model, options_of, plan
-from springroll.planner.plan_table import alternatives_table, capacity_table
-from springroll.planner.rates import assumed
+from springroll.planner.plan import named_model, options_of, plan
 from springroll.planner.working_set import WorkingSet, working_set
 
 GIB = 1 << 30
 SEVEN = CONFIGS["llama-7b"]
-H200 = assumed(named_card("H200"))
+H200 = assumed_rates(named_card("H200"))
 WORKING = WorkingSet(3 * GIB, GIB)
 SMALL: Any = {"tokens_per_step": 512, "sequence": 128}  # compiles in no time
 
 
-def job(method="adamw", config=SEVEN, tokens=16384, **options):
-    parts = recipe(config, method, **options)
-    return Job(config, parts, tokens, 1, 1024, WORKING)
+def spec(method="adamw", config=SEVEN, tokens=16384, **options):
+    parts = method_bytes(config, method, **options)
+    return StepSpec(config, parts, tokens, 1, 1024, WORKING)
 
 
 def chosen(device, host, method="adamw", **options):
-    found = choose(job(method, **options), H200, Budgets(device, host))
+    found = choose(spec(method, **options), H200, Budgets(device, host))
     assert found is not None
     return found.place
 
 
 def test_a_7b_model_stays_on_an_h200():
     assert chosen(139 * GIB, 110 * GIB) == Placement("resident", 32, 32)
-    assert total(device_bytes(job(), Placement("resident", 32, 32))) < 100 * GIB  # 91 GB and inputs
+    assert (
+        total(device_bytes(spec(), Placement("resident", 32, 32))) < 100 * GIB
+    )  # 91 GB and inputs
 
 
 def test_what_does_not_fit_streams_and_as_much_as_helps_stays():
@@ -57,13 +64,13 @@ def test_what_does_not_fit_streams_and_as_much_as_helps_stays():
     assert place.mode == "host" and place.layers < 32
     eight = chosen(24 * GIB, 110 * GIB, "adamw-8bit")
     assert eight.mode == "device" and 0 < eight.layers < 32
-    assert fits(job("adamw-8bit"), eight, Budgets(24 * GIB, 110 * GIB))
+    assert fits(spec("adamw-8bit"), eight, Budgets(24 * GIB, 110 * GIB))
     more = dataclasses.replace(eight, layers=eight.layers + 8)
-    assert not fits(job("adamw-8bit"), more, Budgets(24 * GIB, 110 * GIB))
+    assert not fits(spec("adamw-8bit"), more, Budgets(24 * GIB, 110 * GIB))
 
 
 def test_saved_inputs_go_to_the_host_when_they_must():
-    wide = job(tokens=1 << 19)
+    wide = spec(tokens=1 << 19)
     found = choose(wide, H200, Budgets(40 * GIB, 1 << 40))
     assert found is not None and found.place.inputs < 32
     assert host_bytes(wide, found.place)["layer inputs"] > 0
@@ -71,18 +78,18 @@ def test_saved_inputs_go_to_the_host_when_they_must():
 
 def test_nothing_else_is_faster_than_the_choice():
     budgets = Budgets(24 * GIB, 110 * GIB)
-    best = choose(job("adamw-8bit"), H200, budgets)
+    best = choose(spec("adamw-8bit"), H200, budgets)
     assert best is not None
-    for place in placements(job("adamw-8bit"), budgets):
-        if fits(job("adamw-8bit"), place, budgets):
+    for place in placements(spec("adamw-8bit"), budgets):
+        if fits(spec("adamw-8bit"), place, budgets):
             from springroll.planner.step_time import step_seconds
 
-            assert step_seconds(job("adamw-8bit"), place, H200).step >= best.seconds.step
+            assert step_seconds(spec("adamw-8bit"), place, H200).step >= best.seconds.step
 
 
 @pytest.mark.parametrize(("method", "per"), [("adamw", 12), ("adamw-8bit", 6.04)])
 def test_everything_is_stored_once(method, per):
-    one = job(method)
+    one = spec(method)
     for layers in (0, 8, 31):
         place = Placement("device", layers, 32)
         there, here = host_bytes(one, place), device_bytes(one, place)
@@ -94,28 +101,28 @@ def test_everything_is_stored_once(method, per):
 def test_host_bytes_per_parameter_keep_the_promise():
     place = Placement("host", 0, 32)
     for method, most in (("adamw", 12.3), ("adamw-8bit", 6.3)):
-        mode = dataclasses.replace(place, mode=job(method).recipe.updates[0])
-        found = host_bytes(job(method), mode)
+        mode = dataclasses.replace(place, mode=spec(method).method.updates[0])
+        found = host_bytes(spec(method), mode)
         kept = sum(found.get(kind, 0) for kind in ("weights", "low halves", "state"))
         assert kept <= most * SEVEN.parameters
 
 
 def test_a_global_norm_costs_the_gradients_on_the_host():
     place = Placement("host", 0, 32)
-    held = host_bytes(dataclasses.replace(job(), clip="global"), place)
-    free = host_bytes(job(), place)
+    held = host_bytes(dataclasses.replace(spec(), clip="global"), place)
+    free = host_bytes(spec(), place)
     more = held["gradients"] - free["gradients"]
     assert more == pytest.approx(2 * SEVEN.parameters, rel=0.1)
 
 
 def test_budgets_of_one_memory_are_kept_together():
     apart, together = Budgets(64 * GIB, 64 * GIB), Budgets(64 * GIB, 64 * GIB, 64 * GIB)
-    assert choose(job(), H200, apart) is not None
-    assert choose(job(), H200, together) is None
+    assert choose(spec(), H200, apart) is not None
+    assert choose(spec(), H200, together) is None
 
 
 def test_what_a_step_needs_at_least():
-    one, budgets = job(), Budgets(24 * GIB, 0)
+    one, budgets = spec(), Budgets(24 * GIB, 0)
     device, host = least_device(one), least_host(one, budgets)
     assert choose(one, H200, Budgets(device, 1 << 50)) is not None
     assert choose(one, H200, Budgets(device - 1, 1 << 50)) is None
@@ -125,10 +132,10 @@ def test_what_a_step_needs_at_least():
 
 def test_the_deepest_model_uses_what_there_is():
     budgets = Budgets(24 * GIB, 116 * GIB)
-    found = deepest(job(), H200, budgets)
+    found = deepest(spec(), H200, budgets)
     assert found == pytest.approx((116 + 10) * GIB / 12, rel=0.1)
-    assert deepest(job("adamw-8bit"), H200, budgets) > 1.8 * found
-    assert deepest(job(), H200, Budgets(GIB, GIB)) == 0
+    assert deepest(spec("adamw-8bit"), H200, budgets) > 1.8 * found
+    assert deepest(spec(), H200, Budgets(GIB, GIB)) == 0
 
 
 # From here on the compiler is asked.
@@ -166,7 +173,7 @@ def test_the_compiler_tells_the_working_set():
 
 def test_a_configuration_and_a_folder_are_models_too(tmp_path):
     config = CONFIGS["llama-60m"]
-    assert found_model(config)[1] is config
+    assert named_model(config)[1] is config
     values = {
         "model_type": "llama",
         "vocab_size": 64,
@@ -176,10 +183,10 @@ def test_a_configuration_and_a_folder_are_models_too(tmp_path):
         "intermediate_size": 64,
     }
     (tmp_path / "config.json").write_text(json.dumps(values))
-    name, found = found_model(tmp_path)
+    name, found = named_model(tmp_path)
     assert name == str(tmp_path) and found.hidden == 32
     with pytest.raises(InputError, match="did you mean llama-60m"):
-        found_model("llama-60b")
+        named_model("llama-60b")
 
 
 def test_every_method_of_one_model_beside_each_other():
@@ -195,8 +202,8 @@ def test_every_method_of_one_model_beside_each_other():
 
 def test_the_largest_named_model(monkeypatch):
     few = {name: CONFIGS[name] for name in ("llama-60m", "llama-130m", "llama-7b", "llama-1m")}
-    monkeypatch.setattr(largest, "CONFIGS", few)
-    monkeypatch.setattr(largest, "SHAPE", "llama-60m")
+    monkeypatch.setattr(compared, "CONFIGS", few)
+    monkeypatch.setattr(compared, "SHAPE", "llama-60m")
     options = options_of("1GiB", "2GiB", None, None, tokens=512, sequence=128)
     found = largest_named(options)
     assert found is not None and found.model == "llama-130m"
@@ -218,7 +225,7 @@ def test_the_largest_named_model(monkeypatch):
 )
 def test_what_cannot_be_is_refused_with_the_nearest_that_can(device, host, said, monkeypatch):
     few = {name: CONFIGS[name] for name in ("llama-60m", "llama-130m")}
-    monkeypatch.setattr(largest, "CONFIGS", few)
+    monkeypatch.setattr(compared, "CONFIGS", few)
     with pytest.raises(InputError, match=said) as refused:
         plan("llama-130m", device=device, host=host, **SMALL)
     assert "\n" not in str(refused.value)

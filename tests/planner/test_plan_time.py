@@ -8,9 +8,9 @@ import pytest
 
 from springroll.models.decoder import decoder
 from springroll.models.decoder_config import CONFIGS, DecoderConfig
-from springroll.planner.footprint import Job, Placement
-from springroll.planner.methods import recipe
-from springroll.planner.rates import Rates
+from springroll.planner.devices import Rates
+from springroll.planner.footprint import Placement, StepSpec
+from springroll.planner.methods import method_bytes
 from springroll.planner.step_time import active_layer, step_seconds, tokens_to_hide, work
 from springroll.planner.working_set import INDEX, WorkingSet, arguments
 from springroll.stream.programs import Programs
@@ -28,12 +28,12 @@ NOTHING = WorkingSet(0, 0)
 STREAMED = Placement("host", 0, 32)
 
 
-def job(tokens=16384, method="adamw", config=SEVEN, sequence=4096, **rest):
-    return Job(config, recipe(config, method), tokens, 1, sequence, NOTHING, **rest)
+def spec(tokens=16384, method="adamw", config=SEVEN, sequence=4096, **rest):
+    return StepSpec(config, method_bytes(config, method), tokens, 1, sequence, NOTHING, **rest)
 
 
 def speed(mode, tokens, rates=H200, **options):
-    one = job(tokens, **options)
+    one = spec(tokens, **options)
     return tokens / step_seconds(one, Placement(mode, 0, 32), rates).step
 
 
@@ -60,24 +60,24 @@ def test_a_slow_host_as_simulated(rate, simulated):
 
 
 def test_resident_is_the_ceiling_of_the_simulation():
-    seconds = step_seconds(job(), Placement("resident", 32, 32), H200)
+    seconds = step_seconds(spec(), Placement("resident", 32, 32), H200)
     assert 16384 / seconds.step == pytest.approx(7519, rel=0.1)
     assert seconds.bottleneck == "computing"
     assert seconds.to_device == seconds.to_host == seconds.fill == 0
-    assert tokens_to_hide(job(), Placement("resident", 32, 32), H200) == 0
+    assert tokens_to_hide(spec(), Placement("resident", 32, 32), H200) == 0
 
 
 def test_tokens_that_hide_the_link_as_derived():
     # N = F h / (8 B): 4,500 for the link of updates on the host, 16,000 for the host itself.
     fast = dataclasses.replace(H200, host_update=1e12)
-    assert tokens_to_hide(job(), STREAMED, fast) == pytest.approx(4500, rel=0.2)
-    assert tokens_to_hide(job(), STREAMED, H200) == pytest.approx(16000, rel=0.2)
-    eight = tokens_to_hide(job(method="adamw-8bit"), Placement("device", 0, 32), H200)
+    assert tokens_to_hide(spec(), STREAMED, fast) == pytest.approx(4500, rel=0.2)
+    assert tokens_to_hide(spec(), STREAMED, H200) == pytest.approx(16000, rel=0.2)
+    eight = tokens_to_hide(spec(method="adamw-8bit"), Placement("device", 0, 32), H200)
     assert eight == pytest.approx(9000, rel=0.3)
 
 
 def test_the_bottleneck_is_named():
-    name = lambda tokens, rates: step_seconds(job(tokens), STREAMED, rates).bottleneck
+    name = lambda tokens, rates: step_seconds(spec(tokens), STREAMED, rates).bottleneck
     assert name(32768, H200) == "computing"
     assert name(4096, H200) == "updating on the host"
     narrow = dataclasses.replace(H200, host_update=1e12, to_device=25e9)
@@ -89,31 +89,31 @@ def test_the_bottleneck_is_named():
 def test_the_step_is_never_shorter_than_its_busiest_resource():
     for tokens in (4096, 65536):
         for place in (STREAMED, Placement("host", 8, 0), Placement("device", 20, 16)):
-            found = step_seconds(job(tokens), place, H200)
+            found = step_seconds(spec(tokens), place, H200)
             busiest = max(found.compute, found.to_device, found.to_host, found.host_update)
             assert busiest <= found.step <= 2.5 * busiest
 
 
 def test_resources_that_are_the_same_cores_add_up():
-    found = step_seconds(job(), STREAMED, dataclasses.replace(H200, shared=True))
+    found = step_seconds(spec(), STREAMED, dataclasses.replace(H200, shared=True))
     parts = found.compute + found.to_device + found.to_host + found.host_update
     assert found.step == pytest.approx(parts) and found.fill == 0
 
 
 def test_clipping_by_this_steps_norm_holds_updates_back():
-    step = lambda clip: step_seconds(job(clip=clip), STREAMED, H200).step
+    step = lambda clip: step_seconds(spec(clip=clip), STREAMED, H200).step
     assert step("global") > 1.3 * step("previous")
 
 
 def test_inputs_on_the_host_travel_both_ways():
-    here, away = (step_seconds(job(), Placement("host", 0, n), H200) for n in (32, 0))
-    moved = 32 * job().layer_input
+    here, away = (step_seconds(spec(), Placement("host", 0, n), H200) for n in (32, 0))
+    moved = 32 * spec().layer_input
     assert away.to_device - here.to_device == pytest.approx(moved / 50e9)
     assert away.to_host - here.to_host == pytest.approx(moved / 50e9)
 
 
 def test_evolution_is_one_pass_forward():
-    generation, training = job(method="evolve"), job()
+    generation, training = spec(method="evolve"), spec()
     done = work(generation)
     assert done.backward == 0
     assert sum(work(training)) / sum(done) == pytest.approx(4, rel=0.1)
@@ -122,9 +122,9 @@ def test_evolution_is_one_pass_forward():
 
 
 def test_low_rank_gradients_send_nothing_back():
-    found = step_seconds(job(method="lowgrad"), Placement("lowgrad", 0, 32), H200)
+    found = step_seconds(spec(method="lowgrad"), Placement("lowgrad", 0, 32), H200)
     assert found.to_host == 0 and found.to_device > 0
-    assert work(job(method="lowgrad")).backward < work(job()).backward
+    assert work(spec(method="lowgrad")).backward < work(spec()).backward
 
 
 CONFIG = DecoderConfig(
@@ -135,7 +135,7 @@ CONFIG = DecoderConfig(
 def test_executed_work_is_what_the_compiler_counts():
     """Of the program before XLA rewrites it; what is not a product is a few percent."""
     rows, sequence = 1, 512
-    one = Job(CONFIG, recipe(CONFIG, "adamw"), sequence, rows, sequence, NOTHING)
+    one = StepSpec(CONFIG, method_bytes(CONFIG, "adamw"), sequence, rows, sequence, NOTHING)
     programs = Programs(decoder(CONFIG))
     has = arguments(CONFIG, rows, sequence, "float32")
     forward = programs.forward.lower(has.layer, None, has.x, INDEX)

@@ -8,11 +8,12 @@ import pytest
 
 from springroll.errors import InputError
 from springroll.evolve.lattice_published import published
-from springroll.stream.link import ThrottledLink, tree_bytes
+from springroll.stream.link import ThrottledLink
 from springroll.stream.mapped_store import MappedStore
 from springroll.stream.parted_state import named, parted
 from springroll.stream.population_pass import Now, chunks
 from springroll.stream.streamed_population import resident_bytes, streamed
+from springroll.trees import tree_bytes
 from tests.stream.layered_toy import (
     KEY,
     LAYERS,

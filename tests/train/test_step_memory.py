@@ -6,8 +6,8 @@ import pytest
 from rich.console import Console
 
 from springroll.errors import InputError
-from springroll.stream.link import tree_bytes
 from springroll.train.step_memory import Memory, refuse_too_big, step_memory
+from springroll.trees import tree_bytes
 
 MIB = 1 << 20
 

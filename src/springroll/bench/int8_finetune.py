@@ -25,7 +25,7 @@ from springroll.bench.finetune_vs_grpo import pretrained
 from springroll.finetune.config import FinetuneConfig
 from springroll.finetune.job import task_of
 from springroll.finetune.setup import prepare
-from springroll.stream.link import tree_bytes
+from springroll.trees import tree_bytes
 
 RUNS: dict[str, dict[str, Any]] = {  # fields of FinetuneConfig
     "float32": {"weights": "float32"},

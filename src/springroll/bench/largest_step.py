@@ -31,7 +31,7 @@ from springroll.models.decoder import decoder
 from springroll.models.decoder_config import named
 from springroll.planner.footprint import device_bytes, total
 from springroll.train.config import TrainConfig
-from springroll.train.streamed import budgets_of, job_of, placed, streamed, tensors
+from springroll.train.streamed import budgets_of, placed, step_spec, streamed, tensors
 
 Name = Literal["exact", "8-bit"]
 PROMISED: dict[Name, float] = {"exact": 12.3, "8-bit": 6.3}  # bytes per parameter
@@ -74,9 +74,9 @@ def run(
     shape = named(model)
     shape = shape if layers is None else dataclasses.replace(shape, layers=layers)
     config, made = config_of(name, model, tokens, budget), decoder(shape)
-    job = job_of(config, made)
-    place = placed(config, job, budgets_of(config))
-    device = device_bytes(job, place)
+    spec = step_spec(config, made)
+    place = placed(config, spec, budgets_of(config))
+    device = device_bytes(spec, place)
     settled()
     before = own_memory()
     start = time.perf_counter()

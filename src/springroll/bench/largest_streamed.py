@@ -22,11 +22,11 @@ from springroll.bench.streamed_throughput import SPARE, config_of
 from springroll.memory import available_bytes, host_memory
 from springroll.models.decoder import decoder
 from springroll.models.decoder_config import DecoderConfig, named
+from springroll.planner.alternatives import deepest
 from springroll.planner.footprint import Placement
-from springroll.planner.largest import deepest
 from springroll.planner.placement import Budgets
 from springroll.train.config import TrainConfig
-from springroll.train.streamed import budgets_of, job_of, placed, rates, streamed, waiting
+from springroll.train.streamed import budgets_of, placed, rates, step_spec, streamed, waiting
 
 
 def largest(
@@ -49,10 +49,10 @@ def largest(
     limits = {"device_memory": f"{device}B", "host_memory": f"{host}B"}
     config = config_of(update, tokens, tokens, 1, state_bits=state_bits, **limits)
     shape = named(model)
-    job = job_of(config, decoder(shape))
+    spec = step_spec(config, decoder(shape))
     budgets = Budgets(device, host, host if jax.devices()[0].platform == "cpu" else None)
-    said = deepest(job, rates(), budgets)
-    depth = (said - job.rest) // job.layer
+    said = deepest(spec, rates(), budgets)
+    depth = (said - spec.rest) // spec.layer
     failures = []
     for part in tries:
         wanted = dataclasses.replace(shape, layers=max(1, int(part * depth)))
@@ -84,10 +84,10 @@ def largest(
 def one_step(shape: DecoderConfig, config: TrainConfig) -> tuple[float, float, Placement]:
     """(loss, seconds, what stayed) of one step."""
     made = decoder(shape)
-    job = job_of(config, made)
+    spec = step_spec(config, made)
     budgets = budgets_of(config)
-    place = placed(config, job, budgets)
-    trainer = streamed(config, made, place, waiting(job, place, budgets))
+    place = placed(config, spec, budgets)
+    trainer = streamed(config, made, place, waiting(spec, place, budgets))
     state = trainer.fill(repeated(shape))
     size = (config.accumulate * config.batch, config.sequence + 1)
     tokens = np.random.default_rng(0).integers(0, shape.vocab, size).astype(np.int32)

@@ -71,21 +71,21 @@ CASES = {
 
 def planned(case: Case) -> tuple[Any, Any]:
     """(what a step has to do, where everything is)."""
-    from springroll.planner.footprint import Job, Placement
-    from springroll.planner.methods import recipe
+    from springroll.planner.footprint import Placement, StepSpec
+    from springroll.planner.methods import method_bytes
     from springroll.planner.working_set import working_set
 
     config = case.config
-    job = Job(
+    spec = StepSpec(
         config=config,
-        recipe=recipe(config, case.method, dtype=case.dtype),
+        method=method_bytes(config, case.method, dtype=case.dtype),
         tokens=case.rows * case.parts * case.sequence,
         rows=case.rows,
         sequence=case.sequence,
         working=working_set(config, case.rows, case.sequence, case.dtype),
         clip="none",
     )
-    return job, Placement(case.mode, case.stay, min(case.inputs, config.layers))
+    return spec, Placement(case.mode, case.stay, min(case.inputs, config.layers))
 
 
 def predicted_bytes(case: Case) -> dict[str, Any]:
@@ -159,16 +159,16 @@ def steps(case: Case, made: Any, state: Any, count: int) -> list[float]:
 
 def seconds(case: Case) -> tuple[float, float]:
     """(predicted, measured): medians, in turn, so that both see the same minutes."""
-    from springroll.planner.measured import calibration
+    from springroll.planner.measured_rates import calibration
     from springroll.planner.step_time import step_seconds
 
-    job, place = planned(case)
-    rates = calibration(job, updates(case)[0])
+    spec, place = planned(case)
+    rates = calibration(spec, updates(case)[0])
     made, state = trainer(case)
     steps(case, made, state, WARM)
     said, was = [], []
     for _ in range(STEPS):
-        said.append(step_seconds(job, place, rates()).step)
+        said.append(step_seconds(spec, place, rates()).step)
         was += steps(case, made, state, 1)
     return statistics.median(said), statistics.median(was)
 

@@ -26,7 +26,7 @@ from springroll.memory import host_memory
 from springroll.models.decoder import Decoder, decoder
 from springroll.models.decoder_config import DecoderConfig, named
 from springroll.planner.footprint import Placement, host_bytes, total
-from springroll.planner.measured import measure as measured_rates
+from springroll.planner.measured_rates import measure_rates
 from springroll.planner.step_time import step_seconds
 from springroll.stream.clipping import Clip
 from springroll.stream.engine import Engine
@@ -34,8 +34,8 @@ from springroll.train.config import TrainConfig
 from springroll.train.optimizers import layer_optimizers
 from springroll.train.streamed import (
     budgets_of,
-    job_of,
     placed,
+    step_spec,
     streamed,
     update_for,
     waiting,
@@ -78,7 +78,7 @@ def run(
     shape = dataclasses.replace(full, layers=layers) if layers else fitting(full, steps_of[-1])
     made = decoder(shape)
     of = lambda update, tokens: config_of(update, tokens, sequence, rows, device_memory=budget)
-    place_of = lambda config: placed(config, job_of(config, made), budgets_of(config))
+    place_of = lambda config: placed(config, step_spec(config, made), budgets_of(config))
     places = {(m, n): place_of(of(m, n)) for m in MODES for n in steps_of}
     # One store serves all: what stays is what leaves room for every mode.
     stay = min(p.layers if p.mode != "resident" else shape.layers for p in places.values())
@@ -91,14 +91,14 @@ def run(
         trainer.fill(repeated(shape))
         for mode, tokens in itertools.product(modes, steps_of):
             config, place = of(way(mode), tokens), placement(mode, stay, inputs, shape)
-            room = waiting(job_of(config, made), place, budgets_of(config))
+            room = waiting(step_spec(config, made), place, budgets_of(config))
             update = update_for(config, made, place.mode, room)
             times[mode, tokens] = steady(made, trainer, update, config, place.inputs, repeats)
             if mode == "host":
-                job = job_of(config, made)
-                found = measured_rates(job, layer_optimizers(config, made)[0])
+                spec = step_spec(config, made)
+                found = measure_rates(spec, layer_optimizers(config, made)[0])
                 resources[tokens] = {
-                    m: step_seconds(job, placement(m, stay, inputs, shape), found) for m in MODES
+                    m: step_seconds(spec, placement(m, stay, inputs, shape), found) for m in MODES
                 }
         del trainer  # the resident one needs the memory
         gc.collect()
@@ -146,11 +146,11 @@ def fitting(shape: DecoderConfig, tokens: int) -> DecoderConfig:
     """The model, with as many of its layers as host memory holds with exact AdamW."""
     made = decoder(shape)
     config = config_of("host", tokens, 1024, 1)
-    job = job_of(config, made)
+    spec = step_spec(config, made)
     layers = shape.layers
     budget = SPARE * (host_memory() or 1 << 62)
     while layers > 1:
-        less = dataclasses.replace(job, config=dataclasses.replace(shape, layers=layers))
+        less = dataclasses.replace(spec, config=dataclasses.replace(shape, layers=layers))
         if total(host_bytes(less, Placement("host", 0, layers))) <= budget:
             break
         layers -= 1

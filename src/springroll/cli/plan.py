@@ -69,10 +69,13 @@ def run(argv: Sequence[str]) -> int:
     """Print the plan of a model, or what the machine can train."""
     options = parse(PlanOptions, argv, prog="springroll plan")
 
-    from springroll.planner.largest import alternatives, capacity
-    from springroll.planner.plan import found_model, options_of
-    from springroll.planner.plan_table import alternatives_table, capacity_table
-    from springroll.planner.refusal import planned_or_refused
+    from springroll.planner.alternatives import (
+        alternatives,
+        alternatives_table,
+        capacity,
+        capacity_table,
+    )
+    from springroll.planner.plan import named_model, options_of, plan_or_refuse
 
     asked = options_of(
         options.device,
@@ -94,8 +97,8 @@ def run(argv: Sequence[str]) -> int:
         ways = capacity(asked)
         show([capacity_table(ways)], [way.record() for way in ways], options.json)
         return 0
-    name, config = found_model(options.model, options.experts_per_bundle)
-    plan = planned_or_refused(name, config, asked)
+    name, config = named_model(options.model, options.experts_per_bundle)
+    plan = plan_or_refuse(name, config, asked)
     others = alternatives(name, config, asked)
     record = plan.record() | {"alternatives": [way.record() for way in others]}
     show([*plan.tables(), alternatives_table(others)], record, options.json)

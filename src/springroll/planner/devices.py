@@ -1,4 +1,6 @@
-"""Devices that plans are made for: cards by name, a size in bytes, or the one at hand.
+"""Devices that plans are made for, and how fast they compute, copy and update.
+
+A device is a card by name, a size in bytes, or the one of this process.
 
 Peaks are those of the makers' data sheets, dense, bfloat16 with float32 accumulation: what XLA asks
 for. GeForce cards accumulate in float32 at half the rate that is usually quoted, and sheets that
@@ -20,6 +22,12 @@ CONTEXT = 700 * MIB  # of a card's memory: what the driver, the context and the 
 
 PCIE3, PCIE4, PCIE5 = 12e9, 25e9, 50e9
 C2C = 400e9  # NVLink-C2C: 450 GB/s each way on paper
+# Of the dense peak, what the blocks of a decoder reach in bfloat16, everything that is executed
+# counted. 450 TFLOP/s of an H200's 989 is what the design assumes; MegaTrain's published 272
+# TFLOP/s for a 7B model on an H100, counted at six per parameter and token where its code executes
+# ten, are 0.46.
+FRACTION = 0.455
+UPDATE_BYTES = 26  # of memory traffic per parameter of exact AdamW
 # AdamW on the host takes 26 bytes of DRAM traffic per parameter and is bound by it.
 # 2 channels of DDR4 or 5, 8 to 12 of DDR5, LPDDR5X of a Grace.
 DESKTOP, SERVER, GRACE = 1.5e9, 3.5e9, 12e9  # parameters per second
@@ -88,14 +96,14 @@ class Device:
     """What a plan is made for.
 
     name: for people; memory: bytes a program can have; card: whose speed is assumed, None where it
-    is measured; here: it is the device of this process, whose compiler is asked;
+    is measured; local: it is the device of this process, whose compiler is asked;
     unified: its memory is the host's.
     """
 
     name: str
     memory: int
     card: Card | None
-    here: bool = False
+    local: bool = False
     unified: bool = False
 
 
@@ -113,7 +121,7 @@ def device_of(given: str | int | None) -> Device:
         size = given if isinstance(given, int) else parse_bytes(given, "device")
         if size <= 0:
             raise InputError(f"device is {given!r}; expected memory above zero, such as 24GiB")
-        return Device(f"{given} of device memory", size, like(size))
+        return Device(f"{given} of device memory", size, card_with(size))
     card = named_card(given)
     return Device(card.name, card.usable, card, unified=card.unified)
 
@@ -134,13 +142,15 @@ def named_card(name: str) -> Card:
     raise InputError(f"no card named {name!r}; {hint}")
 
 
-def like(size: int) -> Card:
+def card_with(size: int) -> Card:
     """The slowest card with that much memory, give or take a context; the largest of all if none
     has as much."""
-    enough = [card for card in CARDS if card.memory >= size and not card.unified]
-    least = min((card.memory for card in enough), default=0)
-    same = [card for card in enough if card.memory <= 1.1 * least]
-    return min(same, key=lambda card: card.peak) if same else max(CARDS, key=lambda c: c.memory)
+    large_enough = [card for card in CARDS if card.memory >= size and not card.unified]
+    least = min((card.memory for card in large_enough), default=0)
+    comparable = [card for card in large_enough if card.memory <= 1.1 * least]
+    if not comparable:
+        return max(CARDS, key=lambda card: card.memory)
+    return min(comparable, key=lambda card: card.peak)
 
 
 def detected() -> Device:
@@ -152,14 +162,47 @@ def detected() -> Device:
     if memory is None:
         raise InputError("this system does not tell how much memory it has; give device, as 24GiB")
     if device.platform == "cpu":
-        return Device("this CPU", memory, None, here=True, unified=True)
+        return Device("this CPU", memory, None, local=True, unified=True)
     try:
         card: Card | None = named_card(device.device_kind)
     except InputError:
-        card = like(memory)
-    return Device(device.device_kind, memory, card, here=True)
+        card = card_with(memory)
+    return Device(device.device_kind, memory, card, local=True)
 
 
 def _plain(name: str) -> str:
     words = re.sub(r"[^a-z0-9]+", " ", name.lower()).split()
     return "".join(word for word in words if word not in ("nvidia", "geforce", "amd", "instinct"))
+
+
+@dataclass(frozen=True, kw_only=True)
+class Rates:
+    """What each resource does per second.
+
+    flops: executed FLOP/s of the blocks; head_flops: of the head; to_device, to_host: link bytes/s;
+    host_update: parameters/s of AdamW on the host; device_update: of any update on the device.
+    shared: all of them are the same cores, so that times add up instead of overlapping.
+    source: where the figures are from, for people.
+    """
+
+    flops: float
+    head_flops: float
+    to_device: float
+    to_host: float
+    host_update: float
+    device_update: float
+    shared: bool = False
+    source: str = ""
+
+
+def assumed_rates(card: Card, link: float | None = None) -> Rates:
+    """The rates of a card; `link` in bytes/s each way instead of its own."""
+    return Rates(
+        flops=FRACTION * card.peak,
+        head_flops=FRACTION * card.peak,
+        to_device=link or card.link,
+        to_host=link or card.link,
+        host_update=card.host_update,
+        device_update=card.bandwidth / UPDATE_BYTES,
+        source=f"{FRACTION:.0%} of the {card.peak / 1e12:.0f} TFLOP/s of {card.name}",
+    )

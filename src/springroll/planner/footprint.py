@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from typing import Literal
 
 from springroll.models.decoder_config import DecoderConfig, shapes, size
-from springroll.planner.methods import Mode, Recipe, layer_numbers, rest_numbers
+from springroll.planner.methods import MethodBytes, Mode, layer_numbers, rest_numbers
 from springroll.planner.working_set import WorkingSet
 
 Clip = Literal["none", "global", "previous", "layer"]
@@ -14,7 +14,7 @@ Bytes = dict[str, int]  # by kind
 
 
 @dataclass(frozen=True)
-class Job:
+class StepSpec:
     """What a step has to do.
 
     tokens: of a step, in micro-batches of `rows` sequences of `sequence` tokens; for evolve those
@@ -23,7 +23,7 @@ class Job:
     """
 
     config: DecoderConfig
-    recipe: Recipe
+    method: MethodBytes
     tokens: int
     rows: int
     sequence: int
@@ -65,7 +65,7 @@ class Job:
     def layer_input(self) -> int:
         """Bytes of one layer's inputs, of all micro-batches; those of its experts too, where they
         are bundles: as wide, and a float32 weight per expert."""
-        one = self.config.hidden * self.recipe.weights
+        one = self.config.hidden * self.method.weights
         if self.experts_per_bundle:
             one = 2 * one + 4 * self.config.experts
         return self.tokens * one
@@ -73,7 +73,7 @@ class Job:
     @property
     def gradient(self) -> int:
         """Bytes per number of a gradient: summed in float32, one micro-batch as computed."""
-        return 4 if self.parts > 1 else self.recipe.weights
+        return 4 if self.parts > 1 else self.method.weights
 
 
 @dataclass(frozen=True)
@@ -89,82 +89,82 @@ class Placement:
     inputs: int
 
 
-def passing(job: Job, mode: Mode) -> int:
+def passing(spec: StepSpec, mode: Mode) -> int:
     """Bytes of a layer on its way to its update: weights, and state where that is on the device."""
-    weights = job.layer * job.recipe.weights
+    weights = spec.layer * spec.method.weights
     if mode in ("device", "resident"):
-        return weights + job.layer * job.recipe.low + job.recipe.layer_state
+        return weights + spec.layer * spec.method.low + spec.method.layer_state
     return weights
 
 
-def largest(job: Job, layer: int) -> int:
+def largest(spec: StepSpec, layer: int) -> int:
     """Of so many bytes of a layer, those of its largest bundle."""
-    return -(-layer * job.bundle // job.layer)
+    return -(-layer * spec.bundle // spec.layer)
 
 
-def stored(job: Job) -> int:
+def stored(spec: StepSpec) -> int:
     """Bytes of a layer where it lives."""
-    return job.layer * (job.recipe.weights + job.recipe.low) + job.recipe.layer_state
+    return spec.layer * (spec.method.weights + spec.method.low) + spec.method.layer_state
 
 
-def rest_stored(job: Job) -> int:
+def rest_stored(spec: StepSpec) -> int:
     """Bytes of embedding, last norm and head where they live."""
-    return job.rest * (job.recipe.weights + job.recipe.low) + job.recipe.rest_state
+    return spec.rest * (spec.method.weights + spec.method.low) + spec.method.rest_state
 
 
-def device_bytes(job: Job, place: Placement) -> Bytes:
+def device_bytes(spec: StepSpec, place: Placement) -> Bytes:
     """What the device holds at the peak of a step: between the passes, when head and loss are
     computed, or in the backward pass, when a layer is."""
-    config, recipe = job.config, job.recipe
+    config, method = spec.config, spec.method
     streamed = config.layers - place.layers
     at_update = place.mode in ("device", "resident")
-    found = {
-        "layers that stay": place.layers * stored(job),
-        "layers passing": min(job.depth, streamed * job.bundles)
-        * largest(job, passing(job, place.mode)),
-        "embedding and head": rest_stored(job)
+    sizes = {
+        "layers that stay": place.layers * stored(spec),
+        "layers passing": min(spec.depth, streamed * spec.bundles)
+        * largest(spec, passing(spec, place.mode)),
+        "embedding and head": rest_stored(spec)
         if at_update
-        else job.rest * recipe.weights + recipe.rest_held,
-        "state that stays": config.layers * recipe.layer_held,
+        else spec.rest * method.weights + method.rest_held,
+        "state that stays": config.layers * method.layer_held,
     }
-    if not recipe.trains:
-        found["layer inputs"] = 2 * job.layer_input if place.inputs else 0
-        return found | {"working set": max(job.working)}
-    found["layer inputs"] = (place.inputs + 1) * job.layer_input  # and the gradient of one
-    rest = job.rest * job.gradient
-    layer = config.layers * recipe.layer_thin or job.bundle * job.gradient
+    if not method.trains:
+        sizes["layer inputs"] = 2 * spec.layer_input if place.inputs else 0
+        return sizes | {"working set": max(spec.working)}
+    sizes["layer inputs"] = (place.inputs + 1) * spec.layer_input  # and the gradient of one
+    rest = spec.rest * spec.gradient
+    layer = config.layers * method.layer_thin or spec.bundle * spec.gradient
     going = 2 if place.mode == "host" and streamed else 1  # one more on its way to the host
-    head = {"gradients": rest, "working set": job.working.head}
-    back = {"gradients": rest + going * layer, "working set": job.working.layer}
-    return found | max(head, back, key=total)
+    head = {"gradients": rest, "working set": spec.working.head}
+    back = {"gradients": rest + going * layer, "working set": spec.working.layer}
+    return sizes | max(head, back, key=total)
 
 
-def host_bytes(job: Job, place: Placement) -> Bytes:
+def host_bytes(spec: StepSpec, place: Placement) -> Bytes:
     """What streaming keeps in host memory."""
-    config, recipe = job.config, job.recipe
+    config, method = spec.config, spec.method
     streamed = config.layers - place.layers
     rest = 1 if place.mode in ("host", "device") else 0
-    numbers = streamed * job.layer + rest * job.rest
-    found = {
-        "weights": numbers * recipe.weights,
-        "low halves": numbers * recipe.low,
-        "state": streamed * recipe.layer_state + rest * recipe.rest_state,
+    numbers = streamed * spec.layer + rest * spec.rest
+    sizes = {
+        "weights": numbers * method.weights,
+        "low halves": numbers * method.low,
+        "state": streamed * method.layer_state + rest * method.rest_state,
     }
-    if not recipe.trains:
-        found["layer inputs"] = 0 if place.inputs else 2 * job.layer_input
-        return found | {"bundle returning": min(1, streamed) * passing(job, place.mode)}
-    found["layer inputs"] = (config.layers - place.inputs) * job.layer_input
+    if not method.trains:
+        sizes["layer inputs"] = 0 if place.inputs else 2 * spec.layer_input
+        return sizes | {"bundle returning": min(1, streamed) * passing(spec, place.mode)}
+    sizes["layer inputs"] = (config.layers - place.inputs) * spec.layer_input
     if not streamed:
-        return found
-    if job.clip == "global":
-        found["gradients"] = numbers * recipe.weights
+        return sizes
+    if spec.clip == "global":
+        sizes["gradients"] = numbers * method.weights
     elif place.mode == "host":
-        found["gradients"] = max(job.bundle, job.rest) * recipe.weights
+        sizes["gradients"] = max(spec.bundle, spec.rest) * method.weights
     if place.mode == "device":  # the new one comes while the old one is there
-        found["bundle returning"] = max(largest(job, passing(job, place.mode)), rest_stored(job))
-    return found
+        sizes["bundle returning"] = max(largest(spec, passing(spec, place.mode)), rest_stored(spec))
+    return sizes
 
 
-def total(found: Bytes) -> int:
-    """All kinds together."""
-    return sum(found.values())
+def total(sizes: Bytes) -> int:
+    """The bytes of all kinds together."""
+    return sum(sizes.values())

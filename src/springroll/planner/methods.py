@@ -29,7 +29,7 @@ EXACT_BELOW = 4096  # leaves with fewer numbers are not coded
 
 
 @dataclass(frozen=True)
-class Recipe:
+class MethodBytes:
     """Bytes of a method for one model.
 
     weights: per number, as computed with; low: per number, the rest of an exact float32 master;
@@ -60,7 +60,7 @@ class Recipe:
         return self.trains and "lowgrad" not in self.updates
 
 
-def recipe(
+def method_bytes(
     config: DecoderConfig,
     method: str,
     *,
@@ -68,7 +68,7 @@ def recipe(
     state_bits: int = 32,
     rank: int | None = None,
     rounding: Rounding = "split",
-) -> Recipe:
+) -> MethodBytes:
     """The bytes of `method`, one of `METHODS`, also spelt with its state: "adamw-8bit".
 
     Args:
@@ -97,7 +97,7 @@ def recipe(
     exact = method == "adamw" and state_bits == 32 and (low or weights == 4)
     updates: dict[str, tuple[Mode, ...]] = {"lowgrad": ("lowgrad",), "evolve": ("evolve",)}
     bits = "" if state_bits == 32 else f"-{state_bits}bit"
-    return Recipe(
+    return MethodBytes(
         method + bits,
         weights,
         low,
@@ -115,9 +115,9 @@ def per_parameter(method: str, *, state_bits: int = 32, rounding: Rounding = "sp
     wide = DecoderConfig(
         vocab=1, hidden=8192, layers=1, heads=64, kv_heads=64, head_dim=128, ffn=24576
     )
-    found = recipe(wide, method, state_bits=state_bits, rounding=rounding)
+    kept = method_bytes(wide, method, state_bits=state_bits, rounding=rounding)
     numbers = sum(math.prod(shape) for _, shape in _layer(wide))
-    return found.weights + found.low + (found.layer_state + found.layer_held) / numbers
+    return kept.weights + kept.low + (kept.layer_state + kept.layer_held) / numbers
 
 
 @functools.cache

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Iterator
 from typing import NamedTuple
 
-from springroll.planner.footprint import Job, Placement, device_bytes, host_bytes, total
-from springroll.planner.rates import Rates
+from springroll.planner.devices import Rates
+from springroll.planner.footprint import Placement, StepSpec, device_bytes, host_bytes, total
 from springroll.planner.step_time import Seconds, step_seconds
 
 
@@ -25,54 +26,55 @@ class Choice(NamedTuple):
     seconds: Seconds
 
 
-def fits(job: Job, place: Placement, budgets: Budgets) -> bool:
+def fits(spec: StepSpec, place: Placement, budgets: Budgets) -> bool:
     """Whether both tiers hold what the placement puts there."""
-    device, host = total(device_bytes(job, place)), total(host_bytes(job, place))
+    device, host = total(device_bytes(spec, place)), total(host_bytes(spec, place))
     if device > budgets.device or host > budgets.host:
         return False
     return budgets.together is None or device + host <= budgets.together
 
 
-def choose(job: Job, rates: Rates, budgets: Budgets) -> Choice | None:
+def choose(spec: StepSpec, rates: Rates, budgets: Budgets) -> Choice | None:
     """The fastest placement that fits, of equals the one that moves least; None if none does."""
-    found = [
-        Choice(place, step_seconds(job, place, rates))
-        for place in placements(job, budgets)
-        if fits(job, place, budgets)
+    choices = [
+        Choice(place, step_seconds(spec, place, rates))
+        for place in placements(spec, budgets)
+        if fits(spec, place, budgets)
     ]
-    if not found:
+    if not choices:
         return None
     moved = lambda choice: choice.seconds.to_device + choice.seconds.to_host
-    return min(found, key=lambda choice: (choice.seconds.step, moved(choice)))
+    return min(choices, key=lambda choice: (choice.seconds.step, moved(choice)))
 
 
-def placements(job: Job, budgets: Budgets) -> Iterator[Placement]:
+def placements(spec: StepSpec, budgets: Budgets) -> Iterator[Placement]:
     """Every mode with every number of layers that stay, each with as many saved inputs as fit."""
-    layers = job.config.layers
-    if "lowgrad" not in job.recipe.updates and "evolve" not in job.recipe.updates:
-        yield Placement("resident", layers, _inputs(job, Placement("resident", layers, 0), budgets))
-    for mode in job.recipe.updates:
+    layers = spec.config.layers
+    if "lowgrad" not in spec.method.updates and "evolve" not in spec.method.updates:
+        resident = Placement("resident", layers, 0)
+        yield dataclasses.replace(resident, inputs=_inputs(spec, resident, budgets))
+    for mode in spec.method.updates:
         for stay in range(layers + 1):
             if stay == layers and mode in ("host", "device"):
                 continue  # that is resident
-            yield Placement(mode, stay, _inputs(job, Placement(mode, stay, 0), budgets))
+            yield Placement(mode, stay, _inputs(spec, Placement(mode, stay, 0), budgets))
 
 
-def _inputs(job: Job, place: Placement, budgets: Budgets) -> int:
+def _inputs(spec: StepSpec, place: Placement, budgets: Budgets) -> int:
     """Layers whose saved inputs fit on the device beside all else."""
-    free = budgets.device - total(device_bytes(job, place))
-    if not job.recipe.trains:
-        return int(free >= 2 * job.layer_input)
-    return max(0, min(job.config.layers, free // max(1, job.layer_input)))
+    free = budgets.device - total(device_bytes(spec, place))
+    if not spec.method.trains:
+        return int(free >= 2 * spec.layer_input)
+    return max(0, min(spec.config.layers, free // max(1, spec.layer_input)))
 
 
-def least_device(job: Job) -> int:
+def least_device(spec: StepSpec) -> int:
     """Bytes of device memory without which no step fits: one window of layers, nothing stays."""
-    return min(total(device_bytes(job, Placement(mode, 0, 0))) for mode in job.recipe.updates)
+    return min(total(device_bytes(spec, Placement(mode, 0, 0))) for mode in spec.method.updates)
 
 
-def least_host(job: Job, budgets: Budgets) -> int:
+def least_host(spec: StepSpec, budgets: Budgets) -> int:
     """Bytes of host memory that a step needs beside that device."""
     roomy = Budgets(budgets.device, 1 << 62)
-    there = [place for place in placements(job, roomy) if fits(job, place, roomy)]
-    return min((total(host_bytes(job, place)) for place in there), default=0)
+    fitting = [place for place in placements(spec, roomy) if fits(spec, place, roomy)]
+    return min((total(host_bytes(spec, place)) for place in fitting), default=0)

@@ -5,28 +5,41 @@
     plan.tokens_per_second, plan.bottleneck
     rich.print(*plan.tables())
 
-Bytes are counted over the shapes of the model; what a layer's computation needs beside them is
+Bytes are counted over the shapes of the model. What a layer's computation needs beside them is
 asked of the compiler. Nothing is allocated. Times are modelled (`step_time`) with the rates of a
-card (`devices`, `rates`) or with measured ones (`measured`).
+card (`devices`) or with measured ones (`measured_rates`). If nothing fits, the error says what is
+missing and the nearest change that fits.
 """
 
 from __future__ import annotations
 
+import dataclasses
+from collections.abc import Iterator
 from pathlib import Path
-from typing import Any, get_args
 
 from springroll.errors import InputError
-from springroll.memory import host_memory, parse_bytes
+from springroll.memory import spelt
 from springroll.models.decoder import decoder
 from springroll.models.decoder_config import DecoderConfig, named
 from springroll.models.expert_stages import expert_stages
-from springroll.planner.devices import Device, device_of
+from springroll.planner.alternatives import largest_named
+from springroll.planner.devices import Rates
 from springroll.planner.footprint import Clip
 from springroll.planner.methods import Dtype, Rounding
-from springroll.planner.placement import Budgets
-from springroll.planner.planned import SEQUENCE, TOKENS, Options, Plan
-from springroll.planner.rates import Rates, assumed
-from springroll.planner.refusal import planned_or_refused
+from springroll.planner.placement import least_device, least_host
+from springroll.planner.plan_result import Plan
+from springroll.planner.search import (
+    SEQUENCE,
+    TOKENS,
+    Options,
+    fastest_plan,
+    micro_batches,
+    options_of,
+    step_spec,
+)
+
+LESS_STATE = ("adamw-8bit", "adamw-4bit", "apollo-mini", "lowgrad", "evolve")
+SHORTEST = 128  # tokens of a sequence that is worth training on
 
 
 def plan(
@@ -74,7 +87,7 @@ def plan(
         InputError: unknown names, tokens that do not divide, and a step that fits nowhere: the
             line says what it needs and the nearest that fits.
     """
-    name, config = found_model(model, experts_per_bundle)
+    name, config = named_model(model, experts_per_bundle)
     options = options_of(
         device,
         host,
@@ -92,56 +105,10 @@ def plan(
         experts_per_bundle=experts_per_bundle,
         clip=clip,
     )
-    return planned_or_refused(name, config, options)
+    return plan_or_refuse(name, config, options)
 
 
-def options_of(
-    device: str | int | None,
-    host: str | int | None,
-    link: str | int | None,
-    rates: Rates | None,
-    **rest: Any,
-) -> Options:
-    """Options with the device found, budgets in bytes and rates assumed where not given."""
-    on = device_of(device)
-    return checked(
-        Options(
-            device=on,
-            budgets=_budgets(on, host),
-            rates=rates or _rates(on, _bytes(link, "link")),
-            **rest,
-        )
-    )
-
-
-def checked(options: Options) -> Options:
-    """The same.
-
-    Raises:
-        InputError: a number below 1, tokens that do not divide into micro-batches.
-    """
-    for name in ("tokens", "sequence", "depth", "micro_batch", "rank"):
-        value = getattr(options, name)
-        if value is not None and value < 1:
-            raise InputError(f"{name} is {value}; expected at least 1")
-    if options.tokens % options.sequence:
-        near = max(1, round(options.tokens / options.sequence)) * options.sequence
-        raise InputError(
-            f"{options.tokens} tokens per step are no whole number of sequences of "
-            f"{options.sequence}; take {near}, or another --sequence"
-        )
-    rows = options.tokens // options.sequence
-    if options.micro_batch and rows % options.micro_batch:
-        raise InputError(
-            f"{rows} sequences per step do not divide into micro-batches of "
-            f"{options.micro_batch}; take a divisor of {rows}"
-        )
-    if options.clip not in get_args(Clip):
-        raise InputError(f"clip is {options.clip!r}; expected one of {', '.join(get_args(Clip))}")
-    return options
-
-
-def found_model(
+def named_model(
     model: str | Path | DecoderConfig, experts_per_bundle: int | None = None
 ) -> tuple[str, DecoderConfig]:
     """A name for people, and the shape.
@@ -165,27 +132,55 @@ def _found_model(model: str | Path | DecoderConfig) -> tuple[str, DecoderConfig]
     return str(model), named(str(model))
 
 
-def _budgets(device: Device, host: str | int | None) -> Budgets:
-    given = _bytes(host, "host")
-    if device.unified:
-        return Budgets(device.memory, min(given or device.memory, device.memory), device.memory)
-    return Budgets(device.memory, _host_memory() if given is None else given)
+def plan_or_refuse(name: str, config: DecoderConfig, options: Options) -> Plan:
+    """The fastest plan that fits.
+
+    Raises:
+        InputError: nothing fits; what is missing, and the nearest that fits.
+    """
+    best = fastest_plan(name, config, options)
+    if best is None:
+        raise InputError(refusal(name, config, options))
+    return best
 
 
-def _host_memory() -> int:
-    found = host_memory()
-    if found is None:
-        raise InputError("this system does not tell how much memory it has; give host, as 64GiB")
-    return found
+def refusal(name: str, config: DecoderConfig, options: Options) -> str:
+    """One line: what is missing, and the nearest that fits."""
+    spec = step_spec(config, options, micro_batches(options)[-1])
+    device, budgets = least_device(spec), options.budgets
+    device_too_small = device > budgets.device
+    if device_too_small:
+        message = f"{spelt(device)} of device memory for a layer at a time"
+    else:
+        message = f"{spelt(least_host(spec, budgets))} of host memory"
+    have = spelt(budgets.device if device_too_small else budgets.host)
+    message = f"{name} with {spec.method.name} needs {message}, {have} are given"
+    at_once, state = less_at_once(options), less_state(options)
+    changes = (*at_once, *state) if device_too_small else state
+    for change, other in changes:
+        if fastest_plan(name, config, other) is not None:
+            return f"{message}; {change} fits"
+    smaller = largest_named(options)
+    if smaller is not None:
+        return f"{message}; the largest model that fits is {smaller.model}"
+    return f"{message}, and no named model fits; give more memory"
 
 
-def _rates(device: Device, link: int | None) -> Rates:
-    if device.card is not None:
-        return assumed(device.card, link)
-    from springroll.planner.measured import quickly
+def less_at_once(options: Options) -> Iterator[tuple[str, Options]]:
+    """Fewer tokens on the device, the smallest change first."""
+    for tokens in (options.tokens // 2, options.tokens // 4, options.sequence):
+        if options.sequence <= tokens < options.tokens and tokens % options.sequence == 0:
+            change = {"tokens": tokens, "micro_batch": None}
+            yield f"--tokens-per-step {tokens}", dataclasses.replace(options, **change)
+    for sequence in (options.sequence // 2, options.sequence // 4):
+        if sequence >= SHORTEST and options.tokens % sequence == 0:
+            change = {"sequence": sequence, "micro_batch": None}
+            yield f"--sequence {sequence}", dataclasses.replace(options, **change)
 
-    return quickly()
 
-
-def _bytes(given: str | int | None, name: str) -> int | None:
-    return parse_bytes(given, name) if isinstance(given, str) else given
+def less_state(options: Options) -> Iterator[tuple[str, Options]]:
+    """Methods that keep less, the nearest to exact AdamW first."""
+    for method in LESS_STATE:
+        if method != options.method:
+            other = dataclasses.replace(options, method=method, state_bits=32)
+            yield f"--method {method}", other

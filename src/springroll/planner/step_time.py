@@ -14,8 +14,8 @@ from __future__ import annotations
 from typing import NamedTuple
 
 from springroll.models.decoder_config import DecoderConfig
-from springroll.planner.footprint import Job, Placement, passing, rest_stored
-from springroll.planner.rates import Rates
+from springroll.planner.devices import Rates
+from springroll.planner.footprint import Placement, StepSpec, passing, rest_stored
 
 
 class Work(NamedTuple):
@@ -38,17 +38,17 @@ class Seconds(NamedTuple):
     bottleneck: str
 
 
-def work(job: Job) -> Work:
+def work(spec: StepSpec) -> Work:
     """Executed FLOPs, all that the programs do: also the masked half of attention, rows that only
     pad an expert's block, and what is computed again."""
-    config, tokens = job.config, job.tokens
-    dense = 2.0 * tokens * active_layer(config, job.rows * job.sequence) * config.layers
-    attention = 4.0 * tokens * job.sequence * config.heads * config.head_dim * config.layers
+    config, tokens = spec.config, spec.tokens
+    dense = 2.0 * tokens * active_layer(config, spec.rows * spec.sequence) * config.layers
+    attention = 4.0 * tokens * spec.sequence * config.heads * config.head_dim * config.layers
     head = 2.0 * tokens * config.vocab * config.hidden
-    if not job.recipe.trains:
+    if not spec.method.trains:
         return Work(dense + attention, 0.0, head)
     # Scores are computed twice more, logits once more (`models.attention`, `cross_entropy`).
-    full = job.recipe.updates != ("lowgrad",)
+    full = spec.method.updates != ("lowgrad",)
     return Work(dense + attention, (3 if full else 2) * dense + 4 * attention, 4 * head)
 
 
@@ -68,31 +68,31 @@ def active_layer(config: DecoderConfig, tokens: int) -> float:
     return attention + config.experts * config.hidden + net * rows / tokens
 
 
-def step_seconds(job: Job, place: Placement, rates: Rates) -> Seconds:
+def step_seconds(spec: StepSpec, place: Placement, rates: Rates) -> Seconds:
     """The modelled step."""
-    config, recipe = job.config, job.recipe
+    config, method = spec.config, spec.method
     streamed = config.layers - place.layers
-    weights = job.layer * recipe.weights
-    done = work(job)
-    forward, backward = done.forward / rates.flops, done.backward / rates.flops
-    head = done.head / rates.head_flops
-    saved = (config.layers - place.inputs) * job.layer_input if recipe.trains else 0
-    if not recipe.trains and not place.inputs:
-        saved = 2 * config.layers * job.layer_input  # a population's activations come and go
+    weights = spec.layer * method.weights
+    executed = work(spec)
+    forward, backward = executed.forward / rates.flops, executed.backward / rates.flops
+    head = executed.head / rates.head_flops
+    saved = (config.layers - place.inputs) * spec.layer_input if method.trains else 0
+    if not method.trains and not place.inputs:
+        saved = 2 * config.layers * spec.layer_input  # a population's activations come and go
     update = 0.0  # parameters updated on the device
     back = 0.0  # bytes per layer that return to the host
     if place.mode == "host":
         # The gradient leaves in the type of the weights.
-        update, back = place.layers * job.layer, weights
+        update, back = place.layers * spec.layer, weights
     elif place.mode in ("device", "resident"):
-        update, back = config.layers * job.layer + job.rest, passing(job, place.mode)
+        update, back = config.layers * spec.layer + spec.rest, passing(spec, place.mode)
     elif place.mode == "evolve":
         back = weights
     backward += update / rates.device_update
     link_in, link_out = rates.to_device, rates.to_host
-    rest_in, rest_out = _rest(job, place)
-    if recipe.trains:
-        again = streamed * passing(job, place.mode) + saved
+    rest_in, rest_out = _rest(spec, place)
+    if method.trains:
+        again = streamed * passing(spec, place.mode) + saved
         ins = ((streamed * weights + rest_in) / link_in, again / link_in)
         outs = (saved / link_out, (streamed * back + rest_out) / link_out)
     else:
@@ -100,7 +100,7 @@ def step_seconds(job: Job, place: Placement, rates: Rates) -> Seconds:
         outs = ((streamed * back + saved) / link_out, 0.0)
     cpu = 0.0
     if place.mode == "host":
-        cpu = (streamed * job.layer + job.rest) / rates.host_update
+        cpu = (streamed * spec.layer + spec.rest) / rates.host_update
     compute = forward + backward + head
     busy = {
         "computing": compute,
@@ -113,7 +113,7 @@ def step_seconds(job: Job, place: Placement, rates: Rates) -> Seconds:
         return Seconds(compute, sum(ins), sum(outs), cpu, 0.0, sum(busy.values()), bottleneck)
     first = max(forward, ins[0], outs[0])
     second = max(backward + head, ins[1], outs[1])
-    if job.clip == "global" and place.mode == "host":
+    if spec.clip == "global" and place.mode == "host":
         step = second + max(first, cpu)  # no update before the last gradient is there
     else:
         step = max(first + second, cpu)
@@ -125,23 +125,23 @@ def step_seconds(job: Job, place: Placement, rates: Rates) -> Seconds:
     return Seconds(compute, sum(ins), sum(outs), cpu, fill, step, bottleneck)
 
 
-def _rest(job: Job, place: Placement) -> tuple[int, int]:
+def _rest(spec: StepSpec, place: Placement) -> tuple[int, int]:
     """Bytes of embedding and head to the device and back to the host."""
-    weights = job.rest * job.recipe.weights
-    if place.layers < job.config.layers and place.mode == "host":
+    weights = spec.rest * spec.method.weights
+    if place.layers < spec.config.layers and place.mode == "host":
         return weights, weights
-    if place.layers < job.config.layers and place.mode == "device":
-        return rest_stored(job), rest_stored(job)
-    return 0, 0  # it stays
+    if place.layers < spec.config.layers and place.mode == "device":
+        return rest_stored(spec), rest_stored(spec)
+    return 0, 0  # they stay on the device
 
 
-def tokens_to_hide(job: Job, place: Placement, rates: Rates) -> int:
+def tokens_to_hide(spec: StepSpec, place: Placement, rates: Rates) -> int:
     """Tokens of a step from which on it waits for computation alone; 0 where nothing streams."""
-    if place.layers == job.config.layers or rates.shared:
+    if place.layers == spec.config.layers or rates.shared:
         return 0
-    found = step_seconds(job, place, rates)
-    saved = job.config.layers - place.inputs
-    copied = saved * job.layer_input if job.recipe.trains else 0  # grows with the tokens, hides not
-    inwards = found.to_device - copied / rates.to_device
-    outwards = found.to_host - copied / rates.to_host
-    return round(job.tokens * max(inwards, outwards, found.host_update) / found.compute)
+    seconds = step_seconds(spec, place, rates)
+    saved = spec.config.layers - place.inputs
+    copied = saved * spec.layer_input if spec.method.trains else 0  # grows with the tokens
+    inwards = seconds.to_device - copied / rates.to_device
+    outwards = seconds.to_host - copied / rates.to_host
+    return round(spec.tokens * max(inwards, outwards, seconds.host_update) / seconds.compute)

@@ -11,16 +11,19 @@ on both, other activations count twice as much as they will, so the plan errs on
 from __future__ import annotations
 
 import functools
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
+from jax.stages import Lowered
 
 from springroll.models.decoder import decoder
 from springroll.models.decoder_config import DecoderConfig, shapes
 from springroll.models.expert_stages import expert_stages, only_experts, without_experts
 from springroll.stream.programs import Programs
+from springroll.trees import PyTree
 
 
 class WorkingSet(NamedTuple):
@@ -33,11 +36,11 @@ class WorkingSet(NamedTuple):
 class Arguments(NamedTuple):
     """Shapes of what the parts of a step take."""
 
-    layer: Any
-    rest: Any
-    x: Any
-    stats: Any  # of one layer
-    tokens: Any
+    layer: PyTree
+    rest: PyTree
+    x: jax.ShapeDtypeStruct
+    stats: PyTree  # of one layer
+    tokens: jax.ShapeDtypeStruct
 
 
 def arguments(config: DecoderConfig, rows: int, sequence: int, dtype: str) -> Arguments:
@@ -66,13 +69,13 @@ def working_set(
         trains: for gradients; else of the forward pass alone.
     """
     programs = Programs(decoder(config))
-    has = arguments(config, rows, sequence, dtype)
-    stats = [has.stats] * config.layers
-    forward = (has.layer, None, has.x, INDEX)
-    head = (has.rest, None, has.x, stats, has.tokens)
+    args = arguments(config, rows, sequence, dtype)
+    stats = [args.stats] * config.layers
+    forward = (args.layer, None, args.x, INDEX)
+    head = (args.rest, None, args.x, stats, args.tokens)
     if trains:
         asked = [
-            lambda: programs.backward.lower(*forward, has.x, has.stats, None),
+            lambda: programs.backward.lower(*forward, args.x, args.stats, None),
             lambda: programs.finish.lower(*head, None),
         ]
     else:
@@ -88,22 +91,26 @@ def expert_working_set(
     """The same where `together` experts are a bundle: `layer` is that of the largest bundle."""
     model = expert_stages(decoder(config), together)
     programs = Programs(model)
-    has = arguments(config, rows, sequence, dtype)
-    carry = jax.eval_shape(model.embed, has.rest, jax.ShapeDtypeStruct(has.x.shape[:2], jnp.int32))
+    args = arguments(config, rows, sequence, dtype)
+    carry = jax.eval_shape(
+        model.embed, args.rest, jax.ShapeDtypeStruct(args.x.shape[:2], jnp.int32)
+    )
     few = lambda w: jax.ShapeDtypeStruct((together, *w.shape[1:]), w.dtype)
-    bundles = [without_experts(has.layer), jax.tree.map(few, only_experts(has.layer))]
+    bundles = [without_experts(args.layer), jax.tree.map(few, only_experts(args.layer))]
 
-    def backward(place: int) -> Any:
+    def backward(place: int) -> Lowered:
         entered = model.restored(place, model.kept(place, carry))
-        stats = {} if place else has.stats
+        stats = {} if place else args.stats
         return programs.backward.lower(bundles[place], None, entered, INDEX, carry, stats, None)
 
-    head = (has.rest, None, carry, [has.stats] * config.layers, has.tokens, None)
+    head = (args.rest, None, carry, [args.stats] * config.layers, args.tokens, None)
     asked = [lambda: backward(0), lambda: backward(1), lambda: programs.finish.lower(*head)]
     with ThreadPoolExecutor(2) as pool:
         *layer, last = pool.map(_temporary, asked)
     return WorkingSet(max(layer), last)
 
 
-def _temporary(lower: Any) -> int:
-    return int(lower().compile().memory_analysis().temp_size_in_bytes)
+def _temporary(lower: Callable[[], Lowered]) -> int:
+    analysis = lower().compile().memory_analysis()
+    assert analysis is not None  # every backend that we know has one
+    return int(analysis.temp_size_in_bytes)

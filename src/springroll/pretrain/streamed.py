@@ -21,8 +21,8 @@ from springroll.models.cross_entropy import bits_per_byte
 from springroll.models.egg import Egg
 from springroll.models.protocols import read_part
 from springroll.run.task import Batch, Carry, Metrics, Task
-from springroll.stream.link import tree_bytes
 from springroll.stream.streamed_population import StreamedPopulation, prepared, streamed
+from springroll.trees import tree_bytes
 
 if TYPE_CHECKING:
     from springroll.pretrain.config import PretrainConfig

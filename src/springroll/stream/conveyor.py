@@ -20,8 +20,9 @@ from typing import Any, NamedTuple
 
 import jax
 
-from springroll.stream.link import Link, tree_bytes
+from springroll.stream.link import Link
 from springroll.stream.store import Fields, Store
+from springroll.trees import tree_bytes
 
 
 class BrokenRule(AssertionError):

@@ -8,6 +8,8 @@ from typing import Any, NamedTuple
 import jax
 from jax.sharding import SingleDeviceSharding
 
+from springroll.trees import tree_bytes
+
 PINNED = "pinned_host"
 DEVICE = "device"
 
@@ -102,11 +104,6 @@ class ThrottledLink(Link):
         time.sleep(max(0.0, began + seconds - time.perf_counter()))
         self.busy[way] += seconds
         return result
-
-
-def tree_bytes(tree: Any) -> int:
-    """Bytes of all arrays (or `jax.ShapeDtypeStruct`s) of a tree."""
-    return sum(x.size * x.dtype.itemsize for x in jax.tree.leaves(tree))
 
 
 def _done(value: Any) -> "Future[Any]":

@@ -27,12 +27,13 @@ from springroll.evolve.strategy import State, Strategy
 from springroll.memory import spelt
 from springroll.models.protocols import Stages, checked_stages
 from springroll.stream.conveyor import Conveyor, Stop
-from springroll.stream.link import Link, tree_bytes
+from springroll.stream.link import Link
 from springroll.stream.mapped_store import MappedStore
 from springroll.stream.parted_state import ByPath, Parted, named, parted, tree_of, unnamed
 from springroll.stream.population_pass import Now, Programs, chunks
 from springroll.stream.saved_activations import Parked
 from springroll.stream.store import HostStore
+from springroll.trees import tree_bytes
 
 
 def started(parted: Parted, link: Link, key: Array, params: Any) -> tuple[HostStore, State]:

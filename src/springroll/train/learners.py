@@ -14,11 +14,11 @@ from jax import Array
 from jax.sharding import NamedSharding, PartitionSpec
 
 from springroll.compat import edge_jit
-from springroll.stream.link import tree_bytes
 from springroll.subspace.gradients import averaged
 from springroll.subspace.layerwise import Layerwise, parted
 from springroll.subspace.lowgrad import Trainer
 from springroll.train.step_memory import Memory, step_memory
+from springroll.trees import tree_bytes
 
 Params: TypeAlias = Any
 State: TypeAlias = Any

@@ -16,11 +16,10 @@ from springroll.models.expert_stages import expert_stages
 from springroll.models.hf.load import is_hf_folder, open_hf, read_bundles
 from springroll.models.moe import balance
 from springroll.models.protocols import LanguageModel
-from springroll.planner.devices import device_of
-from springroll.planner.footprint import Job, Placement, device_bytes, host_bytes, total
-from springroll.planner.methods import Mode, Recipe, recipe
+from springroll.planner.devices import Rates, assumed_rates, device_of
+from springroll.planner.footprint import Placement, StepSpec, device_bytes, host_bytes, total
+from springroll.planner.methods import MethodBytes, Mode, method_bytes
 from springroll.planner.placement import Budgets, choose, least_device, least_host
-from springroll.planner.rates import Rates, assumed
 from springroll.planner.working_set import expert_working_set, working_set
 from springroll.stream.bundles import experts_apart, whole_layers
 from springroll.stream.clipping import Clip
@@ -28,7 +27,6 @@ from springroll.stream.device_update import DeviceUpdate
 from springroll.stream.filling import bundled_leaves, stacked_leaves
 from springroll.stream.host_adamw import AdamW, kernels
 from springroll.stream.host_update import HostUpdate
-from springroll.stream.link import tree_bytes
 from springroll.stream.low_rank import StreamedLowRank
 from springroll.stream.streamed import Streamed
 from springroll.stream.update import PlacedUpdate
@@ -41,6 +39,7 @@ from springroll.train.optimizers import (
     low_rank_trainer,
     matrices,
 )
+from springroll.trees import tree_bytes
 
 if TYPE_CHECKING:
     from rich.table import Table
@@ -80,13 +79,13 @@ def stream_learner(config: TrainConfig, model: LanguageModel) -> tuple[Learner, 
         InputError: what cannot be streamed, or fits in no way; before anything is allocated.
     """
     decoder = stages(model)
-    job, budgets = job_of(config, decoder), budgets_of(config)
-    place = placed(config, job, budgets)
+    spec, budgets = step_spec(config, decoder), budgets_of(config)
+    place = placed(config, spec, budgets)
     make = low_rank if config.optimizer == "lowgrad" else streamed
     made: list[Any] = []  # allocated by init
 
     def init(key: Any) -> Any:
-        made[:] = [make(config, decoder, place, waiting(job, place, budgets))]
+        made[:] = [make(config, decoder, place, waiting(spec, place, budgets))]
         return made[0].fill(tensors(config, decoder, key))
 
     def step(state: Any, batch: Any) -> tuple[Any, Any]:
@@ -95,7 +94,7 @@ def stream_learner(config: TrainConfig, model: LanguageModel) -> tuple[Learner, 
             state = state._replace(params=balanced(state.params, figures))
         return state, figures
 
-    memory = StreamMemory(device_bytes(job, place), host_bytes(job, place))
+    memory = StreamMemory(device_bytes(spec, place), host_bytes(spec, place))
     learner = Learner(
         init=init,
         step=step,
@@ -197,7 +196,7 @@ def on_host(config: TrainConfig) -> bool:
     return adamw and (config.update == "host" or find_spec("numba") is not None)
 
 
-def job_of(config: TrainConfig, model: Decoder) -> Job:
+def step_spec(config: TrainConfig, model: Decoder) -> StepSpec:
     """The step, counted."""
     if config.layerwise:
         raise InputError("stream updates layer by layer anyway; leave out --layerwise")
@@ -219,9 +218,9 @@ def job_of(config: TrainConfig, model: Decoder) -> Job:
     both: tuple[Mode, ...] = ("host", "device") if on_host(config) else ("device",)
     size = model.config, config.batch, config.sequence, config.dtype
     working = expert_working_set(*size, together) if together else working_set(*size)
-    return Job(
+    return StepSpec(
         config=model.config,
-        recipe=recipe_of(config, model, modes.get(config.update, both)),
+        method=method_of(config, model, modes.get(config.update, both)),
         tokens=config.accumulate * config.batch * config.sequence,
         rows=config.batch,
         sequence=config.sequence,
@@ -232,11 +231,11 @@ def job_of(config: TrainConfig, model: Decoder) -> Job:
     )
 
 
-def recipe_of(config: TrainConfig, model: Decoder, modes: tuple[Mode, ...]) -> Recipe:
+def method_of(config: TrainConfig, model: Decoder, modes: tuple[Mode, ...]) -> MethodBytes:
     """Bytes of weights and of the optimizer's state, from the optimizer itself."""
     if config.optimizer == "lowgrad":
         bits = config.state_bits
-        return recipe(
+        return method_bytes(
             model.config, "lowgrad", dtype=config.dtype, state_bits=bits, rank=config.rank
         )
     layers, rest = layer_optimizers(config, model)
@@ -247,7 +246,7 @@ def recipe_of(config: TrainConfig, model: Decoder, modes: tuple[Mode, ...]) -> R
     numbers = lambda tree: sum(a.size for a in jax.tree.leaves(tree))
     state = tree_bytes(jax.eval_shape(layers.init, {"layers": one})) - low * numbers(one)
     others = tree_bytes(jax.eval_shape(rest.init, whole)) - low * numbers(whole)
-    return Recipe(config.optimizer, weights, low, state, others, 0, 0, modes)
+    return MethodBytes(config.optimizer, weights, low, state, others, 0, 0, modes)
 
 
 def budgets_of(config: TrainConfig) -> Budgets:
@@ -259,43 +258,43 @@ def budgets_of(config: TrainConfig) -> Budgets:
     return Budgets(device or 1 << 62, host, free if here else None)
 
 
-def waiting(job: Job, place: Placement, budgets: Budgets) -> int:
+def waiting(spec: StepSpec, place: Placement, budgets: Budgets) -> int:
     """Bundles whose gradients may wait on the host: those that were counted, and as many as what is
     left of the budget holds."""
-    host, device = total(host_bytes(job, place)), total(device_bytes(job, place))
+    host, device = total(host_bytes(spec, place)), total(device_bytes(spec, place))
     left = budgets.host - host
     if budgets.together is not None:
         left = min(left, budgets.together - host - device)
-    return 2 + max(0, left) // (job.bundle * job.recipe.weights)
+    return 2 + max(0, left) // (spec.bundle * spec.method.weights)
 
 
-def placed(config: TrainConfig, job: Job, budgets: Budgets) -> Placement:
+def placed(config: TrainConfig, spec: StepSpec, budgets: Budgets) -> Placement:
     """What stays on the device and what streams, within the budgets.
 
     Raises:
         InputError: nothing fits; what is missing is named.
     """
-    found = choose(job, rates(), budgets)
+    found = choose(spec, rates(), budgets)
     if found is not None:
         return found.place
-    least = least_device(job)
+    least = least_device(spec)
     if least > budgets.device:
         raise InputError(
             f"streaming needs {spelt(least)} on the device, {spelt(budgets.device)} are "
             f"available; lower --depth (now {config.depth}), --batch or --sequence"
-            + (f", or pass --experts-per-bundle {smaller}" if (smaller := fewer(job)) else "")
+            + (f", or pass --experts-per-bundle {smaller}" if (smaller := fewer(spec)) else "")
         )
     raise InputError(
-        f"streaming needs {spelt(least_host(job, budgets))} of host memory, "
+        f"streaming needs {spelt(least_host(spec, budgets))} of host memory, "
         f"{spelt(budgets.host)} are available; take fewer --state-bits, --rounding stochastic "
         "or a smaller --model"
     )
 
 
-def fewer(job: Job) -> int | None:
+def fewer(spec: StepSpec) -> int | None:
     """Experts of a bundle that is smaller than the present ones, if there can be one."""
-    experts = job.config.experts
-    if not job.recipe.layer_thin and not job.experts_per_bundle and experts > 1:
+    experts = spec.config.experts
+    if not spec.method.layer_thin and not spec.experts_per_bundle and experts > 1:
         return max(n for n in range(1, experts) if experts % n == 0)
     return None
 
@@ -304,4 +303,4 @@ def rates() -> Rates:
     """To compare placements with: those of a card with a fast link, for want of a measurement."""
     card = device_of("H100").card
     assert card is not None
-    return assumed(card)
+    return assumed_rates(card)

@@ -1,7 +1,7 @@
 """Rates of the machine at hand, by running what a step runs.
 
-`quickly` takes a second and is good for a table; `measure` runs one layer of the model at its real
-shapes, and is what predictions are compared with (`springroll bench plan_accuracy`).
+`quick_rates` takes a second and is good for a table; `measure_rates` runs one layer of the model
+at its real shapes, and is what predictions are compared with (`springroll bench plan_accuracy`).
 """
 
 from __future__ import annotations
@@ -19,21 +19,22 @@ import optax
 
 from springroll.cpu import cores
 from springroll.models.decoder import decoder
-from springroll.planner.footprint import Job
-from springroll.planner.rates import UPDATE_BYTES, Rates
+from springroll.planner.devices import UPDATE_BYTES, Rates
+from springroll.planner.footprint import StepSpec
 from springroll.planner.step_time import work
 from springroll.planner.working_set import arguments
 from springroll.stream.device_update import DeviceUpdate
 from springroll.stream.host_adamw import AdamW, zeros
-from springroll.stream.link import Link, tree_bytes
+from springroll.stream.link import Link
 from springroll.stream.next_use import NextUseFirst
 from springroll.stream.programs import Programs, square
+from springroll.trees import tree_bytes
 
-SIDE = 1024  # of the matrices that `quickly` multiplies
+SIDE = 1024  # of the matrices that `quick_rates` multiplies
 COPIED = 1 << 26  # bytes that it copies
 
 
-def quickly() -> Rates:
+def quick_rates() -> Rates:
     """From one product of matrices and one copy."""
     device = jax.devices()[0]
     a = jnp.ones((SIDE, SIDE), jnp.float32)
@@ -58,21 +59,21 @@ def quickly() -> Rates:
 def seconds(call: Callable[[], Any], repeats: int = 3) -> float:
     """Median wall seconds of a call whose result is waited for, after one that is not counted."""
     jax.block_until_ready(call())
-    found = []
+    times = []
     for _ in range(repeats):
         start = time.perf_counter()
         jax.block_until_ready(call())
-        found.append(time.perf_counter() - start)
-    return statistics.median(found)
+        times.append(time.perf_counter() - start)
+    return statistics.median(times)
 
 
-def measure(job: Job, optimizer: optax.GradientTransformation) -> Rates:
-    """From the programs of one layer of the job, at their real shapes; see `calibration`."""
-    return calibration(job, optimizer)()
+def measure_rates(spec: StepSpec, optimizer: optax.GradientTransformation) -> Rates:
+    """From the programs of one layer of the spec, at their real shapes; see `calibration`."""
+    return calibration(spec, optimizer)()
 
 
-def calibration(job: Job, optimizer: optax.GradientTransformation) -> Callable[[], Rates]:
-    """What measures the rates of a job, as often as it is called.
+def calibration(spec: StepSpec, optimizer: optax.GradientTransformation) -> Callable[[], Rates]:
+    """What measures the rates of a spec, as often as it is called.
 
     What accompanies a program is counted with it: with the head the embedding, with an update the
     norm of the gradient.
@@ -80,46 +81,46 @@ def calibration(job: Job, optimizer: optax.GradientTransformation) -> Callable[[
     Args:
         optimizer: of one layer.
     """
-    config, dtype = job.config, "float32" if job.recipe.weights == 4 else "bfloat16"
-    has = filled(arguments(config, job.rows, job.sequence, dtype))
-    programs = Programs(decoder(config), parts=job.parts)
-    stats = [has.stats] * config.layers
+    config, dtype = spec.config, "float32" if spec.method.weights == 4 else "bfloat16"
+    arrays = filled(arguments(config, spec.rows, spec.sequence, dtype))
+    programs = Programs(decoder(config), parts=spec.parts)
+    stats = [arrays.stats] * config.layers
     index = jnp.zeros((), jnp.int32)
     link = Link()
-    away = link.fetch(has.layer).result()
-    size = tree_bytes(has.layer)
-    done = work(dataclasses.replace(job, tokens=job.rows * job.sequence))
-    on_host, on_device = host_update(has.layer), device_update(has.layer, optimizer)
+    layer_on_host = link.fetch(arrays.layer).result()
+    size = tree_bytes(arrays.layer)
+    executed = work(dataclasses.replace(spec, tokens=spec.rows * spec.sequence))
+    on_host, on_device = host_update(arrays.layer), device_update(arrays.layer, optimizer)
 
     def forward() -> Any:
-        return programs.forward(has.layer, None, has.x, index)
+        return programs.forward(arrays.layer, None, arrays.x, index)
 
     def backward() -> Any:
-        return programs.backward(has.layer, None, has.x, index, has.x, has.stats, None)
+        return programs.backward(arrays.layer, None, arrays.x, index, arrays.x, arrays.stats, None)
 
     def head() -> Any:
-        x, _ = programs.embed(has.rest, None, has.tokens)
-        found = programs.finish(has.rest, None, has.x, stats, has.tokens, None)
-        return x, programs.embed_backward(has.rest, None, has.tokens, has.x, found[2])
+        x, _ = programs.embed(arrays.rest, None, arrays.tokens)
+        gradients = programs.finish(arrays.rest, None, arrays.x, stats, arrays.tokens, None)
+        return x, programs.embed_backward(arrays.rest, None, arrays.tokens, arrays.x, gradients[2])
 
     summed = [backward()[0]]
 
     def further() -> Any:  # micro-batches after the first are added to its gradient
         summed[0], dx, _ = programs.backward(
-            has.layer, None, has.x, index, has.x, has.stats, summed[0]
+            arrays.layer, None, arrays.x, index, arrays.x, arrays.stats, summed[0]
         )
         return summed[0], dx
 
     def rates() -> Rates:
-        back = seconds(backward) + (job.parts - 1) * (seconds(further) if job.parts > 1 else 0.0)
-        layer = seconds(forward) + back / job.parts
+        back = seconds(backward) + (spec.parts - 1) * (seconds(further) if spec.parts > 1 else 0.0)
+        layer = seconds(forward) + back / spec.parts
         return Rates(
-            flops=(done.forward + done.backward) / layer / config.layers,
-            head_flops=done.head / seconds(head),
-            to_device=size / seconds(lambda: link.send(away).result()),
-            to_host=size / seconds(lambda: link.fetch(has.layer).result()),
-            host_update=job.layer / seconds(on_host),
-            device_update=job.layer / seconds(on_device),
+            flops=(executed.forward + executed.backward) / layer / config.layers,
+            head_flops=executed.head / seconds(head),
+            to_device=size / seconds(lambda: link.send(layer_on_host).result()),
+            to_host=size / seconds(lambda: link.fetch(arrays.layer).result()),
+            host_update=spec.layer / seconds(on_host),
+            device_update=spec.layer / seconds(on_device),
             shared=jax.devices()[0].platform == "cpu",
             source="one layer, run here",
         )
@@ -146,11 +147,11 @@ def device_update(layer: Any, optimizer: optax.GradientTransformation) -> Callab
     wide = jax.tree.map(lambda w: jnp.zeros(w.shape, jnp.float32), layer)
     state = optimizer.init({"layers": wide})  # compiled, XLA would fold it for a minute
     one, index = jnp.ones((), jnp.float32), jnp.zeros((), jnp.int32)
-    kept = [(jax.tree.map(jnp.copy, layer), state)]
+    latest = [(jax.tree.map(jnp.copy, layer), state)]
 
     def step() -> Any:
-        kept[0] = update.of_layer(*kept[0], layer, one, one > 0, None, index)
-        return kept[0], square(layer)
+        latest[0] = update.of_layer(*latest[0], layer, one, one > 0, None, index)
+        return latest[0], square(layer)
 
     return step
 

@@ -1,0 +1,189 @@
+"""What is asked of a plan, and the search for the fastest step that fits."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any, get_args
+
+from springroll.errors import InputError
+from springroll.memory import host_memory, parse_bytes
+from springroll.models.decoder_config import DecoderConfig
+from springroll.planner.devices import Device, Rates, assumed_rates, device_of
+from springroll.planner.footprint import Bytes, Clip, StepSpec, device_bytes, host_bytes
+from springroll.planner.methods import Dtype, Rounding, method_bytes
+from springroll.planner.placement import Budgets, Choice, choose
+from springroll.planner.plan_result import Plan
+from springroll.planner.working_set import WorkingSet, expert_working_set, working_set
+
+TOKENS, SEQUENCE = 16384, 1024
+MICRO_BATCH_TOKENS = 4096  # where more would fit: enough to keep a card busy
+
+
+@dataclass(frozen=True, kw_only=True)
+class Options:
+    """What to plan for beside the model; `plan` explains the fields.
+
+    Raises:
+        InputError: a number is below 1, or the tokens do not divide into micro-batches.
+    """
+
+    device: Device
+    budgets: Budgets
+    rates: Rates
+    tokens: int = TOKENS
+    sequence: int = SEQUENCE
+    micro_batch: int | None = None
+    method: str = "adamw"
+    state_bits: int = 32
+    rank: int | None = None
+    dtype: Dtype = "bfloat16"
+    rounding: Rounding = "split"
+    depth: int = 3
+    clip: Clip = "previous"
+    experts_per_bundle: int | None = None
+
+    def __post_init__(self) -> None:
+        for name in ("tokens", "sequence", "depth", "micro_batch", "rank"):
+            value = getattr(self, name)
+            if value is not None and value < 1:
+                raise InputError(f"{name} is {value}; expected at least 1")
+        if self.tokens % self.sequence:
+            near = max(1, round(self.tokens / self.sequence)) * self.sequence
+            raise InputError(
+                f"{self.tokens} tokens per step are no whole number of sequences of "
+                f"{self.sequence}; take {near}, or another --sequence"
+            )
+        rows = self.tokens // self.sequence
+        if self.micro_batch and rows % self.micro_batch:
+            raise InputError(
+                f"{rows} sequences per step do not divide into micro-batches of "
+                f"{self.micro_batch}; take a divisor of {rows}"
+            )
+        if self.clip not in get_args(Clip):
+            raise InputError(f"clip is {self.clip!r}; expected one of {', '.join(get_args(Clip))}")
+
+
+def fastest_plan(name: str, config: DecoderConfig, options: Options) -> Plan | None:
+    """The fastest step that fits, with the largest micro-batch that lets it; None if none does."""
+    free = step_spec(config, options, 1, working=WorkingSet(0, 0))
+    if choose(free, options.rates, options.budgets) is None:
+        return None  # not even if computing took no memory: no need to ask the compiler
+    for rows in micro_batches(options):
+        spec = step_spec(config, options, rows)
+        choice = choose(spec, options.rates, options.budgets)
+        if choice is not None:
+            return _plan(name, spec, choice, options)
+    return None
+
+
+def micro_batches(options: Options) -> list[int]:
+    """Sequences that may be computed together, the most first."""
+    if options.micro_batch:
+        return [options.micro_batch]
+    rows = options.tokens // options.sequence
+    most = max(1, MICRO_BATCH_TOKENS // options.sequence)
+    largest = max(n for n in range(1, min(rows, most) + 1) if rows % n == 0)
+    return sorted({largest, 1}, reverse=True)
+
+
+def step_spec(
+    config: DecoderConfig, options: Options, rows: int, working: WorkingSet | None = None
+) -> StepSpec:
+    """The step of these options; asks the compiler for the working set if it is not given."""
+    method = method_bytes(
+        config,
+        options.method,
+        dtype=options.dtype,
+        state_bits=options.state_bits,
+        rank=options.rank,
+        rounding=options.rounding,
+    )
+    together = options.experts_per_bundle
+    if not together or not config.experts or config.experts % together or not method.cuts_layers:
+        together = None
+    if working is None:
+        shape = config, rows, options.sequence, _compiled_dtype(options)
+        if together:
+            working = expert_working_set(*shape, together)
+        else:
+            working = working_set(*shape, trains=method.trains)
+    return StepSpec(
+        config=config,
+        method=method,
+        tokens=options.tokens,
+        rows=rows,
+        sequence=options.sequence,
+        working=working,
+        depth=options.depth,
+        clip=options.clip,
+        experts_per_bundle=together,
+    )
+
+
+def _plan(name: str, spec: StepSpec, choice: Choice, options: Options) -> Plan:
+    return Plan(
+        model=name,
+        device=options.device,
+        budgets=options.budgets,
+        spec=spec,
+        place=choice.place,
+        device_bytes=_nonzero(device_bytes(spec, choice.place)),
+        host_bytes=_nonzero(host_bytes(spec, choice.place)),
+        seconds=choice.seconds,
+        rates=options.rates,
+    )
+
+
+def _nonzero(sizes: Bytes) -> Bytes:
+    return {kind: size for kind, size in sizes.items() if size}
+
+
+def _compiled_dtype(options: Options) -> str:
+    """A CPU's compiler has no bfloat16 of its own; see `working_set`."""
+    import jax
+
+    for_a_card = not options.device.local and jax.default_backend() == "cpu"
+    return "float32" if for_a_card else options.dtype
+
+
+def options_of(
+    device: str | int | None,
+    host: str | int | None,
+    link: str | int | None,
+    rates: Rates | None,
+    **rest: Any,
+) -> Options:
+    """Options with the device found, budgets in bytes and rates assumed where not given."""
+    on = device_of(device)
+    return Options(
+        device=on,
+        budgets=_budgets(on, host),
+        rates=rates or _rates(on, _bytes(link, "link")),
+        **rest,
+    )
+
+
+def _budgets(device: Device, host: str | int | None) -> Budgets:
+    given = _bytes(host, "host")
+    if device.unified:
+        return Budgets(device.memory, min(given or device.memory, device.memory), device.memory)
+    return Budgets(device.memory, _host_memory() if given is None else given)
+
+
+def _host_memory() -> int:
+    free = host_memory()
+    if free is None:
+        raise InputError("this system does not tell how much memory it has; give host, as 64GiB")
+    return free
+
+
+def _rates(device: Device, link: int | None) -> Rates:
+    if device.card is not None:
+        return assumed_rates(device.card, link)
+    from springroll.planner.measured_rates import quick_rates
+
+    return quick_rates()
+
+
+def _bytes(given: str | int | None, name: str) -> int | None:
+    return parse_bytes(given, name) if isinstance(given, str) else given

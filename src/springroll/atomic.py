@@ -5,9 +5,12 @@ import json
 import os
 from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import Any, BinaryIO, TypeAlias
 
 from springroll.errors import InputError
+
+JsonObject: TypeAlias = dict[str, Any]
+"""A JSON object as `json.loads` gives it."""
 
 
 @contextlib.contextmanager
@@ -36,7 +39,7 @@ def write_json(path: Path, data: Mapping[str, Any]) -> None:
         file.write((json.dumps(data, indent=2) + "\n").encode())
 
 
-def read_json(path: Path) -> dict[str, Any]:
+def read_json(path: Path) -> JsonObject:
     """The JSON object in `path`; InputError when it is missing or is none."""
     try:
         data = json.loads(path.read_bytes())

@@ -7,13 +7,13 @@ import os
 import re
 import socket
 from pathlib import Path
-from typing import Any
 
 from springroll.errors import InputError
 from springroll.program import pip_install
 
 # OWNER/NAME, and the file of weights where a repository holds several models of one file each
 _ID = re.compile(r"([A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*)(?:/([\w./-]+\.(?:pth|safetensors)))?")
+_SETTINGS = ("HTTPS_PROXY", "https_proxy", "HF_ENDPOINT", "HF_HUB_OFFLINE", "HF_DATASETS_OFFLINE")
 _FILES = ["*.json", "*.safetensors", "*.jinja", "*.txt"]  # no second copy of the weights
 
 
@@ -32,13 +32,13 @@ def hf_folder(name: str | Path) -> Path:
         return path
     if path.exists():
         raise InputError(f"{name} is a file; give the folder that holds the model")
-    found = _ID.fullmatch(str(name))
-    if found is None:
+    match = _ID.fullmatch(str(name))
+    if match is None:
         raise InputError(
             f"no model {str(name)!r}: it is no folder here, and no name as OWNER/NAME on "
             "huggingface.co"
         )
-    return _downloaded(*found.groups())
+    return _downloaded(*match.groups())
 
 
 def reachable() -> bool:
@@ -46,8 +46,7 @@ def reachable() -> bool:
 
     Where a proxy, a mirror or the offline mode is set the packages know better: true.
     """
-    known = ("HTTPS_PROXY", "https_proxy", "HF_ENDPOINT", "HF_HUB_OFFLINE", "HF_DATASETS_OFFLINE")
-    if any(os.environ.get(key) for key in known):
+    if any(map(os.environ.get, _SETTINGS)):
         return True
     try:
         socket.create_connection(("huggingface.co", 443), timeout=5).close()
@@ -58,7 +57,7 @@ def reachable() -> bool:
 
 def _downloaded(name: str, file: str | None) -> Path:
     try:
-        hub: Any = importlib.import_module("huggingface_hub")
+        hub = importlib.import_module("huggingface_hub")
     except ImportError:
         raise InputError(
             f"{name} is no folder here; to download it takes the package 'huggingface_hub': "

@@ -24,7 +24,7 @@ from springroll.envs.observation_scaling import Scaling
 from springroll.envs.python_seeds import pair_seeds
 from springroll.errors import InputError
 from springroll.models.policy import Policy
-from springroll.tasks.worker_process import IDLE, Progress
+from springroll.tasks.worker import IDLE, Progress
 from tests.envs import gymnasium_environments as environments
 
 HERE = Path(__file__).with_name("gymnasium_environments.py")

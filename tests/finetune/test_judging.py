@@ -7,7 +7,8 @@ import numpy as np
 
 from springroll.finetune.judging import best_of, judged
 from springroll.generate.generator import Generated
-from springroll.tasks.problem import Problem, TextTask, Verdict
+from springroll.tasks.problem import Problem, TextTask
+from springroll.tasks.verdicts import Verdict
 from springroll.tokens.tokenizer import byte_tokenizer
 
 TOKENIZER = byte_tokenizer()

@@ -6,7 +6,7 @@ import pytest
 
 from springroll.errors import InputError
 from springroll.tasks.arithmetic import arithmetic_task, digit_accuracy, judge
-from springroll.tasks.expression import read_expression
+from springroll.tasks.countdown import read_expression
 
 OPERATORS = {"+": operator.add, "-": operator.sub, "*": operator.mul}
 

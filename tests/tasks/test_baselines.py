@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from springroll.tasks.baselines import baselines, bigram_bits, gzip_bits, unigram_bits
+from springroll.tasks.text import baselines, bigram_bits, gzip_bits, unigram_bits
 from tests.tasks import text_statistics
 
 TEXT = b"\0the cat sat on the mat\n" * 40 + bytes(range(256))

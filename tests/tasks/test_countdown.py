@@ -7,8 +7,7 @@ import pytest
 
 from springroll.bench.verifier import agreement, every_expression
 from springroll.errors import InputError
-from springroll.tasks.countdown import closeness, countdown_task, judge
-from springroll.tasks.expression import read_expression
+from springroll.tasks.countdown import closeness, countdown_task, judge, read_expression
 
 GIVEN = {"numbers": [3, 7, 25], "target": 46}  # 25+7*3
 

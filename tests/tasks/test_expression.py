@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from springroll.tasks.expression import MAX_DEPTH, MAX_LENGTH, Refused, read_expression
+from springroll.tasks.countdown import MAX_DEPTH, MAX_LENGTH, Refused, read_expression
 
 
 @pytest.mark.parametrize(

@@ -9,8 +9,8 @@ import pytest
 
 from springroll.errors import InputError
 from springroll.tasks import worker
-from springroll.tasks.function_task import WorkerPool, function_task
 from springroll.tasks.task_line import text_task
+from springroll.tasks.user_task import WorkerPool, function_task
 from tests.tasks import reward_functions
 
 

@@ -8,10 +8,10 @@ from collections import Counter
 import pytest
 
 from springroll.errors import InputError
-from springroll.tasks.problem import UNSCORED, Verdict, until_stop
-from springroll.tasks.report import report
+from springroll.tasks.problem import until_stop
 from springroll.tasks.sources import SURFACES, document, training_text
 from springroll.tasks.task_line import text_task
+from springroll.tasks.verdicts import UNSCORED, Verdict, report
 
 
 @pytest.mark.parametrize(

@@ -10,7 +10,7 @@ import tokenizers
 from springroll.errors import InputError
 from springroll.program import pip_install
 from springroll.tasks.corpus import load_corpus
-from springroll.tasks.tokens import tokenized, tokenizer
+from springroll.tasks.text import document_encoder, tokenized
 
 
 def corpus(tmp_path):
@@ -38,7 +38,7 @@ def test_tokens_stand_for_the_same_text(tmp_path):
 
 def test_a_tokenizer_file_is_used_as_it_is(tmp_path):
     words(tmp_path)
-    encode = tokenizer(tmp_path)
+    encode = document_encoder(tmp_path)
     assert encode(["line 5: house", "7"]) == [[0, 8, 1, 2], [10]]
     found, per_byte = tokenized(corpus(tmp_path), encode)
     assert set(found.valid[:4].tolist()) >= {0, 1, 2} and 0 < per_byte < 1
@@ -47,13 +47,16 @@ def test_a_tokenizer_file_is_used_as_it_is(tmp_path):
 def test_between_documents_stands_the_end_of_a_text(tmp_path):
     words(tmp_path)
     (tmp_path / "generation_config.json").write_text('{"eos_token_id": [902, 901]}')
-    assert tokenizer(tmp_path)(["7", "8 :"]) == [[10, 901], [11, 1, 901]]  # the first of both
+    assert document_encoder(tmp_path)(["7", "8 :"]) == [
+        [10, 901],
+        [11, 1, 901],
+    ]  # the first of both
 
 
 def test_bytes_stay_what_they_are(tmp_path):
     (tmp_path / "config.json").write_text('{"vocab_size": 256}')
     text = corpus(tmp_path)
-    found, per_byte = tokenized(text, tokenizer(tmp_path))
+    found, per_byte = tokenized(text, document_encoder(tmp_path))
     np.testing.assert_array_equal(found.train, text.train)
     np.testing.assert_array_equal(found.valid, text.valid)
     assert per_byte == 1
@@ -61,10 +64,10 @@ def test_bytes_stay_what_they_are(tmp_path):
 
 def test_what_is_missing_is_one_line(tmp_path, monkeypatch):
     with pytest.raises(InputError, match=r"holds neither tokenizer\.json"):
-        tokenizer(tmp_path)
+        document_encoder(tmp_path)
     (tmp_path / "tokenizer.json").write_text("{}")
     with pytest.raises(InputError, match="cannot read"):
-        tokenizer(tmp_path)
+        document_encoder(tmp_path)
     monkeypatch.setitem(sys.modules, "tokenizers", None)
     with pytest.raises(InputError, match=re.escape(pip_install("hf"))):
-        tokenizer(tmp_path)
+        document_encoder(tmp_path)

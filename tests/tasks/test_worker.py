@@ -8,9 +8,8 @@ import numpy as np
 import pytest
 
 from springroll.errors import InputError
-from springroll.tasks.named_function import arguments_taken
-from springroll.tasks.worker import Worker, WorkerLost
-from springroll.tasks.worker_process import Progress, read_message, serve, write_message
+from springroll.tasks.user_code import arguments_taken
+from springroll.tasks.worker import Progress, Worker, WorkerLost, read_message, serve, write_message
 from tests.tasks.test_function_task import gone
 
 

@@ -13,8 +13,7 @@ import numpy as np
 
 from springroll.envs.gymnasium_actor import Actor, seats_for
 from springroll.envs.python_failures import Failures
-from springroll.tasks.worker import Worker, WorkerLost
-from springroll.tasks.worker_process import IDLE, Message
+from springroll.tasks.worker import IDLE, Message, Worker, WorkerLost
 
 GIVE_UP = 32  # processes lost one after the other, without a single answer
 

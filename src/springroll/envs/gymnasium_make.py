@@ -7,7 +7,7 @@ from typing import Any
 
 from springroll.errors import InputError
 from springroll.program import pip_install
-from springroll.tasks.named_function import named_function
+from springroll.tasks.user_code import named_function
 
 PREFIX = "gymnasium-"
 

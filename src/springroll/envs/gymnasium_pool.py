@@ -26,8 +26,7 @@ from springroll.envs.python_failures import Failures, reason
 from springroll.errors import InputError
 from springroll.evolve.members import Members
 from springroll.tasks.records import file_digest
-from springroll.tasks.worker import Worker, WorkerLost, end_all
-from springroll.tasks.worker_process import Message
+from springroll.tasks.worker import Message, Worker, WorkerLost, end_all
 
 SEATS = 512  # episodes at once
 

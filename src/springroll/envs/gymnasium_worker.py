@@ -1,4 +1,4 @@
-"""The process that holds Gymnasium environments (see `springroll.tasks.worker_process`).
+"""The process that holds Gymnasium environments (see `springroll.tasks.worker`).
 
 Every environment has a slot. Payloads are raw arrays, one behind the other, one entry per slot:
 
@@ -21,8 +21,8 @@ from springroll.envs.environment import Actions, Box, Discrete
 from springroll.envs.gymnasium_make import Maker, maker
 from springroll.envs.gymnasium_spaces import actions_of, flat_of
 from springroll.errors import InputError
-from springroll.tasks.named_function import raised_line
-from springroll.tasks.worker_process import Message, Progress, serve
+from springroll.tasks.user_code import raised_line
+from springroll.tasks.worker import Message, Progress, serve
 
 USUAL_STEPS = 1000  # of an episode, where the environment knows no end
 

@@ -6,7 +6,7 @@ from springroll.envs.environment import Environment
 from springroll.envs.gymnasium_make import PREFIX
 from springroll.envs.python_failures import reason
 from springroll.errors import InputError
-from springroll.tasks.named_function import named_function
+from springroll.tasks.user_code import named_function
 from springroll.tasks.worker import Worker, WorkerLost
 
 Kind = Literal["objective", "gymnasium", "environment"]

@@ -1,4 +1,4 @@
-"""The process that finds out what a function of the user's is (see `tasks.worker_process`).
+"""The process that finds out what a function of the user's is (see `tasks.worker`).
 
 {}  ->  {"kind": "objective", "gymnasium" or "environment"} or {"failed": [kind, line]}
 """
@@ -7,8 +7,8 @@ import inspect
 from collections.abc import Callable
 from typing import Any
 
-from springroll.tasks.named_function import named_function, raised_line
-from springroll.tasks.worker_process import Answer, Message, Progress, serve
+from springroll.tasks.user_code import named_function, raised_line
+from springroll.tasks.worker import Answer, Message, Progress, serve
 
 
 def main(progress: Progress, name: str, timeout: str) -> None:

@@ -6,8 +6,8 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from springroll.generate.generator import Generated
-from springroll.tasks.problem import Problem, TextTask, Verdict, until_stop
-from springroll.tasks.report import report
+from springroll.tasks.problem import Problem, TextTask, until_stop
+from springroll.tasks.verdicts import Verdict, report
 from springroll.tokens.tokenizer import Tokenizer
 
 

@@ -24,9 +24,8 @@ from springroll.pretrain.config import PretrainConfig
 from springroll.pretrain.streamed import must_stream, streamed_task
 from springroll.quant.registers import fastest_registers
 from springroll.run.task import Curve, Metrics, Task
-from springroll.tasks.baselines import baselines
 from springroll.tasks.corpus import Corpus, load_corpus
-from springroll.tasks.text import Streams, streams, validation
+from springroll.tasks.text import Streams, baselines, streams, validation
 from springroll.thin.discovery import discover
 from springroll.trees import PyTree
 

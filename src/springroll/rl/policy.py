@@ -10,7 +10,7 @@ from springroll.envs.environment import Actions, Box
 from springroll.errors import InputError
 from springroll.models.policy import Policy, PolicyNetwork
 from springroll.rl.config import RLConfig
-from springroll.tasks.named_function import named_function, raised_line
+from springroll.tasks.user_code import named_function, raised_line
 
 
 def policy_of(config: RLConfig, inputs: int, actions: Actions) -> Policy | PolicyNetwork:

@@ -60,9 +60,9 @@ def find_answer(text: str, style: str) -> str | None:
     >>> find_answer(r"so \boxed{\frac{1}{2}}", "boxed")
     '\\frac{1}{2}'
     """
-    said = _after_thought(text)
-    found = None if said is None else _FINDERS[style](said)
-    return found.strip() or None if found is not None and len(found) <= MAX_ANSWER else None
+    reply = _after_thought(text)
+    answer = None if reply is None else _FINDERS[style](reply)
+    return answer.strip() or None if answer is not None and len(answer) <= MAX_ANSWER else None
 
 
 def find_number(text: str, style: str) -> Fraction | None:
@@ -81,34 +81,34 @@ def find_number(text: str, style: str) -> Fraction | None:
     if answer is None:
         return None
     if style == "whole":
-        found = _NUMBER.fullmatch(answer)
-        return _fraction(found) if found else None
+        match = _NUMBER.fullmatch(answer)
+        return _fraction(match) if match else None
     return first_number(answer.rpartition("=")[2])
 
 
 def first_number(text: str) -> Fraction | None:
     """The first number of a short text."""
     text = _plain_fractions(text)
-    found = _NUMBER.search(text)
-    return _fraction(found) if found else None
+    match = _NUMBER.search(text)
+    return _fraction(match) if match else None
 
 
 def last_number(text: str) -> Fraction | None:
     """The last number of a short text."""
-    found = list(_NUMBER.finditer(_plain_fractions(text)))
-    return _fraction(found[-1]) if found else None
+    matches = list(_NUMBER.finditer(_plain_fractions(text)))
+    return _fraction(matches[-1]) if matches else None
 
 
-def _fraction(found: re.Match[str]) -> Fraction | None:
-    if len(found.group()) > _MAX_DIGITS:
+def _fraction(match: re.Match[str]) -> Fraction | None:
+    if len(match.group()) > _MAX_DIGITS:
         return None
-    whole, decimals = found["number"].replace(",", ""), found["decimals"] or ""
-    value = Fraction(f"{whole or 0}{decimals}")
-    if found["under"]:
-        if int(found["under"]) == 0:
+    integer, decimals = match["number"].replace(",", ""), match["decimals"] or ""
+    value = Fraction(f"{integer or 0}{decimals}")
+    if match["under"]:
+        if int(match["under"]) == 0:
             return None
-        value /= int(found["under"])
-    negative = (found["sign"] or "+") != "+" or found["inner"]
+        value /= int(match["under"])
+    negative = (match["sign"] or "+") != "+" or match["inner"]
     return -value if negative else value
 
 

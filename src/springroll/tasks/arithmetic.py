@@ -9,9 +9,15 @@ from itertools import zip_longest
 from springroll.errors import InputError
 from springroll.tasks.answers import check_style, find_number, instruction
 from springroll.tasks.draws import Draws, draw
-from springroll.tasks.options import option_line, prompt_style
-from springroll.tasks.problem import Problem, TextTask, Verdict, Worked, until_stop
-from springroll.tasks.reward import check_reward, verdict
+from springroll.tasks.problem import (
+    Problem,
+    TextTask,
+    Worked,
+    option_line,
+    prompt_style,
+    until_stop,
+)
+from springroll.tasks.verdicts import Verdict, check_reward, verdict
 
 OPERATORS = "+-*"
 
@@ -93,36 +99,36 @@ def arithmetic_problem(
         first, second = draws.below(10**digits), draws.below(10**digits)
         sign = operators[draws.below(len(operators))]
         keyed = sorted([first, second]) if sign in "+*" else [first, second]
-        found = str(_result(first, sign, second))
+        result = str(_result(first, sign, second))
         task = f"{first}{sign}{second}"
         prompt = task + "="
         if style == "instruct":
             prompt = f"What is {first} {sign} {second}? " + instruction(answer, "number")
-        problem = Problem(prompt, {"task": task, "answer": found})
-        return f"arithmetic {sign} {keyed}", Worked(problem, found, _steps(first, sign, second))
+        problem = Problem(prompt, {"task": task, "answer": result})
+        return f"arithmetic {sign} {keyed}", Worked(problem, result, _steps(first, sign, second))
 
     return draw(make, seed, held_out, index)
 
 
 def judge(text: str, expected: str, answer: str, reward: str) -> Verdict:
     """The verdict on one text."""
-    found, right = find_number(text, answer), Fraction(expected)
-    correct = found == right
+    answered, right = find_number(text, answer), Fraction(expected)
+    correct = answered == right
     partial = 0.0
-    if found is not None and found.denominator == 1:
-        partial = digit_accuracy(int(found), int(right))
-    return verdict(reward, formatted=found is not None, partial=partial, correct=correct)
+    if answered is not None and answered.denominator == 1:
+        partial = digit_accuracy(int(answered), int(right))
+    return verdict(reward, formatted=answered is not None, partial=partial, correct=correct)
 
 
-def digit_accuracy(found: int, expected: int) -> float:
+def digit_accuracy(answered: int, expected: int) -> float:
     """The share of equal digits, units under units, of the longer number; half for a wrong sign.
 
     >>> digit_accuracy(146, 46), digit_accuracy(-46, 46)
     (0.6666666666666666, 0.5)
     """
-    pairs = list(zip_longest(str(abs(found))[::-1], str(abs(expected))[::-1]))
+    pairs = list(zip_longest(str(abs(answered))[::-1], str(abs(expected))[::-1]))
     same = sum(a == b for a, b in pairs) / len(pairs)
-    return same if (found < 0) == (expected < 0) else same / 2
+    return same if (answered < 0) == (expected < 0) else same / 2
 
 
 def _result(first: int, sign: str, second: int) -> int:
@@ -138,7 +144,7 @@ def _steps(first: int, sign: str, second: int) -> tuple[str, ...]:
     else:
         parts = [(at(first, place), at(second, place)) for place in places]
     results = [_result(a, sign, b) for a, b in parts]
-    steps = [f"{a}{sign}{b}={found}" for (a, b), found in zip(parts, results, strict=True)]
+    steps = [f"{a}{sign}{b}={result}" for (a, b), result in zip(parts, results, strict=True)]
     if len(results) > 1:
         together = "+".join(map(str, results)).replace("+-", "-")
         steps.append(f"{together}={sum(results)}")

@@ -7,9 +7,8 @@ from typing import NamedTuple
 import numpy as np
 from rich.table import Table
 
-from springroll.tasks.baselines import baselines
 from springroll.tasks.corpus import load_corpus
-from springroll.tasks.text import validation
+from springroll.tasks.text import baselines, validation
 
 BASELINES = ("unigram", "bigram", "gzip")
 

@@ -66,14 +66,14 @@ def load_corpus(source: str, *, max_bytes: int | None = None) -> Corpus:
         texts = [piece for text in texts for piece in _pieces(text, length)]
     hashed = sorted((hashlib.sha256(text).digest(), text) for text in texts)
     valid, train = _split(hashed, longest=max(size // 100, 2 * size // len(texts)))
-    whole = hashlib.sha256(b"".join(digest for digest, _ in hashed))
+    digest = hashlib.sha256(b"".join(digest for digest, _ in hashed))
     return Corpus(
         name=source,
         train=_joined(train),
         valid=_joined(valid),
         num_train=len(train),
         num_valid=len(valid),
-        digest=whole.hexdigest()[:16],
+        digest=digest.hexdigest()[:16],
     )
 
 

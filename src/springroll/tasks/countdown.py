@@ -2,19 +2,112 @@
 
 Problems are built from a solution, so that every one has one. Plain prompts are as short as
 `3,7,25>46:`; the instruct style asks in sentences.
+
+Answers are arithmetic in a text, read exactly and without running anything. A text from a model is
+data. Length, characters, nesting and digits are limited before it is parsed; the syntax tree may
+hold whole numbers, the four operations and the unary minus and nothing else; values are exact
+fractions. Neither `eval` nor sympy sees the text.
 """
 
+import ast
+import operator
+import re
 from collections import Counter
+from collections.abc import Callable
 from fractions import Fraction
 from typing import NamedTuple
 
 from springroll.errors import InputError
 from springroll.tasks.answers import check_style, find_answer, instruction
 from springroll.tasks.draws import Draws, draw
-from springroll.tasks.expression import Refused, read_expression
-from springroll.tasks.options import option_line, prompt_style
-from springroll.tasks.problem import Problem, TextTask, Verdict, Worked, until_stop
-from springroll.tasks.reward import check_reward, verdict
+from springroll.tasks.problem import (
+    Problem,
+    TextTask,
+    Worked,
+    option_line,
+    prompt_style,
+    until_stop,
+)
+from springroll.tasks.verdicts import Verdict, check_reward, verdict
+
+MAX_LENGTH = 256  # characters
+MAX_DEPTH = 32  # of parentheses, and of the syntax tree
+MAX_DIGITS = 12  # of a number in the text
+
+_ALLOWED = re.compile(r"[0-9+\-*/() ]+")
+_TOO_LONG_NUMBER = re.compile(rf"[0-9]{{{MAX_DIGITS + 1},}}")
+_OPERATIONS: dict[type[ast.operator], Callable[[Fraction, Fraction], Fraction]] = {
+    ast.Add: operator.add,
+    ast.Sub: operator.sub,
+    ast.Mult: operator.mul,
+    ast.Div: operator.truediv,
+}
+
+
+class Refused(ValueError):
+    """The text is no arithmetic that can be read; the message says why."""
+
+
+class Expression(NamedTuple):
+    """What a text amounts to."""
+
+    value: Fraction
+    numbers: tuple[int, ...]  # those written in it, from left to right
+
+
+def read_expression(text: str) -> Expression:
+    """The value of an expression and the numbers in it.
+
+    >>> read_expression("(44 - 19) * 2 / 5")
+    Expression(value=Fraction(10, 1), numbers=(44, 19, 2, 5))
+
+    Raises:
+        Refused: it is too long, holds anything but whole numbers, + - * / and parentheses, is
+            nested too deeply, is no expression, or divides by zero.
+    """
+    if len(text) > MAX_LENGTH:
+        raise Refused(f"longer than {MAX_LENGTH} characters")
+    text = text.strip()
+    if not _ALLOWED.fullmatch(text):
+        raise Refused("something other than whole numbers, + - * / and parentheses")
+    if _TOO_LONG_NUMBER.search(text):
+        raise Refused(f"a number of more than {MAX_DIGITS} digits")
+    if _nesting(text) > MAX_DEPTH:
+        raise Refused("nested too deeply")
+    try:
+        tree = ast.parse(text, mode="eval")
+    except (SyntaxError, MemoryError, RecursionError):
+        raise Refused("no expression") from None
+    numbers: list[int] = []
+    return Expression(_value(tree.body, numbers, MAX_DEPTH), tuple(numbers))
+
+
+def _nesting(text: str) -> int:
+    """The most parentheses open at once; the parser must not meet thousands."""
+    depth = deepest = 0
+    for character in text:
+        depth += (character == "(") - (character == ")")
+        deepest = max(deepest, depth)
+    return deepest
+
+
+def _value(node: ast.expr, numbers: list[int], depth: int) -> Fraction:
+    if depth == 0:
+        raise Refused("nested too deeply")
+    match node:
+        case ast.Constant(value=int(number)):
+            numbers.append(number)
+            return Fraction(number)
+        case ast.UnaryOp(op=ast.USub(), operand=operand):
+            return -_value(operand, numbers, depth - 1)
+        case ast.BinOp(left=left, op=op, right=right) if type(op) in _OPERATIONS:
+            first = _value(left, numbers, depth - 1)
+            second = _value(right, numbers, depth - 1)
+            if second == 0 and isinstance(op, ast.Div):
+                raise Refused("division by zero")
+            return _OPERATIONS[type(op)](first, second)
+    raise Refused("something other than + - * / of whole numbers")
+
 
 OPERATIONS = "+-*/"
 NEAR = 10  # how far from the target an expression still earns half of its closeness
@@ -124,17 +217,17 @@ def countdown_problem(
         solution = _combined(given, operations, draws)
         if solution is None or not 1 <= solution[0].value <= target:
             return None
-        made, steps = solution
-        prompt = ",".join(map(str, given)) + f">{made.value}:"
+        result, steps = solution
+        prompt = ",".join(map(str, given)) + f">{result.value}:"
         if style == "instruct":
             prompt = (
                 f"Using each of the numbers {', '.join(map(str, given))} exactly once and the "
-                f"operations {' '.join(operations)}, write an expression that equals {made.value}. "
-                + instruction(answer, "expression")
+                f"operations {' '.join(operations)}, write an expression that equals "
+                f"{result.value}. " + instruction(answer, "expression")
             )
-        problem = Problem(prompt, {"numbers": given, "target": made.value})
-        key = f"countdown {sorted(given)} {made.value}"
-        return key, Worked(problem, made.text, tuple(steps))
+        problem = Problem(prompt, {"numbers": given, "target": result.value})
+        key = f"countdown {sorted(given)} {result.value}"
+        return key, Worked(problem, result.text, tuple(steps))
 
     return draw(make, seed, held_out, index)
 
@@ -146,9 +239,9 @@ def judge(
 
     Of an equation (`44 - 19 = 25`) the left side counts.
     """
-    found = find_answer(text, answer)
+    answered = find_answer(text, answer)
     try:
-        value, used = read_expression(_as_typed((found or "").partition("=")[0], operations))
+        value, used = read_expression(_as_typed((answered or "").partition("=")[0], operations))
     except Refused:
         return verdict(reward, formatted=False, partial=0.0, correct=False)
     given, target = reference["numbers"], reference["target"]
@@ -164,18 +257,18 @@ def closeness(value: Fraction, target: int) -> float:
     return float(1 / (1 + abs(value - target) / NEAR))
 
 
-class _Made(NamedTuple):
+class _Term(NamedTuple):
     value: int
     text: str
     binding: int  # of its last operation: 1 for + -, 2 for * /, 3 for a number
 
 
-def _combined(given: list[int], operations: str, draws: Draws) -> tuple[_Made, list[str]] | None:
+def _combined(given: list[int], operations: str, draws: Draws) -> tuple[_Term, list[str]] | None:
     """Take two at random and join them by an operation until one is left; (it, the steps).
 
     Values on the way are whole and 1 or more. None where no operation allows that.
     """
-    left = [_Made(number, str(number), 3) for number in given]
+    left = [_Term(number, str(number), 3) for number in given]
     steps = []
     while len(left) > 1:
         first = left.pop(draws.below(len(left)))
@@ -196,13 +289,13 @@ def _result(first: int, sign: str, second: int) -> int:
     return max(0, {"+": first + second, "-": first - second, "*": first * second}[sign])
 
 
-def _joined(first: _Made, sign: str, second: _Made) -> tuple[_Made, str]:
+def _joined(first: _Term, sign: str, second: _Term) -> tuple[_Term, str]:
     binding = 1 if sign in "+-" else 2
     left = f"({first.text})" if first.binding < binding else first.text
     tight = second.binding < binding or (second.binding == binding and sign in "-/")
     right = f"({second.text})" if tight else second.text
-    made = _Made(_result(first.value, sign, second.value), f"{left}{sign}{right}", binding)
-    return made, sign
+    result = _Term(_result(first.value, sign, second.value), f"{left}{sign}{right}", binding)
+    return result, sign
 
 
 _TYPED = str.maketrans({"×": "*", "·": "*", "÷": "/", "−": "-", "–": "-", "[": "(", "]": ")"})

@@ -57,9 +57,9 @@ def draw(make: Callable[[Draws], tuple[str, T] | None], seed: int, held_out: boo
         InputError: no problem of this side in `ATTEMPTS` draws.
     """
     for attempt in range(ATTEMPTS):
-        made = make(Draws(int(seed), bool(held_out), int(index), attempt))
-        if made is not None and is_held_out(made[0]) == held_out:
-            return made[1]
+        problem = make(Draws(int(seed), bool(held_out), int(index), attempt))
+        if problem is not None and is_held_out(problem[0]) == held_out:
+            return problem[1]
     raise InputError(
         f"found no {'held-out' if held_out else 'training'} problem in {ATTEMPTS:,} draws; the "
         "options allow too few problems: take larger numbers or more operations"

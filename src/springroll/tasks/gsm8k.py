@@ -9,16 +9,14 @@ import importlib
 from collections.abc import Sequence
 from fractions import Fraction
 from pathlib import Path
-from typing import Any
 
 from springroll.errors import InputError
 from springroll.hub import reachable
 from springroll.program import pip_install
 from springroll.tasks.answers import check_style, find_number, instruction
-from springroll.tasks.options import option_line, prompt_style
-from springroll.tasks.problem import Problem, TextTask, Verdict, until_stop
+from springroll.tasks.problem import Problem, TextTask, option_line, prompt_style, until_stop
 from springroll.tasks.records import Record, file_digest, read_records, shuffled
-from springroll.tasks.reward import check_reward, verdict
+from springroll.tasks.verdicts import Verdict, check_reward, verdict
 
 HUB = "openai/gsm8k"
 FILES = {"train": "train.jsonl", "test": "test.jsonl"}
@@ -51,8 +49,8 @@ def gsm8k_task(
     check_style(answer)
     check_reward(reward)
     sides, digest = _sides(data)
-    asked = {_question(record) for record in sides["test"]}
-    train = [r for r in sides["train"] if _question(r) not in asked]
+    test_questions = {_question(record) for record in sides["test"]}
+    train = [r for r in sides["train"] if _question(r) not in test_questions]
     if not train:
         raise InputError(f"all training problems of {data} are in its test set too")
     make = lambda record: _problem(record, style, answer)
@@ -83,9 +81,9 @@ def gsm8k_task(
 
 def judge(text: str, expected: str, answer: str, reward: str) -> Verdict:
     """The verdict on one text."""
-    found = find_number(text, answer)
-    correct = found == Fraction(expected)
-    return verdict(reward, formatted=found is not None, partial=float(correct), correct=correct)
+    number = find_number(text, answer)
+    correct = number == Fraction(expected)
+    return verdict(reward, formatted=number is not None, partial=float(correct), correct=correct)
 
 
 def _problem(record: Record, style: str, answer: str) -> Problem:
@@ -104,14 +102,14 @@ def _sides(data: str) -> tuple[dict[str, list[Record]], str]:
     folder = Path(data).expanduser()
     if folder.is_dir():
         paths = {side: folder / name for side, name in FILES.items()}
-        found = {side: read_records(path, "question", "answer") for side, path in paths.items()}
+        sides = {side: read_records(path, "question", "answer") for side, path in paths.items()}
         digest = " ".join(file_digest(path) for path in paths.values())
     elif data == HUB or (data.count("/") == 1 and not data.startswith((".", "/", "~"))):
-        found = {side: _from_hub(data, side) for side in FILES}
-        digest = hashlib.sha256(repr(found).encode()).hexdigest()[:16]
+        sides = {side: _from_hub(data, side) for side in FILES}
+        digest = hashlib.sha256(repr(sides).encode()).hexdigest()[:16]
     else:
         raise InputError(f"no folder {data}; give one with {' and '.join(FILES.values())}")
-    return {side: [_numbered(r, data) for r in records] for side, records in found.items()}, digest
+    return {side: [_numbered(r, data) for r in records] for side, records in sides.items()}, digest
 
 
 def _numbered(record: Record, data: str) -> Record:
@@ -125,7 +123,7 @@ def _numbered(record: Record, data: str) -> Record:
 
 def _from_hub(name: str, split: str) -> list[Record]:
     try:
-        datasets: Any = importlib.import_module("datasets")
+        datasets = importlib.import_module("datasets")
     except ImportError:
         raise InputError(
             f"the data set {name} needs the package 'datasets': {pip_install('data')}; "

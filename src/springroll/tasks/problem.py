@@ -9,13 +9,13 @@ Training and held-out problems are pure functions of (seed, index), so that a re
 cursor, and no problem is ever on both sides.
 """
 
-import math
-import sys
-import threading
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple
+
+from springroll.errors import InputError
+from springroll.tasks.verdicts import Verdict
 
 
 class Problem(NamedTuple):
@@ -25,40 +25,12 @@ class Problem(NamedTuple):
     reference: Any  # JSON values
 
 
-class Verdict(NamedTuple):
-    """What one text is worth."""
-
-    reward: float  # NaN: could not be scored
-    correct: bool
-    formatted: bool  # an answer was found where the task wants it
-
-
 class Worked(NamedTuple):
     """A generated problem with its solution, to judge by and to make training text of."""
 
     problem: Problem
     answer: str  # in the shortest form that is judged correct
     steps: tuple[str, ...]  # on the way there, one equation each
-
-
-UNSCORED = Verdict(math.nan, False, False)
-
-
-_COUNTING = threading.Lock()
-
-
-def unscored(
-    failures: Counter[str], kind: str, count: int, line: str | None = None
-) -> list[Verdict]:
-    """Verdicts on `count` texts that could not be scored, counted by kind.
-
-    The first of a kind prints its line to stderr; the others are only counted.
-    """
-    with _COUNTING:
-        if line and not failures[kind]:
-            print(line, file=sys.stderr, flush=True)
-        failures[kind] += count
-    return [UNSCORED] * count
 
 
 def _nothing() -> None:
@@ -100,5 +72,21 @@ def until_stop(text: str, stop: Sequence[str]) -> str:
     >>> until_stop("46\\n12+34=", ("\\n",))
     '46'
     """
-    ends = [found for mark in stop if (found := text.find(mark)) >= 0]
+    ends = [place for mark in stop if (place := text.find(mark)) >= 0]
     return text[: min(ends)] if ends else text
+
+
+def prompt_style(style: str, answer: str | None) -> str:
+    """Where the answer stands: as asked for, else all of a plain one, after #### of another.
+
+    Raises:
+        InputError: `style` is neither "plain" nor "instruct".
+    """
+    if style not in ("plain", "instruct"):
+        raise InputError(f"the prompt style is {style!r}; expected plain or instruct")
+    return answer or ("whole" if style == "plain" else "hash")
+
+
+def option_line(name: str, **options: object) -> str:
+    """Name and options in one line, for a run to be recognised by."""
+    return " ".join([name, *(f"{key}={value}" for key, value in options.items())])

@@ -5,11 +5,12 @@ import hashlib
 import json
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import TypeAlias, TypeVar
 
+from springroll.atomic import JsonObject
 from springroll.errors import InputError
 
-Record = dict[str, Any]
+Record: TypeAlias = JsonObject
 T = TypeVar("T")
 
 
@@ -28,10 +29,10 @@ def read_records(path: Path, *fields: str) -> list[Record]:
         raise InputError(f"cannot read {path}: {error.strerror}") from None
     except ValueError:
         raise InputError(f"{path} is no text in UTF-8; expected JSON, one object a line") from None
-    found = [
+    parsed = [
         _record(line, f"line {i} of {path}", fields) for i, line in enumerate(lines, 1) if line
     ]
-    records = [record for record in found if record is not None]
+    records = [record for record in parsed if record is not None]
     if not records:
         raise InputError(f"{path} holds no records; expected JSON, one object a line")
     return records

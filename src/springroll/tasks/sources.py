@@ -13,7 +13,6 @@ import os
 import sysconfig
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
-from typing import Any
 
 from springroll.errors import InputError
 from springroll.hub import reachable
@@ -76,7 +75,7 @@ def document(worked: Worked, style: str, message: bool = False) -> str:
     return worked.problem.prompt + ("\n" if message else "") + answer
 
 
-def _style(shares: Mapping[str, Any], seed: int, index: int) -> str:
+def _style(shares: Mapping[str, float], seed: int, index: int) -> str:
     """Drawn by share: a point on a line that the styles divide."""
     point = Draws("style", int(seed), int(index)).below(2**32) / 2**32 * sum(shares.values())
     for style, share in shares.items():
@@ -128,12 +127,12 @@ def stdlib_documents() -> Iterator[bytes]:
     machine's build, `_sysconfigdata*`.
     """
     root = Path(sysconfig.get_path("stdlib"))
-    found = False
+    empty = True
     for path in _files(root, skip=SKIPPED):
         if path.suffix == ".py" and not path.name.startswith("_sysconfigdata"):
-            found = True
+            empty = False
             yield _read(path)
-    if not found:
+    if empty:
         raise InputError(f"no Python source in {root}; give --data PATH instead of 'stdlib'")
 
 
@@ -167,16 +166,16 @@ def task_documents(lines: str) -> Iterator[bytes]:
     """
     for line in lines.split(";"):
         parts = line.split()
-        given = [part.removeprefix("styles=") for part in parts if part.startswith("styles=")]
+        styles = [part.removeprefix("styles=") for part in parts if part.startswith("styles=")]
         task = task_of_line(" ".join(part for part in parts if not part.startswith("styles=")))
-        write = training_text(task, _shares(given[-1]) if given else None)
+        write = training_text(task, _shares(styles[-1]) if styles else None)
         yield from dict.fromkeys(write(index).encode() for index in range(TASK_DOCUMENTS))
 
 
 def _shares(text: str) -> dict[str, float]:
     """`plain:1,worked_plain:3` as shares by style."""
     try:
-        pairs = [each.partition(":") for each in text.split(",")]
+        pairs = [pair.partition(":") for pair in text.split(",")]
         return {style.replace("_", " "): float(share or 1) for style, _, share in pairs}
     except ValueError:
         raise InputError(f"styles is {text!r}; expected STYLE:SHARE,STYLE:SHARE") from None
@@ -193,7 +192,7 @@ def hub_documents(name: str, max_bytes: int | None = None) -> Iterator[bytes]:
         InputError: the package `datasets`, the network, the data set, or text in it is missing.
     """
     try:
-        datasets: Any = importlib.import_module("datasets")
+        datasets = importlib.import_module("datasets")
     except ImportError:
         raise InputError(
             f"the data set {name} needs the package 'datasets': {pip_install('data')}; "
@@ -224,11 +223,11 @@ def hub_documents(name: str, max_bytes: int | None = None) -> Iterator[bytes]:
         ) from None
 
 
-def _text(row: dict[str, Any], name: str) -> str:
+def _text(row: Mapping[str, object], name: str) -> str:
     """The text of one row: its column `text` or `content`, else its first column of strings."""
     for column in ("text", "content", *row):
-        if isinstance(row.get(column), str):
-            return row[column]
+        if isinstance(text := row.get(column), str):
+            return text
     raise InputError(f"the data set {name} has no column of text; it has {', '.join(row)}")
 
 

@@ -7,14 +7,16 @@ import inspect
 import shlex
 from collections.abc import Callable, Mapping
 from functools import partial
-from typing import Any
+from typing import Any, TypeAlias
 
 from springroll.errors import InputError
 from springroll.tasks.arithmetic import arithmetic_task
 from springroll.tasks.countdown import countdown_task
-from springroll.tasks.function_task import function_task
 from springroll.tasks.gsm8k import gsm8k_task
 from springroll.tasks.problem import TextTask
+from springroll.tasks.user_task import function_task
+
+Option: TypeAlias = bool | int | float | str | tuple[str, ...] | None
 
 TASKS: dict[str, Callable[..., TextTask]] = {
     "arithmetic": arithmetic_task,
@@ -23,7 +25,7 @@ TASKS: dict[str, Callable[..., TextTask]] = {
 }
 
 
-def text_task(name: str, **options: Any) -> TextTask:
+def text_task(name: str, **options: Option) -> TextTask:
     """A task by its name: "countdown", "arithmetic", "gsm8k", or a reward function of your own as
     "module:function" or "path/file.py:function".
 
@@ -40,25 +42,26 @@ def text_task(name: str, **options: Any) -> TextTask:
     own = ":" in name
     if not own and name not in TASKS:
         raise InputError(f"no task {name!r}; expected {', '.join(TASKS)} or module:function")
-    make = partial(function_task, name) if own else TASKS[name]
-    known = inspect.signature(make).parameters
-    unknown = [option for option in options if option not in known]
+    make: Callable[..., TextTask] = partial(function_task, name) if own else TASKS[name]
+    parameters = inspect.signature(make).parameters
+    unknown = [option for option in options if option not in parameters]
     if unknown:
-        raise InputError(f"{name} has no option {unknown[0]!r}; it has {', '.join(known)}")
-    missing = [o for o, p in known.items() if p.default is p.empty and o not in options]
+        raise InputError(f"{name} has no option {unknown[0]!r}; it has {', '.join(parameters)}")
+    missing = [o for o, p in parameters.items() if p.default is p.empty and o not in options]
     if missing:
         raise InputError(f"{name} needs the option {missing[0]!r}")
-    return make(**options)
+    values: dict[str, Any] = options  # each of the type that its parameter has
+    return make(**values)
 
 
-def task_of_line(line: str, **usual: Any) -> TextTask:
+def task_of_line(line: str, **defaults: Option) -> TextTask:
     """The task of a line such as `arithmetic digits=3 operators=+-`.
 
     >>> task_of_line("arithmetic digits=1").train(0).prompt
     '1+2='
 
     Args:
-        usual: options that hold where the line has no other, and the task knows them.
+        defaults: options that hold where the line has no other, and the task knows them.
 
     Raises:
         InputError: as `text_task`; or an option without a value, or of another type.
@@ -69,41 +72,43 @@ def task_of_line(line: str, **usual: Any) -> TextTask:
         raise InputError(
             f"the task is {line!r}; expected a name and options, such as 'countdown numbers=4'"
         ) from None
-    known = inspect.signature(TASKS.get(name, function_task)).parameters
-    options = {key: value for key, value in usual.items() if key in known}
+    parameters = inspect.signature(TASKS.get(name, function_task)).parameters
+    options = {key: value for key, value in defaults.items() if key in parameters}
     for pair in pairs:
         key, equals, value = pair.partition("=")
         if not equals:
             raise InputError(f"{name}: {pair!r} is no option; expected NAME=VALUE")
-        options[key] = typed(f"{name} {key}", value, known[key]) if key in known else value
+        options[key] = (
+            typed(f"{name} {key}", value, parameters[key]) if key in parameters else value
+        )
     return text_task(name, **options)
 
 
-def typed(what: str, value: str, known: inspect.Parameter) -> Any:
+def typed(what: str, value: str, parameter: inspect.Parameter) -> Option:
     """The value as the annotation asks for: a truth, a number or text; "None" where it allows that.
 
     Raises:
         InputError: it is none.
     """
-    asked = {each.strip() for each in _spelling(known).split("|")}
-    if value == "None" and "None" in asked:
+    allowed = {kind.strip() for kind in _spelling(parameter).split("|")}
+    if value == "None" and "None" in allowed:
         return None
-    for kind, read in READERS.items():
-        if kind in asked:
+    for name, read in READERS.items():
+        if name in allowed:
             try:
                 return read(value)
             except (ValueError, KeyError):
-                raise InputError(f"{what} is {value!r}; expected {KINDS[kind]}") from None
+                raise InputError(f"{what} is {value!r}; expected {KINDS[name]}") from None
     return value
 
 
-def _spelling(known: inspect.Parameter) -> str:
-    kind = known.annotation
+def _spelling(parameter: inspect.Parameter) -> str:
+    kind = parameter.annotation
     return kind if isinstance(kind, str) else getattr(kind, "__name__", str(kind))
 
 
 KINDS = {"bool": "true or false", "int": "a whole number", "float": "a number"}
-READERS: Mapping[str, Callable[[str], Any]] = {
+READERS: Mapping[str, Callable[[str], Option]] = {
     "bool": lambda text: {"true": True, "false": False}[text.lower()],
     "int": int,
     "float": float,

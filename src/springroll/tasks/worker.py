@@ -1,12 +1,17 @@
 """A process that runs a user's code and is killed when it takes too long.
 
 A worker is a fresh interpreter in a session of its own, so that what it started dies with it.
-Nothing of this process is copied into it, nothing is pickled: they speak over pipes (see
-`worker_process`, its inside).
+Nothing of this process is copied into it, nothing is pickled: they speak over pipes.
+
+Inside the worker `serve` reads requests and writes answers. A message is a line of JSON and, where
+its field `bytes` says so, that many raw bytes behind it. The first one a worker writes says that it
+is ready: {"ready": true}, or {"refused": line}.
 """
 
 import contextlib
+import faulthandler
 import json
+import mmap
 import os
 import signal
 import subprocess
@@ -14,11 +19,94 @@ import sys
 import tempfile
 import threading
 import time
-from collections.abc import Iterable
-from typing import Any
+from collections.abc import Callable, Iterable
+from typing import IO, Any, TypeAlias
 
+from springroll.atomic import JsonObject
 from springroll.errors import InputError
-from springroll.tasks.worker_process import IDLE, Message, Progress, read_message, write_message
+
+Message: TypeAlias = JsonObject
+Answer: TypeAlias = Callable[[Message, bytes], tuple[Message, bytes]]
+
+IDLE = -1
+
+
+class Progress:
+    """Two numbers in memory that the worker and the process that asks both see.
+
+    A request may be many calls of a user's code. Each one begins with `begin(item)`: so the other
+    side can tell a worker that is slow from one that hangs, and whom a crash is to be blamed on.
+    """
+
+    size = 16  # bytes
+
+    def __init__(self, path: str) -> None:
+        with open(path, "r+b") as file:
+            self._cells = memoryview(mmap.mmap(file.fileno(), self.size)).cast("q")
+
+    def begin(self, item: int) -> None:
+        self._cells[1] = item
+        self._cells[0] += 1
+
+    def rest(self) -> None:
+        """No call runs."""
+        self._cells[1] = IDLE
+
+    @property
+    def calls(self) -> int:
+        return self._cells[0]
+
+    @property
+    def item(self) -> int:
+        return self._cells[1]
+
+
+def serve(load: Callable[[], Answer], limit: float) -> None:
+    """Answer until the other side closes the pipe.
+
+    What user's code prints goes to stderr, and it finds nothing to read. Should the process that
+    asks die, and can no longer end a hanging call, a request ends itself after `limit` seconds.
+
+    Args:
+        load: makes what answers; an InputError of it is reported and ends the process.
+    """
+    requests, answers = os.fdopen(os.dup(0), "rb"), os.fdopen(os.dup(1), "wb")
+    os.dup2(os.open(os.devnull, os.O_RDONLY), 0)
+    os.dup2(2, 1)
+    try:
+        answer = load()
+    except InputError as error:
+        write_message(answers, {"refused": str(error)})
+        return
+    write_message(answers, {"ready": True})
+    nowhere = open(os.devnull, "w")  # noqa: SIM115  (for the life of the process)
+    while (request := read_message(requests)) is not None:
+        faulthandler.dump_traceback_later(limit, exit=True, file=nowhere)
+        answered = answer(*request)
+        faulthandler.cancel_dump_traceback_later()
+        write_message(answers, *answered)
+
+
+def read_message(pipe: IO[bytes]) -> tuple[Message, bytes] | None:
+    """The next message and its bytes; None when the other side has gone."""
+    line = pipe.readline()
+    if not line.endswith(b"\n"):
+        return None
+    message = json.loads(line)
+    size = message.pop("bytes", 0)
+    payload = pipe.read(size)
+    return (message, payload) if len(payload) == size else None
+
+
+def write_message(pipe: IO[bytes], message: Message, *payload: Any) -> None:
+    """A message and behind it the bytes of all of `payload`: bytes, or contiguous arrays."""
+    size = sum(memoryview(part).nbytes for part in payload)
+    header = message | {"bytes": size} if size else message
+    pipe.write(json.dumps(header).encode() + b"\n")
+    for part in payload:
+        pipe.write(part)
+    pipe.flush()
+
 
 LOADING = 120.0  # seconds that importing a user's module may take
 
@@ -27,7 +115,7 @@ _ONE_THREAD = dict.fromkeys(("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM
 
 _BOOT = (
     "import importlib, json, sys; sys.path[:] = json.loads(sys.argv[1]); "
-    "from springroll.tasks.worker_process import Progress; "
+    "from springroll.tasks.worker import Progress; "
     "importlib.import_module(sys.argv[2]).main(Progress(sys.argv[3]), *sys.argv[4:])"
 )
 
@@ -185,14 +273,14 @@ class _Running:
 
     def _guard(self) -> None:
         """Killing the process also ends the read or write that waits for it."""
-        seen = self.progress.calls
+        last_calls = self.progress.calls
         while True:
             limit = self._limit
             if self._over.wait(0.1 if limit is None else min(0.1, max(limit / 8, 0.01))):
                 return
             calls, now = self.progress.calls, time.monotonic()
-            if calls != seen:
-                seen, self._since = calls, now
+            if calls != last_calls:
+                last_calls, self._since = calls, now
             elif limit is not None and limit is self._limit and now - self._since > limit:
                 self.late = True
                 _kill(self.process)

@@ -6,10 +6,14 @@ import json
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TypeAlias
 
-from springroll.atomic import write_json
+from springroll.atomic import JsonObject, write_json
 from springroll.errors import InputError
+from springroll.tokens.chat_template import Messages
+
+TokenIds: TypeAlias = list[int]
+"""A text in tokens."""
 
 END = "<|end|>"  # how the byte 0 is written; any other name of one character could stand in a text
 
@@ -23,17 +27,17 @@ class ByteTokenizer:
     end: frozenset[int] = frozenset({0})
     chats: bool = False
 
-    def encode(self, text: str, special: bool = True) -> list[int]:
+    def encode(self, text: str, special: bool = True) -> TokenIds:
         """A 0 and the bytes; a 0 within a text is left out, as it would end it."""
         return [0] * special + [byte for byte in text.encode(errors="replace") if byte]
 
-    def encode_all(self, texts: Sequence[str]) -> list[list[int]]:
+    def encode_all(self, texts: Sequence[str]) -> list[TokenIds]:
         return [self.encode(text) for text in texts]
 
     def decode(self, tokens: Sequence[int]) -> str:
         return bytes(int(t) for t in tokens if 0 < t < 256).decode(errors="replace")
 
-    def chat(self, messages: Sequence[dict[str, str]], **variables: Any) -> str:
+    def chat(self, messages: Messages, **variables: object) -> str:
         raise InputError("a model of plain bytes has no chat template; give plain prompts")
 
 
@@ -70,13 +74,13 @@ def is_byte_tokenizer(path: Path) -> bool:
     if path.stat().st_size > 100_000:  # most are megabytes and need not be parsed for this
         return False
     try:
-        found = json.loads(path.read_bytes())
-        return all(found[part] == written[part] for part in ("model", "post_processor"))
+        parsed = json.loads(path.read_bytes())
+        return all(parsed[part] == written[part] for part in ("model", "post_processor"))
     except (ValueError, KeyError, TypeError):
         return False
 
 
-def _tokenizer_json() -> dict[str, Any]:
+def _tokenizer_json() -> JsonObject:
     byte_level = {"type": "ByteLevel", "add_prefix_space": False, "trim_offsets": True}
     byte_level["use_regex"] = False
     begin = {"SpecialToken": {"id": END, "type_id": 0}}

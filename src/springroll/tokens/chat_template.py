@@ -12,14 +12,23 @@ import importlib
 import json
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol, TypeAlias
 
 from springroll import atomic
+from springroll.atomic import JsonObject
 from springroll.errors import InputError
 from springroll.program import pip_install
 
-Messages = Sequence[Mapping[str, Any]]
-Render = Callable[..., str]
+Messages: TypeAlias = Sequence[Mapping[str, str]]
+"""What was said: {"role": ..., "content": ...}."""
+Render: TypeAlias = Callable[..., str]
+
+
+class Template(Protocol):
+    """A compiled template of the package jinja2."""
+
+    def render(self, **variables: object) -> str: ...
+
 
 _FILE = "chat_template.jinja"
 _SPECIAL = ("bos_token", "eos_token", "unk_token", "pad_token", "sep_token", "cls_token")
@@ -34,16 +43,20 @@ def template_text(folder: str | Path) -> str | None:
     try:
         return (folder / _FILE).read_text(encoding="utf-8")
     except FileNotFoundError:
-        found = settings(folder).get("chat_template")
+        template = settings(folder).get("chat_template")
     except (OSError, ValueError) as error:
         raise InputError(f"cannot read {folder / _FILE}: {error}") from None
-    if isinstance(found, list):
-        named = {each.get("name"): each.get("template") for each in found if isinstance(each, dict)}
-        found = named.get("default")
-    return found if isinstance(found, str) else None
+    if isinstance(template, list):
+        named = {
+            entry.get("name"): entry.get("template")
+            for entry in template
+            if isinstance(entry, dict)
+        }
+        template = named.get("default")
+    return template if isinstance(template, str) else None
 
 
-def settings(folder: str | Path) -> dict[str, Any]:
+def settings(folder: str | Path) -> JsonObject:
     """tokenizer_config.json, empty where there is none."""
     path = Path(folder) / "tokenizer_config.json"
     return atomic.read_json(path) if path.exists() else {}
@@ -51,8 +64,8 @@ def settings(folder: str | Path) -> dict[str, Any]:
 
 def special_tokens(folder: str | Path) -> dict[str, str]:
     """The special tokens that tokenizer_config.json names, as text."""
-    found = {name: settings(folder).get(name) for name in _SPECIAL}
-    texts = {name: t.get("content") if isinstance(t, dict) else t for name, t in found.items()}
+    named = {name: settings(folder).get(name) for name in _SPECIAL}
+    texts = {name: t.get("content") if isinstance(t, dict) else t for name, t in named.items()}
     return {name: text for name, text in texts.items() if isinstance(text, str)}
 
 
@@ -71,11 +84,11 @@ def chat_template(folder: str | Path) -> Render | None:
     compiled = functools.cache(lambda: _compiled(text, folder))  # at first use: needs a package
     tokens = special_tokens(folder)
 
-    def render(messages: Messages, **variables: Any) -> str:
+    def render(messages: Messages, **variables: object) -> str:
         template = compiled()
-        given = {"add_generation_prompt": True, "tools": None, "documents": None}
+        defaults = {"add_generation_prompt": True, "tools": None, "documents": None}
         try:
-            return template.render(**tokens | given | variables, messages=list(messages))
+            return template.render(**tokens | defaults | variables, messages=list(messages))
         except Exception as error:  # a template may fail in any way
             raise InputError(
                 f"the chat template of {folder} refuses these messages: {_first_line(error)}"
@@ -84,11 +97,11 @@ def chat_template(folder: str | Path) -> Render | None:
     return render
 
 
-def _compiled(text: str, folder: str | Path) -> Any:
+def _compiled(text: str, folder: str | Path) -> Template:
     try:
-        sandbox: Any = importlib.import_module("jinja2.sandbox")
-        ext: Any = importlib.import_module("jinja2.ext")
-        nodes: Any = importlib.import_module("jinja2.nodes")
+        sandbox = importlib.import_module("jinja2.sandbox")
+        ext = importlib.import_module("jinja2.ext")
+        nodes = importlib.import_module("jinja2.nodes")
     except ImportError:
         raise InputError(
             f"the chat template of {folder} needs the package 'jinja2': {pip_install('hf')}"
@@ -116,7 +129,9 @@ def _compiled(text: str, folder: str | Path) -> Any:
         raise InputError(f"the chat template of {folder} is none: {_first_line(error)}") from None
 
 
-def _tojson(value: Any, ensure_ascii: bool = False, indent: int | None = None, **options: Any):
+def _tojson(
+    value: object, ensure_ascii: bool = False, indent: int | None = None, **options: Any
+) -> str:
     """JSON as it is; Jinja's own filter would write <, > and & in another way."""
     return json.dumps(value, ensure_ascii=ensure_ascii, indent=indent, **options)
 

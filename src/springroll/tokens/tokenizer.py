@@ -9,14 +9,31 @@ import importlib
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Protocol
 
 from springroll import atomic
+from springroll.atomic import JsonObject
 from springroll.errors import InputError
 from springroll.program import pip_install
-from springroll.tokens.byte_tokenizer import byte_tokenizer, is_byte_tokenizer
-from springroll.tokens.chat_template import Render, chat_template, special_tokens
+from springroll.tokens.byte_tokenizer import TokenIds, byte_tokenizer, is_byte_tokenizer
+from springroll.tokens.chat_template import Messages, Render, chat_template, special_tokens
 from springroll.tokens.world_tokenizer import FILE, world_tokenizer
+
+
+class Encoding(Protocol):
+    """What the package `tokenizers` makes of a text."""
+
+    ids: TokenIds
+
+
+class Loaded(Protocol):
+    """What is used of a `tokenizers.Tokenizer`."""
+
+    def encode(self, sequence: str, *, add_special_tokens: bool) -> Encoding: ...
+
+    def encode_batch(self, input: list[str]) -> list[Encoding]: ...
+
+    def decode(self, ids: TokenIds, *, skip_special_tokens: bool) -> str: ...
 
 
 @dataclass(frozen=True)
@@ -24,7 +41,7 @@ class HfTokenizer:
     """A tokenizer of the package `tokenizers`. Made by `hf_tokenizer`."""
 
     folder: Path
-    loaded: Any
+    loaded: Loaded
     vocab: int
     pad: int
     end: frozenset[int]
@@ -34,17 +51,17 @@ class HfTokenizer:
     def chats(self) -> bool:
         return self.template is not None
 
-    def encode(self, text: str, special: bool = True) -> list[int]:
+    def encode(self, text: str, special: bool = True) -> TokenIds:
         return self.loaded.encode(text, add_special_tokens=special).ids
 
-    def encode_all(self, texts: Sequence[str]) -> list[list[int]]:
-        return [found.ids for found in self.loaded.encode_batch(list(texts))]
+    def encode_all(self, texts: Sequence[str]) -> list[TokenIds]:
+        return [encoding.ids for encoding in self.loaded.encode_batch(list(texts))]
 
     def decode(self, tokens: Sequence[int]) -> str:
-        known = [int(token) for token in tokens if 0 <= token < self.vocab]
-        return self.loaded.decode(known, skip_special_tokens=True)
+        in_vocabulary = [int(token) for token in tokens if 0 <= token < self.vocab]
+        return self.loaded.decode(in_vocabulary, skip_special_tokens=True)
 
-    def chat(self, messages: Sequence[dict[str, str]], **variables: Any) -> str:
+    def chat(self, messages: Messages, **variables: object) -> str:
         if self.template is None:
             raise InputError(f"{self.folder} has no chat template; give plain prompts")
         return self.template(messages, **variables)
@@ -64,7 +81,7 @@ def hf_tokenizer(folder: str | Path) -> HfTokenizer:
     if not path.exists():
         raise InputError(f"{folder} holds no tokenizer.json, so its text cannot be read")
     try:
-        package: Any = importlib.import_module("tokenizers")
+        package = importlib.import_module("tokenizers")
     except ImportError:
         raise InputError(f"{path} needs the package 'tokenizers': {pip_install('hf')}") from None
     try:
@@ -89,19 +106,16 @@ def hf_tokenizer(folder: str | Path) -> HfTokenizer:
 
 
 def _end(folder: Path, named: int | None) -> frozenset[int]:
-    found: list[Any] = [named]
+    tokens: list[object] = [named]
     for file in ("generation_config.json", "config.json"):
         stated = _config(folder, file).get("eos_token_id")
-        found += stated if isinstance(stated, list) else [stated]
-    return frozenset(token for token in found if isinstance(token, int))
+        tokens += stated if isinstance(stated, list) else [stated]
+    return frozenset(token for token in tokens if isinstance(token, int))
 
 
-def _config(folder: Path, file: str) -> dict[str, Any]:
+def _config(folder: Path, file: str) -> JsonObject:
     path = folder / file
     return atomic.read_json(path) if path.exists() else {}
-
-
-__all__ = ["Tokenizer", "byte_tokenizer", "end_tokens", "open_tokenizer", "prompt_tokens"]
 
 
 class Tokenizer(Protocol):
@@ -120,12 +134,12 @@ class Tokenizer(Protocol):
         """The tokens after which a text is over."""
         ...
 
-    def encode(self, text: str, special: bool = True) -> list[int]:
+    def encode(self, text: str, special: bool = True) -> TokenIds:
         """The tokens of a text, with those that stand around every text the model has seen (most
         begin with one). `special=False` puts none."""
         ...
 
-    def encode_all(self, texts: Sequence[str]) -> list[list[int]]:
+    def encode_all(self, texts: Sequence[str]) -> list[TokenIds]:
         """Many texts, on all cores where the tokenizer can."""
         ...
 
@@ -138,7 +152,7 @@ class Tokenizer(Protocol):
         """Whether `chat` has a template."""
         ...
 
-    def chat(self, messages: Sequence[dict[str, str]], **variables: Any) -> str:
+    def chat(self, messages: Messages, **variables: object) -> str:
         """Messages {"role": ..., "content": ...} as the text that the model goes on from.
 
         Args:
@@ -173,16 +187,16 @@ def open_tokenizer(folder: str | Path, vocab: int | None = None) -> Tokenizer:
     size = config.get("vocab_size") if vocab is None else vocab
     # Of the models that are one file without a config.json all are RWKV.
     lone = lone or (not config and any(folder.glob("*.pth")))
-    found = _open(folder, size, world=lone or "rwkv" in str(config.get("model_type")))
-    if isinstance(size, int) and found.vocab > size:
+    tokenizer = _open(folder, size, world=lone or "rwkv" in str(config.get("model_type")))
+    if isinstance(size, int) and tokenizer.vocab > size:
         raise InputError(
-            f"the tokenizer of {folder} has {found.vocab} tokens and the model only {size}; "
+            f"the tokenizer of {folder} has {tokenizer.vocab} tokens and the model only {size}; "
             "take the tokenizer that belongs to it"
         )
-    return found
+    return tokenizer
 
 
-def prompt_tokens(tokenizer: Tokenizer, prompt: str, chat: bool = False) -> list[int]:
+def prompt_tokens(tokenizer: Tokenizer, prompt: str, chat: bool = False) -> TokenIds:
     """A prompt as a model reads it: as it is, or with `chat` as a user's message."""
     if not chat:
         return tokenizer.encode(prompt)
@@ -198,7 +212,7 @@ def end_tokens(tokenizer: Tokenizer, stop: Iterable[str] = ()) -> frozenset[int]
     return tokenizer.end | {tokens[0] for tokens in stops if len(tokens) == 1}
 
 
-def _open(folder: Path, size: Any, world: bool) -> Tokenizer:
+def _open(folder: Path, size: int | None, world: bool) -> Tokenizer:
     path = folder / "tokenizer.json"
     if path.exists():
         return byte_tokenizer() if is_byte_tokenizer(path) else hf_tokenizer(folder)

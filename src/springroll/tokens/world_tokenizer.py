@@ -19,7 +19,8 @@ from pathlib import Path
 from typing import Any
 
 from springroll.errors import InputError
-from springroll.tokens.chat_template import Render, chat_template
+from springroll.tokens.byte_tokenizer import TokenIds
+from springroll.tokens.chat_template import Messages, Render, chat_template
 
 FILE = "rwkv_vocab_v20230424.txt"
 
@@ -40,7 +41,7 @@ class WorldTokenizer:
     end: frozenset[int] = frozenset({0})
     chats: bool = True
 
-    def encode(self, text: str, special: bool = True) -> list[int]:
+    def encode(self, text: str, special: bool = True) -> TokenIds:
         """A 0, with which the World models saw every text begin, and the tokens."""
         content = text.encode(errors="replace")
         tokens, start = [0] * special, 0
@@ -49,14 +50,14 @@ class WorldTokenizer:
             tokens.append(token)
         return tokens
 
-    def encode_all(self, texts: Sequence[str]) -> list[list[int]]:
+    def encode_all(self, texts: Sequence[str]) -> list[TokenIds]:
         return [self.encode(text) for text in texts]
 
     def decode(self, tokens: Sequence[int]) -> str:
-        found = b"".join(self.words.get(int(token), b"") for token in tokens)
-        return found.decode(errors="replace")
+        content = b"".join(self.words.get(int(token), b"") for token in tokens)
+        return content.decode(errors="replace")
 
-    def chat(self, messages: Sequence[dict[str, str]], **variables: Any) -> str:
+    def chat(self, messages: Messages, **variables: object) -> str:
         """By the folder's template; without one as the World models were trained, `User: ...`,
         blank line, `Assistant:`, with single line ends within a message."""
         if self.template is not None:
@@ -82,8 +83,8 @@ def world_tokenizer(folder: str | Path) -> WorldTokenizer:
 
 def world_file(folder: str | Path) -> Path | None:
     """Where the vocabulary is; the package is found without importing it (it imports torch)."""
-    found = importlib.util.find_spec("rwkv")
-    places = [folder, *(found.submodule_search_locations or [] if found else [])]
+    package = importlib.util.find_spec("rwkv")
+    places = [folder, *(package.submodule_search_locations or [] if package else [])]
     return next((path for place in places if (path := Path(place) / FILE).is_file()), None)
 
 

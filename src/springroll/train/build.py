@@ -22,10 +22,15 @@ from springroll.models.named import named_model
 from springroll.models.protocols import LanguageModel
 from springroll.models.rwkv7.config import RWKV7Config
 from springroll.run.task import Curve, Task
-from springroll.tasks.baselines import baselines
 from springroll.tasks.corpus import Corpus, load_corpus
-from springroll.tasks.text import Streams, streams, validation
-from springroll.tasks.tokens import tokenized, tokenizer
+from springroll.tasks.text import (
+    Streams,
+    baselines,
+    document_encoder,
+    streams,
+    tokenized,
+    validation,
+)
 from springroll.train.config import TrainConfig
 from springroll.train.learners import Learner
 from springroll.train.optimizers import learner_for
@@ -141,7 +146,7 @@ def text_for(config: TrainConfig, corpus: Corpus) -> Text:
     """The corpus in the tokens of the model."""
     per_byte = 1.0
     if is_hf_folder(config.model):
-        corpus, per_byte = tokenized(corpus, tokenizer(config.model))
+        corpus, per_byte = tokenized(corpus, document_encoder(config.model))
     train = streams(corpus.train, config.batch * config.accumulate, config.sequence)
     return Text(train, validation(corpus, config.valid_streams, config.valid_tokens), per_byte)
 

@@ -44,14 +44,14 @@ def arguments_taken(function: Callable[..., Any]) -> int:
     option and left alone.
     """
     try:
-        found = inspect.signature(function).parameters.values()
+        parameters = inspect.signature(function).parameters.values()
     except (TypeError, ValueError):  # some built in
         return 1
-    if any(p.kind is p.VAR_POSITIONAL for p in found):
+    if any(p.kind is p.VAR_POSITIONAL for p in parameters):
         return 2
-    positional = [p for p in found if p.kind in (p.POSITIONAL_ONLY, p.POSITIONAL_OR_KEYWORD)]
-    wanted = [p for p in positional[1:2] if p.default is p.empty or p.default is None]
-    return len(positional[:1]) + len(wanted)
+    positional = [p for p in parameters if p.kind in (p.POSITIONAL_ONLY, p.POSITIONAL_OR_KEYWORD)]
+    required = [p for p in positional[1:2] if p.default is p.empty or p.default is None]
+    return len(positional[:1]) + len(required)
 
 
 def raised_line(error: BaseException) -> str:

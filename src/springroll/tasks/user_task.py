@@ -10,14 +10,14 @@ from collections import Counter
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from typing import Any
+from typing import TypeAlias
 
 from springroll.errors import InputError
 from springroll.tasks.draws import is_held_out
-from springroll.tasks.options import option_line, prompt_style
-from springroll.tasks.problem import Problem, TextTask, Verdict, unscored, until_stop
+from springroll.tasks.problem import Problem, TextTask, option_line, prompt_style, until_stop
 from springroll.tasks.records import Record, file_digest, read_records, shuffled
 from springroll.tasks.reward_function import RewardFunction, load_function, verdicts, what_raised
+from springroll.tasks.verdicts import Verdict, unscored
 from springroll.tasks.worker import Worker, WorkerLost, end_all
 
 
@@ -40,7 +40,7 @@ class WorkerPool:
     def __init__(self, name: str, *, workers: int, timeout: float, rows: int) -> None:
         self.failures: Counter[str] = Counter()
         self._rows = rows
-        module, what = "springroll.tasks.reward_worker", f"the reward function {name}"
+        module, what = "springroll.tasks.reward_function", f"the reward function {name}"
         make = lambda: Worker(module, name, str(timeout), limit=timeout, what=what)
         self._all = [make() for _ in range(workers)]
         self._idle: queue.SimpleQueue[Worker] = queue.SimpleQueue()
@@ -49,7 +49,7 @@ class WorkerPool:
         self._end = weakref.finalize(self, end_all, self._all)
         self._all[0].start()  # a function that cannot be loaded is found now
 
-    def score(self, texts: Sequence[str], records: Sequence[Any]) -> list[Verdict]:
+    def score(self, texts: Sequence[str], records: Sequence[Record]) -> list[Verdict]:
         """One verdict per text.
 
         Raises:
@@ -67,7 +67,7 @@ class WorkerPool:
         """End the processes. The pool starts new ones should it be used again."""
         end_all(self._all)
 
-    def _call(self, call: tuple[Sequence[str], Sequence[Any]]) -> list[Verdict]:
+    def _call(self, call: tuple[Sequence[str], Sequence[Record]]) -> list[Verdict]:
         texts, records = call
         worker = self._idle.get()
         try:
@@ -83,7 +83,7 @@ class WorkerPool:
         return [Verdict(*verdict) for verdict in answer["verdicts"]]
 
 
-Score = Callable[[Sequence[str], Sequence[Any]], list[Verdict]]
+Score: TypeAlias = Callable[[Sequence[str], Sequence[Record]], list[Verdict]]
 
 
 def function_task(
@@ -176,7 +176,7 @@ def _sides(data: str, held_out_data: str | None) -> tuple[list[Record], list[Rec
 
 
 def _here(function: RewardFunction) -> Score:
-    def score(texts: Sequence[str], records: Sequence[Any]) -> list[Verdict]:
+    def score(texts: Sequence[str], records: Sequence[Record]) -> list[Verdict]:
         try:
             results = function(texts, records)
         except (Exception, SystemExit) as error:  # whatever the user's function raises
@@ -191,7 +191,7 @@ def _side_by_side(
 ) -> Score:
     """Calls of an async function in one event loop; a call that fails costs its own texts."""
 
-    async def call(texts: Sequence[str], records: Sequence[Any]) -> list[Verdict]:
+    async def call(texts: Sequence[str], records: Sequence[Record]) -> list[Verdict]:
         try:
             results = await asyncio.wait_for(function(texts, records), timeout)
         except Exception as error:  # whatever the user's function raises
@@ -199,14 +199,14 @@ def _side_by_side(
             return unscored(failures, kind, len(texts), what_raised(error, function.name))
         return verdicts(results, len(texts), function.name)
 
-    async def gathered(texts: Sequence[str], records: Sequence[Any]) -> list[Verdict]:
+    async def gathered(texts: Sequence[str], records: Sequence[Record]) -> list[Verdict]:
         starts = range(0, len(texts), rows)
         parts = await asyncio.gather(
             *(call(texts[i : i + rows], records[i : i + rows]) for i in starts)
         )
         return [verdict for part in parts for verdict in part]
 
-    def score(texts: Sequence[str], records: Sequence[Any]) -> list[Verdict]:
+    def score(texts: Sequence[str], records: Sequence[Record]) -> list[Verdict]:
         with ThreadPoolExecutor(1) as thread:  # where a loop runs already, as in a notebook
             return thread.submit(lambda: asyncio.run(gathered(texts, records))).result()
 

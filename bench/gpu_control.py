@@ -28,11 +28,11 @@ from springroll.rl.config import RLConfig
 def rates(env: str, members: int, rank: int, repeats: int, **size: Any) -> dict[str, Any]:
     """Environment steps per second of a population, of the plain weights, and their ratio."""
     config = RLConfig(env=env, pop_size=members, rank=rank, compute="bfloat16", **size)
-    arena, learning = prepare(config)
+    scorer, learning = prepare(config)
     state, _ = learning.task.init()
     drawn = jax.block_until_ready(learning.task.ask(state))
-    assert arena.rollout is not None
-    rollout = dataclasses.replace(arena.rollout, environment=endless(arena.rollout.environment))
+    assert scorer.rollout is not None
+    rollout = dataclasses.replace(scorer.rollout, environment=endless(scorer.rollout.environment))
     keys = episode_keys(jax.random.key(0), members, 1)
     flat = keys.reshape(-1, 2)
     seconds = measure.medians(

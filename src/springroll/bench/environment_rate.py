@@ -31,7 +31,7 @@ from springroll.envs.environment import Environment
 from springroll.envs.suites import SIXTEEN, environment, installed
 from springroll.rl.build import computed
 from springroll.rl.config import RLConfig
-from springroll.rl.episodes import episodes_arena
+from springroll.rl.episodes import episodes_scorer
 from springroll.rl.evolution import evolution
 from springroll.rl.policy import policy_of
 from springroll.rl.scorer import Learning
@@ -122,7 +122,7 @@ def learning(
     config = RLConfig(env=id, method=method, pop_size=members, devices=1, **network)
     config = dataclasses.replace(config, compute=computed(config))
     policy = policy_of(config, task.observation_size, task.actions)
-    return evolution(config, episodes_arena(config, task, policy))
+    return evolution(config, episodes_scorer(config, task, policy))
 
 
 def generation_seconds(learning: Learning) -> float:

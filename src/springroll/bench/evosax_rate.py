@@ -37,7 +37,7 @@ from springroll.errors import InputError
 from springroll.models.policy import Compute, PolicyNetwork
 from springroll.rl.build import computed
 from springroll.rl.config import RLConfig
-from springroll.rl.episodes import episodes_arena
+from springroll.rl.episodes import episodes_scorer
 from springroll.rl.evolution import evolution
 
 SIGMA, LR = 0.05, 1e-2  # of Adam, on ranks; both methods solve the task with these
@@ -161,7 +161,7 @@ def in_turns(ways: dict[str, Way], seconds: float) -> dict[str, tuple[Any, int]]
 
 def eggroll_way(config: RLConfig, policy: PolicyNetwork, task: Environment) -> Way:
     """The task of `springroll rl`, generation by generation."""
-    learnt = evolution(config, episodes_arena(config, task, policy)).task
+    learnt = evolution(config, episodes_scorer(config, task, policy)).task
 
     def generation(number: int, state: Any) -> Any:
         state, carry = state

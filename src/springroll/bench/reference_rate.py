@@ -20,7 +20,7 @@ from springroll.envs.suites import environment
 from springroll.models.policy import Compute, PolicyNetwork
 from springroll.rl.build import computed
 from springroll.rl.config import RLConfig
-from springroll.rl.episodes import episodes_arena
+from springroll.rl.episodes import episodes_scorer
 from springroll.rl.evolution import evolution
 
 REFERENCE = {1: 2327.0, 4: 738.0}  # members per second, by rank
@@ -46,7 +46,7 @@ def run(
             layers=config.layers,
             compute=compute,
         )
-        learnt = evolution(config, episodes_arena(config, task, policy)).task
+        learnt = evolution(config, episodes_scorer(config, task, policy)).task
         state, seen = learnt.init()
         members = jax.block_until_ready(learnt.ask(state))
 

@@ -5,7 +5,7 @@ is a matrix, members by prompts; it goes to the journal as it is, so a run is re
 """
 
 import math
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -14,6 +14,7 @@ import optax
 from jax import Array
 
 from springroll.evolve.eggroll import eggroll
+from springroll.evolve.members import Members
 from springroll.evolve.shaping import finite, group_centred
 from springroll.evolve.step import Master
 from springroll.evolve.strategy import State, Strategy
@@ -23,14 +24,15 @@ from springroll.finetune.setup import Asked, Setup, decaying
 from springroll.quant.int8_weights import dequantize, quantize
 from springroll.quant.quantize_state import quantize_state
 from springroll.run.job import SavedWeights
-from springroll.run.task import Curve, Task
+from springroll.run.task import Curve, Metrics, Task
 from springroll.thin.discovery import discover
+from springroll.trees import PyTree
 
 
 class Anchor(NamedTuple):
     """The state of `anchored`."""
 
-    first: Any  # the weights to go back to, in the tree and dtypes of the params
+    first: PyTree  # the weights to go back to, in the tree and dtypes of the params
 
 
 def anchored(share: float) -> optax.GradientTransformation:
@@ -43,10 +45,10 @@ def anchored(share: float) -> optax.GradientTransformation:
     Source: anchored weight decay, arXiv 2605.30148.
     """
 
-    def init(params: Any) -> Anchor:
+    def init(params: PyTree) -> Anchor:
         return Anchor(jax.tree.map(jnp.array, params))
 
-    def update(updates: Any, state: Any, params: Any = None) -> tuple[Any, Any]:
+    def update(updates: PyTree, state: PyTree, params: PyTree = None) -> tuple[PyTree, PyTree]:
         if params is None:
             raise ValueError("anchored needs the params that it pulls back")
         pull = lambda u, w, first: u - jnp.asarray(share, u.dtype) * (w - first).astype(u.dtype)
@@ -69,7 +71,9 @@ def es_task(config: FinetuneConfig, setup: Setup) -> Task:
     def batch(generation: int) -> Asked:
         return setup.train(generation, config.num_prompts)
 
-    def evaluate(state: State, members: Any, carry: None, asked: Asked) -> Any:
+    def evaluate(
+        state: State, members: Members, carry: None, asked: Asked
+    ) -> tuple[np.ndarray, None, Metrics]:
         repeated = [each for each in asked.prompts for _ in range(config.answers)]
         generated = setup.generator.run(
             state.params,
@@ -92,7 +96,7 @@ def es_task(config: FinetuneConfig, setup: Setup) -> Task:
             figures |= {"noise_floor": float(floor), "fitness_spread": float(spread)}
         return reward[:count], carry, figures
 
-    def tell(state: State, members: Any, scores: np.ndarray) -> tuple[State, dict[str, Any]]:
+    def tell(state: State, members: Members, scores: np.ndarray) -> tuple[State, Metrics]:
         state, told = strategy.tell(state, members, per_prompt(jnp.asarray(scores)))
         return state, {name: told[name] for name in ("sigma", "step_ratio")}
 
@@ -144,7 +148,7 @@ def loaded(config: FinetuneConfig) -> str:
     return "bfloat16" if config.weights == "bfloat16" else "float32"
 
 
-def held(config: FinetuneConfig, params: Any) -> Any:
+def held(config: FinetuneConfig, params: PyTree) -> PyTree:
     """The weights as `config.weights` asks for; beside int8 matrices the rest stays float32."""
     if config.weights == "int8":
         return quantize(params)

@@ -6,7 +6,7 @@ Source: DeepSeekMath, arXiv 2402.03300, equations 3 and 4, with the reward of a 
 """
 
 from collections.abc import Callable
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -17,12 +17,14 @@ from springroll.finetune.config import FinetuneConfig
 from springroll.finetune.evolution import LOST_LIMIT, curve_of, sampling_seed
 from springroll.finetune.setup import Asked, Setup
 from springroll.generate.generator import Generated
+from springroll.models.protocols import LanguageModel
 from springroll.run.job import SavedWeights
-from springroll.run.task import Task
+from springroll.run.task import Metrics, Task
 from springroll.train.build import pretrained
 from springroll.train.config import TrainConfig
 from springroll.train.learners import Learner
 from springroll.train.optimizers import learner_for
+from springroll.trees import PyTree
 
 EPSILON = 1e-4  # added to the deviation of a group, whose rewards may all be equal
 
@@ -30,11 +32,11 @@ EPSILON = 1e-4  # added to the deviation of a group, whose rewards may all be eq
 class Rollout(NamedTuple):
     """Answers to learn from; R rows of T tokens, of which the target of position t follows it."""
 
-    tokens: Any  # (R, T) int32: prompt and answer, padded on the right
-    targets: Any  # (R, T) int32: the answer's tokens where they are predicted, else -1
-    advantage: Any  # (R,) float32
-    old: Any  # (R, T) float32: log-probabilities of the targets when they were drawn
-    reference: Any  # (R, T) float32: of the first weights; not looked at without `kl`
+    tokens: Array  # (R, T) int32: prompt and answer, padded on the right
+    targets: Array  # (R, T) int32: the answer's tokens where they are predicted, else -1
+    advantage: Array  # (R,) float32
+    old: Array  # (R, T) float32: log-probabilities of the targets when they were drawn
+    reference: Array  # (R, T) float32: of the first weights; not looked at without `kl`
 
 
 def advantages(reward: np.ndarray) -> np.ndarray:
@@ -51,15 +53,15 @@ def advantages(reward: np.ndarray) -> np.ndarray:
 
 
 def policy_loss(
-    model: Any, *, temperature: float, clip: float, kl: float
-) -> Callable[[Any, Rollout], tuple[Array, dict[str, Array]]]:
+    model: LanguageModel, *, temperature: float, clip: float, kl: float
+) -> Callable[[PyTree, Rollout], tuple[Array, dict[str, Array]]]:
     """(params, rollout) -> loss () and figures.
 
     `-mean over answers, mean over tokens, min(r A, clip(r, 1 - clip, 1 + clip) A) - kl D`, with
     r = p / p_old, and D = p_ref / p - log(p_ref / p) - 1, an unbiased estimate of the divergence.
     """
 
-    def loss(params: Any, rollout: Rollout) -> tuple[Array, dict[str, Array]]:
+    def loss(params: PyTree, rollout: Rollout) -> tuple[Array, dict[str, Array]]:
         nats, figures = model.token_nats(params, rollout.tokens, rollout.targets, temperature)
         counts = (rollout.targets >= 0).astype(jnp.float32)
         ratio = jnp.exp(-nats - rollout.old)
@@ -87,10 +89,12 @@ def grpo_task(config: FinetuneConfig, setup: Setup) -> Task:
     nats = jax.jit(setup.model.token_nats, static_argnums=3)
     first = setup.params() if config.kl else None
 
-    def init() -> tuple[None, Any]:
+    def init() -> tuple[None, PyTree]:
         return None, (learner.init(jax.random.key(config.seed)), 0)
 
-    def evaluate(state: None, members: None, carry: Any, asked: Asked) -> Any:
+    def evaluate(
+        state: None, members: None, carry: PyTree, asked: Asked
+    ) -> tuple[np.ndarray, PyTree, Metrics]:
         learnt, generation = carry
         generated = setup.generator.run(
             learner.params(learnt),
@@ -102,17 +106,17 @@ def grpo_task(config: FinetuneConfig, setup: Setup) -> Task:
         found = setup.judged(asked, generated)
         rollout = rollout_of(asked.prompts, generated, advantages(found.reward), config.max_tokens)
         if first is not None:
-            tokens, targets = jnp.asarray(rollout.tokens), jnp.asarray(rollout.targets)
-            reference = -nats(first, tokens, targets, config.sampling_temperature)[0]
+            reference = -nats(first, rollout.tokens, rollout.targets, config.sampling_temperature)[
+                0
+            ]
             rollout = rollout._replace(reference=reference)
-        rollout = jax.tree.map(jnp.asarray, rollout)
-        told: dict[str, Any] = {}
+        metrics: dict[str, Array] = {}
         for _ in range(config.epochs):
-            learnt, told = learner.step(learnt, rollout)
+            learnt, metrics = learner.step(learnt, rollout)
         figures = found.figures("train_") | {
             "tokens": int(generated.lengths.sum() + generated.finished.sum()),
             "occupancy": generated.occupancy,
-            "grad_norm": told["grad_norm"],
+            "grad_norm": metrics["grad_norm"],
         }
         return found.reward, (learnt, generation + 1), figures
 
@@ -190,4 +194,5 @@ def rollout_of(
         text[row, start : start + made] = answer
         targets[row, start - 1 : start - 1 + made] = answer
         old[row, start - 1 : start - 1 + made] = generated.log_probabilities[member, prompt, :made]
-    return Rollout(text[:, :-1], targets, advantage.reshape(-1), old, np.zeros_like(old))
+    arrays = text[:, :-1], targets, advantage.reshape(-1), old, np.zeros_like(old)
+    return Rollout(*map(jnp.asarray, arrays))

@@ -1,7 +1,7 @@
 """What models wrote, judged: tokens to texts to rewards, and the figures that describe them."""
 
 from collections.abc import Sequence
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 
@@ -70,7 +70,10 @@ def best_of(judged: Judged, answers: int) -> Judged:
     """
     if answers == 1:
         return judged
-    split: Any = lambda x: x.reshape(x.shape[0], -1, answers)
+
+    def split(x: np.ndarray) -> np.ndarray:
+        return x.reshape(x.shape[0], -1, answers)
+
     reward = split(judged.reward)
     best = np.argmax(np.where(np.isfinite(reward), reward, -np.inf), axis=-1)[..., None]
     return Judged(*(np.take_along_axis(split(x), best, axis=-1)[..., 0] for x in judged))

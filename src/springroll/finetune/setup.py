@@ -2,13 +2,15 @@
 
 import functools
 import hashlib
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import NamedTuple, Protocol
 
 import jax
 import jax.numpy as jnp
+from jax import Array
+from jax.typing import ArrayLike, DTypeLike
 
 from springroll.errors import InputError
 from springroll.finetune.config import FinetuneConfig
@@ -19,10 +21,12 @@ from springroll.memory import available_bytes
 from springroll.models.decoder_config import size
 from springroll.models.hf.files import family_of, open_hf
 from springroll.models.hf.load import load_hf
+from springroll.models.protocols import Generative, LanguageModel
 from springroll.run.job import Explained
 from springroll.tasks.problem import Problem, TextTask
 from springroll.tasks.task_line import task_of_line
 from springroll.tokens.tokenizer import Tokenizer, end_tokens, open_tokenizer, prompt_tokens
+from springroll.trees import PyTree
 
 ENDS = 1 << 16  # bytes of both ends of a file that go into its fingerprint
 
@@ -34,11 +38,15 @@ class Asked(NamedTuple):
     prompts: list[list[int]]
 
 
+class WritingModel(Generative, LanguageModel, Protocol):
+    """A language model that writes, and whose probabilities have gradients."""
+
+
 @dataclass(frozen=True)
 class Setup:
     """A model that is to answer the problems of a task."""
 
-    model: Any  # with the functions of models/generative.py
+    model: WritingModel
     folder: Path
     tokenizer: Tokenizer
     task: TextTask
@@ -47,12 +55,12 @@ class Setup:
     parameters: int
     held_out: Asked
 
-    def params(self, dtype: Any = jnp.float32) -> Any:
+    def params(self, dtype: DTypeLike = jnp.float32) -> PyTree:
         """The weights in the folder, on the device."""
         return load_hf(self.folder, dtype)[1]
 
     @property
-    def shapes(self) -> Any:
+    def shapes(self) -> PyTree:
         """What `params` returns, without values."""
         config = self.model.config
         one = lambda shape: jax.ShapeDtypeStruct(shape, jnp.float32)
@@ -78,7 +86,7 @@ class Setup:
         """What the answers are worth."""
         return judged(self.task, self.tokenizer, asked.problems, generated)
 
-    def validated(self, params: Any) -> dict[str, float]:
+    def validated(self, params: PyTree) -> dict[str, float]:
         """Figures of weights on the held-out problems, answered greedily."""
         generated = self.greedy.run(params, None, self.held_out.prompts)
         return self.judged(self.held_out, generated).figures("valid_")
@@ -132,7 +140,7 @@ def prepare(config: FinetuneConfig) -> Setup:
     return replace(setup, held_out=setup.asked([task.held_out(i) for i in range(most)]))
 
 
-def _is_shape(node: Any) -> bool:
+def _is_shape(node: PyTree) -> bool:
     return isinstance(node, tuple)
 
 
@@ -155,7 +163,7 @@ def fingerprint(folder: Path) -> str:
     return whole.hexdigest()[:16]
 
 
-def decaying(value: float, half: float | None) -> Any:
+def decaying(value: float, half: float | None) -> float | Callable[[ArrayLike], Array]:
     """A schedule that has fallen to half of `value` after so many generations."""
     if half is None:
         return value

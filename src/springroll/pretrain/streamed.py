@@ -7,12 +7,12 @@ other's. A checkpoint takes the step that is due by a passage of its own.
 
 import dataclasses
 from collections.abc import Callable
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jax import Array
+from jax import Array, Device
 
 from springroll.errors import InputError
 from springroll.evolve.strategy import State, Strategy
@@ -22,13 +22,13 @@ from springroll.models.egg import Egg
 from springroll.models.protocols import read_part
 from springroll.run.task import Batch, Carry, Metrics, Task
 from springroll.stream.streamed_population import StreamedPopulation, prepared, streamed
-from springroll.trees import tree_bytes
+from springroll.trees import PyTree, tree_bytes
 
 if TYPE_CHECKING:
     from springroll.pretrain.config import PretrainConfig
 
 
-def must_stream(config: "PretrainConfig", strategy: Strategy, params: Any) -> bool:
+def must_stream(config: "PretrainConfig", strategy: Strategy, params: PyTree) -> bool:
     """Whether layers pass through the device: as asked, or because the state does not fit it.
 
     Raises:
@@ -57,7 +57,7 @@ def streamed_task(
     params = jax.eval_shape(model.init, jax.random.key(0))
     prepared(strategy, model, params, budget)  # what cannot be, said at once
     engine = Engine(config.seed, budget, model, strategy)
-    validate: list[Callable[[Any], Metrics]] = []  # compiled once the engine is there
+    validate: list[Callable[[PyTree], Metrics]] = []  # compiled once the engine is there
     members_per_stream = config.pop_size // config.num_streams
     unit = model.bits_scale * config.tokens_per_member
 
@@ -125,7 +125,7 @@ class Engine:
             self._last = state
         return self._streamed
 
-    def tell(self, state: State, fitness: Any) -> tuple[State, Metrics]:
+    def tell(self, state: State, fitness: np.ndarray) -> tuple[State, Metrics]:
         """The step; arrays of the new state are read when a checkpoint looks at them."""
         now = self.at(state)
         metrics = now.tell(fitness)
@@ -133,7 +133,7 @@ class Engine:
         return self._last, metrics
 
 
-def host() -> Any:
+def host() -> Device | None:
     """Where arrays are made that may be too big for the device; None if JAX was told to have no
     processor."""
     try:
@@ -142,17 +142,19 @@ def host() -> Any:
         return None
 
 
-def validation(model: Egg) -> tuple[Callable[..., Any], Callable[..., Any], Callable[..., Any]]:
+def validation(
+    model: Egg,
+) -> tuple[Callable[..., PyTree], Callable[..., PyTree], Callable[..., Metrics]]:
     """(embed, block, finish) over rows (n, T + 1) that each begin without memory."""
 
-    def embed(rest: Any, rows: Array) -> Any:
+    def embed(rest: PyTree, rows: Array) -> PyTree:
         return jax.vmap(lambda row: model.embed(rest, read_part(row)))(rows)
 
-    def block(layer: Any, x: Any, index: Array) -> Any:
+    def block(layer: PyTree, x: PyTree, index: Array) -> PyTree:
         fresh = model.state()[0]
         return jax.vmap(lambda x: model.block(layer, x, index, fresh)[0])(x)
 
-    def finish(rest: Any, x: Any, rows: Array) -> Metrics:
+    def finish(rest: PyTree, x: PyTree, rows: Array) -> Metrics:
         logits = jax.vmap(lambda x: model.natural(model.stored_logits(rest, x)))(x)
         return {"valid_bits_per_byte": bits_per_byte(logits, rows)}
 

@@ -12,11 +12,11 @@ from springroll.envs.recording import recorded
 from springroll.envs.suites import environment
 from springroll.errors import InputError
 from springroll.rl.config import RLConfig
-from springroll.rl.episodes import episodes_arena
+from springroll.rl.episodes import episodes_scorer
 from springroll.rl.evolution import evolution
 from springroll.rl.policy import policy_of
-from springroll.rl.python_scorer import python_arena
-from springroll.rl.scorer import Arena, Learning
+from springroll.rl.python_scorer import python_scorer
+from springroll.rl.scorer import Learning, Scorer
 from springroll.run.checkpoint import load_newest
 from springroll.run.folder import RunFolder
 from springroll.run.job import Explained, OpenRun
@@ -25,23 +25,23 @@ from springroll.run.task import Task, Training
 from springroll.run.weights import no_checkpoint
 
 
-def prepare(config: RLConfig) -> tuple[Arena, Learning]:
+def prepare(config: RLConfig) -> tuple[Scorer, Learning]:
     """What is to be learnt, and how."""
-    arena = arena_of(config)
+    scorer = scorer_of(config)
     try:
-        return arena, learning_on(config, arena)
+        return scorer, learning_on(config, scorer)
     except BaseException:
-        arena.close()
+        scorer.close()
         raise
 
 
-def learning_on(config: RLConfig, arena: Arena) -> Learning:
+def learning_on(config: RLConfig, scorer: Scorer) -> Learning:
     """The method."""
     if config.method == "ppo":
         from springroll.rl.ppo import ppo_learning  # rejax, of the extra rl
 
-        return ppo_learning(config, arena)
-    return evolution(config, arena)
+        return ppo_learning(config, scorer)
+    return evolution(config, scorer)
 
 
 def beside_random(learning: Learning) -> Learning:
@@ -54,13 +54,13 @@ def beside_random(learning: Learning) -> Learning:
     return learning._replace(task=task)
 
 
-def arena_of(config: RLConfig) -> Arena:
+def scorer_of(config: RLConfig) -> Scorer:
     """Where it is learnt."""
     if is_python(config.env):
-        return python_arena(config)
+        return python_scorer(config)
     options = {} if config.max_steps is None else {"max_steps": config.max_steps}
     found = environment(config.env, **options)
-    return episodes_arena(config, found, policy_of(config, found.observation_size, found.actions))
+    return episodes_scorer(config, found, policy_of(config, found.observation_size, found.actions))
 
 
 def computed(config: RLConfig) -> str:
@@ -91,8 +91,8 @@ def film(config: RLConfig, learning: Learning, result: Result, folder: RunFolder
     environment = learning.rollout.environment
     if environment.frame is None and environment.animate is None:
         return ""
-    params, seen = learning.weights(result.state, result.carry)
-    states, _ = recorded(learning.rollout, params, jax.random.key(config.seed), seen)
+    params, stats = learning.weights(result.state, result.carry)
+    states, _ = recorded(learning.rollout, params, jax.random.key(config.seed), stats)
     try:
         write_gif(folder.path / "policy.gif", draw(environment, states))
     except NoPicture as reason:
@@ -113,7 +113,7 @@ def evaluated(
     Raises:
         InputError: there is no checkpoint that can be read.
     """
-    arena, learning = prepare(config)
+    scorer, learning = prepare(config)
     try:
         task = learning.task
         where = run.folder.best if best else run.folder.checkpoints
@@ -123,7 +123,7 @@ def evaluated(
         figures = task.validate(*loaded.tree)
         return loaded.generation, dict(figures), notes
     finally:
-        arena.close()
+        scorer.close()
 
 
 def explained(config: RLConfig) -> Explained:
@@ -132,11 +132,11 @@ def explained(config: RLConfig) -> Explained:
     Raises:
         InputError: what the run evolves is no function of JAX.
     """
-    arena = arena_of(config)
+    scorer = scorer_of(config)
     try:
-        traced = arena.traced()
+        traced = scorer.traced()
         if traced is None:
-            raise InputError(f"{arena.name} is no function of JAX, so there is nothing to look at")
+            raise InputError(f"{scorer.name} is no function of JAX, so there is nothing to look at")
         return traced
     finally:
-        arena.close()
+        scorer.close()

@@ -1,8 +1,7 @@
-"""Episodes in an environment of JAX as an arena: everything runs on the device."""
+"""Episodes in an environment of JAX as an scorer: everything runs on the device."""
 
 import dataclasses
 import functools
-from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -15,15 +14,16 @@ from springroll.envs.rollout import Episodes, Rollout, episode_keys, population_
 from springroll.evolve.members import Members
 from springroll.models.policy import Policy, PolicyNetwork
 from springroll.rl.config import RLConfig
-from springroll.rl.scorer import Arena
+from springroll.rl.scorer import Scorer
 from springroll.run.task import Metrics
+from springroll.trees import PyTree
 
 TRAINING, VALIDATION, RANDOM = 0, 1, 2  # streams of episodes
 
 
-def episodes_arena(
+def episodes_scorer(
     config: RLConfig, environment: Environment, policy: Policy | PolicyNetwork
-) -> Arena:
+) -> Scorer:
     """Members are scored by the mean return of their episodes; a pair meets the same ones."""
     rollout = Rollout(
         policy,
@@ -38,17 +38,17 @@ def episodes_arena(
     ]
 
     def score(
-        params: Any, members: Members, seen: Scaling | None, generation: int
+        params: PyTree, members: Members, stats: Scaling | None, generation: int
     ) -> tuple[Array, Scaling | None, Metrics]:
         keys = shared_keys(streams[TRAINING], generation, members, config.episodes)
         rows = members.size * config.episodes
-        found = population_episodes(rollout, params, members, keys, seen, rows, False)
-        fitness, seen, figures = scored(found, seen)
+        found = population_episodes(rollout, params, members, keys, stats, rows, False)
+        fitness, stats, figures = scored(found, stats)
         # To the host, else what came from several devices would have the next call compiled anew.
-        return fitness, jax.device_get(seen), figures
+        return fitness, jax.device_get(stats), figures
 
-    def centre(
-        params: Any, members: Members, seen: Scaling | None, episodes: int, uniform: bool
+    def evaluate(
+        params: PyTree, members: Members, stats: Scaling | None, episodes: int, uniform: bool
     ) -> np.ndarray:
         still = dataclasses.replace(members, sigma=jnp.zeros_like(members.sigma))
         each = members.size * config.episodes
@@ -57,21 +57,21 @@ def episodes_arena(
             key = jax.random.fold_in(streams[RANDOM if uniform else VALIDATION], start)
             keys = episode_keys(key, members.size, config.episodes)
             rows = min(each, episodes - start)
-            found = population_episodes(rollout, params, still, keys, seen, rows, uniform)
+            found = population_episodes(rollout, params, still, keys, stats, rows, uniform)
             returns.append(np.asarray(found.returns).reshape(-1)[:rows])
         return np.concatenate(returns)
 
-    def seen() -> Scaling | None:
+    def initial_stats() -> Scaling | None:
         return fresh(environment.observation_size) if config.normalise else None
 
-    return Arena(
+    return Scorer(
         name=environment.name,
-        says=f"{environment.observation_size:,} observations, {environment.actions}",
+        description=f"{environment.observation_size:,} observations, {environment.actions}",
         init=policy.init,
         apply=(policy.apply, environment.observation_size),
-        seen=seen,
+        initial_stats=initial_stats,
         score=score,
-        centre=centre,
+        evaluate=evaluate,
         steps=environment.max_steps,
         identity={"environment": environment.version} if environment.version else {},
         rollout=rollout,
@@ -87,15 +87,15 @@ def shared_keys(key: Array, generation: int, members: Members, episodes: int) ->
 
 
 @jax.jit
-def scored(found: Episodes, seen: Scaling | None) -> tuple[Array, Scaling | None, Metrics]:
+def scored(found: Episodes, stats: Scaling | None) -> tuple[Array, Scaling | None, Metrics]:
     """Fitness (N,), what is known of observations now, and figures."""
     steps = jnp.sum(found.lengths)
-    if seen is not None:
-        seen = seen.told(found.sums.reshape(-1, *found.sums.shape[2:]), steps)
+    if stats is not None:
+        stats = stats.told(found.sums.reshape(-1, *found.sums.shape[2:]), steps)
     fitness = jnp.mean(found.returns, axis=1)
     figures = {
         "train_return": jnp.mean(found.returns),
         "train_length": jnp.mean(found.lengths.astype(jnp.float32)),
         "env_steps": steps,
     }
-    return fitness, seen, figures
+    return fitness, stats, figures

@@ -1,4 +1,4 @@
-"""A policy learns by evolution: the loop's view of EGGROLL and OpenES on an arena."""
+"""A policy learns by evolution: the loop's view of EGGROLL and OpenES on an scorer."""
 
 from typing import Any
 
@@ -6,56 +6,61 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
+from jax import Array
 
 from springroll.evolve.eggroll import eggroll, open_es
+from springroll.evolve.members import Members
 from springroll.evolve.strategy import Schedule, State, Strategy
 from springroll.rl.config import RLConfig, factor_of
-from springroll.rl.scorer import Arena, Learning, Seen
+from springroll.rl.scorer import Learning, ObservationStats, Scorer
 from springroll.run.task import Curve, Metrics, Task
 from springroll.thin.discovery import discover
+from springroll.trees import PyTree
 
 LOST_LIMIT = 3  # generations in a row without a single score, and the run stops
 NOISE_BYTES = 1 << 27  # kept from the forward to the update; of full matrices more is drawn twice
 
 
-def evolution(config: RLConfig, arena: Arena) -> Learning:
-    """EGGROLL or OpenES on an arena."""
-    strategy = strategy_for(config, arena)
+def evolution(config: RLConfig, scorer: Scorer) -> Learning:
+    """EGGROLL or OpenES on an scorer."""
+    strategy = strategy_for(config, scorer)
 
     def random_return() -> float | None:
         """By the program that training has compiled."""
-        if not arena.acts:
+        if not scorer.acts:
             return None
-        state = strategy.init(jax.random.key(config.seed), arena.init(jax.random.key(config.seed)))
+        state = strategy.init(jax.random.key(config.seed), scorer.init(jax.random.key(config.seed)))
         members, episodes = strategy.ask(state), config.eval_episodes
-        returns = arena.centre(state.params, members, arena.seen(), episodes, True)
+        returns = scorer.evaluate(state.params, members, scorer.initial_stats(), episodes, True)
         return float(np.nanmean(returns))
 
     return Learning(
-        task=evolution_task(config, arena, strategy),
-        rollout=arena.rollout,
-        weights=lambda state, seen: (state.params, seen),
+        task=evolution_task(config, scorer, strategy),
+        rollout=scorer.rollout,
+        weights=lambda state, stats: (state.params, stats),
         random_return=random_return,
     )
 
 
-def evolution_task(config: RLConfig, arena: Arena, strategy: Strategy) -> Task:
+def evolution_task(config: RLConfig, scorer: Scorer, strategy: Strategy) -> Task:
     """What the loop trains."""
 
-    def init() -> tuple[State, Seen]:
+    def init() -> tuple[State, ObservationStats]:
         first, noise = jax.random.split(jax.random.key(config.seed))
-        return strategy.init(noise, arena.init(first)), arena.seen()
+        return strategy.init(noise, scorer.init(first)), scorer.initial_stats()
 
-    def evaluate(state: State, members: Any, seen: Seen, generation: int) -> Any:
-        return arena.score(state.params, members, seen, generation)
+    def evaluate(
+        state: State, members: Members, stats: ObservationStats, generation: int
+    ) -> tuple[Array | np.ndarray, ObservationStats, Metrics]:
+        return scorer.score(state.params, members, stats, generation)
 
-    def tell(state: State, members: Any, fitness: np.ndarray) -> tuple[State, Metrics]:
+    def tell(state: State, members: Members, fitness: np.ndarray) -> tuple[State, Metrics]:
         state, told = strategy.tell(state, members, jnp.asarray(fitness))
         return state, {name: told[name] for name in ("sigma", "step_ratio")}
 
-    def validate(state: State, seen: Seen) -> Metrics:
+    def validate(state: State, stats: ObservationStats) -> Metrics:
         members, episodes = strategy.ask(state), config.eval_episodes
-        returns = arena.centre(state.params, members, seen, episodes, False)
+        returns = scorer.evaluate(state.params, members, stats, episodes, False)
         return {"eval_return": float(np.nanmean(returns)), "eval_std": float(np.nanstd(returns))}
 
     return Task(
@@ -66,17 +71,17 @@ def evolution_task(config: RLConfig, arena: Arena, strategy: Strategy) -> Task:
         tell=tell,
         validate=validate,
         pop_size=config.pop_size,
-        tokens=config.pop_size * config.episodes * arena.steps,
+        tokens=config.pop_size * config.episodes * scorer.steps,
         unit="env_steps",
         seed=config.seed,
         lost_limit=LOST_LIMIT,
-        identity=arena.identity,
-        curve=curve_of(config, arena),
+        identity=scorer.identity,
+        curve=curve_of(config, scorer),
         keep_best=True,
     )
 
 
-def strategy_for(config: RLConfig, arena: Arena) -> Strategy:
+def strategy_for(config: RLConfig, scorer: Scorer) -> Strategy:
     """EGGROLL, or OpenES, which is the same with a full matrix for every weight."""
     options: dict[str, Any] = {
         "pop_size": config.pop_size,
@@ -87,14 +92,14 @@ def strategy_for(config: RLConfig, arena: Arena) -> Strategy:
     }
     if config.method == "openes":
         return open_es(**options)
-    options["roles"] = thin(arena.shapes(), config.rank)
-    traced = arena.traced()
+    options["roles"] = thin(scorer.shapes(), config.rank)
+    traced = scorer.traced()
     if traced is not None:  # else shapes decide which axes are which
         options["plan"] = discover(traced.fn, traced.params, *traced.args)
     return eggroll(rank=config.rank, **options)
 
 
-def thin(shapes: Any, rank: int) -> dict[str, str]:
+def thin(shapes: PyTree, rank: int) -> dict[str, str]:
     """Matrices with a side no longer than the rank: full noise is no dearer and no different."""
     small = lambda x: x.ndim == 2 and min(x.shape) <= rank
     found = jax.tree_util.tree_leaves_with_path(shapes)
@@ -116,12 +121,12 @@ def decaying(value: float, half_life: float | None) -> Schedule:
     return lambda step: jnp.float32(value) * jnp.float32(factor) ** jnp.asarray(step, jnp.float32)
 
 
-def curve_of(config: RLConfig, arena: Arena) -> Curve:
+def curve_of(config: RLConfig, scorer: Scorer) -> Curve:
     """Returns over environment steps."""
     return Curve(
         train="train_return",
         valid="eval_return",
         label="return of an episode",
         short="return",
-        title=f"{arena.name}, {config.method}, {config.pop_size:,} members",
+        title=f"{scorer.name}, {config.method}, {config.pop_size:,} members",
     )

@@ -48,13 +48,13 @@ def build(config: RLConfig) -> Prepared[RLConfig]:
 
     if not config.resume:
         config = replace(config, compute=parts.computed(config))
-    arena, learning = parts.prepare(config)
+    scorer, learning = parts.prepare(config)
     try:
         learning = parts.beside_random(learning)
-        if arena.rollout is not None:
+        if scorer.rollout is not None:
             parts.warm(learning.task)
     except BaseException:
-        arena.close()
+        scorer.close()
         raise
 
     def finish(result: "Result", folder: "RunFolder") -> list[str]:
@@ -62,15 +62,15 @@ def build(config: RLConfig) -> Prepared[RLConfig]:
         return [note] if note else []
 
     def close() -> list[str]:
-        arena.close()
-        return [arena.failures()] if arena.failures() else []
+        scorer.close()
+        return [scorer.failures()] if scorer.failures() else []
 
     random = learning.task.summary.get("random_return")
     beat = "" if random is None else f"; random actions return {random:.4g}"
     who = f"{config.pop_size:,} members, " if config.method != "ppo" else ""
     rank = f" of rank {config.rank}" if config.method == "eggroll" else ""
-    compute = "" if config.method == "ppo" or arena.apply is None else f", {config.compute}"
-    opening = f"{arena.name}: {arena.says}; {who}{config.method}{rank}{compute}{beat}"
+    compute = "" if config.method == "ppo" or scorer.apply is None else f", {config.compute}"
+    opening = f"{scorer.name}: {scorer.description}; {who}{config.method}{rank}{compute}{beat}"
     return Prepared(
         config=config, task=learning.task, opening=[opening], finish=finish, close=close
     )

@@ -3,7 +3,7 @@
 The method is rejax's, unchanged (github.com/keraJLi/rejax); here are its construction, what of its
 state is arrays, and its policy in the form in which evaluation takes one.
 
-PPO on an arena: the gradient baseline, validated by the episodes that validate evolution.
+PPO on an scorer: the gradient baseline, validated by the episodes that validate evolution.
 """
 
 from collections.abc import Callable
@@ -26,7 +26,7 @@ from springroll.rl.config import PPOSettings, RLConfig
 from springroll.rl.episodes import RANDOM, VALIDATION
 from springroll.rl.evolution import curve_of
 from springroll.rl.ppo_bridge import Bridge, Episode
-from springroll.rl.scorer import Arena, Learning
+from springroll.rl.scorer import Learning, Scorer
 from springroll.run.task import Curve, Metrics, Task
 from springroll.trees import PyTree
 
@@ -43,7 +43,7 @@ class PPO:
     """One iteration: collect, then learn. Donates. Figures: train_return, the mean return of the
     newest whole episode of every environment (of the one it is in where it has ended none), and
     episodes, how many ended so far."""
-    params: Callable[[Carry], Any]
+    params: Callable[[Carry], PyTree]
     """What the policy needs of a carry."""
     policy: Policy
     """Says what policies of the other methods say: logits, or means and after them logarithms of
@@ -69,10 +69,10 @@ def ppo(environment: Environment, settings: PPOSettings, *, normalise: bool = Fa
     leaves, structure = jax.tree.flatten_with_path(abstract)
     names = [jax.tree_util.keystr(path, simple=True, separator="/") for path, _ in leaves]
 
-    def packed(state: Any) -> Carry:
+    def packed(state: PyTree) -> Carry:
         return dict(zip(names, jax.tree.leaves(state), strict=True))
 
-    def unpacked(carry: Carry) -> Any:
+    def unpacked(carry: Carry) -> PyTree:
         return jax.tree.unflatten(structure, [carry[name] for name in names])
 
     def init(key: Array) -> Carry:
@@ -87,19 +87,19 @@ def ppo(environment: Environment, settings: PPOSettings, *, normalise: bool = Fa
             figures = {"train_return": jnp.mean(newest), "episodes": jnp.sum(episode.ended)}
             return packed(state), figures
 
-    def params(carry: Carry) -> Any:
+    def params(carry: Carry) -> PyTree:
         state = unpacked(carry)
         weights = {"actor": state.actor_ts.params}
         if not normalise:
             return weights
         return weights | {"mean": state.obs_rms_state.mean, "var": state.obs_rms_state.var}
 
-    def apply(params: Any, observation: Array) -> Array:
+    def apply(params: PyTree, observation: Array) -> Array:
         with default_rules():
-            seen = jnp.concatenate([observation, jnp.ones(bridge.masked)])
+            inputs = jnp.concatenate([observation, jnp.ones(bridge.masked)])
             if normalise:
-                seen = (seen - params["mean"]) / jnp.sqrt(params["var"] + 1e-8)
-            says = algorithm.actor.apply(params["actor"], seen[None], method="_action_dist")
+                inputs = (inputs - params["mean"]) / jnp.sqrt(params["var"] + 1e-8)
+            says = algorithm.actor.apply(params["actor"], inputs[None], method="_action_dist")
             if algorithm.discrete:
                 return says.logits[0]
             return jnp.concatenate([says.loc[0], jnp.log(says.scale_diag).reshape(-1)])
@@ -111,7 +111,7 @@ def ppo(environment: Environment, settings: PPOSettings, *, normalise: bool = Fa
 def ppo_task(
     config: RLConfig,
     environment: Environment,
-    validate: Callable[[Any], Metrics] | None = None,
+    validate: Callable[[PyTree], Metrics] | None = None,
     *,
     method: PPO | None = None,
     curve: Curve | None = None,
@@ -125,7 +125,9 @@ def ppo_task(
     """
     method = method or ppo(environment, config.ppo, normalise=config.normalise)
 
-    def evaluate(state: None, members: None, carry: Carry, batch: None) -> Any:
+    def evaluate(
+        state: None, members: None, carry: Carry, batch: None
+    ) -> tuple[Array, Carry, Metrics]:
         carry, figures = method.iterate(carry)
         return figures["train_return"][None], carry, figures
 
@@ -186,21 +188,21 @@ def _masked(actor: Any) -> Any:
 
     class Masked(type(actor)):
         def _action_dist(self, obs: Array) -> Any:
-            seen, mask = jnp.split(obs, [obs.shape[1] - self.action_dim], axis=1)
-            logits = super()._action_dist(seen).logits
+            inputs, mask = jnp.split(obs, [obs.shape[1] - self.action_dim], axis=1)
+            logits = super()._action_dist(inputs).logits
             return distrax.Categorical(logits=jnp.where(mask >= 0, logits, FORBIDDEN))
 
     return Masked(actor.action_dim, actor.hidden_layer_sizes, actor.activation)
 
 
-def _in_floats(state: Any) -> Any:
+def _in_floats(state: PyTree) -> PyTree:
     """rejax begins its statistics of rewards with the integers 0 and 1."""
     rewards = state.rew_rms_state
     as_floats = {"mean": jnp.float32(rewards.mean), "var": jnp.float32(rewards.var)}
     return state.replace(rew_rms_state=rewards.replace(**as_floats))
 
 
-def _strong(leaf: Any) -> Array:
+def _strong(leaf: PyTree) -> Array:
     """As an array whose type is its own, as it is when read back from a checkpoint."""
     leaf = jnp.asarray(leaf)
     if jnp.issubdtype(leaf.dtype, jax.dtypes.prng_key):
@@ -208,15 +210,15 @@ def _strong(leaf: Any) -> Array:
     return jax.lax.convert_element_type(leaf, leaf.dtype)
 
 
-def ppo_learning(config: RLConfig, arena: Arena) -> Learning:
-    """The method on an arena whose episodes run on the device.
+def ppo_learning(config: RLConfig, scorer: Scorer) -> Learning:
+    """The method on an scorer whose episodes run on the device.
 
     Raises:
         InputError: they do not.
     """
-    if arena.rollout is None:
-        raise InputError(f"ppo needs an environment in JAX, and {arena.name} is none")
-    environment = arena.rollout.environment
+    if scorer.rollout is None:
+        raise InputError(f"ppo needs an environment in JAX, and {scorer.name} is none")
+    environment = scorer.rollout.environment
     method = ppo(environment, config.ppo, normalise=config.normalise)
     rollout = Rollout(method.policy, environment, config.deterministic, devices=config.devices)
 
@@ -229,7 +231,7 @@ def ppo_learning(config: RLConfig, arena: Arena) -> Learning:
         return float(np.mean(_returns(config, rollout, params, RANDOM)))
 
     return Learning(
-        task=ppo_task(config, environment, validate, method=method, curve=curve_of(config, arena)),
+        task=ppo_task(config, environment, validate, method=method, curve=curve_of(config, scorer)),
         rollout=rollout,
         weights=lambda _, carry: (method.params(carry), None),
         random_return=random_return,

@@ -69,7 +69,7 @@ class Bridge:
     def reset(self, key: Array, params: None) -> tuple[Array, Episode]:
         state, observation = self.environment.reset(key)
         zero, nothing = jnp.int32(0), jnp.float32(0)
-        return self.seen(state, observation), Episode(state, zero, nothing, nothing, zero)
+        return self.with_mask(state, observation), Episode(state, zero, nothing, nothing, zero)
 
     def step(
         self, key: Array, episode: Episode, action: Array, params: None
@@ -80,7 +80,7 @@ class Bridge:
         so_far = episode.so_far + step.reward
         done = step.terminated | step.truncated | (steps >= self.environment.max_steps)
 
-        def anew(_: Any) -> tuple[Array, State, Array]:
+        def anew(_: tuple[Array, State, Array]) -> tuple[Array, State, Array]:
             return (jnp.bool_(False), *self.environment.reset(reset_key))
 
         # A loop of one round at most: mapped over environments, it costs a reset only in the steps
@@ -94,7 +94,7 @@ class Bridge:
             jnp.where(done, so_far, episode.newest),
             episode.ended + done.astype(jnp.int32),
         )
-        return self.seen(state, observation), after, step.reward, done, {}
+        return self.with_mask(state, observation), after, step.reward, done, {}
 
     def meant(self, action: Array) -> Array:
         """The action in the environment's units; rejax's real numbers are from -1 to 1."""
@@ -103,7 +103,7 @@ class Bridge:
             return action
         return choose(actions, jnp.concatenate([action, jnp.zeros_like(action)]), None)
 
-    def seen(self, state: State, observation: Array) -> Array:
+    def with_mask(self, state: State, observation: Array) -> Array:
         """What policy and value are given."""
         if self.environment.action_mask is None:
             return observation

@@ -1,6 +1,4 @@
-"""What is no JAX as an arena: a Python function of weights, or Gymnasium environments."""
-
-from typing import Any
+"""What is no JAX as an scorer: a Python function of weights, or Gymnasium environments."""
 
 import jax.numpy as jnp
 import numpy as np
@@ -14,16 +12,17 @@ from springroll.envs.python_env import kind_of, python_environment
 from springroll.envs.python_seeds import pair_seeds
 from springroll.evolve.members import Members
 from springroll.rl.config import RLConfig
-from springroll.rl.episodes import RANDOM, VALIDATION, episodes_arena
+from springroll.rl.episodes import RANDOM, VALIDATION, episodes_scorer
 from springroll.rl.policy import policy_of
-from springroll.rl.scorer import Arena
+from springroll.rl.scorer import ObservationStats, Scorer
 from springroll.run.task import Metrics
+from springroll.trees import PyTree
 
 HELD_OUT = 1 << 40  # generations that no run reaches: their seeds are for validation
 
 
-def python_arena(config: RLConfig) -> Arena:
-    """The arena of `module:function` or `gymnasium-ID`.
+def python_scorer(config: RLConfig) -> Scorer:
+    """The scorer of `module:function` or `gymnasium-ID`.
 
     Raises:
         InputError: there is no such thing, or it cannot score the first weights.
@@ -33,12 +32,12 @@ def python_arena(config: RLConfig) -> Arena:
     if kind == "environment":
         environment = python_environment(config.env)
         policy = policy_of(config, environment.observation_size, environment.actions)
-        return episodes_arena(config, environment, policy)
+        return episodes_scorer(config, environment, policy)
     if kind == "gymnasium":
         pool = open_gymnasium(
             config.env, workers=workers, timeout=config.timeout, max_steps=config.max_steps
         )
-        return gymnasium_arena(config, pool)
+        return gymnasium_scorer(config, pool)
     objective = open_objective(
         config.env,
         initial=config.initial,
@@ -46,13 +45,15 @@ def python_arena(config: RLConfig) -> Arena:
         timeout=config.timeout,
         seed=config.seed,
     )
-    return objective_arena(config, objective)
+    return objective_scorer(config, objective)
 
 
-def objective_arena(config: RLConfig, objective: Objective) -> Arena:
+def objective_scorer(config: RLConfig, objective: Objective) -> Scorer:
     """Members are scored by the mean of `episodes` calls with seeds that a pair shares."""
 
-    def score(params: Any, members: Members, seen: None, generation: int) -> Any:
+    def score(
+        params: PyTree, members: Members, stats: ObservationStats, generation: int
+    ) -> tuple[np.ndarray, ObservationStats, Metrics]:
         signs = len(members.perturbation.signs)
         seeds = pair_seeds(config.seed, generation, members.size, signs, config.episodes)
         fitness, figures = objective.evaluate(params, members, seeds)
@@ -61,19 +62,19 @@ def objective_arena(config: RLConfig, objective: Objective) -> Arena:
             "env_steps": figures["calls"],
             "unscored": figures["unscored"],
         }
-        return fitness, seen, told
+        return fitness, stats, told
 
-    def centre(
-        params: Any, members: Members, seen: None, episodes: int, uniform: bool
+    def evaluate(
+        params: PyTree, members: Members, stats: ObservationStats, episodes: int, uniform: bool
     ) -> np.ndarray:
         return objective.centre(params, held_out(config, VALIDATION, episodes))
 
-    return Arena(
+    return Scorer(
         name=config.env,
-        says="a function in Python",
+        description="a function in Python",
         init=lambda key: objective.initial(config.seed),
         score=score,
-        centre=centre,
+        evaluate=evaluate,
         acts=False,
         steps=1,
         identity=objective.identity,
@@ -82,41 +83,43 @@ def objective_arena(config: RLConfig, objective: Objective) -> Arena:
     )
 
 
-def gymnasium_arena(config: RLConfig, pool: GymnasiumPool) -> Arena:
+def gymnasium_scorer(config: RLConfig, pool: GymnasiumPool) -> Scorer:
     """Members are scored by the mean return of their episodes in worker processes."""
     policy = policy_of(config, pool.observation_size, pool.actions)
     acting = acting_for(policy, pool.actions, deterministic=config.deterministic)
 
-    def score(params: Any, members: Members, seen: Scaling | None, generation: int) -> Any:
+    def score(
+        params: PyTree, members: Members, stats: Scaling | None, generation: int
+    ) -> tuple[np.ndarray, Scaling | None, Metrics]:
         signs = len(members.perturbation.signs)
         seeds = pair_seeds(config.seed, generation, members.size, signs, config.episodes)
         told = pool.episodes(
-            acting, params, members, seeds, scaling=seen, counting=config.normalise
+            acting, params, members, seeds, scaling=stats, counting=config.normalise
         )
         fitness, figures = pool.scored(told)
-        if seen is not None:
+        if stats is not None:
             sums = jnp.asarray(told.sums.reshape(-1, *told.sums.shape[2:]))
-            seen = seen.told(sums, jnp.int32(figures["env_steps"]))
-        return fitness, seen, figures
+            stats = stats.told(sums, jnp.int32(figures["env_steps"]))
+        return fitness, stats, figures
 
-    def centre(
-        params: Any, members: Members, seen: Scaling | None, episodes: int, uniform: bool
+    def evaluate(
+        params: PyTree, members: Members, stats: Scaling | None, episodes: int, uniform: bool
     ) -> np.ndarray:
         seeds = held_out(config, RANDOM if uniform else VALIDATION, episodes)
-        how = {"deterministic": config.deterministic, "uniform": uniform, "scaling": seen}
+        how = {"deterministic": config.deterministic, "uniform": uniform, "scaling": stats}
         return pool.centre(policy, params, seeds, **how)
 
-    def seen() -> Scaling | None:
+    def initial_stats() -> Scaling | None:
         return fresh(pool.observation_size) if config.normalise else None
 
-    return Arena(
+    return Scorer(
         name=pool.name,
-        says=f"{pool.observation_size:,} observations, {pool.actions}, in Python",
+        description=f"{pool.observation_size:,} observations, {pool.actions}, in Python",
         init=policy.init,
         apply=(policy.apply, pool.observation_size),
-        seen=seen,
+        initial_stats=initial_stats,
         score=score,
-        centre=centre,
+        evaluate=evaluate,
         steps=pool.max_steps,
         identity=pool.identity,
         failures=lambda: pool.failures.line,

@@ -2,39 +2,45 @@
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
-from typing import Any, NamedTuple
+from typing import NamedTuple, TypeAlias
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 from jax import Array
 
+from springroll.envs.observation_scaling import Scaling
 from springroll.envs.rollout import Rollout
 from springroll.evolve.members import Members
 from springroll.run.job import Explained
-from springroll.run.task import Carry, Metrics, Task
+from springroll.run.task import Metrics, Task
+from springroll.trees import PyTree
 
-Seen = Carry  # what observations were like so far: a `Scaling`, or None
+ObservationStats: TypeAlias = Scaling | None
+"""How observations were distributed so far; None where they are not counted."""
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
-class Arena:
+class Scorer:
     """One thing to be good at, as functions. Higher is better."""
 
     name: str
-    says: str
+    description: str
     """A few words on its observations and actions."""
-    init: Callable[[Array], Any]
+    init: Callable[[Array], PyTree]
     """`init(key)`: the first weights."""
-    apply: tuple[Callable[..., Any], int] | None = None
+    apply: tuple[Callable[[PyTree, Array], Array], int] | None = None
     """What is evolved as a function of weights and a number of inputs; None where it is no JAX."""
-    seen: Callable[[], Seen] = lambda: None
+    initial_stats: Callable[[], ObservationStats] = lambda: None
     """What is known of observations before the first generation."""
-    score: Callable[[Any, Members, Seen, int], tuple[Any, Seen, Metrics]]
-    """`score(params, members, seen, generation)`: fitness (N,), and figures."""
-    centre: Callable[[Any, Members, Seen, int, bool], np.ndarray]
-    """`centre(params, members, seen, episodes, uniform)`: returns of the weights themselves, or of
-    any actions. The members lend their program only."""
+    score: Callable[
+        [PyTree, Members, ObservationStats, int],
+        tuple[Array | np.ndarray, ObservationStats, Metrics],
+    ]
+    """`score(params, members, stats, generation)`: fitness (N,), and figures."""
+    evaluate: Callable[[PyTree, Members, ObservationStats, int, bool], np.ndarray]
+    """`evaluate(params, members, stats, episodes, uniform)`: returns of the weights themselves, or,
+    if `uniform`, of random actions. The members lend their program only."""
     acts: bool = True
     """Whether there are actions at all."""
     steps: int
@@ -47,7 +53,7 @@ class Arena:
     rollout: Rollout | None = None
     """How episodes are run, where that is on the device."""
 
-    def shapes(self) -> Any:
+    def shapes(self) -> PyTree:
         """What is evolved, as shapes."""
         return jax.eval_shape(self.init, jax.random.key(0))
 
@@ -60,11 +66,11 @@ class Arena:
 
 
 class Learning(NamedTuple):
-    """A method on an arena: what the loop trains, and how what it learnt acts."""
+    """A method on an scorer: what the loop trains, and how what it learnt acts."""
 
     task: Task
     rollout: Rollout | None
-    weights: Callable[[Any, Carry], tuple[Any, Seen]]
+    weights: Callable[[PyTree, PyTree], tuple[PyTree, ObservationStats]]
     """From the loop's state and carry to what `rollout` acts by."""
     random_return: Callable[[], float | None]
     """The mean return of random actions; None where there are no actions."""

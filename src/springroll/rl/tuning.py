@@ -15,21 +15,23 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, fields, is_dataclass, replace
 from pathlib import Path
 from types import MappingProxyType
-from typing import Any, NamedTuple, TypeVar
+from typing import Any, NamedTuple, TypeAlias, TypeVar
 
 from springroll.errors import InputError
 from springroll.rl.config import RLConfig, half_life_of
 from springroll.run.options import renamed_options
 
 C = TypeVar("C")
-Settings = Mapping[str, Any]  # options by name; those of a part of the config as "ppo.lr"
-Space = Mapping[str, tuple[Any, ...]]
+Setting: TypeAlias = bool | int | float | str | None
+Settings: TypeAlias = Mapping[str, Setting]
+"""Options by name; those of a part of the config as "ppo.lr"."""
+Space: TypeAlias = Mapping[str, tuple[Setting, ...]]
 
 # The paper's factors per generation.
 HALF_LIVES = tuple(half_life_of(factor) for factor in (0.995, 0.999, 0.9995, 1.0))
 DRAWN_AS = {"lr_half_life": "lr_decay", "sigma_half_life": "sigma_decay"}
 """Names that options are drawn under, so that a search draws what it drew under their old names."""
-_EVOLUTION: dict[str, tuple[Any, ...]] = {
+_EVOLUTION: dict[str, tuple[Setting, ...]] = {
     "pop_size": (512, 1024, 2048, 4096),
     "episodes": (1, 4, 8),
     "rank": (1, 2, 4),
@@ -97,7 +99,7 @@ class Record(NamedTuple):
     note: str = ""  # why it failed
 
 
-def space(method: str, config: Any = None) -> Space:
+def space(method: str, config: RLConfig | None = None) -> Space:
     """What is searched: the method's space, less what `config` sets itself.
 
     An option of `config` that is not its default stays as it is.
@@ -112,7 +114,7 @@ def space(method: str, config: Any = None) -> Space:
 def draw(seed: int, trial: int, space: Space) -> Settings:
     """The settings of a trial; every choice follows from the seed, the trial and its name."""
 
-    def drawn(name: str, choices: tuple[Any, ...]) -> Any:
+    def drawn(name: str, choices: tuple[Setting, ...]) -> Setting:
         key = f"{seed}/{trial}/{DRAWN_AS.get(name, name)}"
         digest = hashlib.sha256(key.encode()).digest()
         return choices[int.from_bytes(digest[:8], "little") % len(choices)]
@@ -194,7 +196,7 @@ def nested(settings: Settings) -> dict[str, Any]:
     return out
 
 
-def command_line(config: Any, settings: Settings = MappingProxyType({})) -> str:
+def command_line(config: RLConfig, settings: Settings = MappingProxyType({})) -> str:
     """The command whose config this is: `springroll rl --env ...`, what is not default in it."""
     given = changed(applied(config, settings), type(config)())
     rest = {name: value for name, value in given.items() if name not in ("env", "method")}
@@ -273,7 +275,7 @@ def _scored(score: Callable[[int, float], float], trial: int, budget: float) -> 
     return (value, "") if math.isfinite(value) else (-math.inf, f"its score is {value}")
 
 
-def _said(value: Any) -> str:
+def _said(value: Setting) -> str:
     if isinstance(value, bool):
         return "yes" if value else "no"
     return f"{value:g}" if isinstance(value, float) else str(value)

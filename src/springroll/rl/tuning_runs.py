@@ -14,7 +14,7 @@ import functools
 import json
 from dataclasses import asdict, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from springroll.atomic import read_json, replacing, write_json
 from springroll.errors import InputError
@@ -41,9 +41,10 @@ from springroll.run.config import from_json, run_id, to_json
 
 if TYPE_CHECKING:
     from rich.console import Console
+    from rich.table import Table
 
 
-PLAIN: Any = {"markup": False, "highlight": False, "soft_wrap": True}
+PLAIN = {"markup": False, "highlight": False, "soft_wrap": True}
 
 
 class Interrupted(Exception):
@@ -81,7 +82,7 @@ def tune(config: RLConfig, tuning: Tuning, console: "Console | None" = None) -> 
             what = ", ".join(f"{name} {value}" for name, value in drawn[trial].items())
             say(f"trial {trial}, {budget:.3g} {unit}: {what}")
         out = folder / f"trial-{trial:03d}"
-        amount: Any = round(budget) if unit == "generations" else budget
+        amount = round(budget) if unit == "generations" else budget
         one = replace(config, out=str(out), resume=(out / "config.json").exists(), gif=False)
         return scored(replace(applied(one, drawn[trial]), **{unit: amount}), console)
 
@@ -105,14 +106,14 @@ def scored(config: RLConfig, console: "Console | None" = None) -> float:
     from springroll.run.loop import run
 
     config = replace(config, compute=computed(config))
-    arena, learning = prepare(config)
+    scorer, learning = prepare(config)
     try:
-        if arena.rollout is not None:
+        if scorer.rollout is not None:
             warm(learning.task)
         folder, config = open_run(config, RLConfig())
         result = run(config, learning.task, folder, console=console or silent())
     finally:
-        arena.close()
+        scorer.close()
     if result.signal is not None:
         raise Interrupted(result.signal)
     return result.summary["eval_return"]
@@ -170,7 +171,7 @@ def written(folder: Path, config: RLConfig, records: list[Record]) -> None:
     )
 
 
-def table(records: list[Record], unit: str = "seconds") -> Any:
+def table(records: list[Record], unit: str = "seconds") -> "Table":
     """The trials for a terminal; budgets are in `unit`."""
     from rich.table import Table
 

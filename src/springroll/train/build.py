@@ -5,7 +5,7 @@ import dataclasses
 import math
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -16,12 +16,13 @@ from jax.sharding import Mesh, NamedSharding, PartitionSpec
 from springroll.errors import InputError
 from springroll.memory import available_bytes
 from springroll.models.decoder_config import DecoderConfig
+from springroll.models.hf.family import Config as ModelConfig
 from springroll.models.hf.files import family_of
 from springroll.models.hf.load import is_hf_folder, open_hf, read_config, read_params
 from springroll.models.named import named_model
 from springroll.models.protocols import LanguageModel
 from springroll.models.rwkv7.config import RWKV7Config
-from springroll.run.task import Curve, Task
+from springroll.run.task import Curve, Metrics, Task
 from springroll.tasks.corpus import Corpus, load_corpus
 from springroll.tasks.text import (
     Streams,
@@ -36,6 +37,7 @@ from springroll.train.learners import Learner
 from springroll.train.optimizers import learner_for
 from springroll.train.step_memory import Memory, refuse_too_big, too_big
 from springroll.train.streamed import StreamMemory, stream_learner
+from springroll.trees import PyTree
 
 BYTES = 256  # the vocabulary of raw text
 LOST_LIMIT = 10  # steps in a row whose loss is not finite, and the run stops
@@ -126,7 +128,7 @@ def model_config(name: str) -> DecoderConfig | RWKV7Config:
     return dataclasses.replace(named_model(name), vocab=BYTES)
 
 
-def pretrained(folder: str | Path, config: Any) -> Any:
+def pretrained(folder: str | Path, config: ModelConfig) -> PyTree:
     """The weights in a folder, in float32; read when the program runs, not when it is traced."""
     struct = lambda shape: jax.ShapeDtypeStruct(shape, jnp.float32)
     shapes = family_of(config).shapes(config)
@@ -163,7 +165,7 @@ def place(config: TrainConfig) -> Placement:
     return Placement(NamedSharding(mesh, PartitionSpec()), NamedSharding(mesh, PartitionSpec(AXIS)))
 
 
-def memory_of(config: TrainConfig, learner: Learner, placement: Placement) -> Any:
+def memory_of(config: TrainConfig, learner: Learner, placement: Placement) -> Memory:
     """The memory that a step needs."""
     rows = config.accumulate * config.batch
     kind = np.int32 if is_hf_folder(config.model) else np.uint8
@@ -179,7 +181,7 @@ def budget(config: TrainConfig) -> int | None:
 def alternatives(config: TrainConfig, placement: Placement) -> Iterator[tuple[str, int]]:
     """Options that need less memory, and the peak of each, least change first; compiled one by
     one, as asked for."""
-    changes: list[dict[str, Any]] = [
+    changes: list[dict[str, bool | int | str]] = [
         {"remat": True},
         {"remat": True, "batch": placement.state.mesh.size},
         {"remat": True, "optimizer": "lowgrad"},
@@ -192,7 +194,7 @@ def alternatives(config: TrainConfig, placement: Placement) -> Iterator[tuple[st
             yield flags(change, config), memory_of(other, make(other)[1], placement).peak
 
 
-def flags(change: dict[str, Any], config: TrainConfig) -> str:
+def flags(change: dict[str, bool | int | str], config: TrainConfig) -> str:
     """The change of a config as options of a command line."""
     given = {name: value for name, value in change.items() if getattr(config, name) != value}
     spelt = lambda name: "--" + name.replace("_", "-")
@@ -212,11 +214,13 @@ def text_task(
 ) -> Task:
     """The loop's view: one member, whose carry is the whole training state."""
 
-    def init() -> tuple[None, Any]:
+    def init() -> tuple[None, PyTree]:
         put = lambda x: jax.device_put(x, placement.state) if hasattr(x, "devices") else x
         return None, jax.tree.map(put, learner.init(jax.random.key(config.seed)))
 
-    def evaluate(state: None, members: None, carry: Any, rows: np.ndarray) -> Any:
+    def evaluate(
+        state: None, members: None, carry: PyTree, rows: np.ndarray
+    ) -> tuple[Array, PyTree, Metrics]:
         tokens = jax.device_put(rows, placement.batch)
         carry, figures = learner.step(carry, tokens)
         bits = figures["loss"] * bits_per_nat
@@ -225,7 +229,7 @@ def text_task(
     bits_per_nat = np.float32(text.tokens_per_byte / math.log(2))
     whole = jax.jit(lambda params: mean_nats(model, params, text.sample, config.batch))
 
-    def validate(_: None, carry: Any) -> dict[str, Any]:
+    def validate(_: None, carry: PyTree) -> Metrics:
         if learner.score is None:
             nats = whole(learner.params(carry))
         else:
@@ -252,7 +256,7 @@ def text_task(
     )
 
 
-def mean_nats(model: LanguageModel, params: Any, sample: np.ndarray, rows: int) -> Array:
+def mean_nats(model: LanguageModel, params: PyTree, sample: np.ndarray, rows: int) -> Array:
     """Mean nats per token of `sample` (n, T + 1), at most `rows` rows at a time."""
     count = sample.shape[0]
     together = next(n for n in range(min(rows, count), 0, -1) if count % n == 0)

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jax import Array, Device
+from jax import Array
 
 from springroll.errors import InputError
 from springroll.evolve.strategy import State, Strategy
@@ -133,7 +133,7 @@ class Engine:
         return self._last, metrics
 
 
-def host() -> Device | None:
+def host():
     """Where arrays are made that may be too big for the device; None if JAX was told to have no
     processor."""
     try:

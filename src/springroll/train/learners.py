@@ -32,7 +32,7 @@ class Learner(NamedTuple):
 
     init: Callable[[Array], State]
     """The state before the first step, from a key."""
-    step: Callable[[State, Array], tuple[State, Metrics]]
+    step: Callable[[State, PyTree], tuple[State, Metrics]]
     """(state, tokens (sequences, T + 1)) -> (state, figures); the state is donated.
     Figures: `loss` in nats per token, not finite where the step was skipped, and `grad_norm`."""
     memory: Callable[[Any], Any]

@@ -17,6 +17,7 @@ from springroll.compat import edge_jit
 from springroll.subspace.gradients import averaged
 from springroll.subspace.layerwise import Layerwise, parted
 from springroll.subspace.lowgrad import Trainer
+from springroll.trees import PyTree
 from springroll.train.step_memory import Memory, step_memory
 from springroll.trees import tree_bytes
 

@@ -17,9 +17,8 @@ from springroll.compat import edge_jit
 from springroll.subspace.gradients import averaged
 from springroll.subspace.layerwise import Layerwise, parted
 from springroll.subspace.lowgrad import Trainer
-from springroll.trees import PyTree
 from springroll.train.step_memory import Memory, step_memory
-from springroll.trees import tree_bytes
+from springroll.trees import PyTree, tree_bytes
 
 Params: TypeAlias = Any
 State: TypeAlias = Any

@@ -6,7 +6,6 @@ from typing import TYPE_CHECKING
 from springroll.cpu import use_cpu_devices
 from springroll.memory import allow_page_locking
 from springroll.pretrain.config import PretrainConfig
-from springroll.program import program
 from springroll.run.job import (
     EvalOptions,
     Evaluation,
@@ -36,7 +35,7 @@ def set_up(config: PretrainConfig) -> None:
 def build(config: PretrainConfig) -> Prepared[PretrainConfig]:
     """Load the text, make the model and the strategy."""
     from springroll.pretrain import build as parts
-    from springroll.tasks.bits_per_byte import lines_to_beat
+    from springroll.run.text_job import lines_to_beat
 
     made = parts.build(config)
     streams = "; layers pass through the device" if made.streams else ""
@@ -50,45 +49,25 @@ def build(config: PretrainConfig) -> Prepared[PretrainConfig]:
 
 def report(out: str, summary: Summary) -> Rows:
     """The score beside the lines to beat, the speed, and what to do next."""
-    from springroll.run.report import closing_rows
-    from springroll.tasks.bits_per_byte import report_rows
+    from springroll.run.text_job import text_report
 
-    following = ("next", f"{program()} sample {out}")
-    return [*report_rows(summary), *closing_rows(out, summary), following]
+    return text_report(out, summary)
 
 
 def evaluate(run: OpenRun[PretrainConfig], options: EvalOptions) -> Evaluation:
     """Bits per byte of the newest weights."""
     from springroll.pretrain.trained import byte_model, saved_weights
-    from springroll.run.weights import load_weights
-    from springroll.tasks.bits_per_byte import TextSample, text_figures, text_table
+    from springroll.run.text_job import evaluate_text
 
-    config = run.config
-    weights = load_weights(run, saved_weights(config))
-    model = byte_model(config)
-    text = TextSample(
-        trained_on=config.data,
-        digest=weights.identity.get("corpus"),
-        other=options.data,
-        rows=options.streams or config.valid_streams,
-        tokens=options.tokens or config.valid_tokens,
-    )
-    of = {"run": run.path, "generation": weights.generation}
-    figures = of | text_figures(lambda rows: model.bits(weights.params, rows), text)
-    table = text_table(f"{run.path} at generation {weights.generation:,}", figures)
-    return Evaluation(figures, table, weights.notes)
+    return evaluate_text(run, saved_weights(run.config), byte_model(run.config), options)
 
 
 def sample(run: OpenRun[PretrainConfig], options: SampleOptions) -> Sample:
     """Bytes that follow the prompt."""
-    from springroll.generate.byte_model import written
     from springroll.pretrain.trained import byte_model, saved_weights
-    from springroll.run.weights import load_weights
+    from springroll.run.text_job import sample_bytes
 
-    options.refuse_chat(run.path)
-    weights = load_weights(run, saved_weights(run.config))
-    text = written(byte_model(run.config), weights.params, options)
-    return Sample(text, weights.notes)
+    return sample_bytes(run, saved_weights(run.config), byte_model(run.config), options)
 
 
 def replay(run: OpenRun[PretrainConfig]) -> "Task":

@@ -137,11 +137,6 @@ class SampleOptions:
         if not 0 <= self.seed < 2**63:
             raise InputError(f"seed is {self.seed}; it must be between 0 and 2^63 - 1")
 
-    def refuse_chat(self, path: str) -> None:
-        """Raise InputError if a chat template is asked for, of a model of bytes."""
-        if self.chat:
-            raise InputError(f"{path} reads bytes and has no chat template; leave out --chat")
-
 
 class Sample(NamedTuple):
     """Text that a model wrote, the prompt included."""

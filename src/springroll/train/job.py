@@ -5,7 +5,6 @@ from typing import TYPE_CHECKING
 
 from springroll.cpu import use_cpu_devices
 from springroll.memory import allow_page_locking
-from springroll.program import program
 from springroll.run.job import (
     EvalOptions,
     Evaluation,
@@ -39,7 +38,7 @@ def set_up(config: TrainConfig) -> None:
 
 def build(config: TrainConfig) -> Prepared[TrainConfig]:
     """Load the text, make model and learner, and see that a step fits."""
-    from springroll.tasks.bits_per_byte import lines_to_beat
+    from springroll.run.text_job import lines_to_beat
     from springroll.train import build as parts
 
     made = parts.build(config if config.resume else config.resolved())
@@ -56,50 +55,32 @@ def build(config: TrainConfig) -> Prepared[TrainConfig]:
 
 def report(out: str, summary: Summary) -> Rows:
     """The score beside the lines to beat, the speed, and what to do next."""
-    from springroll.run.report import closing_rows
-    from springroll.tasks.bits_per_byte import report_rows
+    from springroll.run.text_job import text_report
 
-    following = ("next", f"{program()} sample {out}")
-    return [*report_rows(summary), *closing_rows(out, summary, steps="steps"), following]
+    return text_report(out, summary, "steps")
 
 
 def evaluate(run: OpenRun[TrainConfig], options: EvalOptions) -> Evaluation:
     """Bits per byte of the newest weights."""
-    from springroll.run.weights import load_weights
-    from springroll.tasks.bits_per_byte import TextSample, text_figures, text_table
+    from springroll.run.text_job import evaluate_text
     from springroll.train.trained import byte_model, saved_weights
 
-    config = run.config
-    model = byte_model(config)
-    weights = load_weights(run, saved_weights(config))
-    text = TextSample(
-        trained_on=config.data,
-        digest=weights.identity.get("corpus"),
-        other=options.data,
-        rows=options.streams or config.valid_streams,
-        tokens=options.tokens or config.valid_tokens,
-    )
-    of = {"run": run.path, "generation": weights.generation}
-    figures = of | text_figures(lambda rows: model.bits(weights.params, rows), text)
-    table = text_table(f"{run.path} at generation {weights.generation:,}", figures)
-    return Evaluation(figures, table, weights.notes)
+    return evaluate_text(run, saved_weights(run.config), byte_model(run.config), options)
 
 
 def sample(run: OpenRun[TrainConfig], options: SampleOptions) -> Sample:
     """Text that follows the prompt, in the tokens or bytes of the model."""
-    from springroll.generate import byte_model, token_model
+    from springroll.generate.token_model import like_folder, written
+    from springroll.run.text_job import sample_bytes
     from springroll.run.weights import load_weights
-    from springroll.train import trained
+    from springroll.train.trained import byte_model, saved_weights
 
-    saved = trained.saved_weights(run.config)
+    saved = saved_weights(run.config)
     if saved.like is None:
-        options.refuse_chat(run.path)
+        return sample_bytes(run, saved, byte_model(run.config), options)
     weights = load_weights(run, saved)
-    if saved.like is not None:
-        model = token_model.like_folder(saved.like, saved.model, weights.params)
-        return Sample(token_model.written(model, options), weights.notes)
-    model = trained.byte_model(run.config)
-    return Sample(byte_model.written(model, weights.params, options), weights.notes)
+    model = like_folder(saved.like, saved.model, weights.params)
+    return Sample(written(model, options), weights.notes)
 
 
 def replay(run: OpenRun[TrainConfig]) -> "Task":

@@ -1,7 +1,7 @@
 """Control on one accelerator, unattended, in one call: episodes of populations, and learning.
 
-    python bench/gpu_control.py                # under 10 minutes on one H100-class GPU
-    python bench/gpu_control.py --small        # the same on a CPU in a minute, for tests
+    python -m bench.gpu_control                # under 10 minutes on one H100-class GPU
+    python -m bench.gpu_control --small        # the same on a CPU in a minute, for tests
 
 Prints one JSON line per measurement and writes them all, with chip and date, to bench/results/.
 
@@ -17,8 +17,9 @@ from typing import Any
 import jax
 import numpy as np
 
-from springroll.bench import measure, unattended
-from springroll.bench.evosax_rate import endless
+from bench import unattended
+from bench.evosax_rate import endless
+from springroll.bench import measure
 from springroll.envs.rollout import centre_episodes, episode_keys, population_episodes
 from springroll.recipes.control import QUICK
 from springroll.rl.build import prepare

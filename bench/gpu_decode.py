@@ -1,7 +1,7 @@
 """Decoding for a population on one accelerator, unattended, in one call; random weights.
 
-    python bench/gpu_decode.py                 # under 10 minutes on one H100-class GPU
-    python bench/gpu_decode.py --small         # the same on a CPU in a minute, for tests
+    python -m bench.gpu_decode                 # under 10 minutes on one H100-class GPU
+    python -m bench.gpu_decode --small         # the same on a CPU in a minute, for tests
 
 Prints one JSON line per measurement and writes them all, with chip and date, to bench/results/.
 
@@ -16,7 +16,8 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from springroll.bench import decode, measure, unattended
+from bench import decode, unattended
+from springroll.bench import measure
 from springroll.models.decoder import decoder
 from springroll.models.decoder_config import CONFIGS, DecoderConfig, llama
 

@@ -1,7 +1,7 @@
 """Everything of the evolve engine that is worth timing on one accelerator, unattended, in one call.
 
-    python bench/gpu_evolve.py                 # under 10 minutes on one H100-class GPU
-    python bench/gpu_evolve.py --small         # the same on a CPU in a minute, for tests
+    python -m bench.gpu_evolve                 # under 10 minutes on one H100-class GPU
+    python -m bench.gpu_evolve --small         # the same on a CPU in a minute, for tests
 
 Prints one JSON line per measurement and writes them all, with chip and date, to bench/results/.
 
@@ -17,7 +17,8 @@ import jax
 import jax.numpy as jnp
 
 import springroll as sr
-from springroll.bench import int8_throughput, measure, population_forward, unattended
+from bench import population_forward, unattended
+from springroll.bench import int8_throughput, measure
 
 
 def linear(width: int, members: int, *, drawn: bool, repeats: int = 9) -> dict[str, Any]:

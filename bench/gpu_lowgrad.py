@@ -1,7 +1,7 @@
 """Everything of low-rank gradients that is worth timing on one accelerator, unattended.
 
-    python bench/gpu_lowgrad.py                # under 10 minutes on one H100-class GPU
-    python bench/gpu_lowgrad.py --small        # the same on a CPU in a minute, for tests
+    python -m bench.gpu_lowgrad                # under 10 minutes on one H100-class GPU
+    python -m bench.gpu_lowgrad --small        # the same on a CPU in a minute, for tests
 
 Prints one JSON line per measurement and writes them all, with chip and date, to bench/results/.
 
@@ -14,7 +14,7 @@ Prints one JSON line per measurement and writes them all, with chip and date, to
 
 from typing import Any
 
-from springroll.bench import subspace_refresh, train_step, unattended
+from bench import subspace_refresh, train_step, unattended
 
 
 def step(model: str, batch: int, tokens: int, repeats: int, **options: Any) -> dict[str, Any]:

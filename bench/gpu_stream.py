@@ -1,7 +1,7 @@
 """Everything of streaming that is worth timing on one accelerator, unattended.
 
-    python bench/gpu_stream.py                # under 10 minutes on one H100-class GPU
-    python bench/gpu_stream.py --small        # the same on a CPU in a minute, for tests
+    python -m bench.gpu_stream                # under 10 minutes on one H100-class GPU
+    python -m bench.gpu_stream --small        # the same on a CPU in a minute, for tests
 
 Prints one JSON line per measurement and writes them all, with chip and date, to bench/results/.
 
@@ -18,13 +18,7 @@ Prints one JSON line per measurement and writes them all, with chip and date, to
 import os
 from typing import Any
 
-from springroll.bench import (
-    host_adamw,
-    largest_streamed,
-    link_bandwidth,
-    streamed_throughput,
-    unattended,
-)
+from bench import host_adamw, largest_streamed, link_bandwidth, streamed_throughput, unattended
 from springroll.memory import allow_page_locking
 
 

@@ -9,7 +9,7 @@ import jax
 import jax.numpy as jnp
 import pytest
 
-from springroll.bench import measure, mlp_step, openes_ratio, population_forward
+from springroll.bench import measure, openes_ratio
 
 
 def test_variants_run_in_turn_after_the_warmup():
@@ -72,28 +72,7 @@ def test_pinning_leaves_one_core():
     assert done.stdout.split(maxsplit=1) == ["True", flags + "\n"]
 
 
-@pytest.mark.parametrize(
-    ("module", "name"), [(mlp_step, "mlp_step"), (openes_ratio, "openes_ratio")]
-)
-def test_step_benchmarks_run(module, name):
-    result = module.run(pop_size=8, repeats=1)
-    assert result["name"] == name and result["ratio"] > 0
+def test_a_step_of_both_strategies_is_timed():
+    result = openes_ratio.run(pop_size=8, repeats=1)
+    assert result["name"] == "openes_ratio" and result["ratio"] > 0
     assert result["ratio"] == pytest.approx(result["baseline"] / result["ours"], rel=1e-2)
-
-
-def test_the_forward_benchmark_runs_and_needs_less_memory_than_dense_members():
-    result = population_forward.run(pop_size=16, repeats=1)
-    assert result["ratio"] == pytest.approx(result["ours"] / result["baseline"], rel=1e-2)
-    assert result["temp_bytes"] < 3 * result["temp_bytes_plain"]
-    assert 4 * result["temp_bytes"] < result["temp_bytes_dense"]
-
-
-def test_the_published_scheme_climbs():
-    """The baseline is the whole algorithm, not a part of it: the centre's score rises."""
-    observations = jax.random.normal(jax.random.key(2), (64, 8))
-    params, step = mlp_step.threefry_twice(64, 1)
-    moved = params
-    for generation in range(8):
-        moved = step(moved, jnp.int32(generation), observations)
-    centre = jax.vmap(mlp_step.score, (None, 0))
-    assert centre(moved, observations).mean() > centre(params, observations).mean()

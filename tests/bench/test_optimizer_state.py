@@ -2,8 +2,9 @@
 
 import pytest
 
-from springroll.bench.optimizer_state import TARGET, bytes_of, projected_part, run, states
+from springroll.bench.optimizer_state import TARGET, projected_part, run, states
 from springroll.models.decoder_config import CONFIGS
+from springroll.trees import tree_bytes
 
 
 @pytest.fixture(scope="module")
@@ -33,7 +34,7 @@ def test_float32_states_follow_their_formulas(found):
 
 
 def test_what_is_not_projected_costs_the_same(found):
-    rest = lambda name: bytes_of(found[name]) - projected_part(found[name])
+    rest = lambda name: tree_bytes(found[name]) - projected_part(found[name])
     assert abs(rest("galore") - rest("adamw")) <= 8 and abs(rest("fira") - rest("adamw")) <= 8
 
 
@@ -42,8 +43,8 @@ def test_shared_streams_need_fewer_bases(found):
     projectors, low, _ = found["lowgrad"]
     config = CONFIGS["llama-1m"]
     r, d, f = config.hidden // 4, config.hidden, config.ffn
-    assert bytes_of(projectors) == 4 * config.layers * r * (3 * d + f)
-    assert bytes_of(low) == 4 * config.layers * r * (5 * d + 2 * f)
+    assert tree_bytes(projectors) == 4 * config.layers * r * (3 * d + f)
+    assert tree_bytes(low) == 4 * config.layers * r * (5 * d + 2 * f)
 
 
 @pytest.mark.parametrize("name", ["llama-60m", "llama-7b"])

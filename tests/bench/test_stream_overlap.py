@@ -9,8 +9,7 @@ import pytest
 
 from springroll.bench import stream_overlap
 from springroll.bench.paced import Event, Log, PacedAdamW, PacedModel
-from springroll.bench.stream_overlap import CASES, FIELD, NUMBERS, Case, alone, run
-from springroll.bench.timeline import ROWS, draw
+from springroll.bench.stream_overlap import CASES, FIELD, NUMBERS, ROWS, Case, alone, draw, run
 
 UNIT, LAYERS = 1e-4, 4
 

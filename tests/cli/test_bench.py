@@ -57,7 +57,7 @@ def test_every_benchmark_is_a_module_that_runs():
 def test_json_on_standard_output_a_table_beside_it(prints, capsys, tmp_path):
     prints(f"print('warming up'); print('''{json.dumps(RESULT)}'''); print(3)")
     out = tmp_path / "results.jsonl"
-    assert main(["bench", "mlp-step", "--out", str(out)]) == 0
+    assert main(["bench", "openes-ratio", "--out", str(out)]) == 0
     output = capsys.readouterr()
     assert output.out == f"warming up\n{json.dumps(RESULT)}\n3\n"
     for part in ("sums", "2.5", "ratio", "cores 1, jax 9"):
@@ -74,19 +74,27 @@ def test_all_of_them(prints, capsys):
 @pytest.mark.parametrize("code", ["raise SystemExit(3)", "print('no result')"])
 def test_a_benchmark_that_fails(prints, code):
     prints(code)
-    assert main(["bench", "mlp_step"]) == 1
+    assert main(["bench", "openes_ratio"]) == 1
 
 
 def test_a_misspelt_name(capsys):
-    assert main(["bench", "mlp_stp"]) == 2
-    assert "unknown benchmark 'mlp_stp'; did you mean mlp_step?" in capsys.readouterr().err
+    assert main(["bench", "openes_rato"]) == 2
+    assert "unknown benchmark 'openes_rato'; did you mean openes_ratio?" in capsys.readouterr().err
     assert main(["bench", "xyz"]) == 2
     assert "there are int8_throughput" in capsys.readouterr().err
 
 
+def test_an_experiment_is_named_with_its_own_command(tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "bench").mkdir()
+    (tmp_path / "bench" / "mlp_step.py").touch()
+    assert main(["bench", "mlp-step"]) == 2
+    assert "it is run by python -m bench.mlp_step" in capsys.readouterr().err
+
+
 def test_what_follows_two_hyphens_goes_to_the_benchmark(prints, capsys):
     prints("import json, sys; print(json.dumps({'given': sys.argv[1:]}))")
-    assert main(["bench", "mlp_step", "--", "--seeds", "3"]) == 0
+    assert main(["bench", "openes_ratio", "--", "--seeds", "3"]) == 0
     assert json.loads(capsys.readouterr().out)["given"] == ["--seeds", "3"]
     assert main(["bench", "all", "--", "--seeds", "3"]) == 2
     assert "of one benchmark" in capsys.readouterr().err

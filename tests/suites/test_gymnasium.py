@@ -6,7 +6,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from springroll.bench import gymnasium_pool
+from bench import gymnasium_pool
 from springroll.envs.action_choice import choose
 from springroll.envs.gymnasium_pool import open_gymnasium
 from springroll.errors import InputError

@@ -5,7 +5,7 @@ from fractions import Fraction
 
 import pytest
 
-from springroll.bench.verifier import agreement, every_expression
+from bench.verifier import agreement, every_expression
 from springroll.errors import InputError
 from springroll.tasks.countdown import closeness, countdown_task, judge, read_expression
 

@@ -5,7 +5,7 @@ same seconds of training, compiling not counted. A method's settings on a task a
 (`springroll rl --tune`) where there is one in SETTINGS/TASK/METHOD, else those of the quick recipes
 (for both kinds of evolution) and of `train/ppo_settings.py`.
 
-    python -m springroll.bench.control [--tasks ID ...] [--seconds S] [--seeds N] [--out FOLDER]
+    springroll bench control -- [--tasks ID ...] [--seconds S] [--seeds N] [--out FOLDER]
                                        [--methods METHOD ...] [--settings FOLDER]
 
 Runs are kept in FOLDER/TASK/METHOD and not repeated: an interrupted bench goes on. It writes
@@ -20,11 +20,10 @@ import subprocess
 import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
 
 from springroll.bench import measure
 from springroll.bench.control_runs import Run, draw, figures, over_all, read, table
-from springroll.bench.finetune_vs_grpo import command
+from springroll.bench.measure import command
 from springroll.recipes.control import QUICK
 from springroll.rl.config import RLConfig, settings_for
 from springroll.rl.tuning import OF_THE_SEARCH, changed, flags
@@ -44,8 +43,8 @@ def run(
     seeds: int = 10,
     options: Options | None = None,
     common: Sequence[str] = ("--no-gif",),
-) -> dict[str, Any]:
-    """Make the runs that are not there yet, and put all beside each other.
+) -> measure.Result:
+    """Make the runs that are missing, and compare all of them.
 
     Args:
         folder: where runs are kept.
@@ -70,13 +69,13 @@ def run(
                     print(f"{task}, {method}: exit code {error.returncode}", file=sys.stderr)
                 else:
                     runs[task][method].append(read(out))
-        done = {task: each for task, each in runs.items() if any(each.values())}
+        done = {task: made for task, made in runs.items() if any(made.values())}
         if done:  # what there is so far
             (root / "control.md").write_text(table(done, seconds))
             draw(done, seconds, root / "control.png")
     tasks_of_all, whole = over_all(runs)
-    found = {method: each.value for method, each in whole.items()}
-    return {"returns": figures(runs), "normalised": found, "normalised_tasks": tasks_of_all}
+    normalised = {method: interval.value for method, interval in whole.items()}
+    return {"returns": figures(runs), "normalised": normalised, "normalised_tasks": tasks_of_all}
 
 
 def place(folder: Path, task: str, method: str) -> Path:
@@ -88,15 +87,15 @@ def settings(
     tasks: Sequence[str], methods: Sequence[str], searches: Path | None = None
 ) -> dict[tuple[str, str], tuple[str, ...]]:
     """The options that searches found best, and the usual ones where there was none."""
-    found = {}
+    options = {}
     for task in tasks:
         for method in methods:
             best = place(searches, task, method) / "best.json" if searches else None
             if best is not None and best.exists():
-                found[task, method] = tuple(json.loads(best.read_text())["options"])
+                options[task, method] = tuple(json.loads(best.read_text())["options"])
             else:
-                found[task, method] = usual(task, method)
-    return found
+                options[task, method] = usual(task, method)
+    return options
 
 
 def usual(task: str, method: str) -> tuple[str, ...]:
@@ -105,7 +104,7 @@ def usual(task: str, method: str) -> tuple[str, ...]:
     if method == "ppo":
         config = RLConfig(ppo=settings_for(task), normalise=True)
     else:
-        config = next((each for _, _, each in QUICK.values() if each.env == task), RLConfig())
+        config = next((config for _, _, config in QUICK.values() if config.env == task), RLConfig())
     given = changed(config, RLConfig())
     return tuple(flags({name: x for name, x in given.items() if name not in OF_THE_SEARCH}))
 
@@ -120,11 +119,11 @@ def main() -> None:
     parser.add_argument("--settings", type=Path, metavar="FOLDER")
     given = parser.parse_args()
     options = settings(given.tasks, given.methods, given.settings)
-    found = run(given.out, given.tasks, given.methods, given.seconds, given.seeds, options)
-    whole = found["normalised"]
+    result = run(given.out, given.tasks, given.methods, given.seconds, given.seeds, options)
+    whole = result["normalised"]
     ours, theirs = whole.get("eggroll", float("nan")), whole.get("openes", float("nan"))
     about = {"unit": "normalised return, PPO is 1", "seconds": given.seconds, "seeds": given.seeds}
-    measure.report(measure.record("control", ours, theirs, ours / theirs, **about, **found))
+    measure.report(measure.record("control", ours, theirs, ours / theirs, **about, **result))
 
 
 if __name__ == "__main__":

@@ -1,20 +1,23 @@
-"""The runs of `bench.control`: read, put beside each other, tabled and drawn."""
+"""The runs of `bench.control`: read, compared, tabled and drawn.
+
+A method's figure is the interquartile mean of its runs. A mean follows one lucky seed and a median
+ignores half of the runs; the mean of the middle half does neither. Its interval comes from drawing
+the runs again, with replacement and each task by itself.
+
+Source: Agarwal et al., "Deep reinforcement learning at the edge of the statistical precipice",
+arXiv 2108.13264, sections 4.1 and 4.3.
+"""
 
 import json
 import math
 import statistics
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
+from numpy.typing import ArrayLike
 
-from springroll.bench.interquartile import (
-    Interval,
-    interquartile_mean,
-    interquartile_range,
-    interval,
-)
 from springroll.markdown import markdown_table
 
 COLOURS = {"eggroll": "#c8442e", "openes": "#d9a441", "ppo": "#4c72b0"}
@@ -22,8 +25,55 @@ NAMES = {"eggroll": "EGGROLL", "openes": "OpenES", "ppo": "PPO"}
 POINTS = 120  # of a curve
 
 
+class Interval(NamedTuple):
+    """A figure and its 95 % confidence interval."""
+
+    value: float
+    low: float
+    high: float
+
+    def __str__(self) -> str:
+        return f"{self.value:.4g} [{self.low:.4g}, {self.high:.4g}]"
+
+
+def interquartile_mean(scores: ArrayLike, axis: int | None = None) -> np.ndarray:
+    """The mean of what is left without the lowest and the highest quarter (rounded down) along
+    `axis`; of all numbers together by default.
+
+    >>> float(interquartile_mean([1, 2, 3, 100]))
+    2.5
+    """
+    ordered = np.sort(np.asarray(scores, np.float64), axis=axis)
+    axis = 0 if axis is None else axis
+    count = ordered.shape[axis]
+    middle = np.arange(count // 4, count - count // 4)
+    return np.take(ordered, middle, axis).mean(axis)
+
+
+def interquartile_range(scores: ArrayLike, axis: int = 0) -> tuple[np.ndarray, np.ndarray]:
+    """The first and the third quartile."""
+    low, high = np.quantile(np.asarray(scores, np.float64), (0.25, 0.75), axis=axis)
+    return low, high
+
+
+def interval(scores: ArrayLike, repeats: int = 2000, seed: int = 0) -> Interval:
+    """The interquartile mean over all runs of all tasks, with a stratified bootstrap's interval.
+
+    Args:
+        scores: (runs, tasks), or (runs,) of one task.
+        repeats: how often the runs are drawn again.
+    """
+    scores = np.asarray(scores, np.float64)
+    scores = scores[:, None] if scores.ndim == 1 else scores
+    runs, tasks = scores.shape
+    drawn = np.random.default_rng(seed).integers(runs, size=(repeats, runs, tasks))
+    again = scores[drawn, np.arange(tasks)].reshape(repeats, runs * tasks)
+    low, high = np.quantile(interquartile_mean(again, axis=1), (0.025, 0.975))
+    return Interval(float(interquartile_mean(scores)), float(low), float(high))
+
+
 class Run(NamedTuple):
-    """What is left of one run."""
+    """The figures of one run."""
 
     seconds: tuple[float, ...]  # of training, at each validation
     returns: tuple[float, ...]  # the mean return of the weights themselves
@@ -42,9 +92,9 @@ Runs = Mapping[str, Methods]  # task -> method -> seed
 def read(folder: Path) -> Run:
     """A finished run of `springroll rl`."""
     rows = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
-    seen = [(row["seconds"], row["eval_return"]) for row in rows if "eval_return" in row]
+    validations = [(row["seconds"], row["eval_return"]) for row in rows if "eval_return" in row]
     summary = json.loads((folder / "summary.json").read_text())
-    seconds, returns = zip(*seen, strict=True)
+    seconds, returns = zip(*validations, strict=True)
     return Run(seconds, returns, summary["random_return"], summary["env_steps_per_second"])
 
 
@@ -80,20 +130,20 @@ def normalised(methods: Methods) -> dict[str, np.ndarray] | None:
 def over_all(runs: Runs) -> tuple[list[str], dict[str, Interval]]:
     """The tasks that can be normalised, and each method over all of them that it ran on."""
     scaled = {task: scores for task, methods in runs.items() if (scores := normalised(methods))}
-    found = {}
+    intervals = {}
     for method in NAMES:
         columns = [scores[method] for scores in scaled.values() if len(scores.get(method, ()))]
         if columns and len(columns) == len(scaled):
             seeds = min(map(len, columns))
-            found[method] = interval(np.stack([column[:seeds] for column in columns], axis=1))
-    return list(scaled), found
+            intervals[method] = interval(np.stack([column[:seeds] for column in columns], axis=1))
+    return list(scaled), intervals
 
 
-def figures(runs: Runs) -> dict[str, Any]:
+def figures(runs: Runs) -> dict[str, dict[str, list[float]]]:
     """Plain numbers: task -> method -> (interquartile mean, low, high)."""
-    rounded = lambda found: [float(f"{value:.4g}") for value in found]
+    rounded = lambda interval: [float(f"{value:.4g}") for value in interval]
     return {
-        task: {method: rounded(final(each)) for method, each in methods.items() if each}
+        task: {method: rounded(final(seeds)) for method, seeds in methods.items() if seeds}
         for task, methods in runs.items()
     }
 
@@ -101,7 +151,7 @@ def figures(runs: Runs) -> dict[str, Any]:
 def table(runs: Runs, seconds: float) -> str:
     """Markdown: final returns, over all tasks, and steps per second."""
     names = [method for method in NAMES if any(method in methods for methods in runs.values())]
-    seeds = max(len(each) for methods in runs.values() for each in methods.values())
+    seeds = max(len(done) for methods in runs.values() for done in methods.values())
     heads = [NAMES[name] for name in names]
     returns = [["task", "random", *heads]]
     for task, methods in runs.items():
@@ -113,7 +163,7 @@ def table(runs: Runs, seconds: float) -> str:
         returns.append([f"all of: {', '.join(tasks)}; PPO is 1", "0", *cells])
     rates = [["task", *heads]]
     for task, methods in runs.items():
-        rate = lambda each: f"{statistics.median(run.rate for run in each):,.0f}" if each else ""
+        rate = lambda done: f"{statistics.median(run.rate for run in done):,.0f}" if done else ""
         rates.append([task, *(rate(methods.get(name)) for name in names)])
     return (
         f"Final return after {seconds:g} s of training, compiling not counted: interquartile mean "
@@ -132,10 +182,10 @@ def draw(runs: Runs, seconds: float, path: Path) -> None:
     panels = figure.subplots(down, across, squeeze=False).ravel()
     times = np.linspace(0, seconds, POINTS)
     for panel, (task, methods) in zip(panels, runs.items(), strict=False):
-        for method, each in methods.items():
-            if not each:
+        for method, done in methods.items():
+            if not done:
                 continue
-            curves = np.stack([at(run, times) for run in each])
+            curves = np.stack([at(run, times) for run in done])
             colour = COLOURS[method]
             mean = interquartile_mean(curves, axis=0)
             panel.plot(times, mean, color=colour, label=NAMES[method], linewidth=1.6)

@@ -1,31 +1,31 @@
-"""Evolution beside GRPO: held-out accuracy of one pretrained model at equal wall-clock.
+"""Evolution compared with GRPO: held-out accuracy of one pretrained model at equal wall-clock.
 
-A small decoder half learns two-digit sums from text (the recipe `arithmetic`). From its weights
+A small decoder partly learns two-digit sums from text (the recipe `arithmetic`). From its weights
 both methods then learn from the same reward, with the same judge and generation engine, for the
-same seconds, compiling and all, with three seeds of problems and noise. Every run is the command
+same seconds, compiling included, with three seeds of problems and noise. Every run is the command
 that users type, in a process of its own, one after the other.
 
-    python -m springroll.bench.finetune_vs_grpo [FOLDER] [SECONDS]
+    springroll bench finetune_vs_grpo -- [FOLDER] [SECONDS]
 
 Runs are kept in FOLDER and not repeated: an interrupted bench goes on. It writes a table and a
 picture there, finetune_vs_grpo.md and finetune_vs_grpo.png.
 """
 
+import argparse
 import json
 import statistics
-import subprocess
-import sys
 from pathlib import Path
-from typing import Any
+from typing import TypeAlias
 
 from springroll.bench import measure
+from springroll.bench.measure import command
 
 SEEDS = (0, 1, 2)
 METHODS = {"es": ("arithmetic-es", "#c8442e"), "grpo": ("arithmetic-grpo", "#4c72b0")}
 NAMES = {"es": "evolution (springroll)", "grpo": "GRPO"}
 FIGURES = ("accuracy", "format_rate", "truncation_rate", "mean_length")
 
-Row = dict[str, Any]
+Row: TypeAlias = dict[str, float]  # of metrics.jsonl
 
 
 def run(
@@ -34,8 +34,8 @@ def run(
     seeds: tuple[int, ...] = SEEDS,
     pretraining: tuple[str, ...] = (),
     options: tuple[str, ...] = (),
-) -> dict[str, Any]:
-    """Figures by method: held-out accuracy before and after, mean over the seeds.
+) -> dict[str, float]:
+    """Held-out accuracy before and after, by method: the mean over the seeds.
 
     Args:
         folder: where runs are kept.
@@ -54,13 +54,13 @@ def run(
             runs[method].append([row for row in rows if "valid_accuracy" in row])
     (root / "finetune_vs_grpo.md").write_text(table(runs, seeds))
     draw(runs, root / "finetune_vs_grpo.png")
-    found: dict[str, Any] = {"seconds": seconds, "seeds": len(seeds)}
+    figures: dict[str, float] = {"seconds": seconds, "seeds": len(seeds)}
     for method, rows in runs.items():
-        start, end = ([each[at]["valid_accuracy"] for each in rows] for at in (0, -1))
-        found["start"] = statistics.mean(start)
-        found[method] = statistics.mean(end)
-        found[f"{method}_least_gain"] = min(b - a for a, b in zip(start, end, strict=True))
-    return found
+        start, end = ([curve[at]["valid_accuracy"] for curve in rows] for at in (0, -1))
+        figures["start"] = statistics.mean(start)
+        figures[method] = statistics.mean(end)
+        figures[f"{method}_least_gain"] = min(b - a for a, b in zip(start, end, strict=True))
+    return figures
 
 
 def pretrained(folder: Path, options: tuple[str, ...]) -> Path:
@@ -71,18 +71,6 @@ def pretrained(folder: Path, options: tuple[str, ...]) -> Path:
         command("train", "--recipe", "arithmetic", "--out", out, *options)
         command("export", out, str(model))
     return model
-
-
-def command(*arguments: str) -> None:
-    """`springroll ARGUMENTS` in a process of its own; a run that is there goes on."""
-    if "--out" in arguments:
-        out = Path(arguments[arguments.index("--out") + 1])
-        if (out / "summary.json").exists():
-            return
-        if (out / "config.json").exists():
-            arguments = (*arguments, "--resume")
-    print("springroll", *arguments, file=sys.stderr)
-    subprocess.run([sys.executable, "-m", "springroll", *arguments], check=True, stdout=sys.stderr)
 
 
 def table(runs: dict[str, list[list[Row]]], seeds: tuple[int, ...]) -> str:
@@ -111,8 +99,8 @@ def draw(runs: dict[str, list[list[Row]]], path: Path) -> None:
     figure = Figure(figsize=(7.2, 4.2), dpi=150, layout="constrained")
     axes = figure.add_subplot()
     for method, rows in runs.items():
-        for index, each in enumerate(rows):
-            points = [(row["seconds"], 100 * row["valid_accuracy"]) for row in each]
+        for index, curve in enumerate(rows):
+            points = [(row["seconds"], 100 * row["valid_accuracy"]) for row in curve]
             label = NAMES[method] if not index else None
             colour = METHODS[method][1]
             axes.plot(*zip(*points, strict=True), color=colour, label=label, linewidth=1.6)
@@ -127,14 +115,13 @@ def draw(runs: dict[str, list[list[Row]]], path: Path) -> None:
 
 
 def main() -> None:
-    options: dict[str, Any] = {}
-    if sys.argv[1:]:
-        options["folder"] = sys.argv[1]
-    if sys.argv[2:]:
-        options["seconds"] = float(sys.argv[2])
-    found = run(**options)
-    ours, grpo = found.pop("es"), found.pop("grpo")
-    measure.report(measure.record("finetune_vs_grpo", ours, grpo, ours / grpo, **found))
+    parser = argparse.ArgumentParser(description=str(__doc__).splitlines()[0])
+    parser.add_argument("folder", nargs="?", default="runs/finetune_vs_grpo")
+    parser.add_argument("seconds", nargs="?", type=float, default=150.0)
+    options = parser.parse_args()
+    figures = run(options.folder, options.seconds)
+    ours, grpo = figures.pop("es"), figures.pop("grpo")
+    measure.report(measure.record("finetune_vs_grpo", ours, grpo, ours / grpo, **figures))
 
 
 if __name__ == "__main__":

@@ -4,10 +4,8 @@ A training generation is everything: noise drawn, every member's forward, votes 
 moved. Inference is the same model code without perturbation on the same streams, as many as
 members. Both run in the registers that multiply fastest here, or in those asked for.
 
-    python -m springroll.bench.int8_throughput
+    springroll bench int8_throughput
 """
-
-from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -16,6 +14,7 @@ from springroll.bench import measure
 from springroll.compat import edge_jit
 from springroll.quant.fixed_point import Registers
 from springroll.quant.registers import fastest_registers
+from springroll.trees import PyTree
 
 # layers, hidden, members, tokens per generation: published tokens per second on one core of an EPYC
 SIZES = {
@@ -32,7 +31,7 @@ def run(
     published: float | None = 1_360,
     repeats: int = 9,
     registers: Registers | None = None,
-) -> dict[str, Any]:
+) -> measure.Result:
     """Tokens per second of training and of inference, and their ratio."""
     from springroll.evolve.lattice import lattice
     from springroll.evolve.members import evaluate
@@ -49,15 +48,15 @@ def run(
     carry = model.state((members,))
 
     score = edge_jit(
-        lambda state, found, text, carry: evaluate(
-            model.score, state, found, text, carry, in_axes=0, has_aux=True
+        lambda state, members, text, carry: evaluate(
+            model.score, state, members, text, carry, in_axes=0, has_aux=True
         ),
     )
 
-    def train() -> Any:
-        found = strategy.ask(state)
-        fitness, _ = score(state, found, text, carry)
-        return strategy.tell(state, found, fitness)[0].params
+    def train() -> PyTree:
+        asked = strategy.ask(state)
+        fitness, _ = score(state, asked, text, carry)
+        return strategy.tell(state, asked, fitness)[0].params
 
     infer = edge_jit(jax.vmap(model.score, (None, 0, 0)))
     time = measure.medians(

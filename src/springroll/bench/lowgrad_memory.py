@@ -3,38 +3,52 @@
 LLaMA-7B's shape in float32, 256 tokens, every block recomputed in the backward pass. The peak is
 arguments plus temporary buffers plus outputs that do not take an argument's place.
 
-    python -m springroll.bench.lowgrad_memory
+    springroll bench lowgrad_memory
 """
 
 from collections.abc import Callable
-from typing import Any
+from typing import TypeAlias
 
 import jax
 import optax
+from jax import Array
+from jax.stages import Compiled
 
 from springroll.bench import measure
-from springroll.bench.lowgrad_communication import full_step, in_blocks
+from springroll.bench.measure import peak_bytes
 from springroll.models.decoder import Decoder, decoder
 from springroll.models.decoder_config import CONFIGS
 from springroll.subspace.lowgrad import Program, lowgrad
 from springroll.subspace.streams import Select
+from springroll.trees import PyTree
 
 GIB = 2**30
-Compile = Callable[[Decoder, Any, Any], dict[str, Any]]  # (model, params, tokens) -> programs
+Shapes: TypeAlias = PyTree  # parameters and batches as `jax.ShapeDtypeStruct`
+Programs: TypeAlias = dict[str, Compiled]  # by what is added to the name of a line
+Compile = Callable[[Decoder, Shapes, Shapes], Programs]  # (model, params, tokens) -> programs
+Loss = Callable[[PyTree, PyTree], tuple[Array, PyTree]]  # (params, batch) -> loss, further figures
+Step = Callable[[PyTree, PyTree, PyTree], tuple[PyTree, PyTree, Array]]
 
 
-def peak_bytes(compiled: Any) -> int:
-    """What one call of a compiled program holds at most, donated arguments counted once."""
-    m = compiled.memory_analysis()
-    return int(
-        m.argument_size_in_bytes
-        + m.temp_size_in_bytes
-        + m.output_size_in_bytes
-        - m.alias_size_in_bytes
-    )
+def full_step(loss: Loss, optimizer: optax.GradientTransformation) -> Step:
+    """The usual step: (params, moments, batch) -> (params, moments, loss)."""
+
+    def step(params: PyTree, moments: PyTree, batch: PyTree) -> tuple[PyTree, PyTree, Array]:
+        (value, _), grads = jax.value_and_grad(loss, has_aux=True)(params, batch)
+        with jax.numpy_dtype_promotion("standard"):  # optimizers need not be strict
+            updates, moments = optimizer.update(grads, moments, params)
+        return optax.apply_updates(params, updates), moments, value
+
+    return step
 
 
-def adamw(model: Decoder, params: Any, tokens: Any) -> dict[str, Any]:
+def in_blocks(path: str) -> bool:
+    """The weights that are projected: those of attention and MLP."""
+    return path.endswith("_proj")
+
+
+def adamw(model: Decoder, params: Shapes, tokens: Shapes) -> Programs:
+    """The usual step with full gradients."""
     optimizer = optax.adamw(1e-3)
     step = jax.jit(full_step(model.loss, optimizer), donate_argnums=(0, 1))
     return {"": step.lower(params, jax.eval_shape(optimizer.init, params), tokens).compile()}
@@ -43,7 +57,7 @@ def adamw(model: Decoder, params: Any, tokens: Any) -> dict[str, Any]:
 def low_rank(rank: int, select: Select = in_blocks) -> Compile:
     """The hot step of `lowgrad`, and the two programs that run when layers get new subspaces."""
 
-    def compile_(model: Decoder, params: Any, tokens: Any) -> dict[str, Any]:
+    def compile_(model: Decoder, params: Shapes, tokens: Shapes) -> Programs:
         trainer = lowgrad(
             model.loss,
             params,
@@ -79,7 +93,7 @@ def peaks(name: str, rank: int, tokens: int) -> dict[str, int]:
     }
 
 
-def run(model: str = "llama-7b", rank: int = 1024, tokens: int = 256) -> dict[str, Any]:
+def run(model: str = "llama-7b", rank: int = 1024, tokens: int = 256) -> measure.Result:
     """Peak GiB of every line; the ratio is AdamW's over the hot step's."""
     table = {line: size / GIB for line, size in peaks(model, rank, tokens).items()}
     ours = table[f"lowgrad r={rank}"]

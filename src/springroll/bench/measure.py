@@ -1,4 +1,4 @@
-"""How every number is taken: one pinned core, interleaved runs, medians, and where and when it was.
+"""How every number is measured: one pinned core, interleaved runs, medians; where and when.
 
 Times of two variants are only comparable when they come from the same minutes of the same machine,
 so variants run in turn (A B A B ...) and the ratio is that of their medians.
@@ -10,12 +10,21 @@ import os
 import platform
 import statistics
 import subprocess
+import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any, TypeAlias
 
 from springroll.cpu import cores
+
+if TYPE_CHECKING:
+    from jax.stages import Compiled, Wrapped
+
+    from springroll.trees import PyTree
+
+Result: TypeAlias = dict[str, Any]
+"""A JSON object. Every benchmark has `ours`, `baseline` and `ratio`, and figures of its own."""
 
 
 def pin_one_core(core: int | None = None) -> int:
@@ -34,16 +43,22 @@ def pin_one_core(core: int | None = None) -> int:
 
 
 def interleaved(
-    variants: dict[str, Callable[[], Any]],
+    variants: "dict[str, Callable[[], PyTree]]",
     repeats: int = 7,
     warmup: int = 1,
     settle_seconds: float = 0.0,
 ) -> dict[str, list[float]]:
     """Wall seconds of each variant, run in turn `repeats` times after `warmup` untimed rounds.
 
-    A variant is a call without arguments whose result is waited for. XLA frees temporary buffers
-    after the result is there; a pause of `settle_seconds` before each call keeps one variant's
-    gigabyte from being given back in the time of the next.
+    Args:
+        variants: name -> a call without arguments, whose arrays are waited for.
+        repeats: timed rounds.
+        warmup: rounds before them, in which programs are compiled.
+        settle_seconds: pause before each call. XLA frees temporary buffers after the result is
+            ready; the pause keeps one variant's gigabyte from being freed in the time of the next.
+
+    Returns:
+        Name -> `repeats` times in seconds, in the order in which they were taken.
     """
     import jax
 
@@ -59,16 +74,35 @@ def interleaved(
 
 
 def medians(seconds: dict[str, list[float]]) -> dict[str, float]:
+    """The median time of each variant."""
     return {name: statistics.median(times) for name, times in seconds.items()}
 
 
-def temp_bytes(jitted: Any, *args: Any) -> int:
-    """Temporary memory of a jitted function, from the compiler's buffer assignment."""
-    return int(jitted.lower(*args).compile().memory_analysis().temp_size_in_bytes)
+def temp_bytes(jitted: "Wrapped", *args: "PyTree") -> int:
+    """Temporary memory in bytes of a jitted function, from the compiler's buffer assignment."""
+    stats = jitted.lower(*args).compile().memory_analysis()
+    assert stats is not None
+    return stats.temp_size_in_bytes
 
 
-def record(name: str, ours: float, baseline: float, ratio: float, **details: Any) -> dict[str, Any]:
-    """The result of one benchmark: what, how much, beside what, where, at which commit, when."""
+def peak_bytes(compiled: "Compiled") -> int:
+    """Bytes that one call of a compiled program holds at most, donated arguments counted once."""
+    stats = compiled.memory_analysis()
+    assert stats is not None
+    outputs = stats.output_size_in_bytes - stats.alias_size_in_bytes
+    return stats.argument_size_in_bytes + stats.temp_size_in_bytes + outputs
+
+
+def record(name: str, ours: float, baseline: float, ratio: float, **details: Any) -> Result:
+    """The result of one benchmark, with the machine, the commit and the date.
+
+    Args:
+        name: of the benchmark.
+        ours: what springroll takes or reaches.
+        baseline: the same figure of what it is compared with, from the same run.
+        ratio: of the two, in the direction that the benchmark states.
+        details: further entries. Floats are rounded to four digits, here and above.
+    """
     return {
         "name": name,
         "ours": _rounded(ours),
@@ -81,7 +115,25 @@ def record(name: str, ours: float, baseline: float, ratio: float, **details: Any
     }
 
 
-def machine() -> dict[str, Any]:
+def command(*arguments: str) -> None:
+    """Run `springroll ARGUMENTS` in a process of its own; a run that was interrupted is resumed.
+
+    A run whose `--out` folder holds a summary is finished and is not repeated.
+
+    Raises:
+        subprocess.CalledProcessError: the command failed.
+    """
+    if "--out" in arguments:
+        out = Path(arguments[arguments.index("--out") + 1])
+        if (out / "summary.json").exists():
+            return
+        if (out / "config.json").exists():
+            arguments = (*arguments, "--resume")
+    print("springroll", *arguments, file=sys.stderr)
+    subprocess.run([sys.executable, "-m", "springroll", *arguments], check=True, stdout=sys.stderr)
+
+
+def machine() -> dict[str, str | int]:
     """Processor, cores this process may use, Python, JAX and device."""
     import jax
 
@@ -98,15 +150,15 @@ def commit() -> str | None:
     """The short commit of the checkout this package is run from; None outside a checkout."""
     command = ["git", "describe", "--always", "--dirty", "--abbrev=10"]
     try:
-        found = subprocess.run(
+        described = subprocess.run(
             command, cwd=Path(__file__).parent, capture_output=True, text=True, timeout=10
         )
     except (OSError, subprocess.TimeoutExpired):
         return None
-    return found.stdout.strip() or None
+    return described.stdout.strip() or None
 
 
-def report(result: dict[str, Any]) -> None:
+def report(result: Result) -> None:
     """Print one JSON line."""
     print(json.dumps(result), flush=True)
 

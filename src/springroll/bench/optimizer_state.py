@@ -1,6 +1,6 @@
-"""Bytes of optimizer state for LLaMA from 60M to 7B, counted from shapes, beside published figures.
+"""Bytes of optimizer state for LLaMA from 60M to 7B, counted from shapes, and published figures.
 
-    python -m springroll.bench.optimizer_state
+    springroll bench optimizer_state
 
 Nothing is allocated. The rank is a quarter of the hidden size. Projected are the matrices of the
 blocks; embedding, head and norms always have Adam's full state. `ours` and `baseline` are the bytes
@@ -15,7 +15,6 @@ table beside it has weights in bfloat16 and states as counted here.
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from typing import Any
 
 import jax
@@ -31,6 +30,7 @@ from springroll.subspace.fira import fira
 from springroll.subspace.galore import galore
 from springroll.subspace.hf_adam import adam_direction
 from springroll.subspace.lowgrad import lowgrad
+from springroll.trees import PyTree, named_leaves, tree_bytes, tree_numbers
 
 MODELS = ("llama-60m", "llama-130m", "llama-350m", "llama-1b", "llama-7b")
 # GB of weights and states, bfloat16; for 7B of states alone.
@@ -63,14 +63,10 @@ def is_projected(path: str) -> bool:
     return path.startswith("layers/") and path.endswith("_proj")
 
 
-def bytes_of(tree: Any) -> int:
-    return sum(x.size * x.dtype.itemsize for x in jax.tree.leaves(tree))
-
-
 def optimizers(rank: int) -> dict[str, optax.GradientTransformation]:
     """The transformations that see full gradients."""
-    where: Any = dict(rows="out", select=is_projected)
-    half: Any = where | dict(basis_dtype=jnp.bfloat16)
+    where: dict[str, Any] = dict(rows="out", select=is_projected)
+    half = where | dict(basis_dtype=jnp.bfloat16)
     eight = lambda tx: quantize_state(tx, 8)
     adam = adam_direction()
     return {
@@ -87,7 +83,7 @@ def optimizers(rank: int) -> dict[str, optax.GradientTransformation]:
     }
 
 
-def lowgrad_state(model: Decoder, params: Any, rank: int, bits: int | None) -> Any:
+def lowgrad_state(model: Decoder, params: PyTree, rank: int, bits: int | None) -> PyTree:
     """What the trainer keeps besides the weights: projectors, S and the moments of S."""
     inner = optax.adamw(1e-3) if bits is None else quantize_state(optax.adamw(1e-3), bits)
     tokens = jax.ShapeDtypeStruct((1, 257), jnp.int32)
@@ -96,43 +92,40 @@ def lowgrad_state(model: Decoder, params: Any, rank: int, bits: int | None) -> A
     return state.projectors, state.low, state.opt
 
 
-def states(name: str, rank: int | None = None) -> dict[str, Any]:
+def states(name: str, rank: int | None = None) -> dict[str, PyTree]:
     """Optimizer -> its state as shapes."""
     model = decoder(CONFIGS[name])
     params = jax.eval_shape(model.init, jax.random.key(0))
     rank = rank or model.config.hidden // 4
-    found = {key: jax.eval_shape(tx.init, params) for key, tx in optimizers(rank).items()}
+    shapes = {key: jax.eval_shape(tx.init, params) for key, tx in optimizers(rank).items()}
     for key, bits in (("lowgrad", None), ("lowgrad_8bit", 8)):
-        found[key] = lowgrad_state(model, params, rank, bits)
-    return found
+        shapes[key] = lowgrad_state(model, params, rank, bits)
+    return shapes
 
 
-def projected_part(state: Any) -> int:
+def projected_part(state: PyTree) -> int:
     """Bytes of those arrays of a state that belong to projected matrices."""
-    named = jax.tree_util.tree_leaves_with_path(state)
-    spelt = lambda path: jax.tree_util.keystr(path, simple=True, separator="/")
-    return sum(
-        bytes_of(x) for path, x in named if "layers/" in spelt(path) and "_proj" in spelt(path)
-    )
+    named = named_leaves(state).items()
+    return sum(tree_bytes(x) for path, x in named if "layers/" in path and "_proj" in path)
 
 
-def run(name: str = "llama-60m", rank: int | None = None) -> dict[str, Any]:
+def run(name: str = "llama-60m", rank: int | None = None) -> measure.Result:
     """The table of one model, and the ratio for the projected matrices."""
-    found = states(name, rank)
+    shapes = states(name, rank)
     model = decoder(CONFIGS[name])
-    weights = sum(x.size for x in jax.tree.leaves(jax.eval_shape(model.init, jax.random.key(0))))
-    ours, baseline = projected_part(found["galore_8bit"]), projected_part(found["adamw"])
+    weights = tree_numbers(jax.eval_shape(model.init, jax.random.key(0)))
+    ours, baseline = projected_part(shapes["galore_8bit"]), projected_part(shapes["adamw"])
     assert ours <= TARGET * baseline, f"{name}: {ours} of {baseline} bytes"
-    gigabytes: Callable[[float], float] = lambda size: float(f"{size / 1e9:.4g}")
+    gigabytes = lambda size: float(f"{size / 1e9:.4g}")
     return measure.record(
         "optimizer_state",
         ours=gigabytes(ours),
         baseline=gigabytes(baseline),
         ratio=ours / baseline,
-        ratio_with_float32_bases=projected_part(found["galore_8bit_f32"]) / baseline,
+        ratio_with_float32_bases=projected_part(shapes["galore_8bit_f32"]) / baseline,
         share_of_bfloat16_adamw={
             "projected": 2 * ours / baseline,
-            "model": 2 * bytes_of(found["galore_8bit"]) / bytes_of(found["adamw"]),
+            "model": 2 * tree_bytes(shapes["galore_8bit"]) / tree_bytes(shapes["adamw"]),
             "published": PUBLISHED_SHARE,
         },
         unit="GB of state for the projected matrices; ratio: share of AdamW's that is left",
@@ -140,9 +133,9 @@ def run(name: str = "llama-60m", rank: int | None = None) -> dict[str, Any]:
         model=name,
         rank=rank or model.config.hidden // 4,
         parameters=weights,
-        state_gb={key: gigabytes(bytes_of(state)) for key, state in found.items()},
+        state_gb={key: gigabytes(tree_bytes(state)) for key, state in shapes.items()},
         with_bfloat16_weights_gb={
-            key: gigabytes(2 * weights + bytes_of(state)) for key, state in found.items()
+            key: gigabytes(2 * weights + tree_bytes(state)) for key, state in shapes.items()
         },
         published_with_weights_gb=PUBLISHED.get(name, {}),
         published_state_gb=PUBLISHED_STATE.get(name, {}),

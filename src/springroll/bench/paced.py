@@ -1,4 +1,4 @@
-"""A model, a link and an optimizer that take as long as they are told, and a log of who was busy.
+"""A model, a link and an optimizer that take a set time, and a log of which resource was busy when.
 
 They sleep instead of burning cores, so that a machine of two cores can show whether a schedule
 overlaps computation, copies in both directions and updates: everything that decides what waits for
@@ -10,7 +10,7 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -19,6 +19,7 @@ from jax import Array
 
 from springroll.stream.host_adamw import AdamW
 from springroll.stream.link import ThrottledLink
+from springroll.trees import PyTree
 
 WIDTH = 8  # of the activations
 
@@ -46,8 +47,8 @@ class Log:
     def between(self, start: float, stop: float) -> list[Event]:
         """What was under way in that time, cut to it."""
         with self._lock:
-            found = [e for e in self._events if e.start < stop and e.stop > start]
-        return [Event(e.resource, max(e.start, start), min(e.stop, stop)) for e in found]
+            events = [e for e in self._events if e.start < stop and e.stop > start]
+        return [Event(e.resource, max(e.start, start), min(e.stop, stop)) for e in events]
 
 
 @dataclass(frozen=True)
@@ -62,13 +63,15 @@ class PacedModel:
     def stack(self) -> str:
         return "layers"
 
-    def embed(self, params: Any, tokens: Array) -> Array:
+    def embed(self, params: PyTree, tokens: Array) -> Array:
         return params["embed"][:WIDTH] + jnp.mean(tokens.astype(jnp.float32))
 
-    def block(self, layer: Any, x: Array, index: Array) -> tuple[Array, Any]:
+    def block(self, layer: PyTree, x: Array, index: Array) -> tuple[Array, PyTree]:
         return self._slow(jnp.tanh(x * layer["w"][:WIDTH])), {}
 
-    def finish(self, params: Any, x: Array, stats: Any, tokens: Array) -> tuple[Array, Any]:
+    def finish(
+        self, params: PyTree, x: Array, stats: PyTree, tokens: Array
+    ) -> tuple[Array, PyTree]:
         return jnp.mean(jnp.square(self._slow(x) - 1)), {}
 
     @property
@@ -83,7 +86,7 @@ class PacedModel:
     def _after(self, seconds: float, x: Array) -> Array:
         """x, `seconds` after it is there."""
 
-        def sleep(_: Any) -> Any:
+        def sleep(_: Array) -> np.float32:
             start = time.perf_counter()
             time.sleep(seconds)
             self.log.add("compute", start)
@@ -92,7 +95,7 @@ class PacedModel:
         return x + jax.pure_callback(sleep, jax.ShapeDtypeStruct((), jnp.float32), x.ravel()[0])
 
 
-def shapes(layers: int, numbers: int) -> Any:
+def shapes(layers: int, numbers: int) -> PyTree:
     """Parameters of a `PacedModel`: `numbers` per layer, and as many in the embedding."""
     return {
         "embed": jax.ShapeDtypeStruct((numbers,), jnp.float32),
@@ -107,7 +110,7 @@ class PacedLink(ThrottledLink):
         super().__init__(bytes_per_second)
         self._log = log
 
-    def _paced(self, way: str, size: int, copy: Callable[..., Any], *args: Any) -> Any:
+    def _paced(self, way: str, size: int, copy: Callable[..., PyTree], *args: PyTree) -> PyTree:
         start = time.perf_counter()
         result = super()._paced(way, size, copy, *args)
         self._log.add(way, start)
@@ -122,7 +125,7 @@ class PacedAdamW(AdamW):
     log: Log = field(default_factory=Log)
 
     def jobs(
-        self, weights: Any, state: Any, grads: Any, **options: Any
+        self, weights: PyTree, state: PyTree, grads: PyTree, **options: PyTree
     ) -> Iterator[Callable[[], None]]:
         calls = list(super().jobs(weights, state, grads, **options))
         numbers = sum(w.size for w in jax.tree.leaves(weights))

@@ -1,6 +1,6 @@
-"""What `sr.plan` says of a step beside what the step takes: peak memory and seconds.
+"""The predictions of `sr.plan` compared with measured steps: peak memory and seconds.
 
-    python -m springroll.bench.plan_accuracy [CASE]
+    springroll bench plan_accuracy -- [CASE]
 
 Six configurations. Bytes are those of both tiers, as device and host of a CPU are one memory; they
 are measured as the kernel's own record of a process's peak (VmHWM, reset through
@@ -23,11 +23,18 @@ import tempfile
 import time
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING
 
 from springroll.bench import measure
 from springroll.models.decoder_config import DecoderConfig, llama
 from springroll.planner.methods import Dtype, Mode
+
+if TYPE_CHECKING:
+    import optax
+
+    from springroll.planner.footprint import Placement, StepSpec
+    from springroll.stream.streamed import State, Streamed
+    from springroll.stream.update import Update
 
 MEMORY, SECONDS = 0.10, 0.20  # the errors that are promised
 STEPS = 3
@@ -69,8 +76,8 @@ CASES = {
 }
 
 
-def planned(case: Case) -> tuple[Any, Any]:
-    """(what a step has to do, where everything is)."""
+def planned(case: Case) -> tuple[StepSpec, Placement]:
+    """What a step has to do, and where everything is stored."""
     from springroll.planner.footprint import Placement, StepSpec
     from springroll.planner.methods import method_bytes
     from springroll.planner.working_set import working_set
@@ -88,16 +95,16 @@ def planned(case: Case) -> tuple[Any, Any]:
     return spec, Placement(case.mode, case.stay, min(case.inputs, config.layers))
 
 
-def predicted_bytes(case: Case) -> dict[str, Any]:
-    """Of both tiers, and by kind."""
+def predicted_bytes(case: Case) -> measure.Result:
+    """Bytes of both tiers together, and by kind."""
     from springroll.planner.footprint import device_bytes, host_bytes, total
 
     tiers = [device_bytes(*planned(case)), host_bytes(*planned(case))]
     return {"bytes": sum(map(total, tiers)), "device": tiers[0], "host": tiers[1]}
 
 
-def updates(case: Case) -> tuple[Any, Any]:
-    """(the optimizer of streamed layers, what applies it)."""
+def updates(case: Case) -> tuple[optax.GradientTransformation, Update]:
+    """The optimizer of streamed layers, and what applies it."""
     import optax
 
     import springroll as sr
@@ -106,18 +113,18 @@ def updates(case: Case) -> tuple[Any, Any]:
     from springroll.stream.host_update import HostUpdate
     from springroll.stream.update import PlacedUpdate
 
-    tx: Any = optax.adam(LEARNING)
+    tx = optax.adam(LEARNING)
     if case.method.endswith("-8bit"):
         tx = sr.quantize_state(tx)
     if case.dtype == "bfloat16":
         tx = sr.with_split_master(tx)
-    there = DeviceUpdate(tx)
+    on_device = DeviceUpdate(tx)
     if case.mode != "host":
-        return tx, there
-    return tx, PlacedUpdate(there, HostUpdate(AdamW(LEARNING, weight_decay=0.0), tx))
+        return tx, on_device
+    return tx, PlacedUpdate(on_device, HostUpdate(AdamW(LEARNING, weight_decay=0.0), tx))
 
 
-def trainer(case: Case) -> Any:
+def trainer(case: Case) -> tuple[Streamed, State]:
     """The trainer with its store filled."""
     import jax
 
@@ -140,21 +147,21 @@ def trainer(case: Case) -> Any:
     return made, state
 
 
-def steps(case: Case, made: Any, state: Any, count: int) -> list[float]:
+def steps(case: Case, trainer: Streamed, state: State, count: int) -> list[float]:
     """Seconds of each of `count` steps, its updates included."""
     import jax
     import numpy as np
 
     shape = (case.rows * case.parts, case.sequence + 1)
     tokens = np.random.default_rng(0).integers(0, case.config.vocab, shape, np.int32)
-    found = []
+    times = []
     for _ in range(count):
         start = time.perf_counter()
-        state, metrics = made.step(state, tokens)
+        state, metrics = trainer.step(state, tokens)
         jax.block_until_ready(metrics)
-        made.store.settle()
-        found.append(time.perf_counter() - start)
-    return found
+        trainer.store.settle()
+        times.append(time.perf_counter() - start)
+    return times
 
 
 def seconds(case: Case) -> tuple[float, float]:
@@ -199,12 +206,12 @@ def settled() -> None:
 
 def status(name: str) -> int:
     """Bytes of that line of /proc/self/status."""
-    found = re.search(rf"{name}:\s+(\d+) kB", Path("/proc/self/status").read_text())
-    assert found is not None
-    return int(found[1]) * 1024
+    line = re.search(rf"{name}:\s+(\d+) kB", Path("/proc/self/status").read_text())
+    assert line is not None
+    return int(line[1]) * 1024
 
 
-def measured(name: str, what: str) -> dict[str, Any]:
+def measured(name: str, what: str) -> measure.Result:
     """One number of a case, "bytes" or "seconds", in this process, and what was predicted."""
     case = CASES[name]
     if what == "bytes":
@@ -213,7 +220,7 @@ def measured(name: str, what: str) -> dict[str, Any]:
     return {"said": said, "was": was}
 
 
-def compared(name: str) -> dict[str, Any]:
+def compared(name: str) -> measure.Result:
     """Predictions and measurements of one case."""
     with tempfile.TemporaryDirectory() as cache:
         settings = {
@@ -232,7 +239,7 @@ def compared(name: str) -> dict[str, Any]:
     }
 
 
-def run(names: tuple[str, ...] = tuple(CASES)) -> dict[str, Any]:
+def run(names: tuple[str, ...] = tuple(CASES)) -> measure.Result:
     """All cases, each in a process of its own."""
     rows = [compared(name) for name in names]
     worst = {kind: max(abs(row[f"{kind}_error"]) for row in rows) for kind in ("bytes", "seconds")}
@@ -248,16 +255,16 @@ def run(names: tuple[str, ...] = tuple(CASES)) -> dict[str, Any]:
     )
 
 
-def fresh(name: str, what: str, settings: dict[str, str]) -> dict[str, Any]:
+def fresh(name: str, what: str, settings: dict[str, str]) -> measure.Result:
     """`measured`, in a new process."""
     command = [sys.executable, "-m", "springroll.bench.plan_accuracy", name, what]
-    found = subprocess.run(
+    done = subprocess.run(
         command, env=os.environ | settings, stdout=subprocess.PIPE, text=True, check=True
     )
-    return json.loads(found.stdout.splitlines()[-1])
+    return json.loads(done.stdout.splitlines()[-1])
 
 
-def line(row: dict[str, Any]) -> str:
+def line(row: measure.Result) -> str:
     """Predicted and measured."""
     (said, was), (slow, long) = row["bytes"], row["seconds"]
     return (

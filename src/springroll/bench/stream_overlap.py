@@ -1,6 +1,6 @@
-"""A streamed step beside its busiest resource, and beside MegaTrain's schedule, without a GPU.
+"""A streamed step compared with its busiest resource and with MegaTrain's schedule, without a GPU.
 
-    python -m springroll.bench.stream_overlap [--timeline FILE.png]
+    springroll bench stream_overlap -- [--timeline FILE.png]
 
 Engine, conveyor and update threads are the real ones. Computation, the link in each direction and
 the host optimizer take a set time by sleeping (see `bench.paced`), so that no core is fought for.
@@ -20,9 +20,9 @@ recomputed layers is 4 * 32 of them, and 4 for the head. Each line is one case:
 import argparse
 import statistics
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -31,7 +31,6 @@ import optax
 
 from springroll.bench import measure
 from springroll.bench.paced import Event, Log, PacedAdamW, PacedLink, PacedModel, shapes
-from springroll.bench.timeline import draw
 from springroll.stream.clipping import Clip
 from springroll.stream.host_update import HostUpdate
 from springroll.stream.schedule import Schedule
@@ -41,6 +40,13 @@ NUMBERS = 1 << 14  # per layer: so few that real copies and updates take no time
 BYTES = 4  # of a number
 FOREVER = float("inf")
 TARGET, FASTER = 1.25, 1.5
+# Resource -> (what it is called, colour), from the top.
+ROWS = {
+    "compute": ("compute", "#4c72b0"),
+    "send": ("to device", "#55a868"),
+    "fetch": ("to host", "#c4a000"),
+    "update": ("host AdamW", "#c44e52"),
+}
 
 
 class Case(NamedTuple):
@@ -138,7 +144,7 @@ def alone(case: Case, unit: float, layers: int, repeats: int) -> dict[str, float
     }
 
 
-def run(name: str, unit: float = 0.01, layers: int = 32, repeats: int = 5) -> dict[str, Any]:
+def run(name: str, unit: float = 0.01, layers: int = 32, repeats: int = 5) -> measure.Result:
     """One case: our step, its resources, and the step in MegaTrain's order."""
     case = CASES[name]
     needs = alone(case, unit, layers, repeats)
@@ -163,6 +169,28 @@ def run(name: str, unit: float = 0.01, layers: int = 32, repeats: int = 5) -> di
 
 def _ones(*shape: int) -> np.ndarray:
     return np.ones(shape, np.float32)
+
+
+def draw(steps: Mapping[str, Sequence[Event]], path: Path) -> None:
+    """One panel per schedule, all with the same axis of seconds, each from the step's beginning."""
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(10, 1.9 * len(steps)), layout="constrained")
+    panels = figure.subplots(len(steps), sharex=True, squeeze=False)[:, 0]
+    for panel, (name, events) in zip(panels, steps.items(), strict=True):
+        start = min(e.start for e in events)
+        length = max(e.stop for e in events) - start
+        for at, (resource, (_, colour)) in enumerate(ROWS.items()):
+            bars = [(e.start - start, e.stop - e.start) for e in events if e.resource == resource]
+            panel.broken_barh(bars, (at - 0.4, 0.8), color=colour, edgecolor="white", linewidth=0.3)
+        panel.set_yticks(range(len(ROWS)), [label for label, _ in ROWS.values()])
+        panel.invert_yaxis()
+        panel.axvline(length, color="black", linewidth=0.8)
+        panel.set_title(f"{name}: {length:.2f} s a step", loc="left", fontsize=10)
+        panel.spines[["top", "right"]].set_visible(False)
+    panels[-1].set_xlim(left=0)
+    panels[-1].set_xlabel("seconds")
+    figure.savefig(path, dpi=120)
 
 
 def main(arguments: Sequence[str] | None = None) -> None:

@@ -10,7 +10,7 @@ import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated
 
 import tyro
 
@@ -21,39 +21,18 @@ from springroll.errors import InputError, suggestion
 if TYPE_CHECKING:
     from rich.table import Table
 
+    from springroll.bench.measure import Result
+
 BENCHES: dict[str, str] = {
-    "int8_throughput": "int8 training beside inference of the same model, tokens per second",
-    "population_forward": "a population's forward beside a plain one and dense members",
-    "mlp_step": "one evaluation and update of a small policy beside threefry drawn twice",
-    "openes_ratio": "a step of EGGROLL beside one of OpenES",
-    "lattice_rules": "bits per byte at equal tokens of the integer rules",
-    "train_step": "a training step with each optimizer beside AdamW's",
+    "int8_throughput": "int8 training compared with inference of the same model, tokens per second",
+    "openes_ratio": "a step of EGGROLL compared with one of OpenES",
     "lowgrad_memory": "memory of a step at the shape of LLaMA-7B, compiled and not run",
-    "lowgrad_communication": "bytes that 8 devices exchange per step, full and low-rank gradients",
-    "layerwise_memory": "memory of a step that keeps one layer's gradient, at LLaMA-7B's shape",
-    "optimizer_state": "bytes of optimizer state, 60M to 7B, beside the published ones",
-    "subspace_refresh": "a new subspace by a power step beside a full SVD; three minutes",
-    "state_quantization": "error of moments in 8 and 4 bits beside linear codes",
-    "grouped_flops": "FLOPs of 64 experts beside the ideal and ragged_dot",
-    "expert_granular": "what holds of the claims for mixtures of experts; minutes",
-    "stream_overlap": "a streamed step beside its busiest resource and MegaTrain's order; minutes",
-    "largest_step": "a step of a 1B model under 2 GiB of device memory; ten minutes, 17 GB",
-    "link_bandwidth": "copies each way, page-locked and pageable, and what they overlap with",
-    "streamed_throughput": "streamed beside resident steps at 24 GB; for a GPU",
-    "largest_streamed": "the deepest model that takes a step in this machine's memory; for a GPU",
-    "host_adamw": "AdamW on host memory beside a triad, bytes per second",
-    "plan_accuracy": "the planner's memory and time beside measurements; six minutes",
-    "evolve_from_disk": "a generation of a model of 4B parameters in a mapped folder; minutes",
-    "verifier": "verdicts on 10,000 generated problems beside brute force, and on hostile texts",
-    "decode": "a population that writes text beside pure inference and noise drawn every step",
-    "int8_finetune": "fine-tuning int8 weights beside float32 ones; minutes",
-    "finetune_vs_grpo": "evolution beside GRPO at equal wall-clock, three seeds; 20 minutes",
+    "optimizer_state": "bytes of optimizer state, 60M to 7B, compared with the published ones",
+    "stream_overlap": "a streamed step compared with its busiest resource and MegaTrain's order; "
+    "minutes",
+    "plan_accuracy": "the planner's memory and time compared with measurements; six minutes",
+    "finetune_vs_grpo": "evolution compared with GRPO at equal wall-clock, three seeds; 20 minutes",
     "control": "EGGROLL, OpenES and PPO on control tasks at equal wall-clock; an hour and more",
-    "control_goals": "the quick recipes of rl beside their goals, three seeds; half an hour",
-    "environment_rate": "the paper's sixteen tasks, bare and under a population; half an hour",
-    "evosax_rate": "EGGROLL beside Open_ES of evosax, steps per second and returns; ten minutes",
-    "reference_rate": "members per second on one core beside the reference's",
-    "gymnasium_pool": "Gymnasium environments in the pool beside the same alone",
     "lowgrad_quality": "final loss of low-rank and full gradients, each at its best rate; an hour",
 }
 ALL = "all"
@@ -64,7 +43,7 @@ FAILED = 1  # exit code
 class BenchOptions:
     """Measure one of the claims on this machine: one JSON line per result, and a table.
 
-    Without a name, lists what there is. What follows ` -- ` goes to the benchmark, as in
+    Without a name, lists the benchmarks. What follows ` -- ` goes to the benchmark, as in
     `springroll bench control -- --tasks CartPole-v1 --seeds 3`.
     """
 
@@ -76,22 +55,22 @@ class BenchOptions:
 
 def run(argv: Sequence[str]) -> int:
     """List, or measure and print."""
-    argv, given = split(list(argv))
+    argv, arguments = split(list(argv))
     options = parse(BenchOptions, argv, prog="springroll bench")
     if options.name is None:
         width = max(map(len, BENCHES))
         print("\n".join(f"{name:{width}}  {what}" for name, what in BENCHES.items()))
         return 0
-    if given and options.name == ALL:
+    if arguments and options.name == ALL:
         raise InputError(f"what follows -- is of one benchmark; name it instead of {ALL}")
     names = list(BENCHES) if options.name == ALL else [known(options.name)]
-    results: list[dict[str, Any]] = []
+    results: list[Result] = []
     failed = False
     for name in names:
-        found, code = measured(name, given)
-        results += found
-        failed |= code != 0 or not found
-        show(found)
+        measured, code = measure(name, arguments)
+        results += measured
+        failed |= code != 0 or not measured
+        show(measured)
     if options.out is not None:
         with replacing(Path(options.out)) as file:
             file.write("".join(json.dumps(result) + "\n" for result in results).encode())
@@ -108,37 +87,40 @@ def known(name: str) -> str:
     """The name of a benchmark, in either spelling.
 
     Raises:
-        InputError: there is none of that name; the nearest is named.
+        InputError: there is none of that name; the nearest is named, and an experiment of the clone
+            that one stands in is shown with its own command.
     """
     name = name.replace("-", "_")
     if name not in BENCHES:
+        if Path("bench", f"{name}.py").exists():
+            raise InputError(f"{name} is an experiment; it is run by python -m bench.{name}")
         hint = suggestion(name, BENCHES, otherwise=f"there are {', '.join(BENCHES)}")
         raise InputError(f"unknown benchmark {name!r}{hint}")
     return name
 
 
-def command(name: str, given: Sequence[str] = ()) -> list[str]:
+def command(name: str, arguments: Sequence[str] = ()) -> list[str]:
     """What runs a benchmark in a process of its own."""
-    return [sys.executable, "-m", f"springroll.bench.{name}", *given]
+    return [sys.executable, "-m", f"springroll.bench.{name}", *arguments]
 
 
-def measured(name: str, given: Sequence[str] = ()) -> tuple[list[dict[str, Any]], int]:
-    """The JSON lines that a benchmark prints, and its exit code; what else it says is passed on."""
+def measure(name: str, arguments: Sequence[str] = ()) -> "tuple[list[Result], int]":
+    """The JSON lines that a benchmark prints, and its exit code; its output is passed on."""
     results = []
-    with subprocess.Popen(command(name, given), stdout=subprocess.PIPE, text=True) as process:
+    with subprocess.Popen(command(name, arguments), stdout=subprocess.PIPE, text=True) as process:
         assert process.stdout is not None
         for line in process.stdout:
             print(line, end="", flush=True)
             try:
-                found = json.loads(line)
+                result = json.loads(line)
             except ValueError:
                 continue
-            if isinstance(found, dict):
-                results.append(found)
+            if isinstance(result, dict):
+                results.append(result)
     return results, process.returncode
 
 
-def show(results: list[dict[str, Any]]) -> None:
+def show(results: "list[Result]") -> None:
     """A table per result, on standard error: standard output stays JSON."""
     from rich.console import Console
 
@@ -146,13 +128,13 @@ def show(results: list[dict[str, Any]]) -> None:
         Console(stderr=True).print(table(result))
 
 
-def table(result: dict[str, Any]) -> "Table":
+def table(result: "Result") -> "Table":
     """One result for people."""
     from rich.table import Table
 
     out = Table.grid(padding=(0, 2, 0, 0))
-    for key, value in result.items():
+    for name, value in result.items():
         if isinstance(value, dict):
-            value = ", ".join(f"{name} {each}" for name, each in value.items())
-        out.add_row(key, f"{value:,}" if isinstance(value, int | float) else str(value))
+            value = ", ".join(f"{key} {item}" for key, item in value.items())
+        out.add_row(name, f"{value:,}" if isinstance(value, int | float) else str(value))
     return out

@@ -12,7 +12,7 @@ same codes, so a number that does not change never drifts.
 
 On moments of heavy-tailed gradients x is off by 0.9 % (relative rms; linear codes 2.0 %) in 8 bits,
 sqrt(v) by 0.7 % (median; linear 12 %, and every third by more than a factor of two); in 4 bits by
-14 % and 11 % (linear 23 %, and most v are zero): `python -m springroll.bench.state_quantization`.
+14 % and 11 % (linear 23 %, and most v are zero): `python -m bench.state_quantization`.
 """
 
 import dataclasses

@@ -5,7 +5,7 @@ the first: it computes a block again, takes the gradient of that layer, updates 
 optimizer state in place, and drops the gradient. Gradients then take the memory of one layer, with
 those of embedding and head; with an optimizer of little state, such as `apollo_mini`, weights are
 nearly all that is left. Memory of LLaMA-7B in float32 on 256 tokens:
-`python -m springroll.bench.layerwise_memory`.
+`python -m bench.layerwise_memory`.
 
 What it cannot do: the norm of the whole gradient is known only at the end, when most layers have
 been updated. Clipping is therefore by layer, or by the norm of the step before (see `layerwise`).

@@ -1,0 +1,1 @@
+"""Experiments behind the documentation, one file per claim: `python -m bench.NAME` from a clone."""

@@ -22,7 +22,7 @@ from typing import Any
 from springroll.atomic import write_json
 from springroll.bench import measure
 from springroll.markdown import markdown_table
-from springroll.recipes.control import QUICK
+from springroll.rl.recipes import QUICK
 
 # The mean return over 100 episodes of the final policy, and how many times that of random actions.
 GOALS: dict[str, tuple[float | None, float | None]] = {

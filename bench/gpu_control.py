@@ -21,9 +21,9 @@ from bench import unattended
 from bench.evosax_rate import endless
 from springroll.bench import measure
 from springroll.envs.rollout import centre_episodes, episode_keys, population_episodes
-from springroll.recipes.control import QUICK
 from springroll.rl.build import prepare
 from springroll.rl.config import RLConfig
+from springroll.rl.recipes import QUICK
 
 
 def rates(env: str, members: int, rank: int, repeats: int, **size: Any) -> dict[str, Any]:

@@ -20,7 +20,7 @@ GROUND = (
 ROOMS = (
     *("tokens", "noise", "thin", "quant", "models", "evolve", "subspace", "stream", "planner"),
     *("generate", "tasks", "envs", "run", "pretrain", "train", "finetune", "rl"),
-    *("recipes", "bench", "cli"),
+    *("bench", "cli"),
 )
 ORDER = {name: i for i, name in enumerate((*GROUND, *ROOMS))}
 PUBLIC = [room for room in ROOMS if room not in ("bench", "cli")]  # these are programs

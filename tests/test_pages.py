@@ -14,9 +14,9 @@ import pytest
 
 import springroll
 from springroll.cli import main as cli
+from springroll.cli.job import config_of
 from springroll.cli.jobs import JOBS, job_of
 from springroll.cli.options import taken
-from springroll.cli.recipe import config_of
 
 ROOT = Path(__file__).parents[1]
 README, CONTRIBUTING = ROOT / "README.md", ROOT / "CONTRIBUTING.md"
@@ -96,8 +96,8 @@ def test_a_command_is_one_we_have(words, monkeypatch):
     module = importlib.import_module(cli.COMMANDS[name].module)
     if name in JOBS:
         rest = without_modes_of_rl(rest) if name == "rl" else rest
-        kind = job_of(name).config
-        assert isinstance(config_of(kind, rest, ""), kind)
+        job = job_of(name)
+        assert isinstance(config_of(job, rest), job.config)
         return
     if not rest:
         return  # the text names the command; how it is used is shown elsewhere

@@ -9,14 +9,15 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-from springroll.cli import recipe
+from springroll.cli.job import recipe_list
 from springroll.cli.main import main
 from springroll.errors import InputError
+from springroll.pretrain import JOB
 from springroll.pretrain.config import PretrainConfig
 from springroll.program import pip_install
 from tests.cli.tiny import config_of, files, pretrain, text_file
 
-RECIPES = recipe.RECIPES["pretrain"]
+RECIPES = JOB.recipes
 ARTICLE = (
     "--pop-size 262144 --rank 1 --n-layers 6 --hidden 256 --data minipile --precision int8".split()
 )
@@ -33,7 +34,7 @@ def test_a_recipe_and_what_overrides_it(name):
     assert config_of(["--recipe", name]) == RECIPES[name]()
     given = config_of(["--seconds", "5", f"--recipe={name}", "--out", "elsewhere"])
     assert given == replace(RECIPES[name](), seconds=5.0, out="elsewhere")
-    assert f"--recipe {name}: " in recipe.listing("pretrain")
+    assert f"--recipe {name}: " in recipe_list(JOB)
 
 
 def test_the_article_runs_as_it_stands():

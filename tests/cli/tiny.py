@@ -4,7 +4,8 @@ import subprocess
 import sys
 from pathlib import Path
 
-from springroll.cli import recipe
+from springroll.cli import job
+from springroll.pretrain import JOB
 from springroll.pretrain.config import PretrainConfig
 
 TEXT = "".join(f"def times_{i}(x):\n    return {i} * x\n\n" for i in range(300))
@@ -28,7 +29,7 @@ def pretrain(data: Path, out: Path, *more: str) -> list[str]:
 
 def config_of(argv: list[str]) -> PretrainConfig:
     """What `springroll pretrain` makes of arguments."""
-    return recipe.config_of(PretrainConfig, argv, "")
+    return job.config_of(JOB, argv)
 
 
 def files(folder: Path) -> dict[str, bytes]:

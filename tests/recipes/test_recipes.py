@@ -4,16 +4,17 @@ import json
 
 import pytest
 
+from springroll.cli.jobs import JOBS, job_of
 from springroll.cli.main import main
-from springroll.recipes import RECIPES, text
+from springroll.pretrain import recipes as text
 from springroll.run.config import from_json, to_json
 
-EVERY = [(command, name) for command, recipes in RECIPES.items() for name in recipes]
+EVERY = [(job, name) for job in JOBS for name in job_of(job).recipes]
 
 
 @pytest.mark.parametrize(("command", "name"), EVERY)
 def test_a_recipe_is_a_config_with_a_docstring(command, name):
-    make = RECIPES[command][name]
+    make = job_of(command).recipes[name]
     config = make()
     assert config.command == command
     assert from_json(type(config), json.loads(json.dumps(to_json(config)))) == config

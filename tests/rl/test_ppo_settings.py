@@ -8,9 +8,9 @@ import pytest
 
 from springroll.errors import InputError
 from springroll.program import pip_install
-from springroll.recipes.control import PAPER
 from springroll.rl.config import TASKS, PPOSettings, settings_for
 from springroll.rl.ppo import ppo
+from springroll.rl.recipes import PAPER
 from tests.rl.toy_episodes import throw
 
 

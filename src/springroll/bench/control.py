@@ -24,8 +24,8 @@ from pathlib import Path
 from springroll.bench import measure
 from springroll.bench.control_runs import Run, draw, figures, over_all, read, table
 from springroll.bench.measure import command
-from springroll.recipes.control import QUICK
 from springroll.rl.config import RLConfig, settings_for
+from springroll.rl.recipes import QUICK
 from springroll.rl.tuning import OF_THE_SEARCH, changed, flags
 
 METHODS = ("eggroll", "openes", "ppo")

@@ -3,24 +3,20 @@
 from collections.abc import Sequence
 
 from springroll.cli.jobs import job_of
-from springroll.cli.options import taken
-from springroll.cli.recipe import config_of
-from springroll.run.config import RunConfig
-from springroll.run.job import CommandLine, run_job
+from springroll.cli.options import parse, taken
+from springroll.errors import InputError, suggestion
+from springroll.run.job import C, CommandLine, Job, run_job
 
 
 def run(name: str, argv: Sequence[str]) -> int:
     """Train; the exit code is 0 when the budget was spent, 130 after Ctrl-C."""
     job = job_of(name)
 
-    def parse(argv: Sequence[str]) -> RunConfig:
-        return config_of(job.config, argv, job.description)
-
     for flag, instead in job.flags.items():
         if flag in argv:
             rest = [token for token in argv if token != flag]
-            return instead(CommandLine(rest, parse, taken))
-    config = parse(argv)
+            return instead(CommandLine(rest, lambda argv: config_of(job, argv), taken))
+    config = config_of(job, argv)
 
     from rich.console import Console
     from rich.table import Table
@@ -34,3 +30,35 @@ def run(name: str, argv: Sequence[str]) -> int:
             table.add_row(*row)
         Console().print(table)
     return result.exit_code
+
+
+def config_of(job: Job[C], argv: Sequence[str]) -> C:
+    """The config of a command line: a recipe's or the defaults, with the given options.
+
+    Args:
+        job: whose options and recipes they are.
+        argv: the arguments, without the name of the command.
+
+    Raises:
+        InputError: an unknown recipe, and as `parse`.
+    """
+    name, rest = taken(argv, "--recipe")
+    if name is not None and name not in job.recipes:
+        there = f"there are {', '.join(job.recipes)}"
+        hint = suggestion(name, job.recipes, otherwise=there)
+        raise InputError(f"unknown recipe {name!r}{hint}")
+    return parse(
+        job.config,
+        rest,
+        prog=f"springroll {job.name}",
+        default=None if name is None else job.recipes[name](),
+        description=f"{job.description}\n\n{recipe_list(job)}",
+        others=["--recipe"],
+    )
+
+
+def recipe_list(job: Job[C]) -> str:
+    """The recipes of a job, for --help."""
+    first = lambda make: (make.__doc__ or "").partition("\n")[0]
+    lines = [f"  --recipe {name}: {first(make)}" for name, make in job.recipes.items()]
+    return "\n".join(["A recipe sets all options; those given beside it override it.", *lines])

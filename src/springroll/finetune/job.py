@@ -4,6 +4,7 @@ from dataclasses import replace
 from typing import TYPE_CHECKING
 
 from springroll.finetune.config import FinetuneConfig
+from springroll.finetune.recipes import RECIPES
 from springroll.program import program
 from springroll.run.job import (
     EvalOptions,
@@ -160,6 +161,7 @@ JOB = Job(
     name="finetune",
     description=DESCRIPTION,
     config=FinetuneConfig,
+    recipes=RECIPES,
     build=build,
     report=report,
     evaluate=evaluate,

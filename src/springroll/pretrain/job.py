@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING
 from springroll.cpu import use_cpu_devices
 from springroll.memory import allow_page_locking
 from springroll.pretrain.config import PretrainConfig
+from springroll.pretrain.recipes import RECIPES
 from springroll.run.job import (
     EvalOptions,
     Evaluation,
@@ -102,6 +103,7 @@ JOB = Job(
     name="pretrain",
     description=DESCRIPTION,
     config=PretrainConfig,
+    recipes=RECIPES,
     set_up=set_up,
     build=build,
     report=report,

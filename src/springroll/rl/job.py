@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING
 from springroll.cpu import use_cpu_devices
 from springroll.rl.config import RLConfig
 from springroll.rl.flags import list_environments, search
+from springroll.rl.recipes import RECIPES
 from springroll.run.job import (
     EvalOptions,
     Evaluation,
@@ -141,6 +142,7 @@ JOB = Job(
     name="rl",
     description=DESCRIPTION,
     config=RLConfig,
+    recipes=RECIPES,
     set_up=set_up,
     build=build,
     report=report,

@@ -174,6 +174,9 @@ class Job(Generic[C]):
     """What its --help says first."""
     config: type[C]
     """The options of a run; without arguments they are the defaults."""
+    recipes: Mapping[str, Callable[[], C]] = field(default_factory=dict)
+    """Full configs by name, for `--recipe NAME`: functions whose docstrings say on what hardware,
+    how long, and how good."""
     set_up: Callable[[C], None] = lambda config: None
     """What has to be set before JAX starts, such as the number of devices."""
     build: Callable[[C], Prepared[C]]

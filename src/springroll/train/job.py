@@ -19,6 +19,7 @@ from springroll.run.job import (
     Summary,
 )
 from springroll.train.config import TrainConfig
+from springroll.train.recipes import RECIPES
 
 if TYPE_CHECKING:
     from springroll.run.task import Task
@@ -119,6 +120,7 @@ JOB = Job(
     name="train",
     description=DESCRIPTION,
     config=TrainConfig,
+    recipes=RECIPES,
     set_up=set_up,
     build=build,
     report=report,

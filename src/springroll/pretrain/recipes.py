@@ -1,5 +1,6 @@
 """Byte language models learnt from text by evolution. Imports no JAX."""
 
+from collections.abc import Callable, Mapping
 from dataclasses import replace
 
 from springroll.pretrain.config import PretrainConfig
@@ -51,3 +52,10 @@ def article() -> PretrainConfig:
         rank=1,
         tokens_per_member=100,
     )
+
+
+RECIPES: Mapping[str, Callable[[], PretrainConfig]] = {
+    "demo": demo,
+    "bigram": bigram,
+    "article": article,
+}

@@ -1,0 +1,47 @@
+"""Small models that learn sums from a reward. Imports no JAX."""
+
+from collections.abc import Callable, Mapping
+
+from springroll.finetune.config import FinetuneConfig
+
+
+def arithmetic_es() -> FinetuneConfig:
+    """The decoder of `arithmetic` learns the rest from a reward, by evolution: no gradient.
+
+    Hardware: 2 CPU cores, 2 GiB. Time: 5 minutes. Expect 10 points more held-out sums right, or
+    better. Start from `springroll export runs/arithmetic models/arithmetic`.
+    """
+    return FinetuneConfig(
+        out="runs/arithmetic-es",
+        model="models/arithmetic",
+        task="arithmetic digits=2",
+        pop_size=256,
+        prompts=32,
+        max_tokens=8,
+        lr=0.01,
+        lr_half_life=20.0,
+        seconds=300.0,
+    )
+
+
+def arithmetic_grpo() -> FinetuneConfig:
+    """The same by GRPO, the gradient baseline, for as long.
+
+    Hardware: 2 CPU cores, 1 GiB. Time: 5 minutes.
+    """
+    return FinetuneConfig(
+        out="runs/arithmetic-grpo",
+        model="models/arithmetic",
+        task="arithmetic digits=2",
+        method="grpo",
+        pop_size=16,
+        prompts=32,
+        max_tokens=8,
+        seconds=300.0,
+    )
+
+
+RECIPES: Mapping[str, Callable[[], FinetuneConfig]] = {
+    "arithmetic-es": arithmetic_es,
+    "arithmetic-grpo": arithmetic_grpo,
+}

@@ -1,7 +1,7 @@
 """The quick recipes beside their goals: the table, and what is not run again."""
 
 import pytest
-from springroll.recipes.control import QUICK
+from springroll.rl.recipes import QUICK
 
 from bench import control_goals
 

@@ -32,8 +32,8 @@ from springroll.models.decoder import Decoder
 from springroll.models.decoder_config import DecoderConfig, shapes
 from springroll.models.hf.load import load_hf
 from springroll.models.hf.save import save_hf
-from springroll.stream.mapped_store import mapped_model
-from springroll.stream.streamed_population import streamed
+from springroll.stream.store import mapped_model
+from springroll.stream.streamed_population import stream_population
 from springroll.thin.discovery import discover
 
 GIB = 1 << 30
@@ -89,7 +89,7 @@ def generations(folder: str, members: int, text: np.ndarray) -> dict[str, Any]:
     model, store = mapped_model(folder)
     strategy = evolution(model, members, text)
     start = time.perf_counter()
-    engine = streamed(strategy, model, store, key=jax.random.key(0))
+    engine = stream_population(strategy, model, store, key=jax.random.key(0))
     scores, seconds, sent = [], [time.perf_counter() - start], []
     for _ in range(2):
         start = time.perf_counter()

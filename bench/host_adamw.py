@@ -29,7 +29,7 @@ import numpy as np
 from springroll.bench import measure
 from springroll.cpu import cores
 from springroll.stream.host_adamw import CHUNK, AdamW, split, zeros
-from springroll.stream.next_use import NextUseFirst
+from springroll.stream.priority_pool import PriorityPool
 
 NUMBERS = 1 << 25
 BYTES = {"adamw": 26, "float32": 28, "torch": 28, "triad": 16, "in_place": 12}  # that pass
@@ -80,7 +80,7 @@ def torch_adamw(numbers: int) -> Callable[[int], Callable[[], None]] | None:
 
 def rates(numbers: int, threads: int, repeats: int, chunk: int) -> dict[str, float]:
     """Numbers per second of every variant, run in turn by the same threads; medians."""
-    with NextUseFirst(threads) as pool:
+    with PriorityPool(threads) as pool:
 
         def passed(jobs: Jobs) -> None:
             pool.submit(0, jobs())

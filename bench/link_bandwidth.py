@@ -21,7 +21,7 @@ from bench.host_adamw import variants
 from springroll.bench import measure
 from springroll.stream.host_adamw import CHUNK
 from springroll.stream.link import Link
-from springroll.stream.next_use import NextUseFirst
+from springroll.stream.priority_pool import PriorityPool
 
 SIZES = (16, 64, 256, 512)  # MB
 REPEATS = 5
@@ -94,7 +94,7 @@ def adamw_beside_copies(
 ) -> dict[str, Any]:
     """Parameters per second of AdamW on the host while copies run, and alone."""
     jobs = variants(numbers, CHUNK)["adamw"]
-    with NextUseFirst(threads) as pool:
+    with PriorityPool(threads) as pool:
 
         def update() -> None:
             pool.submit(0, jobs())

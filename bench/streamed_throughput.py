@@ -129,7 +129,7 @@ def steady(
         update,
         parts=config.accumulate,
         clip=clip,
-        kept=inputs,
+        kept_inputs=inputs,
     )
     shape = (config.accumulate * config.batch, config.sequence + 1)
     tokens = np.random.default_rng(0).integers(0, model.config.vocab, shape).astype(np.int32)

@@ -48,7 +48,7 @@ def test_layers_that_stay_stay_with_all_their_bundles():
     trainer = streamed(config, model, Placement("device", 1, 1), 2)
     assert trainer.store.bundles == 2 * 3 + 1
     assert [trainer.store.resident(i) for i in range(7)] == [False] * 3 + [True] * 3 + [False]
-    assert trainer.engine._kept == 3
+    assert trainer.engine.kept_inputs == 3
     params = trainer.state().params
     assert jax.tree.map(lambda x: x.shape, params) == jax.tree.map(
         lambda x: x.shape, float32_shapes(model)

@@ -13,7 +13,7 @@ from springroll.planner.footprint import Placement, StepSpec
 from springroll.planner.methods import method_bytes
 from springroll.planner.step_time import active_layer, step_seconds, tokens_to_hide, work
 from springroll.planner.working_set import INDEX, WorkingSet, arguments
-from springroll.stream.programs import Programs
+from springroll.stream.step_programs import StepPrograms
 
 H200 = Rates(
     flops=450e12,
@@ -136,7 +136,7 @@ def test_executed_work_is_what_the_compiler_counts():
     """Of the program before XLA rewrites it; what is not a product is a few percent."""
     rows, sequence = 1, 512
     one = StepSpec(CONFIG, method_bytes(CONFIG, "adamw"), sequence, rows, sequence, NOTHING)
-    programs = Programs(decoder(CONFIG))
+    programs = StepPrograms(decoder(CONFIG))
     has = arguments(CONFIG, rows, sequence, "float32")
     forward = programs.forward.lower(has.layer, None, has.x, INDEX)
     backward = programs.backward.lower(has.layer, None, has.x, INDEX, has.x, has.stats, None)

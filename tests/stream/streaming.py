@@ -10,7 +10,7 @@ import optax
 from springroll.models.decoder import decoder, leaves
 from springroll.models.decoder_config import named
 from springroll.stream.device_update import DeviceUpdate
-from springroll.stream.filling import stacked_leaves
+from springroll.stream.fill_store import stacked_leaves
 from springroll.stream.host_adamw import AdamW
 from springroll.stream.host_update import HostUpdate
 from springroll.stream.streamed import Streamed

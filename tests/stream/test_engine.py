@@ -7,8 +7,8 @@ import pytest
 
 from springroll.errors import InputError
 from springroll.stream.clipping import Clip
-from springroll.stream.schedule import checkpointed, layer_major, sends
 from springroll.stream.streamed import Streamed
+from springroll.stream.visit_order import checkpointed, layer_major, sends
 from tests.stream.streaming import (
     adam,
     arrays,
@@ -77,7 +77,7 @@ def test_n_steps_end_where_the_whole_model_does(where, options):
 def test_layers_are_mended_with_the_figures_of_their_experts():
     from springroll.models.decoder import leaves
     from springroll.models.moe import balance
-    from springroll.stream.filling import stacked_leaves
+    from springroll.stream.fill_store import stacked_leaves
     from tests.stream.streaming import shapes
 
     moe = model("moe-tiny")
@@ -89,7 +89,7 @@ def test_layers_are_mended_with_the_figures_of_their_experts():
 
     load = moe.loss(started(moe), tokens(0))[1]["load"]
     for where in ("device", "host"):
-        trainer = Streamed(moe, shapes(moe), update(where, mend=mend))
+        trainer = Streamed(moe, shapes(moe), update(where, adjust=mend))
         state = trainer.fill(stacked_leaves(leaves(moe.config, jax.random.key(0))))
         state, metrics = trainer.step(state, tokens(0))
         np.testing.assert_array_equal(np.asarray(metrics["load"]), np.asarray(load))

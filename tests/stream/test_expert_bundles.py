@@ -18,7 +18,7 @@ from springroll.stream.bundles import Part, experts_apart, kinds, numbers, overl
 from springroll.stream.clipping import Clip
 from springroll.stream.conveyor import Conveyor
 from springroll.stream.engine import Engine
-from springroll.stream.filling import bundled_leaves, fill, stacked_leaves
+from springroll.stream.fill_store import bundled_leaves, fill, stacked_leaves
 from springroll.stream.streamed import Streamed
 from springroll.stream.update import PlacedUpdate
 from tests.stream.streaming import adam, arrays, distance, model, shapes, started, tokens, update
@@ -51,7 +51,7 @@ def reference():
 
 
 def trainer_of(where="device", optimizer=None, together=2, mend=None, **options):
-    there = [update(kind, optimizer, mend=mend) for kind in ("device", where)]
+    there = [update(kind, optimizer, adjust=mend) for kind in ("device", where)]
     return Streamed(
         expert_stages(moe(), together),
         shapes(moe()),
@@ -133,7 +133,7 @@ def test_routers_are_mended_with_the_figures_of_their_layer(where):
         bias = balance(at(layer), stats["load"])
         return layer | {"mlp": layer["mlp"] | {"e_score_correction_bias": bias}}
 
-    trainer, state = streamed(where, mend=mend)
+    trainer, state = streamed(where, adjust=mend)
     state, metrics = trainer.step(state, tokens())
     biases = np.asarray(state.params["layers"]["mlp"]["e_score_correction_bias"])
     begun = started(moe())["layers"]["mlp"]["e_score_correction_bias"]

@@ -17,7 +17,7 @@ from springroll.program import pip_install
 from springroll.quant import split_master
 from springroll.stream import host_adamw
 from springroll.stream.host_adamw import AdamW, Moments, join, split, zeros
-from springroll.stream.next_use import NextUseFirst
+from springroll.stream.priority_pool import PriorityPool
 
 SETTINGS = {"b1": 0.9, "b2": 0.999, "eps": 1e-8, "weight_decay": 0.01}
 SHAPES = {"matrix": (33, 65), "norm": (65,)}
@@ -136,7 +136,7 @@ def test_chunks_and_threads_change_no_bit():
     expected = {k: join(high[k], state["low"][k]) for k in SHAPES}
     for chunk in (1, 7, 64, 1000):
         same_weights(*ours(adamw, gradients(2), chunk=chunk), reached(adamw, 2))
-    with NextUseFirst(4) as pool:
+    with PriorityPool(4) as pool:
 
         def run(jobs):
             pool.submit(0, jobs)

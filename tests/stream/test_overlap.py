@@ -18,7 +18,7 @@ from springroll.stream.conveyor import BrokenRule, Conveyor, Ledger, Stop
 from springroll.stream.host_adamw import AdamW
 from springroll.stream.host_update import HostUpdate
 from springroll.stream.link import Link, ThrottledLink
-from springroll.stream.next_use import NextUseFirst
+from springroll.stream.priority_pool import PriorityPool
 from springroll.stream.store import HostStore
 from springroll.stream.streamed import Streamed
 
@@ -44,10 +44,10 @@ class Gated(HostUpdate):
         self._pool.close()
         self._pool = LoggedPool(events)
         if gate is not None:
-            NextUseFirst.submit(self._pool, -2, [gate.wait])
+            PriorityPool.submit(self._pool, -2, [gate.wait])
 
 
-class LoggedPool(NextUseFirst):
+class LoggedPool(PriorityPool):
     """One thread that logs the bundles it works on; -1 is the rest."""
 
     def __init__(self, events):
@@ -259,7 +259,7 @@ def test_an_idle_thread_holds_nothing_of_the_bundle_it_worked_on():
     class Gradient:
         pass
 
-    with NextUseFirst(1) as pool:
+    with PriorityPool(1) as pool:
         gradient = Gradient()
         gone = weakref.ref(gradient)
         pool.submit(0, [lambda: None]).add_done_callback(lambda _, kept=gradient: None)

@@ -12,7 +12,7 @@ from springroll.quant.quantize_state import quantize_state
 from springroll.quant.split_master import join, with_split_master
 from springroll.run import checkpoint
 from springroll.stream.conveyor import BrokenRule, Ledger
-from springroll.stream.filling import bundled_leaves, fill, stacked_leaves
+from springroll.stream.fill_store import bundled_leaves, fill, stacked_leaves
 from springroll.stream.link import Link, ThrottledLink
 from springroll.stream.store import HostStore
 from springroll.stream.streamed import Streamed

@@ -8,11 +8,11 @@ import pytest
 
 from springroll.errors import InputError
 from springroll.evolve.lattice_published import published
+from springroll.stream.layered_strategy import by_layers, named_leaves
 from springroll.stream.link import ThrottledLink
-from springroll.stream.mapped_store import MappedStore
-from springroll.stream.parted_state import named, parted
-from springroll.stream.population_pass import Now, chunks
-from springroll.stream.streamed_population import resident_bytes, streamed
+from springroll.stream.population_programs import MemberSeed, chunks
+from springroll.stream.store import MappedStore
+from springroll.stream.streamed_population import resident_bytes, stream_population
 from springroll.trees import tree_bytes
 from tests.stream.layered_toy import (
     KEY,
@@ -32,13 +32,17 @@ LAYER = jax.tree.map(lambda x: x[0], PARAMS["blocks"])
 
 
 def assert_near(got, want, tolerance=1e-5):
-    for (path, a), (other, b) in zip(named(got).items(), named(want).items(), strict=True):
+    for (path, a), (other, b) in zip(
+        named_leaves(got).items(), named_leaves(want).items(), strict=True
+    ):
         assert path == other and a.dtype == b.dtype
         np.testing.assert_allclose(a, b, rtol=tolerance, atol=tolerance, err_msg=path)
 
 
 def assert_equal(got, want):
-    for (path, a), (other, b) in zip(named(got).items(), named(want).items(), strict=True):
+    for (path, a), (other, b) in zip(
+        named_leaves(got).items(), named_leaves(want).items(), strict=True
+    ):
         assert path == other and a.dtype == b.dtype
         np.testing.assert_array_equal(a, b, err_msg=path)
 
@@ -46,7 +50,7 @@ def assert_equal(got, want):
 @pytest.fixture(scope="module")
 def engine():
     """Two members' pairs at once, the third chunk of pairs smaller."""
-    return streamed(strategy(pairs_per_chunk=3), TOY, PARAMS, key=KEY)
+    return stream_population(strategy(pairs_per_chunk=3), TOY, PARAMS, key=KEY)
 
 
 @pytest.fixture(scope="module")
@@ -155,10 +159,10 @@ def test_little_memory_and_a_slow_link_change_nothing(engine, first):
     """Activations wait on the host, one layer at a time is on the device."""
     engine.load(first)
     memory, history = run(engine, range(2))
-    parts = parted(strategy(), PARAMS, "blocks")
+    parts = by_layers(strategy(), PARAMS, "blocks")
     least = resident_bytes(parts, 1, written=True)
     link = ThrottledLink(1e7)
-    tight = streamed(
+    tight = stream_population(
         strategy(pairs_per_chunk=3), TOY, PARAMS, key=KEY, device_budget=least, link=link
     )
     tight.programs = engine.programs  # the same, compiled already
@@ -205,8 +209,8 @@ def test_files_that_are_only_read():
     """bfloat16 with stochastic rounding: the steps since are taken anew in every passage."""
     params = params_of(jnp.bfloat16)
     options = {"optimizer": optax.sgd(lambda step: 0.3 / (1 + step)), "master": "stochastic"}
-    written = streamed(strategy(**options), TOY, params, key=KEY)
-    read = streamed(strategy(**options), TOY, mapped(params), key=KEY)
+    written = stream_population(strategy(**options), TOY, params, key=KEY)
+    read = stream_population(strategy(**options), TOY, mapped(params), key=KEY)
     read.programs = written.programs  # the same, compiled once
     memory, history = run(written, range(3))
     assert_equal(run(read, range(3)), (memory, history))
@@ -221,7 +225,7 @@ def test_files_that_are_only_read():
 
 def refused(message, es=None, stages=TOY, params=PARAMS, **options):
     with pytest.raises(InputError, match=message) as caught:
-        streamed(strategy() if es is None else es, stages, params, key=KEY, **options)
+        stream_population(strategy() if es is None else es, stages, params, key=KEY, **options)
     assert "\n" not in str(caught.value)
 
 
@@ -249,7 +253,7 @@ def test_models_without_parts_and_budgets_without_room():
 
 def test_a_rest_that_is_frozen():
     es = strategy(roles={"emb": "frozen", "out": "frozen"}, optimizer=optax.sgd(0.1))
-    engine = streamed(es, TOY, PARAMS, key=KEY, per_member=True)
+    engine = stream_population(es, TOY, PARAMS, key=KEY, per_member=True)
     tokens = engine.programs.embed(PARAMS, *embedded(engine, inputs_of(0, N)))
     np.testing.assert_array_equal(tokens, PARAMS["emb"][inputs_of(0, N)["tokens"]])
     assert int(engine.tell(np.arange(N, dtype=np.float32))["dropped"]) == 0
@@ -258,8 +262,8 @@ def test_a_rest_that_is_frozen():
 
 
 def embedded(engine, inputs):
-    state = engine.parted.for_rest.init(KEY, {"emb": PARAMS["emb"], "out": PARAMS["out"]})
-    return Now(state.seed, state.generation), inputs, np.int32(0), N // 2
+    state = engine.layered.for_rest.init(KEY, {"emb": PARAMS["emb"], "out": PARAMS["out"]})
+    return MemberSeed(state.seed, state.generation), inputs, np.int32(0), N // 2
 
 
 def test_pairs_run_in_chunks():

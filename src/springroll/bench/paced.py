@@ -110,9 +110,9 @@ class PacedLink(ThrottledLink):
         super().__init__(bytes_per_second)
         self._log = log
 
-    def _paced(self, way: str, size: int, copy: Callable[..., PyTree], *args: PyTree) -> PyTree:
+    def _paced(self, way: str, size: int, copy: Callable[[], PyTree]) -> PyTree:
         start = time.perf_counter()
-        result = super()._paced(way, size, copy, *args)
+        result = super()._paced(way, size, copy)
         self._log.add(way, start)
         return result
 

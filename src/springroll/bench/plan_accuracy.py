@@ -129,7 +129,7 @@ def trainer(case: Case) -> tuple[Streamed, State]:
     import jax
 
     from springroll.models.decoder import decoder, leaves
-    from springroll.stream.filling import stacked_leaves
+    from springroll.stream.fill_store import stacked_leaves
     from springroll.stream.streamed import Streamed
 
     model, layers = decoder(case.config), case.config.layers

@@ -33,8 +33,8 @@ from springroll.bench import measure
 from springroll.bench.paced import Event, Log, PacedAdamW, PacedLink, PacedModel, shapes
 from springroll.stream.clipping import Clip
 from springroll.stream.host_update import HostUpdate
-from springroll.stream.schedule import Schedule
 from springroll.stream.streamed import Streamed
+from springroll.stream.visit_order import VisitOrder
 
 NUMBERS = 1 << 14  # per layer: so few that real copies and updates take no time
 BYTES = 4  # of a number
@@ -79,7 +79,7 @@ class Paced(NamedTuple):
         self.trainer.link.close()
 
 
-def paced(case: Case, unit: float, layers: int, order: Schedule = "layer-major") -> Paced:
+def paced(case: Case, unit: float, layers: int, order: VisitOrder = "layer-major") -> Paced:
     """A model of `layers` layers and an embedding as large as one; a unit is so many seconds."""
     log = Log()
     size = NUMBERS * BYTES
@@ -121,7 +121,7 @@ def steps(made: Paced, layers: int, repeats: int, settle: bool) -> list[float]:
 
 
 def timed(
-    case: Case, unit: float, layers: int, repeats: int, order: Schedule = "layer-major"
+    case: Case, unit: float, layers: int, repeats: int, order: VisitOrder = "layer-major"
 ) -> tuple[float, list[Event]]:
     """(median seconds of a step, what was busy during the last one)."""
     made = paced(case, unit, layers, order)

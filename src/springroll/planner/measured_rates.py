@@ -10,7 +10,6 @@ import dataclasses
 import statistics
 import time
 from collections.abc import Callable
-from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -26,9 +25,9 @@ from springroll.planner.working_set import arguments
 from springroll.stream.device_update import DeviceUpdate
 from springroll.stream.host_adamw import AdamW, zeros
 from springroll.stream.link import Link
-from springroll.stream.next_use import NextUseFirst
-from springroll.stream.programs import Programs, square
-from springroll.trees import tree_bytes
+from springroll.stream.priority_pool import PriorityPool
+from springroll.stream.step_programs import StepPrograms
+from springroll.trees import PyTree, squared_norm, tree_bytes
 
 SIDE = 1024  # of the matrices that `quick_rates` multiplies
 COPIED = 1 << 26  # bytes that it copies
@@ -56,7 +55,7 @@ def quick_rates() -> Rates:
     )
 
 
-def seconds(call: Callable[[], Any], repeats: int = 3) -> float:
+def seconds(call: Callable[[], PyTree], repeats: int = 3) -> float:
     """Median wall seconds of a call whose result is waited for, after one that is not counted."""
     jax.block_until_ready(call())
     times = []
@@ -83,7 +82,7 @@ def calibration(spec: StepSpec, optimizer: optax.GradientTransformation) -> Call
     """
     config, dtype = spec.config, "float32" if spec.method.weights == 4 else "bfloat16"
     arrays = filled(arguments(config, spec.rows, spec.sequence, dtype))
-    programs = Programs(decoder(config), parts=spec.parts)
+    programs = StepPrograms(decoder(config), parts=spec.parts)
     stats = [arrays.stats] * config.layers
     index = jnp.zeros((), jnp.int32)
     link = Link()
@@ -92,20 +91,20 @@ def calibration(spec: StepSpec, optimizer: optax.GradientTransformation) -> Call
     executed = work(dataclasses.replace(spec, tokens=spec.rows * spec.sequence))
     on_host, on_device = host_update(arrays.layer), device_update(arrays.layer, optimizer)
 
-    def forward() -> Any:
+    def forward() -> PyTree:
         return programs.forward(arrays.layer, None, arrays.x, index)
 
-    def backward() -> Any:
+    def backward() -> PyTree:
         return programs.backward(arrays.layer, None, arrays.x, index, arrays.x, arrays.stats, None)
 
-    def head() -> Any:
+    def head() -> PyTree:
         x, _ = programs.embed(arrays.rest, None, arrays.tokens)
         gradients = programs.finish(arrays.rest, None, arrays.x, stats, arrays.tokens, None)
         return x, programs.embed_backward(arrays.rest, None, arrays.tokens, arrays.x, gradients[2])
 
     summed = [backward()[0]]
 
-    def further() -> Any:  # micro-batches after the first are added to its gradient
+    def further() -> PyTree:  # micro-batches after the first are added to its gradient
         summed[0], dx, _ = programs.backward(
             arrays.layer, None, arrays.x, index, arrays.x, arrays.stats, summed[0]
         )
@@ -128,11 +127,11 @@ def calibration(spec: StepSpec, optimizer: optax.GradientTransformation) -> Call
     return rates
 
 
-def host_update(layer: Any) -> Callable[[], None]:
+def host_update(layer: PyTree) -> Callable[[], None]:
     """A call that updates a layer by AdamW on the host, with all cores."""
     weights = jax.tree.map(lambda w: np.zeros(w.shape, w.dtype), layer)
     state = zeros(weights)
-    pool = NextUseFirst(cores())
+    pool = PriorityPool(cores())
 
     def update() -> None:
         pool.submit(0, AdamW(1e-4).jobs(weights, state, weights, step=1))
@@ -141,7 +140,7 @@ def host_update(layer: Any) -> Callable[[], None]:
     return update
 
 
-def device_update(layer: Any, optimizer: optax.GradientTransformation) -> Callable[[], Any]:
+def device_update(layer: PyTree, optimizer: optax.GradientTransformation) -> Callable[[], PyTree]:
     """A call that updates a layer on the device."""
     update = DeviceUpdate(optimizer)
     wide = jax.tree.map(lambda w: jnp.zeros(w.shape, jnp.float32), layer)
@@ -149,14 +148,14 @@ def device_update(layer: Any, optimizer: optax.GradientTransformation) -> Callab
     one, index = jnp.ones((), jnp.float32), jnp.zeros((), jnp.int32)
     latest = [(jax.tree.map(jnp.copy, layer), state)]
 
-    def step() -> Any:
+    def step() -> PyTree:
         latest[0] = update.of_layer(*latest[0], layer, one, one > 0, None, index)
-        return latest[0], square(layer)
+        return latest[0], squared_norm(layer)
 
     return step
 
 
-def filled(shapes: Any) -> Any:
+def filled(shapes: PyTree) -> PyTree:
     """Arrays of these shapes, small numbers."""
     fill = lambda s: jnp.full(s.shape, 1 if s.dtype == jnp.int32 else 0.01, s.dtype)
     return jax.tree.map(fill, shapes)

@@ -22,7 +22,7 @@ from jax.stages import Lowered
 from springroll.models.decoder import decoder
 from springroll.models.decoder_config import DecoderConfig, shapes
 from springroll.models.expert_stages import expert_stages, only_experts, without_experts
-from springroll.stream.programs import Programs
+from springroll.stream.step_programs import StepPrograms
 from springroll.trees import PyTree
 
 
@@ -68,7 +68,7 @@ def working_set(
     Args:
         trains: for gradients; else of the forward pass alone.
     """
-    programs = Programs(decoder(config))
+    programs = StepPrograms(decoder(config))
     args = arguments(config, rows, sequence, dtype)
     stats = [args.stats] * config.layers
     forward = (args.layer, None, args.x, INDEX)
@@ -90,7 +90,7 @@ def expert_working_set(
 ) -> WorkingSet:
     """The same where `together` experts are a bundle: `layer` is that of the largest bundle."""
     model = expert_stages(decoder(config), together)
-    programs = Programs(model)
+    programs = StepPrograms(model)
     args = arguments(config, rows, sequence, dtype)
     carry = jax.eval_shape(
         model.embed, args.rest, jax.ShapeDtypeStruct(args.x.shape[:2], jnp.int32)

@@ -21,7 +21,11 @@ from springroll.models.cross_entropy import bits_per_byte
 from springroll.models.egg import Egg
 from springroll.models.protocols import read_part
 from springroll.run.task import Batch, Carry, Metrics, Task
-from springroll.stream.streamed_population import StreamedPopulation, prepared, streamed
+from springroll.stream.streamed_population import (
+    StreamedPopulation,
+    layered_within,
+    stream_population,
+)
 from springroll.trees import PyTree, tree_bytes
 
 if TYPE_CHECKING:
@@ -55,7 +59,7 @@ def streamed_task(
     """The task `resident` with its weights in host memory; `sample` is the validation text."""
     budget = available_bytes() if config.device_bytes is None else config.device_bytes
     params = jax.eval_shape(model.init, jax.random.key(0))
-    prepared(strategy, model, params, budget)  # what cannot be, said at once
+    layered_within(strategy, model, params, budget)  # what cannot be, said at once
     engine = Engine(config.seed, budget, model, strategy)
     validate: list[Callable[[PyTree], Metrics]] = []  # compiled once the engine is there
     members_per_stream = config.pop_size // config.num_streams
@@ -104,7 +108,7 @@ class Engine:
             key = jax.random.key(self._seed)
             params = self._model.init(jax.random.fold_in(key, 0))
             key = jax.random.fold_in(key, 1)
-        self._streamed = streamed(
+        self._streamed = stream_population(
             self._strategy,
             self._model,
             params,

@@ -1,4 +1,4 @@
-"""How large a step's gradient may be, when the gradient is never there as a whole."""
+"""Clipping of a gradient that never exists as a whole."""
 
 from typing import Literal, NamedTuple
 
@@ -29,7 +29,11 @@ class Clip(NamedTuple):
         return self.limit is not None and self.by == "global"
 
     def checked(self) -> "Clip":
-        """Raises InputError for what cannot be."""
+        """The same.
+
+        Raises:
+            InputError: The limit is not positive, or `by` is unknown.
+        """
         if self.limit is not None and not self.limit > 0:
             raise InputError(f"clip is {self.limit}; expected a positive norm, or None")
         if self.by not in ("global", "previous", "layer"):
@@ -38,6 +42,6 @@ class Clip(NamedTuple):
 
 
 @jax.jit
-def factor(limit: Array, norm: Array) -> Array:
-    """What a gradient of this norm is multiplied by."""
+def clip_factor(limit: Array, norm: Array) -> Array:
+    """The factor () float32 that a gradient of this norm is multiplied by."""
     return jnp.minimum(1.0, limit / jnp.maximum(norm, 1e-30)).astype(jnp.float32)

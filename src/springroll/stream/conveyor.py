@@ -5,24 +5,27 @@ that at most `depth` bundles are on the device. With a depth of 1 nothing overla
 waits for a computation before it sends the next but one bundle; with 3 the device always has its
 next computation queued.
 
-What of a store is on the device, and the two rules that streaming must keep.
-
-At most `depth` bundles are there at a time, and no bundle's host memory is written while a copy of
-it, which may still be under way or be the very memory, lives on the device. Breaking a rule is a
-bug of ours, not of the user: it raises at once instead of training on torn weights.
+Two rules hold. At most `depth` bundles are on the device at a time, and the host memory of a bundle
+is not written while a copy of it, which may still be under way or be the very memory, lives on the
+device. Breaking a rule is a bug of ours, not of the user: it raises at once instead of training on
+torn weights.
 """
+
+from __future__ import annotations
 
 import threading
 from collections import deque
 from collections.abc import Generator, Sequence
 from concurrent.futures import Future
-from typing import Any, NamedTuple
+from typing import Generic, NamedTuple, TypeVar
 
 import jax
 
 from springroll.stream.link import Link
 from springroll.stream.store import Fields, Store
-from springroll.trees import tree_bytes
+from springroll.trees import PyTree, tree_bytes
+
+S = TypeVar("S", bound=Store)
 
 
 class BrokenRule(AssertionError):
@@ -40,7 +43,7 @@ class Ledger:
     def __init__(self, depth: int):
         self.depth = depth
         self.peak = self.peak_bytes = 0
-        self._there: dict[int, int] = {}  # bundle -> bytes
+        self._present: dict[int, int] = {}  # bundle -> bytes
         self._held: set[int] = set()
         self._lock = threading.Lock()
 
@@ -48,27 +51,27 @@ class Ledger:
         """A copy of `size` bytes is on its way to the device; a `held` one is no part of the
         window."""
         with self._lock:
-            if bundle in self._there:
+            if bundle in self._present:
                 raise BrokenRule(f"bundle {bundle} is sent to the device twice")
-            self._there[bundle] = size
+            self._present[bundle] = size
             if held:
                 self._held.add(bundle)
-            window = len(self._there) - len(self._held)
+            window = len(self._present) - len(self._held)
             if window > self.depth:
                 raise BrokenRule(f"{window} bundles are on the device; the limit is {self.depth}")
             self.peak = max(self.peak, window)
-            self.peak_bytes = max(self.peak_bytes, sum(self._there.values()))
+            self.peak_bytes = max(self.peak_bytes, sum(self._present.values()))
 
     def leave(self, bundle: int) -> None:
         """Nobody reads that copy any more."""
         with self._lock:
-            del self._there[bundle]
+            del self._present[bundle]
             self._held.discard(bundle)
 
     def writing(self, bundle: int) -> None:
         """Host memory of this bundle is about to be written."""
         with self._lock:
-            if bundle in self._there:
+            if bundle in self._present:
                 raise BrokenRule(f"bundle {bundle} is written while it is on the device")
 
 
@@ -86,10 +89,10 @@ class Passing:
     Whoever computes with it says with `until` what must be done before it can go.
     """
 
-    def __init__(self, bundle: int, sent: "Future[Any]", ledger: Ledger | None):
+    def __init__(self, bundle: int, sent: Future[Fields], ledger: Ledger | None):
         self.bundle = bundle
         self._sent, self._ledger = sent, ledger  # no ledger: it lives on the device
-        self._readers: list[Any] = []
+        self._readers: list[PyTree] = []
         self._lock = threading.Lock()
         self.left = False
 
@@ -97,7 +100,7 @@ class Passing:
     def arrays(self) -> Fields:
         return self._sent.result()
 
-    def until(self, *readers: Any) -> None:
+    def until(self, *readers: PyTree) -> None:
         """Not before these arrays are computed, or these futures done."""
         self._readers += readers
 
@@ -117,10 +120,10 @@ class Passing:
             self.left = True  # last: who sees it, from any thread, sends the next bundle
 
 
-class Conveyor:
+class Conveyor(Generic[S]):
     """Sends bundles of a store to the device and takes them down again."""
 
-    def __init__(self, store: Store, link: Link, depth: int = 3):
+    def __init__(self, store: S, link: Link, depth: int = 3):
         self.store, self.link = store, link
         self.ledger = Ledger(depth)
 
@@ -129,41 +132,41 @@ class Conveyor:
         one passage with the fields of all of them."""
         runs = merged(stops)
         ahead = max(1, self.ledger.depth - 2) if self.ledger.depth > 1 else 0
-        there: deque[Passing] = deque()  # oldest first; the last `coming` are still to be used
+        on_device: deque[Passing] = deque()  # oldest first; the last `coming` are still to be used
         coming: deque[Passing] = deque()
         sent = 0
         try:
             for at, (stop, repeats) in enumerate(runs):
                 wanted = at + 1 + (ahead if stop.ahead else 0)
                 while sent < min(wanted, len(runs)):
-                    self._make_room(there, runs[sent][0].bundle)
+                    self._make_room(on_device, runs[sent][0].bundle)
                     passing = self._begin(runs[sent][0])
-                    there.append(passing)
+                    on_device.append(passing)
                     coming.append(passing)
                     sent += 1
                 now = coming.popleft()
                 for _ in range(repeats):
                     yield now
         finally:
-            for passing in there:
+            for passing in on_device:
                 passing.leave()
 
     def hold(self, bundle: int, fields: tuple[str, ...]) -> Passing:
         """A bundle that stays, outside the window, until it is told to leave."""
         return self._begin(Stop(bundle, fields), held=True)
 
-    def _make_room(self, there: deque[Passing], bundle: int) -> None:
+    def _make_room(self, on_device: deque[Passing], bundle: int) -> None:
         """Take down the oldest until there is room for this one."""
-        sent = lambda: [p for p in there if not (p.left or self.store.resident(p.bundle))]
-        while len(sent()) >= self.ledger.depth or any(p.bundle == bundle for p in there):
-            there.popleft().leave()
+        sent = lambda: [p for p in on_device if not (p.left or self.store.resident(p.bundle))]
+        while len(sent()) >= self.ledger.depth or any(p.bundle == bundle for p in on_device):
+            on_device.popleft().leave()
 
     def _begin(self, stop: Stop, held: bool = False) -> Passing:
         arrays = self.store.arrays(stop.bundle, stop.fields)
         if self.store.resident(stop.bundle):
-            there: Future[Any] = Future()
-            there.set_result(arrays)
-            return Passing(stop.bundle, there, None)
+            own: Future[Fields] = Future()
+            own.set_result(arrays)
+            return Passing(stop.bundle, own, None)
         self.ledger.arrive(stop.bundle, tree_bytes(arrays), held)
         return Passing(stop.bundle, self.link.send(arrays), self.ledger)
 

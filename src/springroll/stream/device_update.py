@@ -1,8 +1,10 @@
 """Updates on the device: weights and optimizer state come with the layer and go back changed."""
 
+from __future__ import annotations
+
 from collections.abc import Callable
 from concurrent.futures import Future
-from typing import Any
+from typing import TypeAlias
 
 import jax
 import jax.numpy as jnp
@@ -11,9 +13,12 @@ import optax
 from jax import Array
 
 from springroll.stream.conveyor import Conveyor, Passing, Stop
-from springroll.stream.update import Gradient, or_fail
+from springroll.stream.store import HostStore
+from springroll.stream.update import Gradient, Held, or_fail
+from springroll.trees import PyTree
 
-Mend = Callable[[Any, Any], Any]  # (weights of a layer, its statistics) -> weights
+Adjust: TypeAlias = Callable[[PyTree, PyTree], PyTree]
+"""(weights of a layer after an update, its statistics) -> weights."""
 
 
 class DeviceUpdate:
@@ -24,7 +29,7 @@ class DeviceUpdate:
     norm, sees one at a time.
 
     Args:
-        mend: what moves a weight without a gradient (balancing of experts).
+        adjust: what moves weights that have no gradient (balancing of experts).
     """
 
     fields = ("weights", "state")
@@ -33,80 +38,80 @@ class DeviceUpdate:
         self,
         optimizer: optax.GradientTransformation,
         rest: optax.GradientTransformation | None = None,
-        mend: Mend | None = None,
+        adjust: Adjust | None = None,
     ):
         self._layers = optax.with_extra_args_support(optimizer)
         self._rest = optax.with_extra_args_support(optimizer if rest is None else rest)
-        self._mend = mend
+        self._adjust = adjust
         self.of_layer = jax.jit(self._layer, donate_argnums=(0, 1))
         self.of_rest = jax.jit(self._others, donate_argnums=(0, 1))
 
-    def init(self, weights: Any, layer: bool) -> Any:
+    def init(self, weights: PyTree, layer: bool) -> PyTree:
         """The state of a bundle, from its float32 weights."""
         return self._layers.init({"layers": weights}) if layer else self._rest.init(weights)
 
-    def apply(self, conveyor: Conveyor, passing: Passing, gradient: Gradient) -> None:
-        bundle, here = passing.bundle, passing.arrays
+    def apply(self, conveyor: Conveyor[HostStore], passing: Passing, gradient: Gradient) -> None:
+        bundle, arrays = passing.bundle, passing.arrays
         if bundle < conveyor.store.bundles - 1:
             index = np.int32(bundle)
             weights, state = self.of_layer(
-                here["weights"], here["state"], *gradient[:3], gradient.stats, index
+                arrays["weights"], arrays["state"], *gradient[:3], gradient.stats, index
             )
         else:
-            weights, state = self.of_rest(here["weights"], here["state"], *gradient[:3])
+            weights, state = self.of_rest(arrays["weights"], arrays["state"], *gradient[:3])
         new = {"weights": weights, "state": state}
-        store: Any = conveyor.store
+        store = conveyor.store
         if store.resident(bundle):
             store.replace(bundle, new)
             return
-        returned: Future[Any] = Future()
+        returned: Future[None] = Future()
         store.promise(bundle, returned)
 
-        def came(fetched: "Future[Any]") -> None:
+        def arrived(fetched: Future[PyTree]) -> None:
             store.replace(bundle, fetched.result())
             returned.set_result(None)
 
         fetched = conveyor.link.fetch(new)
         passing.until(fetched)
-        fetched.add_done_callback(or_fail(came, returned))
+        fetched.add_done_callback(or_fail(arrived, returned))
 
-    def apply_all(self, conveyor: Conveyor, held: dict[int, Any], gradient: Gradient) -> None:
+    def apply_all(self, conveyor: Conveyor[HostStore], held: Held, gradient: Gradient) -> None:
         for passing in conveyor.walk([Stop(bundle, self.fields) for bundle in sorted(held)]):
             values, stats = conveyor.link.send(held.pop(passing.bundle).result()).result()
             self.apply(conveyor, passing, gradient._replace(values=values, stats=stats))
 
     def _layer(
         self,
-        weights: Any,
-        state: Any,
-        grads: Any,
+        weights: PyTree,
+        state: PyTree,
+        grads: PyTree,
         factor: Array,
         good: Array,
-        stats: Any,
+        stats: PyTree,
         layer: Array,
-    ) -> tuple[Any, Any]:
-        named = lambda tree: {"layers": tree}
-        new, state = updated(
-            self._layers, named(weights), state, named(grads), factor, good, layer=layer
+    ) -> tuple[PyTree, PyTree]:
+        as_layers = lambda tree: {"layers": tree}
+        new, state = apply_update(
+            self._layers, as_layers(weights), state, as_layers(grads), factor, good, layer=layer
         )
         new = new["layers"]
-        return (new if self._mend is None else self._mend(new, stats)), state
+        return (new if self._adjust is None else self._adjust(new, stats)), state
 
     def _others(
-        self, weights: Any, state: Any, grads: Any, factor: Array, good: Array
-    ) -> tuple[Any, Any]:
-        return updated(self._rest, weights, state, grads, factor, good)
+        self, weights: PyTree, state: PyTree, grads: PyTree, factor: Array, good: Array
+    ) -> tuple[PyTree, PyTree]:
+        return apply_update(self._rest, weights, state, grads, factor, good)
 
 
-def updated(
+def apply_update(
     optimizer: optax.GradientTransformationExtraArgs,
-    weights: Any,
-    state: Any,
-    grads: Any,
+    weights: PyTree,
+    state: PyTree,
+    grads: PyTree,
     factor: Array,
     good: Array,
-    **extra: Any,
-) -> tuple[Any, Any]:
+    **extra: Array,
+) -> tuple[PyTree, PyTree]:
     """(weights, state) after a step with factor * grads; as they were unless `good`."""
     grads = jax.tree.map(lambda g: g * factor.astype(g.dtype), grads)
     with jax.numpy_dtype_promotion("standard"):  # optimizers need not be strict

@@ -7,10 +7,12 @@ many. Sources: arXiv 2604.05091 (weights and states on the host, stateless layer
 2512.17570 (all micro-batches of a layer before the next).
 """
 
+from __future__ import annotations
+
 import functools
 import operator
 from collections.abc import Callable
-from typing import Any
+from typing import TypeAlias
 
 import jax
 import jax.numpy as jnp
@@ -18,18 +20,19 @@ import numpy as np
 from jax import Array
 
 from springroll.errors import InputError
-from springroll.models.protocols import Stages
-from springroll.stream import schedule
-from springroll.stream.clipping import Clip, factor
+from springroll.models.protocols import Metrics, Stages
+from springroll.stream.clipping import Clip, clip_factor
 from springroll.stream.conveyor import Conveyor, Passing, Stop
-from springroll.stream.programs import Join, Programs, whole
-from springroll.stream.saved_activations import Everything, SavedInputs, Saving
-from springroll.stream.schedule import Visit
-from springroll.stream.update import Gradient, Update
+from springroll.stream.saved_activations import SaveAll, SavedInputs, Saving
+from springroll.stream.step_programs import Join, StepPrograms, all_weights
+from springroll.stream.store import HostStore
+from springroll.stream.update import Gradient, Held, Update
+from springroll.stream.visit_order import ORDERS, Phase, Visit, VisitOrder, forward_only
+from springroll.trees import PyTree
 
 WEIGHTS = ("weights",)
-Operands = Callable[[Passing], tuple[Any, Any]]
-Metrics = dict[str, Any]
+Operands: TypeAlias = Callable[[Passing], tuple[PyTree, PyTree]]
+Act: TypeAlias = Callable[[Visit, Passing], None]
 
 
 class Engine:
@@ -42,8 +45,8 @@ class Engine:
         update: what becomes of gradients.
         parts: micro-batches that a batch is cut into.
         clip: of gradients.
-        kept: layers (the last ones) whose inputs stay on the device; None for all.
-        order: of the visits, see `schedule`.
+        kept_inputs: layers (the last ones) whose inputs stay on the device; None for all.
+        order: of the visits, see `visit_order`.
         operands: what of a bundle is differentiated, and what else there is of it; `join` makes
             the weights of the two.
     """
@@ -51,27 +54,26 @@ class Engine:
     def __init__(
         self,
         model: Stages,
-        conveyor: Conveyor,
+        conveyor: Conveyor[HostStore],
         update: Update,
         *,
         parts: int = 1,
         clip: Clip = Clip(),  # noqa: B008
-        kept: int | None = None,
-        order: schedule.Schedule = "layer-major",
-        join: Join = whole,
+        kept_inputs: int | None = None,
+        order: VisitOrder = "layer-major",
+        join: Join = all_weights,
         operands: Operands = lambda passing: (passing.arrays["weights"], None),
     ):
         self.conveyor, self.update, self.parts = conveyor, update, parts
         self.clip = clip.checked()
         self.layers = conveyor.store.bundles - 1
-        self.programs = Programs(model, parts, join)
+        self.programs = StepPrograms(model, parts, join)
         self.operands = operands
-        self.saving: Saving = model if isinstance(model, Saving) else Everything()
+        self.saving: Saving = model if isinstance(model, Saving) else SaveAll()
         if order == "checkpointed" and isinstance(model, Saving):
             raise InputError("the checkpointed schedule computes whole layers; take layer-major")
-        plan = {"layer-major": schedule.layer_major, "checkpointed": schedule.checkpointed}[order]
-        self.visits = plan(self.layers, parts)
-        self._kept = self.layers if kept is None else kept
+        self.visits = ORDERS[order](self.layers, parts)
+        self.kept_inputs = self.layers if kept_inputs is None else kept_inputs
 
     def step(self, tokens: Array, norm: Array | None = None) -> tuple[Metrics, Array]:
         """One step on tokens (batch, time + 1): (metrics, norm for the next step).
@@ -82,14 +84,14 @@ class Engine:
         """
         return _Step(self, self._cut(tokens, self.parts), norm).run()
 
-    def score(self, tokens: Any, rows: int) -> Metrics:
+    def score(self, tokens: PyTree, rows: int) -> Metrics:
         """Metrics of the model on tokens (n, time + 1), a mean; at most `rows` rows at a time."""
         count = tokens.shape[0]
         together = next(n for n in range(min(rows, count), 0, -1) if count % n == 0)
         parts = [tokens[i : i + together] for i in range(0, count, together)]
         return _Forward(self, parts).metrics()
 
-    def _cut(self, tokens: Any, parts: int) -> list[Any]:
+    def _cut(self, tokens: PyTree, parts: int) -> list[PyTree]:
         """Every parts-th row, as gradients are accumulated elsewhere."""
         if tokens.shape[0] % parts:
             raise InputError(
@@ -101,35 +103,40 @@ class Engine:
 class _Forward:
     """The visits that lead to a loss."""
 
-    def __init__(self, engine: Engine, parts: list[Any]):
+    def __init__(self, engine: Engine, parts: list[PyTree]):
         self.engine, self.programs = engine, engine.programs
         self.conveyor = engine.conveyor
         self.tokens = jax.device_put(parts, self.conveyor.link.on_device)
-        self.x: dict[int, Any] = {}
-        self.stats: dict[int, dict[int, Any]] = {part: {} for part in range(len(parts))}
-        self.found: dict[int, tuple[Array, Metrics]] = {}
-        self.visits = schedule.forward_only(engine.layers, len(parts))
+        self.x: dict[int, PyTree] = {}
+        self.stats: dict[int, dict[int, PyTree]] = {part: {} for part in range(len(parts))}
+        self.losses: dict[int, tuple[Array, Metrics]] = {}
+        self.visits = forward_only(engine.layers, len(parts))
         self.rest_fields = WEIGHTS
 
     def metrics(self) -> Metrics:
         self.walk()
-        return averaged([{**metrics, "loss": loss} for loss, metrics in self.found.values()])
+        return averaged([{**metrics, "loss": loss} for loss, metrics in self.losses.values()])
 
     def walk(self) -> None:
         """Every visit, with its bundle on the device."""
-        rest = self.engine.layers
+        acts, rest = self.acts(), self.engine.layers
         self.rest = self.conveyor.hold(rest, self.rest_fields)
         try:
             stops = [Stop(v.layer, self.fields(v), v.ahead) for v in self.visits if v.layer >= 0]
             bundles = self.conveyor.walk(stops)
             for visit in self.visits:
                 passing = next(bundles) if visit.layer >= 0 else self.rest
-                getattr(self, visit.phase.replace(" ", "_"))(visit, passing)
+                acts[visit.phase](visit, passing)
             bundles.close()
         finally:
             self.rest.leave()
 
+    def acts(self) -> dict[Phase, Act]:
+        """What is done in each phase of a visit."""
+        return {"embed": self.embed, "forward": self.forward, "finish": self.finish}
+
     def fields(self, visit: Visit) -> tuple[str, ...]:
+        """What must be on the device for a visit."""
         return WEIGHTS
 
     def embed(self, visit: Visit, rest: Passing) -> None:
@@ -147,36 +154,37 @@ class _Forward:
             self.x[part], self.stats[part][visit.layer] = x, stats
             layer.until(token)
 
-    def entering(self, visit: Visit, part: int) -> Any:
+    def entering(self, visit: Visit, part: int) -> PyTree:
         return self.x[part]
 
     def finish(self, visit: Visit, rest: Passing) -> None:
         for part in visit.parts:
-            self.found[part] = self.programs.score(
+            self.losses[part] = self.programs.score(
                 *self.engine.operands(rest), self.x.pop(part), self.listed(part), self.tokens[part]
             )
-            rest.until(self.found[part][0])
+            rest.until(self.losses[part][0])
 
-    def listed(self, part: int) -> list[Any]:
+    def listed(self, part: int) -> list[PyTree]:
         return [self.stats[part][layer] for layer in range(self.engine.layers)]
 
 
 class _Step(_Forward):
     """And those that lead back, with updates on the way."""
 
-    def __init__(self, engine: Engine, parts: list[Any], norm: Array | None):
+    def __init__(self, engine: Engine, parts: list[PyTree], norm: Array | None):
         super().__init__(engine, parts)
         self.visits = engine.visits
         self.norm = jnp.zeros((), jnp.float32) if norm is None else norm
-        kept = engine.layers - engine._kept
-        self.saved = SavedInputs(self.conveyor.link, lambda i: i >= kept, engine.saving)
-        self.dx: dict[int, Any] = {}
-        self.d_stats: dict[int, Any] = {}
-        self.rest_grads: Any = None
-        self.grads: Any = None  # of the layer at hand
+        first_kept = engine.layers - engine.kept_inputs
+        stays = lambda layer: layer >= first_kept
+        self.saved = SavedInputs(self.conveyor.link, len(parts), stays, engine.saving)
+        self.dx: dict[int, PyTree] = {}
+        self.d_stats: dict[int, PyTree] = {}
+        self.rest_grads: PyTree = None
+        self.grads: PyTree = None  # of the layer at hand
         self.squares: list[Array] = []
-        self.held: dict[int, Any] = {}
-        self.good: Any = None
+        self.held: Held = {}
+        self.good: Array | bool = True
         if not engine.clip.waits:
             self.rest_fields = self.engine.update.fields
 
@@ -184,29 +192,36 @@ class _Step(_Forward):
         self.walk()
         norm = norm_of(self.squares)
         if self.engine.clip.waits:
-            self.good = all_finite(self.good, norm)
+            good = self.good = all_finite(self.good, norm)
             limit = np.float32(self.engine.clip.limit)
-            common = Gradient(None, factor(limit, norm), self.good)
+            common = Gradient(None, clip_factor(limit, norm), good)
             self.engine.update.apply_all(self.conveyor, self.held, common)
-        found = [{**metrics, "loss": loss} for loss, metrics in self.found.values()]
-        metrics = averaged(found)
+        of_parts = [{**metrics, "loss": loss} for loss, metrics in self.losses.values()]
+        metrics = averaged(of_parts)
         metrics |= {"loss": jnp.where(self.good, metrics["loss"], jnp.nan), "grad_norm": norm}
         return metrics, jnp.where(self.good, norm, self.norm)
+
+    def acts(self) -> dict[Phase, Act]:
+        back: dict[Phase, Act] = {
+            "backward": self.backward,
+            "embed backward": self.embed_backward,
+        }
+        return super().acts() | back
 
     def fields(self, visit: Visit) -> tuple[str, ...]:
         changes = visit.phase == "backward" and not self.engine.clip.waits
         return self.engine.update.fields if changes else WEIGHTS
 
-    def entering(self, visit: Visit, part: int) -> Any:
+    def entering(self, visit: Visit, part: int) -> PyTree:
         if self.saved.has(visit.layer, part):  # a replay
-            return self.saved.look(visit.layer, part)
+            return self.saved.get(visit.layer, part)
         x = self.x[part]
         if visit.keep:
             self.saved.keep(visit.layer, part, x)
         return x
 
     def finish(self, visit: Visit, rest: Passing) -> None:
-        self.saved.ahead(self.engine.layers - 1)
+        self.saved.prefetch(self.engine.layers - 1)
         for part in visit.parts:
             loss, metrics, self.rest_grads, self.dx[part], self.d_stats[part], token = (
                 self.programs.finish(
@@ -217,17 +232,17 @@ class _Step(_Forward):
                     self.rest_grads,
                 )
             )
-            self.found[part] = loss, metrics
+            self.losses[part] = loss, metrics
             rest.until(token)
-        self.good = all_finite(True, *(loss for loss, _ in self.found.values()))
+        self.good = all_finite(True, *(loss for loss, _ in self.losses.values()))
 
     def backward(self, visit: Visit, layer: Passing) -> None:
         at = visit.layer
-        self.saved.ahead(at - 1)
+        self.saved.prefetch(at - 1)
         for part in visit.parts:
             self.grads, self.dx[part], token = self.programs.backward(
                 *self.engine.operands(layer),
-                self.saved.take(at, part),
+                self.saved.pop(at, part),
                 index(at),
                 self.dx[part],
                 self.d_stats[part][at],
@@ -246,7 +261,7 @@ class _Step(_Forward):
         self.settle(rest, self.rest_grads, None)
         self.rest_grads = None
 
-    def settle(self, passing: Passing, grads: Any, stats: Any) -> None:
+    def settle(self, passing: Passing, grads: PyTree, stats: PyTree) -> None:
         """The gradient of a bundle is whole: apply it, or hold it until the norm is known."""
         clip = self.engine.clip
         squared = self.programs.square(grads)
@@ -255,28 +270,28 @@ class _Step(_Forward):
             small = self.programs.narrow(grads, passing.arrays["weights"])
             self.held[passing.bundle] = self.conveyor.link.fetch((small, stats))
             return
-        self.good = all_finite(self.good, squared)
+        good = self.good = all_finite(self.good, squared)
         scale = jnp.ones((), jnp.float32)
         if clip.limit is not None:
             norm = jnp.sqrt(squared) if clip.by == "layer" else self.norm
-            scale = factor(np.float32(clip.limit), norm)
-        gradient = Gradient(grads, scale, self.good, stats)
+            scale = clip_factor(np.float32(clip.limit), norm)
+        gradient = Gradient(grads, scale, good, stats)
         self.engine.update.apply(self.conveyor, passing, gradient)
 
 
 @jax.jit
-def averaged(trees: list[Any]) -> Any:
+def averaged(trees: list[PyTree]) -> PyTree:
     """The mean of the real leaves, the sum of integers (counts)."""
 
-    def one(*leaves: Any) -> Any:
-        total: Any = functools.reduce(operator.add, leaves)
+    def one(*leaves: Array) -> Array:
+        total: Array = functools.reduce(operator.add, leaves)
         return total / len(leaves) if jnp.issubdtype(total.dtype, jnp.floating) else total
 
     return jax.tree.map(one, *trees)
 
 
 @jax.jit
-def all_finite(good: Any, *numbers: Array) -> Array:
+def all_finite(good: Array | bool, *numbers: Array) -> Array:
     """Whether all are, and it was good before."""
     return functools.reduce(operator.and_, map(jnp.isfinite, numbers), jnp.asarray(good))
 
@@ -287,5 +302,5 @@ def norm_of(squares: list[Array]) -> Array:
     return jnp.sqrt(jnp.stack(squares).sum())
 
 
-def index(layer: int) -> Any:
+def index(layer: int) -> np.int32:
     return np.int32(layer)

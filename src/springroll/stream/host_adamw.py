@@ -19,7 +19,8 @@ import functools
 import importlib
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from typing import Any, NamedTuple
+from types import ModuleType
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -27,6 +28,7 @@ import numpy as np
 
 from springroll.errors import InputError
 from springroll.program import pip_install
+from springroll.trees import PyTree
 
 CHUNK = 1 << 19  # numbers: 13 MB of traffic, half a millisecond: both cores share, few calls
 
@@ -43,7 +45,7 @@ class Moments(NamedTuple):
 class AdamW:
     """The settings of `optax.adamw`; `lr` may be a schedule, a function of the step (0 first)."""
 
-    lr: float | Callable[[int], Any]
+    lr: float | Callable[[int], float | jax.Array | np.generic]
     b1: float = 0.9
     b2: float = 0.999
     eps: float = 1e-8
@@ -79,13 +81,13 @@ class AdamW:
 
     def jobs(
         self,
-        weights: Any,
-        state: dict[str, Any],
-        grads: Any,
+        weights: PyTree,
+        state: dict[str, PyTree],
+        grads: PyTree,
         *,
         step: int,
         scale: float = 1.0,
-        decay: Any = True,
+        decay: bool | PyTree = True,
         chunk: int = CHUNK,
     ) -> Iterator[Callable[[], None]]:
         """The update of a tree of leaves, as calls that may run in any order and in any thread.
@@ -156,7 +158,7 @@ class AdamW:
         ]
 
 
-def zeros(weights: Any) -> dict[str, Any]:
+def zeros(weights: PyTree) -> dict[str, PyTree]:
     """A new state, {"low", "m", "v"}: trees of NumPy arrays like `weights`, all zero.
 
     "low" is int16 beside bfloat16 leaves and None beside float32 ones. Ten bytes per number, or
@@ -195,7 +197,7 @@ def join(high: np.ndarray, low: np.ndarray) -> np.ndarray:
 
 
 @functools.cache
-def kernels() -> Any:
+def kernels() -> ModuleType:
     """The compiled loops; numba is imported here, for it takes a second and is an extra."""
     try:
         return importlib.import_module("springroll.stream.adamw_kernels")

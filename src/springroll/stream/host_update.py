@@ -5,12 +5,14 @@ soon as a gradient is there, so they overlap the backward pass, and the bundle t
 pass needs first is updated first, so they overlap that pass too.
 """
 
+from __future__ import annotations
+
 import contextlib
 import sys
 import threading
 from collections.abc import Callable
 from concurrent.futures import Future
-from typing import Any
+from contextlib import AbstractContextManager
 
 import jax
 import numpy as np
@@ -19,12 +21,13 @@ import optax
 from springroll.cpu import cores
 from springroll.errors import InputError
 from springroll.stream.conveyor import Conveyor, Passing
-from springroll.stream.device_update import Mend
+from springroll.stream.device_update import Adjust
 from springroll.stream.host_adamw import AdamW
-from springroll.stream.next_use import NextUseFirst
-from springroll.stream.programs import narrow
-from springroll.stream.store import writable
-from springroll.stream.update import Gradient, or_fail
+from springroll.stream.priority_pool import PriorityPool
+from springroll.stream.step_programs import narrow
+from springroll.stream.store import HostStore, writable
+from springroll.stream.update import Gradient, Held, or_fail
+from springroll.trees import PyTree, path_of
 
 MOMENTS = {"low": "low", "mu": "m", "nu": "v"}  # fields of optax's states -> names of `AdamW`
 
@@ -42,7 +45,7 @@ class HostUpdate:
         threads: that update; default: all cores.
         waiting: bundles whose gradients may wait on the host for an update, 2 bytes per bfloat16
             parameter; more make the backward pass wait. With a global clip all have to.
-        mend: as in `DeviceUpdate`.
+        adjust: as in `DeviceUpdate`.
     """
 
     fields = ("weights",)
@@ -53,45 +56,45 @@ class HostUpdate:
         optimizer: optax.GradientTransformation,
         rest: optax.GradientTransformation | None = None,
         *,
-        decays: Callable[[Any], Any] = lambda weights: jax.tree.map(lambda _: True, weights),
+        decays: Callable[[PyTree], PyTree] = lambda weights: jax.tree.map(lambda _: True, weights),
         threads: int | None = None,
         waiting: int | None = None,
-        mend: Mend | None = None,
+        adjust: Adjust | None = None,
     ):
-        self._adamw, self._decays, self._mend = adamw, decays, mend
+        self._adamw, self._decays, self._adjust = adamw, decays, adjust
         self._optimizer, self._rest = optimizer, optimizer if rest is None else rest
         self._room = threading.Semaphore(waiting or sys.maxsize)
-        self._pool = NextUseFirst(threads or cores())
+        self._pool = PriorityPool(threads or cores())
 
-    def init(self, weights: Any, layer: bool) -> Any:
+    def init(self, weights: PyTree, layer: bool) -> PyTree:
         """The state of a bundle, from its float32 weights."""
         if layer:
             return self._optimizer.init({"layers": weights})
         return self._rest.init(weights)
 
-    def apply(self, conveyor: Conveyor, passing: Passing, gradient: Gradient) -> None:
+    def apply(self, conveyor: Conveyor[HostStore], passing: Passing, gradient: Gradient) -> None:
         self._room.acquire()
         small = narrow(gradient.values, passing.arrays["weights"])
         came = conveyor.link.fetch((small, *gradient[1:]))
         written = self._promised(conveyor, passing.bundle)
         written.add_done_callback(lambda _: self._room.release())
 
-        def begin(fetched: "Future[Any]") -> None:
+        def begin(fetched: Future[PyTree]) -> None:
             passing.leave()
             self._begin(conveyor, passing.bundle, Gradient(*fetched.result()), written)
 
         came.add_done_callback(or_fail(begin, written))
 
-    def apply_all(self, conveyor: Conveyor, held: dict[int, Any], gradient: Gradient) -> None:
+    def apply_all(self, conveyor: Conveyor[HostStore], held: Held, gradient: Gradient) -> None:
         common = conveyor.link.fetch((gradient.factor, gradient.good))
         for bundle in sorted(held):
             written = self._promised(conveyor, bundle)
 
             def begin(
-                fetched: "Future[Any]",
+                fetched: Future[PyTree],
                 bundle: int = bundle,
-                waited: "Future[Any]" = held[bundle],
-                written: "Future[Any]" = written,
+                waited: Future[tuple[PyTree, PyTree]] = held[bundle],
+                written: Future[None] = written,
             ) -> None:
                 values, stats = waited.result()
                 scale, good = fetched.result()
@@ -104,23 +107,22 @@ class HostUpdate:
         """End the threads; what they have not begun is not done."""
         self._pool.close()
 
-    def _promised(self, conveyor: Conveyor, bundle: int) -> "Future[Any]":
-        written: Future[Any] = Future()
-        store: Any = conveyor.store
-        store.promise(bundle, written)
+    def _promised(self, conveyor: Conveyor[HostStore], bundle: int) -> Future[None]:
+        written: Future[None] = Future()
+        conveyor.store.promise(bundle, written)
         return written
 
     def _begin(
-        self, conveyor: Conveyor, bundle: int, gradient: Gradient, written: "Future[Any]"
+        self, conveyor: Conveyor[HostStore], bundle: int, gradient: Gradient, written: Future[None]
     ) -> None:
         """Hand the update to the threads; runs when everything is on the host."""
         if not bool(writable(gradient.good)):
             written.set_result(None)
             return
         conveyor.ledger.writing(bundle)
-        store: Any = conveyor.store
+        store = conveyor.store
         weights = store.view(bundle, "weights")
-        moments, counts = parted(store.view(bundle, "state"), weights)
+        moments, counts = adam_state(store.view(bundle, "state"), weights)
         layer = bundle < store.bundles - 1
         with on_processor():  # the rate may be a schedule of optax
             jobs = self._adamw.jobs(
@@ -134,14 +136,14 @@ class HostUpdate:
                 else self._decays(weights),
             )
 
-        def end(done: "Future[Any]") -> None:
+        def end(done: Future[None]) -> None:
             done.result()
             for count in counts:
                 count += 1
-            if self._mend is not None and gradient.stats is not None:
+            if self._adjust is not None and gradient.stats is not None:
                 with on_processor():
                     stats = jax.tree.map(writable, gradient.stats)
-                    copied(weights, self._mend(weights, stats))
+                    copy_changed(weights, self._adjust(weights, stats))
             written.set_result(None)
 
         # The rest comes first: the next step begins with its embedding.
@@ -149,7 +151,7 @@ class HostUpdate:
         self._pool.submit(first_use, jobs).add_done_callback(or_fail(end, written))
 
 
-def on_processor() -> Any:
+def on_processor() -> AbstractContextManager[object]:
     """Compute with JAX beside the device, whose queue is long."""
     try:
         return jax.default_device(jax.local_devices(backend="cpu")[0])
@@ -157,36 +159,35 @@ def on_processor() -> Any:
         return contextlib.nullcontext()
 
 
-def parted(state: Any, weights: Any) -> tuple[dict[str, Any], list[np.ndarray]]:
+def adam_state(state: PyTree, weights: PyTree) -> tuple[dict[str, PyTree], list[np.ndarray]]:
     """(trees of moments by their name in `AdamW`, the counters) of an optax state.
 
     Raises:
         InputError: the state is not one of Adam.
     """
     tree = jax.tree.structure(weights)
-    found: dict[str, list[np.ndarray]] = {}
+    leaves_of: dict[str, list[np.ndarray]] = {}
     counts = []
     for path, leaf in jax.tree_util.tree_leaves_with_path(state):
         names = [key.name for key in path if isinstance(key, jax.tree_util.GetAttrKey)]
         known = next((MOMENTS[name] for name in names if name in MOMENTS), None)
         if known is not None:
-            found.setdefault(known, []).append(leaf)
+            leaves_of.setdefault(known, []).append(leaf)
         elif names and names[-1] == "count":
             counts.append(leaf)
         else:
-            spelt = jax.tree_util.keystr(path, simple=True, separator="/")
             raise InputError(
-                f"updates on the host are AdamW's; the optimizer also keeps {spelt}; "
+                f"updates on the host are AdamW's; the optimizer also keeps {path_of(path)}; "
                 "update on the device instead"
             )
-    moments = {name: tree.unflatten(leaves) for name, leaves in found.items()}
+    moments = {name: tree.unflatten(leaves) for name, leaves in leaves_of.items()}
     if not {"m", "v"} <= moments.keys() or not counts:
         raise InputError("updates on the host are AdamW's; update on the device instead")
     return moments, counts
 
 
-def copied(there: Any, new: Any) -> None:
-    """Write the leaves that are others into the memory of those that are there."""
-    for old, leaf in zip(jax.tree.leaves(there), jax.tree.leaves(new), strict=True):
-        if leaf is not old:
-            np.copyto(old, np.asarray(leaf))
+def copy_changed(old: PyTree, new: PyTree) -> None:
+    """Write the leaves of `new` that differ from those of `old` into the memory of the old ones."""
+    for before, after in zip(jax.tree.leaves(old), jax.tree.leaves(new), strict=True):
+        if after is not before:
+            np.copyto(before, np.asarray(after))

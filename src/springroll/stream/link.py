@@ -1,5 +1,8 @@
 """The way between host and device memory: asynchronous copies, counted in each direction."""
 
+from __future__ import annotations
+
+import functools
 import time
 from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -8,7 +11,7 @@ from typing import Any, NamedTuple
 import jax
 from jax.sharding import SingleDeviceSharding
 
-from springroll.trees import tree_bytes
+from springroll.trees import PyTree, tree_bytes
 
 PINNED = "pinned_host"
 DEVICE = "device"
@@ -35,12 +38,12 @@ class Link:
         self.traffic = Traffic()
         self._back = ThreadPoolExecutor(1, "springroll-fetch")
 
-    def send(self, tree: Any) -> "Future[Any]":
+    def send(self, tree: PyTree) -> Future[PyTree]:
         """To the device."""
         self._count(sends=1, sent=tree_bytes(tree))
         return _done(jax.device_put(tree, self.on_device))
 
-    def fetch(self, tree: Any) -> "Future[Any]":
+    def fetch(self, tree: PyTree) -> Future[PyTree]:
         """To the host, once it is computed; the future is done when the bytes are there."""
         size = tree_bytes(tree)
         self._count(fetches=1, fetched=size)
@@ -59,7 +62,7 @@ class Link:
     def close(self) -> None:
         self._back.shutdown()
 
-    def _fetched(self, tree: Any, size: int) -> Any:
+    def _fetched(self, tree: PyTree, size: int) -> PyTree:
         if self.on_host is None:
             return jax.device_get(tree)
         return jax.block_until_ready(jax.device_put(tree, self.on_host))
@@ -81,32 +84,32 @@ class ThrottledLink(Link):
         self.busy = {"send": 0.0, "fetch": 0.0}  # seconds each direction was in use
         self._out = ThreadPoolExecutor(1, "springroll-send")
 
-    def send(self, tree: Any) -> "Future[Any]":
+    def send(self, tree: PyTree) -> Future[PyTree]:
         size = tree_bytes(tree)
         self._count(sends=1, sent=size)
-        return self._out.submit(self._paced, "send", size, self._sent, tree)
+        return self._out.submit(self._paced, "send", size, functools.partial(self._sent, tree))
 
     def close(self) -> None:
         self._out.shutdown()
         super().close()
 
-    def _sent(self, tree: Any) -> Any:
+    def _sent(self, tree: PyTree) -> PyTree:
         return jax.block_until_ready(jax.device_put(tree, self.on_device))
 
-    def _fetched(self, tree: Any, size: int) -> Any:
+    def _fetched(self, tree: PyTree, size: int) -> PyTree:
         jax.block_until_ready(tree)
-        return self._paced("fetch", size, super()._fetched, tree, size)
+        return self._paced("fetch", size, functools.partial(super()._fetched, tree, size))
 
-    def _paced(self, way: str, size: int, copy: Callable[..., Any], *args: Any) -> Any:
+    def _paced(self, way: str, size: int, copy: Callable[[], PyTree]) -> PyTree:
         """The copy, and sleep until as much time has passed as the link would take."""
         began, seconds = time.perf_counter(), size / self.bytes_per_second
-        result = copy(*args)
+        result = copy()
         time.sleep(max(0.0, began + seconds - time.perf_counter()))
         self.busy[way] += seconds
         return result
 
 
-def _done(value: Any) -> "Future[Any]":
-    future: Future[Any] = Future()
+def _done(value: PyTree) -> Future[PyTree]:
+    future: Future[PyTree] = Future()
     future.set_result(value)
     return future

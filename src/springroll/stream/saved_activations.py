@@ -1,38 +1,51 @@
-"""The inputs of layers, kept for the backward pass: on the device or on the host.
-
-What waits between two layers: on the device while it fits, else in host memory.
-"""
+"""Activations that wait for a later program: on the device while they fit, else on the host."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Hashable
 from concurrent.futures import Future
-from typing import Any, Protocol, runtime_checkable
+from typing import Protocol, runtime_checkable
 
 from springroll.stream.link import Link
+from springroll.trees import PyTree
 
 
-class Parked:
-    """Activations by number; those on the host are sent back one ahead of their turn."""
+class Activations:
+    """Trees of arrays by key, each on the device or on the host."""
 
-    def __init__(self, link: Link, stays: bool):
-        self._link, self._stays = link, stays
-        self._here: dict[int, Any] = {}
-        self._away: dict[int, Future[Any]] = {}
+    def __init__(self, link: Link):
+        self._link = link
+        self._on_device: dict[Hashable, PyTree | Future[PyTree]] = {}
+        self._on_host: dict[Hashable, Future[PyTree]] = {}
 
-    def keep(self, number: int, x: Any) -> None:
-        if self._stays:
-            self._here[number] = x
+    def __contains__(self, key: Hashable) -> bool:
+        return key in self._on_device or key in self._on_host
+
+    def put(self, key: Hashable, x: PyTree, on_device: bool) -> None:
+        """Keep `x`; a copy to the host begins at once."""
+        if on_device:
+            self._on_device[key] = x
         else:
-            self._away[number] = self._link.fetch(x)
+            self._on_host[key] = self._link.fetch(x)
 
-    def take(self, number: int) -> Any:
-        """On the device, and no longer here."""
-        for wanted in (number, number + 1):
-            if wanted in self._away:
-                self._here[wanted] = self._link.send(self._away.pop(wanted).result())
-        x = self._here.pop(number)
-        return x.result() if isinstance(x, Future) else x
+    def prefetch(self, key: Hashable) -> None:
+        """Begin to send back what is on the host under this key, if anything is."""
+        if key in self._on_host:
+            self._on_device[key] = self._link.send(self._on_host.pop(key).result())
+
+    def get(self, key: Hashable) -> PyTree:
+        """The arrays, on the device."""
+        self.prefetch(key)
+        x = self._on_device[key]
+        if isinstance(x, Future):
+            x = self._on_device[key] = x.result()
+        return x
+
+    def pop(self, key: Hashable) -> PyTree:
+        """The same, and they are no longer kept."""
+        x = self.get(key)
+        del self._on_device[key]
+        return x
 
 
 @runtime_checkable
@@ -44,77 +57,71 @@ class Saving(Protocol):
         """The first bundle that the same is kept for: itself, or one before."""
         ...
 
-    def kept(self, bundle: int, x: Any) -> Any:
+    def kept(self, bundle: int, x: PyTree) -> PyTree:
         """What is kept."""
         ...
 
-    def restored(self, bundle: int, kept: Any) -> Any:
+    def restored(self, bundle: int, kept: PyTree) -> PyTree:
         """An input with the same gradient as that which was kept."""
         ...
 
 
-class Everything:
-    """The `Saving` of all other models."""
+class SaveAll:
+    """The `Saving` of all other models: every bundle's whole input is kept."""
 
     def source(self, bundle: int) -> int:
         return bundle
 
-    def kept(self, bundle: int, x: Any) -> Any:
+    def kept(self, bundle: int, x: PyTree) -> PyTree:
         return x
 
-    def restored(self, bundle: int, kept: Any) -> Any:
+    def restored(self, bundle: int, kept: PyTree) -> PyTree:
         return kept
 
 
 class SavedInputs:
-    """Inputs by (layer, micro-batch), where a layer is any bundle.
+    """The inputs of layers for the backward pass, by (layer, micro-batch); a layer is any bundle.
 
     Args:
-        stays: whether a layer's inputs stay on the device. The last layers' should: they are
+        micro_batches: How many there are.
+        stays: Whether a layer's inputs stay on the device. The last layers' should: they are
             needed first, while others are on their way back.
+        saving: What of an input is kept.
     """
 
     def __init__(
         self,
         link: Link,
+        micro_batches: int,
         stays: Callable[[int], bool],
-        saving: Saving = Everything(),  # noqa: B008
+        saving: Saving,
     ):
-        self._link, self._stays, self._saving = link, stays, saving
-        self._here: dict[tuple[int, int], Any] = {}
-        self._away: dict[tuple[int, int], Future[Any]] = {}
+        self._inputs = Activations(link)
+        self._micro_batches, self._stays, self._saving = micro_batches, stays, saving
 
-    def keep(self, layer: int, part: int, x: Any) -> None:
-        if self._saving.source(layer) != layer:
-            return
-        x = self._saving.kept(layer, x)
-        if self._stays(layer):
-            self._here[layer, part] = x
-        else:
-            self._away[layer, part] = self._link.fetch(x)
+    def keep(self, layer: int, part: int, x: PyTree) -> None:
+        """Save the input of a layer, unless it shares that of a layer before."""
+        if self._saving.source(layer) == layer:
+            self._inputs.put((layer, part), self._saving.kept(layer, x), self._stays(layer))
 
     def has(self, layer: int, part: int) -> bool:
-        return (layer, part) in self._here or (layer, part) in self._away
+        return (layer, part) in self._inputs
 
-    def ahead(self, layer: int) -> None:
-        """Send back what is on the host of this layer."""
+    def prefetch(self, layer: int) -> None:
+        """Begin to send back what is on the host of this layer."""
         source = self._saving.source(layer)
-        for at in [at for at in self._away if at[0] == source]:
-            self._here[at] = self._link.send(self._away.pop(at).result())
+        for part in range(self._micro_batches):
+            self._inputs.prefetch((source, part))
 
-    def look(self, layer: int, part: int) -> Any:
-        """On the device."""
-        at = self._saving.source(layer), part
-        if at in self._away:
-            self.ahead(layer)
-        kept = self._here[at]
-        if isinstance(kept, Future):
-            kept = self._here[at] = kept.result()
-        return self._saving.restored(layer, kept)
+    def get(self, layer: int, part: int) -> PyTree:
+        """The input, on the device."""
+        self.prefetch(layer)
+        source = self._saving.source(layer)
+        return self._saving.restored(layer, self._inputs.get((source, part)))
 
-    def take(self, layer: int, part: int) -> Any:
-        """`look`, for the last time."""
-        x = self.look(layer, part)
+    def pop(self, layer: int, part: int) -> PyTree:
+        """The same for the last time."""
+        x = self.get(layer, part)
         if self._saving.source(layer) == layer:  # the last of those that share it, going back
-            del self._here[layer, part]
+            self._inputs.pop((layer, part))
         return x

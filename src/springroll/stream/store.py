@@ -5,20 +5,30 @@ A bundle is a dictionary of fields ("weights", "state"), each a tree of arrays. 
 else moves them, host code may write them in place through NumPy views. Where memory cannot be
 page-locked they are plain NumPy arrays, three to five times slower to copy from a GPU. Bundles may
 also be placed in the memory of the device, and are then never sent.
+
+Layers may also stay in files that are only read (`MappedStore`): the system reads pages when a
+layer is sent and may drop them when memory is short, so that a model of any size is evolved from a
+disk. Steps are not written back; see `springroll.stream.streamed_population`.
 """
+
+from __future__ import annotations
 
 import ctypes
 import warnings
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import Future
-from typing import Any, Protocol
+from pathlib import Path
+from typing import Any, Protocol, TypeAlias
 
 import jax
 import numpy as np
 
+from springroll.models.decoder import Decoder, decoder
+from springroll.models.hf.load import open_hf, read_layer, read_rest
 from springroll.stream.link import Link
+from springroll.trees import Params, PyTree
 
-Fields = dict[str, Any]  # field -> tree of arrays
+Fields: TypeAlias = dict[str, PyTree]  # field -> tree of arrays
 
 
 class Store(Protocol):
@@ -48,33 +58,35 @@ class HostStore:
         self._link = link
         self._on_device = frozenset(on_device)
         self._fields: list[Fields] = []
-        self._promised: dict[int, Future[Any]] = {}
+        self._promised: dict[int, Future[None]] = {}
         self._locked = link.on_host is not None
 
     @property
     def bundles(self) -> int:
         return len(self._fields)
 
-    def append(self, fields: Mapping[str, Any]) -> None:
+    def append(self, fields: Mapping[str, PyTree]) -> None:
         """One more bundle, copied from trees of arrays."""
-        self._fields.append({name: self._placed(self.bundles, t) for name, t in fields.items()})
+        self._fields.append(
+            {name: self._placed(self.bundles, tree) for name, tree in fields.items()}
+        )
 
     def arrays(self, bundle: int, fields: Sequence[str]) -> Fields:
         self.wait(bundle)
-        here = self._fields[bundle]
-        return dict(here) if self.resident(bundle) else {name: here[name] for name in fields}
+        own = self._fields[bundle]
+        return dict(own) if self.resident(bundle) else {name: own[name] for name in fields}
 
     def resident(self, bundle: int) -> bool:
         return bundle in self._on_device
 
-    def view(self, bundle: int, field: str) -> Any:
+    def view(self, bundle: int, field: str) -> PyTree:
         """The same memory as writable NumPy arrays; only for bundles on the host.
 
         Waits for nothing: who writes is who promised.
         """
         return jax.tree.map(writable, self._fields[bundle][field])
 
-    def tree(self, bundle: int, field: str) -> Any:
+    def tree(self, bundle: int, field: str) -> PyTree:
         """The arrays of a field, to look at their structure and shapes."""
         return self._fields[bundle][field]
 
@@ -93,12 +105,12 @@ class HostStore:
         else:
             np.copyto(writable(leaves[index]), values, casting="unsafe")
 
-    def replace(self, bundle: int, fields: Mapping[str, Any]) -> None:
+    def replace(self, bundle: int, fields: Mapping[str, PyTree]) -> None:
         """Take these arrays, on the host (for resident bundles: on the device), in place of the
         old ones."""
         self._fields[bundle] = self._fields[bundle] | dict(fields)
 
-    def promise(self, bundle: int, written: "Future[Any]") -> None:
+    def promise(self, bundle: int, written: Future[None]) -> None:
         """The bundle is being written and must not be read before `written` is done."""
         self._promised[bundle] = written
 
@@ -114,7 +126,7 @@ class HostStore:
         for bundle in list(self._promised):
             self.wait(bundle)
 
-    def _placed(self, bundle: int, tree: Any) -> Any:
+    def _placed(self, bundle: int, tree: PyTree) -> PyTree:
         if bundle in self._on_device:
             return jax.device_put(tree, self._link.on_device)
         # A copy of our own: on a CPU, JAX takes NumPy memory over as it is.
@@ -133,12 +145,58 @@ class HostStore:
         return tree
 
 
-def writable(x: Any) -> np.ndarray:
+def writable(x: np.ndarray | jax.Array) -> np.ndarray:
     """NumPy on the memory of an array that is on the host, which lives as long as the result."""
     if isinstance(x, np.ndarray):
         return x
     x.block_until_ready()
     size = x.size * x.dtype.itemsize
-    memory = (ctypes.c_byte * size).from_address(x.unsafe_buffer_pointer())
+    memory: Any = (ctypes.c_byte * size).from_address(x.unsafe_buffer_pointer())
     memory.owner = x
     return np.frombuffer(memory, x.dtype).reshape(x.shape)
+
+
+class MappedStore:
+    """A model whose layers are views of memory-mapped files.
+
+    Args:
+        rest: parameters outside the layers.
+        layer: index -> the weights of that layer, arrays without a layer axis.
+        layers: how many.
+        stack: where in the parameters layers are.
+    """
+
+    def __init__(
+        self, rest: Params, layer: Callable[[int], Params], layers: int, stack: str = "layers"
+    ):
+        self._rest, self._layer, self._layers, self._stack = rest, layer, layers, stack
+
+    @property
+    def bundles(self) -> int:
+        return self._layers
+
+    @property
+    def params(self) -> Params:
+        """The rest as it is, and the stacked layers as shapes."""
+        stacked = lambda x: jax.ShapeDtypeStruct((self._layers, *x.shape), x.dtype)
+        return self._rest | {self._stack: jax.tree.map(stacked, self._layer(0))}
+
+    def arrays(self, bundle: int, fields: Sequence[str]) -> Fields:
+        """Weights as they lie in the file; a layer has no other state."""
+        own: Fields = {"weights": self._layer(bundle), "state": {}}
+        return {name: own[name] for name in fields}
+
+    def resident(self, bundle: int) -> bool:
+        return False
+
+
+def mapped_model(folder: str | Path) -> tuple[Decoder, MappedStore]:
+    """The model of a Hugging Face folder, its layers left in the files.
+
+    Raises:
+        InputError: what is wrong with the folder, before any weight is read.
+    """
+    checkpoint = open_hf(folder)
+    layer = lambda index: read_layer(checkpoint, index)
+    store = MappedStore(read_rest(checkpoint), layer, checkpoint.config.layers)
+    return decoder(checkpoint.config), store

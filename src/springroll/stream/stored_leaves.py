@@ -5,14 +5,18 @@ bundles are settled and puts them together, so that one leaf is alive beside the
 puts values back where they belong.
 """
 
+from __future__ import annotations
+
 from collections.abc import Sequence
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import jax
 import numpy as np
+from numpy.typing import DTypeLike
 
 from springroll.stream.bundles import Bundles, Index, kinds
 from springroll.stream.store import HostStore
+from springroll.trees import PyTree, map_named
 
 
 class Piece(NamedTuple):
@@ -23,7 +27,7 @@ class Piece(NamedTuple):
     at: Index
 
 
-class Kept:
+class StoredLeaf:
     """An array of this shape that these pieces of a field make."""
 
     def __init__(
@@ -35,51 +39,48 @@ class Kept:
         self.size = int(np.prod(self.shape))
         self.ndim = len(self.shape)
 
-    def block_until_ready(self) -> "Kept":
+    def block_until_ready(self) -> StoredLeaf:
         """What `jax.block_until_ready` calls."""
         self._store.settle()
         return self
 
-    def __array__(self, dtype: Any = None, copy: Any = None) -> np.ndarray:
+    def __array__(self, dtype: DTypeLike | None = None, copy: bool | None = None) -> np.ndarray:
         self.block_until_ready()
         out = np.empty(self.shape, dtype or self.dtype)
         for piece in self._pieces:
             out[piece.at] = self._array(piece)
         return out
 
-    def overwrite(self, values: np.ndarray) -> "Kept":
+    def overwrite(self, values: np.ndarray) -> StoredLeaf:
         """Put values of the same shape in place."""
         self.block_until_ready()
         for piece in self._pieces:
             self._store.write(piece.bundle, self._field, piece.leaf, values[piece.at])
         return self
 
-    def _array(self, piece: Piece) -> Any:
+    def _array(self, piece: Piece) -> np.ndarray:
         return self._store.leaf(piece.bundle, self._field, piece.leaf)
 
 
-def kept_params(store: HostStore, bundles: Bundles, shapes: Any) -> Any:
+def stored_params(store: HostStore, bundles: Bundles, shapes: PyTree) -> PyTree:
     """The weights as the tree of the model's parameters, whatever its bundles are."""
     pieces: dict[str, list[Piece]] = {}
     for bundle, tree in enumerate(bundles):
         for leaf, part in enumerate(jax.tree.leaves(tree)):
             pieces.setdefault(part.path, []).append(Piece(bundle, leaf, part.index))
 
-    def one(path: Any, leaf: Any) -> Kept:
-        spelt = jax.tree_util.keystr(path, simple=True, separator="/")
-        return Kept(store, "weights", leaf.shape, pieces[spelt])
-
-    return jax.tree_util.tree_map_with_path(one, shapes)
+    leaf_of = lambda path, shape: StoredLeaf(store, "weights", shape.shape, pieces[path])
+    return map_named(leaf_of, shapes)
 
 
-def kept_states(store: HostStore, bundles: Bundles) -> tuple[Any, Any]:
+def stored_states(store: HostStore, bundles: Bundles) -> tuple[PyTree, PyTree]:
     """(states of the layers, those of the rest): bundles that are alike are stacked; a tuple of
     such stacks where bundles differ."""
     *layers, (rest,) = kinds(bundles)
     stacks = tuple(stacked(store, "state", alike) for alike in layers)
     tree = store.tree(rest, "state")
     single = [
-        Kept(store, "state", x.shape, [Piece(rest, i, ())])
+        StoredLeaf(store, "state", x.shape, [Piece(rest, i, ())])
         for i, x in enumerate(jax.tree.leaves(tree))
     ]
     return stacks[0] if len(stacks) == 1 else stacks, jax.tree.unflatten(
@@ -87,13 +88,13 @@ def kept_states(store: HostStore, bundles: Bundles) -> tuple[Any, Any]:
     )
 
 
-def stacked(store: HostStore, field: str, bundles: Sequence[int]) -> Any:
+def stacked(store: HostStore, field: str, bundles: Sequence[int]) -> PyTree:
     """The tree of a field of bundles that are alike, with a leading axis of bundles."""
     leaves, structure = jax.tree.flatten(store.tree(bundles[0], field))
     count = len(bundles)
     return structure.unflatten(
         [
-            Kept(
+            StoredLeaf(
                 store,
                 field,
                 (count, *x.shape),

@@ -1,32 +1,36 @@
 """A trainer for models that do not fit on the device."""
 
+from __future__ import annotations
+
 from collections.abc import Sequence
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import jax.numpy as jnp
 from jax import Array
 
 from springroll.errors import InputError
-from springroll.models.protocols import Stages
+from springroll.models.protocols import Metrics, Stages
 from springroll.stream.bundles import Bundles, whole_layers
 from springroll.stream.clipping import Clip
 from springroll.stream.conveyor import Conveyor
-from springroll.stream.engine import Engine, Metrics
-from springroll.stream.filling import Tensors, blank, fill
+from springroll.stream.engine import Engine
+from springroll.stream.fill_store import Tensors, blank, fill
 from springroll.stream.link import Link
-from springroll.stream.schedule import Schedule
 from springroll.stream.store import HostStore
-from springroll.stream.stored_leaves import kept_params, kept_states
+from springroll.stream.stored_leaves import stored_params, stored_states
+from springroll.stream.update import Update
+from springroll.stream.visit_order import VisitOrder
 from springroll.subspace.layerwise import LayerwiseState
+from springroll.trees import PyTree
 
 
-class State(NamedTuple):
+class StreamedState(NamedTuple):
     """All there is, in the order of a checkpoint of `sr.layerwise`.
 
-    params and optimizer are leaves of the store (`Kept`): a step changes them in place.
+    params and optimizer are (`StoredLeaf`): a step changes them in place.
     """
 
-    params: Any
+    params: PyTree
     optimizer: LayerwiseState
     steps: Array  # () int32, those that changed nothing included
 
@@ -53,8 +57,8 @@ class Streamed:
     def __init__(
         self,
         model: Stages,
-        shapes: Any,
-        update: Any,
+        shapes: PyTree,
+        update: Update,
         *,
         bundles: Bundles | None = None,
         narrow: bool = False,
@@ -64,7 +68,7 @@ class Streamed:
         parts: int = 1,
         clip: Clip = Clip(),  # noqa: B008
         kept_inputs: int | None = None,
-        order: Schedule = "layer-major",
+        order: VisitOrder = "layer-major",
     ):
         missing = [part for part in ("embed", "block", "finish") if not hasattr(model, part)]
         if missing or "layers" not in shapes:
@@ -80,27 +84,27 @@ class Streamed:
         blank(self.store, update, self.bundles, narrow)
         conveyor = Conveyor(self.store, self.link, depth)
         self.engine = Engine(
-            model, conveyor, update, parts=parts, clip=clip, kept=kept_inputs, order=order
+            model, conveyor, update, parts=parts, clip=clip, kept_inputs=kept_inputs, order=order
         )
 
-    def fill(self, tensors: Tensors) -> State:
+    def fill(self, tensors: Tensors) -> StreamedState:
         """The state of step 0, with these weights."""
         fill(self.store, tensors, self.shapes, self.bundles)
         return self.state()
 
-    def state(self) -> State:
+    def state(self) -> StreamedState:
         """What the store holds, before the first step."""
-        params = kept_params(self.store, self.bundles, self.shapes)
-        layers, rest = kept_states(self.store, self.bundles)
+        params = stored_params(self.store, self.bundles, self.shapes)
+        layers, rest = stored_states(self.store, self.bundles)
         optimizer = LayerwiseState(layers, rest, jnp.zeros((), jnp.float32))
-        return State(params, optimizer, jnp.zeros((), jnp.int32))
+        return StreamedState(params, optimizer, jnp.zeros((), jnp.int32))
 
-    def step(self, state: State, tokens: Any) -> tuple[State, Metrics]:
+    def step(self, state: StreamedState, tokens: PyTree) -> tuple[StreamedState, Metrics]:
         """One step on tokens (batch, time + 1); returns while the last updates still run."""
         metrics, norm = self.engine.step(tokens, state.optimizer.norm)
         optimizer = state.optimizer._replace(norm=norm)
         return state._replace(optimizer=optimizer, steps=state.steps + 1), metrics
 
-    def score(self, state: State, tokens: Any, rows: int) -> Metrics:
+    def score(self, state: StreamedState, tokens: PyTree, rows: int) -> Metrics:
         """Metrics of the model on tokens (n, time + 1), at most `rows` rows at a time."""
         return self.engine.score(tokens, rows)

@@ -15,54 +15,64 @@ from __future__ import annotations
 from collections import deque
 from collections.abc import Callable
 from concurrent.futures import Future
-from typing import Any, NamedTuple
+from typing import NamedTuple, TypeAlias, TypeVar
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 from jax import Array
+from jax.typing import DTypeLike
 
 from springroll.errors import InputError
 from springroll.evolve.strategy import State, Strategy
 from springroll.memory import spelt
-from springroll.models.protocols import Stages, checked_stages
+from springroll.models.protocols import Metrics, Stages, checked_stages
 from springroll.stream.conveyor import Conveyor, Stop
+from springroll.stream.layered_strategy import (
+    ByPath,
+    LayeredStrategy,
+    by_layers,
+    tree_of,
+    with_leaves,
+)
 from springroll.stream.link import Link
-from springroll.stream.mapped_store import MappedStore
-from springroll.stream.parted_state import ByPath, Parted, named, parted, tree_of, unnamed
-from springroll.stream.population_pass import Now, Programs, chunks
-from springroll.stream.saved_activations import Parked
-from springroll.stream.store import HostStore
-from springroll.trees import tree_bytes
+from springroll.stream.population_programs import MemberSeed, PopulationPrograms, chunks
+from springroll.stream.saved_activations import Activations
+from springroll.stream.store import Fields, HostStore, MappedStore
+from springroll.trees import PyTree, map_named, named_leaves, tree_bytes
+
+T = TypeVar("T")
 
 
-def started(parted: Parted, link: Link, key: Array, params: Any) -> tuple[HostStore, State]:
+def initial_parts(
+    layered: LayeredStrategy, link: Link, key: Array, params: PyTree
+) -> tuple[HostStore, State]:
     """(store of the layers, state of the rest) of generation 0, made one layer at a time."""
-    stack, init = parted.stack, jax.jit(parted.for_layer.init)
+    stack, init = layered.stack, jax.jit(layered.for_layer.init)
     store = HostStore(link)
-    for index in range(parted.layers):
+    for index in range(layered.layers):
         weights = jax.tree.map(lambda x, i=index: np.asarray(x[i]), params[stack])
         fields: ByPath = {"weights": weights, "state": {}}
-        if parted.stacked:
+        if layered.stacked:
             layer = init(key, {stack: jax.tree.map(lambda x: x[None], weights)})
-            fields |= {"state": parted.fields(layer)["state"]}
+            fields |= {"state": layered.fields(layer)["state"]}
         store.append(fields)
-    return store, rest_started(parted, link, key, params)
+    return store, initial_rest(layered, link, key, params)
 
 
-def rest_started(parted: Parted, link: Link, key: Array, params: Any) -> State:
+def initial_rest(layered: LayeredStrategy, link: Link, key: Array, params: PyTree) -> State:
     """The state of the rest at generation 0, on the device."""
-    others = {name: x for name, x in params.items() if name != parted.stack}
-    return jax.jit(parted.for_rest.init)(key, jax.device_put(others, link.on_device))
+    others = {name: x for name, x in params.items() if name != layered.stack}
+    return jax.jit(layered.for_rest.init)(key, jax.device_put(others, link.on_device))
 
 
-def loaded(parted: Parted, link: Link, state: State) -> tuple[HostStore, State]:
+def parts_of_state(layered: LayeredStrategy, link: Link, state: State) -> tuple[HostStore, State]:
     """The same out of a state of the whole model."""
-    arrays = named(state)
+    arrays = named_leaves(state)
     store = HostStore(link)
-    for index in range(parted.layers):
-        store.append(parted.layer_slice(arrays, index))
-    return store, jax.device_put(unnamed(parted.other, arrays), link.on_device)
+    for index in range(layered.layers):
+        store.append(layered.layer_slice(arrays, index))
+    return store, jax.device_put(with_leaves(layered.other, arrays), link.on_device)
 
 
 class LazyArray:
@@ -71,16 +81,15 @@ class LazyArray:
     As with a `jax.Array`, its value may still be to come: reading one may make layers pass.
     """
 
-    def __init__(self, like: Any, read: Callable[[], np.ndarray]):
+    def __init__(self, like: jax.ShapeDtypeStruct, read: Callable[[], np.ndarray]):
         self.shape, self.dtype = like.shape, like.dtype
         self._read = read
 
-    def __array__(self, dtype: Any = None, copy: bool | None = None) -> np.ndarray:
+    def __array__(self, dtype: DTypeLike | None = None, copy: bool | None = None) -> np.ndarray:
         return np.asarray(self._read(), dtype)
 
 
-Metrics = dict[str, Any]
-Visit = Callable[[Any, Any], Any]  # (layer () int32, its weights) -> when it is done with them
+Visit: TypeAlias = Callable[[PyTree, PyTree], PyTree]
 
 
 class Due(NamedTuple):
@@ -88,13 +97,13 @@ class Due(NamedTuple):
     fitness (N,)."""
 
     shared: ByPath
-    fitness: Any
+    fitness: Array
 
 
-def streamed(
+def stream_population(
     strategy: Strategy,
     stages: Stages,
-    params: Any,
+    params: PyTree,
     *,
     key: Array,
     per_member: bool = False,
@@ -104,7 +113,7 @@ def streamed(
 ) -> StreamedPopulation:
     """Evolve a model whose layers are in host memory or in files, layer by layer.
 
-        engine = streamed(strategy, decoder, params, key=key)
+        engine = stream_population(strategy, decoder, params, key=key)
         for tokens in batches:
             fitness, _ = engine.evaluate(tokens)
             engine.tell(fitness)
@@ -131,27 +140,29 @@ def streamed(
     link = Link() if link is None else link
     mapped = params if isinstance(params, MappedStore) else None
     tree = mapped.params if mapped else params
-    parts, depth = prepared(strategy, stages, tree, device_budget, depth, written=mapped is None)
+    parts, depth = layered_within(
+        strategy, stages, tree, device_budget, depth, written=mapped is None
+    )
     if mapped:
-        store, rest = mapped, rest_started(parts, link, key, tree)
+        store, rest = mapped, initial_rest(parts, link, key, tree)
     else:
-        store, rest = started(parts, link, key, params)
+        store, rest = initial_parts(parts, link, key, params)
     return StreamedPopulation(parts, stages, store, rest, link, depth, device_budget, per_member)
 
 
-def prepared(
+def layered_within(
     strategy: Strategy,
     stages: Stages,
-    params: Any,
+    params: PyTree,
     device_budget: int | None,
     depth: int = 3,
     written: bool = True,
-) -> tuple[Parted, int]:
+) -> tuple[LayeredStrategy, int]:
     """The strategy in parts and the depth that the budget holds; no array is made.
 
-    `params` may be shapes. Raises InputError for all that `streamed` refuses.
+    `params` may be shapes. Raises InputError for all that `stream_population` refuses.
     """
-    parts = parted(strategy, tree_of(params), checked_stages(stages, params).stack)
+    parts = by_layers(strategy, tree_of(params), checked_stages(stages, params).stack)
     if parts.stacked and not written:
         raise InputError(
             f"the strategy keeps {parts.stacked[0]} for every weight, which a file that is only "
@@ -161,7 +172,7 @@ def prepared(
 
 
 class StreamedPopulation:
-    """A population and a model that passes through the device; made by `streamed`.
+    """A population and a model that passes through the device; made by `stream_population`.
 
     `evaluate` and `tell` in turn make a generation. The step of the layers is due from `tell` until
     they pass again, which reading the `state` makes them do.
@@ -169,7 +180,7 @@ class StreamedPopulation:
 
     def __init__(
         self,
-        parts: Parted,
+        parts: LayeredStrategy,
         stages: Stages,
         store: HostStore | MappedStore,
         rest: State,
@@ -178,58 +189,68 @@ class StreamedPopulation:
         device_budget: int | None,
         per_member: bool,
     ):
-        self.parted, self.link = parts, link
-        self.programs = Programs(stages, parts, per_member)
+        self.layered, self.link = parts, link
+        self.programs = PopulationPrograms(stages, parts, per_member)
         self.chunks = chunks(self.programs.pairs, self.programs.limit)
         self._depth, self._budget = depth, device_budget
         self._begin(store, rest)
 
-    def evaluate(self, inputs: Any, memory: Any = None) -> tuple[Array, Any]:
+    def evaluate(self, inputs: PyTree, memory: PyTree = None) -> tuple[Array, PyTree]:
         """Fitness (N,) of every member on `inputs`, and what members remember, (N, layers, ...).
 
         `memory` is given up, as by a jitted function that donates it.
         """
         programs, rest = self.programs, self._rest.params
-        now = Now(self._rest.seed, self._rest.generation)
+        seed = MemberSeed(self._rest.seed, self._rest.generation)
         inputs = jax.device_put(inputs, self.link.on_device)
-        parked: Parked | None = None
+        waiting, stays = Activations(self.link), True
         for number, (start, pairs) in enumerate(self.chunks):
-            x = programs.embed(rest, now, inputs, start, pairs)
-            parked = parked or Parked(self.link, self._stays(x, pairs))
-            parked.keep(number, x)
-        assert parked is not None
-        waiting = parked
+            x = programs.embed(rest, seed, inputs, start, pairs)
+            if number == 0:
+                stays = self._stays(x, pairs)
+            waiting.put(number, x, stays)
 
-        def visit(index: Any, weights: Any) -> Any:
+        def take(number: int) -> PyTree:
+            waiting.prefetch(number)
+            waiting.prefetch(number + 1)  # one ahead of its turn
+            return waiting.pop(number)
+
+        def visit(index: np.int32, weights: PyTree) -> PyTree:
             nonlocal memory
             token = None
             for number, (start, pairs) in enumerate(self.chunks):
-                x = waiting.take(number)
-                x, memory, token = programs.forward(weights, now, x, memory, start, index, pairs)
-                waiting.keep(number, x)
+                x = take(number)
+                x, memory, token = programs.forward(weights, seed, x, memory, start, index, pairs)
+                waiting.put(number, x, stays)
             return token
 
         self._pass(visit)
         scores = [
-            programs.score(rest, now, waiting.take(number), inputs, start, pairs)
+            programs.score(rest, seed, take(number), inputs, start, pairs)
             for number, (start, pairs) in enumerate(self.chunks)
         ]
         return jnp.concatenate(scores), memory
 
-    def tell(self, fitness: Any) -> Metrics:
+    def tell(self, fitness: Array | np.ndarray) -> Metrics:
         """The step of the generation that was evaluated: of the rest now, of layers when they pass.
 
         Metrics are those of the strategy, but for what it measures on the weights.
         """
         if self.writable:
             self.settle()
-        strategy, before = self.parted.for_rest, self._rest
+        fitness = jnp.asarray(fitness)
+        strategy, before = self.layered.for_rest, self._rest
         self._rest, metrics = strategy.tell(before, strategy.ask(before), fitness)
-        self._due.append(Due(self.parted.shared(before), fitness))
-        self.told += 1
+        self._due.append(Due(self.layered.shared(before), fitness))
+        self.generation += 1
         return {name: x for name, x in metrics.items() if name not in ("moved", "step_ratio")}
 
-    def apply(self, embed: Any, block: Any, finish: Any) -> Callable[..., Any]:
+    def apply(
+        self,
+        embed: Callable[[PyTree, PyTree], PyTree],
+        block: Callable[[PyTree, PyTree, np.int32], PyTree],
+        finish: Callable[[PyTree, PyTree, PyTree], T],
+    ) -> Callable[[PyTree], T]:
         """A function of (inputs) that runs the weights themselves, not members, layer by layer.
 
         Args:
@@ -239,10 +260,10 @@ class StreamedPopulation:
         """
         embed, block, finish = map(self.programs.compiled, (embed, block, finish))
 
-        def run(inputs: Any) -> Any:
+        def run(inputs: PyTree) -> PyTree:
             x = embed(self._rest.params, inputs)
 
-            def visit(index: Any, weights: Any) -> Any:
+            def visit(index: np.int32, weights: PyTree) -> PyTree:
                 nonlocal x
                 x = block(weights, x, index)
                 return x
@@ -274,33 +295,34 @@ class StreamedPopulation:
     def lazy_state(self) -> State:
         """The same in arrays that are read when they are looked at, before the next `tell`."""
 
-        def one(path: str, like: Any) -> LazyArray:
-            told = self.told
+        def one(path: str, like: jax.ShapeDtypeStruct) -> LazyArray:
+            generation = self.generation
 
             def read() -> np.ndarray:
-                if told != self.told:
+                if generation != self.generation:
                     raise RuntimeError(f"{path} is of a state that has since moved on")
                 return self.array(path)
 
             return LazyArray(like, read)
 
-        whole = named(self.parted.whole)
-        return unnamed(self.parted.whole, {path: one(path, x) for path, x in whole.items()})
+        return map_named(one, self.layered.whole)
 
     def array(self, path: str) -> np.ndarray:
         """One array of the state by its path, such as "params/layers/mlp/up_proj"."""
-        rest = named(self._rest)
+        rest = named_leaves(self._rest)
         if path in rest:
             return np.asarray(rest[path])
         self.settle()
-        prefix = f"params/{self.parted.stack}/"
+        prefix = f"params/{self.layered.stack}/"
         weight = path.startswith(prefix)
         pick = lambda fields: np.asarray(
-            named(fields["weights"])[path.removeprefix(prefix)] if weight else fields["state"][path]
+            named_leaves(fields["weights"])[path.removeprefix(prefix)]
+            if weight
+            else fields["state"][path]
         )
         layers: list[np.ndarray] = []
         if self.writable:
-            for index in range(self.parted.layers):
+            for index in range(self.layered.layers):
                 layers.append(pick(self._store.arrays(index, ("weights", "state"))))
         else:
             self._pass(lambda index, weights: layers.append(pick({"weights": weights})))
@@ -310,20 +332,20 @@ class StreamedPopulation:
         """Go on from the state of the whole model, of a streamed run or of any other."""
         if not self.writable:
             raise InputError("layers in files that are only read cannot be given another state")
-        self._begin(*loaded(self.parted, self.link, state))
+        self._begin(*parts_of_state(self.layered, self.link, state))
 
     def _begin(self, store: HostStore | MappedStore, rest: State) -> None:
         self._store, self._rest = store, rest
         self.conveyor = Conveyor(store, self.link, self._depth)
         self._due: list[Due] = []
         self._moved: set[int] = set()  # layers that took the step that is due
-        self.told = int(rest.generation)
+        self.generation = int(rest.generation)
 
     def _pass(self, visit: Visit) -> None:
         """Every layer once, in order, the due steps taken before it is visited."""
         fields = ("weights", "state") if self._due else ("weights",)
-        returning: deque[tuple[int, Future[Any]]] = deque()
-        for passing in self.conveyor.walk([Stop(i, fields) for i in range(self.parted.layers)]):
+        returning: deque[tuple[int, Future[Fields]]] = deque()
+        for passing in self.conveyor.walk([Stop(i, fields) for i in range(self.layered.layers)]):
             layer, index = passing.arrays, np.int32(passing.bundle)
             if passing.bundle not in self._moved:
                 for due in self._due:
@@ -340,27 +362,27 @@ class StreamedPopulation:
             self._due.clear()
             self._moved.clear()
 
-    def _returned(self, bundle: int, fields: Future[Any]) -> None:
+    def _returned(self, bundle: int, fields: Future[Fields]) -> None:
         assert isinstance(self._store, HostStore)
         self._store.replace(bundle, fields.result())
         self._moved.add(bundle)
 
-    def _stays(self, x: Any, pairs: int) -> bool:
+    def _stays(self, x: PyTree, pairs: int) -> bool:
         """Whether the activations of all members fit on the device, by those of some pairs."""
         if self._budget is None:
             return True
-        left = self._budget - resident_bytes(self.parted, self._depth, self.writable)
+        left = self._budget - resident_bytes(self.layered, self._depth, self.writable)
         return tree_bytes(x) * self.programs.pairs <= left * pairs
 
 
-def resident_bytes(parts: Parted, depth: int, written: bool) -> int:
+def resident_bytes(parts: LayeredStrategy, depth: int, written: bool) -> int:
     """Bytes of weights and state on the device: the rest, a window of layers, and two that took
     their step and are on the way back (or one that took it and is not kept)."""
     layer = tree_bytes(parts.one)
     return tree_bytes(parts.other) + layer * (depth + (2 if written else 1))
 
 
-def _depth_within(budget: int | None, parts: Parted, depth: int, written: bool) -> int:
+def _depth_within(budget: int | None, parts: LayeredStrategy, depth: int, written: bool) -> int:
     """The largest depth up to the wanted one that the budget holds."""
     if depth < 1:
         raise InputError(f"depth is {depth}; expected 1 or more layers on the device")

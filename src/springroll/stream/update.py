@@ -1,12 +1,19 @@
 """What becomes of a bundle's gradient: the one interface of all ways to update weights."""
 
+from __future__ import annotations
+
 from collections.abc import Callable
 from concurrent.futures import Future
-from typing import Any, NamedTuple, Protocol
+from typing import NamedTuple, Protocol, TypeAlias
 
 from jax import Array
 
 from springroll.stream.conveyor import Conveyor, Passing
+from springroll.stream.store import HostStore
+from springroll.trees import PyTree
+
+Held: TypeAlias = dict[int, Future[tuple[PyTree, PyTree]]]
+"""Gradients on the host that wait for a common factor: bundle -> future of (values, statistics)."""
 
 
 class Gradient(NamedTuple):
@@ -17,10 +24,10 @@ class Gradient(NamedTuple):
     stats: of the layer, averaged; None for the bundle of the rest.
     """
 
-    values: Any
+    values: PyTree
     factor: Array
     good: Array
-    stats: Any = None
+    stats: PyTree = None
 
 
 class Update(Protocol):
@@ -31,53 +38,53 @@ class Update(Protocol):
         """What must be on the device, beside the weights, when a gradient is applied."""
         ...
 
-    def init(self, weights: Any, layer: bool) -> Any:
+    def init(self, weights: PyTree, layer: bool) -> PyTree:
         """The state of a bundle, from its float32 weights."""
         ...
 
-    def apply(self, conveyor: Conveyor, passing: Passing, gradient: Gradient) -> None:
+    def apply(self, conveyor: Conveyor[HostStore], passing: Passing, gradient: Gradient) -> None:
         """Take this gradient. Returns at once; the store promises the result."""
         ...
 
-    def apply_all(self, conveyor: Conveyor, held: dict[int, Any], gradient: Gradient) -> None:
+    def apply_all(self, conveyor: Conveyor[HostStore], held: Held, gradient: Gradient) -> None:
         """The same for gradients that waited on the host for a common factor.
 
-        `held` are futures of (values, stats) by bundle; `gradient` has the factor only.
+        `gradient` has the factor and `good` only.
         """
         ...
 
 
 class PlacedUpdate:
-    """`there` for bundles that live on the device, `passing` for those that pass through it."""
+    """`resident` for bundles that live on the device, `passing` for those that pass through it."""
 
-    def __init__(self, there: Update, passing: Update):
-        self._there, self._passing = there, passing
+    def __init__(self, resident: Update, passing: Update):
+        self._resident, self._passing = resident, passing
 
     @property
     def fields(self) -> tuple[str, ...]:
         return self._passing.fields
 
-    def init(self, weights: Any, layer: bool) -> Any:
+    def init(self, weights: PyTree, layer: bool) -> PyTree:
         return self._passing.init(weights, layer)
 
-    def apply(self, conveyor: Conveyor, passing: Passing, gradient: Gradient) -> None:
-        update = self._there if conveyor.store.resident(passing.bundle) else self._passing
+    def apply(self, conveyor: Conveyor[HostStore], passing: Passing, gradient: Gradient) -> None:
+        update = self._resident if conveyor.store.resident(passing.bundle) else self._passing
         update.apply(conveyor, passing, gradient)
 
-    def apply_all(self, conveyor: Conveyor, held: dict[int, Any], gradient: Gradient) -> None:
+    def apply_all(self, conveyor: Conveyor[HostStore], held: Held, gradient: Gradient) -> None:
         stays = {
             bundle: held.pop(bundle) for bundle in list(held) if conveyor.store.resident(bundle)
         }
         self._passing.apply_all(conveyor, held, gradient)
-        self._there.apply_all(conveyor, stays, gradient)
+        self._resident.apply_all(conveyor, stays, gradient)
 
 
 def or_fail(
-    call: Callable[["Future[Any]"], None], written: "Future[Any]"
-) -> Callable[["Future[Any]"], None]:
+    call: Callable[[Future[PyTree]], None], written: Future[None]
+) -> Callable[[Future[PyTree]], None]:
     """The call, whose failure comes out where the bundle is waited for."""
 
-    def guarded(done: "Future[Any]") -> None:
+    def guarded(done: Future[PyTree]) -> None:
         try:
             call(done)
         except BaseException as error:

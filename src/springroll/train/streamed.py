@@ -1,12 +1,13 @@
 """`springroll train --engine stream`: the learner of a model that passes through the device."""
 
 import dataclasses
-from collections.abc import Iterator
+from collections.abc import Callable
 from importlib.util import find_spec
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
 import jax
 import jax.numpy as jnp
+from jax import Array
 
 from springroll.errors import InputError
 from springroll.memory import available_bytes, host_memory, spelt
@@ -15,7 +16,7 @@ from springroll.models.decoder_config import shapes
 from springroll.models.expert_stages import expert_stages
 from springroll.models.hf.load import is_hf_folder, open_hf, read_bundles
 from springroll.models.moe import balance
-from springroll.models.protocols import LanguageModel
+from springroll.models.protocols import LanguageModel, Metrics
 from springroll.planner.devices import Rates, assumed_rates, device_of
 from springroll.planner.footprint import Placement, StepSpec, device_bytes, host_bytes, total
 from springroll.planner.methods import MethodBytes, Mode, method_bytes
@@ -24,12 +25,12 @@ from springroll.planner.working_set import expert_working_set, working_set
 from springroll.stream.bundles import experts_apart, whole_layers
 from springroll.stream.clipping import Clip
 from springroll.stream.device_update import DeviceUpdate
-from springroll.stream.filling import bundled_leaves, stacked_leaves
+from springroll.stream.fill_store import Tensors, bundled_leaves, stacked_leaves
 from springroll.stream.host_adamw import AdamW, kernels
 from springroll.stream.host_update import HostUpdate
-from springroll.stream.low_rank import StreamedLowRank
 from springroll.stream.streamed import Streamed
-from springroll.stream.update import PlacedUpdate
+from springroll.stream.streamed_low_rank import StreamedLowRank
+from springroll.stream.update import PlacedUpdate, Update
 from springroll.train.config import TrainConfig
 from springroll.train.learners import Learner
 from springroll.train.optimizers import (
@@ -39,7 +40,7 @@ from springroll.train.optimizers import (
     low_rank_trainer,
     matrices,
 )
-from springroll.trees import tree_bytes
+from springroll.trees import Params, PyTree, tree_bytes, tree_numbers
 
 if TYPE_CHECKING:
     from rich.table import Table
@@ -82,27 +83,52 @@ def stream_learner(config: TrainConfig, model: LanguageModel) -> tuple[Learner, 
     spec, budgets = step_spec(config, decoder), budgets_of(config)
     place = placed(config, spec, budgets)
     make = low_rank if config.optimizer == "lowgrad" else streamed
-    made: list[Any] = []  # allocated by init
-
-    def init(key: Any) -> Any:
-        made[:] = [make(config, decoder, place, waiting(spec, place, budgets))]
-        return made[0].fill(tensors(config, decoder, key))
-
-    def step(state: Any, batch: Any) -> tuple[Any, Any]:
-        state, figures = made[0].step(state, batch)
-        if config.optimizer == "lowgrad":  # the others have done so, layer by layer
-            state = state._replace(params=balanced(state.params, figures))
-        return state, figures
-
+    run = StreamedRun(
+        config, decoder, lambda: make(config, decoder, place, waiting(spec, place, budgets))
+    )
     memory = StreamMemory(device_bytes(spec, place), host_bytes(spec, place))
     learner = Learner(
-        init=init,
-        step=step,
+        init=run.init,
+        step=run.step,
         memory=lambda batch: memory,
         params=lambda state: state.params,
-        score=lambda state, rows: made[0].score(state, rows, config.batch)["nats"],
+        score=run.score,
     )
     return learner, memory
+
+
+class StreamedRun:
+    """The functions of a `Learner` over a trainer that is allocated when the run begins."""
+
+    def __init__(
+        self,
+        config: TrainConfig,
+        model: Decoder,
+        allocate: Callable[[], Streamed | StreamedLowRank],
+    ):
+        self._config, self._model, self._allocate = config, model, allocate
+        self._trainer: Streamed | StreamedLowRank | None = None
+
+    @property
+    def trainer(self) -> Streamed | StreamedLowRank:
+        assert self._trainer is not None, "init comes first"
+        return self._trainer
+
+    def init(self, key: Array) -> PyTree:
+        """Allocate the store and fill it with the first weights: the state of step 0."""
+        self._trainer = self._allocate()
+        return self._trainer.fill(tensors(self._config, self._model, key))
+
+    def step(self, state: PyTree, tokens: Array) -> tuple[PyTree, Metrics]:
+        """One step on tokens (sequences, T + 1)."""
+        state, metrics = self.trainer.step(state, tokens)
+        if self._config.optimizer == "lowgrad":  # the others have done so, layer by layer
+            state = state._replace(params=balanced(state.params, metrics))
+        return state, metrics
+
+    def score(self, state: PyTree, rows: Array) -> Array:
+        """Mean nats per token of rows (n, T + 1)."""
+        return self.trainer.score(state, rows, self._config.batch)["nats"]
 
 
 def streamed(config: TrainConfig, model: Decoder, place: Placement, waiting: int) -> Streamed:
@@ -145,15 +171,15 @@ def low_rank(
     )
 
 
-def update_for(config: TrainConfig, model: Decoder, mode: Mode, waiting: int) -> Any:
+def update_for(config: TrainConfig, model: Decoder, mode: Mode, waiting: int) -> Update:
     """Where weights change: on the device, or on the host but for layers that do not leave it."""
     optimizer, rest = layer_optimizers(config, model)
-    there = DeviceUpdate(optimizer, rest, mend=balanced_layer)
+    on_device = DeviceUpdate(optimizer, rest, adjust=balanced_layer)
     if mode != "host":
-        return there
+        return on_device
     rate = learning_rate(config)
 
-    def at(step: int) -> Any:
+    def at(step: int) -> Array:
         with jax.numpy_dtype_promotion("standard"):  # optax need not be strict
             return rate(jnp.asarray(step, jnp.int32))
 
@@ -163,11 +189,13 @@ def update_for(config: TrainConfig, model: Decoder, mode: Mode, waiting: int) ->
         b2=config.b2,
         weight_decay=config.weight_decay,
     )
-    here = HostUpdate(adamw, optimizer, rest, decays=matrices, waiting=waiting, mend=balanced_layer)
-    return PlacedUpdate(there, here)
+    host_update = HostUpdate(
+        adamw, optimizer, rest, decays=matrices, waiting=waiting, adjust=balanced_layer
+    )
+    return PlacedUpdate(on_device, host_update)
 
 
-def balanced_layer(layer: Any, stats: Any) -> Any:
+def balanced_layer(layer: Params, stats: PyTree) -> Params:
     """A layer whose router's selection bias is moved towards an even load, if it has one."""
     bias = layer["mlp"].get("e_score_correction_bias")
     if bias is None:
@@ -176,14 +204,14 @@ def balanced_layer(layer: Any, stats: Any) -> Any:
     return layer | {"mlp": layer["mlp"] | {"e_score_correction_bias": moved}}
 
 
-def tensors(config: TrainConfig, model: Decoder, key: Any) -> Iterator[Any]:
+def tensors(config: TrainConfig, model: Decoder, key: Array) -> Tensors:
     """The first weights, one tensor at a time."""
     if is_hf_folder(config.model):
         return bundled_leaves(read_bundles(open_hf(config.model, model.config)))
     return stacked_leaves(leaves(model.config, key))
 
 
-def float32_shapes(model: Decoder) -> Any:
+def float32_shapes(model: Decoder) -> Params:
     """Of the parameters."""
     struct = lambda shape: jax.ShapeDtypeStruct(shape, jnp.float32)
     return jax.tree.map(struct, shapes(model.config), is_leaf=lambda node: isinstance(node, tuple))
@@ -243,19 +271,18 @@ def method_of(config: TrainConfig, model: Decoder, modes: tuple[Mode, ...]) -> M
     one = jax.tree.map(lambda a: jax.ShapeDtypeStruct(a.shape[1:], a.dtype), whole.pop("layers"))
     weights = 4 if config.dtype == "float32" else 2
     low = 2 if weights == 2 and config.rounding == "split" else 0
-    numbers = lambda tree: sum(a.size for a in jax.tree.leaves(tree))
-    state = tree_bytes(jax.eval_shape(layers.init, {"layers": one})) - low * numbers(one)
-    others = tree_bytes(jax.eval_shape(rest.init, whole)) - low * numbers(whole)
+    state = tree_bytes(jax.eval_shape(layers.init, {"layers": one})) - low * tree_numbers(one)
+    others = tree_bytes(jax.eval_shape(rest.init, whole)) - low * tree_numbers(whole)
     return MethodBytes(config.optimizer, weights, low, state, others, 0, 0, modes)
 
 
 def budgets_of(config: TrainConfig) -> Budgets:
     """Bytes as given, or what there is."""
-    here = jax.devices()[0].platform == "cpu"
+    one_memory = jax.devices()[0].platform == "cpu"
     free = host_memory() or 1 << 62
     device = available_bytes() if config.device_bytes is None else config.device_bytes
     host = free if config.host_bytes is None else config.host_bytes
-    return Budgets(device or 1 << 62, host, free if here else None)
+    return Budgets(device or 1 << 62, host, free if one_memory else None)
 
 
 def waiting(spec: StepSpec, place: Placement, budgets: Budgets) -> int:
@@ -274,9 +301,9 @@ def placed(config: TrainConfig, spec: StepSpec, budgets: Budgets) -> Placement:
     Raises:
         InputError: nothing fits; what is missing is named.
     """
-    found = choose(spec, rates(), budgets)
-    if found is not None:
-        return found.place
+    choice = choose(spec, rates(), budgets)
+    if choice is not None:
+        return choice.place
     least = least_device(spec)
     if least > budgets.device:
         raise InputError(

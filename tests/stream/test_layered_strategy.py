@@ -12,11 +12,11 @@ from springroll.evolve.strategy import State
 from springroll.models.decoder import decoder
 from springroll.models.decoder_config import named as model_named
 from springroll.models.hf.save import save_hf
+from springroll.stream.layered_strategy import by_layers, named_leaves, tree_of, with_leaves
 from springroll.stream.link import Link
-from springroll.stream.mapped_store import MappedStore, mapped_model
-from springroll.stream.parted_state import named, parted, tree_of, unnamed
-from springroll.stream.saved_activations import Parked
-from springroll.stream.streamed_population import LazyArray, loaded, started
+from springroll.stream.saved_activations import Activations
+from springroll.stream.store import MappedStore, mapped_model
+from springroll.stream.streamed_population import LazyArray, initial_parts, parts_of_state
 from tests.stream.layered_toy import KEY, LAYERS, TOY, N, inputs_of, params_of, strategy, whole
 
 PARAMS = params_of()
@@ -43,15 +43,18 @@ def link():
 def test_parts_join_to_the_state_of_the_whole(name, link):
     """Made layer by layer, or cut out of the whole and joined again."""
     es, params = STRATEGIES[name]
-    want = named(es.init(KEY, params))
-    parts = parted(es, tree_of(params), "blocks")
-    made = started(parts, link, KEY, params), loaded(parts, link, es.init(KEY, params))
+    want = named_leaves(es.init(KEY, params))
+    parts = by_layers(es, tree_of(params), "blocks")
+    made = (
+        initial_parts(parts, link, KEY, params),
+        parts_of_state(parts, link, es.init(KEY, params)),
+    )
     for store, rest in made:
         assert store.bundles == parts.layers == LAYERS
-        there, found = named(rest), set(named(rest))
+        there, found = named_leaves(rest), set(named_leaves(rest))
         for index in range(LAYERS):
             fields = store.arrays(index, ("weights", "state"))
-            layer = named(parts.layer_state(fields, parts.shared(rest)))
+            layer = named_leaves(parts.layer_state(fields, parts.shared(rest)))
             for path, x in layer.items():
                 of_whole = want[path] if path in there else want[path][index : index + 1]
                 assert x.dtype == of_whole.dtype
@@ -63,7 +66,9 @@ def test_parts_join_to_the_state_of_the_whole(name, link):
 
 
 def test_what_goes_with_a_layer():
-    paths = {name: parted(es, tree_of(p), "blocks").stacked for name, (es, p) in STRATEGIES.items()}
+    paths = {
+        name: by_layers(es, tree_of(p), "blocks").stacked for name, (es, p) in STRATEGIES.items()
+    }
     assert paths["sgd"] == paths["threshold"] == ()
     assert "opt_state/0/mu/blocks/up" in paths["adam"]
     assert "opt_state/0/mu/blocks/up" not in paths["frozen"]
@@ -76,7 +81,7 @@ def test_what_goes_with_a_layer():
 
 def test_shared_arrays_are_those_of_the_rest():
     es, params = STRATEGIES["adam"]
-    parts = parted(es, tree_of(params), "blocks")
+    parts = by_layers(es, tree_of(params), "blocks")
     rest = parts.for_rest.init(KEY, {name: x for name, x in params.items() if name != "blocks"})
     assert set(parts.shared(rest)) == {"opt_state/0/count", "seed", "generation"}
 
@@ -92,29 +97,30 @@ def test_state_of_no_single_layer_is_refused():
 
     es = strategy(optimizer=optax.GradientTransformation(init, update))
     with pytest.raises(InputError, match=r"opt_state/sizes \[\d+\] belongs to no single layer"):
-        parted(es, tree_of(PARAMS), "blocks")
+        by_layers(es, tree_of(PARAMS), "blocks")
 
 
 def test_names_are_paths_and_back():
     tree = {"a": [1, 2], "b": State(3, (), {"x/y": 4}, 5, 6)}
-    flat = named(tree)
+    flat = named_leaves(tree)
     assert flat["a/1"] == 2 and flat["b/opt_state/x/y"] == 4
-    assert unnamed(tree, {path: 10 * x for path, x in flat.items()})["b"].seed == 50
+    assert with_leaves(tree, {path: 10 * x for path, x in flat.items()})["b"].seed == 50
 
 
-@pytest.mark.parametrize("stays", [True, False])
-def test_what_is_parked_comes_back(stays, link):
-    parked, before = Parked(link, stays), link.traffic
+@pytest.mark.parametrize("on_device", [True, False])
+def test_activations_come_back(on_device, link):
+    kept, before = Activations(link), link.traffic
     for number in range(3):
-        parked.keep(number, {"x": jnp.full(4, number)})
+        kept.put(number, {"x": jnp.full(4, number)}, on_device)
     for number in range(3):
-        x = parked.take(number)["x"]
-        assert x.sharding.memory_kind == "device"
+        kept.prefetch(number + 1)
+        x = kept.pop(number)["x"]
+        assert x.sharding.memory_kind == "device" and number not in kept
         np.testing.assert_array_equal(x, np.full(4, number))
-    moved = 0 if stays else 3
+    moved = 0 if on_device else 3
     assert link.traffic.fetches - before.fetches == link.traffic.sends - before.sends == moved
     with pytest.raises(KeyError):
-        parked.take(0)
+        kept.pop(0)
 
 
 def test_a_lazy_array_is_read_when_numpy_asks():

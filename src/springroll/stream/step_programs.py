@@ -4,32 +4,35 @@ Every program also returns a token, a number that is there when the program is d
 copy of a bundle may go when the tokens of its readers are ready, and tokens are never donated.
 """
 
+from __future__ import annotations
+
 from collections.abc import Callable
-from typing import Any
+from typing import TypeAlias
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 from jax import Array
 
-from springroll.models.protocols import Stages, read_part
+from springroll.models.protocols import Metrics, Stages, read_part
+from springroll.trees import PyTree, squared_norm
 
-Join = Callable[[Any, Any], Any]
+Join: TypeAlias = Callable[[PyTree, PyTree], PyTree]
 
 
-def whole(moving: Any, still: Any) -> Any:
+def all_weights(moving: PyTree, still: PyTree) -> PyTree:
     """The `Join` of full gradients: all weights of a bundle are differentiated."""
     return moving
 
 
-class Programs:
+class StepPrograms:
     """The compiled parts of a step of `model`; micro-batches are averaged over `parts`.
 
     Args:
         join: (what is differentiated, what is not) -> the weights of a bundle.
     """
 
-    def __init__(self, model: Stages, parts: int = 1, join: Join = whole):
+    def __init__(self, model: Stages, parts: int = 1, join: Join = all_weights):
         self._model, self._parts, self._join = model, parts, join
         self.embed = jax.jit(self._embed)
         self.forward = jax.jit(self._forward)
@@ -37,68 +40,79 @@ class Programs:
         self.finish = jax.jit(self._finish, donate_argnums=5)
         self.backward = jax.jit(self._backward, donate_argnums=6)
         self.embed_backward = jax.jit(self._embed_backward, donate_argnums=4)
-        self.square = jax.jit(square)
+        self.square = jax.jit(squared_norm)
         self.narrow = narrow
 
-    def _embed(self, moving: Any, still: Any, tokens: Array) -> tuple[Array, Array]:
+    def _embed(self, moving: PyTree, still: PyTree, tokens: Array) -> tuple[Array, Array]:
         """x of the first layer."""
         x = self._model.embed(self._join(moving, still), read_part(tokens))
         return x, _token()
 
-    def _forward(self, moving: Any, still: Any, x: Array, index: Array) -> tuple[Any, Any, Array]:
+    def _forward(
+        self, moving: PyTree, still: PyTree, x: Array, index: Array
+    ) -> tuple[PyTree, PyTree, Array]:
         """(x after the layer, its statistics, token)."""
         x, stats = self._model.block(self._join(moving, still), x, index)
         return x, stats, _token()
 
-    def _score(self, moving: Any, still: Any, x: Array, stats: Any, tokens: Array) -> Any:
+    def _score(
+        self, moving: PyTree, still: PyTree, x: Array, stats: PyTree, tokens: Array
+    ) -> tuple[Array, Metrics]:
         """(loss, metrics); `stats` are a list over the layers."""
         return self._model.finish(self._join(moving, still), x, stacked(stats), tokens)
 
     def _finish(
-        self, moving: Any, still: Any, x: Array, stats: Any, tokens: Array, grads: Any
-    ) -> tuple[Array, Any, Any, Array, Any, Array]:
+        self, moving: PyTree, still: PyTree, x: Array, stats: PyTree, tokens: Array, grads: PyTree
+    ) -> tuple[Array, Metrics, PyTree, Array, PyTree, Array]:
         """(loss, metrics, gradients added to `grads`, that of x, of the statistics, token)."""
         objective = lambda p, x, s: self._model.finish(self._join(p, still), x, stacked(s), tokens)
         loss, pull, metrics = jax.vjp(objective, moving, x, stats, has_aux=True)
-        found, dx, d_stats = pull(jnp.full_like(loss, 1 / self._parts))
-        return loss, metrics, self._added(grads, found), dx, _real(d_stats), _token()
+        new, dx, d_stats = pull(jnp.full_like(loss, 1 / self._parts))
+        return loss, metrics, self._added(grads, new), dx, _real(d_stats), _token()
 
     def _backward(
-        self, moving: Any, still: Any, x: Array, index: Array, dx: Array, d_stats: Any, grads: Any
-    ) -> tuple[Any, Array, Array]:
+        self,
+        moving: PyTree,
+        still: PyTree,
+        x: Array,
+        index: Array,
+        dx: Array,
+        d_stats: PyTree,
+        grads: PyTree,
+    ) -> tuple[PyTree, Array, Array]:
         """(gradients added to `grads`, dx of the layer before, token)."""
         block = lambda p, x: self._model.block(self._join(p, still), x, index)
         (out, stats), pull = jax.vjp(block, moving, x)
-        found, dx = pull((dx, _cotangent(stats, d_stats)))
-        return self._added(grads, found), _cotangent(out, dx), _token()
+        new, dx = pull((dx, _cotangent(stats, d_stats)))
+        return self._added(grads, new), _cotangent(out, dx), _token()
 
     def _embed_backward(
-        self, moving: Any, still: Any, tokens: Array, dx: Array, grads: Any
-    ) -> tuple[Any, Array]:
+        self, moving: PyTree, still: PyTree, tokens: Array, dx: Array, grads: PyTree
+    ) -> tuple[PyTree, Array]:
         embed = lambda p: self._model.embed(self._join(p, still), read_part(tokens))
         _, pull = jax.vjp(embed, moving)
         return jax.tree.map(lambda g, new: g + new.astype(g.dtype), grads, pull(dx)[0]), _token()
 
-    def _added(self, grads: Any, found: Any) -> Any:
+    def _added(self, grads: PyTree, new: PyTree) -> PyTree:
         """Several micro-batches are summed in float32."""
         if grads is None:
             wide = lambda g: g.astype(jnp.float32) if self._parts > 1 else g
-            return jax.tree.map(wide, found)
-        return jax.tree.map(lambda g, new: g + new.astype(g.dtype), grads, found)
+            return jax.tree.map(wide, new)
+        return jax.tree.map(lambda a, b: a + b.astype(a.dtype), grads, new)
 
 
-def stacked(stats: Any) -> Any:
+def stacked(stats: PyTree) -> PyTree:
     """Statistics of the layers that have any, with a leading axis of layers."""
-    there = [one for one in stats if jax.tree.leaves(one)] or stats[:1]
-    return jax.tree.map(lambda *leaves: jnp.stack(leaves), *there)
+    present = [one for one in stats if jax.tree.leaves(one)] or stats[:1]
+    return jax.tree.map(lambda *leaves: jnp.stack(leaves), *present)
 
 
-def _real(tree: Any) -> Any:
+def _real(tree: PyTree) -> PyTree:
     """Cotangents without those of integers, which no program can return."""
     return jax.tree.map(lambda d: None if d.dtype == jax.dtypes.float0 else d, tree)
 
 
-def _cotangent(values: Any, real: Any) -> Any:
+def _cotangent(values: PyTree, real: PyTree) -> PyTree:
     """The inverse: zeros, of the type that integers have for a cotangent, where there is None."""
     leaves, tree = jax.tree.flatten(values)
     given = tree.flatten_up_to(real)
@@ -112,20 +126,12 @@ def _cotangent(values: Any, real: Any) -> Any:
     )
 
 
-def _none(x: Array) -> Any:
+def _none(x: Array) -> np.ndarray:
     return np.zeros(x.shape, jax.dtypes.float0)
 
 
-def square(grads: Any) -> Array:
-    """Squared norm, float32."""
-    return sum(
-        (jnp.sum(jnp.square(g.astype(jnp.float32))) for g in jax.tree.leaves(grads)),
-        start=jnp.zeros((), jnp.float32),
-    )
-
-
 @jax.jit
-def narrow(grads: Any, weights: Any) -> Any:
+def narrow(grads: PyTree, weights: PyTree) -> PyTree:
     """Gradients in the types of the weights: what crosses the link."""
     return jax.tree.map(lambda g, w: g.astype(w.dtype), grads, weights)
 

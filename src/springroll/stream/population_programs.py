@@ -8,7 +8,8 @@ there when the program is done and is never donated.
 from __future__ import annotations
 
 import dataclasses
-from typing import Any, NamedTuple
+import functools
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -17,9 +18,10 @@ from jax import Array, lax
 
 from springroll.compat import edge_jit
 from springroll.evolve.members import Members, each_member
-from springroll.evolve.strategy import State
+from springroll.evolve.strategy import State, Strategy
 from springroll.models.protocols import Stages, read_part
-from springroll.stream.parted_state import ByPath, Parted
+from springroll.stream.layered_strategy import ByPath, LayeredStrategy
+from springroll.trees import PyTree
 
 
 class Chunk(NamedTuple):
@@ -29,7 +31,7 @@ class Chunk(NamedTuple):
     pairs: int
 
 
-class Now(NamedTuple):
+class MemberSeed(NamedTuple):
     """What members are drawn from: seed (2,) uint32 and generation () int32 of the state."""
 
     seed: Array
@@ -42,16 +44,16 @@ def chunks(pairs: int, limit: int | None) -> list[Chunk]:
     return [Chunk(np.int32(at), min(size, pairs - at)) for at in range(0, pairs, size)]
 
 
-class Programs:
+class PopulationPrograms:
     """The compiled parts of a generation of `stages` under a strategy in parts."""
 
-    def __init__(self, stages: Stages, parted: Parted, per_member: bool):
-        self._stages, self._parted = stages, parted
+    def __init__(self, stages: Stages, layered: LayeredStrategy, per_member: bool):
+        self._stages, self._layered = stages, layered
         self._axis = 0 if per_member else None  # of the inputs
-        self.pairs = parted.population.pairs
-        self._signs = parted.population.pop_size // self.pairs
+        self.pairs = layered.population.pairs
+        self._signs = layered.population.pop_size // self.pairs
         # Integer networks need their barriers kept; for others some are too much for the compiler.
-        self.compiled: Any = edge_jit if parted.population.integers else jax.jit
+        self.compiled = edge_jit if layered.population.integers else jax.jit
         compiled = self.compiled
         self.update = compiled(self._update)
         self.embed = compiled(self._embed, static_argnums=(4,))
@@ -61,61 +63,72 @@ class Programs:
     @property
     def limit(self) -> int | None:
         """Pairs that may run at once: what the strategy allows for a layer and for the rest."""
-        limits = [part.pairs_per_chunk for part in self._parted.perturbations]
+        limits = [part.pairs_per_chunk for part in self._layered.perturbations]
         return min((limit for limit in limits if limit is not None), default=None)
 
     def _update(
         self, fields: ByPath, shared: ByPath, fitness: Array, index: Array
     ) -> tuple[ByPath, Array]:
         """(the bundle of a layer after a generation with that fitness (N,), token)."""
-        state = self._parted.layer_state(fields, shared)
-        members = dataclasses.replace(self._parted.for_layer.ask(state), first=index)
-        new, _ = self._parted.for_layer.tell(state, members, fitness)
-        return self._parted.fields(new), _token()
+        state = self._layered.layer_state(fields, shared)
+        members = dataclasses.replace(self._layered.for_layer.ask(state), first=index)
+        new, _ = self._layered.for_layer.tell(state, members, fitness)
+        return self._layered.fields(new), _token()
 
-    def _embed(self, rest: Any, now: Now, inputs: Any, start: Any, pairs: int) -> Any:
+    def _embed(
+        self, rest: PyTree, seed: MemberSeed, inputs: PyTree, start: Array, pairs: int
+    ) -> PyTree:
         """x of a chunk of members, before the first layer."""
-        members = self._members(self._parted.for_rest, now, start, pairs)
+        members = self._members(self._layered.for_rest, seed, start, pairs)
         inputs = self._of_chunk(inputs, start, pairs)
         embed = lambda rest, inputs: self._stages.embed(rest, read_part(inputs))
-        return each_member(embed, rest, members, inputs, in_axes=self._axis, **_ONCE)
+        return _all_members(embed, rest, members, inputs, in_axes=self._axis)
 
     def _forward(
-        self, weights: Any, now: Now, x: Any, memory: Any, start: Any, index: Array, pairs: int
-    ) -> tuple[Any, Any, Array]:
+        self,
+        weights: PyTree,
+        seed: MemberSeed,
+        x: PyTree,
+        memory: PyTree,
+        start: Array,
+        index: Array,
+        pairs: int,
+    ) -> tuple[PyTree, PyTree, Array]:
         """(x of a chunk after layer `index`, memory (N, layers, ...), token)."""
-        members = self._members(self._parted.for_layer, now, start, pairs)
+        members = self._members(self._layered.for_layer, seed, start, pairs)
         members = dataclasses.replace(members, first=index)
         at = lambda m: (start * self._signs, index, *(0,) * (m.ndim - 2))
         size = lambda m: (pairs * self._signs, 1, *m.shape[2:])
-        here = jax.tree.map(lambda m: lax.dynamic_slice(m, at(m), size(m))[:, 0], memory)
-        params = {self._parted.stack: jax.tree.map(lambda w: w[None], weights)}
+        own = jax.tree.map(lambda m: lax.dynamic_slice(m, at(m), size(m))[:, 0], memory)
+        params = {self._layered.stack: jax.tree.map(lambda w: w[None], weights)}
         axes = (0, 0, None)
-        x, here = each_member(self._block, params, members, x, here, index, in_axes=axes, **_ONCE)
+        x, own = _all_members(self._block, params, members, x, own, index, in_axes=axes)
         put = lambda m, new: lax.dynamic_update_slice(m, new[:, None], at(m))
-        return x, jax.tree.map(put, memory, here), _token()
+        return x, jax.tree.map(put, memory, own), _token()
 
-    def _score(self, rest: Any, now: Now, x: Any, inputs: Any, start: Array, pairs: int) -> Array:
+    def _score(
+        self, rest: PyTree, seed: MemberSeed, x: PyTree, inputs: PyTree, start: Array, pairs: int
+    ) -> Array:
         """Fitness of a chunk, int32 or float32."""
-        members = self._members(self._parted.for_rest, now, start, pairs)
+        members = self._members(self._layered.for_rest, seed, start, pairs)
         inputs = self._of_chunk(inputs, start, pairs)
         axes = (0, self._axis)
         score = lambda rest, x, inputs: -self._stages.finish(rest, x, {}, inputs)[0]
-        fitness = each_member(score, rest, members, x, inputs, in_axes=axes, **_ONCE)
+        fitness = _all_members(score, rest, members, x, inputs, in_axes=axes)
         integer = jnp.issubdtype(fitness.dtype, jnp.integer)
         return fitness.astype(jnp.int32 if integer else jnp.float32)
 
-    def _block(self, params: Any, x: Any, memory: Any, index: Array) -> Any:
-        layer = jax.tree.map(lambda w: lax.squeeze(w, (0,)), params[self._parted.stack])
+    def _block(self, params: PyTree, x: PyTree, memory: PyTree, index: Array) -> PyTree:
+        layer = jax.tree.map(lambda w: lax.squeeze(w, (0,)), params[self._layered.stack])
         if memory is None:
             return self._stages.block(layer, x, index)[0], None
         return self._stages.block(layer, x, index, memory)
 
-    def _members(self, strategy: Any, now: Now, start: Any, pairs: int) -> Members:
-        members = strategy.ask(State(None, None, None, now.seed, now.generation))
+    def _members(self, strategy: Strategy, seed: MemberSeed, start: Array, pairs: int) -> Members:
+        members = strategy.ask(State(None, None, None, seed.seed, seed.generation))
         return members.chunk(start, pairs)
 
-    def _of_chunk(self, inputs: Any, start: Any, pairs: int) -> Any:
+    def _of_chunk(self, inputs: PyTree, start: Array, pairs: int) -> PyTree:
         if self._axis is None:
             return inputs
         size = pairs * self._signs
@@ -124,7 +137,7 @@ class Programs:
         )
 
 
-_ONCE: dict[str, Any] = {"pairs_per_chunk": 1 << 62}  # a chunk is not cut again
+_all_members = functools.partial(each_member, pairs_per_chunk=1 << 62)  # a chunk is not cut again
 
 
 def _token() -> Array:

@@ -8,8 +8,8 @@ import pytest
 
 from springroll.errors import InputError
 from springroll.models.decoder import leaves
-from springroll.stream.filling import stacked_leaves
-from springroll.stream.low_rank import StreamedLowRank
+from springroll.stream.fill_store import stacked_leaves
+from springroll.stream.streamed_low_rank import StreamedLowRank
 from springroll.subspace.lowgrad import lowgrad
 from tests.stream.streaming import (
     EPS,

@@ -7,7 +7,7 @@ import weakref
 import pytest
 
 from springroll.errors import InputError
-from springroll.stream.next_use import NextUseFirst
+from springroll.stream.priority_pool import PriorityPool
 
 PATIENCE = 20  # seconds after which a test has failed; no test takes them
 
@@ -28,7 +28,7 @@ def held(pool):
 def test_the_smallest_index_goes_first_and_its_jobs_in_order():
     order = []
     note = lambda *what: lambda: order.append(what)
-    with NextUseFirst(1) as pool:
+    with PriorityPool(1) as pool:
         go = held(pool)
         for index in (3, 1, 2, 0):
             pool.submit(index, [note(index, k) for k in range(3)])
@@ -41,14 +41,14 @@ def test_the_smallest_index_goes_first_and_its_jobs_in_order():
 
 def test_a_bundle_handed_in_later_overtakes_one_that_waits():
     order = []
-    with NextUseFirst(1) as pool:
+    with PriorityPool(1) as pool:
         pool.submit(5, [lambda: pool.submit(0, [lambda: order.append(0)]), lambda: order.append(5)])
         pool.wait(5)
     assert order == [0, 5]
 
 
 def test_waiting_for_one_bundle_does_not_wait_for_the_next():
-    with NextUseFirst(2) as pool:
+    with PriorityPool(2) as pool:
         go, done = threading.Event(), []
         pool.submit(7, [lambda: go.wait(PATIENCE)])
         future = pool.submit(0, [lambda: done.append(0)] * 5)
@@ -60,7 +60,7 @@ def test_waiting_for_one_bundle_does_not_wait_for_the_next():
 
 
 def test_no_jobs_are_done_at_once():
-    with NextUseFirst(1) as pool:
+    with PriorityPool(1) as pool:
         assert pool.submit(0, []).done()
         pool.wait(0)
         pool.drain()
@@ -74,7 +74,7 @@ def test_every_job_runs_once_whatever_the_number_of_threads(threads):
         with lock:
             counts[index] = counts.get(index, 0) + 1
 
-    with NextUseFirst(threads) as pool:
+    with PriorityPool(threads) as pool:
         for step in range(20):
             for index in reversed(range(8)):
                 pool.submit(index, [lambda i=index: job(i)] * 5)
@@ -90,7 +90,7 @@ def boom():
 
 def test_a_failure_reaches_every_wait_and_drops_the_rest():
     ran = []
-    pool = NextUseFirst(1)
+    pool = PriorityPool(1)
     go = held(pool)
     failed = pool.submit(1, [boom, lambda: ran.append(1)])
     after = pool.submit(2, [lambda: ran.append(2)])
@@ -118,7 +118,7 @@ def test_a_failure_is_told_only_when_no_job_of_the_bundle_runs():
         go.set()
         boom()
 
-    with pytest.raises(ZeroDivisionError), NextUseFirst(2) as pool:
+    with pytest.raises(ZeroDivisionError), PriorityPool(2) as pool:
         pool.submit(0, [slow, fails_and_lets_go])
         with pytest.raises(ZeroDivisionError):
             pool.wait(0)
@@ -127,16 +127,16 @@ def test_a_failure_is_told_only_when_no_job_of_the_bundle_runs():
 
 def test_leaving_the_block_drains_and_raises_what_failed():
     ran = []
-    with NextUseFirst(2) as pool:
+    with PriorityPool(2) as pool:
         pool.submit(0, [lambda: ran.append(0)] * 100)
     assert len(ran) == 100
-    with pytest.raises(ZeroDivisionError), NextUseFirst(2) as pool:
+    with pytest.raises(ZeroDivisionError), PriorityPool(2) as pool:
         pool.submit(0, [boom])
 
 
 def test_an_error_of_the_block_drops_what_waits():
     ran = []
-    with pytest.raises(KeyError), NextUseFirst(1) as pool:
+    with pytest.raises(KeyError), PriorityPool(1) as pool:
         go = held(pool)
         late = pool.submit(0, [lambda: ran.append(0)])
         threading.Timer(0.05, go.set).start()
@@ -148,7 +148,7 @@ def test_an_error_of_the_block_drops_what_waits():
 
 def test_threads_are_daemons_and_end():
     before = set(threading.enumerate())
-    pool = NextUseFirst(4)
+    pool = PriorityPool(4)
     mine = set(threading.enumerate()) - before
     assert len(mine) == 4 and all(t.daemon for t in mine)
     pool.close()
@@ -157,7 +157,7 @@ def test_threads_are_daemons_and_end():
     with pytest.raises(RuntimeError, match="the pool is closed"):
         pool.submit(0, [])
     with pytest.raises(InputError, match="0 threads; expected at least 1"):
-        NextUseFirst(0)
+        PriorityPool(0)
 
 
 def test_a_job_does_not_outlive_its_run():
@@ -166,7 +166,7 @@ def test_a_job_does_not_outlive_its_run():
 
     view = View()
     gone = weakref.ref(view)
-    with NextUseFirst(1) as pool:
+    with PriorityPool(1) as pool:
         pool.submit(0, [lambda held=view: None])
         del view
         pool.wait(0)

@@ -8,8 +8,10 @@ layers whose turn it is pass once more, P S is added to them, and they return.
 A layer whose matrices are W + P S: W arrives, P and S are there; and its change of subspace.
 """
 
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
 from concurrent.futures import Future
-from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -17,14 +19,14 @@ import numpy as np
 from jax import Array
 
 from springroll.errors import InputError
-from springroll.models.protocols import Stages
+from springroll.models.protocols import Metrics, Stages
 from springroll.stream.conveyor import Conveyor, Passing, Stop
-from springroll.stream.engine import WEIGHTS, Engine, Metrics
-from springroll.stream.filling import Tensors
+from springroll.stream.engine import WEIGHTS, Engine
+from springroll.stream.fill_store import Tensors
 from springroll.stream.link import Link
 from springroll.stream.store import HostStore
 from springroll.stream.stored_leaves import stacked
-from springroll.stream.update import Gradient
+from springroll.stream.update import Gradient, Held
 from springroll.subspace import moments, refresh, schedule
 from springroll.subspace.each_layer import layer_of
 from springroll.subspace.leaves import Layout
@@ -32,33 +34,34 @@ from springroll.subspace.lowgrad import State, Trainer, listed
 from springroll.subspace.streams import place
 from springroll.thin.factored_array import Factored
 from springroll.thin.transform import factored
+from springroll.trees import PyTree, path_of
 
 LAYERS = "layers/"
 
 
-class Gradients:
+class CollectGradients:
     """An `Update` that only collects."""
 
     fields = WEIGHTS
 
     def __init__(self, layers: int):
         self._layers = layers
-        self._found: dict[int, Any] = {}
+        self._gradients: dict[int, PyTree] = {}
 
-    def init(self, weights: Any, layer: bool) -> Any:
+    def init(self, weights: PyTree, layer: bool) -> PyTree:
         return ()
 
-    def apply(self, conveyor: Conveyor, passing: Passing, gradient: Gradient) -> None:
-        self._found[passing.bundle] = gradient.values
+    def apply(self, conveyor: Conveyor[HostStore], passing: Passing, gradient: Gradient) -> None:
+        self._gradients[passing.bundle] = gradient.values
 
-    def apply_all(self, conveyor: Conveyor, held: dict[int, Any], gradient: Gradient) -> None:
+    def apply_all(self, conveyor: Conveyor[HostStore], held: Held, gradient: Gradient) -> None:
         raise NotImplementedError("the optimizer of the trainer clips")
 
-    def whole(self) -> Any:
+    def gradient(self) -> PyTree:
         """The gradient of the trainable tree."""
-        found, self._found = self._found, {}
-        layers = _stacked([found[i] for i in range(self._layers)])
-        return {**found[self._layers], "layers": layers}
+        gradients, self._gradients = self._gradients, {}
+        layers = _stacked([gradients[i] for i in range(self._layers)])
+        return {**gradients[self._layers], "layers": layers}
 
 
 class LowRankLayers:
@@ -67,16 +70,16 @@ class LowRankLayers:
     def __init__(self, layout: Layout):
         self._layout = layout
         self._thin = layout.thin
-        self.turn: Any = jax.jit(self._turn, static_argnums=0, donate_argnums=(2, 3))
-        self.rotate: Any = jax.jit(self._rotate, static_argnums=4, donate_argnums=0)
+        self.turn = jax.jit(self._turn, static_argnums=0, donate_argnums=(2, 3))
+        self.rotate = jax.jit(self._rotate, static_argnums=4, donate_argnums=0)
 
-    def now(self, state: State) -> None:
+    def set_state(self, state: State) -> None:
         """Compute with this state."""
         self._trainable = dict(self._layout.trainable(state.params, state.low))
         self._stacks = self._trainable.pop("layers")
         self._projectors = state.projectors
 
-    def operands(self, passing: Passing) -> tuple[Any, Any]:
+    def operands(self, passing: Passing) -> tuple[PyTree, PyTree]:
         bases = passing.arrays["weights"]
         if not bases:
             return self._trainable, None
@@ -84,15 +87,15 @@ class LowRankLayers:
         moving, projectors = _slice((self._stacks, self._projectors), at)
         return moving, (bases, projectors)
 
-    def join(self, moving: Any, still: Any) -> Any:
+    def join(self, moving: PyTree, still: PyTree) -> PyTree:
         if still is None:
             return moving
         bases, projectors = still
         return jax.tree_util.tree_map_with_path(
-            lambda path, leaf: self._weight(LAYERS + _spelt(path), leaf, bases, projectors), moving
+            lambda path, leaf: self._weight(LAYERS + path_of(path), leaf, bases, projectors), moving
         )
 
-    def _weight(self, path: str, leaf: Any, bases: Any, projectors: Any) -> Any:
+    def _weight(self, path: str, leaf: PyTree, bases: PyTree, projectors: PyTree) -> PyTree:
         if path not in self._thin:
             return leaf
         user = self._thin[path]
@@ -103,13 +106,13 @@ class LowRankLayers:
     def _turn(
         self,
         names: tuple[str, ...],
-        weights: Any,
-        projectors: Any,
-        low: Any,
-        toward: Any,
+        weights: PyTree,
+        projectors: PyTree,
+        low: PyTree,
+        toward: PyTree,
         key: Array,
         layer: Array,
-    ) -> tuple[Any, Any, Any, dict[str, Array]]:
+    ) -> tuple[PyTree, PyTree, PyTree, dict[str, Array]]:
         """(weights of the layer, projectors, low, change of basis) of the streams of these
         names."""
         weights, projectors, low, change = dict(weights), dict(projectors), dict(low), {}
@@ -131,7 +134,14 @@ class LowRankLayers:
             change[stream.name] = done["change"]
         return weights, projectors, low, change
 
-    def _rotate(self, opt: Any, change: Any, layers: Any, counts: Any, how: Any) -> Any:
+    def _rotate(
+        self,
+        opt: PyTree,
+        change: PyTree,
+        layers: Mapping[str, Array],
+        counts: Mapping[str, Array],
+        how: moments.Moments,
+    ) -> PyTree:
         return moments.rotated(opt, self._thin, change, layers, counts, how)
 
 
@@ -144,17 +154,13 @@ class ThinStages:
 
 
 @jax.jit
-def _slice(trees: Any, at: Array) -> Any:
+def _slice(trees: PyTree, at: Array) -> PyTree:
     return layer_of(trees, at)
 
 
 @jax.jit
-def _stacked(trees: list[Any]) -> Any:
+def _stacked(trees: list[PyTree]) -> PyTree:
     return jax.tree.map(lambda *leaves: jnp.stack(leaves), *trees)
-
-
-def _spelt(path: Any) -> str:
-    return jax.tree_util.keystr(path, simple=True, separator="/")
 
 
 class StreamedLowRank:
@@ -170,11 +176,11 @@ class StreamedLowRank:
         self,
         model: Stages,
         trainer: Trainer,
-        shapes: Any,
+        shapes: PyTree,
         *,
         link: Link | None = None,
         depth: int = 3,
-        on_device: Any = (),
+        on_device: Sequence[int] = (),
         parts: int = 1,
         kept_inputs: int | None = None,
     ):
@@ -189,14 +195,14 @@ class StreamedLowRank:
             blank = {path: np.zeros(b.shape[1:], b.dtype) for path, b in self._bases.items()}
             self.store.append({"weights": blank})
         self.store.append({"weights": {}})  # the rest does not stream
-        self._gradients = Gradients(layers)
+        self._collected = CollectGradients(layers)
         self._low_rank = LowRankLayers(self.layout)
         self.engine = Engine(
             ThinStages(model),
             Conveyor(self.store, self.link, depth),
-            self._gradients,
+            self._collected,
             parts=parts,
-            kept=kept_inputs,
+            kept_inputs=kept_inputs,
             join=self._low_rank.join,
             operands=self._low_rank.operands,
         )
@@ -223,24 +229,24 @@ class StreamedLowRank:
         first = refresh.random_bases(self.layout, self.trainer.key(0))
         return State(params, first, zeros, opt, jnp.zeros((), jnp.int32), began)
 
-    def step(self, state: State, tokens: Any) -> tuple[State, Metrics]:
+    def step(self, state: State, tokens: PyTree) -> tuple[State, Metrics]:
         """One step on tokens (batch, time + 1), and new subspaces if it is time."""
-        self._low_rank.now(state)
-        found, _ = self.engine.step(tokens)
-        grads = self.layout.map(lambda _, leaf: leaf, self._gradients.whole())
+        self._low_rank.set_state(state)
+        step_metrics, _ = self.engine.step(tokens)
+        grads = self.layout.map(lambda _, leaf: leaf, self._collected.gradient())
         due = schedule.due(state.schedule)
         began = state.schedule
-        state, metrics = self.trainer.apply(state, found["loss"], grads)
+        state, metrics = self.trainer.apply(state, step_metrics["loss"], grads)
         if any(layers.any() for layers in due.values()):
             state = self._turned(state, due, began)
-        return state, {**found, "grad_norm": metrics["grad_norm"]}
+        return state, {**step_metrics, "grad_norm": metrics["grad_norm"]}
 
-    def score(self, state: State, tokens: Any, rows: int) -> Metrics:
+    def score(self, state: State, tokens: PyTree, rows: int) -> Metrics:
         """Metrics of the model on tokens (n, time + 1), at most `rows` rows at a time."""
-        self._low_rank.now(state)
+        self._low_rank.set_state(state)
         return self.engine.score(tokens, rows)
 
-    def _turned(self, state: State, due: dict[str, np.ndarray], began: Any) -> State:
+    def _turned(self, state: State, due: dict[str, np.ndarray], began: schedule.Schedule) -> State:
         """P S added to the weights of the layers that are due, and new bases for them."""
         trainer, layout = self.trainer, self.layout
         toward = refresh.random_bases(layout, trainer.key(1, began.step))
@@ -270,12 +276,12 @@ class StreamedLowRank:
             projectors=projectors, low=low, opt=opt, schedule=schedule.advanced(timing)
         )
 
-    def _return(self, passing: Passing, weights: Any) -> None:
+    def _return(self, passing: Passing, weights: PyTree) -> None:
         """Changed weights to where they live."""
         if self.store.resident(passing.bundle):
             self.store.replace(passing.bundle, {"weights": weights})
             return
-        fetched: Future[Any] = self.link.fetch(weights)
+        fetched: Future[PyTree] = self.link.fetch(weights)
         passing.until(fetched)
         self.store.replace(passing.bundle, {"weights": fetched.result()})
 
@@ -295,7 +301,7 @@ class StreamedLowRank:
         return jax.device_put(values, self.link.on_device)
 
 
-def _struct(shapes: Any, path: str) -> Any:
+def _struct(shapes: PyTree, path: str) -> PyTree:
     for name in path.split("/"):
         shapes = shapes[name]
     return shapes

@@ -1,7 +1,9 @@
 """A store from weights that come one tensor at a time, so that memory holds the store and one."""
 
+from __future__ import annotations
+
 from collections.abc import Iterable, Iterator
-from typing import Any, NamedTuple
+from typing import NamedTuple, Protocol, TypeAlias
 
 import jax
 import jax.numpy as jnp
@@ -11,12 +13,23 @@ from springroll.errors import InputError
 from springroll.models.hf.safetensors_map import forget
 from springroll.quant.split_master import high_half, split
 from springroll.stream.bundles import Bundles, Index, Part, kinds, overlap, whole_layers
-from springroll.stream.store import HostStore
+from springroll.stream.store import Fields, HostStore
+from springroll.trees import PyTree, named_leaves
 
-Tensors = Iterator[tuple[str, tuple[int, ...], Any]]  # (path, index into its stacks, values)
+Tensors: TypeAlias = Iterator[
+    tuple[str, tuple[int, ...], np.ndarray]
+]  # (path, index into its stacks, values)
 
 
-def blank(store: HostStore, update: Any, bundles: Bundles, narrow: bool) -> None:
+class InitState(Protocol):
+    """What of an `Update` makes states."""
+
+    def init(self, weights: PyTree, layer: bool) -> PyTree:
+        """The state of a bundle, from its float32 weights."""
+        ...
+
+
+def blank(store: HostStore, update: InitState, bundles: Bundles, narrow: bool) -> None:
     """Append every bundle of a model with weights that are all zero.
 
     Args:
@@ -24,16 +37,19 @@ def blank(store: HostStore, update: Any, bundles: Bundles, narrow: bool) -> None
         bundles: float32 ones.
         narrow: keep bfloat16 halves.
     """
-    made = {}
+    fields: dict[int, Fields] = {}
     for alike in kinds(bundles):
         tree = jax.tree.map(lambda part: part.struct, bundles[alike[0]])
         layer = alike[0] < len(bundles) - 1
-        made |= dict.fromkeys(alike, jax.device_get(_fresh(update, tree, layer, narrow)))
+        zeros: Fields = jax.device_get(_fresh(update, tree, layer, narrow))
+        fields |= dict.fromkeys(alike, zeros)
     for number in range(len(bundles)):
-        store.append(made[number])
+        store.append(fields[number])
 
 
-def fill(store: HostStore, tensors: Tensors, shapes: Any, bundles: Bundles | None = None) -> None:
+def fill(
+    store: HostStore, tensors: Tensors, shapes: PyTree, bundles: Bundles | None = None
+) -> None:
     """Write tensors where they belong: with a split master, both halves.
 
     Args:
@@ -44,7 +60,7 @@ def fill(store: HostStore, tensors: Tensors, shapes: Any, bundles: Bundles | Non
         InputError: a tensor that the model does not have, of another shape, or one is missing.
     """
     places = _places(store, whole_layers(shapes) if bundles is None else bundles)
-    whole = {path: found[0].part.whole for path, found in places.items()}
+    whole = {path: parts[0].part.parameter_shape for path, parts in places.items()}
     missing = {path: int(np.prod(shape)) for path, shape in whole.items()}
     for path, index, values in tensors:
         if path not in places:
@@ -63,13 +79,13 @@ def fill(store: HostStore, tensors: Tensors, shapes: Any, bundles: Bundles | Non
         raise InputError(f"{len(absent)} parameters have no values, {absent[0]} among them")
 
 
-def stacked_leaves(leaves: Iterable[tuple[str, Any]]) -> Tensors:
+def stacked_leaves(leaves: Iterable[tuple[str, PyTree]]) -> Tensors:
     """Whole leaves, stacked over the layers, as tensors; each is dropped before the next."""
     for path, values in leaves:
         yield path, (), np.asarray(values)
 
 
-def bundled_leaves(bundles: Iterable[Any]) -> Tensors:
+def bundled_leaves(bundles: Iterable[PyTree]) -> Tensors:
     """Trees of one layer each, in order, and last that of the rest, as tensors."""
     waiting, at = None, -1
     for bundle in bundles:
@@ -79,12 +95,12 @@ def bundled_leaves(bundles: Iterable[Any]) -> Tensors:
     yield from _named("", (), waiting)
 
 
-def _named(prefix: str, index: tuple[int, ...], tree: Any) -> Tensors:
-    for path, leaf in jax.tree_util.tree_leaves_with_path(tree):
-        yield prefix + jax.tree_util.keystr(path, simple=True, separator="/"), index, leaf
+def _named(prefix: str, index: tuple[int, ...], tree: PyTree) -> Tensors:
+    for path, leaf in named_leaves(tree).items():
+        yield prefix + path, index, leaf
 
 
-def _fresh(update: Any, tree: Any, layer: bool, narrow: bool) -> Any:
+def _fresh(update: InitState, tree: PyTree, layer: bool, narrow: bool) -> PyTree:
     """A bundle of zeros. Not compiled as a whole: XLA would spend minutes on folding it."""
     weights = jax.tree.map(lambda a: jnp.zeros(a.shape, jnp.float32), tree)
     state = update.init(weights, layer)
@@ -102,16 +118,16 @@ class _Place(NamedTuple):
 
 def _places(store: HostStore, bundles: Bundles) -> dict[str, list[_Place]]:
     """By path of the parameter."""
-    found: dict[str, list[_Place]] = {}
+    places: dict[str, list[_Place]] = {}
     for bundle, tree in enumerate(bundles):
         lows = _lows(store.tree(bundle, "state"))
         for number, part in enumerate(jax.tree.leaves(tree)):
             place = _Place(part, bundle, number, lows[number] if lows else None)
-            found.setdefault(part.path, []).append(place)
-    return found
+            places.setdefault(part.path, []).append(place)
+    return places
 
 
-def _lows(state: Any) -> list[int]:
+def _lows(state: PyTree) -> list[int]:
     """Numbers of the leaves that are low halves of a split master, in the order of the weights."""
     return [
         number
@@ -121,7 +137,7 @@ def _lows(state: Any) -> list[int]:
 
 
 def _write(store: HostStore, place: _Place, inside: Index, values: np.ndarray) -> None:
-    def put(field: str, leaf: int, new: Any) -> None:
+    def put(field: str, leaf: int, new: PyTree) -> None:
         if any(isinstance(at, int) for at in inside):
             whole = store.leaf(place.bundle, field, leaf).copy()
             whole[inside] = new

@@ -1,6 +1,6 @@
 """The order in which a training step visits the layers.
 
-A schedule is a list of visits; the engine does what they say. `layer_major` runs all micro-batches
+An order is a list of visits; the engine does what they say. `layer_major` runs all micro-batches
 of a layer before the next layer, so weights cross the link twice per step however many there are,
 and sums of gradients are those of one layer (the vertical order of GreedySnake, arXiv 2512.17570).
 `checkpointed` is the published order of MegaTrain (arXiv 2604.05091), to compare with: it keeps the
@@ -8,13 +8,13 @@ input of every fourth layer, sends weights for the forward pass, for the replay 
 and for their gradients, and looks ahead in the forward pass only.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Literal, NamedTuple
 
 from springroll.errors import InputError
 
 Phase = Literal["embed", "forward", "finish", "backward", "embed backward"]
-Schedule = Literal["layer-major", "checkpointed"]
+VisitOrder = Literal["layer-major", "checkpointed"]
 
 
 class Visit(NamedTuple):
@@ -66,6 +66,12 @@ def checkpointed(layers: int, parts: int, every: int = 4) -> list[Visit]:
         visits += [Visit("forward", one, i, ahead=False) for i in block]
         visits += [Visit("backward", one, i, ahead=False) for i in reversed(block)]
     return [*visits, Visit("embed backward", one)]
+
+
+ORDERS: dict[VisitOrder, Callable[[int, int], list[Visit]]] = {
+    "layer-major": layer_major,
+    "checkpointed": checkpointed,
+}
 
 
 def sends(visits: Sequence[Visit]) -> int:

@@ -14,7 +14,7 @@ import threading
 from collections.abc import Callable, Iterable
 from concurrent.futures import Future
 from dataclasses import dataclass, field
-from typing import Any, Self
+from typing import Self
 
 from springroll.errors import InputError
 
@@ -27,10 +27,10 @@ class _Submission:
     done: Future[None] = field(default_factory=Future)
 
 
-class NextUseFirst:
+class PriorityPool:
     """A pool of daemon threads; a free thread takes the oldest job of the smallest index.
 
-        with NextUseFirst(threads=2) as pool:
+        with PriorityPool(threads=2) as pool:
             pool.submit(1, jobs)         # jobs: calls without arguments, in any order
             pool.submit(0, more_jobs)
             pool.wait(0)                 # bundle 0 may be used now
@@ -47,7 +47,7 @@ class NextUseFirst:
         if threads < 1:
             raise InputError(f"a pool of {threads} threads; expected at least 1")
         self._changed = threading.Condition()
-        self._jobs: list[tuple[int, int, Callable[[], Any], _Submission]] = []  # a heap
+        self._jobs: list[tuple[int, int, Callable[[], object], _Submission]] = []  # a heap
         self._order = itertools.count()
         self._unfinished: dict[int, list[Future[None]]] = {}
         self._failure: BaseException | None = None
@@ -59,7 +59,7 @@ class NextUseFirst:
         for thread in self._threads:
             thread.start()
 
-    def submit(self, index: int, jobs: Iterable[Callable[[], Any]]) -> Future[None]:
+    def submit(self, index: int, jobs: Iterable[Callable[[], object]]) -> Future[None]:
         """Queue the jobs of a bundle; the future is done when all of them are."""
         jobs = list(jobs)
         submission = _Submission(len(jobs))
@@ -107,7 +107,7 @@ class NextUseFirst:
     def __enter__(self) -> Self:
         return self
 
-    def __exit__(self, kind: Any, *_: Any) -> None:
+    def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
         try:
             if kind is None:
                 self.drain()

@@ -8,7 +8,7 @@ generation, counters of the optimizer) exist once.
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any, TypeAlias
+from typing import TypeAlias
 
 import jax
 import numpy as np
@@ -16,14 +16,15 @@ from jax import Array
 
 from springroll.errors import InputError
 from springroll.evolve.layer_population import layer_of, rest_of
-from springroll.evolve.perturbation import Perturbation, path_of
+from springroll.evolve.perturbation import Perturbation
 from springroll.evolve.strategy import Population, State, Strategy
+from springroll.trees import PyTree, map_named, named_leaves, path_of
 
-ByPath: TypeAlias = dict[str, Any]
+ByPath: TypeAlias = dict[str, PyTree]
 
 
 @dataclass(frozen=True)
-class Parted:
+class LayeredStrategy:
     """A strategy in two: for one layer (parameters `{stack: leaves with a first axis of 1}`) and
     for all else; and how their states join.
 
@@ -43,24 +44,26 @@ class Parted:
     @property
     def stacked(self) -> tuple[str, ...]:
         """Paths of a state's arrays that have a layer axis, but for the weights."""
-        there = named(self.other)
-        return tuple(p for p in named(self.one) if p not in there and not self._is_weight(p))
+        shared = named_leaves(self.other)
+        return tuple(
+            p for p in named_leaves(self.one) if p not in shared and not self._is_weight(p)
+        )
 
     def shared(self, rest: State) -> ByPath:
         """What a layer's state takes from that of the rest."""
-        there = named(rest)
-        return {path: there[path] for path in named(self.one) if path in there}
+        arrays = named_leaves(rest)
+        return {path: arrays[path] for path in named_leaves(self.one) if path in arrays}
 
     def layer_state(self, fields: ByPath, shared: ByPath) -> State:
         """The state of a layer out of its bundle (no layer axis) and what is shared."""
         stacked = jax.tree.map(lambda x: x[None], fields)
-        weights = named({"params": {self.stack: stacked["weights"]}})
+        weights = named_leaves({"params": {self.stack: stacked["weights"]}})
         arrays = weights | stacked.get("state", {}) | shared
-        return unnamed(self.one, arrays)
+        return with_leaves(self.one, arrays)
 
     def fields(self, layer: State) -> ByPath:
         """The bundle of a layer's state: weights as a tree, other stacked arrays by path."""
-        arrays = named(layer)
+        arrays = named_leaves(layer)
         state = {path: arrays[path] for path in self.stacked}
         return jax.tree.map(lambda x: x[0], {"weights": layer.params[self.stack], "state": state})
 
@@ -76,7 +79,7 @@ class Parted:
         return path.startswith(f"params/{self.stack}/")
 
 
-def parted(strategy: Strategy, params: Any, stack: str) -> Parted:
+def by_layers(strategy: Strategy, params: PyTree, stack: str) -> LayeredStrategy:
     """`strategy` for the layers of `params` (arrays or their shapes) and for the rest.
 
     Raises:
@@ -98,7 +101,7 @@ def parted(strategy: Strategy, params: Any, stack: str) -> Parted:
     of_rest = population.of_part(rest_of(whole, stack))
     for_layer, for_rest = make(of_layer), make(of_rest)
     key = jax.eval_shape(lambda: jax.random.key(0))
-    found = Parted(
+    parts = LayeredStrategy(
         stack,
         layers,
         for_layer,
@@ -109,27 +112,22 @@ def parted(strategy: Strategy, params: Any, stack: str) -> Parted:
         jax.eval_shape(for_layer.init, key, {stack: jax.tree.map(cut, params[stack])}),
         jax.eval_shape(for_rest.init, key, others),
     )
-    _check(found)
-    return found
+    _check(parts)
+    return parts
 
 
-def named(tree: Any) -> ByPath:
-    """The leaves of a tree by their paths."""
-    return {path_of(path): x for path, x in jax.tree_util.tree_leaves_with_path(tree)}
-
-
-def unnamed(like: Any, arrays: ByPath) -> Any:
+def with_leaves(like: PyTree, arrays: ByPath) -> PyTree:
     """The tree of the structure of `like` with those leaves."""
-    return jax.tree_util.tree_map_with_path(lambda path, _: arrays[path_of(path)], like)
+    return map_named(lambda path, _: arrays[path], like)
 
 
-def tree_of(shapes: Any) -> Any:
+def tree_of(shapes: PyTree) -> PyTree:
     """Arrays as their shapes."""
     return jax.tree.map(lambda x: jax.ShapeDtypeStruct(np.shape(x), x.dtype), shapes)
 
 
-def _length(layers: Any, stack: str) -> int:
-    sizes = {path: x.shape[:1] for path, x in named(layers).items()}
+def _length(layers: PyTree, stack: str) -> int:
+    sizes = {path: x.shape[:1] for path, x in named_leaves(layers).items()}
     if len(set(sizes.values())) != 1 or () in sizes.values():
         raise InputError(
             f"arrays below {stack!r} begin with axes of {sorted(set(sizes.values()))}; expected "
@@ -138,13 +136,17 @@ def _length(layers: Any, stack: str) -> int:
     return next(iter(sizes.values()))[0]
 
 
-def _check(found: Parted) -> None:
-    whole, one, other = named(found.whole), named(found.one), named(found.other)
+def _check(parts: LayeredStrategy) -> None:
+    whole, one, other = (
+        named_leaves(parts.whole),
+        named_leaves(parts.one),
+        named_leaves(parts.other),
+    )
     for path, leaf in whole.items():
         part: Array | None = other.get(path, one.get(path))
         shape = None if part is None else part.shape
         if part is not None and path not in other:
-            shape = (found.layers, *part.shape[1:]) if part.shape[:1] == (1,) else None
+            shape = (parts.layers, *part.shape[1:]) if part.shape[:1] == (1,) else None
         if shape != leaf.shape:
             raise InputError(
                 f"{path} {list(leaf.shape)} belongs to no single layer; use an optimizer that "

@@ -38,7 +38,8 @@ GIB = 1 << 30
 SEVEN = CONFIGS["llama-7b"]
 H200 = assumed_rates(named_card("H200"))
 WORKING = WorkingSet(3 * GIB, GIB)
-SMALL: Any = {"tokens_per_step": 512, "sequence": 128}  # compiles in no time
+# One shape of programs for all tests: it is compiled once.
+SMALL: Any = {"tokens_per_step": 512, "sequence": 128, "micro_batch": 1}
 
 
 def spec(method="adamw", config=SEVEN, tokens=16384, **options):
@@ -190,7 +191,7 @@ def test_a_configuration_and_a_folder_are_models_too(tmp_path):
 
 
 def test_every_method_of_one_model_beside_each_other():
-    options = options_of("600MiB", "1GiB", None, None, tokens=512, sequence=128)
+    options = options_of("600MiB", "1GiB", None, None, tokens=512, sequence=128, micro_batch=1)
     ways = alternatives("llama-60m", CONFIGS["llama-60m"], options)
     by_name = {way.method: way for way in ways}
     assert next(iter(by_name)) == "adamw" and "evolve" in by_name
@@ -204,10 +205,10 @@ def test_the_largest_named_model(monkeypatch):
     few = {name: CONFIGS[name] for name in ("llama-60m", "llama-130m", "llama-7b", "llama-1m")}
     monkeypatch.setattr(compared, "CONFIGS", few)
     monkeypatch.setattr(compared, "SHAPE", "llama-60m")
-    options = options_of("1GiB", "2GiB", None, None, tokens=512, sequence=128)
+    options = options_of("1GiB", "2GiB", None, None, tokens=512, sequence=128, micro_batch=1)
     found = largest_named(options)
     assert found is not None and found.model == "llama-130m"
-    tiny = options_of("1MiB", "1MiB", None, None, tokens=512, sequence=128)
+    tiny = options_of("1MiB", "1MiB", None, None, tokens=512, sequence=128, micro_batch=1)
     assert largest_named(tiny) is None
     assert "llama-130m" in shown(capacity_table(capacity(options)))
 

@@ -33,7 +33,7 @@ if TYPE_CHECKING:
     import optax
 
     from springroll.planner.footprint import Placement, StepSpec
-    from springroll.stream.streamed import State, Streamed
+    from springroll.stream.streamed import Streamed, StreamedState
     from springroll.stream.update import Update
 
 MEMORY, SECONDS = 0.10, 0.20  # the errors that are promised
@@ -124,7 +124,7 @@ def updates(case: Case) -> tuple[optax.GradientTransformation, Update]:
     return tx, PlacedUpdate(on_device, HostUpdate(AdamW(LEARNING, weight_decay=0.0), tx))
 
 
-def trainer(case: Case) -> tuple[Streamed, State]:
+def trainer(case: Case) -> tuple[Streamed, StreamedState]:
     """The trainer with its store filled."""
     import jax
 
@@ -147,7 +147,7 @@ def trainer(case: Case) -> tuple[Streamed, State]:
     return made, state
 
 
-def steps(case: Case, trainer: Streamed, state: State, count: int) -> list[float]:
+def steps(case: Case, trainer: Streamed, state: StreamedState, count: int) -> list[float]:
     """Seconds of each of `count` steps, its updates included."""
     import jax
     import numpy as np

@@ -150,6 +150,8 @@ def test_a_plan_is_all_numbers():
     assert found.tokens_per_second == pytest.approx(512 / found.seconds.step)
     assert found.days_per_billion == pytest.approx(1e9 / found.tokens_per_second / 86400)
     assert json.loads(json.dumps(found.record()))["device_peak"] == found.device_peak
+    with pytest.warns(DeprecationWarning, match=r"Plan\.job is now Plan\.spec"):
+        assert found.job is found.spec
     assert shown(*found.tables()).count("nothing streams") == 1
 
 

@@ -67,7 +67,15 @@ def seconds(call: Callable[[], PyTree], repeats: int = 3) -> float:
 
 
 def measure_rates(spec: StepSpec, optimizer: optax.GradientTransformation) -> Rates:
-    """From the programs of one layer of the spec, at their real shapes; see `calibration`."""
+    """Rates of this machine, from running one layer at its real shapes; see `calibration`.
+
+    Args:
+        spec: The step, such as `sr.plan(...).spec`.
+        optimizer: Of one layer.
+
+    Returns:
+        What `sr.plan` takes as `rates`.
+    """
     return calibration(spec, optimizer)()
 
 

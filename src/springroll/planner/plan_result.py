@@ -8,6 +8,7 @@ from typing import Any
 
 from rich.table import Table
 
+from springroll.deprecation import warn_renamed
 from springroll.memory import spelt
 from springroll.planner.devices import Device, Rates
 from springroll.planner.footprint import Bytes, Placement, StepSpec, total
@@ -43,6 +44,12 @@ class Plan:
     host_bytes: Bytes
     seconds: Seconds
     rates: Rates
+
+    @property
+    def job(self) -> StepSpec:
+        """The old name of `spec`."""
+        warn_renamed("Plan.job", "Plan.spec")
+        return self.spec
 
     @property
     def parameters(self) -> int:
@@ -156,7 +163,7 @@ def time_table(plan: Plan) -> Table:
         ("copying to the device", seconds.to_device),
         ("copying to the host", seconds.to_host),
         ("updating on the host", seconds.host_update),
-        ("what nothing hides", seconds.fill),
+        ("time not overlapped", seconds.fill),
     )
     for name, taken in busy:
         if taken:
@@ -164,7 +171,7 @@ def time_table(plan: Plan) -> Table:
     table.add_row("step", f"[bold]{seconds.step:.3g} s[/bold]")
     table.add_row("waits for", f"[bold]{plan.bottleneck}[/bold]")
     if plan.hidden_from:
-        table.add_row("link and host hidden from", f"{plan.hidden_from:,} tokens per step")
+        table.add_row("full overlap from", f"{plan.hidden_from:,} tokens per step")
     table.add_section()
     table.add_row("tokens per second", f"[bold]{plan.tokens_per_second:,.0f}[/bold]")
     table.add_row("days per billion tokens", f"{plan.days_per_billion:.3g}")

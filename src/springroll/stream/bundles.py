@@ -51,17 +51,28 @@ class Part:
 
 
 def whole_layers(shapes: PyTree) -> Bundles:
-    """Every layer is a bundle.
+    """The bundles of a model that passes layer by layer.
 
     Args:
-        shapes: parameters as `jax.ShapeDtypeStruct`s, blocks stacked in "layers".
+        shapes: Parameters as `jax.ShapeDtypeStruct`s, blocks stacked in "layers".
+
+    Returns:
+        One tree of `Part`s for each layer, in order, and last that of all other parameters.
     """
     depth = jax.tree.leaves(shapes["layers"])[0].shape[0]
     return [*(_layer(shapes, i) for i in range(depth)), _rest(shapes)]
 
 
 def experts_apart(shapes: PyTree, together: int) -> Bundles:
-    """A layer is a bundle without experts, and then bundles of `together` experts each."""
+    """The bundles of a mixture whose layers pass as attention and then a few experts at a time.
+
+    Args:
+        shapes: As for `whole_layers`.
+        together: Experts of a bundle; it divides their number.
+
+    Returns:
+        For each layer a bundle without experts and then those of its experts; last the rest.
+    """
     layers, rest = whole_layers(shapes)[:-1], _rest(shapes)
     bundles = []
     for layer in layers:

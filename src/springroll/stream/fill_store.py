@@ -80,13 +80,29 @@ def fill(
 
 
 def stacked_leaves(leaves: Iterable[tuple[str, PyTree]]) -> Tensors:
-    """Whole leaves, stacked over the layers, as tensors; each is dropped before the next."""
+    """Whole parameters as tensors for `fill`.
+
+    Args:
+        leaves: (path, array), such as ("layers/mlp/up_proj", an array (layers, ...)). They may be
+            made on the way: each is dropped before the next is asked for.
+
+    Returns:
+        An iterator of (path, (), NumPy array).
+    """
     for path, values in leaves:
         yield path, (), np.asarray(values)
 
 
 def bundled_leaves(bundles: Iterable[PyTree]) -> Tensors:
-    """Trees of one layer each, in order, and last that of the rest, as tensors."""
+    """Layers as tensors for `fill`.
+
+    Args:
+        bundles: The parameters of one layer each, in order, without a layer axis, and last those
+            of no layer. They may be read on the way, such as by `models.hf.load.read_bundles`.
+
+    Returns:
+        An iterator of (path, (layer,) or (), array).
+    """
     waiting, at = None, -1
     for bundle in bundles:
         if waiting is not None:

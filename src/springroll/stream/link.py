@@ -31,6 +31,12 @@ class Link:
 
     On the host, arrays are `pinned_host` ones where the device can page-lock memory, so that it
     copies by itself; else NumPy arrays.
+
+    Args:
+        device: A `jax.Device`; by default the first of this process.
+
+    Attributes:
+        traffic: Copies and bytes in each direction so far.
     """
 
     def __init__(self, device: Any = None):

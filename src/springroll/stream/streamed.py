@@ -42,6 +42,8 @@ class Streamed:
         state = trainer.fill(stacked_leaves(leaves))
         state, metrics = trainer.step(state, tokens)
 
+    The result is that of one gradient of the whole loss; the optimizer sees a layer at a time.
+
     Args:
         model: its three parts.
         shapes: its float32 parameters as `jax.ShapeDtypeStruct`s, blocks stacked in "layers".
@@ -52,6 +54,11 @@ class Streamed:
         depth: bundles on the device at a time.
         on_device: bundles that stay there.
         parts, clip, kept_inputs, order: see `Engine`.
+
+    Raises:
+        InputError: the model lacks a part, or blocks stacked in layers; a clip that cannot be.
+
+    Source: arXiv 2604.05091 (weights and states on the host, stateless programs of a layer).
     """
 
     def __init__(

@@ -55,7 +55,12 @@ class Update(Protocol):
 
 
 class PlacedUpdate:
-    """`resident` for bundles that live on the device, `passing` for those that pass through it."""
+    """Two ways to update weights in one model.
+
+    Args:
+        resident: For bundles that live on the device.
+        passing: For those that pass through it; it also makes the states of all bundles.
+    """
 
     def __init__(self, resident: Update, passing: Update):
         self._resident, self._passing = resident, passing

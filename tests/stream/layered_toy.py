@@ -1,5 +1,7 @@
 """A little network in stages, and what evolves it: compiles in a moment."""
 
+from typing import Any
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -59,7 +61,7 @@ def params_of(dtype=jnp.float32):
 
 def strategy(**options):
     """By default with Adam, whose epsilon keeps a sum that cancels to rounding from a full step."""
-    defaults = {"pop_size": N, "sigma": 0.05, "rank": 2, "noise": "rademacher"}
+    defaults: dict[str, Any] = {"pop_size": N, "sigma": 0.05, "rank": 2, "noise": "rademacher"}
     return sr.eggroll(**defaults | {"optimizer": optax.adam(1e-2, eps=1e-3)} | options)
 
 

@@ -1,6 +1,7 @@
 """A streamed step is the step of the whole model: gradients, updates, clipping, skipping, bytes."""
 
 import functools
+from typing import Any, cast
 
 import jax
 import numpy as np
@@ -88,7 +89,7 @@ def test_n_steps_end_where_the_whole_model_does(where, options):
     assert int(state.steps) == STEPS
 
 
-def test_layers_are_mended_with_the_figures_of_their_experts():
+def test_layers_are_adjusted_with_the_figures_of_their_experts():
     from springroll.models.decoder import leaves
     from springroll.models.moe import balance
     from springroll.stream.fill_store import stacked_leaves
@@ -97,13 +98,13 @@ def test_layers_are_mended_with_the_figures_of_their_experts():
     moe = model("moe-tiny")
     path = lambda layer: layer["mlp"]["e_score_correction_bias"]
 
-    def mend(layer, stats):
+    def adjust(layer, stats):
         bias = balance(path(layer), stats["load"])
         return layer | {"mlp": layer["mlp"] | {"e_score_correction_bias": bias}}
 
     load = moe.loss(started(moe), tokens(0))[1]["load"]
     for where in ("device", "host"):
-        trainer = Streamed(moe, shapes(moe), update(where, adjust=mend))
+        trainer = Streamed(moe, shapes(moe), update(where, adjust=adjust))
         state = trainer.fill(stacked_leaves(leaves(moe.config, jax.random.key(0))))
         state, metrics = trainer.step(state, tokens(0))
         np.testing.assert_array_equal(np.asarray(metrics["load"]), np.asarray(load))
@@ -215,9 +216,9 @@ def test_the_score_is_the_mean_loss():
 
 def test_what_cannot_be_streamed_is_said():
     with pytest.raises(InputError, match="has no embed and no block and no finish"):
-        Streamed(object(), {"layers": {}}, update("device"))
+        Streamed(cast(Any, object()), {"layers": {}}, update("device"))
     with pytest.raises(InputError, match="clip_by is 'all'"):
-        streamed(model(), clip=Clip(1.0, "all"))
+        streamed(model(), clip=Clip(1.0, cast(Any, "all")))
     with pytest.raises(InputError, match="4 sequences cannot be cut into 3"):
         trainer, state = streamed(model(), parts=3)
         trainer.step(state, tokens())

@@ -50,8 +50,8 @@ def reference():
     return params, seen
 
 
-def trainer_of(where="device", optimizer=None, together=2, mend=None, **options):
-    there = [update(kind, optimizer, adjust=mend) for kind in ("device", where)]
+def trainer_of(where="device", optimizer=None, together=2, adjust=None, **options):
+    there = [update(kind, optimizer, adjust=adjust) for kind in ("device", where)]
     return Streamed(
         expert_stages(moe(), together),
         shapes(moe()),
@@ -123,17 +123,17 @@ def test_clipping_by_bundle_and_of_all_of_them(by):
 
 
 @pytest.mark.parametrize("where", ["device", "host"])
-def test_routers_are_mended_with_the_figures_of_their_layer(where):
+def test_routers_are_adjusted_with_the_figures_of_their_layer(where):
     at = lambda layer: layer["mlp"].get("e_score_correction_bias")
 
-    def mend(layer, stats):
+    def adjust(layer, stats):
         if at(layer) is None:
             assert not stats
             return layer
         bias = balance(at(layer), stats["load"])
         return layer | {"mlp": layer["mlp"] | {"e_score_correction_bias": bias}}
 
-    trainer, state = streamed(where, adjust=mend)
+    trainer, state = streamed(where, adjust=adjust)
     state, metrics = trainer.step(state, tokens())
     biases = np.asarray(state.params["layers"]["mlp"]["e_score_correction_bias"])
     begun = started(moe())["layers"]["mlp"]["e_score_correction_bias"]

@@ -1,9 +1,9 @@
 """The quick recipes beside their goals: the table, and what is not run again."""
 
 import pytest
-from springroll.rl.recipes import QUICK
 
 from bench import control_goals
+from springroll.rl.recipes import QUICK
 
 pytestmark = pytest.mark.slow
 

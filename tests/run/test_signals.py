@@ -15,18 +15,21 @@ import pytest
 from springroll.run.signals import Stop
 
 GENERATIONS = 300
+ROOT = Path(__file__).parents[2]
 DEADLINE = 120.0  # seconds, for a machine that is very busy
 
 
 def command(folder, generations=GENERATIONS, pause=0.004):
-    script = str(Path(__file__).with_name("toy_process.py"))
-    return [sys.executable, "-W", "error", script, str(folder), str(generations), str(pause)]
+    module = ["-m", "tests.run.toy_process"]
+    return [sys.executable, "-W", "error", *module, str(folder), str(generations), str(pause)]
 
 
 @contextlib.contextmanager
 def running(folder, **changes):
     """A run in a process of its own, which does not outlive the block."""
-    with subprocess.Popen(command(folder, **changes), stderr=subprocess.PIPE, text=True) as process:
+    with subprocess.Popen(
+        command(folder, **changes), stderr=subprocess.PIPE, text=True, cwd=ROOT
+    ) as process:
         try:
             yield process
         finally:
@@ -34,7 +37,7 @@ def running(folder, **changes):
 
 
 def finish(folder):
-    done = subprocess.run(command(folder, pause=0.0), capture_output=True, text=True)
+    done = subprocess.run(command(folder, pause=0.0), capture_output=True, text=True, cwd=ROOT)
     assert done.returncode == 0, done.stderr
     return done.stderr
 

@@ -1,6 +1,6 @@
 """A run in a process of its own, to be stopped and killed. Run by test_signals.py.
 
-python toy_process.py FOLDER GENERATIONS SECONDS_PER_BATCH
+python -m tests.run.toy_process FOLDER GENERATIONS SECONDS_PER_BATCH
 """
 
 import sys

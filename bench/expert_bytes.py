@@ -107,9 +107,11 @@ def step_memory(name: str, rank: int, batch: int, tokens: int) -> dict[str, dict
         example = jax.ShapeDtypeStruct((batch, tokens + 1), jnp.int32)
         for label, make in (("AdamW", adamw), ("lowgrad", low_rank(rank))):
             programs = make(model, params, example)
+            stats = programs[""].memory_analysis()
+            assert stats is not None
             peaks = {suffix: peak_bytes(program) for suffix, program in programs.items()}
             rows[f"{label}, {'recomputed' if remat else 'kept'}"] = {
-                "temporary": programs[""].memory_analysis().temp_size_in_bytes,
+                "temporary": stats.temp_size_in_bytes,
                 "peak": peaks[""],
                 "refresh_peak": max(peaks.values()),
             }

@@ -12,6 +12,7 @@ and Pendulum are learnt. Targets: 0.95 of pure inference; CartPole in under 10 s
 
 import dataclasses
 import time
+from functools import partial
 from typing import Any
 
 import jax
@@ -101,8 +102,7 @@ def measurements(small: bool) -> list[tuple[str, Any]]:
         ]
     shapes = [(env, n, r) for env in ("CartPole-v1", "Pendulum-v1") for n, r in SIZES]
     return [
-        (f"{env} {n} {r}", lambda env=env, n=n, r=r: rates(env, n, r, 5)) for env, n, r in shapes
-    ] + [
+        *((f"{env} {n} {r}", partial(rates, env, n, r, 5)) for env, n, r in shapes),
         ("CartPole", lambda: learning("quick-cartpole", 475.0, 200, pop_size=4096)),
         ("Pendulum", lambda: learning("quick-pendulum", -250.0, 300, pop_size=4096)),
     ]
@@ -111,4 +111,4 @@ def measurements(small: bool) -> list[tuple[str, Any]]:
 SIZES = ((4096, 1), (4096, 4), (32768, 1))
 
 if __name__ == "__main__":
-    unattended.script("gpu_control", __doc__.splitlines()[0], measurements)
+    unattended.script("gpu_control", str(__doc__).splitlines()[0], measurements)

@@ -66,4 +66,4 @@ def measurements(small: bool) -> list[tuple[str, Any]]:
 
 
 if __name__ == "__main__":
-    unattended.script("gpu_decode", __doc__.splitlines()[0], measurements)
+    unattended.script("gpu_decode", str(__doc__).splitlines()[0], measurements)

@@ -58,7 +58,7 @@ def measurements(small: bool) -> list[tuple[str, Any]]:
     return [
         ("linear drawn", lambda: linear(width, members, drawn=True)),
         ("linear in pass", lambda: linear(width, members, drawn=False)),
-        ("members", lambda: population_forward.run(**({"repeats": 2} if small else {}))),
+        ("members", lambda: population_forward.run(repeats=2 if small else 11)),
         *(
             (
                 f"int8 {size}",
@@ -70,4 +70,4 @@ def measurements(small: bool) -> list[tuple[str, Any]]:
 
 
 if __name__ == "__main__":
-    unattended.script("gpu_evolve", __doc__.splitlines()[0], measurements)
+    unattended.script("gpu_evolve", str(__doc__).splitlines()[0], measurements)

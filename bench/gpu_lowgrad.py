@@ -47,4 +47,4 @@ def measurements(small: bool) -> list[tuple[str, Any]]:
 
 
 if __name__ == "__main__":
-    unattended.script("gpu_lowgrad", __doc__.splitlines()[0], measurements)
+    unattended.script("gpu_lowgrad", str(__doc__).splitlines()[0], measurements)

@@ -57,7 +57,7 @@ def walk() -> dict[str, list[str]]:
         found = {}
         for name in JOBS:
             words = [word.format(**paths) for word in RUNS[name].split()]
-            steps = [i for i, word in enumerate(words) if word in ("--generations", "--steps")][0]
+            steps = next(i for i, word in enumerate(words) if word in ("--generations", "--steps"))
             words[steps + 1] = str(QUIET + 1)
             found[name] = visited([*words, "--out", str(folder / name.replace(" ", "-"))])
         return found

@@ -67,6 +67,7 @@ def test_a_curve_holds_the_newest_validation():
 
 def test_ppo_is_one_and_random_actions_are_zero():
     scores = normalised(RUNS["cart"])
+    assert scores is not None
     assert random_return(RUNS["cart"]) == 10.0
     np.testing.assert_allclose(scores["ppo"], 1.0)
     np.testing.assert_allclose(scores["eggroll"], [1.8, 2.0, 1.6, 1.8])

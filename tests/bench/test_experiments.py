@@ -32,7 +32,7 @@ NAMES = sorted({path.stem for path in FOLDER.glob("*.py")} - PARTS)
 @pytest.mark.parametrize("name", NAMES)
 def test_an_experiment_says_how_it_is_run(name):
     module = importlib.import_module(f"bench.{name}")
-    assert f"\n    python -m bench.{name}" in module.__doc__
+    assert f"\n    python -m bench.{name}" in str(module.__doc__)
     assert callable(module.measurements if name.startswith("gpu_") else module.main)
 
 

@@ -2,6 +2,7 @@
 
 import sys
 from types import ModuleType
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -25,7 +26,7 @@ from springroll.models.policy import PolicyNetwork
 
 pytestmark = pytest.mark.slow
 
-SMALL = {"width": 8, "layers": 1}
+SMALL: dict[str, Any] = {"width": 8, "layers": 1}
 
 
 class OpenES:
@@ -56,7 +57,7 @@ class OpenES:
 @pytest.fixture
 def evosax(monkeypatch):
     package = ModuleType("evosax.algorithms")
-    package.Open_ES = OpenES
+    vars(package)["Open_ES"] = OpenES
     monkeypatch.setitem(sys.modules, "evosax", ModuleType("evosax"))
     monkeypatch.setitem(sys.modules, "evosax.algorithms", package)
 

@@ -5,6 +5,7 @@ import shutil
 import time
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 
@@ -120,7 +121,7 @@ def test_stages_of_the_byte_model_make_its_score():
         x, states = model.embed(params, read_part(tokens)), []
         for index in range(2):
             layer = jax.tree.map(lambda w, i=index: w[i], params["blocks"])
-            x, new = model.block(layer, x, index, state[index])
+            x, new = model.block(layer, x, jnp.int32(index), state[index])
             states.append(new)
         return -model.finish(params, x, {}, tokens)[0], states
 

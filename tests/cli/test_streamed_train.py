@@ -14,6 +14,8 @@ import pytest
 
 from springroll.cli.main import main
 from springroll.errors import InputError
+from springroll.models.decoder import decoder
+from springroll.models.decoder_config import named
 from springroll.program import pip_install
 from springroll.run import checkpoint
 from tests.cli.newest import newest_weights
@@ -147,6 +149,6 @@ def test_without_numba_the_device_updates_and_asking_for_the_host_says_so(monkey
     host_adamw.kernels.cache_clear()
     monkeypatch.setattr(host_adamw.importlib, "import_module", absent)
     with pytest.raises(InputError, match=re.escape(pip_install("stream"))):
-        streaming.step_spec(TrainConfig(update="host"), None)
+        streaming.step_spec(TrainConfig(update="host"), decoder(named("llama-tiny")))
     monkeypatch.undo()
     host_adamw.kernels.cache_clear()

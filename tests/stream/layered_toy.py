@@ -62,7 +62,8 @@ def params_of(dtype=jnp.float32):
 def strategy(**options):
     """By default with Adam, whose epsilon keeps a sum that cancels to rounding from a full step."""
     defaults: dict[str, Any] = {"pop_size": N, "sigma": 0.05, "rank": 2, "noise": "rademacher"}
-    return sr.eggroll(**defaults | {"optimizer": optax.adam(1e-2, eps=1e-3)} | options)
+    settings: dict[str, Any] = defaults | {"optimizer": optax.adam(1e-2, eps=1e-3)} | options
+    return sr.eggroll(**settings)
 
 
 def inputs_of(generation, members=None):

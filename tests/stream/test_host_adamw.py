@@ -4,6 +4,7 @@ import functools
 import re
 import sys
 from concurrent.futures import ThreadPoolExecutor
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -19,7 +20,7 @@ from springroll.stream import host_adamw
 from springroll.stream.host_adamw import AdamW, Moments, join, split, zeros
 from springroll.stream.priority_pool import PriorityPool
 
-SETTINGS = {"b1": 0.9, "b2": 0.999, "eps": 1e-8, "weight_decay": 0.01}
+SETTINGS: dict[str, Any] = {"b1": 0.9, "b2": 0.999, "eps": 1e-8, "weight_decay": 0.01}
 SHAPES = {"matrix": (33, 65), "norm": (65,)}
 
 
@@ -44,7 +45,7 @@ def gradients(steps=6):
     ]
 
 
-def by_optax(tx, grads, compiled=False):
+def by_optax(tx, grads, compiled=False) -> tuple[Any, Any]:
     """Weights and moments after the steps, in float32, operation by operation unless compiled."""
     params = {k: jnp.asarray(w) for k, w in weights().items()}
     state = tx.init(params)
@@ -144,8 +145,11 @@ def test_chunks_and_threads_change_no_bit():
 
         same_weights(*ours(adamw, gradients(), run, chunk=13), expected)
     with ThreadPoolExecutor(8) as backwards:
-        run = lambda jobs: list(backwards.map(lambda job: job(), reversed(list(jobs))))
-        same_weights(*ours(adamw, gradients(), run, chunk=17), expected)
+
+        def run_backwards(jobs):
+            list(backwards.map(lambda job: job(), reversed(list(jobs))))
+
+        same_weights(*ours(adamw, gradients(), run_backwards, chunk=17), expected)
 
 
 def reached(adamw, steps):
@@ -163,6 +167,7 @@ def test_a_stretch_of_a_leaf_touches_nothing_else():
     assert not moved[:100].any() and moved[100:300].any() and not moved[300:].any()
     adamw.update(high["matrix"], leaf, g, step=0, stop=100)
     adamw.update(high["matrix"], leaf, g, step=0, start=300)
+    assert leaf.low is not None
     found = join(high["matrix"], leaf.low)
     np.testing.assert_array_equal(bits(found), bits(reached(adamw, 1)["matrix"]))
     assert (high["matrix"] != before).any()
@@ -196,6 +201,7 @@ def test_an_update_splits_as_quant_does():
     AdamW(1.0, weight_decay=0.0).update(again := high.copy(), state, np.zeros_like(x), step=0)
     usual = np.isfinite(x)  # 0 times infinity is NaN, in optax as well
     np.testing.assert_array_equal(again.view(np.uint16)[usual], high.view(np.uint16)[usual])
+    assert state.low is not None
     np.testing.assert_array_equal(state.low[usual], low[usual])
     assert np.isnan(again[~usual].astype(np.float32)).all() and not state.low[~usual].any()
 

@@ -34,7 +34,7 @@ def test_the_smallest_index_goes_first_and_its_jobs_in_order():
             pool.submit(index, [note(index, k) for k in range(3)])
         pool.submit(1, [note(1, "later")])
         go.set()
-    expected = [(i, k) for i in range(4) for k in range(3)]
+    expected: list[tuple[int, int | str]] = [(i, k) for i in range(4) for k in range(3)]
     expected.insert(6, (1, "later"))
     assert order == expected
 
@@ -135,15 +135,15 @@ def test_leaving_the_block_drains_and_raises_what_failed():
 
 
 def test_an_error_of_the_block_drops_what_waits():
-    ran = []
+    ran, submitted = [], []
     with pytest.raises(KeyError), PriorityPool(1) as pool:
         go = held(pool)
-        late = pool.submit(0, [lambda: ran.append(0)])
+        submitted.append(pool.submit(0, [lambda: ran.append(0)]))
         threading.Timer(0.05, go.set).start()
         raise KeyError
     assert not ran
     with pytest.raises(RuntimeError, match="closed before"):
-        late.result(PATIENCE)
+        submitted[0].result(PATIENCE)
 
 
 def test_threads_are_daemons_and_end():

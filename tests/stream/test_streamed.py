@@ -20,6 +20,7 @@ from tests.stream.streaming import adam, arrays, model, shapes, started, streame
 
 
 def run(trainer, state, first, last):
+    metrics = {}
     for i in range(first, last):
         state, metrics = trainer.step(state, tokens(i))
     return state, metrics
@@ -38,13 +39,17 @@ def low_of(optimizer):
     ]
 
 
+def joined(high, low):
+    return join(jnp.asarray(np.asarray(high)), jnp.asarray(low))
+
+
 @pytest.mark.parametrize("where", ["device", "host"])
 def test_halves_are_the_float32_that_filled_them(where):
     _trainer, state = streamed(model(), where, with_split_master(adam()), narrow=True)
     high, low = jax.tree.leaves(state.params["layers"]), low_of(state.optimizer.layers)
     for h, l, w in zip(high, low, arrays(started(model())["layers"]), strict=True):
         assert h.dtype == jnp.bfloat16 and l.dtype == np.int16
-        np.testing.assert_array_equal(np.asarray(join(jnp.asarray(np.asarray(h)), l)), w)
+        np.testing.assert_array_equal(np.asarray(joined(h, l)), w)
 
 
 def test_the_host_moves_the_exact_master_the_device_moves():
@@ -53,7 +58,7 @@ def test_the_host_moves_the_exact_master_the_device_moves():
         trainer, state = streamed(model(), where, with_split_master(adam()), narrow=True)
         state, _ = run(trainer, state, 0, 3)
         high, low = jax.tree.leaves(state.params["layers"]), low_of(state.optimizer.layers)
-        ends.append([join(jnp.asarray(np.asarray(h)), l) for h, l in zip(high, low, strict=True)])
+        ends.append([joined(h, l) for h, l in zip(high, low, strict=True)])
     start = arrays(started(model())["layers"])
     for there, here, before in zip(*ends, start, strict=True):
         moved = np.linalg.norm(there - before)

@@ -51,9 +51,11 @@ def valid(folder):
     return found[0], found[-1]
 
 
-def test_it_learns_what_the_resident_engine_learns(tmp_path, text, capsys):
+def test_it_streams_when_a_step_does_not_fit_and_learns_the_same(tmp_path, text, capsys):
     assert main(command(text, tmp_path / "whole", "--engine", "resident")) == 0
-    assert main(command(text, tmp_path / "stream", *STREAM)) == 0
+    assert main(command(text, tmp_path / "stream", *STREAM[2:])) == 0
+    config = json.loads((tmp_path / "stream" / "config.json").read_text())["config"]
+    assert config["engine"] == "stream"
     said = capsys.readouterr().err
     for word in ("layers passing", "host", "embedding and head", "working set"):
         assert word in said
@@ -82,12 +84,6 @@ def test_it_resumes_to_the_same_bytes(tmp_path, text, options, monkeypatch, caps
     assert main(command(text, tmp_path / "parts", "--resume")) == 0
     assert f"at generation {STEPS - 1}" in capsys.readouterr().err
     assert newest(tmp_path / "parts") == newest(tmp_path / "whole")
-
-
-def test_it_streams_by_itself_when_a_step_does_not_fit(tmp_path, text):
-    assert main(command(text, tmp_path / "run", *STREAM[2:])) == 0
-    config = json.loads((tmp_path / "run" / "config.json").read_text())["config"]
-    assert config["engine"] == "stream"
 
 
 @pytest.mark.parametrize(

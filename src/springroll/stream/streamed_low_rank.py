@@ -34,7 +34,7 @@ from springroll.subspace.lowgrad import State, Trainer, listed
 from springroll.subspace.streams import place
 from springroll.thin.factored_array import Factored
 from springroll.thin.transform import factored
-from springroll.trees import PyTree, path_of
+from springroll.trees import PyTree, map_named
 
 LAYERS = "layers/"
 
@@ -91,9 +91,8 @@ class LowRankLayers:
         if still is None:
             return moving
         bases, projectors = still
-        return jax.tree_util.tree_map_with_path(
-            lambda path, leaf: self._weight(LAYERS + path_of(path), leaf, bases, projectors), moving
-        )
+        weight = lambda path, leaf: self._weight(LAYERS + path, leaf, bases, projectors)
+        return map_named(weight, moving)
 
     def _weight(self, path: str, leaf: PyTree, bases: PyTree, projectors: PyTree) -> PyTree:
         if path not in self._thin:

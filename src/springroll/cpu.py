@@ -1,7 +1,4 @@
-"""The cores of a CPU as devices. Imports no JAX by itself.
-
-How many cores there are to compute on.
-"""
+"""The cores of a CPU: how many there are, and each as a device. Imports no JAX by itself."""
 
 import os
 

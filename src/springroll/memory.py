@@ -19,10 +19,10 @@ def parse_bytes(text: str, name: str = "memory") -> int:
     Raises:
         InputError: it is not a number and a unit.
     """
-    found = re.fullmatch(r"\s*(\d+(?:\.\d+)?)\s*([a-z]+)\s*", text, re.IGNORECASE)
-    if not found or found[2].upper() not in UNITS:
+    match = re.fullmatch(r"\s*(\d+(?:\.\d+)?)\s*([a-z]+)\s*", text, re.IGNORECASE)
+    if not match or match[2].upper() not in UNITS:
         raise InputError(f"{name} is {text!r}; expected a number and a unit, such as 24GiB")
-    return int(float(found[1]) * UNITS[found[2].upper()])
+    return int(float(match[1]) * UNITS[match[2].upper()])
 
 
 def spelt(size: float) -> str:
@@ -48,8 +48,8 @@ def available_bytes() -> int | None:
 
 def host_memory() -> int | None:
     """Bytes of host memory that are left; None where the system does not tell."""
-    known = [free for free in (_free_memory(), _free_in_container()) if free is not None]
-    return min(known, default=None)
+    limits = [free for free in (_free_memory(), _free_in_container()) if free is not None]
+    return min(limits, default=None)
 
 
 def allow_page_locking() -> None:
@@ -64,8 +64,8 @@ def allow_page_locking() -> None:
 
 def _free_memory() -> int | None:
     table = Path("/proc/meminfo")
-    found = re.search(r"MemAvailable:\s+(\d+) kB", table.read_text()) if table.exists() else None
-    return int(found[1]) * 1024 if found else None
+    match = re.search(r"MemAvailable:\s+(\d+) kB", table.read_text()) if table.exists() else None
+    return int(match[1]) * 1024 if match else None
 
 
 def _free_in_container() -> int | None:

@@ -55,8 +55,17 @@ class Card:
         return self.memory - CONTEXT
 
 
-def _card(name: str, gib: float, teraflops: float, gigabytes: float, *rest: object) -> Card:
-    return Card(name, int(gib * GIB), teraflops * 1e12, gigabytes * 1e9, *rest)  # type: ignore[arg-type]
+def _card(
+    name: str,
+    gib: float,
+    teraflops: float,
+    gigabytes: float,
+    link: float = PCIE4,
+    host_update: float = DESKTOP,
+    unified: bool = False,
+) -> Card:
+    memory, peak, bandwidth = int(gib * GIB), teraflops * 1e12, gigabytes * 1e9
+    return Card(name, memory, peak, bandwidth, link, host_update, unified)
 
 
 CARDS: tuple[Card, ...] = (
@@ -132,11 +141,11 @@ def named_card(name: str) -> Card:
     Raises:
         InputError: there is none; the nearest is named.
     """
-    known = {_plain(card.name): card for card in CARDS}
-    known |= {_plain(alias): known[_plain(card)] for alias, card in ALIASES.items()}
-    known |= {key.removeprefix("rtx"): card for key, card in known.items()}
-    if (key := _plain(name)) in known:
-        return known[key]
+    by_name = {_plain(card.name): card for card in CARDS}
+    by_name |= {_plain(alias): by_name[_plain(card)] for alias, card in ALIASES.items()}
+    by_name |= {key.removeprefix("rtx"): card for key, card in by_name.items()}
+    if (key := _plain(name)) in by_name:
+        return by_name[key]
     near = nearest(key, known)
     hint = f"did you mean {known[near].name}?" if near else "give its memory, such as 24GiB"
     raise InputError(f"no card named {name!r}; {hint}")

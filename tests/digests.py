@@ -21,13 +21,18 @@ from pathlib import Path
 
 FILE = Path(__file__).with_name("golden") / "digests.json"
 TEXT = "def f(x):\n    return x + 1\n\n\nfor i in range(10):\n    print(f(i))\n" * 200
+REWARD = """
+def near_d(texts):
+    return [1 - sum(abs(min(ord(c), 255) - 100) for c in text) / 620 for text in texts]
+"""
+PROMPTS = "".join(json.dumps({"prompt": word}) + "\n" for word in "one two three four".split())
 PRETRAIN = (
     "pretrain --data {text} --n-layers 1 --hidden 16 --pop-size 16 --tokens 8 --generations 4"
 )
 TRAIN = "train --data {text} --model llama-tiny --steps 4 --batch 2 --tokens 16"
 FINETUNE = (
-    "finetune --model {model} --task arithmetic --members 4 --prompts 2 --max-tokens 4 "
-    "--generations 3 --eval-problems 2"
+    "finetune --model {model} --task {reward}:near_d --data {prompts} --members 4 --prompts 2 "
+    "--max-tokens 4 --generations 3 --eval-problems 2"
 )
 RL = (
     "rl --env CartPole-v1 --pop-size 8 --width 8 --layers 1 --max-steps 20 --generations 3 --no-gif"
@@ -61,12 +66,26 @@ def springroll(*arguments: str) -> None:
         raise SystemExit(f"{' '.join(arguments)}: {done.stderr}")
 
 
-def model(folder: Path, text: Path) -> Path:
-    """A small model in a Hugging Face folder."""
-    made = folder / "model"
+def inputs(folder: Path, *, needs_model: bool = True) -> dict[str, Path]:
+    """What the commands of `RUNS` name: a text, a model, a reward and prompts."""
+    paths = {
+        "text": folder / "text.py",
+        "reward": folder / "reward.py",
+        "prompts": folder / "prompts.jsonl",
+        "model": folder / "model",
+    }
+    paths["text"].write_text(TEXT)
+    paths["reward"].write_text(REWARD)
+    paths["prompts"].write_text(PROMPTS)
+    if needs_model:
+        write_model(folder, paths["text"], paths["model"])
+    return paths
+
+
+def write_model(folder: Path, text: Path, made: Path) -> None:
+    """A small model as a Hugging Face folder."""
     springroll(*TRAIN.format(text=text).split(), "--out", str(folder / "base"))
     springroll("export", str(folder / "base"), str(made))
-    return made
 
 
 def digests(run: Path) -> dict[str, str]:
@@ -85,10 +104,8 @@ def measured(names: tuple[str, ...]) -> dict[str, dict[str, str]]:
     """The digests of the runs of these names, made now."""
     with tempfile.TemporaryDirectory() as temporary:
         folder = Path(temporary)
-        text = folder / "text.py"
-        text.write_text(TEXT)
         needs_model = any("{model}" in RUNS[name] for name in names)
-        paths = {"text": text, "model": model(folder, text) if needs_model else ""}
+        paths = inputs(folder, needs_model=needs_model)
         found = {}
         for i, name in enumerate(names):
             out = folder / f"run-{i}"

@@ -15,7 +15,7 @@ from pathlib import Path
 import springroll
 from springroll.cli.main import main
 from springroll.run.journal import Journal
-from tests.digests import RUNS, TEXT, model
+from tests.digests import RUNS, inputs
 
 SOURCE = Path(springroll.__file__).parent
 JOBS = ("pretrain int8", "train adamw", "finetune float32", "rl eggroll")
@@ -51,9 +51,7 @@ def walk() -> dict[str, list[str]]:
     """The files of a generation of each job."""
     with tempfile.TemporaryDirectory() as temporary:
         folder = Path(temporary)
-        text = folder / "text.py"
-        text.write_text(TEXT)
-        paths = {"text": text, "model": model(folder, text)}
+        paths = inputs(folder)
         found = {}
         for name in JOBS:
             words = [word.format(**paths) for word in RUNS[name].split()]

@@ -146,8 +146,8 @@ def named_card(name: str) -> Card:
     by_name |= {key.removeprefix("rtx"): card for key, card in by_name.items()}
     if (key := _plain(name)) in by_name:
         return by_name[key]
-    near = nearest(key, known)
-    hint = f"did you mean {known[near].name}?" if near else "give its memory, such as 24GiB"
+    near = nearest(key, by_name)
+    hint = f"did you mean {by_name[near].name}?" if near else "give its memory, such as 24GiB"
     raise InputError(f"no card named {name!r}; {hint}")
 
 

@@ -6,13 +6,15 @@ import contextlib
 import functools
 import math
 import os
-from collections.abc import Callable, Sequence
-from typing import Any
+from collections.abc import Callable, Iterable, Iterator
+from typing import Any, Protocol, TypeAlias, cast
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jax import Array, lax
 from jax.extend import core as jex
+from jax.typing import ArrayLike
 
 try:  # semi-public: where an equation came from
     from jax._src import source_info_util as _source_info
@@ -22,6 +24,7 @@ from jax._src import core as _core
 from jax._src.interpreters import partial_eval as _partial_eval
 
 Literal = jex.Literal
+Jaxpr: TypeAlias = jex.Jaxpr | jex.ClosedJaxpr
 
 
 def once(make: Callable[[], Any], epoch: Array) -> Any:
@@ -46,25 +49,35 @@ def size(x: Any) -> int:
     return math.prod(x.shape)
 
 
-def source_of(eqn: Any) -> str:
+def shape_of(atom: jex.Var | jex.Literal) -> tuple[int, ...]:
+    """The shape of a variable or literal of a jaxpr."""
+    return tuple(cast("_core.ShapedArray", atom.aval).shape)
+
+
+def dtype_of(atom: jex.Var | jex.Literal) -> np.dtype:
+    """The dtype of a variable or literal of a jaxpr."""
+    return cast("_core.ShapedArray", atom.aval).dtype
+
+
+def source_of(eqn: jex.JaxprEqn) -> str:
     """'file.py:12 (function)' of the user's line behind an equation."""
     if _source_info is None:
         return "an unknown line"
     return shortened(_source_info.summarize(eqn.source_info), os.getcwd()) or "an unknown line"
 
 
-def shortened(source: str, here: str) -> str:
-    """A source line without the folder of installed packages or the working directory.
+def shortened(source: str, folder: str) -> str:
+    """A source line without the folder of installed packages or `folder`, the working directory.
 
     >>> shortened("/env/lib/site-packages/flax/linear.py:3 (f)", "/home/me")
     'flax/linear.py:3 (f)'
     """
-    _, found, rest = source.partition("/site-packages/")
-    return rest if found else source.removeprefix(here.rstrip("/") + "/")
+    _, installed, rest = source.partition("/site-packages/")
+    return rest if installed else source.removeprefix(folder.rstrip("/") + "/")
 
 
 @contextlib.contextmanager
-def equation_context(eqn: Any):
+def equation_context(eqn: jex.JaxprEqn) -> Iterator[None]:
     """Bind under the context and the name scope the equation was traced in."""
     with contextlib.ExitStack() as stack:
         stack.enter_context(eqn.ctx.manager)
@@ -76,15 +89,15 @@ def equation_context(eqn: Any):
         yield
 
 
-def bind(eqn: Any, *args: Any, **changed: Any) -> list[Any]:
+def bind(eqn: jex.JaxprEqn, *args: ArrayLike, **changed: Any) -> list[Array]:
     """Run an equation's primitive on new operands; `changed` replaces some of its params."""
-    got = eqn.primitive.get_bind_params({**eqn.params, **changed})
-    subfuns, params = got if isinstance(got, tuple) else ((), got)
+    bound = eqn.primitive.get_bind_params({**eqn.params, **changed})
+    subfuns, params = bound if isinstance(bound, tuple) else ((), bound)
     out = eqn.primitive.bind(*subfuns, *args, **params)
     return list(out) if eqn.primitive.multiple_results else [out]
 
 
-def scan_groups(eqn: Any) -> tuple[int, int]:
+def scan_groups(eqn: jex.JaxprEqn) -> tuple[int, int]:
     """(number of constants, number of carries) among a scan equation's operands."""
     p = eqn.params
     if "num_consts" in p:
@@ -93,7 +106,7 @@ def scan_groups(eqn: Any) -> tuple[int, int]:
     return len(list(consts.vals)), len(list(carry.vals))
 
 
-def inner_jaxpr(eqn: Any) -> Any:
+def inner_jaxpr(eqn: jex.JaxprEqn) -> Any:
     """The single inner jaxpr of a call-like equation (jit, remat, custom_jvp, ...), or None."""
     for name in ("jaxpr", "call_jaxpr", "fun_jaxpr", "call"):
         if name in eqn.params:
@@ -101,30 +114,32 @@ def inner_jaxpr(eqn: Any) -> Any:
     return None
 
 
-def open_jaxpr(jaxpr: Any) -> tuple[Any, Sequence[Any]]:
+def open_jaxpr(jaxpr: Jaxpr) -> tuple[jex.Jaxpr, list[ArrayLike]]:
     """(jaxpr, constants) of a closed or an open jaxpr."""
-    return getattr(jaxpr, "jaxpr", jaxpr), list(getattr(jaxpr, "consts", ()))
+    if isinstance(jaxpr, jex.ClosedJaxpr):
+        return jaxpr.jaxpr, list(jaxpr.consts)
+    return jaxpr, []
 
 
-def varying(x: Any) -> frozenset[str]:
+def varying(x: ArrayLike) -> frozenset[str]:
     """The manual mesh axes along which a value varies (inside shard_map)."""
     return frozenset(getattr(jax.typeof(x), "vma", frozenset()))
 
 
-def vary(x: Any, axes: Any) -> Any:
+def vary(x: Array, axes: Iterable[str]) -> Array:
     """x, marked as varying along those mesh axes where it does not vary yet."""
     missing = tuple(a for a in axes if a not in varying(x))
     return jax.lax.pcast(x, missing, to="varying") if missing else x
 
 
-def shard_map_options(eqn: Any) -> dict[str, Any]:
+def shard_map_options(eqn: jex.JaxprEqn) -> dict[str, Any]:
     """The keywords of jax.shard_map that rebuild a shard_map equation (specs aside)."""
     p = eqn.params
     names = p["newly_manual_axes"] if "newly_manual_axes" in p else p["manual_axes"]
     return {"mesh": p["mesh"], "axis_names": set(names), "check_vma": p["check_vma"]}
 
 
-def prune(closed: Any) -> Any:
+def prune(closed: jex.ClosedJaxpr) -> jex.ClosedJaxpr:
     """A closed jaxpr without the equations that no output depends on; all inputs are kept."""
     jaxpr, _ = _partial_eval.dce_jaxpr(
         closed.jaxpr, [True] * len(closed.jaxpr.outvars), instantiate=True
@@ -132,13 +147,21 @@ def prune(closed: Any) -> Any:
     return closed.replace(jaxpr=jaxpr)
 
 
-def used_inputs(closed: Any) -> list[bool]:
+def used_inputs(closed: jex.ClosedJaxpr) -> list[bool]:
     """For each input of a closed jaxpr, whether an output or an effect depends on it."""
     _, used = _partial_eval.dce_jaxpr(closed.jaxpr, [True] * len(closed.jaxpr.outvars))
     return list(used)
 
 
-def edge_jit(fn: Callable[..., Any], **options: Any) -> Callable[..., Any]:
+class OutermostJit(Protocol):
+    """A function that is compiled with options of its own where it is the outermost jit."""
+
+    def __call__(self, *args: Any) -> Any: ...
+
+    def lower(self, *args: Any) -> jax.stages.Lowered: ...
+
+
+def edge_jit(fn: Callable[..., Any], **options: Any) -> OutermostJit:
     """`jax.jit(fn, **options)` for the outermost call, honouring `lax.optimization_barrier`.
 
     On a CPU, XLA before jax 0.11 drops barriers before it fuses, and then repeats the chain of
@@ -147,7 +170,7 @@ def edge_jit(fn: Callable[..., Any], **options: Any) -> Callable[..., Any]:
     return _outermost_jit(fn, _keep_barriers, options)
 
 
-def small_jit(fn: Callable[..., Any], **options: Any) -> Callable[..., Any]:
+def small_jit(fn: Callable[..., Any], **options: Any) -> OutermostJit:
     """`jax.jit(fn, **options)` for the outermost call, of operations that take microseconds.
 
     On a CPU they stay in the calling thread, as another takes longer to wake, and use its widest
@@ -158,7 +181,7 @@ def small_jit(fn: Callable[..., Any], **options: Any) -> Callable[..., Any]:
 
 def _outermost_jit(
     fn: Callable[..., Any], on_cpu: Callable[[], dict[str, Any]], options: dict[str, Any]
-) -> Callable[..., Any]:
+) -> OutermostJit:
     """jit with compiler options on a CPU. They are allowed for an outermost jit only, so a call
     under another trace goes without."""
     inner = jax.jit(fn, **options)
@@ -172,8 +195,9 @@ def _outermost_jit(
     def call(*args: Any) -> Any:
         return (outermost() if _core.trace_state_clean() else inner)(*args)
 
-    call.lower = lambda *args: outermost().lower(*args)  # type: ignore[attr-defined]
-    return call
+    outer = cast("OutermostJit", call)
+    outer.lower = lambda *args: outermost().lower(*args)
+    return outer
 
 
 _SMALL = {"xla_cpu_multi_thread_eigen": False, "xla_cpu_prefer_vector_width": 512}

@@ -17,7 +17,14 @@ from springroll.evolve import step
 from springroll.evolve.members import each_member
 from springroll.evolve.perturbation import describe
 from springroll.models.attention import linear
-from springroll.quant.int8_weights import FINE, Int8, dequantize, is_int8, quantize, real
+from springroll.quant.int8_weights import (
+    FINE,
+    Int8,
+    dequantize_weights,
+    is_int8,
+    quantize_weights,
+    real,
+)
 from springroll.quant.quantize_state import quantize_state
 from springroll.run.checkpoint import differing_paths, load, save
 from springroll.trees import tree_bytes
@@ -33,7 +40,7 @@ FLOATS = {
     },
     "head": jnp.asarray(RNG.standard_normal((WIDTH, 3)), jnp.float32),
 }
-PARAMS = quantize(FLOATS)
+PARAMS = quantize_weights(FLOATS)
 UP = "layers/up_proj/values"
 
 
@@ -94,7 +101,7 @@ def test_members_stand_where_formed_weights_do(noise, roles):
     for member, weights in enumerate(all_params(in_place(PARAMS), members)):
         formed = jax.tree.map(lambda x: x.values if is_int8(x) else x, weights, is_leaf=is_int8)
         np.testing.assert_allclose(found[member], plain(formed, X), atol=1e-5)
-    assert np.abs(found[0] - plain(dequantize(PARAMS), X)).max() > 0.1
+    assert np.abs(found[0] - plain(dequantize_weights(PARAMS), X)).max() > 0.1
 
 
 def test_pairs_are_antithetic_in_the_units_of_the_weights():
@@ -235,7 +242,7 @@ def test_bytes_per_weight(bits, expected):
     optimizer = optax.sgd(0.1, momentum=0.9)
     optimizer = optimizer if bits == 32 else quantize_state(optimizer, bits=bits)
     es = strategy(optimizer=optimizer)
-    state = jax.eval_shape(es.init, jax.random.key(0), jax.eval_shape(quantize, w))
+    state = jax.eval_shape(es.init, jax.random.key(0), jax.eval_shape(quantize_weights, w))
     assert tree_bytes(state) / (4 * 128 * 256) == pytest.approx(expected, rel=0.03)
     assert tree_bytes(state.params) + tree_bytes(state.master) == 4 * 128 * (2 * 256 + 4)
 

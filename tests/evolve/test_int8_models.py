@@ -19,7 +19,7 @@ from springroll.models.decoder import decoder
 from springroll.models.decoder_config import CONFIGS
 from springroll.models.rwkv7.config import rwkv7, shapes
 from springroll.models.rwkv7.model import RWKV7
-from springroll.quant.int8_weights import dequantize, is_int8, quantize, real
+from springroll.quant.int8_weights import dequantize_weights, is_int8, quantize_weights, real
 from springroll.tokens.byte_tokenizer import write_byte_tokenizer
 from tests.evolve.dense_population import all_params
 
@@ -46,12 +46,14 @@ def formed(params, members):
 def test_a_decoder_writes_what_its_formed_members_write():
     model = decoder(CONFIGS["llama-tiny"])
     params = jax.tree.map(lambda w: 4 * w if w.ndim > 1 else w, model.init(jax.random.key(0)))
-    params = quantize(params)
+    params = quantize_weights(params)
     members = members_of(params)
     generator = Generator(model=model, end=frozenset(), max_tokens=8)
     got = generator.run(params, members, [PROMPT], unperturbed=1).tokens[:, 0]
     apply = jitted(lambda params, tokens: jnp.argmax(model.apply(params, tokens), axis=-1))
-    for tokens, weights in zip(got, [*formed(params, members), dequantize(params)], strict=True):
+    for tokens, weights in zip(
+        got, [*formed(params, members), dequantize_weights(params)], strict=True
+    ):
         likeliest = apply(weights, jnp.asarray([*PROMPT, *tokens], jnp.int32)[None])
         np.testing.assert_array_equal(likeliest[0, len(PROMPT) - 1 : -1], tokens)
     assert len({tuple(tokens) for tokens in got.tolist()}) > 2
@@ -62,7 +64,7 @@ def test_an_rwkv7_reads_as_its_formed_members_do():
     rng = np.random.default_rng(0)
     draw = lambda shape: jnp.asarray(rng.normal(0.3, 0.3, shape), jnp.float32)
     params = jax.tree.map(draw, shapes(model.config), is_leaf=lambda x: isinstance(x, tuple))
-    params = quantize(params)
+    params = quantize_weights(params)
     tokens = jnp.array([[3, 9, 1, 39, 0, 7]], jnp.int32)
     members = members_of(params)
     found = jitted(lambda p, m, t: each_member(model.apply, p, m, t))(params, members, tokens)

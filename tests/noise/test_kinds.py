@@ -34,9 +34,9 @@ def words_of(size, pairs):
     return counter.bits(counter.stream(SEED, 0, "w"), pairs, size)
 
 
-def draw(kind, *, seed=SEED, epoch=0, path="w", pairs=P, size=SIZE):
-    pairs = jnp.arange(pairs, dtype=jnp.uint32) if isinstance(pairs, int) else pairs
-    x = sample(kind, path, size, seed, jnp.int32(epoch), pairs)
+def draw(kind, *, seed=SEED, epoch=0, path="w", pairs: int | jax.Array = P, size=SIZE):
+    numbers = jnp.arange(pairs, dtype=jnp.uint32) if isinstance(pairs, int) else pairs
+    x = sample(kind, path, size, seed, jnp.int32(epoch), numbers)
     return np.asarray(x, np.float64) * NOISE[kind].scale
 
 
@@ -171,9 +171,9 @@ def test_table_is_the_rounded_normal_on_any_hardware():
     counts = np.bincount(table[: 1 << 22].astype(int) + 127, minlength=255)
     edges = np.concatenate([[0], normal_thresholds().astype(np.float64) / 2**32, [1]])
     expected = np.diff(edges) * (1 << 22)
-    seen = expected > 20
-    chi2 = ((counts - expected) ** 2 / np.where(seen, expected, 1))[seen].sum()
-    assert abs(chi2 - seen.sum()) < 5 * math.sqrt(2 * seen.sum())
+    common = expected > 20
+    chi2 = ((counts - expected) ** 2 / np.where(common, expected, 1))[common].sum()
+    assert abs(chi2 - common.sum()) < 5 * math.sqrt(2 * common.sum())
     # No threshold is so near a half that a libm of 1e-12 accuracy could round it otherwise.
     exact = [2**32 * 0.5 * math.erfc(-(v + 0.5) / 16 / math.sqrt(2)) for v in range(-127, 127)]
     assert min(abs(x % 1 - 0.5) for x in exact) > 2**32 * 1e-12

@@ -10,19 +10,20 @@ from springroll.models.attention import linear
 from springroll.models.decoder_config import CONFIGS, shapes
 from springroll.models.rwkv7.config import RWKV7_CONFIGS
 from springroll.models.rwkv7.config import shapes as rwkv7_shapes
+from springroll.quant import int8_weights
 from springroll.quant.int8_weights import (
     FINE,
     Int8,
-    dequantize,
-    int8_of,
+    dequantize_weights,
     nearest,
-    parted,
-    quantize,
+    quantize_weights,
     real,
     rounded,
 )
+from springroll.trees import named_leaves
 
-int8_of, parted = jax.jit(int8_of), jax.jit(parted)
+int8_of = jax.jit(int8_weights.int8_of)
+values_and_residual = jax.jit(int8_weights.values_and_residual)
 RNG = np.random.default_rng(0)
 EVEN = (np.arange(256, dtype=np.uint64) * 2**24 + 2**23).astype(np.uint32)  # all of [0, 1), evenly
 
@@ -81,7 +82,7 @@ def test_values_and_residual_are_the_two_bytes_of_one_number():
     """Every number they can hold comes back whatever is drawn."""
     fine = np.arange(-127 * FINE, 127 * FINE + 1)
     bits = jnp.asarray(RNG.integers(0, 2**32, fine.size, np.uint64).astype(np.uint32))
-    values, residual = parted(jnp.asarray(fine / FINE, jnp.float32), bits)
+    values, residual = values_and_residual(jnp.asarray(fine / FINE, jnp.float32), bits)
     assert values.dtype == residual.dtype == jnp.int8
     both = real(Int8(values[None], jnp.asarray([0.5])), residual[None])
     np.testing.assert_array_equal(both[0], fine / FINE * 0.5)
@@ -99,27 +100,28 @@ def test_a_step_of_zero_moves_nothing():
     residual = jnp.asarray(RNG.integers(-128, 128, q.values.shape), jnp.int8)
     residual = jnp.where(jnp.abs(q.values) == 127, 0, residual)
     bits = jnp.asarray(RNG.integers(0, 2**32, q.values.shape, np.uint64).astype(np.uint32))
-    values, rest = parted(real(q, residual) / q.scale[:, None], bits)
+    values, rest = values_and_residual(real(q, residual) / q.scale[:, None], bits)
     np.testing.assert_array_equal(values, q.values)
     np.testing.assert_array_equal(rest, residual)
 
 
-def test_parted_keeps_the_average():
+def test_values_and_residual_keep_the_average():
     steps = RNG.uniform(-126, 126, 300).astype(np.float32)
-    values, residual = parted(jnp.asarray(steps)[:, None].repeat(256, 1), EVEN[None].repeat(300, 0))
+    repeated = jnp.asarray(steps)[:, None].repeat(256, 1)
+    values, residual = values_and_residual(repeated, EVEN[None].repeat(300, 0))
     total = np.asarray(values, np.float64) + np.asarray(residual, np.float64) / FINE
     assert (np.abs(total - steps[:, None]) < 1 / FINE).all()
     # 256 draws that are spread evenly find the probability to 1 / 512; what is within 1 / 128 of a
     # fine step is taken for it
     error = np.abs(total.mean(1) - steps) * FINE
     assert error.max() < 1 / 128 and np.median(error) < 1 / 512
-    whole = rounded(jnp.asarray(steps)[:, None].repeat(256, 1), EVEN[None].repeat(300, 0))
-    np.testing.assert_allclose(whole.mean(1), steps, atol=1 / 256)
+    integers = rounded(repeated, jnp.asarray(EVEN)[None].repeat(300, 0))
+    np.testing.assert_allclose(integers.mean(1), steps, atol=1 / 256)
 
 
 def test_beyond_the_grid_weights_stay_at_its_end():
     steps = jnp.asarray([127.3, 500.0, -127.6, -1e9, 126.9], jnp.float32)
-    values, residual = parted(steps, jnp.zeros(5, jnp.uint32))
+    values, residual = values_and_residual(steps, jnp.zeros(5, jnp.uint32))
     np.testing.assert_array_equal(values, [127, 127, -127, -127, 127])
     assert residual[:4].tolist() == [0, 0, 0, 0] and residual[4] < 0
     np.testing.assert_array_equal(nearest(steps), values)
@@ -143,14 +145,10 @@ def test_only_the_big_matrices_of_blocks_are_held_in_int8():
             tree,
             is_leaf=lambda s: type(s) is tuple,
         )
-        found = jax.eval_shape(quantize, arrays)
-        paths = jax.tree_util.tree_leaves_with_path(found)
-        named = {jax.tree_util.keystr(path, simple=True, separator="/"): x for path, x in paths}
-        whole = jax.tree_util.tree_leaves_with_path(arrays)
-        for path, x in whole:  # nothing is lost, and floats stay as they are
-            spelt = jax.tree_util.keystr(path, simple=True, separator="/")
-            assert named.get(spelt, named.get(f"{spelt}/values")).shape == x.shape
-            assert spelt not in named or named[spelt] == x
+        named = named_leaves(jax.eval_shape(quantize_weights, arrays))
+        for path, x in named_leaves(arrays).items():  # nothing is lost, floats stay as they are
+            assert named[path if path in named else f"{path}/values"].shape == x.shape
+            assert path not in named or named[path] == x
         return {p.split("/")[-2] for p, x in named.items() if x.dtype == jnp.int8}
 
     attention = {"q_proj", "k_proj", "v_proj", "o_proj"}
@@ -165,11 +163,11 @@ def test_only_the_big_matrices_of_blocks_are_held_in_int8():
 
 
 def test_dequantize_gives_floats_of_one_type():
-    params = {"layers": {"a_proj": jnp.asarray(RNG.standard_normal((2, 4, 8)), jnp.float32)}}
-    params["norm"] = jnp.ones(3)
-    back = dequantize(quantize(params), jnp.bfloat16)
+    a_proj = jnp.asarray(RNG.standard_normal((2, 4, 8)), jnp.float32)
+    params = {"layers": {"a_proj": a_proj}, "norm": jnp.ones(3)}
+    back = dequantize_weights(quantize_weights(params), jnp.bfloat16)
     assert back["norm"].dtype == jnp.float32 and back["layers"]["a_proj"].dtype == jnp.bfloat16
-    np.testing.assert_allclose(back["layers"]["a_proj"], params["layers"]["a_proj"], atol=0.03)
+    np.testing.assert_allclose(back["layers"]["a_proj"], a_proj, atol=0.03)
 
 
 @pytest.mark.parametrize("bad", [np.nan, np.inf])
@@ -179,13 +177,13 @@ def test_damaged_weights_are_refused_by_name(bad):
     with pytest.raises(
         InputError, match="layers/o_proj holds NaN or infinite weights; expected fin"
     ):
-        quantize({"layers": {"o_proj": jnp.asarray(w)}})
+        quantize_weights({"layers": {"o_proj": jnp.asarray(w)}})
 
 
 def test_what_cannot_be_held_is_refused():
     with pytest.raises(InputError, match="no parameter can be held in int8: expected matrices"):
-        quantize({"w": jnp.ones((3, 3))})
+        quantize_weights({"w": jnp.ones((3, 3))})
     with pytest.raises(InputError, match=r"b is float32\[3\]; int8 weights are made of floating"):
-        quantize({"b": jnp.ones(3)}, lambda path, x: True)
+        quantize_weights({"b": jnp.ones(3)}, lambda path, x: True)
     with pytest.raises(InputError, match=r"w is int8\[3, 3\]; int8 weights are made of floating"):
-        quantize({"w": jnp.ones((3, 3), jnp.int8)}, lambda path, x: path == "w")
+        quantize_weights({"w": jnp.ones((3, 3), jnp.int8)}, lambda path, x: path == "w")

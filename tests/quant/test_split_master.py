@@ -7,8 +7,12 @@ import optax
 import pytest
 
 from springroll.errors import InputError
-from springroll.quant.split_master import high_half, join, split, with_split_master
+from springroll.quant import split_master
+from springroll.quant.split_master import high_half, with_split_master
 from springroll.quant.stochastic_rounding import with_stochastic_rounding
+from springroll.trees import PyTree
+
+split, join = jax.jit(split_master.split), jax.jit(split_master.join)
 
 
 @pytest.fixture(autouse=True)
@@ -33,9 +37,9 @@ def words():
 
 def test_every_number_comes_back():
     x = words().view(np.float32)
-    high, low = jax.jit(split)(x)
+    high, low = split(x)
     assert high.dtype == jnp.bfloat16 and low.dtype == jnp.int16
-    back = np.asarray(jax.jit(join)(high, low))
+    back = np.asarray(join(high, low))
     number = ~np.isnan(x)
     np.testing.assert_array_equal(bits(back)[number], bits(x)[number])
     assert np.isnan(back[~number]).all() and np.isnan(high[~number].astype(np.float32)).all()
@@ -72,18 +76,19 @@ def test_the_trajectory_is_float32s_bit_for_bit(name):
     exact, _ = trajectory(tx, (params, tx.init(params)), grads)
     ours = with_split_master(tx)
     mixed = {"w": high_half(params["w"]), "norm": params["norm"]}
-    state = ours.init(params)
+    state: PyTree = ours.init(params)
     state = state._replace(low={**state.low, "norm": None})  # that leaf stays in float32
-    found, state = trajectory(ours, (mixed, state), grads)
-    assert found["w"].dtype == jnp.bfloat16 and found["norm"].dtype == jnp.float32
-    np.testing.assert_array_equal(bits(join(found["w"], state.low["w"])), bits(exact["w"]))
-    np.testing.assert_array_equal(bits(found["norm"]), bits(exact["norm"]))
+    result, state = trajectory(ours, (mixed, state), grads)
+    assert result["w"].dtype == jnp.bfloat16 and result["norm"].dtype == jnp.float32
+    np.testing.assert_array_equal(bits(join(result["w"], state.low["w"])), bits(exact["w"]))
+    np.testing.assert_array_equal(bits(result["norm"]), bits(exact["norm"]))
 
 
 def test_a_weight_that_vanishes_stays_consistent():
     tx = with_split_master(optax.sgd(1.0))
     weight = {"w": jnp.array([1.998, 1.0, 0.3], jnp.float32)}
-    state, params = tx.init(weight), high_half(weight)
+    state: PyTree = tx.init(weight)
+    params: PyTree = high_half(weight)
     target = np.array([3e-9, 1e-12, 1e-39], np.float32)
     updates, state = tx.update({"w": weight["w"] - target}, state, params)
     params = optax.apply_updates(params, updates)
@@ -102,8 +107,8 @@ def test_plain_rounding_loses_what_the_others_keep():
         "split": with_split_master(optax.sgd(1e-4)),
         "stochastic": with_stochastic_rounding(optax.sgd(1e-4)),
     }.items():
-        found, _ = trajectory(tx, (low, tx.init(low)), grads)
-        drift[name] = float(jnp.mean(1 - found["w"].astype(jnp.float32)))
+        result, _ = trajectory(tx, (low, tx.init(low)), grads)
+        drift[name] = float(jnp.mean(1 - result["w"].astype(jnp.float32)))
     assert drift["plain"] == 0
     assert drift["split"] == pytest.approx(1e-2, abs=2e-3)  # to the nearest bfloat16
     assert drift["stochastic"] == pytest.approx(1e-2, rel=0.03)
@@ -113,17 +118,20 @@ def test_stochastic_rounding_differs_by_leaf_and_step_and_repeats():
     tx = with_stochastic_rounding(optax.sgd(1e-3), seed=3)
     params = high_half({"a": jnp.ones((256,)), "b": jnp.ones((256,))})
     grads, state = {"a": jnp.ones((256,)), "b": jnp.ones((256,))}, tx.init(params)
+    first: PyTree
+    second: PyTree
     first, next_state = tx.update(grads, state, params)
     second, _ = tx.update(grads, next_state, params)
+    again: PyTree = tx.update(grads, state, params)[0]
     assert (first["a"] != first["b"]).any() and (first["a"] != second["a"]).any()
-    np.testing.assert_array_equal(tx.update(grads, state, params)[0]["a"], first["a"])
+    np.testing.assert_array_equal(again["a"], first["a"])
 
 
 def test_moments_are_float32_and_missing_weights_are_named():
     params = high_half({"w": jnp.ones((4, 4))})
     for make in (with_split_master, with_stochastic_rounding):
         tx = make(optax.adam(1e-3))
-        state = tx.init(params)
+        state: PyTree = tx.init(params)
         assert state.inner_state[0].mu["w"].dtype == jnp.float32
         with pytest.raises(InputError, match=make.__name__):
             tx.update(params, state)

@@ -10,8 +10,8 @@ from springroll.errors import InputError
 from springroll.quant.quantize_state import quantize_state
 from springroll.subspace import schedule
 from springroll.subspace.lowgrad import lowgrad
+from springroll.thin.custom_product import product
 from springroll.thin.discovery import discover
-from springroll.thin.product import product
 from tests.subspace.stacked_model import RANK, TOKENS, init, loss
 
 RNG = np.random.default_rng(0)

@@ -1,21 +1,34 @@
 """The slow obvious version: form every member's weights in NumPy and call the plain function."""
 
+import dataclasses
+
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.typing import ArrayLike, DTypeLike
 
 from springroll.thin.factored_array import Factored
 from springroll.thin.transform import factored
 
 PAIRS = 2
-FAST_TO_COMPILE = {"xla_backend_optimization_level": 0}
+FAST_TO_COMPILE: dict[str, bool | str] = {"xla_backend_optimization_level": "0"}
 
 
 def is_factored(leaf):
     return isinstance(leaf, Factored)
 
 
-def weight(seed, shape, roles, *, rank=2, dtype=np.float32, gain=0.3, lattice=None, spread=20):
+def weight(
+    seed,
+    shape,
+    roles,
+    *,
+    rank=2,
+    dtype: DTypeLike = np.float32,
+    gain: ArrayLike | tuple[float, ...] | None = 0.3,
+    lattice=None,
+    spread=20,
+):
     """A random Factored; integer values up to `spread` in size when it is on a lattice."""
     rng = np.random.default_rng(seed)
 
@@ -52,6 +65,18 @@ def replace(w, left, right, gain):
     return Factored(w.base, left, right, gain, w.roles, w.lattice)
 
 
+def in_axes(w, factors, gain):
+    """Like `w`, with the axes over which `jax.vmap` maps its factors and its gain."""
+    return dataclasses.replace(w, base=None, left=factors, right=factors, gain=gain)
+
+
+def compiled_text(lowered):
+    """The program that XLA made of `jax.jit(fn).lower(...)`."""
+    text = lowered.compile().as_text()
+    assert text is not None
+    return text
+
+
 def population(params):
     """(params with factors stacked over pairs and gains over signs, outer axes, inner axes)."""
 
@@ -66,8 +91,7 @@ def population(params):
     def axes(w, factors, sign):
         if not is_factored(w):
             return None
-        spec = replace(w, factors, factors, None if w.gain is None else sign)
-        return Factored(None, spec.left, spec.right, spec.gain, w.roles, w.lattice)
+        return in_axes(w, factors, None if w.gain is None else sign)
 
     tree = lambda go: jax.tree.map(go, params, is_leaf=is_factored)
     return tree(stack), tree(lambda w: axes(w, 0, None)), tree(lambda w: axes(w, None, 0))

@@ -243,5 +243,6 @@ def test_weights_that_share_a_factor_meet_an_activation_once_in_a_scanned_checkp
     assert len(met(loss, (q.right, k.right), x)) == 1
     # Forward once, recomputed once; dy of each weight meets its own right factor.
     assert len(met(jax.grad(loss), (q.right, k.right), x)) == 4
-    expected = fn(*(dataclasses.replace(w, left=q.left).dense() for w in (q, k)), x).sum()
+    dense = [dataclasses.replace(w, left=q.left).dense() for w in (q, k)]
+    expected = fn(dense[0], dense[1], x).sum()
     np.testing.assert_allclose(loss((q.right, k.right), x), expected, rtol=1e-5)

@@ -3,7 +3,6 @@
 import pathlib
 import re
 
-from springroll.thin.flows import FLOWS
 from springroll.thin.rules import RULES
 
 PAGE = pathlib.Path(__file__).parents[2] / "docs" / "factored.md"
@@ -29,7 +28,3 @@ def test_every_rule_is_in_the_table():
     table = [line for line in PAGE.read_text().splitlines() if line.startswith("|")]
     named = set(re.findall(r"`(\w+)`", "\n".join(table)))
     assert {ALIASES.get(name, name) for name in RULES} - named == set()
-
-
-def test_every_rule_has_a_flow():
-    assert set(RULES) == set(FLOWS)

@@ -8,9 +8,9 @@ import numpy as np
 import pytest
 
 from springroll.errors import InputError
-from springroll.thin.factored_array import Blocks, Factored, Lattice, saturate
+from springroll.thin.factored_array import Blocks, Lattice, saturate
 from springroll.thin.transform import factored
-from tests.thin.against_dense import dense_numpy, equations, weight
+from tests.thin.against_dense import dense_numpy, equations, in_axes, weight
 
 LAYOUTS = [
     ((5, 4), "mn"),
@@ -53,7 +53,7 @@ def test_it_is_a_pytree_whose_parts_vmap_apart():
     assert len(leaves) == 4
     assert jax.tree.unflatten(tree, leaves).roles == "mn"
     pair = dataclasses.replace(w, gain=jnp.array([0.3, -0.3]))
-    axes = Factored(None, None, None, 0, "mn")
+    axes = in_axes(w, None, 0)
     both = jax.vmap(lambda w: w.dense(), in_axes=(axes,))(pair)
     np.testing.assert_allclose(both[0] + both[1], 2 * w.base, rtol=1e-5, atol=1e-6)
 

@@ -10,7 +10,7 @@ import pytest
 from springroll.errors import InputError
 from springroll.thin.factored_array import Lattice
 from springroll.thin.transform import factored
-from tests.thin.against_dense import equations, over_population, weight
+from tests.thin.against_dense import compiled_text, equations, over_population, weight
 
 LATTICES = [
     Lattice(2.0**-8, "nearest"),
@@ -21,7 +21,7 @@ LATTICES = [
 lattices = pytest.mark.parametrize("lattice", LATTICES, ids=lambda v: f"{v.rounding}-{v.scale:g}")
 
 
-def integer_weight(seed, shape, roles, lattice, *, rank=1, gain=1):
+def integer_weight(seed, shape, roles, lattice, *, rank=1, gain: int | None = 1):
     return weight(
         seed, shape, roles, rank=rank, gain=gain, lattice=lattice, dtype=np.int8, spread=127
     )
@@ -241,5 +241,5 @@ def test_a_population_of_integer_members_forms_no_weight():
     w = integer_weight(9, (12, 9), "mn", LATTICES[0])
     x = activations(3, 12)
     whole, stacked, _ = over_population(product, w, densify_limit=0)
-    text = jax.jit(whole).lower(stacked, x).compile().as_text()
+    text = compiled_text(jax.jit(whole).lower(stacked, x))
     assert "[2,12,9]" not in text and "[2,2,12,9]" not in text

@@ -7,7 +7,7 @@ import pytest
 from jax import lax
 from jax.ad_checkpoint import checkpoint_name
 
-from springroll.thin.reshape import reshape_groups
+from springroll.thin.rules.shape import reshape_groups
 from tests.thin.against_dense import check, dense_numpy, weight
 
 

@@ -9,9 +9,9 @@ import numpy as np
 import pytest
 from jax import lax
 
+from springroll.thin.custom_product import product
 from springroll.thin.discovery import discover
 from springroll.thin.factored_array import Factored
-from springroll.thin.product import product
 from springroll.thin.transform import factored
 from tests.thin.against_dense import check, equations, weight
 
@@ -42,7 +42,7 @@ _blocks.defvjp(_forward, _backward)
 
 
 @product(lambda transposed=False: "snm" if transposed else "smn")
-def grouped(x, w, group, transposed=False):
+def grouped(x, w, group, transposed=False) -> jax.Array:
     return _blocks(x, w, group, transposed)
 
 

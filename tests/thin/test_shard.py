@@ -10,7 +10,15 @@ from jax.sharding import PartitionSpec as P
 
 from springroll.thin.factored_array import Factored
 from springroll.thin.transform import factored
-from tests.thin.against_dense import check, close, dense_numpy, equations, weight
+from tests.thin.against_dense import (
+    check,
+    close,
+    compiled_text,
+    dense_numpy,
+    equations,
+    in_axes,
+    weight,
+)
 
 
 def mesh(kind=AxisType.Auto):
@@ -89,11 +97,12 @@ def test_the_forward_of_a_sharded_population_has_no_collective(kind):
     members = NamedSharding(mesh(kind), P(("a", "b")))
     everywhere = NamedSharding(mesh(kind), P())
     base, x = jax.device_put((w.base, X), everywhere)
-    spread = Factored(base, *jax.device_put((left, right, gain), members), "mn")
+    left_d, right_d, gain_d = jax.device_put((left, right, gain), members)
+    spread = Factored(base, left_d, right_d, gain_d, "mn")
     run = factored(lambda w, x: jnp.tanh(x @ w) @ w.T, densify_limit=0)
-    axes = Factored(None, 0, 0, 0, "mn")
+    axes = in_axes(w, 0, 0)
     whole = jax.jit(jax.vmap(run, in_axes=(axes, None)))
-    text = whole.lower(spread, x).compile().as_text()
+    text = compiled_text(whole.lower(spread, x))
     for collective in ("all-reduce", "all-gather", "all-to-all", "collective-permute"):
         assert collective not in text
     out = np.asarray(whole(spread, x))

@@ -13,7 +13,7 @@ from springroll.errors import InputError
 from springroll.thin.densify import DensifyWarning
 from springroll.thin.rules import RULES
 from springroll.thin.transform import factored
-from tests.thin.against_dense import close, dense_numpy, weight
+from tests.thin.against_dense import close, compiled_text, dense_numpy, weight
 
 W = weight(0, (6, 8), "mn")
 X = jnp.asarray(np.random.default_rng(1).normal(size=(4, 6)), jnp.float32)
@@ -188,7 +188,7 @@ def test_equations_keep_their_name_scope():
         with jax.named_scope("mixer"):
             return x @ w
 
-    text = jax.jit(factored(fn)).lower(W, X).compile().as_text()
+    text = compiled_text(jax.jit(factored(fn)).lower(W, X))
     assert "mixer" in text
 
 

@@ -21,9 +21,9 @@ from springroll.quant.int8_weights import (
     Int8,
     is_int8,
     nearest,
-    parted,
     real,
     rounded,
+    values_and_residual,
     values_only,
 )
 from springroll.quant.stochastic_rounding import round_stochastically
@@ -44,7 +44,7 @@ def master_copies(perturbation: Perturbation, params: Any, master: Master) -> An
     """What is kept beside evolved parameters of few bits, to lose nothing of small steps.
 
     float32 copies with master "float32"; with "error_feedback" the int8 residuals of `Int8`
-    weights (see `quant.int8_weights.parted`), which are 0 at first.
+    weights (see `quant.int8_weights.values_and_residual`), which are 0 at first.
     """
     evolved = {leaf.path for leaf in perturbation.evolved}
 
@@ -164,7 +164,7 @@ def _on_grid(
     """(values, what is kept beside them) of an `Int8` that is to hold the float32 `weight`."""
     steps = weight / x.scale[..., None]
     if master == "error_feedback":
-        return parted(steps, draw())
+        return values_and_residual(steps, draw())
     if master == "stochastic":
         return nearest(rounded(steps, draw())), copy
     return nearest(steps), copy if _is_nothing(copy) else weight

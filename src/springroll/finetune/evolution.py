@@ -21,7 +21,7 @@ from springroll.evolve.strategy import State, Strategy
 from springroll.finetune.config import FinetuneConfig
 from springroll.finetune.judging import best_of
 from springroll.finetune.setup import Asked, Setup, decaying
-from springroll.quant.int8_weights import dequantize, quantize
+from springroll.quant.int8_weights import dequantize_weights, quantize_weights
 from springroll.quant.quantize_state import quantize_state
 from springroll.run.job import SavedWeights
 from springroll.run.task import Curve, Metrics, Task
@@ -120,7 +120,7 @@ def es_task(config: FinetuneConfig, setup: Setup) -> Task:
 def saved_weights(config: FinetuneConfig, setup: Setup) -> SavedWeights:
     """Where in a checkpoint the weights are."""
     shapes = jax.eval_shape(lambda params: held(config, params), setup.shapes)
-    return SavedWeights(shapes, "state/params", dequantize)
+    return SavedWeights(shapes, "state/params", dequantize_weights)
 
 
 def strategy_for(config: FinetuneConfig, setup: Setup) -> Strategy:
@@ -151,7 +151,7 @@ def loaded(config: FinetuneConfig) -> str:
 def held(config: FinetuneConfig, params: PyTree) -> PyTree:
     """The weights as `config.weights` asks for; beside int8 matrices the rest stays float32."""
     if config.weights == "int8":
-        return quantize(params)
+        return quantize_weights(params)
     put = lambda x: x.astype(config.weights) if jnp.issubdtype(x.dtype, jnp.floating) else x
     return jax.tree.map(put, params)
 

@@ -14,7 +14,7 @@ import jax
 import jax.numpy as jnp
 from jax import Array, lax
 
-from springroll.thin.product import product
+from springroll.thin.custom_product import product
 
 
 @product(lambda transposed=False: "snm" if transposed else "smn")

@@ -9,7 +9,7 @@ the middle, so that two pairs whose counters happen to overlap still see unrelat
 """
 
 import hashlib
-from typing import Any
+from typing import TypeVar
 
 import jax.numpy as jnp
 import numpy as np
@@ -18,9 +18,10 @@ from jax.typing import ArrayLike
 
 _GOLDEN, _MUL_A, _MUL_B, _MUL_C = 0x9E3779B9, 0x21F0AAAD, 0x735A2D97, 0xD168AAAD
 _u32 = np.uint32
+Words = TypeVar("Words", Array, np.ndarray)
 
 
-def finalize(x: Any) -> Any:
+def finalize(x: Words) -> Words:
     """A bijection on uint32 in which every input bit flips every output bit half of the time."""
     x = (x ^ (x >> _u32(16))) * _u32(_MUL_A)
     x = (x ^ (x >> _u32(15))) * _u32(_MUL_B)
@@ -38,8 +39,16 @@ def fold(words: Array, value: ArrayLike) -> Array:
 def stream(seed: Array, epoch: ArrayLike, path: str) -> Array:
     """The two words from which every draw for one parameter in one epoch follows.
 
-    `seed` is (2,) uint32, `epoch` an integer scalar, `path` the parameter's path. The path enters
-    by a hash that does not depend on the process (blake2b), so runs resume anywhere.
+    The path enters by a hash that does not depend on the process (blake2b), so runs resume
+    anywhere.
+
+    Args:
+        seed: (2,) uint32.
+        epoch: an integer scalar.
+        path: the parameter's path, such as "mlp/up".
+
+    Returns:
+        (2,) uint32.
     """
     digest = np.frombuffer(hashlib.blake2b(path.encode(), digest_size=8).digest(), "<u4")
     words = fold(seed.astype(jnp.uint32), jnp.asarray(epoch).astype(jnp.uint32))
@@ -47,9 +56,16 @@ def stream(seed: Array, epoch: ArrayLike, path: str) -> Array:
 
 
 def bits(words: Array, pairs: Array, size: int, first: ArrayLike = 0) -> Array:
-    """Uniform words (P, size) uint32 for elements `first .. first + size` of each pair.
+    """Uniform words for the elements `first .. first + size` of each pair.
 
-    `words` is a stream (2,), `pairs` (P,) uint32.
+    Args:
+        words: (2,) uint32, a `stream`.
+        pairs: (P,) uint32, the numbers of the pairs.
+        size: how many words per pair.
+        first: the number of the first element, an integer scalar.
+
+    Returns:
+        (P, size) uint32.
     """
     keys = fold(words[None], pairs)
     if pairs.shape[0] > 1:

@@ -6,29 +6,30 @@ Every weight is off by half a step at most, so that a product with x is off by a
 `scale[o] / 2 * sum_i |x[i]|`. The model reads one byte per weight.
 
 Steps of training are much smaller than a step of the grid. What rounding leaves is kept beside the
-values and added back before the next step (error feedback): in `parted` the two are the high and
-the low byte of one number of 16 bits, 1/256 of a step fine, whose last bit is rounded at random.
+values and added back before the next step (error feedback): in `values_and_residual` the two are
+the high and the low byte of one number of 16 bits, 1/256 of a step fine, whose last bit is rounded
+at random.
 """
 
 import dataclasses
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any, TypeAlias
+from typing import TypeAlias
 
 import jax
 import jax.core
 import jax.numpy as jnp
 import numpy as np
 from jax import Array
+from jax.typing import DTypeLike
 
 from springroll.errors import InputError
+from springroll.trees import PyTree, map_named
 
-Select: TypeAlias = Callable[[str, Any], bool]
+Select: TypeAlias = Callable[[str, Array], bool]
 LARGEST = 127  # -128 is not used
 FINE = 256  # steps of the residual in a step of the values
-_TINY = np.float32(
-    2.0**-96
-)  # rows below it count as zero: their scale would not be a normal number
+_TINY = np.float32(2.0**-96)  # rows below count as zero: their scale would not be a normal number
 
 
 @jax.tree_util.register_dataclass
@@ -37,13 +38,17 @@ class Int8:
     """A matrix, or a stack of them: scale[..., None] * values. See `int8_of` and `real`.
 
     A pytree node; a tree of the same structure may hold something else in these places.
+
+    Args:
+        values: (..., out, in) int8, -127 to 127.
+        scale: (..., out) float32, above 0.
     """
 
-    values: Any  # (..., out, in) int8
-    scale: Any  # (..., out) float32, above 0
+    values: Array
+    scale: Array
 
 
-def is_int8(x: Any) -> bool:
+def is_int8(x: PyTree) -> bool:
     return isinstance(x, Int8)
 
 
@@ -55,16 +60,16 @@ def int8_of(w: Array) -> Int8:
     """
     w = w.astype(jnp.float32)
     largest = jnp.abs(w).max(-1)
-    there = largest > _TINY
-    mean = jnp.where(there, largest, 0).mean(-1, keepdims=True)
+    nonzero = largest > _TINY
+    mean = jnp.where(nonzero, largest, 0).mean(-1, keepdims=True)
     fresh = np.float32(w.shape[-1] ** -0.5)
-    largest = jnp.where(there, largest, jnp.where(mean > _TINY, mean, fresh))
+    largest = jnp.where(nonzero, largest, jnp.where(mean > _TINY, mean, fresh))
     scale = largest / np.float32(LARGEST)
     return Int8(nearest(w / scale[..., None]), scale)
 
 
 def real(w: Int8, residual: Array | None = None) -> Array:
-    """The float32 weights; with the `residual` of `parted` (int8, in the shape of the values)."""
+    """The float32 weights; with `residual` (int8, in the shape of the values) if given."""
     steps = w.values.astype(jnp.float32)
     if residual is not None:
         steps = steps + residual.astype(jnp.float32) * np.float32(1 / FINE)
@@ -76,7 +81,7 @@ def nearest(steps: Array) -> Array:
     return jnp.clip(jnp.round(steps), -LARGEST, LARGEST).astype(jnp.int8)
 
 
-def parted(steps: Array, bits: Array) -> tuple[Array, Array]:
+def values_and_residual(steps: Array, bits: Array) -> tuple[Array, Array]:
     """(values, residual), both int8: `steps` float32 is about values + residual / 256.
 
     About, since the residual is rounded at random such that `steps` is kept on average; `bits` are
@@ -86,8 +91,8 @@ def parted(steps: Array, bits: Array) -> tuple[Array, Array]:
     stays at the end.
     """
     fine = steps * np.float32(FINE)
-    there = jnp.abs(fine - jnp.round(fine)) < np.float32(1 / 128)
-    fine = jnp.where(there, jnp.round(fine), rounded(fine, bits))
+    on_grid = jnp.abs(fine - jnp.round(fine)) < np.float32(1 / 128)
+    fine = jnp.where(on_grid, jnp.round(fine), rounded(fine, bits))
     fine = jnp.clip(fine, -LARGEST * FINE, LARGEST * FINE).astype(jnp.int32)
     values = (fine + FINE // 2) >> 8
     return values.astype(jnp.int8), (fine - values * FINE).astype(jnp.int8)
@@ -100,8 +105,8 @@ def rounded(x: Array, bits: Array) -> Array:
     return jnp.where(uniform < x - low, low + 1, low)
 
 
-def in_blocks(path: str, x: Any) -> bool:
-    """The choice of `quantize`: the big matrices of a model's blocks, stacked (layers, out, in).
+def in_blocks(path: str, x: Array) -> bool:
+    """The default of `quantize_weights`: the matrices of a model's blocks, (layers, out, in).
 
     Those are what `models.attention.linear` multiplies with. Experts, routers, embeddings, heads,
     vectors and the narrow matrices of RWKV-7, whose outputs are exponents, stay as they are.
@@ -111,44 +116,49 @@ def in_blocks(path: str, x: Any) -> bool:
     return path.startswith("layers/") and chosen and x.ndim == 3
 
 
-def quantize(params: Any, select: Select = in_blocks) -> Any:
+def quantize_weights(params: PyTree, select: Select = in_blocks) -> PyTree:
     """`params` with every leaf for which `select(path, leaf)` holds as an `Int8`.
 
-    Raises InputError if nothing is selected, if what is selected is no matrix of floats, or if it
-    holds NaN or infinities (unless it is traced).
+    Args:
+        params: a tree of arrays.
+        select: whether to hold the leaf (..., out, in) at a path, such as "layers/mlp/up_proj", in
+            int8; by default the stacked matrices of a model's blocks.
+
+    Raises:
+        InputError: nothing is selected, or what is selected is no matrix of floats or holds NaN or
+            infinities (unless it is traced).
     """
     chosen = 0
 
-    def one(path: Any, x: Any) -> Any:
+    def one(path: str, x: Array) -> Array | Int8:
         nonlocal chosen
-        spelt = jax.tree_util.keystr(path, simple=True, separator="/")
-        if not select(spelt, x):
+        if not select(path, x):
             return x
         chosen += 1
-        _check(spelt, x)
+        _check(path, x)
         return int8_of(x)
 
-    found = jax.tree_util.tree_map_with_path(one, params)
+    quantized = map_named(one, params)
     if not chosen:
         raise InputError(
             "no parameter can be held in int8: expected matrices of a model's layers, such as "
             "layers/mlp/up_proj"
         )
-    return found
+    return quantized
 
 
-def dequantize(params: Any, dtype: Any = jnp.float32) -> Any:
+def dequantize_weights(params: PyTree, dtype: DTypeLike = jnp.float32) -> PyTree:
     """`params` with every `Int8` as the floats it stands for, in `dtype`."""
     one = lambda x: real(x).astype(dtype) if is_int8(x) else x
     return jax.tree.map(one, params, is_leaf=is_int8)
 
 
-def values_only(like: Int8, values: Any, nothing: Any) -> Int8:
+def values_only(like: Int8, values: PyTree, nothing: PyTree) -> Int8:
     """`values` in the place of those of `like`, and `nothing` in the place of the scale."""
     return dataclasses.replace(like, values=values, scale=nothing)
 
 
-def _check(path: str, x: Any) -> None:
+def _check(path: str, x: Array) -> None:
     if x.ndim < 2 or not jnp.issubdtype(x.dtype, jnp.floating):
         raise InputError(
             f"{path} is {x.dtype}{list(x.shape)}; int8 weights are made of floating matrices "

@@ -16,7 +16,6 @@ Both leave a state without `Quantized` nodes as it is, so the caller need not kn
 import functools
 import zlib
 from collections.abc import Sequence
-from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -24,8 +23,9 @@ import optax
 from jax.tree_util import GetAttrKey, keystr
 
 from springroll.errors import InputError
-from springroll.quant.in_slices import update_in_slices
 from springroll.quant.root_companding import Quantized, dequantize, quantize, requantize
+from springroll.quant.sliced_update import update_in_slices
+from springroll.trees import KeyPath, PyTree
 
 # Fields of optimizer states, by what they hold. `v` is missing on purpose: a second moment in some
 # optimizers, an average of differences in Adan.
@@ -45,11 +45,11 @@ def quantize_state(
     first: Sequence[str] = FIRST,
     second: Sequence[str] = SECOND,
 ) -> optax.GradientTransformationExtraArgs:
-    """`inner` with its moments kept in codes of `bits` bits and one float32 scale per block.
+    """`inner` with its moments in codes of `bits` bits and one float32 scale per block.
 
     Costs 1 + 4 / 256 bytes per number with 8 bits, 0.5 + 4 / 128 with 4. Each update decodes a
     moment, lets `inner` change it and codes it again. Which leaves are moments, and of which kind,
-    is told by the outermost field of a NamedTuple or dataclass on their path whose name is in
+    follows from the outermost field of a NamedTuple or dataclass on their path whose name is in
     `first` (signed) or `second` (nonnegative); keys of dictionaries do not count, they name
     parameters. All other state, gradient accumulators and copies of weights among it, stays exact.
 
@@ -84,7 +84,7 @@ def quantize_state(
     )
     inner = optax.with_extra_args_support(inner)
 
-    def init(params: Any) -> Any:
+    def init(params: PyTree) -> PyTree:
         state = inner.init(params)
         leaves, treedef = jax.tree_util.tree_flatten_with_path(state)
         big = [path for path, leaf in leaves if _is_big(leaf, min_size)]
@@ -104,8 +104,10 @@ def quantize_state(
             ]
         )
 
-    def update(updates: Any, state: Any, params: Any = None, **extra: Any) -> tuple[Any, Any]:
-        def floats(updates: Any, state: Any) -> tuple[Any, Any]:
+    def update(
+        updates: PyTree, state: PyTree, params: PyTree | None = None, **extra: PyTree
+    ) -> tuple[PyTree, PyTree]:
+        def floats(updates: PyTree, state: PyTree) -> tuple[PyTree, PyTree]:
             with jax.numpy_dtype_promotion("standard"):  # optimizers need not be strict
                 return inner.update(updates, state, params, **extra)
 
@@ -115,7 +117,7 @@ def quantize_state(
     return optax.GradientTransformationExtraArgs(init, update)
 
 
-def dequantize_state(state: Any) -> Any:
+def dequantize_state(state: PyTree) -> PyTree:
     """Any tree with its `Quantized` nodes replaced by the float arrays they stand for."""
     with jax.named_scope("dequantize_state"):
         return jax.tree.map(
@@ -123,10 +125,13 @@ def dequantize_state(state: Any) -> Any:
         )
 
 
-def requantize_state(like: Any, floats: Any) -> Any:
+def requantize_state(like: PyTree, floats: PyTree) -> PyTree:
     """`floats` with the leaves coded that are coded in `like`.
 
-    Shapes must be those of `like`, except that leading axes of a leaf may be longer or shorter.
+    Args:
+        like: a state as `quantize_state` keeps it.
+        floats: a tree of the same structure with arrays in the place of `Quantized` nodes. Shapes
+            must be those of `like`, except that leading axes may be longer or shorter.
     """
     return jax.tree.map(
         lambda q, x: requantize(q, x) if _is_quantized(q) else x,
@@ -136,16 +141,16 @@ def requantize_state(like: Any, floats: Any) -> Any:
     )
 
 
-def _is_quantized(x: Any) -> bool:
+def _is_quantized(x: PyTree) -> bool:
     return isinstance(x, Quantized)
 
 
-def _is_big(leaf: Any, min_size: int) -> bool:
+def _is_big(leaf: PyTree, min_size: int) -> bool:
     array = isinstance(leaf, jax.Array) and jnp.issubdtype(leaf.dtype, jnp.floating)
     return array and leaf.ndim > 0 and leaf.size >= min_size
 
 
-def _kind(path: Sequence[Any], first: Sequence[str], second: Sequence[str]) -> str | None:
+def _kind(path: KeyPath, first: Sequence[str], second: Sequence[str]) -> str | None:
     for key in path:
         if isinstance(key, GetAttrKey) and key.name in first:
             return "first"

@@ -11,7 +11,7 @@ away from zero, the one direction for which `low` fits. Four bytes per weight, a
 where a bfloat16 copy beside a float32 master takes six.
 """
 
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -20,6 +20,7 @@ import optax
 from jax import Array, lax
 
 from springroll.errors import InputError
+from springroll.trees import PyTree
 
 _QUIET_NAN = np.uint32(0x7FC00000)
 
@@ -29,8 +30,16 @@ def split(x: Array) -> tuple[Array, Array]:
 
     Exact for every finite number, subnormal ones and both zeros, and for infinities. Numbers that
     lie above the largest bfloat16 by half a unit or more have an infinite high half, as in any
-    cast, and still come back exactly. NaN stays NaN, its payload is lost. Raises InputError if `x`
-    is not float32.
+    cast, and still come back exactly. NaN stays NaN, its payload is lost.
+
+    Args:
+        x: (...) float32.
+
+    Returns:
+        high (...) bfloat16 and low (...) int16.
+
+    Raises:
+        InputError: `x` is not float32.
     """
     if x.dtype != jnp.float32:
         raise InputError(f"split of {x.dtype}; expected float32")
@@ -43,7 +52,7 @@ def split(x: Array) -> tuple[Array, Array]:
 
 
 def join(high: Array, low: Array) -> Array:
-    """The float32 that was split."""
+    """The float32 (...) that was split into high (...) bfloat16 and low (...) int16."""
     upper = lax.bitcast_convert_type(high, jnp.uint16).astype(jnp.uint32) << np.uint32(16)
     signed = low.astype(jnp.int32)
     return lax.bitcast_convert_type(
@@ -51,7 +60,7 @@ def join(high: Array, low: Array) -> Array:
     )
 
 
-def high_half(params: Any) -> Any:
+def high_half(params: PyTree) -> PyTree:
     """The bfloat16 weights to train, of a tree of float32 weights; other leaves stay."""
     return jax.tree.map(lambda p: split(p)[0] if p.dtype == jnp.float32 else p, params)
 
@@ -59,8 +68,8 @@ def high_half(params: Any) -> Any:
 class SplitMasterState(NamedTuple):
     """low: int16 beside each bfloat16 weight, None elsewhere; inner_state: in float32."""
 
-    low: Any
-    inner_state: Any
+    low: PyTree
+    inner_state: PyTree
 
 
 def with_split_master(
@@ -84,15 +93,24 @@ def with_split_master(
     it had before. Leaves of `params` that are not bfloat16 pass through unchanged.
 
     `init` takes bfloat16 weights as well; their low halves are zero then.
+
+    Args:
+        inner: any transformation; it sees float32 alone.
+
+    Returns:
+        A transformation with the state `SplitMasterState(low, inner_state)`.
+
+    Raises:
+        InputError: `update` is called without the weights.
     """
     inner = optax.with_extra_args_support(inner)
 
-    def init(params: Any) -> SplitMasterState:
+    def init(params: PyTree) -> SplitMasterState:
         return SplitMasterState(jax.tree.map(_low, params), inner.init(as_float32(params)))
 
     def update(
-        updates: Any, state: Any, params: Any = None, **extra: Any
-    ) -> tuple[Any, SplitMasterState]:
+        updates: PyTree, state: PyTree, params: PyTree | None = None, **extra: PyTree
+    ) -> tuple[PyTree, SplitMasterState]:
         params = required(params, "with_split_master")
         full = jax.tree.map(_joined, params, state.low)
         with jax.numpy_dtype_promotion("standard"):  # optimizers need not be strict
@@ -106,12 +124,12 @@ def with_split_master(
     return optax.GradientTransformationExtraArgs(init, update)
 
 
-def as_float32(tree: Any) -> Any:
+def as_float32(tree: PyTree) -> PyTree:
     """bfloat16 leaves in float32, others as they are."""
     return jax.tree.map(lambda x: x.astype(jnp.float32) if x.dtype == jnp.bfloat16 else x, tree)
 
 
-def required(params: Any, who: str) -> Any:
+def required(params: PyTree | None, who: str) -> PyTree:
     """`params`, which an optimizer loop may have left out."""
     if params is None:
         raise InputError(f"{who} needs the weights: call update(grads, state, params)")
@@ -128,7 +146,7 @@ def _joined(p: Array, low: Array | None) -> Array:
     return join(p, low) if p.dtype == jnp.bfloat16 and low is not None else p
 
 
-def _moved(p: Array, full: Array, low: Array | None, step: Array) -> Any:
+def _moved(p: Array, full: Array, low: Array | None, step: Array) -> tuple[Array, Array | None]:
     if p.dtype != jnp.bfloat16:
         return step, low
     high, rest = split(full + step.astype(jnp.float32))

@@ -5,7 +5,7 @@ small update survives with the right probability, and no float32 copy of the wei
 """
 
 import zlib
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -15,13 +15,23 @@ from jax import Array, lax
 
 from springroll.errors import InputError
 from springroll.quant.split_master import as_float32, required
+from springroll.trees import KeyPath, PyTree
 
 
 def round_stochastically(x: Array, bits: Array) -> Array:
     """A bfloat16 neighbour of `x`: the upper with probability (x - lower) / (upper - lower).
 
-    `bits` are uniform uint32 in the shape of `x`, of which 16 are used. Exact values, infinities
-    and NaN stay as they are. Raises InputError if `x` is not float32.
+    Exact values, infinities and NaN stay as they are.
+
+    Args:
+        x: (...) float32.
+        bits: (...) uniform uint32, of which 16 are used.
+
+    Returns:
+        (...) bfloat16.
+
+    Raises:
+        InputError: `x` is not float32.
     """
     if x.dtype != jnp.float32:
         raise InputError(f"stochastic rounding of {x.dtype}; expected float32")
@@ -35,7 +45,7 @@ class StochasticRoundingState(NamedTuple):
     """steps: () uint32, updates done; inner_state: in float32."""
 
     steps: Array
-    inner_state: Any
+    inner_state: PyTree
 
 
 def with_stochastic_rounding(
@@ -47,28 +57,41 @@ def with_stochastic_rounding(
     float32, for `optax.apply_updates`. On average a weight moves by exactly what `inner` says. The
     random bits are a function of seed, step and the parameter's path: a resumed run repeats them.
     Leaves of the parameters that are not bfloat16 pass through unchanged.
+
+    Args:
+        inner: any transformation; it sees float32 alone.
+        seed: of the rounding.
+
+    Returns:
+        A transformation with the state `StochasticRoundingState(steps, inner_state)`.
+
+    Raises:
+        InputError: `update` is called without the weights.
     """
     inner = optax.with_extra_args_support(inner)
 
-    def init(params: Any) -> StochasticRoundingState:
+    def init(params: PyTree) -> StochasticRoundingState:
         return StochasticRoundingState(jnp.zeros((), jnp.uint32), inner.init(as_float32(params)))
 
     def update(
-        updates: Any, state: Any, params: Any = None, **extra: Any
-    ) -> tuple[Any, StochasticRoundingState]:
+        updates: PyTree,
+        state: PyTree,
+        params: PyTree | None = None,
+        **extra: PyTree,
+    ) -> tuple[PyTree, StochasticRoundingState]:
         params = required(params, "with_stochastic_rounding")
         full = as_float32(params)
         with jax.numpy_dtype_promotion("standard"):  # optimizers need not be strict
             steps, inner_state = inner.update(as_float32(updates), state.inner_state, full, **extra)
         key = jax.random.fold_in(jax.random.key(seed), state.steps)
 
-        def moved(path: Any, p: Array, whole: Array, step: Array) -> Array:
+        def moved(path: KeyPath, p: Array, full: Array, step: Array) -> Array:
             if p.dtype != jnp.bfloat16:
                 return step
             mine = jax.random.fold_in(key, zlib.crc32(jax.tree_util.keystr(path).encode()))
             bits = jax.random.bits(mine, p.shape, jnp.uint32)
-            rounded = round_stochastically(whole + step.astype(jnp.float32), bits)
-            return rounded.astype(jnp.float32) - whole
+            rounded = round_stochastically(full + step.astype(jnp.float32), bits)
+            return rounded.astype(jnp.float32) - full
 
         updates = jax.tree_util.tree_map_with_path(moved, params, full, steps)
         return updates, StochasticRoundingState(state.steps + np.uint32(1), inner_state)

@@ -16,7 +16,7 @@ DEFAULT_LIMIT = 1 << 20  # bytes per member
 
 
 class DensifyWarning(UserWarning):
-    """A factored weight was formed in full because a primitive has no thin rule for it."""
+    """A weight was densified because a primitive has no rule for low-rank weights."""
 
 
 @dataclass(frozen=True)

@@ -1,6 +1,6 @@
 """`discover`: read from the program alone how each parameter can be perturbed.
 
-Two passes. `axes` follows every parameter to where it is used and so proposes roles; then the
+Two passes. `AxisTrace` follows every parameter to where it is used and so proposes roles; then the
 interpreter runs abstractly with those roles, and whatever it would densify becomes "dense".
 """
 
@@ -8,34 +8,48 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
-from typing import Any
 
 import jax
 import jax.numpy as jnp
+from jax import Array
+from jax.typing import DTypeLike
 
 from springroll import compat
+from springroll.thin.axis_trace import AxisTrace, Ref, Use
 from springroll.thin.densify import Densified, Policy
 from springroll.thin.factored_array import Factored, Lattice
-from springroll.thin.flows import Ref, Use, Walk
+from springroll.thin.interpreter import Operand
 from springroll.thin.roles import Kind, WeightRole, WeightRoles
-from springroll.thin.trace import Call, Program
-from springroll.thin.transform import run_program
+from springroll.thin.rules import RULES
+from springroll.thin.transform import Call, Program, run_program
+from springroll.trees import PyTree
 
 SMALL = 4096  # numbers per layer, for weights that are only used elementwise
 
 
-def discover(fn: Callable[..., Any], params: Any, *args: Any, **kwargs: Any) -> WeightRoles:
+def discover(
+    fn: Callable[..., PyTree], params: PyTree, *args: PyTree, **kwargs: PyTree
+) -> WeightRoles:
     """How each parameter of fn(params, *args, **kwargs) can be perturbed; nothing is computed.
 
-    `params` and `args` may be arrays or `jax.ShapeDtypeStruct`s. An axis that a matrix product
-    sums over (or a lookup indexes) gets role m, the axes it produces n, an axis that a scan walks
-    or that stays apart in a batched product s. Roles serve all uses of a parameter if any choice
-    does.
+    An axis that a matrix product sums over (or a lookup indexes) gets role m, the axes it produces
+    n, an axis that a scan walks or that stays apart in a batched product s. Roles serve all uses of
+    a parameter if any choice does.
+
+    Args:
+        fn: any JAX function; it is traced once.
+        params: a tree of arrays or `jax.ShapeDtypeStruct`s of any shape.
+        *args: the other arguments: trees of arrays or `jax.ShapeDtypeStruct`s; Python values stay
+            as they are.
+        **kwargs: likewise.
+
+    Returns:
+        Parameter path -> `WeightRole`, in tree-flatten order.
 
     >>> import jax.numpy as jnp
-    >>> plan = discover(lambda p, x: x @ p["w"] + p["b"][None],
-    ...                 {"w": jnp.ones((4, 3)), "b": jnp.ones(3)}, jnp.ones((2, 4)))
-    >>> plan["w"].roles, plan["b"].kind
+    >>> roles = discover(lambda p, x: x @ p["w"] + p["b"][None],
+    ...                  {"w": jnp.ones((4, 3)), "b": jnp.ones(3)}, jnp.ones((2, 4)))
+    >>> roles["w"].roles, roles["b"].kind
     ('mn', 'dense')
     """
     program = Program(fn)
@@ -43,27 +57,27 @@ def discover(fn: Callable[..., Any], params: Any, *args: Any, **kwargs: Any) -> 
     params_at = [k for k, i in enumerate(call.traced) if call.is_param[i]]
     closed, _ = program.trace(call)
     used = compat.used_inputs(closed)
-    walk = Walk()
+    trace = AxisTrace({name: rule.flow for name, rule in RULES.items()})
     inputs = [
         (Ref(k, tuple((i,) for i in range(a.ndim))),) if k in params_at else ()
         for k, a in enumerate(call.arrays)
     ]
-    walk.run(closed, inputs)
+    trace.run(closed, inputs)
     choices = {
-        k: candidates(call.arrays[k].shape, walk.uses.get(k, []), walk.stacked.get(k, set()))
+        k: candidates(call.arrays[k].shape, trace.uses.get(k, []), trace.stacked.get(k, set()))
         for k in params_at
         if used[k] and perturbable(call.arrays[k].dtype)
     }
     roles, reports = settle_roles(program, call, choices)
     return WeightRoles(
         tuple(
-            weight_role(call, k, used[k], walk.uses.get(k, []), roles.get(k), reports)
+            weight_role(call, k, used[k], trace.uses.get(k, []), roles.get(k), reports)
             for k in params_at
         )
     )
 
 
-def perturbable(dtype: Any) -> bool:
+def perturbable(dtype: DTypeLike) -> bool:
     """Floats, and integers of at most 8 bits (weights on the lattice)."""
     if jnp.issubdtype(dtype, jnp.floating):
         return True
@@ -83,12 +97,12 @@ def candidates(shape: Sequence[int], uses: Sequence[Use], stacked: set[int]) -> 
         return []
     splits = [set(use.summed) & set(free) for use in uses]
     splits.append(set(free) - {max(wide)})
-    found = []
+    choices = []
     for m in splits:
         roles = "".join("s" if i in shared else "m" if i in m else "n" for i in range(len(shape)))
-        if m & wide and wide - m and roles not in found:
-            found.append(roles)
-    return found
+        if m & wide and wide - m and roles not in choices:
+            choices.append(roles)
+    return choices
 
 
 def settle_roles(
@@ -113,31 +127,27 @@ def settle_roles(
 
 def dry_run(program: Program, call: Call, roles: dict[int, str]) -> list[Densified]:
     """Interpret abstractly with rank-one factors; what would have been densified, in order."""
-    leaves = list(call.leaves)
-    for k, letters in roles.items():
-        leaves[call.traced[k]] = rank_one(call.arrays[k], letters)
+    shapes = [rank_one(a, roles[k]) if k in roles else a for k, a in enumerate(call.arrays)]
     policy = Policy(limit=None, quiet=True)
 
-    def run(*arrays: Any) -> Any:
-        filled = list(leaves)
-        for i, array in zip(call.traced, arrays, strict=True):
-            filled[i] = array
-        again = Call(filled, call.tree, call.paths, call.is_param, call.traced)
-        return run_program(program, again, policy)
+    def run(*arrays: Operand) -> PyTree:
+        return run_program(program, call.with_arrays(arrays), policy)
 
-    jax.eval_shape(run, *(leaves[i] for i in call.traced))
+    jax.eval_shape(run, *shapes)
     return policy.reports
 
 
-def rank_one(array: Any, roles: str) -> Factored:
+def rank_one(array: Operand, roles: str) -> Factored:
     """The shapes of a rank-one Factored around a parameter."""
-    whole = jax.ShapeDtypeStruct(array.shape, array.dtype)
-    factor = lambda carried: jax.ShapeDtypeStruct(
-        (*(n for n, role in zip(array.shape, roles, strict=True) if role in carried), 1),
-        array.dtype,
-    )
+
+    def zeros(carried: str) -> Array:
+        sizes = (n for n, role in zip(array.shape, roles, strict=True) if role in carried)
+        return jnp.zeros((*sizes, 1), array.dtype)
+
     lattice = Lattice(2.0**-8) if jnp.issubdtype(array.dtype, jnp.integer) else None
-    return Factored(whole, factor("sm"), factor("sn"), None, roles, lattice)
+    base = jax.ShapeDtypeStruct(array.shape, array.dtype)
+    around = lambda base: Factored(base, zeros("sm"), zeros("sn"), None, roles, lattice)
+    return jax.eval_shape(around, base)
 
 
 def weight_role(

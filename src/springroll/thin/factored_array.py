@@ -6,16 +6,21 @@ import dataclasses
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Literal, TypeAlias
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 from jax import Array, lax
+from jax.typing import DTypeLike
 
 from springroll.errors import InputError
 
-STATIC: dict[str, Any] = {"static": True}
+Side: TypeAlias = Literal["left", "right"]
+Gain: TypeAlias = Array | None
+SIDES: tuple[Side, Side] = ("left", "right")
+
+STATIC = {"static": True}
 MANY = 8  # above this rank `dense` is a matrix product
 
 
@@ -34,6 +39,13 @@ class Lattice:
       by -log2(scale), a power of two of at most 1; the gain is an integer sign.
 
     The rounded rank components are then added.
+
+    Args:
+        scale: units of the integers per unit of gain * left * right; above 0.
+        rounding: "nearest" or "floor".
+
+    Raises:
+        InputError: the scale is not positive, or no power of two of at most 1 for "floor".
     """
 
     scale: float
@@ -52,27 +64,27 @@ class Lattice:
                 " two of at most 1, such as 2**-8."
             )
 
-    def met(self, t: Array, gain: Any) -> Array:
+    def met(self, t: Array, gain: Gain) -> Array:
         """t (..., r), the input summed with one factor: int32, ready to meet the other one."""
         if self.rounding == "floor":
             return scale_rank(cast(t, jnp.int32), gain)
         return cast(self._rounded(cast(t, jnp.float32), gain), jnp.int32)
 
-    def product(self, t: Array, factor: Array, dtype: Any) -> Array:
+    def product(self, t: Array, factor: Array, dtype: DTypeLike) -> Array:
         """One component of the thin term from `met` and the other factor, in `dtype`."""
         if self.rounding == "floor":
             return cast(self._shifted(t, factor), dtype)
         return lax.mul(*_same_shape(cast(t, dtype), cast(factor, dtype)))
 
-    def entry(self, left: Array, right: Array, gain: Any, dtype: Any) -> Array:
+    def entry(self, left: Array, right: Array, gain: Gain, dtype: DTypeLike) -> Array:
         """One component of the thin weight itself, entry by entry; `gain` is that component's."""
         if self.rounding == "floor":
-            gain = 1 if gain is None else cast(jnp.asarray(gain), jnp.int32)
-            return cast(self._shifted(cast(left, jnp.int32) * gain, right), dtype)
+            sign = 1 if gain is None else cast(jnp.asarray(gain), jnp.int32)
+            return cast(self._shifted(cast(left, jnp.int32) * sign, right), dtype)
         p = lax.mul(*_same_shape(cast(left, jnp.float32), cast(right, jnp.float32)))
         return cast(self._rounded(p, gain), dtype)
 
-    def _rounded(self, p: Array, gain: Any) -> Array:
+    def _rounded(self, p: Array, gain: Gain) -> Array:
         scaled = scale_rank(p, gain) * np.float32(self.scale)
         return lax.round(scaled, lax.RoundingMethod.TO_NEAREST_EVEN)
 
@@ -89,9 +101,13 @@ class Blocks:
 
     May stand in the place of `left` or `right` of a `Factored`: layers of a scan are then joined
     one by one, and no joined copy of a whole stack exists.
+
+    Args:
+        parts: arrays (..., r_i) that are equal in all axes but the last; together they are one
+            factor (..., sum of r_i) in their common dtype.
     """
 
-    parts: tuple[Any, ...]
+    parts: tuple[Array, ...]
 
     @property
     def shape(self) -> tuple[int, ...]:
@@ -127,6 +143,17 @@ class Factored:
     `left` and `right` and is a vmap over `gain` alone. With a `lattice` the values are integers
     (in int8, int32 or float32 registers) and each rank-one product is rounded.
 
+    Args:
+        base: the weight (...), any floating dtype, or integers of at most 32 bits.
+        left: (s and m axes of base, r); `Blocks` may stand in its place.
+        right: (s and n axes of base, r); `Blocks` may stand in its place.
+        gain: None, () or (r,).
+        roles: one of s, m, n per axis of base.
+        lattice: how the thin term is rounded; None for real numbers.
+        path: the parameter's path, for reports; `factored` sets it.
+
+    Source: EGGROLL, arXiv 2511.16652, section 4; LoRA, arXiv 2106.09685.
+
     >>> import jax.numpy as jnp
     >>> w = Factored(jnp.zeros((2, 3)), jnp.ones((2, 1)), jnp.ones((3, 1)), jnp.float32(0.5))
     >>> w.dense()
@@ -134,15 +161,13 @@ class Factored:
            [0.5, 0.5, 0.5]], dtype=float32)
     """
 
-    base: Any
-    left: Any
-    right: Any
-    gain: Any = None
+    base: Array
+    left: Array
+    right: Array
+    gain: Gain = None
     roles: str = dataclasses.field(default="mn", metadata=STATIC)
     lattice: Lattice | None = dataclasses.field(default=None, metadata=STATIC)
-    path: str = dataclasses.field(
-        default="", metadata=STATIC
-    )  # set inside factored(fn), for reports
+    path: str = dataclasses.field(default="", metadata=STATIC)
 
     @property
     def shape(self) -> tuple[int, ...]:
@@ -160,12 +185,18 @@ class Factored:
     def rank(self) -> int:
         return self.left.shape[-1]
 
-    def axes(self, side: str) -> tuple[int, ...]:
+    def axes(self, side: Side) -> tuple[int, ...]:
         """The axes of `base` that "left" or "right" carries, in order (the rank comes after)."""
         carried = "sm" if side == "left" else "sn"
         return tuple(i for i, role in enumerate(self.roles) if role in carried)
 
-    def map(self, fn: Callable[[Any, tuple[int, ...]], Any], roles: str | None = None) -> Factored:
+    def factor(self, side: Side) -> Array:
+        """`left` or `right`."""
+        return self.left if side == "left" else self.right
+
+    def map(
+        self, fn: Callable[[Array, tuple[int, ...]], Array], roles: str | None = None
+    ) -> Factored:
         """Apply fn(array, axes) to base, left and right; `axes` are the base axes it carries.
 
         The factors have one more axis than `axes` names: the rank, last.
@@ -178,7 +209,7 @@ class Factored:
             roles=self.roles if roles is None else roles,
         )
 
-    def dense(self, dtype: Any = None) -> Array:
+    def dense(self, dtype: DTypeLike | None = None) -> Array:
         """The full weight, in the dtype of `base` or in `dtype`. Costs an array of base's shape.
 
         An int8 base is clipped to +-127 after the thin term is added; real factors, in units of
@@ -217,18 +248,17 @@ class Factored:
             precision=lax.Precision.HIGHEST,
             preferred_element_type=wide_dtype(wide),
         )
-        made = [*shared, *(i for i in (*left, *right) if i not in shared)]
-        thin = lax.transpose(thin, [made.index(i) for i in range(self.ndim)])
+        order = [*shared, *(i for i in (*left, *right) if i not in shared)]
+        thin = lax.transpose(thin, [order.index(i) for i in range(self.ndim)])
         return cast(self.base, thin.dtype) + thin
 
-    def _spread(self, side: str) -> Array:
+    def _spread(self, side: Side) -> Array:
         """A factor with a size-1 axis for every axis of base that it does not carry."""
-        factor, carried = (self.left, "sm") if side == "left" else (self.right, "sn")
-        missing = [i for i, role in enumerate(self.roles) if role not in carried]
-        return lax.expand_dims(factor, missing)
+        own = self.axes(side)
+        return lax.expand_dims(self.factor(side), [i for i in range(self.ndim) if i not in own])
 
 
-def wide_dtype(dtype: Any) -> Any:
+def wide_dtype(dtype: DTypeLike) -> np.dtype:
     """The type a thin term is accumulated in: float32 for short floats, int32 for integers."""
     if jnp.issubdtype(dtype, jnp.floating) and jnp.dtype(dtype).itemsize < 4:
         return jnp.dtype(jnp.float32)
@@ -237,13 +267,13 @@ def wide_dtype(dtype: Any) -> Any:
     return jnp.dtype(dtype)
 
 
-def common_dtype(*arrays: Any) -> Any:
+def common_dtype(*arrays: Array) -> np.dtype:
     """The type all arrays fit in, also where JAX is told to promote nothing silently."""
     with jax.numpy_dtype_promotion("standard"):
         return jnp.result_type(*(a.dtype for a in arrays))
 
 
-def scale_rank(t: Array, gain: Any) -> Array:
+def scale_rank(t: Array, gain: Gain) -> Array:
     """Multiply t (..., r) by a gain that is None, () or (r,), in the dtype of t."""
     if gain is None:
         return t
@@ -251,26 +281,26 @@ def scale_rank(t: Array, gain: Any) -> Array:
     return lax.mul(t, lax.broadcast_in_dim(gain, t.shape, (t.ndim - 1,) if gain.ndim else ()))
 
 
-def gain_of(gain: Any, component: int) -> Any:
+def gain_of(gain: Gain, component: int) -> Gain:
     """The gain of one rank component, from a gain that is None, () or (r,)."""
     return gain if gain is None or jnp.ndim(gain) == 0 else gain[component]
 
 
-def saturate(total: Array, dtype: Any) -> Array:
+def saturate(total: Array, dtype: DTypeLike) -> Array:
     """To `dtype`; int8 is clipped to +-127 (never -128), anything else is converted."""
     if jnp.dtype(dtype) == jnp.int8:
         total = lax.clamp(jnp.array(-127, total.dtype), total, jnp.array(127, total.dtype))
     return cast(total, dtype)
 
 
-def settled(total: Array, dtype: Any) -> Array:
+def settled(total: Array, dtype: DTypeLike) -> Array:
     """To `dtype`; a real number becomes the nearest integer where that is asked for."""
     if jnp.issubdtype(total.dtype, jnp.floating) and jnp.issubdtype(dtype, jnp.integer):
         total = lax.round(total, lax.RoundingMethod.TO_NEAREST_EVEN)
     return saturate(total, dtype)
 
 
-def cast(x: Array, dtype: Any) -> Array:
+def cast(x: Array, dtype: DTypeLike) -> Array:
     """x in `dtype`; no equation when it already is."""
     return x if x.dtype == jnp.dtype(dtype) else lax.convert_element_type(x, dtype)
 

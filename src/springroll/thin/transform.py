@@ -4,82 +4,148 @@ from __future__ import annotations
 
 import dataclasses
 import functools
-from collections.abc import Callable, Sequence
-from typing import Any
+from collections.abc import Callable, Hashable
+from dataclasses import dataclass, field
 
 import jax
 import jax.numpy as jnp
+import numpy as np
+from jax.extend import core as jex
 
 from springroll import compat
 from springroll.errors import InputError
-from springroll.thin.activations import MOVES
 from springroll.thin.densify import DEFAULT_LIMIT, Policy
-from springroll.thin.factored_array import Factored
-from springroll.thin.interpreter import Frame
-from springroll.thin.rules import INSIDE, RULES
-from springroll.thin.trace import Call, Program, is_factored
-
-MAY_MEET_CODES = MOVES | INSIDE | {"dynamic_slice", "slice", "unstack"}
+from springroll.thin.factored_array import SIDES, Factored
+from springroll.thin.interpreter import Operand, interpret
+from springroll.thin.rules import RULES
+from springroll.trees import PyTree, path_of
 
 
-def interpret(jaxpr: Any, args: Sequence[Any], policy: Policy) -> list[Any]:
-    """Evaluate a jaxpr on values of which some are Factored; only their equations are rewritten."""
-    opened, consts = compat.open_jaxpr(jaxpr)
-    values = dict(zip([*opened.constvars, *opened.invars], [*consts, *args], strict=True))
-    frame = Frame(policy, values, {}, interpret)
-    for eqn in opened.eqns:
-        operands = [frame.read(atom) for atom in eqn.invars]
-        with compat.equation_context(eqn):
-            out = None
-            if any(isinstance(v, Factored) for v in operands):
-                if eqn.primitive.name not in INSIDE:
-                    operands = [frame.joined(v) for v in operands]
-                rule = RULES.get(eqn.primitive.name)
-                if eqn.primitive.name not in MAY_MEET_CODES and any(map(codes, operands)):
-                    rule = None
-                out = rule(frame, eqn, *operands) if rule else None
-                if out is None:
-                    operands = [frame.dense(v, eqn) for v in operands]
-            if out is None:
-                out = compat.bind(eqn, *operands)
-        values.update(zip(eqn.outvars, out, strict=True))
-        frame.producers.update((var, eqn) for var in eqn.outvars)
-    return [frame.joined(frame.read(atom)) for atom in opened.outvars]
+@dataclass
+class Call:
+    """The arguments of one call: every leaf, and which of them are traced."""
+
+    leaves: list[PyTree]
+    tree: Hashable  # their structure
+    paths: list[str]
+    is_param: list[bool]  # leaves of the first positional argument
+    traced: list[int]  # positions of arrays and Factored among the leaves
+
+    @classmethod
+    def of(cls, args: tuple[PyTree, ...], kwargs: dict[str, PyTree]) -> Call:
+        flat, tree = jax.tree_util.tree_flatten_with_path((args, kwargs), is_leaf=is_factored)
+        is_param = [path[0].idx == 0 and len(path) > 1 and path[1].idx == 0 for path, _ in flat]
+        paths = [
+            path_of(path[2:] if first else path[1:])
+            for (path, _), first in zip(flat, is_param, strict=True)
+        ]
+        leaves = [leaf for _, leaf in flat]
+        traced = [i for i, leaf in enumerate(leaves) if is_traced(leaf)]
+        return cls(leaves, tree, paths, is_param, traced)
+
+    @property
+    def arrays(self) -> list[Operand]:
+        """The traced leaves."""
+        return [self.leaves[i] for i in self.traced]
+
+    def with_arrays(self, arrays: tuple[Operand, ...]) -> Call:
+        """The same call with other traced leaves."""
+        leaves = list(self.leaves)
+        for i, array in zip(self.traced, arrays, strict=True):
+            leaves[i] = array
+        return dataclasses.replace(self, leaves=leaves)
 
 
-def factored(fn: Callable[..., Any], *, densify_limit: int | None = DEFAULT_LIMIT) -> Callable:
+@dataclass
+class Program:
+    """A function that is traced once per structure, static values and shapes of its arguments."""
+
+    fn: Callable[..., PyTree]
+    flat: dict[Hashable, Callable[..., PyTree]] = field(default_factory=dict)
+
+    def trace(self, call: Call) -> tuple[jex.ClosedJaxpr, Hashable]:
+        """(jaxpr, output tree) of the function on the dense shapes of the arguments."""
+        examples = [a.base if isinstance(a, Factored) else a for a in call.arrays]
+        closed, shapes = jax.make_jaxpr(self._flat(call), return_shape=True)(*examples)
+        return compat.prune(closed), jax.tree.structure(shapes)
+
+    def _flat(self, call: Call) -> Callable[..., PyTree]:
+        """fn of the traced leaves alone; the same object for equal static parts, so JAX caches."""
+        traced = set(call.traced)
+        static = [leaf for i, leaf in enumerate(call.leaves) if i not in traced]
+        key = (call.tree, tuple(call.traced), tuple((type(v), repr_or_self(v)) for v in static))
+        try:
+            return self.flat.setdefault(key, _flatten(self.fn, call))
+        except TypeError:  # an unhashable static argument: trace anew every time
+            return _flatten(self.fn, call)
+
+
+def _flatten(fn: Callable[..., PyTree], call: Call) -> Callable[..., PyTree]:
+    statics = call.with_arrays((None,) * len(call.traced))  # pyright: ignore[reportArgumentType]
+
+    @functools.wraps(fn)
+    def flat(*arrays: jax.Array) -> PyTree:
+        args, kwargs = jax.tree.unflatten(call.tree, statics.with_arrays(arrays).leaves)
+        return fn(*args, **kwargs)
+
+    return flat
+
+
+def repr_or_self(value: PyTree) -> Hashable:
+    """Floats by their digits, so that 0.0 and -0.0 differ; anything else by itself."""
+    return repr(value) if isinstance(value, float) else value
+
+
+def is_factored(leaf: PyTree) -> bool:
+    return isinstance(leaf, Factored)
+
+
+def is_traced(leaf: PyTree) -> bool:
+    """Arrays and Factored are traced; Python numbers, strings and callables stay as they are."""
+    kinds = (Factored, jax.Array, np.ndarray, np.generic, jax.ShapeDtypeStruct)
+    return isinstance(leaf, kinds)
+
+
+def factored(
+    fn: Callable[..., PyTree], *, densify_limit: int | None = DEFAULT_LIMIT
+) -> Callable[..., PyTree]:
     """The same function, where array leaves of its arguments may be `Factored`.
 
-    Arguments: arrays are traced; Python numbers, strings, None and callables stay as they are.
-    Outputs are plain arrays. `jax.vmap`, `jax.jit` and `jax.grad` apply outside as usual: a
-    population is a vmap over left, right and gain, and `base` is multiplied once for all members.
+    `jax.vmap`, `jax.jit` and `jax.grad` apply outside as usual: a population is a vmap over left,
+    right and gain, and `base` is multiplied once for all members. `fn` is traced once per
+    structure, static values and shapes, like a function under `jax.jit`.
 
-    `fn` is traced once per structure, static values and shapes, like a function under `jax.jit`.
+    Args:
+        fn: any JAX function. Arrays among its arguments are traced; Python numbers, strings, None
+            and callables stay as they are.
+        densify_limit: bytes per member up to which a weight that meets a primitive without a rule
+            is formed in full, with a `DensifyWarning`; None for no limit.
 
-    A weight that meets a primitive without a thin rule is formed in full. That is reported as a
-    `DensifyWarning` up to `densify_limit` bytes per member and raises `InputError` above it
-    (None: never raises).
+    Returns:
+        A function of the same arguments whose outputs are plain arrays.
+
+    Raises:
+        InputError: when it is called, if roles, shapes and dtypes of a `Factored` do not fit
+            together, or if a weight above `densify_limit` would be formed in full.
     """
-
     program = Program(fn)
 
     @functools.wraps(fn)
-    def run(*args: Any, **kwargs: Any) -> Any:
+    def run(*args: PyTree, **kwargs: PyTree) -> PyTree:
         return run_program(program, Call.of(args, kwargs), Policy(densify_limit))
 
     return run
 
 
-def run_program(program: Program, call: Call, policy: Policy) -> Any:
+def run_program(program: Program, call: Call, policy: Policy) -> PyTree:
     """Check the Factored arguments, trace on dense shapes, interpret on the arguments."""
     for i in call.traced:
         if is_factored(call.leaves[i]):
             call.leaves[i] = prepare(call.leaves[i], call.paths[i])
     closed, tree = program.trace(call)
-    outs = interpret(closed, call.arrays, policy)
     outs = [
-        policy.densify(out, "return", "the function's output") if is_factored(out) else out
-        for out in outs
+        policy.densify(out, "return", "the function's output") if isinstance(out, Factored) else out
+        for out in interpret(closed, call.arrays, policy, RULES)
     ]
     return jax.tree.unflatten(tree, outs)
 
@@ -88,8 +154,8 @@ def prepare(weight: Factored, path: str) -> Factored:
     """Check a Factored argument and make its base vary wherever its factors do (shard_map)."""
     check(weight, path)
     parts = jax.tree.leaves((weight.left, weight.right, weight.gain))
-    wanted = frozenset[str]().union(*map(compat.varying, parts))
-    base = compat.vary(weight.base, sorted(wanted))
+    mesh_axes = frozenset[str]().union(*map(compat.varying, parts))
+    base = compat.vary(weight.base, sorted(mesh_axes))
     return dataclasses.replace(weight, base=base, path=path)
 
 
@@ -102,7 +168,8 @@ def check(weight: Factored, path: str) -> None:
             f"{name}: roles {weight.roles!r} do not fit a base of shape {shape}; give one of"
             " s, m, n per axis."
         )
-    for side, factor in (("left", weight.left), ("right", weight.right)):
+    for side in SIDES:
+        factor = weight.factor(side)
         expected = tuple(shape[i] for i in weight.axes(side))
         if tuple(factor.shape[:-1]) != expected or factor.ndim != len(expected) + 1:
             raise InputError(
@@ -127,14 +194,3 @@ def check(weight: Factored, path: str) -> None:
             raise InputError(
                 f"{name}: an {weight.dtype} base with real factors needs a lattice (how to round)."
             )
-
-
-def codes(weight: Any) -> bool:
-    """Whether an operand is a weight of integer codes with a real thin term in units of them.
-
-    That is a weight stored in int8 and converted where it is used; until then it can only be moved.
-    """
-    if not isinstance(weight, Factored) or weight.lattice is not None:
-        return False
-    real = jnp.issubdtype(weight.left.dtype, jnp.inexact)
-    return real and jnp.issubdtype(weight.dtype, jnp.integer)

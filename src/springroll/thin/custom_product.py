@@ -12,24 +12,29 @@ On a thin weight the kernel is then called three times, y = f(x, base) + f(f(x, 
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable
+import typing
+from collections.abc import Callable, Hashable, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Concatenate, TypeAlias, TypeVar
 
 import jax
 from jax import Array, lax
+from jax.extend import core as jex
 
-from springroll.thin.factored_array import Factored, cast, scale_rank, wide_dtype
-from springroll.thin.interpreter import Frame
+from springroll import compat
+from springroll.thin.factored_array import SIDES, Factored, Side, cast, scale_rank, wide_dtype
+from springroll.thin.interpreter import Frame, Operand, Outputs
 
-Roles = str | Callable[..., str]
+Roles: TypeAlias = str | Callable[..., str]
+Kernel: TypeAlias = Callable[Concatenate[Array, Array, ...], Array]  # of (x, w, *rest)
+Fn = TypeVar("Fn", bound=Callable[..., Array])
 
 
 @dataclass(frozen=True)
 class Product:
-    """y = fn(x, w, *rest), linear in x and in w. `roles` has a letter per axis of w (see below)."""
+    """y = fn(x, w, *rest), linear in x and in w. `roles` has a letter per axis of w."""
 
-    fn: Callable[..., Any]
+    fn: Kernel
     roles: str
 
     def axes(self, role: str) -> tuple[int, ...]:
@@ -39,26 +44,35 @@ class Product:
 MARKED: dict[str, Product] = {}  # by the name of the jit that the mark puts around the function
 
 
-def product(roles: Roles) -> Callable[[Callable[..., Any]], Callable[..., Any]]:
+def product(roles: Roles) -> Callable[[Fn], Fn]:
     """Decorator: fn(x, w, *rest, **static) is a product of x and w.
 
-    `roles` has one letter per axis of w: one m, the axis that is summed with the last axis of x;
-    one n, which becomes the last axis of the result; s for any other, along which each row of x
-    meets a slice of its own (groups, experts). fn must take any size of m and n, be linear in x
-    and in w, and be differentiable. Keyword arguments are static; if the layout depends on them,
-    `roles` is a function of them: `product(lambda transposed=False: "snm" if transposed else
-    "smn")`.
+    fn must take any size of m and n, be linear in x and in w, and be differentiable. Keyword
+    arguments are static.
+
+    Args:
+        roles: one letter per axis of w: one m, the axis that is summed with the last axis of x;
+            one n, which becomes the last axis of the result; s for any other, along which each row
+            of x meets a slice of its own (groups, experts). If the layout depends on the keyword
+            arguments, a function of them: `product(lambda transposed=False: "snm" if transposed
+            else "smn")`.
+
+    Returns:
+        A decorator for a kernel of (x (..., m), w, *rest) -> (..., n).
+
+    Raises:
+        ValueError: when the kernel is called, if `roles` has not one m and one n besides s.
 
     >>> import jax.numpy as jnp
-    >>> from springroll.thin.discovery import discover
+    >>> from springroll.thin import discover
     >>> kernel = product("nm")(lambda x, w: x @ w.T)
     >>> discover(lambda p, x: kernel(x, p), jnp.ones((3, 4)), jnp.ones((2, 4))).leaves[0].roles
     'nm'
     """
 
-    def mark(fn: Callable[..., Any]) -> Callable[..., Any]:
+    def mark(fn: Fn) -> Fn:
         @functools.cache
-        def marked(**static: Any) -> Callable[..., Any]:
+        def marked(**static: Hashable) -> Kernel:
             letters = roles if isinstance(roles, str) else roles(**static)
             if sorted(letters.replace("s", "")) != ["m", "n"]:
                 raise ValueError(f"product roles {letters!r}: expected one m, one n and s.")
@@ -71,50 +85,53 @@ def product(roles: Roles) -> Callable[[Callable[..., Any]], Callable[..., Any]]:
             return jitted
 
         @functools.wraps(fn)
-        def with_static(*args: Any, **static: Any) -> Any:
+        def with_static(*args: Array, **static: Hashable) -> Array:
             return marked(**static)(*args)
 
-        return with_static
+        return typing.cast("Fn", with_static)
 
     return mark
 
 
-def marked_product(eqn: Any) -> Product | None:
+def marked_product(eqn: jex.JaxprEqn) -> Product | None:
     """What a call-like equation was marked as, if it was."""
     return MARKED.get(eqn.params.get("name", ""))
 
 
-def thin_product(frame: Frame, spec: Product, eqn: Any, x: Any, w: Any, *rest: Any) -> Any:
+def thin_product(
+    frame: Frame, spec: Product, eqn: jex.JaxprEqn, x: Operand, w: Operand, *rest: Operand
+) -> Outputs:
     """fn(x, base) + fn(fn(x, left), right), or None if the weight's roles do not fit the mark.
 
     A stacked axis that only one factor carries makes a plain product of the other: with roles
     "nmn" on an "smn" product all groups share `left`, and x . left is one product for all.
     """
-    if not isinstance(w, Factored) or any(isinstance(v, Factored) for v in (x, *rest)):
+    others = [v for v in rest if not isinstance(v, Factored)]
+    if not isinstance(w, Factored) or isinstance(x, Factored) or len(others) < len(rest):
         return None
     fits = all(
         mine == marked or marked == "s" for mine, marked in zip(w.roles, spec.roles, strict=True)
     )
-    stacked = [{i for i in spec.axes("s") if i in w.axes(side)} for side in ("left", "right")]
+    stacked = [{i for i in spec.axes("s") if i in w.axes(side)} for side in SIDES]
     if (
         w.lattice is not None
         or not fits
         or not all(s in (set(), {*spec.axes("s")}) for s in stacked)
     ):
         return None
-    key = (id(x), id(w.left), id(spec), *map(id, rest))
-    if key not in frame.seen:  # with the operands, whose ids they are
-        frame.seen[key] = (_meet(spec, x, w, "left", rest), x, w.left, rest)
-    t = scale_rank(frame.seen[key][0], w.gain)
-    dtype = eqn.outvars[0].aval.dtype
-    main, term = spec.fn(x, w.base, *rest), _meet(spec, t, w, "right", rest)
+    t = frame.memo.once(
+        lambda: _times_factor(spec, x, w, "left", others), (x, w.left, spec, *others), "product"
+    )
+    t = scale_rank(t, w.gain)
+    dtype = compat.dtype_of(eqn.outvars[0])
+    main, term = spec.fn(x, w.base, *others), _times_factor(spec, t, w, "right", others)
     return [cast(cast(main, wide_dtype(dtype)) + cast(term, wide_dtype(dtype)), dtype)]
 
 
-def _meet(spec: Product, x: Array, w: Factored, side: str, rest: Any) -> Array:
+def _times_factor(spec: Product, x: Array, w: Factored, side: Side, rest: Sequence[Array]) -> Array:
     """x times one factor, whose rank stands in for the axis of w that it lacks."""
     carried = w.axes(side)
-    factor = cast(getattr(w, side), x.dtype)
+    factor = cast(w.factor(side), x.dtype)
     rank = len(carried)
     if spec.axes("s") and not set(spec.axes("s")) <= set(carried):  # one for all groups
         summed = 0 if side == "left" else rank

@@ -3,23 +3,35 @@
 from __future__ import annotations
 
 import math
-from typing import Any, NamedTuple
+from collections.abc import Sequence
+from typing import NamedTuple, TypedDict
 
 import jax.numpy as jnp
+import numpy as np
 from jax import Array, lax
+from jax.typing import DTypeLike
 
 from springroll.thin.factored_array import (
     Factored,
+    Gain,
     Lattice,
     cast,
     common_dtype,
     gain_of,
     scale_rank,
 )
+from springroll.thin.walk import Memo
 
 RANK = -1  # the label of the rank axis, always a factor's last
 UNROLL = 8  # up to this many rank components are added one by one, which XLA fuses
 FEW_ROWS = 8  # below it, a single component is met as a matrix of one column
+
+
+class Options(TypedDict):
+    """The keywords of a contraction: the dtype of its result, and as in `lax.dot_general`."""
+
+    dtype: DTypeLike
+    precision: lax.PrecisionLike
 
 
 class Thin(NamedTuple):
@@ -29,7 +41,7 @@ class Thin(NamedTuple):
     left_labels: list[int]
     right: Array
     right_labels: list[int]
-    gain: Any = None
+    gain: Gain = None
     lattice: Lattice | None = None
 
     @classmethod
@@ -46,13 +58,13 @@ def thin_term(
     thin: Thin,
     out: list[int],
     *,
-    dtype: Any,
-    precision: Any = None,
-    seen: dict[Any, Any] | None = None,
+    dtype: DTypeLike,
+    precision: lax.PrecisionLike = None,
+    memo: Memo | None = None,
 ) -> Array:
     """einsum(x, thin -> out) in `dtype`.
 
-    `seen` remembers products of an activation with a factor, for other weights that meet the same
+    `memo` remembers products of an activation with a factor, for other weights that meet the same
     two: x P is computed, kept for the gradient and differentiated once for q, k and v.
 
     x meets first the factor with which it sums over more, so the intermediate has x's free axes
@@ -66,14 +78,15 @@ def thin_term(
     (first, f_labels), (second, s_labels) = _order(thin, x_labels, out)
     middle = [c for c in dict.fromkeys((*x_labels, *f_labels)) if c in out or c in s_labels]
     middle = [c for c in middle if c != RANK]
-    options = {"dtype": dtype, "precision": precision}
+    options: Options = {"dtype": dtype, "precision": precision}
     if thin.lattice is not None:
-        options = {"dtype": _exact_dtype(x, x_labels, middle), "precision": lax.Precision.HIGHEST}
+        exact = _exact_dtype(x, x_labels, middle)
+        options = {"dtype": exact, "precision": lax.Precision.HIGHEST}
         x, first = cast(x, options["dtype"]), cast(first, options["dtype"])
     rank = first.shape[-1]
     rows = math.prod(n for c, n in zip(x_labels, x.shape, strict=True) if c not in f_labels)
     if rank > 1 or rows < FEW_ROWS:
-        t = _once(seen, x, x_labels, first, f_labels, [*middle, RANK], options)
+        t = _once(memo, x, x_labels, first, f_labels, [*middle, RANK], options)
         if rank > UNROLL and thin.lattice is None:
             t = scale_rank(t, thin.gain)
             return contract(t, [*middle, RANK], second, s_labels, out, **options)
@@ -99,26 +112,24 @@ def thin_term(
 
 
 def _once(
-    seen: dict[Any, Any] | None,
+    memo: Memo | None,
     x: Array,
     x_labels: list[int],
     factor: Array,
     f_labels: list[int],
     out: list[int],
-    options: dict[str, Any],
+    options: Options,
 ) -> Array:
-    """contract(x, factor), or the result of the same call from `seen`."""
-    if seen is None:
-        return contract(x, x_labels, factor, f_labels, out, **options)
+    """contract(x, factor), or the result of the same call from `memo`."""
+    compute = lambda: contract(x, x_labels, factor, f_labels, out, **options)
+    if memo is None:
+        return compute()
     number = {c: i for i, c in enumerate(dict.fromkeys((*x_labels, *f_labels)))}
     spec = tuple(tuple(number[c] for c in labels) for labels in (x_labels, f_labels, out))
-    key = (id(x), id(factor), spec, *options.values())
-    if key not in seen:  # the operands are kept too: an id is only theirs as long as they live
-        seen[key] = (contract(x, x_labels, factor, f_labels, out, **options), x, factor)
-    return seen[key][0]
+    return memo.once(compute, (x, factor), spec, options["dtype"], options["precision"])
 
 
-def product_term(thin: Thin, out: list[int], *, dtype: Any) -> Array:
+def product_term(thin: Thin, out: list[int], *, dtype: DTypeLike) -> Array:
     """left times right elementwise along shared labels (a lookup), in `dtype`."""
     parts = []
     for j in range(thin.left.shape[-1]):
@@ -141,14 +152,14 @@ def _components(factor: Array) -> list[Array]:
     return [_component(factor, j) for j in range(factor.shape[-1])]
 
 
-def _multiply(a: Array, b: Array, dtype: Any) -> Array:
+def _multiply(a: Array, b: Array, dtype: DTypeLike) -> Array:
     """a * b in `dtype`, sizes of 1 spread."""
     shape = jnp.broadcast_shapes(a.shape, b.shape)
     wide = lambda v: jnp.broadcast_to(cast(v, dtype), shape)
     return lax.mul(wide(a), wide(b))
 
 
-def _exact_dtype(x: Array, x_labels: list[int], middle: list[int]) -> Any:
+def _exact_dtype(x: Array, x_labels: list[int], middle: list[int]) -> np.dtype:
     """The type in which x . factor is exact on a lattice, for factors of at most 8 bits.
 
     float32 for float registers, and for int8 while no sum can exceed 2^24, since a CPU multiplies
@@ -166,7 +177,7 @@ def stays_on_lattice(x_labels: list[int], thin: Thin, out: list[int]) -> bool:
     return all(c in out for c in s_labels if c != RANK)
 
 
-def _order(thin: Thin, x_labels: list[int], out: list[int]) -> Any:
+def _order(thin: Thin, x_labels: list[int], out: list[int]) -> list[tuple[Array, list[int]]]:
     """The two (factor, labels), the one that sums over more entries of x first."""
     summed = set(x_labels) - set(out)
     pairs = [(thin.left, thin.left_labels), (thin.right, thin.right_labels)]
@@ -184,8 +195,8 @@ def contract(
     b_labels: list[int],
     out: list[int],
     *,
-    dtype: Any,
-    precision: Any = None,
+    dtype: DTypeLike,
+    precision: lax.PrecisionLike = None,
 ) -> Array:
     """einsum(a, b -> out) in `dtype`: a dot_general, or a product if nothing is summed."""
     summed = [c for c in a_labels if c in b_labels and c not in out]
@@ -193,14 +204,17 @@ def contract(
         return _multiply(spread(a, a_labels, out), spread(b, b_labels, out), dtype)
     a, b = _same_dtype(a, b)
     batch = [c for c in a_labels if c in b_labels and c in out]
-    where = lambda labels, wanted: [labels.index(c) for c in wanted]
+
+    def where(labels: Sequence[int], wanted: Sequence[int]) -> list[int]:
+        return [labels.index(c) for c in wanted]
+
     dims = (
         (where(a_labels, summed), where(b_labels, summed)),
         (where(a_labels, batch), where(b_labels, batch)),
     )
     result = lax.dot_general(a, b, dims, precision=precision, preferred_element_type=dtype)
-    made = [*batch, *(c for c in (*a_labels, *b_labels) if c not in batch and c not in summed)]
-    return lax.transpose(result, where(made, out)) if made != out else result
+    order = [*batch, *(c for c in (*a_labels, *b_labels) if c not in batch and c not in summed)]
+    return lax.transpose(result, where(order, out)) if order != out else result
 
 
 def _same_dtype(a: Array, b: Array) -> tuple[Array, Array]:

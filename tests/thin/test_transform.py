@@ -10,7 +10,10 @@ import pytest
 
 from springroll import compat
 from springroll.errors import InputError
+from springroll.thin.axis_trace import same_axes
 from springroll.thin.densify import DensifyWarning
+from springroll.thin.discovery import discover
+from springroll.thin.interpreter import Rule
 from springroll.thin.rules import RULES
 from springroll.thin.transform import factored
 from tests.thin.against_dense import close, compiled_text, dense_numpy, weight
@@ -165,14 +168,16 @@ def test_vectors_and_rows_are_free():
 
 
 def test_a_rule_may_be_added(monkeypatch):
-    """The dict is the registry: one entry makes a primitive thin (docs/factored.md)."""
+    """The dict is the registry: one entry makes a primitive low-rank (docs/factored.md)."""
 
-    def swap_ends(frame, eqn, w):
+    def unchanged(frame, eqn, w):
         return [w.map(lambda a, axes: a)]
 
-    monkeypatch.setitem(RULES, "exp", swap_ends)
-    out = factored(lambda w, x: x @ jnp.exp(w), densify_limit=0)(W, X)
-    close(out, X @ dense_numpy(W), 1e-5)
+    fn = lambda w, x: x @ jnp.exp(w)
+    assert discover(fn, W.base, X).leaves[0].kind == "dense"
+    monkeypatch.setitem(RULES, "exp", Rule(unchanged, same_axes))
+    assert discover(fn, W.base, X).leaves[0].roles == "mn"
+    close(factored(fn, densify_limit=0)(W, X), X @ dense_numpy(W), 1e-5)
 
 
 def test_dead_code_is_not_run_and_not_reported():

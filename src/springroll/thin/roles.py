@@ -51,7 +51,3 @@ class WeightRoles(Mapping[str, WeightRole]):
 
     def __len__(self) -> int:
         return len(self.leaves)
-
-
-# The names before 2026-12, while the rooms that use them move on.
-LeafPlan, Plan = WeightRole, WeightRoles

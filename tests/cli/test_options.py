@@ -8,6 +8,7 @@ import tyro
 
 from springroll.cli.options import parse, taken
 from springroll.errors import InputError
+from springroll.run.options import FormerName, option
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -23,6 +24,10 @@ class Options:
     rule: Literal["ours", "theirs"] | None = None
     far: bool = False
     generations: Annotated[int, tyro.conf.arg(aliases=["--to-generation"])] = 0
+    room: str | None = option(None, formerly="memory")
+    rate: float | None = option(
+        None, formerly=FormerName("decay", lambda factor: None if factor == 1 else -factor)
+    )
 
     def __post_init__(self) -> None:
         if self.pop_size < 1:
@@ -49,6 +54,25 @@ def test_every_type():
     assert parsed("--to_generation 2") == Options(generations=2)
 
 
+@pytest.mark.parametrize(
+    ("line", "expected", "note"),
+    [
+        ("--memory 2GiB", Options(room="2GiB"), "--memory is now called --room"),
+        ("--memory=2GiB", Options(room="2GiB"), "--memory is now called --room"),
+        ("--decay 0.5", Options(rate=-0.5), "--decay 0.5 is now --rate -0.5"),
+        ("--decay=1 --far", Options(far=True), "--decay 1 is now --rate None"),
+    ],
+)
+def test_former_names_work_with_a_note(capsys, line, expected, note):
+    assert parsed(line) == expected
+    assert capsys.readouterr() == ("", f"note: {note}\n")
+
+
+def test_today_s_names_get_no_note(capsys):
+    assert parsed("--room 2GiB --rate 3") == Options(room="2GiB", rate=3.0)
+    assert capsys.readouterr() == ("", "")
+
+
 def test_defaults_are_overridden_one_by_one():
     default = Options(pop_size=6, kind="float32")
     assert parsed("", default=default) == default
@@ -73,6 +97,9 @@ def test_defaults_are_overridden_one_by_one():
         ("--pop-size 1.5", "--pop-size is '1.5'; expected a whole number"),
         ("--pop-size None", "--pop-size is 'None'; expected a whole number"),
         ("--sigma 1,5", "--sigma is '1,5'; expected a number"),
+        ("--memroy 1GiB", "unknown option --memroy; springroll nothing --help lists the options"),
+        ("--decay x", "--decay is 'x'; expected a number"),
+        ("--decay", "--decay needs a value"),
         ("--to_generation=x", "--to-generation is 'x'; expected a whole number"),
         ("a b", "Unrecognized options: b (see springroll nothing --help)"),
         ("--pop-size 0", "pop_size is 0; it must be 1 or more (see springroll nothing --help)"),

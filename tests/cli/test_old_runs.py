@@ -13,9 +13,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from springroll.cli.job import config_of
+from springroll.cli.jobs import job_of
 from springroll.cli.main import main
-from springroll.cli.recipe import config_of
-from springroll.cli.trained import CONFIGS
 from springroll.errors import InputError
 from springroll.rl.config import RLConfig, factor_of
 from springroll.run.folder import RunFolder, open_run
@@ -84,7 +84,7 @@ def test_an_old_run_goes_on_and_is_replayed_and_evaluated(job, capsys):
 
 
 def test_old_options_go_on_with_an_old_run_and_others_do_not(job, capsys):
-    kind = CONFIGS[job]
+    kind = job_of(job).config
     old = {
         "pretrain": ["--decay", "500", "--tokens=4"],
         "train": ["--gap", "2", "--memory", "3GiB", "--tokens=16"],
@@ -92,12 +92,12 @@ def test_old_options_go_on_with_an_old_run_and_others_do_not(job, capsys):
         "rl": ["--members", "8", "--lr-decay", "0.99", "--sigma-decay=0.9995"],
     }[job]
     go_on = ["--resume", "--out", job]
-    given = config_of(kind, [*go_on, *old], "")
+    given = config_of(job_of(job), [*go_on, *old])
     assert capsys.readouterr().err.count("note: --") == sum(word[0] == "-" for word in old)
     folder, config = open_run(given, kind())
     assert config == replace(folder.options(kind), resume=True)
     with pytest.raises(InputError, match=r"lr is 0\.25, but the run to resume has"):
-        open_run(config_of(kind, [*go_on, "--lr", "0.25"], ""), kind())
+        open_run(config_of(job_of(job), [*go_on, "--lr", "0.25"]), kind())
 
 
 def test_an_old_factor_is_kept_to_the_last_bit_of_float32():

@@ -112,12 +112,28 @@ def test_what_does_not_fit_is_one_line(capfd, line, message):
     assert capfd.readouterr() == ("", "")
 
 
-def test_help_goes_to_standard_output(capsys):
+def test_help_is_plain_text_of_a_terminal_s_width(capsys, monkeypatch):
+    monkeypatch.setenv("COLUMNS", "60")
     with pytest.raises(SystemExit) as end:
-        parsed("--help", description="Does nothing at all.")
+        parsed("--help", description="Does nothing at all.\n\n  springroll nothing", epilog="Bye.")
     assert end.value.code == 0
+    out, error = capsys.readouterr()
+    assert error == "" and "\x1b" not in out
+    assert out.startswith("usage: springroll nothing [FILE] [OPTIONS]\n\nDoes nothing at all.\n")
+    assert "\n  springroll nothing\n" in out and out.endswith("\n\nBye.\n")
+    assert "\n  [FILE]                  A file.\n" in out
+    assert "\n  --pop-size INT          How many. (default: 4)\n" in out
+    assert "\n  --kind {int8,float32}\n" in out and "\n  --sigma FLOAT\n" in out
+    assert "\n  --generations, --to-generation INT\n" in out
+    assert "None" not in out and "--memory" not in out  # former names are not listed
+    assert max(map(len, out.splitlines())) <= 60
+
+
+def test_help_shows_the_defaults_of_a_recipe(capsys):
+    with pytest.raises(SystemExit):
+        parsed("-h", default=Options(pop_size=6, far=True))
     out = capsys.readouterr().out
-    assert "Does nothing at all." in out and "How many." in out
+    assert "(default: 6)" in out and "--far, --no-far" in out and "(default: --far)" in out
 
 
 def test_one_option_taken_out():

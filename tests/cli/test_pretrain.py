@@ -34,7 +34,7 @@ def test_a_recipe_and_what_overrides_it(name):
     assert config_of(["--recipe", name]) == RECIPES[name]()
     given = config_of(["--seconds", "5", f"--recipe={name}", "--out", "elsewhere"])
     assert given == replace(RECIPES[name](), seconds=5.0, out="elsewhere")
-    assert f"--recipe {name}: " in recipe_list(JOB)
+    assert f"  {name}: " in recipe_list(JOB)
 
 
 def test_the_article_runs_as_it_stands():

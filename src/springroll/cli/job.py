@@ -1,11 +1,14 @@
 """`springroll JOB ...`: options to a run, a run to its report."""
 
+from collections import Counter
 from collections.abc import Sequence
 
 from springroll.cli.jobs import job_of
 from springroll.cli.options import parse, taken
 from springroll.errors import InputError, suggestion
 from springroll.run.job import C, CommandLine, Job, run_job
+
+MANY = 3  # recipes whose names have one ending
 
 
 def run(name: str, argv: Sequence[str]) -> int:
@@ -52,13 +55,24 @@ def config_of(job: Job[C], argv: Sequence[str]) -> C:
         rest,
         prog=f"springroll {job.name}",
         default=None if name is None else job.recipes[name](),
-        description=f"{job.description}\n\n{recipe_list(job)}",
+        description=job.description,
         others=["--recipe"],
+        epilog=recipe_list(job),
     )
 
 
 def recipe_list(job: Job[C]) -> str:
-    """The recipes of a job, for --help."""
-    first = lambda make: (make.__doc__ or "").partition("\n")[0]
-    lines = [f"  --recipe {name}: {first(make)}" for name, make in job.recipes.items()]
-    return "\n".join(["A recipe sets all options; those given beside it override it.", *lines])
+    """The recipes of a job, for --help: a name, its variants, what it is."""
+    recipes = job.recipes
+    variants = {name: [x for x in recipes if x.startswith(f"{name}-")] for name in recipes}
+    # Endings that many names have are shown in brackets, as those recipes differ in one thing only.
+    endings = Counter(x.removeprefix(name) for name, others in variants.items() for x in others)
+    common = [ending for ending, count in endings.items() if count >= MANY]
+    joined = {name: [end for end in common if name + end in recipes] for name in recipes}
+    hidden = {name + ending for name, found in joined.items() for ending in found}
+    lines = ["recipes (--recipe NAME sets all options; those given beside it override it):"]
+    for name, make in recipes.items():
+        if name not in hidden:
+            brackets = f"[{'|'.join(joined[name])}]" if joined[name] else ""
+            lines.append(f"  {name}{brackets}: {(make.__doc__ or '').partition(chr(10))[0]}")
+    return "\n".join(lines) if recipes else ""

@@ -31,7 +31,6 @@ def open_path(path: str) -> tuple[Job[RunConfig], OpenRun[RunConfig]]:
     Raises:
         InputError: there is no run in the folder, or one of a job that this version does not know.
     """
-    from springroll.run.config import from_json
     from springroll.run.folder import RunFolder
     from springroll.run.job import OpenRun
 
@@ -39,11 +38,10 @@ def open_path(path: str) -> tuple[Job[RunConfig], OpenRun[RunConfig]]:
         there = "holds no run (no config.json)" if Path(path).is_dir() else "does not exist"
         raise InputError(f"{path} {there}; give the folder of a run, such as runs/demo")
     folder = RunFolder.resume(path)
-    stored = folder.read_config()
-    name = stored.get("command", "pretrain")  # runs from before there was a second job name none
+    # Runs from before there was a second job name none.
+    name = folder.read_config().get("command", "pretrain")
     if name not in JOBS:
         hint = suggestion(name, JOBS)
         raise InputError(f"{folder.config} is of a run of springroll {name}{hint}")
     job = job_of(name)
-    config = from_json(job.config, stored["config"], where=str(folder.config))
-    return job, OpenRun(path, folder, config)
+    return job, OpenRun(path, folder, folder.options(job.config))

@@ -6,6 +6,7 @@ Options may be spelt with hyphens or underscores. Former names of options (see
 
 import contextlib
 import dataclasses
+import inspect
 import io
 import sys
 import types
@@ -13,6 +14,7 @@ import typing
 from collections.abc import Iterable, Sequence
 from typing import Any, Literal, NamedTuple, TypeVar
 
+from springroll.cli.help import help_text
 from springroll.errors import InputError, suggestion
 from springroll.run.options import FormerName, converted
 
@@ -27,6 +29,7 @@ def parse(
     default: C | None = None,
     description: str | None = None,
     others: Iterable[str] = (),
+    epilog: str = "",
 ) -> C:
     """`kind`, a dataclass, from a command line.
 
@@ -37,24 +40,31 @@ def parse(
         default: what options that are not given are taken from.
         description: shown by --help; the docstring of `kind` by default.
         others: options handled elsewhere, to suggest when one is misspelt.
+        epilog: shown by --help behind the options.
 
     Raises:
         InputError: an unknown option or choice (the nearest is named), a value that does not fit.
         SystemExit: after --help.
     """
-    import tyro
-
     argv = _renamed(kind, argv)
+    if "--help" in argv or "-h" in argv:
+        text = inspect.getdoc(kind) if description is None else description
+        help = help_text(
+            kind, _flags_of, prog=prog, description=text or "", default=default or kind
+        )
+        print(f"{help}\n\n{epilog}" if epilog else help)
+        raise SystemExit(0)
     _refuse_unknown(kind, argv, prog, others)
     _refuse_values(kind, argv)
+
+    import tyro
+
     said = io.StringIO()
     extra: dict[str, Any] = {} if default is None else {"default": default}
     try:
         with contextlib.redirect_stderr(said):
-            return tyro.cli(kind, args=argv, prog=prog, description=description, **extra)
-    except SystemExit as end:
-        if not end.code:
-            raise
+            return tyro.cli(kind, args=argv, prog=prog, **extra)
+    except SystemExit:
         reason = _one_line(said.getvalue()).removeprefix(f"Error parsing {kind.__name__}: ")
         raise InputError(f"{reason} (see {prog} --help)") from None
 
@@ -97,17 +107,25 @@ def _flags(kind: type) -> dict[str, Flag]:
                 now = inner.now and _within(part, inner.now)
                 flags[_within(part, flag)] = inner._replace(now=now)
             continue
-        notes = [note for note in getattr(hint, "__metadata__", ()) if hasattr(note, "aliases")]
-        name = _hyphens(next((note.name for note in notes if note.name), field.name))
-        flags["--" + name] = Flag(hint)
-        if hint is bool:
-            flags["--no-" + name] = Flag(bool)
-        for note in notes:
-            flags |= dict.fromkeys(note.aliases or (), Flag(hint))
+        names = _flags_of(field.name, hint)
+        flags |= dict.fromkeys(names, Flag(hint))
         former: FormerName | None = field.metadata.get("former")
         if former is not None:
-            flags["--" + _hyphens(former.name)] = Flag(hint, former, "--" + name)
+            flags["--" + _hyphens(former.name)] = Flag(hint, former, names[0])
     return flags
+
+
+def _flags_of(name: str, hint: Any) -> list[str]:
+    """The flags of one field, its own first; none for a positional argument."""
+    from tyro.conf import Positional
+
+    notes = getattr(hint, "__metadata__", ())
+    if Positional in notes:
+        return []
+    spellings = [note for note in notes if hasattr(note, "aliases")]
+    own = _hyphens(next((note.name for note in spellings if note.name), name))
+    flags = ["--" + own] + (["--no-" + own] if hint is bool else [])
+    return flags + [alias for note in spellings for alias in note.aliases or ()]
 
 
 def _renamed(kind: type, argv: Sequence[str]) -> list[str]:

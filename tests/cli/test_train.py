@@ -119,7 +119,7 @@ def test_a_loss_that_is_nan_stops_after_ten_steps_and_names_the_checkpoint(tmp_p
     out = tmp_path / "run"
     assert main(command(text, out, "--lr", "1e30", "--clip", "None", steps=40)) == 2
     said = capsys.readouterr().err
-    assert "the loss is NaN or infinite for 10 generations in a row" in said
+    assert "the loss is NaN or infinite for 10 steps in a row" in said
     assert "checkpoints" in said and "try a smaller learning rate" in said
 
 

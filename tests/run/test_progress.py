@@ -5,7 +5,7 @@ import io
 import pytest
 from rich.console import Console
 
-from springroll.run.progress import Display, _table, clock, gibibytes, si
+from springroll.run.progress import Display, _table, clock, counted, gibibytes, si
 
 
 def shown(terminal=False, every=5.0, width=100):
@@ -26,12 +26,25 @@ def test_a_plain_output_gets_a_line_every_few_seconds(tick):
     out, display = shown()
     with display:
         for generation in range(21):
-            display.show(generation / 20, {"generation": generation, "bits/byte": "4.5"})
+            display.show(generation / 20, {"generation": str(generation), "bits/byte": "4.5"})
             tick(1.0)
-        display.show(1.0, {"generation": 99}, force=True)
+        display.show(1.0, {"generation": "99"}, force=True)
     lines = out.getvalue().splitlines()
     assert lines[0] == "generation 0  bits/byte 4.5"
     assert [line.split()[1] for line in lines] == ["0", "5", "10", "15", "20", "99"]
+
+
+def test_the_last_line_is_not_repeated_at_the_end(tick):
+    out, display = shown()
+    with display:
+        display.show(1.0, {"step": "3", "left": "0:05"})
+        display.show(1.0, {"step": "3", "left": "0:00"}, force=True)
+        display.show(1.0, {"step": "3", "valid": "4.1", "left": "0:00"}, force=True)
+    assert out.getvalue() == "step 3  left 0:05\nstep 3  valid 4.1  left 0:00\n"
+
+
+def test_counts_have_their_plural():
+    assert [counted(n, "step") for n in (0, 1, 2000)] == ["0 steps", "1 step", "2,000 steps"]
 
 
 def test_a_long_line_is_not_broken_and_markup_is_text():

@@ -121,7 +121,7 @@ def evaluated(
         if loaded is None or task.validate is None:
             raise no_checkpoint(run, notes)
         figures = task.validate(*loaded.tree)
-        return loaded.generation, dict(figures), notes
+        return loaded.generation, {name: float(x) for name, x in figures.items()}, notes
     finally:
         scorer.close()
 

@@ -129,7 +129,7 @@ def ppo_task(
         state: None, members: None, carry: Carry, batch: None
     ) -> tuple[Array, Carry, Metrics]:
         carry, figures = method.iterate(carry)
-        return figures["train_return"][None], carry, figures
+        return jnp.asarray(figures["train_return"])[None], carry, figures
 
     return Task(
         init=lambda: (None, method.init(jax.random.key(config.seed))),

@@ -15,16 +15,30 @@ import json
 import math
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, BinaryIO, NamedTuple
+from typing import BinaryIO, NamedTuple, Protocol, TypeAlias, TypeGuard, cast, runtime_checkable
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
-from springroll.atomic import read_json, replacing, write_json
+from springroll.atomic import JsonObject, read_json, replacing, write_json
 from springroll.errors import InputError
+from springroll.trees import PyTree, named_leaves
 
 FORMAT = "springroll-checkpoint-1"
+
+Leaf: TypeAlias = jax.Array | np.ndarray | np.generic | jax.ShapeDtypeStruct | bool | int | float
+"""What a state is made of; typed keys are arrays."""
+
+
+@runtime_checkable
+class Overwritable(Protocol):
+    """A leaf with memory of its own, which is written in place of making another."""
+
+    def overwrite(self, array: np.ndarray) -> PyTree:
+        """Take these values; returns the leaf."""
+        ...
+
 
 # Names of the safetensors format; a dtype without one is stored as U8, its own name kept in the
 # metadata.
@@ -54,14 +68,12 @@ class Damaged(Exception):
 class Loaded(NamedTuple):
     """A state read back."""
 
-    tree: Any
+    tree: PyTree
     generation: int
-    meta: dict[str, Any]
+    meta: JsonObject
 
 
-def save(
-    folder: Path, generation: int, tree: Any, meta: Mapping[str, Any], *, keep: int = 2
-) -> Path:
+def save(folder: Path, generation: int, tree: PyTree, meta: JsonObject, *, keep: int = 2) -> Path:
     """Write `tree` as the checkpoint of `generation` (so many are done); keep the newest few.
 
     Args:
@@ -91,7 +103,7 @@ def saved(folder: Path) -> list[Path]:
     return sorted(path for path in folder.glob("*.json") if path.stem.isdigit())
 
 
-def load(sidecar: Path, template: Any, *, prefix: str = "") -> Loaded:
+def load(sidecar: Path, template: PyTree, *, prefix: str = "") -> Loaded:
     """Read a checkpoint into the structure of `template`.
 
     Args:
@@ -122,7 +134,7 @@ def load(sidecar: Path, template: Any, *, prefix: str = "") -> Loaded:
 
 
 def load_newest(
-    folder: Path, template: Any, *, at_most: int | None = None, prefix: str = ""
+    folder: Path, template: PyTree, *, at_most: int | None = None, prefix: str = ""
 ) -> tuple[Loaded | None, list[str]]:
     """The newest checkpoint that is whole, and one line for each newer one that is not.
 
@@ -141,7 +153,7 @@ def load_newest(
     return None, notes
 
 
-def newest_meta(folder: Path) -> dict[str, Any]:
+def newest_meta(folder: Path) -> JsonObject:
     """The meta of the newest checkpoint whose JSON can be read; empty where there is none."""
     for sidecar in reversed(saved(folder)):
         try:
@@ -151,13 +163,13 @@ def newest_meta(folder: Path) -> dict[str, Any]:
     return {}
 
 
-def differing_paths(left: Any, right: Any) -> list[str]:
+def differing_paths(left: PyTree, right: PyTree) -> list[str]:
     """The paths whose arrays are not equal bit for bit, of two trees of one structure."""
-    pairs = zip(_named_leaves(left), jax.tree.leaves(right), strict=True)
+    pairs = zip(_named_leaves(left).items(), jax.tree.leaves(right), strict=True)
     return [name for (name, a), b in pairs if _raw(a).tobytes() != _raw(b).tobytes()]
 
 
-class _Leaf(NamedTuple):
+class _Description(NamedTuple):
     """What is known of one array without its values."""
 
     dtype: str  # numpy's name, or "key<implementation>"
@@ -168,54 +180,54 @@ class _Leaf(NamedTuple):
         return f"{self.dtype}[{','.join(map(str, self.shape))}]"
 
 
-def _named_leaves(tree: Any) -> list[tuple[str, Any]]:
-    leaves = jax.tree_util.tree_leaves_with_path(tree)
-    named = [(jax.tree_util.keystr(p, simple=True, separator="/"), leaf) for p, leaf in leaves]
-    if len(dict(named)) != len(named):
+def _named_leaves(tree: PyTree) -> dict[str, Leaf]:
+    named = named_leaves(tree)
+    if len(named) != len(jax.tree.leaves(tree)):
         raise TypeError("two leaves of the state share one path; rename one of them")
     return named
 
 
-def _is_key(leaf: Any) -> bool:
-    return hasattr(leaf, "dtype") and jnp.issubdtype(leaf.dtype, jax.dtypes.prng_key)
+def _is_key(leaf: Leaf) -> TypeGuard[jax.Array]:
+    dtype = getattr(leaf, "dtype", None)
+    return dtype is not None and jnp.issubdtype(dtype, jax.dtypes.prng_key)
 
 
-def _raw(leaf: Any) -> np.ndarray:
+def _raw(leaf: Leaf) -> np.ndarray:
     """The leaf as a NumPy array on the host, keys as their words."""
     return np.asarray(jax.random.key_data(leaf) if _is_key(leaf) else leaf)
 
 
-def _key_parts(key: Any) -> tuple[Any, jax.ShapeDtypeStruct]:
+def _key_parts(key: jax.Array) -> tuple[str, jax.ShapeDtypeStruct]:
     """The implementation of a typed key and the shape of its words; abstract keys have them too."""
-    implementations = []
+    implementations: list[str] = []
 
     def look(key: jax.Array) -> jax.Array:
-        implementations.append(jax.random.key_impl(key))
+        implementations.append(cast(str, jax.random.key_impl(key)))
         return jax.random.key_data(key)
 
     words = jax.eval_shape(look, key)
     return implementations[0], words
 
 
-def _describe(leaf: Any) -> _Leaf:
+def _describe(leaf: Leaf) -> _Description:
     if _is_key(leaf):
         implementation, words = _key_parts(leaf)
-        return _Leaf(f"key<{implementation}>", words.shape)
-    if not hasattr(leaf, "dtype"):
+        return _Description(f"key<{implementation}>", words.shape)
+    if isinstance(leaf, bool | int | float):
         leaf = np.asarray(leaf)
-    return _Leaf(np.dtype(leaf.dtype).name, tuple(leaf.shape))
+    return _Description(np.dtype(leaf.dtype).name, tuple(leaf.shape))
 
 
-def _described(tree: Any) -> dict[str, _Leaf]:
-    return {name: _describe(leaf) for name, leaf in _named_leaves(tree)}
+def _described(tree: PyTree) -> dict[str, _Description]:
+    return {name: _describe(leaf) for name, leaf in _named_leaves(tree).items()}
 
 
-def _write_tensors(file: BinaryIO, tree: Any) -> tuple[str, int]:
+def _write_tensors(file: BinaryIO, tree: PyTree) -> tuple[str, int]:
     """Write the safetensors file, one leaf on the host at a time; its SHA-256 and bytes."""
     named = _named_leaves(tree)
-    header: dict[str, Any] = {"__metadata__": {"format": FORMAT}}
+    header: JsonObject = {"__metadata__": {"format": FORMAT}}
     offset = 0
-    for name, leaf in named:
+    for name, leaf in named.items():
         about = _describe(leaf)
         kind = np.dtype("uint32" if about.dtype.startswith("key<") else about.dtype)
         end = offset + kind.itemsize * math.prod(about.shape)
@@ -231,21 +243,21 @@ def _write_tensors(file: BinaryIO, tree: Any) -> tuple[str, int]:
     for part in (len(text).to_bytes(8, "little"), text):
         size += file.write(part)
         digest.update(part)
-    for _, leaf in named:
+    for leaf in named.values():
         part = np.ascontiguousarray(_raw(leaf)).reshape(-1).view(np.uint8)
         size += file.write(part.data)
         digest.update(part.data)
     return digest.hexdigest(), size
 
 
-def _read_header(file: BinaryIO) -> dict[str, _Leaf]:
+def _read_header(file: BinaryIO) -> dict[str, _Description]:
     file.seek(0)
     length = int.from_bytes(file.read(8), "little")
     header = json.loads(file.read(length))
     special = header.pop("__metadata__")
     names = {stored: name for name, stored in _NAMES.items()}
     return {
-        name: _Leaf(
+        name: _Description(
             special.get(name, names[about["dtype"]]),
             tuple(about["shape"]),
             8 + length + about["data_offsets"][0],
@@ -254,7 +266,7 @@ def _read_header(file: BinaryIO) -> dict[str, _Leaf]:
     }
 
 
-def _read_leaf(file: BinaryIO, leaf: _Leaf) -> np.ndarray:
+def _read_leaf(file: BinaryIO, leaf: _Description) -> np.ndarray:
     array = np.empty(leaf.shape, "uint32" if leaf.dtype.startswith("key<") else leaf.dtype)
     file.seek(leaf.offset)
     file.readinto(array.reshape(-1).view(np.uint8).data)  # type: ignore[attr-defined]
@@ -268,7 +280,7 @@ def _clear(folder: Path, keep: set[str]) -> None:
             path.unlink()
 
 
-def _read_sidecar(sidecar: Path) -> dict[str, Any]:
+def _read_sidecar(sidecar: Path) -> JsonObject:
     try:
         about = read_json(sidecar)
     except InputError as error:
@@ -283,32 +295,35 @@ def _join(prefix: str, name: str) -> str:
 
 
 def _compare(
-    tensors: Path, there: Mapping[str, _Leaf], wanted: Mapping[str, _Leaf], prefix: str
+    tensors: Path,
+    saved: Mapping[str, _Description],
+    wanted: Mapping[str, _Description],
+    prefix: str,
 ) -> None:
     """Raise unless the file holds just the wanted leaves under the prefix."""
     names = [_join(prefix, name) for name in wanted]
     for name, leaf in zip(names, wanted.values(), strict=True):
-        found = there.get(name)
-        if found is None:
+        stored = saved.get(name)
+        if stored is None:
             raise InputError(_mismatch(tensors, name, "missing", leaf))
-        if found[:2] != leaf[:2]:
-            raise InputError(_mismatch(tensors, name, found, leaf))
+        if stored[:2] != leaf[:2]:
+            raise InputError(_mismatch(tensors, name, stored, leaf))
     inside = prefix and f"{prefix}/"
-    for name, leaf in there.items():
+    for name, leaf in saved.items():
         if name.startswith(inside) and name not in names:
             raise InputError(_mismatch(tensors, name, leaf, "absent"))
 
 
-def _mismatch(tensors: Path, name: str, found: object, wanted: object) -> str:
+def _mismatch(tensors: Path, name: str, stored: object, wanted: object) -> str:
     return (
-        f"{tensors} is of another model: {name} is {found} there and {wanted} here; "
+        f"{tensors} is of another model: {name} is {stored} there and {wanted} here; "
         f"use the options it was trained with (config.json beside it has them)"
     )
 
 
-def _placed(array: np.ndarray, like: Any) -> Any:
+def _placed(array: np.ndarray, like: Leaf) -> PyTree:
     """The array as the kind of leaf that `like` is, where `like` is."""
-    if hasattr(like, "overwrite"):  # memory of its own, which is written (see `stream.kept`)
+    if isinstance(like, Overwritable):
         return like.overwrite(array)
     if _is_key(like):
         implementation, words = _key_parts(like)
@@ -322,7 +337,7 @@ def _placed(array: np.ndarray, like: Any) -> Any:
     return type(like)(array.item())
 
 
-def _committed(like: Any) -> bool:
+def _committed(like: Leaf) -> bool:
     if isinstance(like, jax.Array):
         return like.committed
     return getattr(like, "sharding", None) is not None

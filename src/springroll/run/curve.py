@@ -2,11 +2,12 @@
 
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import Any
 
 import numpy as np
+from numpy.typing import ArrayLike
 
 from springroll.atomic import replacing
+from springroll.run.metrics import Row
 from springroll.run.progress import si
 
 NAMES = {"tokens": "tokens", "env_steps": "environment steps"}
@@ -15,7 +16,7 @@ INK, TRAIN, VALID = "#303030", "#9db8d9", "#c8442e"
 
 def draw_curve(
     path: Path,
-    rows: Sequence[Mapping[str, Any]],
+    rows: Sequence[Row],
     *,
     train: str,
     valid: str,
@@ -83,14 +84,14 @@ def draw_curve(
         canvas.print_png(file)
 
 
-def _times(factor: float) -> Callable[[Any], Any]:
+def _times(factor: float) -> Callable[[ArrayLike], ArrayLike]:
     return lambda values: np.multiply(values, factor)
 
 
-def _points(rows: Sequence[Mapping[str, Any]], unit: str, name: str) -> list[tuple[float, float]]:
+def _points(rows: Sequence[Row], unit: str, name: str) -> list[tuple[float, float]]:
     return [(row[unit], row[name]) for row in rows if row.get(name) is not None and unit in row]
 
 
-def _per_second(rows: Sequence[Mapping[str, Any]], unit: str) -> float:
+def _per_second(rows: Sequence[Row], unit: str) -> float:
     last = rows[-1] if rows else {}
     return last.get(unit, 0) / last["seconds"] if last.get("seconds") else 0.0

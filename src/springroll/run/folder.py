@@ -15,9 +15,9 @@ Imports no jax.
 import sys
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import TypeVar
 
-from springroll.atomic import read_json, write_json
+from springroll.atomic import JsonObject, read_json, write_json
 from springroll.errors import InputError
 from springroll.program import program
 from springroll.run.config import RunConfig, from_json, resumed, run_id, to_json
@@ -66,7 +66,7 @@ class RunFolder:
         return self.path / "summary.json"
 
     @classmethod
-    def create(cls, path: str | Path, config: Any) -> "RunFolder":
+    def create(cls, path: str | Path, config: RunConfig) -> "RunFolder":
         """A new run in `path`, with `config` (a dataclass) written to it.
 
         Raises:
@@ -115,14 +115,14 @@ class RunFolder:
         folder = cls(path, "")
         return cls(path, str(folder.read_config()["run_id"]))
 
-    def write_config(self, config: Any) -> None:
+    def write_config(self, config: RunConfig) -> None:
         """Write the resolved config (on resume: with its new budget)."""
         command = getattr(config, "command", "")
         write_json(
             self.config, {"run_id": self.run_id, "command": command, "config": to_json(config)}
         )
 
-    def read_config(self) -> dict[str, Any]:
+    def read_config(self) -> JsonObject:
         """The file's `{"run_id": ..., "command": ..., "config": {...}}`.
 
         Give the last to `config.from_json`. Runs from before there was a second command name none.

@@ -11,7 +11,7 @@ It stands still during validation, so that how often one looks does not change w
 validation takes at most a tenth of the time, saving a twentieth.
 """
 
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 from rich.console import Console
@@ -19,6 +19,7 @@ from rich.console import Console
 from springroll.run.config import RunConfig
 from springroll.run.folder import RunFolder
 from springroll.run.journal import Journal
+from springroll.run.metrics import Row
 from springroll.run.progress import Display
 from springroll.run.resume import restore
 from springroll.run.session import Session
@@ -32,7 +33,7 @@ class Result(NamedTuple):
     state: State
     carry: Carry
     generation: int  # how many are done
-    summary: dict[str, Any]
+    summary: Row
     signal: int | None  # that stopped it, or None when its budget did
 
     @property
@@ -57,7 +58,7 @@ def run(
             to another model or other data, is damaged, or is being written by another process.
     """
     with (
-        Display(console=console) as display,
+        Display(console=console, iteration=task.iteration) as display,
         Stop(display.stopping, display.release) as stop,
         Journal.open(folder.journal, folder.run_id) as journal,
     ):

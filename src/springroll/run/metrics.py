@@ -3,17 +3,17 @@
 import json
 import math
 import sys
-from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import TypeAlias
 
-from springroll.atomic import replacing
+from springroll.atomic import JsonObject, replacing
 from springroll.errors import InputError
 
-Row = dict[str, Any]
+Row: TypeAlias = JsonObject
+"""One line of metrics.jsonl: figures by their names; null for what is not finite."""
 
 
-class Metrics:
+class MetricsFile:
     """One JSON object per line in `metrics.jsonl`, and the same numbers as TensorBoard scalars.
 
     Every row has `generation`; on resume the rows after the resumed generation are dropped, as that
@@ -101,11 +101,11 @@ def peak_memory_bytes() -> int:
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit
 
 
-def _line(row: Mapping[str, Any]) -> bytes:
+def _line(row: Row) -> bytes:
     return (json.dumps(row) + "\n").encode()
 
 
-def _finite(value: Any) -> Any:
+def _finite(value: float | str | None) -> float | str | None:
     return None if isinstance(value, float) and not math.isfinite(value) else value
 
 

@@ -3,13 +3,13 @@
 import sys
 import time
 from collections.abc import Mapping
-from typing import Any
 
 from rich.console import Console, Group
 from rich.live import Live
 from rich.progress_bar import ProgressBar
 from rich.table import Table
 
+TIMES = ("left", "time")  # figures that change while nothing is done
 PLAIN_EVERY = 5.0  # seconds between two lines where nothing can be drawn over
 
 
@@ -19,12 +19,20 @@ class Display:
     Args:
         console: where to draw; standard error by default, standard output stays the caller's.
         every: seconds between two plain lines.
+        iteration: what one turn of the loop is called.
     """
 
-    def __init__(self, *, console: Console | None = None, every: float = PLAIN_EVERY):
+    def __init__(
+        self,
+        *,
+        console: Console | None = None,
+        every: float = PLAIN_EVERY,
+        iteration: str = "generation",
+    ):
         self.console = console or Console(file=sys.stderr)
-        self._every = every
+        self._every, self._iteration = every, iteration
         self._shown = -float("inf")
+        self._last: dict[str, str] = {}  # figures of the last plain line, without times
         self._live = None
         if self.console.is_terminal:
             self._live = Live(
@@ -46,33 +54,47 @@ class Display:
 
     def stopping(self) -> None:
         """Say that the stop that was asked for is under way."""
-        self.note("stopping after this generation; Ctrl-C again to stop at once")
+        self.note(f"stopping after this {self._iteration}; Ctrl-C again to stop at once")
 
     def release(self) -> None:
         """Give the terminal its cursor back, for an end without `__exit__`."""
         self.console.show_cursor()
 
-    def show(self, done: float | None, figures: Mapping[str, Any], *, force: bool = False) -> None:
+    def show(self, done: float | None, figures: Mapping[str, str], *, force: bool = False) -> None:
         """Draw the newest figures; on a plain output, at most one line every few seconds.
 
         Args:
             done: how far the run is, from 0 to 1; None when it has no end.
             figures: text by name, in the order to show them in.
-            force: print the plain line now, on a terminal too, where it stays.
+            force: print the plain line now, on a terminal too, where it stays; unless it was the
+                last one already.
         """
         if self._live:
             self._live.update(_table(done, figures))
         if force or (not self._live and time.monotonic() - self._shown >= self._every):
             self._shown = time.monotonic()
+            lasting = {name: text for name, text in figures.items() if name not in TIMES}
+            if force and lasting == self._last:
+                return
+            self._last = lasting
             self.note("  ".join(f"{name} {value}" for name, value in figures.items()))
 
 
-def _table(done: float | None, figures: Mapping[str, Any]) -> Group:
+def _table(done: float | None, figures: Mapping[str, str]) -> Group:
     """Names over figures over a bar; 80 columns hold eight of them."""
     table = Table.grid(padding=(0, 2, 0, 0))
     table.add_row(*figures, style="dim")
     table.add_row(*figures.values())
     return Group(table) if done is None else Group(table, ProgressBar(total=1.0, completed=done))
+
+
+def counted(count: int, word: str) -> str:
+    """A number of things: '1 generation', '1,500 steps'.
+
+    >>> counted(1, "generation"), counted(1500, "step")
+    ('1 generation', '1,500 steps')
+    """
+    return f"{count:,} {word}" if count == 1 else f"{count:,} {word}s"
 
 
 def si(value: float) -> str:

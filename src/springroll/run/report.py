@@ -3,11 +3,11 @@
 from collections.abc import Mapping
 
 from springroll.run.job import Rows, Summary
-from springroll.run.progress import clock, gibibytes, si
+from springroll.run.progress import clock, counted, gibibytes, si
 
 
 def closing_rows(
-    out: str, summary: Summary, unit: str = "tokens", steps: str = "generations"
+    out: str, summary: Summary, unit: str = "tokens", iteration: str = "generation"
 ) -> Rows:
     """Lines of a report that all jobs share.
 
@@ -15,13 +15,13 @@ def closing_rows(
         out: the run folder.
         summary: what summary.json holds.
         unit: what the speed counts, as the summary names it.
-        steps: what the run counts: generations, or steps of an optimizer.
+        iteration: what one turn of the loop is called: a generation, or a step of an optimizer.
     """
     speed = f"{si(summary[f'{unit}_per_second'])} {unit.removeprefix('env_')}/s"
     members = f", {si(summary['members_per_second'])} members/s" if "sigma" in summary else ""
     return (
         ("speed", speed + (members if unit != "tokens" else "")),
-        ("time", f"{clock(summary['seconds'])}, {summary['generations']:,} {steps}"),
+        ("time", f"{clock(summary['seconds'])}, {counted(int(summary['generations']), iteration)}"),
         ("memory", gibibytes(int(summary["peak_memory_bytes"]))),
         ("curve", f"{out}/curve.png"),
     )

@@ -1,15 +1,17 @@
 """Where a run goes on: its newest whole checkpoint, and what the journal knows beyond it."""
 
 from collections.abc import Callable
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import jax
 
+from springroll.atomic import JsonObject
 from springroll.errors import InputError
 from springroll.run import checkpoint
 from springroll.run.config import RunConfig
 from springroll.run.folder import RunFolder
 from springroll.run.journal import Journal
+from springroll.run.progress import counted
 from springroll.run.replay import replayed
 from springroll.run.task import Carry, State, Task, Training
 
@@ -21,7 +23,7 @@ class Start(NamedTuple):
     carry: Carry
     generation: int
     saved: int | None  # the generation of the checkpoint it comes from
-    meta: dict[str, Any]  # what the session before had counted; empty for a new run
+    meta: JsonObject  # what the session before had counted; empty for a new run
 
 
 def restore(
@@ -62,15 +64,15 @@ def restore(
         state = replayed(task, journal, state, generation, end)
         generation = max(generation, end)
     if len(journal):
-        ahead = f", {len(journal) - generation} generations behind the journal"
+        ahead = f", {counted(len(journal) - generation, task.iteration)} behind the journal"
         say(
-            f"going on with {folder.path} at generation {generation}"
+            f"going on with {folder.path} at {task.iteration} {generation}"
             f"{ahead if len(journal) > generation else ''}"
         )
     return Start(state, carry, generation, saved, meta)
 
 
-def _refuse_others(task: Task, folder: RunFolder, meta: dict[str, Any]) -> None:
+def _refuse_others(task: Task, folder: RunFolder, meta: JsonObject) -> None:
     if meta["run_id"] != folder.run_id:
         raise InputError(
             f"the checkpoints in {folder.checkpoints} are of run {meta['run_id']}, "

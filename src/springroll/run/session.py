@@ -2,9 +2,7 @@
 
 import math
 from collections import deque
-from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
 
 import jax
 import numpy as np
@@ -17,10 +15,10 @@ from springroll.run.config import RunConfig
 from springroll.run.curve import draw_curve
 from springroll.run.folder import RunFolder
 from springroll.run.journal import Journal
-from springroll.run.metrics import Metrics, peak_memory_bytes, read_rows
+from springroll.run.metrics import MetricsFile, Row, peak_memory_bytes, read_rows
 from springroll.run.progress import Display, clock, gibibytes, si
 from springroll.run.resume import Start
-from springroll.run.task import Carry, State, Task, Training
+from springroll.run.task import Carry, Metrics, Scalar, State, Task, Training
 
 SAVE_SHARE = 0.05  # of the time: small models are saved at nearly every generation
 EVAL_SHARE = 0.10
@@ -58,18 +56,18 @@ class Session:
         self._log_clock = Clock(self._watch, config.log_every)
         self._eval_clock = Clock(self._watch, config.eval_every, share=EVAL_SHARE, compiles=True)
         self._save_clock = Clock(self._watch, 0.0, share=SAVE_SHARE)
-        self._window: deque[Mapping[str, Any]] = deque(maxlen=WINDOW)
+        self._window: deque[Metrics] = deque(maxlen=WINDOW)
         # Where the last log left off.
         self._logged = (self.generation, self._tokens, self._watch())
         self._ended = self._watch()  # of the last generation
-        self._row: dict[str, Any] = {}  # of the last log
+        self._row: Row = {}  # of the last log
         self._first = True
         self._warned = False
         self._saved = start.saved
         self._validated: int | None = None
 
     def __enter__(self) -> "Session":
-        self._metrics = Metrics(
+        self._metrics = MetricsFile(
             self._folder.metrics, self._folder.tensorboard, after=self.generation
         )
         self._validated = self._metrics.newest_at.get(self._task.curve.valid)
@@ -116,7 +114,7 @@ class Session:
                 raise InputError(self._all_lost(lost))
         return fitness
 
-    def record(self, fitness: np.ndarray, figures: Mapping[str, Any]) -> None:
+    def record(self, fitness: np.ndarray, figures: Metrics) -> None:
         """Close a generation: fitness to the journal, figures to the next log."""
         if self.generation == len(self._journal):
             self._journal.append(self.generation, self._task.seed, fitness)
@@ -217,31 +215,36 @@ class Session:
         write_json(self._folder.summary, self.summary())
         if signal is not None:
             self._display.note(
-                f"stopped at generation {self.generation}, all saved; "
+                f"stopped at {self._task.iteration} {self.generation}, all saved; "
                 f"go on with --resume --out {self._folder.path}"
             )
 
-    def summary(self) -> dict[str, Any]:
+    def summary(self) -> Row:
         """The run in a dozen figures: the newest of each training figure, and the counts.
 
         The speed leaves out validation and the first generation of every sitting, which
-        compiles.
+        compiles; where there was no other, it is that of the whole run.
         """
         newest = {
             name: value for name, value in self._metrics.newest.items() if name != "generation"
         }
-        per_second = 1 / self._steady_seconds if self._steady_seconds else 0.0
+        seconds, generations, tokens = (
+            (self._steady_seconds, self._steady_generations, self._steady_tokens)
+            if self._steady_seconds
+            else (self._watch(), self.generation, self._tokens)
+        )
+        per_second = 1 / seconds if seconds else 0.0
         return {
             **newest,
             **self._task.summary,
-            f"{self._task.unit}_per_second": per_second * self._steady_tokens,
-            "members_per_second": per_second * self._steady_generations * self._task.pop_size,
+            f"{self._task.unit}_per_second": per_second * tokens,
+            "members_per_second": per_second * generations * self._task.pop_size,
             "peak_memory_bytes": self._peak_memory(),
             "seconds": self._watch(),
             "generations": self.generation,
         }
 
-    def _counted(self, now: float) -> dict[str, Any]:
+    def _counted(self, now: float) -> Row:
         return {
             "generation": self.generation,
             "seconds": now,
@@ -268,9 +271,9 @@ class Session:
             left.append((self._config.generations - self.generation) / rate)
         return min(left, default=None)
 
-    def _show(self, row: Mapping[str, Any], *, last: bool = False) -> None:
+    def _show(self, row: Row, *, last: bool = False) -> None:
         curve = self._task.curve
-        figures: dict[str, str] = {"generation": str(self.generation)}
+        figures = {self._task.iteration: str(self.generation)}
         if row.get(curve.train) is not None:
             figures[curve.short] = f"{row[curve.train]:.3f}"
         if self._metrics.newest.get(curve.valid) is not None:
@@ -295,11 +298,12 @@ class Session:
     def _all_lost(self, members: int) -> str:
         whose = "the loss" if members == 1 else f"the fitness of all {members} members"
         limit = self._task.lost_limit
-        times = f" for {limit} generations in a row" if limit > 1 else ""
+        word = self._task.iteration
+        times = f" for {limit} {word}s in a row" if limit > 1 else ""
         saved = "none was saved yet" if self._saved is None else f"the newest is {self._saved}"
         remedy = "learning rate" if members == 1 else "sigma or learning rate"
         return (
-            f"generation {self.generation}: {whose} is NaN or infinite{times}; stopped, the "
+            f"{word} {self.generation}: {whose} is NaN or infinite{times}; stopped, the "
             f"checkpoints in {self._folder.checkpoints} are kept ({saved}); try a smaller {remedy}"
         )
 
@@ -307,12 +311,12 @@ class Session:
         if not self._warned:
             self._warned = True
             self._display.note(
-                f"generation {self.generation}: the fitness computed now is not the journal's "
-                f"(another device, library or corpus?); the journal's is used"
+                f"{self._task.iteration} {self.generation}: the fitness computed now is not the "
+                f"journal's (another device, library or corpus?); the journal's is used"
             )
 
 
-def _means(window: deque[Mapping[str, Any]]) -> dict[str, Any]:
+def _means(window: deque[Metrics]) -> Row:
     """The mean of every figure over the generations that have it, fetched in one go."""
     fetched = jax.device_get(list(window))
     names = dict.fromkeys(name for figures in fetched for name in figures)
@@ -321,5 +325,5 @@ def _means(window: deque[Mapping[str, Any]]) -> dict[str, Any]:
     }
 
 
-def _number(value: Any) -> Any:
-    return value.item() if hasattr(value, "item") else value
+def _number(value: Scalar) -> float | int:
+    return value if isinstance(value, float | int) else value.item()

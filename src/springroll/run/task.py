@@ -1,4 +1,4 @@
-"""What the loop needs from a task: a few pure functions. Text, RL and fine-tuning all look like it.
+"""What the loop needs of a task: a few pure functions. Text, RL and fine-tuning all look like it.
 
 One generation is three calls, each usually a `jax.jit`:
 
@@ -14,15 +14,31 @@ Training by gradients is the case of one member that keeps what it learns: the w
 optimizer's state are its carry, `evaluate` makes the step, and there is nothing to tell.
 """
 
+from __future__ import annotations
+
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, NamedTuple, TypeAlias
 
-State = Any  # pytree of arrays: weights, optimizer state, key, generation counter
-Carry = Any  # pytree of arrays the members keep between generations; None when they keep nothing
-Members = Any  # what ask hands to evaluate and tell
-Batch = Any  # pytree of host arrays
-Metrics = Mapping[str, Any]  # scalars, left on the device until a log is due
+if TYPE_CHECKING:
+    import jax
+    import numpy as np
+
+    from springroll.trees import PyTree
+
+State: TypeAlias = "PyTree"
+"""Arrays: weights, optimizer state, key, generation counter."""
+Carry: TypeAlias = "PyTree"
+"""Arrays that the members keep between generations; None when they keep nothing."""
+Members: TypeAlias = "PyTree"
+"""What `ask` hands to `evaluate` and `tell`."""
+Batch: TypeAlias = "PyTree"
+"""Arrays on the host."""
+Scalar: TypeAlias = "jax.Array | np.ndarray | np.generic | float | int"
+Metrics: TypeAlias = Mapping[str, "Scalar"]
+"""Scalars by their names, left on the device until a log is due."""
+Fitness: TypeAlias = "jax.Array | np.ndarray"
+"""(pop_size,) float32 or int32, or a matrix (pop_size, prompts)."""
 
 
 class Training(NamedTuple):
@@ -59,9 +75,9 @@ class Task:
     batch: Callable[[int], Batch]
     """The data of a generation (counted from 0), on the host; called while the device is busy."""
     ask: Callable[[State], Members]
-    evaluate: Callable[[State, Members, Carry, Batch], tuple[Any, Carry, Metrics]]
+    evaluate: Callable[[State, Members, Carry, Batch], tuple[Fitness, Carry, Metrics]]
     """Fitness, (pop_size,) float32 or int32; the carry; figures like `train_bits_per_byte`."""
-    tell: Callable[[State, Members, Any], tuple[State, Metrics]]
+    tell: Callable[[State, Members, PyTree], tuple[State, Metrics]]
     """The step. The fitness is a NumPy array; members whose fitness is not finite take no part."""
     validate: Callable[[State, Carry], Metrics] | None = None
     """Figures of the weights themselves, such as `valid_bits_per_byte`."""
@@ -71,13 +87,15 @@ class Task:
     known beforehand, at most, and `evaluate` counts them in a figure of the unit's name."""
     unit: str = "tokens"
     """What is counted, as metrics and summary name it: `tokens`, `tokens_per_second`."""
+    iteration: str = "generation"
+    """What one turn of the loop is called in lines for people: generation, step."""
     seed: int = 0
     """Goes to the journal."""
     lost_limit: int = 1
     """Stop after so many generations in a row without one finite fitness."""
     identity: Mapping[str, str] = field(default_factory=dict)
     """What else must be the same when a run goes on: for text, the hash of the corpus."""
-    summary: Mapping[str, Any] = field(default_factory=dict)
+    summary: Mapping[str, float | int | str] = field(default_factory=dict)
     """Further figures for summary.json."""
     curve: Curve = field(default_factory=Curve)
     keep_best: bool = False

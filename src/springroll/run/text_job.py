@@ -35,7 +35,7 @@ def lines_to_beat(lines: Mapping[str, float]) -> str:
     return f"to beat, in bits/byte of the validation text: {figures}"
 
 
-def text_report(out: str, summary: Summary, steps: str = "generations") -> Rows:
+def text_report(out: str, summary: Summary, iteration: str = "generation") -> Rows:
     """The score beside the lines to beat, the speed, and what to do next."""
     valid = summary.get("valid_bits_per_byte")
     rows = [] if valid is None else [("validation", f"{valid:.3f} bits/byte")]
@@ -43,7 +43,8 @@ def text_report(out: str, summary: Summary, steps: str = "generations") -> Rows:
         line = summary.get(f"{name}_bits_per_byte")
         if line is not None:
             rows.append((name, f"{line:.3f} bits/byte{_distance(valid, line)}"))
-    return [*rows, *closing_rows(out, summary, steps=steps), ("next", f"{program()} sample {out}")]
+    closing = closing_rows(out, summary, iteration=iteration)
+    return [*rows, *closing, ("next", f"{program()} sample {out}")]
 
 
 def _distance(valid: float | None, line: float) -> str:

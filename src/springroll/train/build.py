@@ -245,6 +245,7 @@ def text_task(
         validate=validate,
         pop_size=1,
         tokens=config.accumulate * config.batch * config.sequence,
+        iteration="step",
         seed=config.seed,
         lost_limit=LOST_LIMIT,
         identity={"corpus": digest},

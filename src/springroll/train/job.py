@@ -58,7 +58,7 @@ def report(out: str, summary: Summary) -> Rows:
     """The score beside the lines to beat, the speed, and what to do next."""
     from springroll.run.text_job import text_report
 
-    return text_report(out, summary, "steps")
+    return text_report(out, summary, "step")
 
 
 def evaluate(run: OpenRun[TrainConfig], options: EvalOptions) -> Evaluation:

@@ -123,7 +123,7 @@ def test_help_is_plain_text_of_a_terminal_s_width(capsys, monkeypatch):
     assert "\n  springroll nothing\n" in out and out.endswith("\n\nBye.\n")
     assert "\n  [FILE]                  A file.\n" in out
     assert "\n  --pop-size INT          How many. (default: 4)\n" in out
-    assert "\n  --kind {int8,float32}\n" in out and "\n  --sigma FLOAT\n" in out
+    assert "\n  --kind {int8,float32}   (default: int8)\n" in out and "\n  --sigma FLOAT\n" in out
     assert "\n  --generations, --to-generation INT\n" in out
     assert "None" not in out and "--memory" not in out  # former names are not listed
     assert max(map(len, out.splitlines())) <= 60

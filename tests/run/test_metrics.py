@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from springroll.errors import InputError
-from springroll.run.metrics import Metrics, peak_memory_bytes, read_rows
+from springroll.run.metrics import MetricsFile, peak_memory_bytes, read_rows
 
 
 def rows(*generations):
@@ -16,7 +16,7 @@ def rows(*generations):
 
 
 def write(path, *generations, after=0, tensorboard=None):
-    metrics = Metrics(path, tensorboard, after=after)
+    metrics = MetricsFile(path, tensorboard, after=after)
     for row in rows(*generations):
         metrics.write(row)
     metrics.close()
@@ -25,7 +25,7 @@ def write(path, *generations, after=0, tensorboard=None):
 
 def test_rows_are_written_as_they_come(tmp_path):
     path = tmp_path / "metrics.jsonl"
-    metrics = Metrics(path)
+    metrics = MetricsFile(path)
     metrics.write({"generation": 1, "loss": 0.5, "note": "x"})
     assert json.loads(path.read_text()) == {"generation": 1, "loss": 0.5, "note": "x"}
     metrics.close()
@@ -49,18 +49,18 @@ def test_a_run_from_the_start_begins_anew(tmp_path):
 
 def test_the_newest_of_every_figure_is_known(tmp_path):
     path = tmp_path / "metrics.jsonl"
-    metrics = Metrics(path)
+    metrics = MetricsFile(path)
     metrics.write({"generation": 1, "a": 1.0, "b": 2.0})
     metrics.write({"generation": 3, "a": 4.0})
     metrics.close()
-    for again in (metrics, Metrics(path, after=3)):
+    for again in (metrics, MetricsFile(path, after=3)):
         assert again.newest == {"generation": 3, "a": 4.0, "b": 2.0}
         assert again.newest_at == {"generation": 3, "a": 3, "b": 1}
         again.close()
 
 
 def test_a_full_disk_is_one_line(tmp_path):
-    metrics = Metrics(tmp_path / "metrics.jsonl")
+    metrics = MetricsFile(tmp_path / "metrics.jsonl")
     metrics.close()
     with (
         open("/dev/full", "ab", buffering=0) as metrics._file,
@@ -79,7 +79,7 @@ def test_torn_lines_are_left_out(tmp_path):
 
 def test_what_is_not_finite_is_null(tmp_path):
     path = tmp_path / "metrics.jsonl"
-    metrics = Metrics(path)
+    metrics = MetricsFile(path)
     metrics.write({"generation": 1, "a": math.nan, "b": -math.inf, "c": 2.0})
     metrics.close()
     assert read_rows(path) == [{"generation": 1, "a": None, "b": None, "c": 2.0}]
@@ -87,7 +87,7 @@ def test_what_is_not_finite_is_null(tmp_path):
 
 def events(folder):
     """(step, tag, value) of every scalar in the event files, by the format's own framing."""
-    from tensorboardX.proto.event_pb2 import Event
+    from tensorboardX.proto.event_pb2 import Event  # pyright: ignore[reportAttributeAccessIssue]
 
     found = []
     for path in sorted(folder.iterdir()):

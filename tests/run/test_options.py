@@ -4,6 +4,7 @@ import dataclasses
 import math
 import re
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import pytest
@@ -58,8 +59,9 @@ def test_every_number_of_every_command_has_a_range(kind, field):
     for bad in (math.nan, math.inf, -math.inf, -1e18):
         if bad == -1e18 and "half_life" in field.name and kind is RLConfig:
             continue  # a negative half-life is a growth
+        options: dict[str, Any] = {field.name: bad}
         with pytest.raises(InputError, match=re.escape(f"{prefix}{field.name} is {bad};")):
-            kind(**{field.name: bad})
+            kind(**options)
 
 
 @pytest.mark.parametrize(

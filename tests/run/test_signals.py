@@ -99,8 +99,9 @@ def test_a_second_ctrl_c_stops_at_once(tmp_path):
     """Even in the middle of a generation that takes an hour."""
     with running(tmp_path, pause=3600.0) as process:
         wait_for(process, lambda: size_of(tmp_path / "journal") > 0)
-        lines = []
-        reader = threading.Thread(target=lambda: lines.extend(process.stderr))
+        lines, errors = [], process.stderr
+        assert errors is not None
+        reader = threading.Thread(target=lambda: lines.extend(errors))
         reader.start()
         process.send_signal(signal.SIGINT)
         wait_for(process, lambda: any("stopping" in line for line in lines))

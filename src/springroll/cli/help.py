@@ -70,7 +70,7 @@ def _entries(
             names = names if value else names[:1]
             value = names[0] if value else None
         if value is not None and value != "":
-            text = f"{text} (default: {value})"
+            text = f"{text} (default: {value})".strip()
         yield Entry(" ".join([", ".join(names), *_metavar(hint)]), text), True
 
 

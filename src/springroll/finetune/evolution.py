@@ -68,6 +68,10 @@ def es_task(config: FinetuneConfig, setup: Setup) -> Task:
         params = held(config, setup.params(loaded(config)))
         return strategy.init(jax.random.key(config.seed), params), None
 
+    def template() -> tuple[State, None]:
+        start = lambda key, params: strategy.init(key, held(config, params))
+        return jax.eval_shape(start, jax.random.key(config.seed), setup.shapes), None
+
     def batch(generation: int) -> Asked:
         return setup.train(generation, config.num_prompts)
 
@@ -102,6 +106,7 @@ def es_task(config: FinetuneConfig, setup: Setup) -> Task:
 
     return Task(
         init=init,
+        template=template,
         batch=batch,
         ask=strategy.ask,
         evaluate=evaluate,

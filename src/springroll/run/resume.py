@@ -47,14 +47,17 @@ def restore(
     """
     if journal.note:
         say(journal.note)
-    state, carry = task.init()
-    loaded, notes = checkpoint.load_newest(
-        folder.checkpoints, Training(state, carry), at_most=len(journal)
-    )
-    for note in notes:
-        say(note)
+    loaded = None
+    if checkpoint.saved(folder.checkpoints):
+        template = Training(*(task.template or task.init)())
+        loaded, notes = checkpoint.load_newest(folder.checkpoints, template, at_most=len(journal))
+        del template  # else it would hold on to arrays that are not needed
+        for note in notes:
+            say(note)
     generation, saved, meta = 0, None, {}
-    if loaded:
+    if loaded is None:
+        state, carry = task.init()
+    else:
         state, carry = loaded.tree
         generation = saved = loaded.generation
         meta = loaded.meta

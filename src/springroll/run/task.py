@@ -72,6 +72,10 @@ class Task:
     init: Callable[[], tuple[State, Carry]]
     """State and carry before the first generation, the same at every call. A carry without leaves
     says that members keep nothing; then a resumed run can take fitness from the journal."""
+    template: Callable[[], tuple[State, Carry]] | None = None
+    """Shapes of what `init` returns (`jax.ShapeDtypeStruct`, with shardings where its arrays are
+    committed to devices), so that a checkpoint is read without making arrays first; None: `init` is
+    called for them."""
     batch: Callable[[int], Batch]
     """The data of a generation (counted from 0), on the host; called while the device is busy."""
     ask: Callable[[State], Members]

@@ -218,6 +218,11 @@ def text_task(
         put = lambda x: jax.device_put(x, placement.state) if hasattr(x, "devices") else x
         return None, jax.tree.map(put, learner.init(jax.random.key(config.seed)))
 
+    def template() -> tuple[None, PyTree]:
+        shapes = jax.eval_shape(learner.init, jax.random.key(config.seed))
+        at = lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=placement.state)
+        return None, jax.tree.map(at, shapes)
+
     def evaluate(
         state: None, members: None, carry: PyTree, rows: np.ndarray
     ) -> tuple[Array, PyTree, Metrics]:
@@ -238,6 +243,8 @@ def text_task(
 
     return Task(
         init=init,
+        # Streamed layers have memory of their own, which a checkpoint is read into.
+        template=None if config.engine == "stream" else template,
         batch=text.train.batch,
         ask=lambda state: None,
         evaluate=evaluate,

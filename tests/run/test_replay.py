@@ -16,7 +16,7 @@ from springroll.run.config import RunConfig
 from springroll.run.folder import RunFolder
 from springroll.run.journal import Journal
 from springroll.run.loop import run
-from springroll.run.replay import replay
+from springroll.run.rebuild import replay
 from springroll.run.task import Training
 from tests.run.toy import toy
 

@@ -17,7 +17,7 @@ from springroll.run.checkpoint import differing_paths
 from springroll.run.config import RunConfig
 from springroll.run.folder import RunFolder
 from springroll.run.loop import run
-from springroll.run.replay import replay
+from springroll.run.rebuild import replay
 from springroll.run.task import Task
 
 POP, WIDTH = 16, 8

@@ -40,7 +40,7 @@ def run(argv: Sequence[str]) -> int:
     job, opened = open_path(options.run)
     task = job.replay(opened)
 
-    from springroll.run.replay import replay
+    from springroll.run.rebuild import replay
 
     found = replay(task, opened.folder, generations=options.generations)
     for note in found.notes:

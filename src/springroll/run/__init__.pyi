@@ -7,7 +7,11 @@ from .job import run_job as run_job
 from .journal import Journal as Journal
 from .loop import Result as Result
 from .loop import run as run
-from .replay import Replay as Replay
-from .replay import replay as replay
+from .options import FormerName as FormerName
+from .options import Range as Range
+from .options import accepts_former_names as accepts_former_names
+from .options import option as option
+from .rebuild import Replay as Replay
+from .rebuild import replay as replay
 from .task import Curve as Curve
 from .task import Task as Task

@@ -21,7 +21,7 @@ from springroll.run.folder import RunFolder
 from springroll.run.journal import Journal
 from springroll.run.metrics import Row
 from springroll.run.progress import Display
-from springroll.run.resume import restore
+from springroll.run.rebuild import restore
 from springroll.run.session import Session
 from springroll.run.signals import Stop
 from springroll.run.task import Carry, State, Task

@@ -17,7 +17,7 @@ from springroll.run.folder import RunFolder
 from springroll.run.journal import Journal
 from springroll.run.metrics import MetricsFile, Row, peak_memory_bytes, read_rows
 from springroll.run.progress import Display, clock, gibibytes, si
-from springroll.run.resume import Start
+from springroll.run.rebuild import Start
 from springroll.run.task import Carry, Metrics, Scalar, State, Task, Training
 
 SAVE_SHARE = 0.05  # of the time: small models are saved at nearly every generation

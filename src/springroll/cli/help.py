@@ -103,14 +103,14 @@ def _metavar(hint: Any) -> list[str]:
     """What stands for the value of an option; nothing for one that takes none."""
     if typing.get_origin(hint) is typing.Annotated:
         hint = typing.get_args(hint)[0]
-    members = [each for each in typing.get_args(hint) if each is not type(None)] or [hint]
+    members = [member for member in typing.get_args(hint) if member is not type(None)] or [hint]
     if typing.get_origin(hint) is typing.Literal:
         members = [hint]
     choices = [
         str(choice)
-        for each in members
-        if typing.get_origin(each) is typing.Literal
-        for choice in typing.get_args(each)
+        for member in members
+        if typing.get_origin(member) is typing.Literal
+        for choice in typing.get_args(member)
     ]
     if choices:
         return ["{" + ",".join(choices) + "}"]

@@ -196,12 +196,12 @@ def _members(hint: Any) -> tuple[Any, ...]:
 
 
 def _choices(hint: Any) -> list[str]:
-    literals = [each for each in _members(hint) if typing.get_origin(each) is Literal]
-    return [str(choice) for each in literals for choice in typing.get_args(each)]
+    literals = [member for member in _members(hint) if typing.get_origin(member) is Literal]
+    return [str(choice) for member in literals for choice in typing.get_args(member)]
 
 
 def _number(hint: Any) -> type | None:
-    return next((each for each in _members(hint) if each in (int, float)), None)
+    return next((member for member in _members(hint) if member in (int, float)), None)
 
 
 def _reads_as(number: type, value: str) -> bool:

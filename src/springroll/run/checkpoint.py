@@ -77,7 +77,7 @@ def save(folder: Path, generation: int, tree: PyTree, meta: JsonObject, *, keep:
     """Write `tree` as the checkpoint of `generation` (so many are done); keep the newest few.
 
     Args:
-        folder: where; made when missing.
+        folder: the folder of checkpoints, which is made if it is missing.
         generation: names the file.
         tree: pytree of arrays of any dtype, typed PRNG keys among them, and Python numbers.
         meta: JSON values to find again in `Loaded.meta`.

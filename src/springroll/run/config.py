@@ -62,7 +62,7 @@ def to_json(config: Any) -> dict[str, Any]:
     """The config as plain JSON values: dataclasses become dicts, tuples lists, paths strings."""
     if not dataclasses.is_dataclass(config) or isinstance(config, type):
         raise TypeError(f"a config is a dataclass instance, not {config!r}")
-    return {each.name: _plain(getattr(config, each.name)) for each in dataclasses.fields(config)}
+    return {field.name: _plain(getattr(config, field.name)) for field in dataclasses.fields(config)}
 
 
 def from_json(kind: type[C], data: Mapping[str, Any], *, where: str = "config") -> C:
@@ -86,10 +86,10 @@ def from_json(kind: type[C], data: Mapping[str, Any], *, where: str = "config") 
             hint = suggestion(str(key), fields, otherwise=known, quoted=True)
             raise InputError(f"{where}: unknown key {key!r}{hint}")
     values = {}
-    for name, each in fields.items():
+    for name, field in fields.items():
         if name in data:
             values[name] = _typed(hints[name], data[name], f"{where}.{name}")
-        elif each.default is dataclasses.MISSING and each.default_factory is dataclasses.MISSING:
+        elif field.default is dataclasses.MISSING and field.default_factory is dataclasses.MISSING:
             raise InputError(f"{where}: the key {name!r} is missing")
     return kind(**values)
 
@@ -120,23 +120,23 @@ def _fixed(value: Any) -> Any:
     """The JSON of a config without its changeable fields, at every depth."""
     if not dataclasses.is_dataclass(value):
         return _plain(value)
-    kept = [each.name for each in dataclasses.fields(value) if not is_changeable(each)]
-    return {name: _fixed(getattr(value, name)) for name in kept}
+    fixed = [field.name for field in dataclasses.fields(value) if not is_changeable(field)]
+    return {name: _fixed(getattr(value, name)) for name in fixed}
 
 
 def _merged(stored: Any, given: Any, defaults: Any, where: str) -> Any:
     changes = {}
-    for each in dataclasses.fields(stored):
-        old, new, default = (getattr(x, each.name) for x in (stored, given, defaults))
+    for field in dataclasses.fields(stored):
+        old, new, default = (getattr(x, field.name) for x in (stored, given, defaults))
         if new in (default, old):
             continue
-        if is_changeable(each):
-            changes[each.name] = new
+        if is_changeable(field):
+            changes[field.name] = new
         elif dataclasses.is_dataclass(old) and type(old) is type(new) is type(default):
-            changes[each.name] = _merged(old, new, default, f"{where}{each.name}.")
+            changes[field.name] = _merged(old, new, default, f"{where}{field.name}.")
         else:
             raise InputError(
-                f"{where}{each.name} is {_short(new)}, but the run to resume has {_short(old)}; "
+                f"{where}{field.name} is {_short(new)}, but the run to resume has {_short(old)}; "
                 f"leave it out, or start a new run with another --out"
             )
     return dataclasses.replace(stored, **changes)

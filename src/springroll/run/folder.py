@@ -108,9 +108,9 @@ class RunFolder:
         """
         path = Path(path)
         if not (path / "config.json").is_file():
-            there = "holds no run (no config.json)" if path.is_dir() else "does not exist"
+            state = "holds no run (no config.json)" if path.is_dir() else "does not exist"
             raise InputError(
-                f"nothing to resume: {path} {there}; start a run by leaving out --resume"
+                f"nothing to resume: {path} {state}; start a run by leaving out --resume"
             )
         folder = cls(path, "")
         return cls(path, str(folder.read_config()["run_id"]))
@@ -147,7 +147,7 @@ class RunFolder:
 
 
 def open_run(config: C, defaults: C) -> tuple[RunFolder, C]:
-    """The folder of a run and the config to run it with: new, or, with `resume`, the one there.
+    """The folder of a run and its config: new ones, or with `resume` those that are stored.
 
     A resumed run keeps the config it was started with, but for the fields marked `CHANGEABLE` that
     `config` sets to something else than `defaults` (see `config.resumed`).
@@ -158,8 +158,7 @@ def open_run(config: C, defaults: C) -> tuple[RunFolder, C]:
     if not config.resume:
         return RunFolder.create(config.out, config), config
     folder = RunFolder.resume(config.out)
-    found = folder.read_config()
-    command = found.get("command", config.command)
+    command = folder.read_config().get("command", config.command)
     if command != config.command:
         raise InputError(
             f"{config.out} is a run of springroll {command}; go on with "

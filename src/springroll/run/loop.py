@@ -74,9 +74,9 @@ def run(
                 scores, carry, scored = task.evaluate(state, members, carry, batch)
                 batch = task.batch(session.generation + 1)  # while the device is busy
                 fitness = session.settle(np.asarray(scores))
-                state, told = task.tell(state, members, fitness)
+                state, step_metrics = task.tell(state, members, fitness)
                 del members  # else the noise of two generations would be alive at once
-                session.record(fitness, {**scored, **told})
+                session.record(fitness, {**scored, **step_metrics})
                 if session.log_due():
                     session.log()
                 if session.eval_due():

@@ -40,7 +40,7 @@ def restore(
 
     A checkpoint ahead of the journal (the journal's end was lost) is passed over: its generations
     are run again, so that journal and weights keep telling the same story. When members keep
-    nothing between generations, those the journal is ahead are told again without being evaluated.
+    nothing between generations, those that the journal is ahead are replayed without evaluation.
 
     Args:
         say: is given one line for everything out of the ordinary.
@@ -85,10 +85,10 @@ def _refuse_others(task: Task, folder: RunFolder, meta: JsonObject) -> None:
             f"the folder is of run {folder.run_id}; restore them, or start a new run"
         )
     for name, value in task.identity.items():
-        there = meta["identity"].get(name)
-        if there != value:
+        stored = meta["identity"].get(name)
+        if stored != value:
             raise InputError(
-                f"the {name} is {value}, but the run in {folder.path} began with {there}; "
+                f"the {name} is {value}, but the run in {folder.path} began with {stored}; "
                 f"give it what it began with, or start a new run with another --out"
             )
 

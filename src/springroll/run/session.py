@@ -29,7 +29,12 @@ class Session:
     """Everything around the three calls of a generation. Entered, it holds the metrics files open.
 
     Args:
-        start: what `restore` found.
+        config: budget and intervals.
+        task: what is trained.
+        folder: where files go.
+        journal: open for appending.
+        display: where progress is shown.
+        start: the state to go on from.
     """
 
     def __init__(

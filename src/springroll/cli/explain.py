@@ -13,6 +13,7 @@ from springroll.cli.jobs import JOBS, job_of, open_path
 from springroll.cli.options import parse
 from springroll.errors import InputError, suggestion
 from springroll.run.job import Explained
+from springroll.run.options import COUNT, check_ranges, option
 
 WIDE = 140  # columns where nothing says how many there are
 
@@ -29,12 +30,15 @@ class ExplainOptions:
 
     target: Annotated[str, tyro.conf.Positional]
     """`egg`, a decoder by name, a run folder, or MODULE:FUNCTION."""
-    n_layers: int = 6
+    n_layers: int = option(6, COUNT)
     """Layers of `egg`."""
-    hidden: int = 256
+    hidden: int = option(256, COUNT)
     """Width of `egg`."""
     precision: Literal["int8", "compat", "float32", "bfloat16"] = "int8"
     """Arithmetic of `egg`."""
+
+    def __post_init__(self) -> None:
+        check_ranges(self)
 
 
 def run(argv: Sequence[str]) -> int:

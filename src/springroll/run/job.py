@@ -13,6 +13,7 @@ import tyro
 
 from springroll.errors import InputError
 from springroll.run.config import RunConfig
+from springroll.run.options import COUNT, NOT_NEGATIVE, SEED, check_ranges, option
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -80,13 +81,13 @@ class EvalOptions:
     """The folder of a run."""
     data: str | None = None
     """Other text: `stdlib`, a file, a folder, `minipile`, or a hub name."""
-    streams: int | None = None
+    streams: int | None = option(None, COUNT)
     """Rows of the sample, each read from the beginning of a memory; default: as in training."""
-    tokens: int | None = None
+    tokens: int | None = option(None, COUNT)
     """Bytes per row; default: as in training."""
-    problems: int | None = None
+    problems: int | None = option(None, COUNT)
     """Held-out problems; default: as in training."""
-    episodes: int | None = None
+    episodes: int | None = option(None, COUNT)
     """Episodes of a policy; default: as in training."""
     best: bool = False
     """For a run of `finetune` or `rl`: take the weights that validated best, not the newest."""
@@ -96,10 +97,7 @@ class EvalOptions:
     """Also write the JSON to this file."""
 
     def __post_init__(self) -> None:
-        for name in ("streams", "tokens", "problems", "episodes"):
-            value = getattr(self, name)
-            if value is not None and value < 1:
-                raise InputError(f"{name} is {value}; it must be at least 1")
+        check_ranges(self)
 
 
 class Evaluation(NamedTuple):
@@ -120,22 +118,17 @@ class SampleOptions:
     """What the text begins with."""
     chat: bool = False
     """Treat the prompt as a user's message and put it into the model's chat template."""
-    length: int = 512
+    length: int = option(512, COUNT)
     """Bytes to generate; of a model with a tokenizer, tokens at most."""
-    temperature: float = 0.7
+    temperature: float = option(0.7, NOT_NEGATIVE)
     """1 draws from the model's distribution, less is safer, 0 always takes the likeliest."""
-    seed: int = 0
+    seed: int = option(0, SEED)
     """Equal seeds write equal text."""
     out: str | None = None
     """Also write the bytes, as they are, to this file."""
 
     def __post_init__(self) -> None:
-        if self.length < 1:
-            raise InputError(f"length is {self.length}; it must be at least 1")
-        if not 0 <= self.temperature < float("inf"):
-            raise InputError(f"temperature is {self.temperature}; it must be 0 or more")
-        if not 0 <= self.seed < 2**63:
-            raise InputError(f"seed is {self.seed}; it must be between 0 and 2^63 - 1")
+        check_ranges(self)
 
 
 class Sample(NamedTuple):

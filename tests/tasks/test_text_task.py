@@ -18,6 +18,8 @@ from springroll.tasks.verdicts import UNSCORED, Verdict, report
     ("name", "options", "message"),
     [
         ("sudoku", {}, "no task 'sudoku'; expected arithmetic, countdown, gsm8k or module:func"),
+        ("arithmetik", {}, r"no task 'arithmetik'; did you mean arithmetic\?"),
+        ("countdown", {"number": 2}, r"has no option 'number'; did you mean numbers\?"),
         ("countdown", {"digits": 2}, "countdown has no option 'digits'; it has seed, numbers"),
         ("a:b", {"loud": 2}, "a:b has no option 'loud'; it has data"),
         ("a:b", {}, "a:b needs the option 'data'"),

@@ -9,7 +9,7 @@ from collections.abc import Callable, Mapping
 from functools import partial
 from typing import Any, TypeAlias
 
-from springroll.errors import InputError
+from springroll.errors import InputError, suggestion
 from springroll.tasks.arithmetic import arithmetic_task
 from springroll.tasks.countdown import countdown_task
 from springroll.tasks.gsm8k import gsm8k_task
@@ -41,12 +41,15 @@ def text_task(name: str, **options: Option) -> TextTask:
     """
     own = ":" in name
     if not own and name not in TASKS:
-        raise InputError(f"no task {name!r}; expected {', '.join(TASKS)} or module:function")
+        expected = f"expected {', '.join(TASKS)} or module:function"
+        raise InputError(f"no task {name!r}{suggestion(name, TASKS, otherwise=expected)}")
     make: Callable[..., TextTask] = partial(function_task, name) if own else TASKS[name]
     parameters = inspect.signature(make).parameters
     unknown = [option for option in options if option not in parameters]
     if unknown:
-        raise InputError(f"{name} has no option {unknown[0]!r}; it has {', '.join(parameters)}")
+        known = f"it has {', '.join(parameters)}"
+        hint = suggestion(unknown[0], parameters, otherwise=known)
+        raise InputError(f"{name} has no option {unknown[0]!r}{hint}")
     missing = [o for o, p in parameters.items() if p.default is p.empty and o not in options]
     if missing:
         raise InputError(f"{name} needs the option {missing[0]!r}")

@@ -11,6 +11,7 @@ engines do that keep no factors; `counted` draws them so with our own counted no
 On a CPU seconds are those the process computed, on one core: other processes take none of them.
 """
 
+import dataclasses
 import time
 from collections.abc import Callable
 from typing import Any
@@ -24,9 +25,9 @@ from springroll.compat import edge_jit
 from springroll.evolve.eggroll import eggroll
 from springroll.evolve.members import Members
 from springroll.evolve.perturbation import Factors
-from springroll.generate import programs, unstacked
-from springroll.generate.generator import Generator
-from springroll.generate.rows import Thin, bound, step
+from springroll.evolve.rows import Groups
+from springroll.generate import Generator, programs
+from springroll.generate.forward import split_groups, step
 from springroll.models.decoder import Decoder, decoder
 from springroll.models.decoder_config import DecoderConfig, llama
 from springroll.models.protocols import Generative
@@ -118,7 +119,7 @@ def loop(model: Decoder, params: Any, members: Members, draw: str) -> Callable[[
     plain = draw == "nothing"
     program = programs.Program(
         model=model,
-        perturbation=None if plain else perturbation,
+        dtype=jnp.dtype(jnp.float32),
         end=(),
         max_tokens=STEPS,
         length=PROMPT + MOST,
@@ -127,17 +128,18 @@ def loop(model: Decoder, params: Any, members: Members, draw: str) -> Callable[[
     )
     pairs = members.pairs.shape[0]
     sign = jnp.tile(jnp.asarray(perturbation.signs, jnp.float32), (pairs, 1))
-    weights = programs.weights(program, params)
-    split = None if plain else unstacked.perturbation(perturbation)
+    weights = programs.step_weights(program, params)
     stay = jnp.arange(pairs, dtype=jnp.int32)
-    take = lambda drawn: unstacked.factors(
-        perturbation, bound(perturbation, drawn, stay, jnp.float32)
-    )
-    kept = None if plain else jax.jit(take)(members.drawn())
 
-    def factors(now: Array) -> Factors | None:
+    def take(factors: Factors) -> Groups:
+        of_factors = dataclasses.replace(members, factors=factors)
+        return split_groups(programs.row_groups(program, of_factors, stay))
+
+    drawn_once = None if plain else jax.jit(take)(members.drawn())
+
+    def groups_at(now: Array) -> Groups | None:
         if draw == "once" or plain:
-            return kept
+            return drawn_once
         if draw == "counted":
             epoch = members.epoch + (now >> 31)  # the same numbers, which XLA does not know
             return take(perturbation.draw(members.seed, epoch, members.pairs))
@@ -147,17 +149,16 @@ def loop(model: Decoder, params: Any, members: Members, draw: str) -> Callable[[
         def body(i: Array, carry: Any) -> Any:
             memory, token = carry
             clock = i + PROMPT
-            found = factors(i)
-            thin = None if found is None else Thin(found, members.sigma)
+            groups = groups_at(i)
             seen = jnp.full(rows, clock, jnp.int32)
-            logits, new = step(model, split, weights, thin, sign, token, memory, seen, clock)
+            logits, new = step(model, groups, weights, sign, token, memory, seen, clock)
             token = jnp.argmax(logits, axis=-1).astype(jnp.int32)
             return model.keep(memory, new, clock + (token[0] >> 31)), token
 
         return lax.fori_loop(0, STEPS, body, (memory, jnp.zeros(rows, jnp.int32)))
 
     compiled = edge_jit(written, donate_argnums=0)
-    held = [programs.memory(program, rows, jnp.dtype(jnp.float32))]
+    held = [programs.memory(program, rows)]
 
     def call() -> Any:
         held[0], token = compiled(held[0], weights)

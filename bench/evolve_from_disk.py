@@ -113,12 +113,12 @@ def generations(folder: str, members: int, text: np.ndarray) -> dict[str, Any]:
 def evolution(model: Decoder, members: int, text: Any) -> Strategy:
     """Without state per weight: plain SGD, bfloat16 rounded stochastically."""
     like = jax.eval_shape(model.init, jax.random.key(0))
-    plan = discover(lambda params, text: -model.loss(params, text)[1]["nats"], like, text)
+    roles = discover(lambda params, text: -model.loss(params, text)[1]["nats"], like, text)
     return eggroll(
         pop_size=members,
         sigma=1e-3,
         noise="rademacher",
-        plan=plan,
+        roles=roles,
         optimizer=optax.sgd(0.5),
         master="stochastic",
     )

@@ -13,6 +13,8 @@ Params: TypeAlias = dict[str, Any]
 """The parameters of a model: a dictionary of arrays and of further dictionaries."""
 KeyPath: TypeAlias = tuple[Any, ...]
 """What `jax.tree_util` calls a leaf's path: one key for each level."""
+Metrics: TypeAlias = dict[str, Array]
+"""Scalars of a step by name, left on the device until they are logged."""
 
 
 def path_of(path: KeyPath) -> str:

@@ -62,9 +62,9 @@ def test_a_flax_model_learns(make):
     fn = lambda params, x, y: -jnp.mean((model.apply(params, x) - y) ** 2)
     options = {"pop_size": 128, "sigma": 0.05, "optimizer": optax.adam(0.03)}
     if make == "eggroll":
-        plan = sr.discover(fn, params, X, Y)
-        assert plan["params/Dense_0/kernel"].kind == "low-rank"
-        es = sr.eggroll(plan=plan, shaping="centred_ranks", **options)
+        roles = sr.discover(fn, params, X, Y)
+        assert roles["params/Dense_0/kernel"].kind == "low-rank"
+        es = sr.eggroll(roles=roles, shaping="centred_ranks", **options)
     else:
         es = sr.open_es(**options)
     state = es.init(jax.random.key(1), params)

@@ -15,7 +15,7 @@ import springroll as sr
 from springroll.errors import InputError
 from springroll.evolve import step
 from springroll.evolve.members import each_member
-from springroll.evolve.perturbation import describe
+from springroll.evolve.roles import describe
 from springroll.models.attention import linear
 from springroll.quant.int8_weights import (
     FINE,
@@ -275,11 +275,11 @@ def test_an_int8_model_learns():
     assert ends[None] < 0.9 * first
 
 
-def test_scales_are_left_alone_with_and_without_a_plan():
-    plan = sr.discover(outputs, PARAMS, X)
-    assert plan[UP].roles == "snm" and plan["layers/up_proj/scale"].kind == "dense"
-    for known in (plan, None):
-        found = describe(PARAMS, rank=1, plan=known)
+def test_scales_are_left_alone_with_and_without_discovered_roles():
+    discovered = sr.discover(outputs, PARAMS, X)
+    assert discovered[UP].roles == "snm" and discovered["layers/up_proj/scale"].kind == "dense"
+    for roles in (discovered, None):
+        found = describe(PARAMS, rank=1, roles=roles)
         kinds = {leaf.path: (leaf.kind, leaf.dtype) for leaf in found.leaves}
         assert kinds[UP] == ("low-rank", "int8")
         assert kinds["layers/up_proj/scale"] == ("frozen", "float32")

@@ -68,9 +68,9 @@ def test_generations_equal_the_slow_model(n_layers, hidden, registers, rank, nam
     shapes = jax.eval_shape(model.init, jax.random.key(0))
     params = jax.tree.map(lambda x: rng.integers(-127, 128, x.shape).astype(np.int8), shapes)
     params["embed"][:64] = 0
-    plan = discover(model.score, params, jnp.zeros(TOKENS + 1, jnp.int32), model.state())
+    roles = discover(model.score, params, jnp.zeros(TOKENS + 1, jnp.int32), model.state())
     rule = threshold(decay=5.0) if name == "threshold" else residual(lr=0.4, decay=10.0)
-    es = lattice(pop_size=POP, sigma=SIGMA, rank=rank, rule=rule, plan=plan)
+    es = lattice(pop_size=POP, sigma=SIGMA, rank=rank, rule=rule, roles=roles)
     state, carry = es.init(jax.random.key(1), params), model.state((POP,))
     reference = slow.Ours(SIGMA, rank)
     want, states = slow.as_integers(params), np.zeros((POP, n_layers, hidden), np.int64)

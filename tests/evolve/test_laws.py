@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from springroll.evolve.members import Members, evaluate
-from springroll.evolve.perturbation import describe
+from springroll.evolve.roles import describe
 from springroll.evolve.shaping import z_score
 from springroll.evolve.strategy import State
 from springroll.evolve.update import direction

@@ -13,7 +13,7 @@ from springroll.errors import InputError
 from springroll.evolve.lattice import lattice
 from springroll.evolve.lattice_published import published
 from springroll.evolve.layer_population import check_elementwise, layer_of, rest_of
-from springroll.evolve.perturbation import describe
+from springroll.evolve.roles import describe
 from springroll.evolve.step import stored
 
 LAYERS, P = 3, 4

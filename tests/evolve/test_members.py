@@ -11,7 +11,7 @@ import pytest
 import springroll as sr
 from springroll.errors import InputError
 from springroll.evolve.members import Members, chunks_of, evaluate
-from springroll.evolve.perturbation import describe
+from springroll.evolve.roles import describe
 from springroll.evolve.strategy import State
 from tests.evolve.dense_population import all_params
 

@@ -1,5 +1,7 @@
 """Which parameter is perturbed how, the shapes of factors, and what is refused."""
 
+import inspect
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -8,7 +10,7 @@ import pytest
 import springroll as sr
 from springroll.errors import InputError
 from springroll.evolve.members import Members
-from springroll.evolve.perturbation import default_roles, describe
+from springroll.evolve.roles import default_roles, describe
 from springroll.thin.factored_array import Factored
 from tests.evolve.dense_population import all_noise
 
@@ -55,7 +57,7 @@ def test_int8_weights_are_evolved_on_request():
     assert kinds(describe(PARAMS, rank=1, integers=True))["table"] == ("low-rank", "mn")
 
 
-def test_a_plan_decides():
+def test_discovered_roles_decide():
     def fn(params, tokens):
         def block(x, layer):
             return jax.nn.relu(x @ layer["w"] @ layer["w"].T) + layer["bias"].sum(), None
@@ -63,16 +65,50 @@ def test_a_plan_decides():
         x = params["emb"][tokens] * params["scale"][None]
         return jax.lax.scan(block, x, params["blocks"])[0].sum()
 
-    plan = sr.discover(fn, PARAMS, jnp.arange(3))
-    found = kinds(describe(PARAMS, rank=1, plan=plan))
+    roles = sr.discover(fn, PARAMS, jnp.arange(3))
+    found = kinds(describe(PARAMS, rank=1, roles=roles))
     assert found["blocks/w"] == ("low-rank", "smn") or found["blocks/w"] == ("low-rank", "snm")
     assert found["blocks/bias"][0] == "dense" and found["scale"][0] == "dense"
     assert found["emb"][0] == "low-rank"
     assert found["table"][0] == "frozen"
-    with pytest.raises(InputError, match=r"extra \[2, 2\] is not in the plan \(no such path\)"):
-        describe({**PARAMS, "extra": jnp.zeros((2, 2))}, rank=1, plan=plan)
-    with pytest.raises(InputError, match=r"emb \[9, 6\] is not in the plan \(\[10, 6\] there\)"):
-        describe({**PARAMS, "emb": jnp.zeros((9, 6))}, rank=1, plan=plan)
+    with pytest.raises(InputError, match=r"extra \[2, 2\] is not in what .* \(no such path\)"):
+        describe({**PARAMS, "extra": jnp.zeros((2, 2))}, rank=1, roles=roles)
+    with pytest.raises(InputError, match=r"emb \[9, 6\] is not in what .* \(\[10, 6\] there\)"):
+        describe({**PARAMS, "emb": jnp.zeros((9, 6))}, rank=1, roles=roles)
+    joined = kinds(describe(PARAMS, rank=1, roles={**roles, "emb": "frozen", "blocks/w": "dense"}))
+    assert joined["emb"][0] == "frozen" and joined["blocks/w"] == ("dense", "s")
+    assert {path: joined[path] for path in ("scale", "table")} == {
+        path: found[path] for path in ("scale", "table")
+    }
+
+
+@pytest.mark.parametrize("make", [sr.eggroll, sr.lattice])
+def test_the_old_name_of_roles_works_and_warns(make):
+    integers = make is sr.lattice
+    params = jax.tree.map(lambda x: x.astype(jnp.int8), PARAMS) if integers else PARAMS
+    fn = lambda params, x: (
+        (x @ params["emb"].astype(jnp.float32)).sum() * params["scale"].astype(jnp.float32).sum()
+    )
+    discovered = sr.discover(fn, params, jnp.ones((2, 10)))
+    options = {"pop_size": 4, "sigma": 0.1}
+    with pytest.warns(DeprecationWarning, match=r"'plan' of (eggroll|lattice) is now 'roles'"):
+        old = make(plan=discovered, roles={"scale": "frozen", "emb": "dense"}, **options)
+    new = make(roles={**discovered, "scal*": "frozen", "[e]mb": "dense"}, **options)
+    described = lambda es: es.parts.population.perturbation(params)
+    assert described(old) == described(new)
+    assert "plan" not in inspect.signature(make).parameters
+
+
+@pytest.mark.filterwarnings("ignore:the keyword 'plan'")
+def test_what_is_no_roles_is_refused():
+    class Plan:
+        pass
+
+    for options in ({"roles": Plan()}, {"plan": Plan()}):
+        with pytest.raises(InputError, match=r"roles is a .*Plan; expected what sr.discover"):
+            sr.eggroll(pop_size=4, sigma=0.1, **options)
+    with pytest.raises(InputError, match="the role of 'w' is 3; expected 'frozen', 'dense'"):
+        sr.lattice(pop_size=4, roles={"w": 3})
 
 
 def test_factor_shapes_put_pairs_behind_the_stacked_axes():

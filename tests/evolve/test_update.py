@@ -11,7 +11,7 @@ import pytest
 from springroll.errors import InputError
 from springroll.evolve import update
 from springroll.evolve.members import Members
-from springroll.evolve.perturbation import describe
+from springroll.evolve.roles import describe
 from tests.evolve.dense_population import weighted_sum
 
 PAIRS = 12

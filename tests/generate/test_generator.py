@@ -7,8 +7,8 @@ import pytest
 
 from springroll.errors import InputError
 from springroll.generate import programs
+from springroll.generate.forward import read
 from springroll.generate.generator import Generator, _Run
-from springroll.generate.rows import Thin, read
 from springroll.models.decoder import decoder
 from tests.generate.writing import (
     END,
@@ -60,9 +60,8 @@ def test_logits_of_members_are_those_of_formed_weights():
     signs = jnp.asarray([[1.0, -1.0]] * (MEMBERS // 2))
     tokens = jnp.tile(jnp.asarray(PROMPTS[0], jnp.int32), (*signs.shape, 1))
     lengths = jnp.full(signs.shape, 5, jnp.int32)
-    thin = Thin(members.drawn(), members.sigma)
-    got, _ = jax.jit(read, static_argnums=(0, 1))(
-        model, members.perturbation, params, thin, signs, tokens, lengths
+    got, _ = jax.jit(read, static_argnums=0)(
+        model, members.groups(), params, signs, tokens, lengths
     )
     whole = jax.jit(model.read)
     for logits, weights in zip(got, formed(), strict=False):

@@ -39,8 +39,8 @@ def population():
     rng = np.random.default_rng(0)
     draw = lambda shape: jnp.asarray(rng.normal(0.3, 0.3, shape), jnp.float32)
     params = jax.tree.map(draw, shapes(CONFIG), is_leaf=lambda x: isinstance(x, tuple))
-    plan = sr.discover(lambda p, t: MODEL.loss(p, t)[0], params, TOKENS)
-    es = sr.eggroll(pop_size=4, sigma=0.05, rank=2, plan=plan)
+    roles = sr.discover(lambda p, t: MODEL.loss(p, t)[0], params, TOKENS)
+    es = sr.eggroll(pop_size=4, sigma=0.05, rank=2, roles=roles)
     asked = jax.eval_shape(es.ask, es.init(jax.random.key(2), params))
     # Factors drawn here: compiling the draws of 39 parameters takes longer than all else.
     factors = jax.tree.map(lambda x: jnp.asarray(rng.normal(size=x.shape), x.dtype), asked.factors)
@@ -52,7 +52,7 @@ def population():
         epoch=jnp.int32(0),
         sigma=jnp.float32(0.05),
     )
-    return params, members, plan
+    return params, members, roles
 
 
 def test_a_member_is_the_model_with_its_weights_formed(population):
@@ -67,8 +67,8 @@ def test_a_member_is_the_model_with_its_weights_formed(population):
 
 
 def test_every_matrix_is_perturbed_as_one(population):
-    _, _, plan = population
-    for path, leaf in plan.items():
+    _, _, roles = population
+    for path, leaf in roles.items():
         name = path.split("/")[-1]
         matrix = name.endswith(("_proj", "_down", "_up")) or name in ("key", "value")
         matrix |= name in ("embed_tokens", "lm_head")

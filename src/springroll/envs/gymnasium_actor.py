@@ -16,10 +16,10 @@ from jax import Array
 
 from springroll.envs.action_choice import choose, uniform
 from springroll.envs.environment import Actions
-from springroll.envs.member_rows import Seated, each_seat, seated
 from springroll.envs.observation_scaling import Scaling
 from springroll.evolve.members import Members
-from springroll.evolve.perturbation import Perturbation
+from springroll.evolve.rows import PreparedRows, prepare_rows
+from springroll.trees import PyTree
 
 FEWEST = 64  # seats; with fewer, products are added up in another order and the last bit differs
 
@@ -78,7 +78,7 @@ def population_actor(
 
     def act(seated: Any, observations: Any, seeds: Any, times: Any) -> Array:
         rows = (observations, seeds, times)
-        return _population(acting, members.perturbation, scaling, members.sigma, seated, rows)
+        return _population(acting, scaling, seated, rows)
 
     return Actor(seat, act)
 
@@ -90,21 +90,21 @@ def centre_actor(acting: Acting, params: Any, scaling: Scaling | None = None) ->
     return Actor(lambda rows: None, act)
 
 
-_seated = jax.jit(seated)
+@jax.jit
+def _seated(params: PyTree, members: Members, pair: Array, sign: Array) -> PreparedRows:
+    return prepare_rows(params, members.groups(pair), sign)
 
 
-@functools.partial(jax.jit, static_argnums=(0, 1))
+@functools.partial(jax.jit, static_argnums=0)
 def _population(
     acting: Acting,
-    perturbation: Perturbation,
     scaling: Scaling | None,
-    sigma: Array,
-    seats: Seated,
+    seats: PreparedRows,
     rows: tuple[Array, Array, Array],
 ) -> Array:
     observations, seeds, times = rows
     scaled = _scaled(observations, scaling)
-    outputs = each_seat(acting.apply, perturbation, sigma, seats, scaled[:, None])[:, 0]
+    outputs = seats.call(acting.apply, scaled[:, None])[:, 0]
     return jax.vmap(functools.partial(_chosen, acting))(outputs, seeds, times)
 
 

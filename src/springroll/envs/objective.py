@@ -56,15 +56,9 @@ def member_weights(
 
 @functools.partial(jax.jit, static_argnums=0)
 def _formed(count: int, params: Any, members: Members, start: Array) -> Any:
-    part, perturbation = members.chunk(start, count), members.perturbation
-
-    def one(sign: Array, factors: Any) -> Any:
-        attached = perturbation.attach(params, factors, sign, members.sigma)
-        return jax.tree.map(_dense, attached, is_leaf=lambda x: isinstance(x, Factored))
-
-    by_sign = jax.vmap(one, in_axes=(0, None))
-    by_pair = jax.vmap(by_sign, in_axes=(None, perturbation.pair_axes()))
-    formed = by_pair(jnp.asarray(perturbation.signs, jnp.float32), part.drawn())
+    dense = functools.partial(jax.tree.map, _dense, is_leaf=lambda x: isinstance(x, Factored))
+    signs = jnp.asarray(members.perturbation.signs, jnp.float32)
+    formed = members.chunk(start, count).groups().each_row(dense, params, signs)
     return jax.tree.map(lambda x: x.reshape(-1, *x.shape[2:]), formed)
 
 

@@ -22,9 +22,9 @@ from springroll.compat import small_jit
 from springroll.envs.action_choice import choose
 from springroll.envs.action_choice import uniform as any_of
 from springroll.envs.environment import Environment
-from springroll.envs.member_rows import each_seat, seated
 from springroll.envs.observation_scaling import Scaling, centred
 from springroll.evolve.members import Members
+from springroll.evolve.rows import prepare_rows
 from springroll.models.policy import Policy, PolicyNetwork
 from springroll.noise import counter
 
@@ -104,20 +104,18 @@ def population_episodes(
         rows: only the first so many, counted member by member, are run; the rest stay zero.
     """
     params = rollout.ready(params)
-    perturbation = members.perturbation
     count, each = keys.shape[:2]
-    signs = np.asarray(perturbation.signs, np.float32)
+    signs = np.asarray(members.perturbation.signs, np.float32)
     pairs, together = count // len(signs), len(signs)
 
     def acting(shared: Any, pair: Array) -> Act:
         params, members = shared
         sign = jnp.broadcast_to(signs, (len(pair), together))
-        seats = seated(params, members, pair, sign)
+        seats = prepare_rows(params, members.groups(pair), sign)
         by_seat = lambda x: x.reshape(*sign.shape, *x.shape[1:])
-        apply, sigma = rollout.policy.apply, members.sigma
 
         def act(observations: Array) -> Array:
-            outputs = each_seat(apply, perturbation, sigma, seats, by_seat(observations))
+            outputs = seats.call(rollout.policy.apply, by_seat(observations))
             return outputs.reshape(-1, *outputs.shape[2:])
 
         return act

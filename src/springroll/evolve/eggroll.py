@@ -4,8 +4,7 @@ OpenES (arXiv 1703.03864): the full-rank baseline, under the same protocol as EG
 """
 
 import functools
-from collections.abc import Mapping
-from typing import Any, Literal
+from typing import Literal, TypedDict, Unpack
 
 import jax
 import jax.numpy as jnp
@@ -16,11 +15,12 @@ from springroll.errors import InputError
 from springroll.evolve import step
 from springroll.evolve.layer_population import check_elementwise
 from springroll.evolve.members import Members
+from springroll.evolve.roles import Roles, plan_keyword
 from springroll.evolve.shaping import Shaping, finite, pair_difference, pair_sign, shaping_named
 from springroll.evolve.strategy import (
     Parts,
     Population,
-    Schedule,
+    SigmaSchedule,
     State,
     Strategy,
     as_arrays,
@@ -28,28 +28,59 @@ from springroll.evolve.strategy import (
 )
 from springroll.evolve.update import direction
 from springroll.noise.kinds import Noise
+from springroll.trees import Metrics, PyTree
+
+
+class _Options(TypedDict, total=False):
+    """The arguments of `eggroll` that `open_es` hands on."""
+
+    optimizer: optax.GradientTransformation | None
+    noise: str | Noise
+    noise_reuse: int
+    shaping: str | Shaping
+    lr_units: Literal["sigma", "paper"]
+    master: step.Master
+    max_step_ratio: float | None
+    noise_budget_bytes: int
+    pairs_per_chunk: int | None
+    mesh: jax.sharding.Mesh | None
+    antithetic: bool
 
 
 def open_es(
-    *, pop_size: int, sigma: Schedule, roles: Mapping[str, str] | None = None, **options: Any
+    *,
+    pop_size: int,
+    sigma: SigmaSchedule,
+    roles: Roles | None = None,
+    **options: Unpack[_Options],
 ) -> Strategy:
     """Evolution strategies with a full Gaussian matrix per pair and weight.
 
     The same machinery with every parameter marked dense: noise of the size of the model per pair,
-    one copy of the weights per member. It takes the options of `sr.eggroll` except `rank` and
-    `plan`; patterns in `roles` can still freeze parameters.
+    one copy of the weights per member.
+
+    Args:
+        pop_size: N, the number of members.
+        sigma: Size of the perturbation in units of the weights.
+        roles: Patterns of parameters to freeze.
+        **options: Those of `sr.eggroll` except `rank`.
+
+    Raises:
+        InputError: An argument is out of its range.
+
+    Source: arXiv 1703.03864.
     """
     return eggroll(pop_size=pop_size, sigma=sigma, roles={"*": "dense", **(roles or {})}, **options)
 
 
+@plan_keyword
 def eggroll(
     *,
     pop_size: int,
-    sigma: Schedule,
+    sigma: SigmaSchedule,
     rank: int = 1,
     optimizer: optax.GradientTransformation | None = None,
-    plan: Any = None,
-    roles: Mapping[str, str] | None = None,
+    roles: Roles | None = None,
     noise: str | Noise = "gaussian",
     noise_reuse: int = 1,
     shaping: str | Shaping = "z_score",
@@ -67,31 +98,40 @@ def eggroll(
     unit variance, and s_i = +1, -1 for the two members of an antithetic pair, who share E. After
     evaluation every weight moves along `sum_i fhat_i s_i E_i`, fhat the shaped fitness.
 
-    - `pop_size`: N, even with `antithetic` pairs. The update has rank min(N rank / 2, m, n).
-    - `sigma`: size of the perturbation in units of the weights, a number or a schedule of the
-      generation (an int32 scalar).
-    - `optimizer`: any optax optimizer (default `optax.sgd(0.1)`); it is handed minus the direction.
-    - `lr_units`: "sigma" hands it `-sigma / sqrt(N) sum fhat_i s_i E_i`, so that with SGD and
-      z-scores the learning rate is the root mean square move per step in units of sigma, whatever
-      N and sigma are; "paper" hands it `-1 / (N sigma) sum fhat_i s_i E_i`.
-    - `plan`: what `sr.discover` found; without it the shapes decide. `roles` overrides either by
-      path pattern: "frozen", "dense", or letters such as "mn". Vectors get full-rank noise.
-    - `noise`: "gaussian" (float32), "rademacher" or "int8" (a quarter of the memory).
-    - `noise_reuse`: how many consecutive generations see the same noise; 1 is fresh every time.
-    - `shaping`: "z_score", "centred_ranks", "pair_sign", "pair_difference", or a function
-      (N,) -> (N,).
-    - `master`: what bfloat16 and `Int8` weights keep of small steps: "float32" copies in the state,
-      "stochastic" rounding without copies, "error_feedback", which is that for bfloat16 and one
-      more byte per weight for `Int8` ones (see `quant.int8_weights`), or None, which loses them.
-    - `max_step_ratio`: bound on |step| / |weights| over all evolved parameters.
-    - `noise_budget_bytes`: factors up to this size (per device) are drawn once per generation and
-      kept; beyond it they are drawn chunk by chunk, in the forward and again in the update.
-    - `pairs_per_chunk`: how many pairs the forward runs at once (per device), to bound activations.
-    - `mesh`: a mesh with an axis "population", over which the pairs are split.
+    Args:
+        pop_size: N, even with `antithetic` pairs. The update has rank min(N rank / 2, m, n).
+        sigma: Size of the perturbation in units of the weights, a number or a schedule of the
+            generation (an int32 scalar).
+        rank: Of E, at least 1.
+        optimizer: Any optax optimizer (default `optax.sgd(0.1)`); it is handed minus the direction.
+        roles: How each parameter is perturbed: what `sr.discover` returns, or path patterns with
+            "frozen", "dense", or letters such as "mn"; without it the shapes decide. Both may be
+            joined: `{**sr.discover(...), "*norm*": "frozen"}`. Vectors get full-rank noise.
+        noise: "gaussian" (float32), "rademacher" or "int8" (a quarter of the memory).
+        noise_reuse: How many consecutive generations see the same noise; 1 is fresh every time.
+        shaping: "z_score", "centred_ranks", "pair_sign", "pair_difference", or a function
+            (N,) -> (N,).
+        lr_units: "sigma" hands the optimizer `-sigma / sqrt(N) sum fhat_i s_i E_i`, so that with
+            SGD and z-scores the learning rate is the root mean square move per step in units of
+            sigma, whatever N and sigma are; "paper" hands it `-1 / (N sigma) sum fhat_i s_i E_i`.
+        master: What bfloat16 and `Int8` weights keep of small steps: "float32" copies in the state,
+            "stochastic" rounding without copies, "error_feedback", which is that for bfloat16 and
+            one more byte per weight for `Int8` ones (see `quant.int8_weights`), or None, which
+            loses them.
+        max_step_ratio: Bound on |step| / |weights| over all evolved parameters.
+        noise_budget_bytes: Factors up to this size (per device) are drawn once per generation and
+            kept; beyond it they are drawn chunk by chunk, in the forward and again in the update.
+        pairs_per_chunk: How many pairs the forward runs at once (per device), to bound activations.
+        mesh: A mesh with an axis "population", over which the pairs are split.
+        antithetic: Whether members come in pairs of opposite sign.
 
-    `tell` returns metrics: fitness_mean, fitness_max, fitness_std, sigma, step_ratio, and dropped,
-    the number of members whose fitness was NaN or infinite; they weigh nothing, and if all of them
-    are dropped nothing moves. Raises InputError for arguments that cannot be.
+    Returns:
+        The strategy. Its `tell` returns metrics: fitness_mean, fitness_max, fitness_std, sigma,
+        step_ratio, and dropped, the number of members whose fitness was NaN or infinite; they weigh
+        nothing, and if all of them are dropped nothing moves.
+
+    Raises:
+        InputError: An argument is out of its range.
 
     Source: arXiv 2511.16652v2, section 4, algorithm 1.
 
@@ -113,7 +153,6 @@ def eggroll(
         pop_size=pop_size,
         sigma=sigma,
         rank=rank,
-        plan=plan,
         roles=roles,
         noise=noise,
         noise_reuse=noise_reuse,
@@ -149,7 +188,7 @@ def _by_direction(
 ) -> Strategy:
     """The strategy that hands the optimizer the sum of all members."""
 
-    def init(key: Array, params: Any) -> State:
+    def init(key: Array, params: PyTree) -> State:
         params = as_arrays(params)
         perturbation = population.perturbation(params)
         copies = step.master_copies(perturbation, params, master)
@@ -166,7 +205,7 @@ def _by_direction(
         return population.members(state)
 
     @jax.jit
-    def tell(state: State, members: Members, fitness: Array) -> tuple[State, dict[str, Array]]:
+    def tell(state: State, members: Members, fitness: Array) -> tuple[State, Metrics]:
         if fitness.shape != (members.size,):
             raise InputError(f"fitness has shape {list(fitness.shape)}; expected [{members.size}]")
         perturbation, valid = members.perturbation, finite(fitness)
@@ -201,9 +240,9 @@ def _by_direction(
         master=master,
         max_step_ratio=max_step_ratio,
     )
-    whole = max_step_ratio is not None
-    parts = "max_step_ratio bounds the step of all parameters" if whole else Parts(population, make)
-    return Strategy(init, ask, tell, parts)
+    if max_step_ratio is not None:
+        return Strategy(init, ask, tell, "max_step_ratio bounds the step of all parameters")
+    return Strategy(init, ask, tell, Parts(population, make))
 
 
 def _descent_factor(lr_units: str, sigma: Array, valid: Array) -> Array:

@@ -1,8 +1,7 @@
 """EGGROLL on the integer lattice: int8 weights, int8 noise, ternary votes, no gradient."""
 
 import functools
-from collections.abc import Callable, Mapping
-from typing import Any
+from collections.abc import Callable
 
 import jax
 import jax.numpy as jnp
@@ -13,14 +12,23 @@ from springroll.compat import edge_jit
 from springroll.errors import InputError
 from springroll.evolve.lattice_rules import RULES, Rule, Votes
 from springroll.evolve.members import Members
-from springroll.evolve.perturbation import Leaf, Perturbation, path_of
+from springroll.evolve.perturbation import Leaf, Perturbation
+from springroll.evolve.roles import Roles, plan_keyword
 from springroll.evolve.shaping import finite, pair_votes
-from springroll.evolve.strategy import Parts, Population, Schedule, State, Strategy, fitness_metrics
+from springroll.evolve.strategy import (
+    Parts,
+    Population,
+    SigmaSchedule,
+    State,
+    Strategy,
+    fitness_metrics,
+)
 from springroll.evolve.update import exact_sums
 from springroll.noise.kinds import Noise
 from springroll.quant.fixed_point import ONE, Registers, saturate, store
 from springroll.quant.registers import fastest_registers
 from springroll.thin.factored_array import Factored, Lattice
+from springroll.trees import Metrics, PyTree, map_named, named_leaves
 
 _SAMPLE = 1 << 12  # weights per parameter that the metric `moved` looks at
 
@@ -32,7 +40,7 @@ def attach_lattice(
     factors: tuple[Array, ...],
     sign: Array,
     sigma: Array,
-) -> Any:
+) -> Array | Factored:
     """`base + sign * sigma * E` rounded to integers; sigma in units of 1.0, which is 16 steps.
 
     Factors are integers of standard deviation 16, so left * right / 16 has that of 1.0.
@@ -46,14 +54,14 @@ def attach_lattice(
     return Factored(base=base, left=left, right=right, gain=gain, roles=leaf.roles, lattice=lattice)
 
 
+@plan_keyword
 def lattice(
     *,
     pop_size: int,
-    sigma: Schedule = 2.0**-3,
+    sigma: SigmaSchedule = 2.0**-3,
     rank: int = 1,
     rule: str | Rule = "residual",
-    plan: Any = None,
-    roles: Mapping[str, str] | None = None,
+    roles: Roles | None = None,
     noise: str | Noise = "int8",
     noise_reuse: int = 1,
     noise_budget_bytes: int = 1 << 28,
@@ -69,15 +77,29 @@ def lattice(
     Parameters that are not int8 are frozen. Fitness may be integer or real: only its sign within a
     pair counts, and a pair with a NaN or infinite fitness does not vote.
 
-    - `sigma`: size of the perturbation, 1.0 being 16 steps of the lattice; 2**-4 is the paper's
-      sigma_shift 4. A number or a schedule of the generation.
-    - `rule`: "residual" (ours), "threshold" (the published rule, mended), "published", or a `Rule`.
-    - `registers`: where votes are multiplied, "int8" or "float32"; default: the faster of the two
-      on this machine. It never changes a bit.
-    - the other arguments as in `sr.eggroll`.
+    Args:
+        pop_size: N, even.
+        sigma: Size of the perturbation, 1.0 being 16 steps of the lattice; 2**-4 is the paper's
+            sigma_shift 4. A number or a schedule of the generation.
+        rank: Of the perturbation, at least 1.
+        rule: "residual" (ours), "threshold" (the published rule without its bias), "published", or
+            a `Rule`.
+        roles: As in `sr.eggroll`.
+        noise: "int8" or another kind of integers.
+        noise_reuse: As in `sr.eggroll`.
+        noise_budget_bytes: As in `sr.eggroll`.
+        pairs_per_chunk: As in `sr.eggroll`.
+        mesh: As in `sr.eggroll`.
+        registers: Where votes are multiplied, "int8" or "float32"; default: the faster of the two
+            on this machine. It never changes a bit.
 
-    `tell` returns metrics: fitness_mean, fitness_max, fitness_std, sigma, moved (steps per
-    parameter), ties (pairs without a vote, as a fraction) and dropped. The state holds no float.
+    Returns:
+        The strategy. Its `tell` returns metrics: fitness_mean, fitness_max, fitness_std, sigma,
+        moved (steps per parameter), ties (pairs without a vote, as a fraction) and dropped. The
+        state holds no float.
+
+    Raises:
+        InputError: An argument is out of its range, or no parameter is int8.
 
     Source: arXiv 2511.16652v2, appendices G and H.
     """
@@ -85,7 +107,6 @@ def lattice(
         pop_size=pop_size,
         sigma=sigma,
         rank=rank,
-        plan=plan,
         roles=roles,
         noise=noise,
         noise_reuse=noise_reuse,
@@ -110,10 +131,10 @@ def by_votes(
     `noise_of` is the standard deviation of one pair's term in Z.
     """
 
-    def init(key: Array, params: Any) -> State:
+    def init(key: Array, params: PyTree) -> State:
         params = jax.tree.map(jnp.asarray, params)
         evolved = {leaf.path for leaf in population.perturbation(params).evolved}
-        memory = {path: rule.init(x) for path, x in leaves_by_path(params) if path in evolved}
+        memory = {path: rule.init(x) for path, x in named_leaves(params).items() if path in evolved}
         seed = jax.random.bits(key, (2,), jnp.uint32)
         return population.placed(State(params, (), memory, seed, jnp.int32(0)))
 
@@ -122,7 +143,7 @@ def by_votes(
         return population.members(state)
 
     @edge_jit
-    def tell(state: State, members: Members, fitness: Array) -> tuple[State, dict[str, Array]]:
+    def tell(state: State, members: Members, fitness: Array) -> tuple[State, Metrics]:
         if fitness.shape != (members.size,):
             raise InputError(f"fitness has shape {list(fitness.shape)}; expected [{members.size}]")
         ballots = pair_votes(fitness)
@@ -136,9 +157,7 @@ def by_votes(
         moves, memory = {}, {}
         for path, vote in votes.items():
             moves[path], memory[path] = rule.move(vote, state.opt_state[path], state.generation)
-        params = jax.tree_util.tree_map_with_path(
-            lambda path, x: stepped(x, moves.get(path_of(path))), state.params
-        )
+        params = map_named(lambda path, x: stepped(x, moves.get(path)), state.params)
         new = State(params, (), memory, state.seed, state.generation)
         if not rule.blind:  # no vote, no direction: the memory must not move the weights either
             voted = jnp.any(ballots != 0)
@@ -167,16 +186,12 @@ def vote_noise(perturbation: Perturbation, leaf: Leaf) -> float:
     return float(np.rint(spread)) if perturbation.rank == 1 else spread
 
 
-def leaves_by_path(params: Any) -> list[tuple[str, Array]]:
-    return [(path_of(path), x) for path, x in jax.tree_util.tree_leaves_with_path(params)]
-
-
 def stepped(x: Array, move: Array | None) -> Array:
     """An int8 weight after a move in whole steps; a frozen parameter as it is."""
     return x if move is None else store(x.astype(jnp.int32) + move)
 
 
-def distance(new: Any, old: Any) -> Array:
+def distance(new: PyTree, old: PyTree) -> Array:
     """Mean steps per weight, from a sample: a sum over all would cost as much as the step."""
     pairs = zip(jax.tree.leaves(new), jax.tree.leaves(old), strict=True)
     steps = [_sampled_steps(a, b) * a.size for a, b in pairs]

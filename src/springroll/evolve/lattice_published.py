@@ -6,7 +6,6 @@ moves nothing where Z = 0 and takes any rank. Described in arXiv 2511.16652v2, a
 
 import functools
 import math
-from collections.abc import Mapping
 
 import jax
 import jax.numpy as jnp
@@ -18,11 +17,13 @@ from springroll.evolve import lattice_rules
 from springroll.evolve.lattice import by_votes
 from springroll.evolve.lattice_rules import Rule
 from springroll.evolve.perturbation import AttachLeaf, DrawLeaf, Leaf, Perturbation
+from springroll.evolve.roles import Roles
 from springroll.evolve.strategy import Population, State, Strategy
 from springroll.noise.kinds import Noise
 from springroll.quant.fixed_point import FRACTION_BITS, ONE, Registers, saturate
 from springroll.quant.registers import fastest_registers
 from springroll.thin.factored_array import Factored, Lattice
+from springroll.trees import PyTree
 
 _PAIR_NOISE = float(ONE**2)  # taken for the deviation of one pair's term in Z, of vectors too
 
@@ -34,7 +35,7 @@ def published(
     alpha: float = 4.0,
     decay: float = 1000.0,
     rule: Rule | None = None,
-    roles: Mapping[str, str] | None = None,
+    roles: Roles | None = None,
     table_seed: int = 0,
     table_bits: int = 24,
     noise_reuse: int = 1,
@@ -45,15 +46,28 @@ def published(
 ) -> Strategy:
     """`lattice` with the published semantics; its arguments and metrics unless named here.
 
-    - `sigma_shift`: products of noise are shifted right by 4 + sigma_shift, so a perturbation has
-      about the size 2**-sigma_shift where weights have 1.
-    - `alpha`, `decay`: of the published rule; `rule` is one to use in its place.
-    - `roles`: a matrix is m x n in the order of its axes, stacks of matrices have their layers
-      first. Vectors in a stack need to be marked: `{"blocks/bias_*": "sd"}`.
-    - `table_seed`, `table_bits`: the noise is a table of 2**table_bits int8. The published one has
-      30 bits and takes a GiB; 24 suffice for models of a few million parameters.
-
     Rank is 1. The key that `init` is given is the root of all noise keys, of the kind threefry.
+
+    Args:
+        pop_size: N, even.
+        sigma_shift: Products of noise are shifted right by 4 + sigma_shift, so a perturbation has
+            about the size 2**-sigma_shift where weights have 1.
+        alpha: Of the published rule.
+        decay: Of the published rule, in generations.
+        rule: One to use in its place.
+        roles: A matrix is m x n in the order of its axes, stacks of matrices have their layers
+            first. Vectors in a stack need to be marked: `{"blocks/bias_*": "sd"}`.
+        table_seed: Of the table of noise.
+        table_bits: The noise is a table of 2**table_bits int8. The published one has 30 bits and
+            takes a GiB; 24 suffice for models of a few million parameters.
+        noise_reuse: As in `lattice`.
+        noise_budget_bytes: As in `lattice`.
+        pairs_per_chunk: As in `lattice`.
+        mesh: As in `lattice`.
+        registers: As in `lattice`.
+
+    Raises:
+        InputError: An argument is out of its range.
     """
     if sigma_shift < 0:
         raise InputError(f"sigma_shift is {sigma_shift}; expected 0 or more")
@@ -77,7 +91,7 @@ def published(
     noise_of = lambda perturbation, leaf: _PAIR_NOISE
     strategy = by_votes(population, rule, noise_of, registers or fastest_registers())
 
-    def init(key: Array, params: object) -> State:
+    def init(key: Array, params: PyTree) -> State:
         root = jax.random.key_data(key)
         if root.shape != (2,):
             raise InputError(

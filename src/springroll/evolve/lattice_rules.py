@@ -9,7 +9,7 @@ import functools
 import itertools
 import math
 from collections.abc import Callable
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import jax.numpy as jnp
 import numpy as np
@@ -17,6 +17,7 @@ from jax import Array, lax
 
 from springroll.errors import InputError
 from springroll.quant.fixed_point import shift_right
+from springroll.trees import PyTree
 
 
 class Rule(NamedTuple):
@@ -26,8 +27,8 @@ class Rule(NamedTuple):
     generation, the move int32 in steps of the lattice (sixteenths).
     """
 
-    init: Callable[[Array], Any]
-    move: Callable[["Votes", Any, Array], tuple[Array, Any]]
+    init: Callable[[Array], PyTree]
+    move: Callable[["Votes", PyTree, Array], tuple[Array, PyTree]]
     blind: bool = False  # moves the weights even if no pair of the generation voted
 
 
@@ -80,10 +81,10 @@ def residual(*, lr: float = 0.1, momentum: float = 0.9, decay: float = 1000.0) -
         )
     horizon = min(max(1, round(decay)), (1 << 30) // max(rate, 1))
 
-    def init(weight: Array) -> Any:
+    def init(weight: Array) -> PyTree:
         return jnp.zeros(weight.shape, jnp.int16), jnp.zeros(weight.shape, jnp.int16)
 
-    def move(votes: Votes, memory: Any, step: Array) -> tuple[Array, Any]:
+    def move(votes: Votes, memory: PyTree, step: Array) -> tuple[Array, PyTree]:
         m, r = (x.astype(jnp.int32) for x in memory)
         m = m + shift_right((votes.in_units(_Z_BITS) - m) * keep, 8)
         m = lax.optimization_barrier(jnp.clip(m, -32767, 32767).astype(jnp.int16))
@@ -114,7 +115,7 @@ def _threshold(alpha: float, decay: float, *, move_ties: bool) -> Rule:
     if not alpha > 0 or not decay > 0:
         raise InputError(f"alpha is {alpha} and decay {decay}; both must be positive")
 
-    def move(votes: Votes, memory: Any, step: Array) -> tuple[Array, Any]:
+    def move(votes: Votes, memory: PyTree, step: Array) -> tuple[Array, PyTree]:
         z, level = votes.total, published_level(step, alpha, decay)
         # |Z| * 16 >= level * isqrt(pairs) * noise, and noise a multiple of 16
         least = level * (math.isqrt(votes.pairs) * round(votes.noise / 16))

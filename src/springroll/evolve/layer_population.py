@@ -4,35 +4,36 @@ What a part's members are follows from the whole: the same noise at the same add
 model evolved layer by layer is the model evolved at once.
 """
 
+import math
 from collections.abc import Iterator
 from dataclasses import replace
-from typing import Any
 
 import jax
-import numpy as np
 import optax
+from jax.extend.core import Jaxpr, JaxprEqn
 
 from springroll.errors import InputError
 from springroll.evolve.perturbation import Leaf, Perturbation, draw_counted
+from springroll.trees import PyTree
 
 
-def layer_of(whole: Perturbation, stack: str) -> Perturbation:
+def layer_of(model: Perturbation, stack: str) -> Perturbation:
     """How one layer is perturbed: the leaves below `stack`, their first axis (layers) cut to 1.
 
     Members of it say with `first` which layer it is. Raises InputError if the noise cannot be
     drawn for one layer.
     """
-    if whole.draw_leaf is not draw_counted:
+    if model.draw_leaf is not draw_counted:
         raise InputError(
-            f"{whole.noise.name!r} noise cannot be drawn for one layer; evolve the model whole"
+            f"{model.noise.name!r} noise cannot be drawn for one layer; evolve the model whole"
         )
     cut = lambda leaf: replace(leaf, shape=(1, *leaf.shape[1:]), stack=leaf.shape[0])
-    return replace(whole, leaves=tuple(cut(x) for x in whole.leaves if in_stack(x, stack)))
+    return replace(model, leaves=tuple(cut(x) for x in model.leaves if in_stack(x, stack)))
 
 
-def rest_of(whole: Perturbation, stack: str) -> Perturbation:
+def rest_of(model: Perturbation, stack: str) -> Perturbation:
     """How the parameters outside `stack` are perturbed."""
-    return replace(whole, leaves=tuple(x for x in whole.leaves if not in_stack(x, stack)))
+    return replace(model, leaves=tuple(x for x in model.leaves if not in_stack(x, stack)))
 
 
 def in_stack(leaf: Leaf, stack: str) -> bool:
@@ -42,7 +43,9 @@ def in_stack(leaf: Leaf, stack: str) -> bool:
 _MIX = {"dot_general", "sort", "top_k", "argmax", "argmin", "conv_general_dilated", "fft"}
 
 
-def check_elementwise(optimizer: optax.GradientTransformation, weights: Any, state: Any) -> None:
+def check_elementwise(
+    optimizer: optax.GradientTransformation, weights: PyTree, state: PyTree
+) -> None:
     """Raise InputError if the optimizer's step for one number depends on others.
 
     Norms over a whole tree or a whole leaf are those of a part when it sees only a part.
@@ -52,7 +55,8 @@ def check_elementwise(optimizer: optax.GradientTransformation, weights: Any, sta
     for equation in _equations(program.jaxpr):
         name = equation.primitive.name
         mixes = name in _MIX or name.startswith(("reduce_", "cum"))
-        if mixes and name != "reduce_precision" and np.prod(equation.invars[0].aval.shape) > 1:
+        shape = getattr(equation.invars[0].aval, "shape", ()) if mixes else ()
+        if name != "reduce_precision" and math.prod(shape) > 1:
             raise InputError(
                 f"the optimizer takes a {name} over many numbers, so that a layer's step is not "
                 "its own; use one that moves every number by itself, such as optax.sgd or "
@@ -60,7 +64,7 @@ def check_elementwise(optimizer: optax.GradientTransformation, weights: Any, sta
             )
 
 
-def _equations(jaxpr: Any) -> Iterator[Any]:
+def _equations(jaxpr: Jaxpr) -> Iterator[JaxprEqn]:
     """All equations, also of programs inside programs."""
     for equation in jaxpr.eqns:
         yield equation
@@ -69,5 +73,5 @@ def _equations(jaxpr: Any) -> Iterator[Any]:
                 yield from _equations(getattr(value, "jaxpr", value))
 
 
-def _is_program(value: Any) -> bool:
+def _is_program(value: object) -> bool:
     return hasattr(value, "eqns") or hasattr(value, "jaxpr")

@@ -4,7 +4,7 @@ import dataclasses
 import functools
 from collections.abc import Callable, Hashable
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Literal, Protocol, overload
 
 import jax
 import jax.numpy as jnp
@@ -15,7 +15,9 @@ from jax.sharding import PartitionSpec
 from springroll.compat import edge_jit
 from springroll.errors import InputError
 from springroll.evolve.perturbation import AXIS, Factors, Leaf, Perturbation, auto_mesh
+from springroll.evolve.rows import Groups
 from springroll.thin.transform import factored
+from springroll.trees import PyTree
 
 
 @jax.tree_util.register_dataclass
@@ -52,6 +54,21 @@ class Members:
         draw = functools.partial(self.perturbation.draw, first=self.first)
         return draw(self.seed, self.epoch, self.pairs, (leaf,))[leaf.path]
 
+    def groups(self, pair: Array | None = None) -> Groups:
+        """Groups of rows, one for each pair; or for each of `pair` (G,) int32, which may repeat."""
+        if pair is None:
+            factors = self.drawn()
+        elif self.factors is None:
+            draw = functools.partial(self.perturbation.draw, first=self.first)
+            factors = draw(self.seed, self.epoch, self.pairs[pair])
+        else:
+            axes = self.perturbation.pair_axes()
+            factors = {
+                path: tuple(jnp.take(x, pair, axis=axes[path], mode="clip") for x in group)
+                for path, group in self.factors.items()
+            }
+        return Groups(factors, self.sigma, self.perturbation)
+
     def chunk(self, start: Array, count: int, only: Leaf | None = None) -> "Members":
         """`count` consecutive pairs from `start` on; with `only`, factors of that parameter."""
         factors = self.factors
@@ -81,7 +98,7 @@ class Members:
         )(self)
 
 
-def members_spec(members: Members) -> Any:
+def members_spec(members: Members) -> Members:
     """The structure of `members` in partition specs: pairs and factors over the population axis."""
     axes = members.perturbation.pair_axes()
     one = PartitionSpec()
@@ -89,7 +106,7 @@ def members_spec(members: Members) -> Any:
         path: tuple(PartitionSpec(*(None,) * axes[path], AXIS) for _ in group)
         for path, group in members.factors.items()
     }
-    parts: dict[str, Any] = {"pairs": PartitionSpec(AXIS), "factors": factors}
+    parts: dict[str, PyTree] = {"pairs": PartitionSpec(AXIS), "factors": factors}
     return dataclasses.replace(members, **parts, **dict.fromkeys(("seed", "epoch", "sigma"), one))
 
 
@@ -105,31 +122,71 @@ def chunks_of(pairs: int, limit: int | None) -> tuple[int, int]:
     return count, -(-pairs // count)
 
 
+class HasParams(Protocol):
+    """A state whose `params` are the model; that of every strategy."""
+
+    @property
+    def params(self) -> PyTree: ...
+
+
+@overload
 def evaluate(
-    fn: Callable[..., Any],
-    state: Any,
+    fn: Callable[..., PyTree],
+    state: HasParams,
     members: Members,
-    *args: Any,
-    in_axes: Any = None,
+    *args: PyTree,
+    in_axes: PyTree = None,
+    has_aux: Literal[False] = False,
+    pairs_per_chunk: int | None = None,
+    mesh: jax.sharding.Mesh | None = None,
+) -> Array: ...
+@overload
+def evaluate(
+    fn: Callable[..., PyTree],
+    state: HasParams,
+    members: Members,
+    *args: PyTree,
+    in_axes: PyTree = None,
+    has_aux: Literal[True],
+    pairs_per_chunk: int | None = None,
+    mesh: jax.sharding.Mesh | None = None,
+) -> tuple[Array, PyTree]: ...
+def evaluate(
+    fn: Callable[..., PyTree],
+    state: HasParams,
+    members: Members,
+    *args: PyTree,
+    in_axes: PyTree = None,
     has_aux: bool = False,
     pairs_per_chunk: int | None = None,
     mesh: jax.sharding.Mesh | None = None,
-) -> Any:
+) -> Array | tuple[Array, PyTree]:
     """Score every member: `fn(member's params, *args)` for all of them at once.
 
-    `fn` is any JAX function that returns a scalar (with `has_aux`, a scalar and a pytree); it runs
-    on `state.params` plus thin terms through `sr.factored`, so no weight is ever formed per member.
-    `in_axes` says which `args` differ between members (0: a leading axis of N, as for `jax.vmap`;
-    None, the default: shared), one entry for all or a tuple with one per argument.
-    `pairs_per_chunk` bounds how many pairs run at once (default: what the strategy chose). With
-    `mesh` (default: the strategy's) the pairs are split over its axis "population", without any
-    collective.
+    `fn` runs on `state.params` plus thin terms through `sr.factored`, so no weight is ever formed
+    per member.
 
-    Returns fitness (N,), int32 if `fn` returns integers and float32 otherwise; with `has_aux` also
-    the auxiliary pytree with a leading axis of N. Higher fitness is better.
+    Args:
+        fn: Any JAX function that returns a scalar, or with `has_aux` a scalar and a pytree. Higher
+            fitness is better.
+        state: A strategy's; its `params` are what `members` perturb.
+        members: A generation's N members, as `es.ask` gives them.
+        *args: What `fn` takes beside the parameters, pytrees of arrays.
+        in_axes: Which of `args` differ between members: 0 for a leading axis of N, as for
+            `jax.vmap`, None (the default) for shared. One entry for all, or a tuple with one each.
+        has_aux: Whether `fn` returns an auxiliary pytree beside its fitness.
+        pairs_per_chunk: How many pairs run at once, to bound the memory of activations; None: what
+            the strategy chose.
+        mesh: With an axis "population" over which pairs are split, without any collective; None:
+            the strategy's.
 
-    Raises InputError if an argument's leading axis is not N, if `fn` does not return a scalar, or
-    if the pairs do not divide over the mesh.
+    Returns:
+        Fitness (N,), int32 if `fn` returns integers and float32 otherwise; with `has_aux` also the
+        auxiliary pytree with a leading axis of N.
+
+    Raises:
+        InputError: An argument's leading axis is not N, `fn` does not return a scalar, or the pairs
+            do not divide over the mesh.
     """
     finish = _fitness_and_aux if has_aux else _fitness
     options = {"pairs_per_chunk": pairs_per_chunk, "mesh": mesh, "finish": finish}
@@ -137,15 +194,15 @@ def evaluate(
 
 
 def each_member(
-    fn: Callable[..., Any],
-    params: Any,
+    fn: Callable[..., PyTree],
+    params: PyTree,
     members: Members,
-    *args: Any,
-    in_axes: Any = None,
+    *args: PyTree,
+    in_axes: PyTree = None,
     pairs_per_chunk: int | None = None,
     mesh: jax.sharding.Mesh | None = None,
-    finish: Callable[[Any], Any] | None = None,
-) -> Any:
+    finish: Callable[[PyTree], PyTree] | None = None,
+) -> PyTree:
     """`fn(member's params, *args)` of every member: its pytree, with a leading axis of N.
 
     `evaluate` without the demand for a scalar; `finish` is applied to what `fn` returns. The
@@ -170,11 +227,21 @@ def each_member(
         call = fn
         fn = lambda *args: call(*args)  # e.g. a module that holds arrays: compiled anew each time
     limit = pairs_per_chunk or members.perturbation.pairs_per_chunk
-    static = (fn, treedef, batched, finish, limit, mesh)
-    return _each_member(*static, params, members, tuple(leaves))
+    return _each_member(_Call(fn, treedef, batched, finish, limit), mesh, params, members, leaves)
 
 
-def per_member_leaves(args: tuple[Any, ...], in_axes: Any) -> tuple[bool, ...]:
+@dataclass(frozen=True)
+class _Call:
+    """What a program is compiled for, beside shapes."""
+
+    fn: Callable[..., PyTree]
+    treedef: Any  # jax.tree_util.PyTreeDef of the arguments
+    batched: tuple[bool, ...]  # for each of their leaves, whether it differs between members
+    finish: Callable[[PyTree], PyTree] | None
+    limit: int | None  # pairs at once
+
+
+def per_member_leaves(args: tuple[PyTree, ...], in_axes: PyTree) -> tuple[bool, ...]:
     """For every array in `args`, whether it has a leading axis of members."""
     if not isinstance(in_axes, tuple):
         in_axes = (in_axes,) * len(args)
@@ -189,22 +256,18 @@ def per_member_leaves(args: tuple[Any, ...], in_axes: Any) -> tuple[bool, ...]:
     return tuple(flags)
 
 
-@functools.partial(edge_jit, static_argnums=(0, 1, 2, 3, 4, 5))
+@functools.partial(edge_jit, static_argnums=(0, 1))
 def _each_member(
-    fn: Callable[..., Any],
-    treedef: Any,
-    batched: tuple[bool, ...],
-    finish: Callable[[Any], Any] | None,
-    limit: int | None,
+    call: _Call,
     mesh: jax.sharding.Mesh | None,
-    params: Any,
+    params: PyTree,
     members: Members,
-    leaves: tuple[Any, ...],
-) -> Any:
-    run = functools.partial(_on_device, fn, treedef, batched, finish, limit)
+    leaves: list[Array],
+) -> PyTree:
+    run = functools.partial(_on_device, call)
     if mesh is None:
         return run(params, members, leaves)
-    per_member = tuple(PartitionSpec(AXIS) if b else PartitionSpec() for b in batched)
+    per_member = [PartitionSpec(AXIS) if b else PartitionSpec() for b in call.batched]
     return jax.shard_map(
         run,
         mesh=mesh,
@@ -214,30 +277,21 @@ def _each_member(
     )(params, members, leaves)
 
 
-def _on_device(
-    fn: Callable[..., Any],
-    treedef: Any,
-    batched: tuple[bool, ...],
-    finish: Callable[[Any], Any] | None,
-    limit: int | None,
-    params: Any,
-    members: Members,
-    leaves: tuple[Any, ...],
-) -> Any:
+def _on_device(call: _Call, params: PyTree, members: Members, leaves: list[Array]) -> PyTree:
     """All members that live on this device, chunk after chunk."""
     pairs, signs = members.pairs.shape[0], len(members.perturbation.signs)
-    count, size = chunks_of(pairs, limit)
-    run = functools.partial(_at_once, fn, treedef, batched, finish, params)
+    count, size = chunks_of(pairs, call.limit)
+    run = functools.partial(_at_once, call, params)
     if count == 1:
         return run(members, leaves)
     # A last chunk that would run over the end starts earlier; its overlap is computed twice.
     starts = jnp.asarray(np.minimum(np.arange(count) * size, pairs - size), jnp.int32)
 
-    def step(carry: None, start: Array) -> tuple[None, Any]:
-        part = tuple(
+    def step(carry: None, start: Array) -> tuple[None, PyTree]:
+        part = [
             lax.dynamic_slice_in_dim(x, start * signs, size * signs) if b else x
-            for x, b in zip(leaves, batched, strict=True)
-        )
+            for x, b in zip(leaves, call.batched, strict=True)
+        ]
         return carry, run(members.chunk(start, size), part)
 
     _, out = lax.scan(step, None, starts)
@@ -250,39 +304,26 @@ def _on_device(
     return jax.tree.map(lambda x: x[keep], out)
 
 
-def _at_once(
-    fn: Callable[..., Any],
-    treedef: Any,
-    batched: tuple[bool, ...],
-    finish: Callable[[Any], Any] | None,
-    params: Any,
-    members: Members,
-    leaves: tuple[Any, ...],
-) -> Any:
-    """A vmap over pairs and inside it one over the sign of the gain: a pair shares its factors."""
-    perturbation = members.perturbation
-    signs = jnp.asarray(perturbation.signs, jnp.float32)
+def _at_once(call: _Call, params: PyTree, members: Members, leaves: list[Array]) -> PyTree:
+    signs = jnp.asarray(members.perturbation.signs, jnp.float32)
     pairs = members.pairs.shape[0]
-    thin = factored(fn)
+    thin = factored(call.fn)
 
-    def member(sign: Array, factors: Factors, leaves: tuple[Any, ...]) -> Any:
-        attached = perturbation.attach(params, factors, sign, members.sigma)
-        result = thin(attached, *jax.tree.unflatten(treedef, leaves))
-        return result if finish is None else finish(result)
+    def member(weights: PyTree, *leaves: Array) -> PyTree:
+        result = thin(weights, *jax.tree.unflatten(call.treedef, leaves))
+        return result if call.finish is None else call.finish(result)
 
-    axes = tuple(0 if b else None for b in batched)
-    by_sign = jax.vmap(member, in_axes=(0, None, axes))
-    by_pair = jax.vmap(by_sign, in_axes=(None, perturbation.pair_axes(), axes))
-    split = tuple(
+    split = [
         x.reshape(pairs, len(signs), *x.shape[1:]) if b else x
-        for x, b in zip(leaves, batched, strict=True)
-    )
+        for x, b in zip(leaves, call.batched, strict=True)
+    ]
+    axes = tuple(0 if b else None for b in call.batched)
     with jax.named_scope("evaluate"):
-        out = by_pair(signs, members.drawn(), split)
+        out = members.groups().each_row(member, params, signs, *split, in_axes=axes)
     return jax.tree.map(lambda x: x.reshape(-1, *x.shape[2:]), out)
 
 
-def _fitness(result: Any) -> Array:
+def _fitness(result: PyTree) -> Array:
     fitness = jnp.asarray(result)
     if fitness.shape != ():
         raise InputError(f"fn returned fitness of shape {list(fitness.shape)}; expected a scalar")
@@ -290,6 +331,6 @@ def _fitness(result: Any) -> Array:
     return fitness.astype(kind)
 
 
-def _fitness_and_aux(result: Any) -> tuple[Array, Any]:
+def _fitness_and_aux(result: PyTree) -> tuple[Array, PyTree]:
     fitness, aux = result
     return _fitness(fitness), aux

@@ -5,12 +5,10 @@ parameters plus the factors of one pair plus a gain into parameters that `factor
 Neither ever forms a weight per member.
 """
 
-import fnmatch
 import functools
 import math
-from collections.abc import Mapping
 from dataclasses import dataclass, replace
-from typing import Any, Literal, Protocol, TypeAlias
+from typing import Literal, Protocol, TypeAlias
 
 import jax
 import jax.numpy as jnp
@@ -18,12 +16,12 @@ import numpy as np
 from jax import Array, lax
 
 from springroll.compat import once
-from springroll.errors import InputError, nearest
+from springroll.errors import InputError
 from springroll.noise import counter
-from springroll.noise.kinds import Noise, noise_named
+from springroll.noise.kinds import Noise
 from springroll.quant.int8_weights import is_int8
 from springroll.thin.factored_array import Factored
-from springroll.thin.roles import WeightRole
+from springroll.trees import KeyPath, PyTree, path_of
 
 AXIS = "population"  # the mesh axis over which pairs are split
 
@@ -81,7 +79,7 @@ class AttachLeaf(Protocol):
         factors: tuple[Array, ...],
         sign: Array,
         sigma: Array,
-    ) -> Any: ...
+    ) -> "Array | Factored": ...
 
 
 def attach_real(
@@ -91,7 +89,7 @@ def attach_real(
     factors: tuple[Array, ...],
     sign: Array,
     sigma: Array,
-) -> Any:
+) -> Array | Factored:
     """`base + sign * sigma * E` in real arithmetic: thin for low-rank leaves, formed for dense."""
     gain = sign * sigma * jnp.float32(perturbation.scale(leaf))
     if leaf.kind == "dense":
@@ -156,13 +154,13 @@ def draw_slice(
     """The factors of a slice of a stack, as they are in those of the whole stack.
 
     Where the layers share their noise's address (a matrix made of the vectors of all layers), that
-    of the whole is drawn and cut.
+    of the stack is drawn and cut.
     """
     if leaf.stacked:
         return draw_counted(perturbation, leaf, seed, epoch, pairs, first)
     assert leaf.stack is not None
-    whole = replace(leaf, shape=(leaf.stack, *leaf.shape[1:]))
-    drawn = draw_counted(perturbation, whole, seed, epoch, pairs)
+    full = replace(leaf, shape=(leaf.stack, *leaf.shape[1:]))
+    drawn = draw_counted(perturbation, full, seed, epoch, pairs)
     cut = lambda x: lax.dynamic_slice_in_dim(x, first, leaf.shape[0], 1)
     if leaf.kind == "dense":
         return (cut(drawn[0]),)
@@ -231,29 +229,24 @@ class Perturbation:
         """The axis of each leaf's factors that counts pairs."""
         return {leaf.path: leaf.stacked for leaf in self.evolved}
 
-    def attach(self, params: Any, factors: Factors, sign: Array, sigma: Array) -> Any:
+    def attach(self, params: PyTree, factors: Factors, sign: Array, sigma: Array) -> PyTree:
         """Parameters of one member: one pair's `factors`, `sign` (+-1) and `sigma`, float32."""
         by_path = {leaf.path: leaf for leaf in self.evolved}
 
-        def one(path: Any, base: Any) -> Any:
+        def one(path: KeyPath, base: PyTree) -> PyTree:
             leaf = by_path.get(values_path(path) if is_int8(base) else path_of(path))
             if leaf is None:
                 return base
-            found = factors[leaf.path]
             if not is_int8(base):
-                return self.attach_leaf(self, leaf, base, found, sign, sigma)
-            found = in_steps(leaf, base.scale, found)
-            values = self.attach_leaf(self, leaf, base.values, found, sign, sigma)
+                return self.attach_leaf(self, leaf, base, factors[leaf.path], sign, sigma)
+            in_units = in_steps(leaf, base.scale, factors[leaf.path])
+            values = self.attach_leaf(self, leaf, base.values, in_units, sign, sigma)
             return replace(base, values=values)
 
         return jax.tree_util.tree_map_with_path(one, params, is_leaf=is_int8)
 
 
-def path_of(path: Any) -> str:
-    return jax.tree_util.keystr(path, simple=True, separator="/")
-
-
-def values_path(path: Any) -> str:
+def values_path(path: KeyPath) -> str:
     """The path of the numbers of an `Int8` at `path`."""
     return path_of((*path, jax.tree_util.GetAttrKey("values")))
 
@@ -270,52 +263,6 @@ def in_steps(leaf: Leaf, scale: Array, factors: tuple[Array, ...]) -> tuple[Arra
     return (by_channel(left), right) if leaf.roles[-2] == "m" else (left, by_channel(right))
 
 
-def default_roles(shape: tuple[int, ...]) -> str:
-    """Without a plan: `mn` for a matrix, `smn` for a stack of them and so on, else none (dense)."""
-    return "s" * (len(shape) - 2) + "mn" if len(shape) >= 2 else ""
-
-
-def describe(
-    params: Any,
-    *,
-    rank: int,
-    plan: Mapping[str, WeightRole] | None = None,
-    roles: Mapping[str, str] | None = None,
-    noise: str | Noise = "gaussian",
-    antithetic: bool = True,
-    integers: bool = False,
-    mesh: jax.sharding.Mesh | None = None,
-) -> Perturbation:
-    """Decide for every parameter how it is perturbed.
-
-    `plan` is what `sr.discover` returned; without it the shape decides (`default_roles`). `roles`
-    maps path patterns (`fnmatch`) to "frozen", "dense", role letters such as "mn", or "s" letters
-    and then "d" ones for vectors in a stack ("sd"); later patterns win. Parameters that are not
-    floating are frozen; with `integers`, those that are not int8. `Int8` weights are evolved like
-    floats, their scale is frozen.
-
-    Raises InputError for a plan of other parameters, for a pattern that matches nothing, for
-    letters that do not fit the axes, and for a rank above min(m, n).
-    """
-    if rank < 1:
-        raise InputError(f"rank is {rank}; expected an integer of at least 1")
-    kind = noise_named(noise) if isinstance(noise, str) else noise
-    leaves = [
-        leaf
-        for path, x in jax.tree_util.tree_leaves_with_path(params, is_leaf=is_int8)
-        for leaf in _leaves(path, x, plan, integers)
-    ]
-    for pattern, role in (roles or {}).items():
-        leaves = _override(leaves, pattern, role)
-    for leaf in leaves:
-        _check_rank(leaf, rank)
-        if not integers:
-            _check_int8(leaf)
-    if all(leaf.kind == "frozen" for leaf in leaves):
-        raise InputError("no parameter is left to evolve: all are frozen or not floating")
-    return Perturbation(tuple(leaves), rank, kind, antithetic, mesh=auto_mesh(mesh))
-
-
 def auto_mesh(mesh: jax.sharding.Mesh | None) -> jax.sharding.Mesh | None:
     """The mesh with axes that the compiler shards, so that `shard_map` takes arrays from anywhere.
 
@@ -327,93 +274,3 @@ def auto_mesh(mesh: jax.sharding.Mesh | None) -> jax.sharding.Mesh | None:
         raise InputError(f"mesh has axes {list(mesh.axis_names)}; expected one named {AXIS!r}")
     types = (jax.sharding.AxisType.Auto,) * len(mesh.axis_names)
     return jax.sharding.Mesh(mesh.devices, mesh.axis_names, axis_types=types)
-
-
-def _leaves(
-    path: Any, x: Any, plan: Mapping[str, WeightRole] | None, integers: bool
-) -> tuple[Leaf, ...]:
-    """The leaf, or the two of an `Int8`: its values are evolved like floats, its scale is not."""
-    if not is_int8(x):
-        return (_leaf(path_of(path), x, plan, integers),)
-    if integers:
-        raise InputError(
-            f"{path_of(path)} is int8 with a scale per channel; sr.eggroll evolves it, the integer "
-            "lattice is for plain int8 parameters"
-        )
-    real = jax.ShapeDtypeStruct(x.values.shape, jnp.float32)
-    values = replace(_leaf(values_path(path), real, plan, False), dtype="int8")
-    scale = path_of((*path, jax.tree_util.GetAttrKey("scale")))
-    return values, Leaf(scale, tuple(x.scale.shape), x.scale.dtype.name, "frozen")
-
-
-def _leaf(path: str, x: Any, plan: Mapping[str, WeightRole] | None, integers: bool) -> Leaf:
-    shape, dtype = tuple(jnp.shape(x)), jnp.result_type(x)
-    evolvable = dtype == jnp.int8 if integers else jnp.issubdtype(dtype, jnp.floating)
-    if not evolvable:
-        return Leaf(path, shape, dtype.name, "frozen")
-    if plan is None:
-        letters = default_roles(shape)
-        return Leaf(path, shape, dtype.name, "low-rank" if letters else "dense", letters)
-    found = plan.get(path)
-    if found is None or tuple(found.shape) != shape:
-        known = f"{list(found.shape)} there" if found else "no such path"
-        raise InputError(
-            f"{path} {list(shape)} is not in the plan ({known}); call sr.discover on these params"
-        )
-    if found.kind == "low-rank":
-        return Leaf(path, shape, dtype.name, "low-rank", found.roles or "")
-    return Leaf(path, shape, dtype.name, "dense" if found.kind == "dense" else "frozen")
-
-
-def _override(leaves: list[Leaf], pattern: str, role: str) -> list[Leaf]:
-    matched = {leaf.path for leaf in leaves if fnmatch.fnmatchcase(leaf.path, pattern)}
-    if not matched:
-        near = nearest(pattern, [leaf.path for leaf in leaves], cutoff=0.0)
-        hint = f"; the nearest is {near!r}" if near else ""
-        raise InputError(f"roles pattern {pattern!r} matches no parameter{hint}")
-    return [_with_role(leaf, role) if leaf.path in matched else leaf for leaf in leaves]
-
-
-def _with_role(leaf: Leaf, role: str) -> Leaf:
-    if role == "frozen":
-        return replace(leaf, kind="frozen")
-    if role == "dense":
-        return replace(leaf, kind="dense", roles="s" * leaf.stacked)
-    if (
-        role
-        and len(role) == len(leaf.shape)
-        and role == "s" * role.count("s") + "d" * role.count("d")
-    ):
-        return replace(leaf, kind="dense", roles="s" * role.count("s"))
-    if set(role) <= set("smn") and len(role) == len(leaf.shape) and {"m", "n"} <= set(role):
-        return replace(leaf, kind="low-rank", roles=role)
-    raise InputError(
-        f"{leaf.path}: role {role!r} does not fit shape {list(leaf.shape)}; expected 'frozen', "
-        f"'dense' or {len(leaf.shape)} letters: out of s, m, n with at least one m and one n, or "
-        "some s and then d"
-    )
-
-
-def _check_int8(leaf: Leaf) -> None:
-    if leaf.dtype != "int8" or leaf.kind == "frozen":
-        return
-    if leaf.kind != "low-rank" or leaf.roles.lstrip("s") not in ("mn", "nm"):
-        raise InputError(
-            f"{leaf.path}: int8 weights {list(leaf.shape)} are perturbed by low-rank noise of "
-            f"matrices, role {'s' * (len(leaf.shape) - 2)}mn, or not at all; they are "
-            f"{leaf.roles if leaf.kind == 'low-rank' else leaf.kind!r} here"
-        )
-
-
-def _check_rank(leaf: Leaf, rank: int) -> None:
-    if leaf.kind != "low-rank":
-        return
-    m, n = (
-        math.prod(s for s, r in zip(leaf.shape, leaf.roles, strict=True) if r == letter)
-        for letter in "mn"
-    )
-    if rank > min(m, n):
-        raise InputError(
-            f"{leaf.path}: rank {rank} is above min(m, n) = {min(m, n)} of shape "
-            f"{list(leaf.shape)}; lower the rank or mark it: roles={{{leaf.path!r}: 'dense'}}"
-        )

@@ -7,7 +7,7 @@ In the place of an `Int8` weight stands an `Int8` node with what is meant as its
 
 import dataclasses
 from collections.abc import Callable
-from typing import Any, Literal, TypeAlias, get_args
+from typing import Literal, TypeAlias, get_args
 
 import jax
 import jax.numpy as jnp
@@ -15,7 +15,7 @@ import optax
 from jax import Array
 
 from springroll.errors import InputError
-from springroll.evolve.perturbation import Perturbation, path_of, values_path
+from springroll.evolve.perturbation import Perturbation, values_path
 from springroll.noise import counter
 from springroll.quant.int8_weights import (
     Int8,
@@ -27,6 +27,7 @@ from springroll.quant.int8_weights import (
     values_only,
 )
 from springroll.quant.stochastic_rounding import round_stochastically
+from springroll.trees import KeyPath, PyTree, map_named, path_of, squared_norm
 
 Master: TypeAlias = Literal["float32", "stochastic", "error_feedback"] | None
 _NOTHING = optax.MaskedNode()
@@ -40,7 +41,7 @@ def check_master(master: Master) -> None:
         )
 
 
-def master_copies(perturbation: Perturbation, params: Any, master: Master) -> Any:
+def master_copies(perturbation: Perturbation, params: PyTree, master: Master) -> PyTree:
     """What is kept beside evolved parameters of few bits, to lose nothing of small steps.
 
     float32 copies with master "float32"; with "error_feedback" the int8 residuals of `Int8`
@@ -48,7 +49,7 @@ def master_copies(perturbation: Perturbation, params: Any, master: Master) -> An
     """
     evolved = {leaf.path for leaf in perturbation.evolved}
 
-    def one(path: Any, x: Any) -> Any:
+    def one(path: KeyPath, x: PyTree) -> PyTree:
         if is_int8(x):
             kept = _NOTHING
             if values_path(path) in evolved and master == "float32":
@@ -62,7 +63,7 @@ def master_copies(perturbation: Perturbation, params: Any, master: Master) -> An
     return jax.tree_util.tree_map_with_path(one, params, is_leaf=is_int8)
 
 
-def working_weights(perturbation: Perturbation, params: Any, copies: Any) -> Any:
+def working_weights(perturbation: Perturbation, params: PyTree, copies: PyTree) -> PyTree:
     """What the optimizer moves: the master copy where there is one, else the parameter.
 
     In float32, or float64 where the parameter is. Of `Int8` weights the floats they stand for, in
@@ -70,7 +71,7 @@ def working_weights(perturbation: Perturbation, params: Any, copies: Any) -> Any
     """
     evolved = {leaf.path for leaf in perturbation.evolved}
 
-    def one(path: Any, x: Any, copy: Any) -> Any:
+    def one(path: KeyPath, x: PyTree, copy: PyTree) -> PyTree:
         if is_int8(x):
             known = values_path(path) in evolved
             return values_only(x, _floats(x, copy.values) if known else _NOTHING, _NOTHING)
@@ -83,20 +84,17 @@ def working_weights(perturbation: Perturbation, params: Any, copies: Any) -> Any
     return jax.tree_util.tree_map_with_path(one, params, copies, is_leaf=is_int8)
 
 
-def by_path(params: Any, values: dict[str, Array]) -> Any:
+def by_path(params: PyTree, values: dict[str, Array]) -> PyTree:
     """`values` by path as a tree of the structure of `params`."""
-    return jax.tree_util.tree_map_with_path(
-        lambda path, _: values.get(path_of(path), _NOTHING), params
-    )
+    return map_named(lambda path, _: values.get(path, _NOTHING), params)
 
 
-def norm(tree: Any) -> Array:
+def norm(tree: PyTree) -> Array:
     """Euclidean norm over all leaves, float32."""
-    squares = [jnp.sum(jnp.square(x.astype(jnp.float32))) for x in jax.tree.leaves(tree)]
-    return jnp.sqrt(sum(squares, jnp.float32(0)))
+    return jnp.sqrt(squared_norm(tree))
 
 
-def guarded(updates: Any, weights: Any, max_step_ratio: float | None) -> tuple[Any, Array]:
+def guarded(updates: PyTree, weights: PyTree, max_step_ratio: float | None) -> tuple[PyTree, Array]:
     """(updates, |updates| / |weights|), scaled down where the ratio is above `max_step_ratio`.
 
     Norms are over all evolved parameters together. Weights that are all zero have no scale to
@@ -111,14 +109,14 @@ def guarded(updates: Any, weights: Any, max_step_ratio: float | None) -> tuple[A
 
 
 def stored(
-    params: Any,
-    moved: Any,
-    copies: Any,
+    params: PyTree,
+    moved: PyTree,
+    copies: PyTree,
     master: Master,
     seed: Array,
     generation: Array,
     first: Array | None = None,
-) -> tuple[Any, Any]:
+) -> tuple[PyTree, PyTree]:
     """(params, master copies) that keep the `moved` working weights, in the model's own dtypes.
 
     With `first` () the params are a slice of stacked layers that begins there; rounding is then
@@ -131,7 +129,7 @@ def stored(
         drawn = counter.bits(words, jnp.zeros((1,), jnp.uint32), x.size, before)
         return drawn.reshape(x.shape)
 
-    def one(path: Any, x: Any, weight: Any, copy: Any) -> tuple[Any, Any]:
+    def one(path: KeyPath, x: PyTree, weight: PyTree, copy: PyTree) -> tuple[PyTree, PyTree]:
         if is_int8(x):
             if _is_nothing(weight.values):
                 return x, copy
@@ -151,7 +149,7 @@ def stored(
     return structure.unflatten(new), structure.unflatten(kept)
 
 
-def _floats(x: Int8, copy: Any) -> Array:
+def _floats(x: Int8, copy: PyTree) -> Array:
     """An `Int8` weight as floats: its copy, or its values and their residual."""
     if _is_nothing(copy):
         return real(x)
@@ -159,8 +157,8 @@ def _floats(x: Int8, copy: Any) -> Array:
 
 
 def _on_grid(
-    x: Int8, weight: Array, copy: Any, master: Master, draw: Callable[[], Array]
-) -> tuple[Array, Any]:
+    x: Int8, weight: Array, copy: PyTree, master: Master, draw: Callable[[], Array]
+) -> tuple[Array, PyTree]:
     """(values, what is kept beside them) of an `Int8` that is to hold the float32 `weight`."""
     steps = weight / x.scale[..., None]
     if master == "error_feedback":
@@ -174,5 +172,5 @@ def _is_short(x: Array) -> bool:
     return jnp.issubdtype(x.dtype, jnp.floating) and jnp.finfo(x.dtype).bits < 32
 
 
-def _is_nothing(x: Any) -> bool:
+def _is_nothing(x: PyTree) -> bool:
     return isinstance(x, optax.MaskedNode)

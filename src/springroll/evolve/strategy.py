@@ -5,9 +5,9 @@ Who is evaluated: the arguments all strategies share, checked once, and the memb
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from dataclasses import dataclass, replace
-from typing import Any, NamedTuple, TypeAlias
+from typing import NamedTuple, TypeAlias
 
 import jax
 import jax.numpy as jnp
@@ -25,13 +25,14 @@ from springroll.evolve.perturbation import (
     Perturbation,
     attach_real,
     auto_mesh,
-    describe,
     draw_counted,
-    path_of,
 )
+from springroll.evolve.roles import Roles, check_roles, describe
 from springroll.noise.kinds import Noise
+from springroll.trees import Metrics, PyTree, map_named
 
-Schedule: TypeAlias = float | Callable[[Array], ArrayLike]
+SigmaSchedule: TypeAlias = float | Callable[[Array], ArrayLike]
+"""A positive number, or a function of the generation (an int32 scalar) that returns one."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -39,10 +40,9 @@ class Population:
     """How a strategy perturbs; the fields are the arguments of `sr.eggroll` with the same names."""
 
     pop_size: int
-    sigma: Schedule
+    sigma: SigmaSchedule
     rank: int = 1
-    plan: Any = None
-    roles: Mapping[str, str] | None = None
+    roles: Roles | None = None
     noise: str | Noise = "gaussian"
     noise_reuse: int = 1
     noise_budget_bytes: int = 1 << 30
@@ -52,9 +52,10 @@ class Population:
     integers: bool = False
     attach_leaf: AttachLeaf = attach_real
     draw_leaf: DrawLeaf = draw_counted
-    known: Perturbation | None = None  # of a part of a model: decided with the whole (`part`)
+    known: Perturbation | None = None  # of a part of a model: decided for the whole model
 
     def __post_init__(self) -> None:
+        check_roles(self.roles)
         if self.pop_size < 2:
             raise InputError(f"pop_size is {self.pop_size}; expected at least 2")
         if self.antithetic and self.pop_size % 2:
@@ -92,14 +93,13 @@ class Population:
         mesh = auto_mesh(self.mesh)
         return 1 if mesh is None else mesh.shape[AXIS]
 
-    def perturbation(self, params: Any) -> Perturbation:
+    def perturbation(self, params: PyTree) -> Perturbation:
         """What is perturbed and how; whether factors are kept or redrawn, by the byte budget."""
         if self.known is not None:
             return self.known
-        found = describe(
+        described = describe(
             params,
             rank=self.rank,
-            plan=self.plan,
             roles=self.roles,
             noise=self.noise,
             antithetic=self.antithetic,
@@ -107,7 +107,7 @@ class Population:
             mesh=self.mesh,
         )
         return self._within_budget(
-            replace(found, attach_leaf=self.attach_leaf, draw_leaf=self.draw_leaf)
+            replace(described, attach_leaf=self.attach_leaf, draw_leaf=self.draw_leaf)
         )
 
     def of_part(self, part: Perturbation) -> Population:
@@ -117,11 +117,11 @@ class Population:
         """
         return replace(self, known=replace(self._within_budget(part), stored=False))
 
-    def _within_budget(self, found: Perturbation) -> Perturbation:
-        fits = max(1, self.noise_budget_bytes // max(1, found.bytes_per_pair()))
+    def _within_budget(self, perturbation: Perturbation) -> Perturbation:
+        fits = max(1, self.noise_budget_bytes // max(1, perturbation.bytes_per_pair()))
         stored = fits >= self.pairs // self.devices
         limit = self.pairs_per_chunk if stored else min(fits, self.pairs_per_chunk or fits)
-        return replace(found, stored=stored, pairs_per_chunk=limit)
+        return replace(perturbation, stored=stored, pairs_per_chunk=limit)
 
     def members(self, state: State) -> Members:
         """This generation's members, with their factors where those fit the budget."""
@@ -144,27 +144,27 @@ class Population:
         return jax.device_put(state, NamedSharding(mesh, PartitionSpec()))
 
 
-def at(schedule: Schedule, generation: Array) -> Array:
+def at(schedule: SigmaSchedule, generation: Array) -> Array:
     """A number or a schedule of the generation, float32."""
     value = schedule(generation) if callable(schedule) else schedule
     return jnp.asarray(value, jnp.float32)
 
 
-def as_arrays(params: Any) -> Any:
+def as_arrays(params: PyTree) -> PyTree:
     """Every leaf as a JAX array; raises InputError for what is not a number or an array."""
 
-    def one(path: Any, x: Any) -> Array:
+    def one(path: str, x: ArrayLike) -> Array:
         if not isinstance(x, Array | np.ndarray | np.generic | float | int):
             raise InputError(
-                f"{path_of(path)} is a {type(x).__name__}; expected arrays only: "
+                f"{path} is a {type(x).__name__}; expected arrays only: "
                 "split the model into its arrays and the rest first"
             )
         return jnp.asarray(x)
 
-    return jax.tree_util.tree_map_with_path(one, params)
+    return map_named(one, params)
 
 
-def fitness_metrics(fitness: Array, valid: Array) -> dict[str, Array]:
+def fitness_metrics(fitness: Array, valid: Array) -> Metrics:
     """Mean, maximum and deviation of the valid members' fitness, and how many were dropped."""
     values = fitness.astype(jnp.float32)
     weight = valid.astype(jnp.float32)
@@ -183,9 +183,11 @@ def fitness_metrics(fitness: Array, valid: Array) -> dict[str, Array]:
 class State(NamedTuple):
     """Everything a run needs to go on, as arrays only: to resume is to load them."""
 
-    params: Any  # the model's parameters, in their own dtypes: the centre of the population
-    master: Any  # float32 copies or int8 residuals of short evolved parameters, nothing elsewhere
-    opt_state: Any  # of the optax optimizer, over the evolved parameters
+    params: PyTree  # the model's parameters, in their own dtypes: the mean of the population
+    master: (
+        PyTree  # float32 copies or int8 residuals of short evolved parameters, nothing elsewhere
+    )
+    opt_state: PyTree  # of the optax optimizer, over the evolved parameters
     seed: Array  # (2,) uint32
     generation: Array  # () int32
 
@@ -197,9 +199,9 @@ class Strategy(NamedTuple):
     made for other members. Strategies that need all parameters together say why instead.
     """
 
-    init: Callable[[Array, Any], State]
+    init: Callable[[Array, PyTree], State]
     ask: Callable[[State], Members]
-    tell: Callable[[State, Members, Array], tuple[State, dict[str, Array]]]
+    tell: Callable[[State, Members, Array], tuple[State, Metrics]]
     parts: Parts | str = "it does not say how it perturbs"
 
 

@@ -131,16 +131,15 @@ def saved_weights(config: FinetuneConfig, setup: Setup) -> SavedWeights:
 def strategy_for(config: FinetuneConfig, setup: Setup) -> Strategy:
     """EGGROLL on the matrices of the model; norms, biases and other vectors stand still."""
     shapes = jax.eval_shape(lambda params: held(config, params), setup.shapes)
-    plan = discover(setup.model.apply, shapes, jax.ShapeDtypeStruct((1, 8), jnp.int32))
-    still = {path: "frozen" for path, found in plan.items() if found.kind != "low-rank"}
+    discovered = discover(setup.model.apply, shapes, jax.ShapeDtypeStruct((1, 8), jnp.int32))
+    still = {path: "frozen" for path, role in discovered.items() if role.kind != "low-rank"}
     sigma = config.sigma or usual_sigma(setup, set(still))
     return eggroll(
         pop_size=config.population,
         sigma=decaying(sigma, config.sigma_half_life),
         rank=config.rank or 1,
         optimizer=optimizer_for(config, sigma),
-        plan=plan,
-        roles=still,
+        roles={**discovered, **still},
         noise_reuse=config.noise_reuse,
         shaping=lambda fitness: fitness,  # `per_prompt` was there before
         master=master_of(config),

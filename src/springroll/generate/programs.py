@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import functools
 from dataclasses import dataclass
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -12,11 +12,12 @@ import numpy as np
 from jax import Array, lax
 
 from springroll.compat import edge_jit
-from springroll.evolve.perturbation import Factors, Perturbation
-from springroll.generate import unstacked
-from springroll.generate.rows import Thin, bound, read, step
+from springroll.evolve.members import Members
+from springroll.evolve.rows import Groups
+from springroll.generate.forward import read, split_groups, split_layers, step
 from springroll.generate.sampling import Draw, choose, log_probability
 from springroll.models.protocols import Generative, Memory
+from springroll.trees import PyTree
 
 
 @dataclass(frozen=True)
@@ -24,7 +25,7 @@ class Program:
     """What programs are compiled for, beside shapes."""
 
     model: Generative
-    perturbation: Perturbation | None
+    dtype: np.dtype  # of the memory and of real factors: that of the weights
     end: tuple[int, ...]
     max_tokens: int
     length: int  # of the memory, in tokens
@@ -33,15 +34,31 @@ class Program:
 
 
 class Rows(NamedTuple):
-    """All that is known of every row beside its memory; each (R,)."""
+    """All that is known of every row beside its memory; every array (R,)."""
 
     token: Array  # int32, the last one written and not yet read
     seen: Array  # int32, tokens read
-    made: Array  # int32, tokens written
+    written: Array  # int32, tokens written
     live: Array  # bool
     member: Array  # int32
     prompt: Array  # int32
     sign: Array  # float32
+
+
+class Source(NamedTuple):
+    """What prompts are read with."""
+
+    params: PyTree  # as they are stored
+    members: Members | None  # with their factors; None: all rows are of the weights themselves
+    draw: Draw
+
+
+class Writer(NamedTuple):
+    """What steps write with."""
+
+    params: PyTree  # of `step_weights`
+    groups: Groups | None  # of `step_groups`; None: all rows are of the weights themselves
+    draw: Draw
 
 
 class Prompts(NamedTuple):
@@ -70,78 +87,69 @@ def idle(rows: int) -> Rows:
     return Rows(zero, zero, zero, no, zero, zero, jnp.zeros(rows, jnp.float32))
 
 
-def apart(model: Generative) -> bool:
+def _takes_layers(model: Generative) -> bool:
     """Whether steps of the model take a list of layers in the place of their stack."""
     return getattr(model, "apart", False)
 
 
 @functools.partial(jax.jit, static_argnums=0)
-def weights(program: Program, params: Any) -> Any:
+def step_weights(program: Program, params: PyTree) -> PyTree:
     """The parameters as steps take them."""
-    return unstacked.weights(params) if apart(program.model) else params
+    return split_layers(params) if _takes_layers(program.model) else params
 
 
-@functools.partial(jax.jit, static_argnums=(0, 3))
-def bind(program: Program, drawn: Factors, pairs: Array, dtype: Any) -> Factors:
-    """The factors of the pairs (G,) that groups hold, as steps take them."""
-    perturbation = program.perturbation
-    assert perturbation is not None
-    factors = bound(perturbation, drawn, pairs, dtype)
-    return unstacked.factors(perturbation, factors) if apart(program.model) else factors
+@functools.partial(jax.jit, static_argnums=0)
+def step_groups(program: Program, members: Members, pairs: Array) -> Groups:
+    """Groups of the pairs (G,) as steps take them."""
+    groups = row_groups(program, members, pairs)
+    return split_groups(groups) if _takes_layers(program.model) else groups
 
 
-@functools.partial(jax.jit, static_argnums=(0, 1, 2))
-def memory(program: Program, rows: int, dtype: Any) -> Memory:
+def row_groups(program: Program, members: Members, pairs: Array) -> Groups:
+    """Groups of the pairs (G,), their real factors in the type of the weights."""
+    real = lambda x: jnp.issubdtype(x.dtype, jnp.floating)
+    groups = members.groups(pairs)
+    return groups.map_factors(lambda _, x: x.astype(program.dtype) if real(x) else x)
+
+
+@functools.partial(jax.jit, static_argnums=(0, 1))
+def memory(program: Program, rows: int) -> Memory:
     """Of rows that have seen nothing; every array its own, to be written in place."""
-    return program.model.memory(rows, program.length, dtype)
+    return program.model.memory(rows, program.length, program.dtype)
 
 
-@functools.partial(jax.jit, static_argnums=(0, 1), donate_argnames="memory")
+@functools.partial(jax.jit, static_argnums=0, donate_argnames="memory")
 def take_in(
-    program: Program,
-    dtype: Any,
-    params: Any,
-    drawn: Factors | None,
-    sigma: Array,
-    draw: Draw,
-    clock: Array,
-    prompts: Any,
-    memory: Memory,
-    rows: Rows,
+    program: Program, source: Source, clock: Array, prompts: Prompts, memory: Memory, rows: Rows
 ) -> tuple[Memory, Rows, Array, Array]:
     """Read prompts into rows and write the first token of each.
 
     Returns memory, rows, and of every prompt, in order, its token and log-probability.
     """
-    model, perturbation = program.model, program.perturbation
-    thin = None
-    if perturbation is not None:
-        assert drawn is not None
-        thin = Thin(bound(perturbation, drawn, prompts.pair, dtype), sigma)
-    logits, found = read(
-        model, perturbation, params, thin, prompts.sign, prompts.tokens, prompts.length
-    )
-    at = prompts.row.reshape(-1)
-    memory = model.admit(memory, found, at, clock)
+    model, draw, groups = program.model, source.draw, None
+    if source.members is not None:
+        groups = row_groups(program, source.members, jnp.asarray(prompts.pair))
+    sign, tokens, lengths = (jnp.asarray(x) for x in (prompts.sign, prompts.tokens, prompts.length))
+    logits, entries = read(model, groups, source.params, sign, tokens, lengths)
+    at = jnp.asarray(prompts.row).reshape(-1)
+    memory = model.admit(memory, entries, at, clock)
     member, prompt, seen, sign = (
-        x.reshape(-1) for x in (prompts.member, prompts.prompt, prompts.length, prompts.sign)
+        jnp.asarray(x).reshape(-1)
+        for x in (prompts.member, prompts.prompt, prompts.length, prompts.sign)
     )
-    made = jnp.zeros(at.shape, jnp.int32)
-    token, log_p = _written(program, draw, logits, member, prompt, made)
-    live = _goes_on(program, token, made + 1)
-    new = Rows(token, seen, made + 1, live, member, prompt, sign)
+    count = jnp.zeros(at.shape, jnp.int32)
+    token, log_p = _written(program, draw, logits, member, prompt, count)
+    live = _goes_on(program, token, count + 1)
+    new = Rows(token, seen, count + 1, live, member, prompt, sign)
     put = lambda old, new: old.at[at].set(new, mode="drop", unique_indices=True)
     return memory, jax.tree.map(put, rows, new), token, log_p
 
 
-@functools.partial(edge_jit, static_argnums=(0, 1, 2), donate_argnames="memory")
+@functools.partial(edge_jit, static_argnums=(0, 1), donate_argnames="memory")
 def write_on(
     program: Program,
-    groups: int,
     most: int,
-    params: Any,
-    thin: Thin | None,
-    draw: Draw,
+    writer: Writer,
     least: Array,
     clock: Array,
     memory: Memory,
@@ -149,50 +157,49 @@ def write_on(
 ) -> tuple[Memory, Rows, Array, Written]:
     """Steps of all rows, at most `most`, until no more than `least` () rows are live.
 
-    params are `weights`, factors those of `bind`.
-
     Returns memory, rows, clock, and what was written.
     """
     count = rows.token.shape[0]
-    perturbation = program.perturbation
-    if perturbation is not None and apart(program.model):
-        perturbation = unstacked.perturbation(perturbation)
+    groups = count if writer.groups is None else writer.groups.count
     start = Written(
         jnp.zeros((count, most), jnp.int32),
         jnp.zeros((count, most if program.log_probabilities else 0), jnp.float32),
         jnp.int32(0),
     )
 
-    def more(carry: Any) -> Array:
+    def more(carry: tuple[Memory, Rows, Array, Written]) -> Array:
         _, rows, _, written = carry
         live = jnp.sum(rows.live, dtype=jnp.int32)
         return (written.steps < most) & (live > least)
 
-    def body(carry: Any) -> Any:
+    def body(
+        carry: tuple[Memory, Rows, Array, Written],
+    ) -> tuple[Memory, Rows, Array, Written]:
         memory, rows, clock, written = carry
         sign = rows.sign.reshape(groups, -1)
-        logits, found = step(
+        logits, entries = step(
             program.model,
-            perturbation,
-            params,
-            thin,
+            writer.groups,
+            writer.params,
             sign,
             rows.token,
             memory,
             rows.seen,
             clock,
         )
-        token, log_p = _written(program, draw, logits, rows.member, rows.prompt, rows.made)
+        token, log_p = _written(
+            program, writer.draw, logits, rows.member, rows.prompt, rows.written
+        )
         # Tokens are never negative, which XLA does not know: it must not write to the memory before
         # all of it has been read, or it would copy it.
-        memory = program.model.keep(memory, found, clock + (token[0] >> 31))
+        memory = program.model.keep(memory, entries, clock + (token[0] >> 31))
         live = rows.live.astype(jnp.int32)
-        made = rows.made + live
+        count = rows.written + live
         rows = rows._replace(
             token=token,
             seen=rows.seen + live,
-            made=made,
-            live=rows.live & _goes_on(program, token, made),
+            written=count,
+            live=rows.live & _goes_on(program, token, count),
         )
         put = lambda into, column: lax.dynamic_update_slice_in_dim(
             into, column[:, None], written.steps, 1
@@ -216,25 +223,25 @@ def write_on(
 @jax.jit
 def move(memory: Memory, rows: Rows, source: Array) -> tuple[Memory, Rows]:
     """Rows source (R',) of the old ones become the rows; -1 is an idle one."""
-    there = source >= 0
+    holds = source >= 0
     at = jnp.maximum(source, 0)
     rows = jax.tree.map(lambda x: x[at], rows)
     memory = jax.tree.map(lambda x: jnp.take(x, at, axis=1), memory)
-    return memory, rows._replace(live=rows.live & there)
+    return memory, rows._replace(live=rows.live & holds)
 
 
 def _written(
-    program: Program, draw: Draw, logits: Array, member: Array, prompt: Array, made: Array
+    program: Program, draw: Draw, logits: Array, member: Array, prompt: Array, count: Array
 ) -> tuple[Array, Array]:
-    token = choose(draw, logits, member, prompt, made, program.sampled)
+    token = choose(draw, logits, member, prompt, count, program.sampled)
     if not program.log_probabilities:
         return token, jnp.zeros((), jnp.float32)
     return token, log_probability(draw, logits, token, program.sampled)
 
 
-def _goes_on(program: Program, token: Array, made: Array) -> Array:
-    """Whether a row that has just written `token`, its `made`-th, writes another."""
+def _goes_on(program: Program, token: Array, count: Array) -> Array:
+    """Whether a row that has just written `token`, its `count`-th, writes another."""
     ended = jnp.zeros(token.shape, bool)
     for end in program.end:
         ended = ended | (token == end)
-    return ~ended & (made < program.max_tokens)
+    return ~ended & (count < program.max_tokens)

@@ -82,8 +82,8 @@ class Slots:
     job: np.ndarray
 
     @classmethod
-    def empty(cls, groups: int, each: int) -> Slots:
-        return cls(np.full(groups, ANY, np.int32), np.full((groups, each), -1, np.int32))
+    def empty(cls, groups: int, height: int) -> Slots:
+        return cls(np.full(groups, ANY, np.int32), np.full((groups, height), -1, np.int32))
 
     def fill(self, waiting: Waiting) -> list[int]:
         """Give idle slots their next jobs: the slots (numbers of rows) that have a new one.
@@ -102,8 +102,8 @@ class Slots:
                 new.append(group * jobs.size + place)
         return new
 
-    def packed(self, each: int, job_pair: np.ndarray) -> tuple[Slots, np.ndarray]:
-        """The live rows in as few groups of `each` as they need, rounded up to a power of two.
+    def packed(self, height: int, job_pair: np.ndarray) -> tuple[Slots, np.ndarray]:
+        """The live rows in as few groups of `height` as they need, rounded up to a power of two.
 
         Returns the new slots and the old row of each new one, -1 where it has none.
         """
@@ -114,17 +114,17 @@ class Slots:
         free = by_pair.pop(ANY, [])
         groups: list[tuple[int, list[int]]] = []
         for pair, rows in by_pair.items():
-            groups += [(pair, rows[i : i + each]) for i in range(0, len(rows), each)]
+            groups += [(pair, rows[i : i + height]) for i in range(0, len(rows), height)]
         for _, rows in groups:
-            while free and len(rows) < each:
+            while free and len(rows) < height:
                 rows.append(free.pop())
-        groups += [(ANY, free[i : i + each]) for i in range(0, len(free), each)]
-        count = 1 << (max(len(groups), -(-SMALLEST // each)) - 1).bit_length()
-        slots = Slots.empty(count, each)
-        source = np.full((count, each), -1, np.int32)
+        groups += [(ANY, free[i : i + height]) for i in range(0, len(free), height)]
+        count = 1 << (max(len(groups), -(-SMALLEST // height)) - 1).bit_length()
+        slots = Slots.empty(count, height)
+        source = np.full((count, height), -1, np.int32)
         for group, (pair, rows) in enumerate(groups):
             slots.pair[group] = pair
             source[group, : len(rows)] = rows
-        there = source >= 0
-        slots.job[there] = self.job.reshape(-1)[source[there]]
+        holds = source >= 0
+        slots.job[holds] = self.job.reshape(-1)[source[holds]]
         return slots, source.reshape(-1)

@@ -16,25 +16,25 @@ class Draw(NamedTuple):
     temperature: Array  # () float32, not looked at when the likeliest token is taken
 
 
-def row_keys(key: Array, member: Array, prompt: Array, made: Array) -> Array:
+def row_keys(key: Array, member: Array, prompt: Array, count: Array) -> Array:
     """A key per row from (seed, member, prompt, position) and nothing else: (R,)."""
-    fold = lambda member, prompt, made: jax.random.fold_in(
-        jax.random.fold_in(jax.random.fold_in(key, member), prompt), made
+    fold = lambda member, prompt, count: jax.random.fold_in(
+        jax.random.fold_in(jax.random.fold_in(key, member), prompt), count
     )
-    return jax.vmap(fold)(member, prompt, made)
+    return jax.vmap(fold)(member, prompt, count)
 
 
 def choose(
-    draw: Draw, logits: Array, member: Array, prompt: Array, made: Array, sampled: bool
+    draw: Draw, logits: Array, member: Array, prompt: Array, count: Array, sampled: bool
 ) -> Array:
     """One token per row, (R,) int32, from logits (R, V) float32.
 
     With `sampled` drawn from softmax(logits / temperature), else the likeliest (the first of equal
-    ones). `made` (R,) is how many tokens the row has been given before.
+    ones). `count` (R,) is how many tokens the row has been given before.
     """
     if not sampled:
         return jnp.argmax(logits, axis=-1).astype(jnp.int32)
-    keys = row_keys(draw.key, member, prompt, made)
+    keys = row_keys(draw.key, member, prompt, count)
     return jax.vmap(jax.random.categorical)(keys, logits / draw.temperature).astype(jnp.int32)
 
 

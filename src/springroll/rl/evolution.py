@@ -10,7 +10,7 @@ from jax import Array
 
 from springroll.evolve.eggroll import eggroll, open_es
 from springroll.evolve.members import Members
-from springroll.evolve.strategy import Schedule, State, Strategy
+from springroll.evolve.strategy import SigmaSchedule, State, Strategy
 from springroll.rl.config import RLConfig, factor_of
 from springroll.rl.scorer import Learning, ObservationStats, Scorer
 from springroll.run.task import Curve, Metrics, Task
@@ -113,7 +113,7 @@ def optimizer_for(config: RLConfig) -> optax.GradientTransformation:
     return {"sgd": optax.sgd, "adam": optax.adam, "adamw": optax.adamw}[config.optimizer](rate)
 
 
-def decaying(value: float, half_life: float | None) -> Schedule:
+def decaying(value: float, half_life: float | None) -> SigmaSchedule:
     """`value * 2 ** (-generation / half_life)`, as a power of one factor per generation."""
     if half_life is None:
         return value

@@ -1,13 +1,14 @@
-"""Layers taken apart are the layers of the stack, weights and perturbations alike."""
+"""Layers split off a stack are those of the stack, weights and perturbations alike."""
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from springroll.evolve.perturbation import describe
-from springroll.generate import unstacked
-from springroll.generate.rows import bound
+from springroll.evolve.members import Members
+from springroll.evolve.roles import describe
+from springroll.generate import programs
+from springroll.generate.forward import split_groups, split_layers
 from springroll.thin.factored_array import Factored
 
 LAYERS, PAIRS = 3, 4
@@ -40,17 +41,26 @@ def formed(perturbation, weights, factors, pair):
     return jax.tree.map(dense, attached, is_leaf=is_factored)
 
 
+def population(rank):
+    perturbation = describe(params(), rank=rank, roles=ROLES)
+    pairs, seed = jnp.arange(PAIRS, dtype=jnp.uint32), jnp.array([1, 2], jnp.uint32)
+    members = Members(pairs, None, seed, jnp.int32(3), jnp.float32(0.5), perturbation)
+    return jax.jit(Members.keep_factors)(members)
+
+
 @pytest.mark.parametrize("rank", [1, 2])
-def test_members_taken_apart_are_members(rank):
-    weights = params()
-    whole = describe(weights, rank=rank, roles=ROLES)
-    drawn = whole.draw(
-        jnp.array([1, 2], jnp.uint32), jnp.int32(3), jnp.arange(PAIRS, dtype=jnp.uint32)
-    )
-    apart, factors = unstacked.perturbation(whole), unstacked.factors(whole, drawn)
+def test_members_with_split_layers_are_members(rank):
+    weights, groups = params(), population(rank).groups()
+
+    @jax.jit
+    def both(pair):
+        split = split_groups(groups)
+        expected = formed(groups.perturbation, weights, groups.factors, pair)
+        got = formed(split.perturbation, split_layers(weights), split.factors, pair)
+        return expected, got
+
     for pair in range(PAIRS):
-        expected = formed(whole, weights, drawn, pair)
-        got = formed(apart, unstacked.weights(weights), factors, pair)
+        expected, got = both(pair)
         np.testing.assert_allclose(got["head"], expected["head"], atol=1e-6)
         for i, layer in enumerate(got["layers"]):
             for name, value in layer.items():
@@ -58,13 +68,11 @@ def test_members_taken_apart_are_members(rank):
 
 
 def test_groups_hold_the_factors_of_their_pairs_in_the_type_of_the_weights():
-    whole = describe(params(), rank=1, roles=ROLES)
-    drawn = whole.draw(
-        jnp.array([1, 2], jnp.uint32), jnp.int32(3), jnp.arange(PAIRS, dtype=jnp.uint32)
-    )
-    groups = jnp.array([2, 0, 2])
-    got = bound(whole, drawn, groups, jnp.bfloat16)
-    for path, axis in whole.pair_axes().items():
-        for ours, each in zip(got[path], drawn[path], strict=True):
-            expected = jnp.take(each, groups, axis).astype(jnp.bfloat16)
+    members, pairs = population(1), jnp.array([2, 0, 2])
+    program = programs.Program(None, jnp.dtype(jnp.bfloat16), (), 1, 1, False, False)  # type: ignore[arg-type]
+    got = programs.row_groups(program, members, pairs)
+    assert got.count == 3
+    for path, axis in members.perturbation.pair_axes().items():
+        for ours, drawn in zip(got.factors[path], members.factors[path], strict=True):
+            expected = jnp.take(drawn, pairs, axis).astype(jnp.bfloat16)
             np.testing.assert_array_equal(ours, expected)

@@ -1,0 +1,119 @@
+"""One forward pass of all rows: with the same weights for all, or with a member's own for each.
+
+Weights and factors are stacked by layer where they are trained. A step that reads a slice of a
+stack copies it first, and steps are many: `split_layers` and `split_groups` do that once, before
+them. Weights are held twice while text is generated.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+
+import jax
+from jax import Array, lax
+
+from springroll.evolve.perturbation import Factors, Leaf
+from springroll.evolve.rows import Groups
+from springroll.models.protocols import Entries, Generative, Memory
+from springroll.thin.transform import factored
+from springroll.trees import PyTree
+
+STACK = "layers"
+
+
+def read(
+    model: Generative,
+    groups: Groups | None,
+    params: PyTree,
+    sign: Array,
+    tokens: Array,
+    lengths: Array,
+) -> tuple[Array, Entries]:
+    """`model.read` with sign (G, g), tokens (G, g, T), lengths (G, g); results are by row.
+
+    `groups` are those of G pairs; None: all rows are of the weights themselves.
+    """
+    if groups is None:
+        flat = lambda x: x.reshape(-1, *x.shape[2:])
+        return model.read(params, flat(tokens), flat(lengths))
+    row = lambda weights, tokens, length: factored(model.read)(weights, tokens[None], length[None])
+    return _by_row(*groups.each_row(row, params, sign, tokens, lengths, out_axes=(0, 1)))
+
+
+def step(
+    model: Generative,
+    groups: Groups | None,
+    params: PyTree,
+    sign: Array,
+    tokens: Array,
+    memory: Memory,
+    seen: Array,
+    clock: Array,
+) -> tuple[Array, Entries]:
+    """`model.step` with sign (G, g) and everything else by row, R = G g."""
+    if groups is None:
+        return model.step(params, tokens, memory, seen, clock)
+    shape = sign.shape
+
+    def row(weights: PyTree, token: Array, memory: Memory, seen: Array) -> tuple[Array, Entries]:
+        memory = jax.tree.map(lambda x: x[:, None], memory)
+        return factored(model.step)(weights, token[None], memory, seen[None], clock)
+
+    split = lambda x: x.reshape(shape)
+    memory = jax.tree.map(lambda x: x.reshape(x.shape[0], *shape, *x.shape[2:]), memory)
+    rows = (split(tokens), memory, split(seen))
+    return _by_row(*groups.each_row(row, params, sign, *rows, in_axes=(0, 1, 0), out_axes=(0, 1)))
+
+
+def _by_row(logits: Array, found: Entries) -> tuple[Array, Entries]:
+    """Logits (G, g, 1, V) and what is remembered (L, G, g, 1, ...), both by row."""
+    found = jax.tree.map(lambda x: x.reshape(x.shape[0], -1, *x.shape[4:]), found)
+    return logits.reshape(-1, logits.shape[-1]), found
+
+
+def split_layers(params: PyTree) -> PyTree:
+    """The weights with a list of layers in the place of the stack."""
+    stack = params[STACK]
+    count = jax.tree.leaves(stack)[0].shape[0]
+    layer = lambda i: jax.tree.map(lambda w: _at(w, i, 0), stack)
+    return {**params, STACK: [layer(i) for i in range(count)]}
+
+
+def split_groups(groups: Groups) -> Groups:
+    """The same perturbations of the weights of `split_layers`."""
+    perturbation = groups.perturbation
+    leaves = tuple(part for leaf in perturbation.leaves for part in _leaves(leaf))
+    factors: Factors = {}
+    for leaf in perturbation.evolved:
+        for i, part in enumerate(_leaves(leaf)):
+            factors[part.path] = tuple(
+                x if axis is None or part is leaf else _at(x, i, axis)
+                for x, axis in zip(groups.factors[leaf.path], _layer_axes(leaf), strict=True)
+            )
+    perturbation = dataclasses.replace(perturbation, leaves=leaves)
+    return dataclasses.replace(groups, factors=factors, perturbation=perturbation)
+
+
+def _leaves(leaf: Leaf) -> list[Leaf]:
+    """The leaf of every layer; the leaf itself if it is of no stack."""
+    if not leaf.path.startswith(f"{STACK}/"):
+        return [leaf]
+    rest = leaf.path.removeprefix(f"{STACK}/")
+    cut = lambda i: dataclasses.replace(
+        leaf, path=f"{STACK}/{i}/{rest}", shape=leaf.shape[1:], roles=leaf.roles[1:]
+    )
+    return [cut(i) for i in range(leaf.shape[0])]
+
+
+def _layer_axes(leaf: Leaf) -> tuple[int | None, ...]:
+    """The axis of each of a leaf's factors, with its pairs, that counts layers."""
+    if leaf.kind == "dense":
+        return (0 if leaf.stacked else 1,)
+    role = leaf.roles[0]
+    if role == "s":
+        return 0, 0
+    return (1, None) if role == "m" else (None, 1)  # pairs come first: no leading axis is shared
+
+
+def _at(x: Array, i: int, axis: int) -> Array:
+    return lax.index_in_dim(x, i, axis, keepdims=False)

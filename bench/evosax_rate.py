@@ -31,7 +31,7 @@ from jax import Array, lax
 from springroll.bench import measure
 from springroll.envs.action_choice import choose
 from springroll.envs.environment import Environment, Step
-from springroll.envs.rollout import Rollout, centre_episodes, episode_keys, step_keys
+from springroll.envs.rollout import Rollout, episode_keys, step_keys, unperturbed_episodes
 from springroll.envs.suites import environment
 from springroll.errors import InputError
 from springroll.models.policy import Compute, PolicyNetwork
@@ -104,7 +104,7 @@ def compared(
     keys = episode_keys(jax.random.key(99), EPISODES)
     returns, generations = {}, {}
     for name, (state, done) in in_turns(trained, seconds).items():
-        found = centre_episodes(rollout, trained[name].centre(state), keys)
+        found = unperturbed_episodes(rollout, trained[name].centre(state), keys)
         returns[name], generations[name] = float(np.mean(found.returns)), done
     return measure.record(
         "evosax_rate",

@@ -21,7 +21,7 @@ import numpy as np
 from bench import unattended
 from bench.evosax_rate import endless
 from springroll.bench import measure
-from springroll.envs.rollout import centre_episodes, episode_keys, population_episodes
+from springroll.envs.rollout import unperturbed_episodes, episode_keys, population_episodes
 from springroll.rl.build import prepare
 from springroll.rl.config import RLConfig
 from springroll.rl.recipes import QUICK
@@ -41,7 +41,7 @@ def rates(env: str, members: int, rank: int, repeats: int, **size: Any) -> dict[
         measure.interleaved(
             {
                 "population": lambda: population_episodes(rollout, state.params, drawn, keys),
-                "plain": lambda: centre_episodes(rollout, state.params, flat),
+                "plain": lambda: unperturbed_episodes(rollout, state.params, flat),
             },
             repeats,
         )

@@ -22,8 +22,8 @@ from springroll.envs.gymnasium_actor import (
     Acting,
     Actor,
     acting_for,
-    centre_actor,
     population_actor,
+    unperturbed_actor,
 )
 from springroll.envs.gymnasium_pool import SEATS, GymnasiumPool, open_gymnasium
 from springroll.evolve.eggroll import eggroll
@@ -75,7 +75,7 @@ def vector(id: str, params: Any, acting: Acting, rows: int) -> float:
 
     environments = gymnasium.make_vec(id, rows, vectorization_mode="sync")
     observations, _ = environments.reset(seed=0)
-    actor, seeds = centre_actor(acting, params), np.arange(rows, dtype=np.uint32)
+    actor, seeds = unperturbed_actor(acting, params), np.arange(rows, dtype=np.uint32)
     steps, begin = 50, time.perf_counter()
     for now in range(steps):
         times = np.full(rows, now, np.int32)

@@ -7,7 +7,7 @@ import jax.numpy as jnp
 from jax import Array, lax
 
 from springroll.envs.action_choice import uniform
-from springroll.envs.environment import Environment, State
+from springroll.envs.environment import Environment, EnvState
 
 
 class Played(NamedTuple):
@@ -18,14 +18,14 @@ class Played(NamedTuple):
     rewards: Array
     terminated: Array
     truncated: Array
-    states: State  # before each step
+    states: EnvState  # before each step
 
 
 def play(env: Environment, key: Array, steps: int) -> Played:
     """`steps` steps with allowed actions, all alike likely; step t has `step_key(key, t)`."""
     first, observation = env.reset(key)
 
-    def turn(state: State, time: Array) -> tuple[State, Played]:
+    def turn(state: EnvState, time: Array) -> tuple[EnvState, Played]:
         drawn, moved = jax.random.split(step_key(key, time))
         mask = env.action_mask(state) if env.action_mask else None
         action = uniform(env.actions, drawn, mask)

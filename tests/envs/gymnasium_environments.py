@@ -3,6 +3,7 @@
 import os
 import time
 from types import SimpleNamespace
+from typing import Any
 
 import numpy as np
 
@@ -18,13 +19,13 @@ class Walk:
     action_space = SimpleNamespace(n=2)
     max_steps = 40
 
-    def reset(self, seed=None):
+    def reset(self, seed: int | None = 0) -> Any:
         self._draw = np.random.default_rng(seed)
         self._left = int(self._draw.integers(1, 60))  # more than max_steps for some
         self._place = self._draw.normal()
         return self._observed(), {}
 
-    def step(self, action):
+    def step(self, action) -> Any:
         assert action in (0, 1) and isinstance(action, int)
         self._place += 0.3 if action else -0.3
         self._left -= 1
@@ -67,7 +68,8 @@ def reaching():
 class Misbehaving(Walk):
     """What goes wrong in the third step, or at once, is said by the seed, if it is below 20."""
 
-    def reset(self, seed=None):
+    def reset(self, seed=0):
+        assert seed is not None
         self._wrong, self._age = seed if seed < 20 else None, 0
         if self._wrong == 1:
             raise KeyError("a key\nof two lines")
@@ -150,7 +152,7 @@ def only_members_fail():
 
 def old_api():
     class Old(Walk):
-        def reset(self, seed=None):
+        def reset(self, seed=0):
             return super().reset(seed=seed)[0]
 
     return Old()
@@ -199,5 +201,7 @@ def a_number():
 
 
 def ours():
-    nothing = lambda *_: None
+    def nothing(*_):
+        raise AssertionError("it is not run")
+
     return Environment("mine", 1, Discrete(2), 5, nothing, nothing)

@@ -74,6 +74,7 @@ def test_pendulum_counts_turns_but_the_reward_does_not():
 @pytest.mark.parametrize("name", MAKERS)
 def test_the_picture_shows_the_lean(name):
     env = MAKERS[name]()
+    assert env.frame
     at = 2 if name == "CartPole-v1" else 0
     size = 4 if name == "CartPole-v1" else 2
     left, right = (env.frame(np.eye(size)[at] * lean) for lean in (-0.4, 0.4))

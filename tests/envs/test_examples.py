@@ -10,13 +10,14 @@ import optax
 
 import springroll as sr
 from springroll.envs.objective import open_objective
-from springroll.envs.python_seeds import pair_seeds
+from springroll.envs.python_calls import pair_seeds
 
 EXAMPLES = Path(__file__).parents[2] / "examples"
 
 
 def example(name):
     spec = spec_from_file_location(f"_example_{name}", EXAMPLES / f"{name}.py")
+    assert spec and spec.loader
     sys.modules[spec.name] = module = module_from_spec(spec)
     spec.loader.exec_module(module)
     return module
@@ -60,12 +61,12 @@ def test_the_program_is_asked_and_learnt():
     objective = open_objective(f"{EXAMPLES / 'external_process.py'}:comfort", workers=2)
     strategy = sr.eggroll(pop_size=16, sigma=0.1, optimizer=optax.adam(0.1))
     state = strategy.init(jax.random.key(0), objective.initial(0))
-    first = objective.centre(state.params, range(8)).mean()
+    first = objective.unperturbed(state.params, range(8)).mean()
     for generation in range(15):
         members = strategy.ask(state)
         seeds = pair_seeds(0, generation, 16, 2, 1)
         fitness, _ = objective.evaluate(state.params, members, seeds)
         state, _ = strategy.tell(state, members, jax.numpy.asarray(fitness))
-    last = objective.centre(state.params, range(8)).mean()
+    last = objective.unperturbed(state.params, range(8)).mean()
     objective.close()
     assert first < -3.5 and last > -1.6

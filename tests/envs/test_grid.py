@@ -79,6 +79,7 @@ def test_mapped_is_one_by_one():
 
 
 def test_picture():
+    assert ENV.frame
     picture = ENV.frame(np.array([0, 24]))
     red, green = picture[10, 10].astype(int), picture[-10, -10].astype(int)
     assert picture.shape == (160, 160, 3)

@@ -16,12 +16,11 @@ from springroll.envs import gymnasium_lockstep
 from springroll.envs.action_choice import choose
 from springroll.envs.environment import Box, Discrete
 from springroll.envs.gymnasium_actor import Acting, Actor, acting_for, seats_for
-from springroll.envs.gymnasium_make import maker
 from springroll.envs.gymnasium_pool import open_gymnasium
-from springroll.envs.gymnasium_worker import Slots
+from springroll.envs.gymnasium_worker import Slots, maker
 from springroll.envs.objective import member_weights
 from springroll.envs.observation_scaling import Scaling
-from springroll.envs.python_seeds import pair_seeds
+from springroll.envs.python_calls import pair_seeds
 from springroll.errors import InputError
 from springroll.models.policy import Policy
 from springroll.tasks.worker import IDLE, Progress
@@ -124,12 +123,12 @@ def test_how_many_processes_and_seats_changes_nothing(walk, state, members, work
 
 def test_the_centre_and_any_actions(walk, state):
     params = jax.tree.map(np.asarray, state.params)
-    found = walk.centre(LINEAR, state.params, np.arange(4))
+    found = walk.unperturbed(LINEAR, state.params, np.arange(4))
     np.testing.assert_allclose(found, [alone(params, s, True)[0] for s in range(4)], rtol=1e-5)
-    drawn = walk.centre(LINEAR, state.params, np.arange(4), deterministic=False)
+    drawn = walk.unperturbed(LINEAR, state.params, np.arange(4), deterministic=False)
     np.testing.assert_allclose(drawn, [alone(params, s)[0] for s in range(4)], rtol=1e-5)
     never = jax.tree.map(lambda x: x + jnp.nan, state.params)
-    anyhow = walk.centre(LINEAR, never, np.arange(4), uniform=True)
+    anyhow = walk.unperturbed(LINEAR, never, np.arange(4), uniform=True)
     assert np.isfinite(anyhow).all() and not np.allclose(anyhow, drawn)
 
 
@@ -143,9 +142,9 @@ def test_weights_are_made_ready_once(walk, state):
             made.append(params)
             return jax.tree.map(lambda x: 2 * x, params)
 
-    found = walk.centre(Doubling(), state.params, np.arange(4), deterministic=False)
+    found = walk.unperturbed(Doubling(), state.params, np.arange(4), deterministic=False)
     twice = jax.tree.map(lambda x: 2 * x, state.params)
-    expected = walk.centre(LINEAR, twice, np.arange(4), deterministic=False)
+    expected = walk.unperturbed(LINEAR, twice, np.arange(4), deterministic=False)
     np.testing.assert_array_equal(found, expected)
     assert len(made) == 1 and acting_for(LINEAR, walk.actions) == acting_for(LINEAR, walk.actions)
 
@@ -168,9 +167,9 @@ def test_real_actions_and_observations_in_parts(state):
     assert pool.actions == Box((-1.0, -2.0), (1.0, 2.0)) and pool.max_steps == 4
     assert pool.observation_size == 7
     say = lambda value: Policy(lambda key: {}, lambda params, x: jnp.full(4, value))
-    found = pool.centre(say(0.5), {}, np.arange(2))
+    found = pool.unperturbed(say(0.5), {}, np.arange(2))
     np.testing.assert_allclose(found, [-4 * (0.25 + 1.0)] * 2)
-    np.testing.assert_allclose(pool.centre(say(7.0), {}, np.arange(1)), [-4 * (1.0 + 4.0)])
+    np.testing.assert_allclose(pool.unperturbed(say(7.0), {}, np.arange(1)), [-4 * (1.0 + 4.0)])
     pool.close()
 
 
@@ -260,11 +259,11 @@ def test_a_killed_process_costs_one_episode(walk):
 def test_what_the_centre_loses_is_begun_again(bad, walk, state, monkeypatch, tmp_path):
     monkeypatch.setenv("DIED", str(tmp_path / "died"))
     pool = opened("dying_once", workers=1)
-    found = pool.centre(LINEAR, state.params, np.arange(4))
-    np.testing.assert_array_equal(found, walk.centre(LINEAR, state.params, np.arange(4)))
+    found = pool.unperturbed(LINEAR, state.params, np.arange(4))
+    np.testing.assert_array_equal(found, walk.unperturbed(LINEAR, state.params, np.arange(4)))
     assert pool.failures.line == "episodes that could not be scored: 1 crashed"
     pool.close()
-    found = bad.centre(LINEAR, state.params, np.array([1000, 3]))
+    found = bad.unperturbed(LINEAR, state.params, np.array([1000, 3]))
     assert np.isnan(found).tolist() == [False, True]
 
 

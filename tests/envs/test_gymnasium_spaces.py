@@ -8,8 +8,8 @@ import numpy as np
 import pytest
 
 from springroll.envs.environment import Box, Discrete, MultiDiscrete
-from springroll.envs.gymnasium_make import maker
 from springroll.envs.gymnasium_spaces import actions_of, flat_of
+from springroll.envs.gymnasium_worker import maker
 from springroll.errors import InputError
 from springroll.program import pip_install
 
@@ -34,7 +34,9 @@ def test_choices():
 
 
 def test_real_numbers_keep_their_shape_and_type():
-    space = has(low=np.float32(-1), high=np.float32([[1, 2]]), shape=(1, 2), dtype=np.float32)
+    space = has(
+        low=np.float32(-1), high=np.array([[1, 2]], np.float32), shape=(1, 2), dtype=np.float32
+    )
     actions, native = actions_of(space)
     assert actions == Box((-1.0, -1.0), (1.0, 2.0))
     (action,) = native(np.array([[0.5, 1.5]], np.float32))

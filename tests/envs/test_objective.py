@@ -16,8 +16,7 @@ import springroll as sr
 from springroll.envs import objective as objective_members
 from springroll.envs.objective import open_objective
 from springroll.envs.objective_weights import packed, shapes, unpacked
-from springroll.envs.python_failures import Failures, reason
-from springroll.envs.python_seeds import pair_seeds
+from springroll.envs.python_calls import Failures, pair_seeds, reason
 from springroll.errors import InputError
 from springroll.evolve.members import evaluate
 from tests.envs import objective_functions as functions
@@ -64,7 +63,7 @@ def test_members_are_scored_with_their_weights_whatever_the_processes(strategy, 
         np.testing.assert_allclose(found, expected, rtol=1e-5)
         assert found.dtype == np.float32 and figures == {"calls": 2 * POP, "unscored": 0}
         assert objective.failures.counts == {} and objective.failures.line == ""
-        centre = objective.centre(state.params, [3, 4, 5])
+        centre = objective.unperturbed(state.params, [3, 4, 5])
         np.testing.assert_allclose(centre, [as_jax(state.params)] * 3, rtol=1e-6)
         objective.close()
 
@@ -95,7 +94,7 @@ def test_calls_are_apart_and_random_numbers_come_from_the_seed(strategy, state):
     assert jax.tree.structure(first) == jax.tree.structure(functions.initial_weights(3))
     np.testing.assert_array_equal(first["a"], functions.initial_weights(3)["a"])
     assert {x.dtype for x in jax.tree.leaves(first)} == {jnp.dtype("float32")}
-    again = objective.centre(first, [0] * 4)
+    again = objective.unperturbed(first, [0] * 4)
     np.testing.assert_allclose(again, [2 * float(first["a"].sum()) + 1.5] * 4, rtol=1e-5)
     objective.close()
     found = []
@@ -128,7 +127,7 @@ def test_a_call_that_fails_costs_its_member(bad, strategy, state, capfd):
     assert "this must not reach the pipe" in capfd.readouterr().err
     moved, metrics = strategy.tell(state, strategy.ask(state), jnp.asarray(found))
     assert int(metrics["dropped"]) == len(wrong) and np.isfinite(moved.params["a"]).all()
-    assert np.isnan(bad.centre(state.params, [0, 2, 0])).tolist() == [False, True, False]
+    assert np.isnan(bad.unperturbed(state.params, [0, 2, 0])).tolist() == [False, True, False]
 
 
 def test_a_killed_process_costs_the_call_it_was_at(strategy, state, monkeypatch, tmp_path):
@@ -136,6 +135,7 @@ def test_a_killed_process_costs_the_call_it_was_at(strategy, state, monkeypatch,
     monkeypatch.setenv("ASLEEP", str(asleep))
     objective = opened("misbehaves", timeout=30.0, workers=1)
     pid = objective._workers[0].pid
+    assert pid is not None
     seeds = np.zeros((POP, 1), np.int64)
     seeds[4] = 10  # says that it sleeps, until it is killed
 
@@ -148,7 +148,9 @@ def test_a_killed_process_costs_the_call_it_was_at(strategy, state, monkeypatch,
     found, _ = objective.evaluate(state.params, strategy.ask(state), seeds)
     assert np.flatnonzero(np.isnan(found)).tolist() == [4]
     assert objective.failures.counts == {"crashed": 1} and objective._workers[0].pid != pid
-    os.kill(objective._workers[0].pid, signal.SIGKILL)  # between calls it costs nobody
+    restarted = objective._workers[0].pid
+    assert restarted is not None
+    os.kill(restarted, signal.SIGKILL)  # between calls it costs nobody
     found, _ = objective.evaluate(state.params, strategy.ask(state), 0 * seeds)
     assert np.isfinite(found).all() or objective.failures.counts["crashed"] == 2
     objective.close()

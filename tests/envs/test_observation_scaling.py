@@ -3,14 +3,14 @@
 import jax.numpy as jnp
 import numpy as np
 
-from springroll.envs.observation_scaling import centred, fresh
+from springroll.envs.observation_scaling import centered_sums, fresh
 
 
 def told(batches):
     scaling = fresh(batches[0].shape[1])
     for batch in batches:
-        sums = centred(jnp.asarray(batch), scaling)
-        scaling = scaling.told(sums, jnp.int32(len(batch)))
+        sums = centered_sums(jnp.asarray(batch), scaling)
+        scaling = scaling.updated(sums, jnp.int32(len(batch)))
     return scaling
 
 

@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 from springroll.envs.python_env import is_python, kind_of, python_environment
-from springroll.envs.python_kind import told
+from springroll.envs.python_worker import kind_of_function
 from springroll.errors import InputError
 
 HERE = Path(__file__)
@@ -34,8 +34,12 @@ def test_kinds(name, kind):
 
 
 def test_what_must_be_given_weights_is_not_called_to_find_out():
-    assert told("f", math.sqrt) == told("f", lambda weights, seed=0: 1 / 0) == {"kind": "objective"}
-    assert told("f", lambda scale=2.0: scale)["failed"][0] == "wrong"
+    assert (
+        kind_of_function("f", math.sqrt)
+        == kind_of_function("f", lambda weights, seed=0: 1 / 0)
+        == {"kind": "objective"}
+    )
+    assert kind_of_function("f", lambda scale=2.0: scale)["failed"][0] == "wrong"
 
 
 @pytest.mark.parametrize(

@@ -6,8 +6,7 @@ import sys
 import pytest
 
 from springroll.envs import suites
-from springroll.envs.catalog import key, keys, known, shown
-from springroll.envs.suites import SIXTEEN, SUITES, environment, listing
+from springroll.envs.suites import SIXTEEN, SUITES, environment, key, keys, known, listing, shown
 from springroll.errors import InputError
 from springroll.program import pip_install
 

@@ -42,6 +42,7 @@ def one_step(es, params=PARAMS, fitness=None):
 
 
 def run(es, state, generations):
+    metrics = {}
     for _ in range(generations):
         members = es.ask(state)
         state, metrics = es.tell(state, members, sr.evaluate(score, state, members, X, Y))
@@ -74,7 +75,7 @@ def test_a_flax_model_learns(make):
         members = es.ask(state)
         return es.tell(state, members, sr.evaluate(fn, state, members, X, Y))
 
-    before = float(fn(params, X, Y))
+    before, metrics = float(fn(params, X, Y)), {}
     for _ in range(60):
         state, metrics = step(state)
     after = float(fn(state.params, X, Y))
@@ -152,7 +153,7 @@ def test_state_is_arrays_only():
 def test_noise_reuse(reuse, groups):
     es = strategy(noise_reuse=reuse)
     state = es.init(jax.random.key(0), PARAMS)
-    drawn = [es.ask(state._replace(generation=jnp.int32(g))).factors["w"][0] for g in range(4)]
+    drawn = [es.ask(state._replace(generation=jnp.int32(g))).drawn()["w"][0] for g in range(4)]
     for a in range(4):
         for b in range(a):
             assert bool((drawn[a] == drawn[b]).all()) == (groups[a] == groups[b])
@@ -252,7 +253,7 @@ def test_open_es_is_full_rank():
     _, members, fitness, new, _ = one_step(
         es, {"w": jnp.zeros((6, 5)), "b": jnp.ones(2)}, jnp.arange(32.0)
     )
-    assert members.factors["w"][0].shape == (16, 6, 5) and "b" not in members.factors
+    assert members.drawn()["w"][0].shape == (16, 6, 5) and "b" not in members.drawn()
     step = np.asarray(new.params["w"])
     values = np.linalg.svd(step, compute_uv=False)
     assert values[-1] > 1e-2 * values[0]

@@ -251,7 +251,7 @@ def test_structure_no_weight_per_member_and_no_float_stack():
     es = strategy()
     state = first_state(es)
     run = jax.jit(lambda params, members: each_member(outputs, params, members, X))
-    text = run.lower(state.params, es.ask(state)).compile().as_text()
+    text = run.lower(state.params, es.ask(state)).compile().as_text() or ""
     shapes = {tuple(map(int, s.split(","))) for s in re.findall(r"f32\[([\d,]+)\]", text)}
     weight = {INNER, WIDTH}
     assert any(weight <= set(s) for s in shapes)  # a layer's, as floats

@@ -59,6 +59,7 @@ def test_a_decoder_writes_what_its_formed_members_write():
     assert len({tuple(tokens) for tokens in got.tolist()}) > 2
 
 
+@pytest.mark.slow  # the decoder above and `models/test_rwkv7_members.py` check the same halves
 def test_an_rwkv7_reads_as_its_formed_members_do():
     model = RWKV7(rwkv7(24, 2, (3, 5, 6, 7), vocab=40, ffn=44, head_dim=12), chunk=4)
     rng = np.random.default_rng(0)

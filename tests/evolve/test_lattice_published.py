@@ -60,6 +60,7 @@ def test_generations_equal_the_slow_model(n_layers, hidden, registers, sigma_shi
     reference, table = slow.Published(sigma_shift), noise_table(0, BITS)
     want, states = slow.as_integers(params), np.zeros((POP, n_layers, hidden), np.int64)
 
+    fitness = jnp.zeros(POP)
     for generation in range(4):
         tokens = texts(rng)
         members = es.ask(state)
@@ -80,7 +81,7 @@ def test_generations_equal_the_slow_model(n_layers, hidden, registers, sigma_shi
         np.testing.assert_array_equal(carry, states)
         jax.tree.map(np.testing.assert_array_equal, state.params, want)
         assert 0 < float(metrics["moved"]) <= 1
-    assert np.abs(carry).max() == 127 and len(set(scores.tolist())) > POP // 2
+    assert np.abs(carry).max() == 127 and len(set(fitness.tolist())) > POP // 2
 
 
 def test_a_generation_of_ties_still_moves_everything_down():

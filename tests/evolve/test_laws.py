@@ -32,14 +32,14 @@ def sine():
     return lambda params: jnp.sin(U @ params["w"] @ V)
 
 
-@pytest.mark.parametrize("rank", [1, 2, 4, 8])
+@pytest.mark.parametrize("rank", [1, 2, pytest.param(4, marks=pytest.mark.slow), 8])
 def test_distance_to_the_gaussian_gradient_is_of_order_one_over_rank(sine, rank):
     """E[<uv^T, E> f] = k (1 + k^2 / r)^(-r/2 - 1), against k exp(-k^2 / 2) for full rank; k = 1."""
     pairs = 1 << 16
     state, members = population({"w": jnp.zeros((8, 8))}, pairs, rank=rank)
     fitness = evaluate(sine, state, members)
     got = float(U @ direction(members, fitness)["w"] @ V) / (2 * pairs)
-    left, right = (np.asarray(x) for x in members.factors["w"])
+    left, right = (np.asarray(x) for x in members.drawn()["w"])
     z = np.einsum("pir,pjr,i,j->p", left, right, U, V) / np.sqrt(rank)
     error = np.std(z * np.sin(z)) / np.sqrt(pairs)
     closed = (1 + 1 / rank) ** (-rank / 2 - 1)
@@ -50,7 +50,7 @@ def test_distance_to_the_gaussian_gradient_is_of_order_one_over_rank(sine, rank)
         assert abs(got - gaussian) > 10 * error  # the test can tell the ranks apart
 
 
-@pytest.mark.parametrize("rank", [1, 3])
+@pytest.mark.parametrize("rank", [pytest.param(1, marks=pytest.mark.slow), 3])
 def test_linear_functions_have_unbiased_gradients(rank):
     """E[E <C, E>] = C at any rank, for low-rank and dense leaves alike."""
     rng = np.random.default_rng(0)
@@ -64,10 +64,10 @@ def test_linear_functions_have_unbiased_gradients(rank):
     fitness = evaluate(linear, state, members)
     total = direction(members, fitness)
     per_pair = np.asarray(fitness[0::2] - fitness[1::2]) / (2 * sigma)
-    left, right = (np.asarray(x) for x in members.factors["w"])
+    left, right = (np.asarray(x) for x in members.drawn()["w"])
     noise = {
         "w": np.einsum("pir,pjr->pij", left, right) / np.sqrt(rank),
-        "b": members.factors["b"][0],
+        "b": members.drawn()["b"][0],
     }
     for path, want in c.items():
         got = np.asarray(total[path]) / (2 * pairs * sigma)
@@ -94,7 +94,7 @@ def test_rank_of_the_update(pairs, rank, want):
     assert (values > 1e-4 * values[0]).sum() == want == min(pairs * rank, 8, 9)
 
 
-@pytest.mark.parametrize("dim", [16, 64])
+@pytest.mark.parametrize("dim", [pytest.param(16, marks=pytest.mark.slow), 64])
 def test_bias_on_cubics_is_sigma_squared_times_dimension(dim):
     """f = a.x + (u.x) |x|^2 / 6: its gradient is off by sigma^2 (d + 2) / 6 u."""
     pairs, sigma = 1 << 15, 0.3
@@ -114,4 +114,4 @@ def test_bias_on_cubics_is_sigma_squared_times_dimension(dim):
 def test_epochs_draw_other_directions():
     _, first = population({"w": jnp.zeros((6, 5))}, 4)
     _, second = population({"w": jnp.zeros((6, 5))}, 4, epoch=1)
-    assert not np.allclose(first.factors["w"][0], second.factors["w"][0])
+    assert not np.allclose(first.drawn()["w"][0], second.drawn()["w"][0])

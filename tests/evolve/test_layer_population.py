@@ -15,6 +15,7 @@ from springroll.evolve.lattice_published import published
 from springroll.evolve.layer_population import check_elementwise, layer_of, rest_of
 from springroll.evolve.roles import describe
 from springroll.evolve.step import stored
+from springroll.evolve.strategy import Parts
 
 LAYERS, P = 3, 4
 SEED = jnp.array([5, 6], jnp.uint32)
@@ -81,14 +82,19 @@ def test_bfloat16_is_rounded_as_in_the_stack():
         jax.tree.map(np.testing.assert_array_equal, part, one(whole))
 
 
+def population_of(es):
+    assert isinstance(es.parts, Parts)
+    return es.parts.population
+
+
 def test_a_population_of_a_part_draws_within_its_budget():
     es = sr.eggroll(pop_size=2 * P, sigma=0.1, noise_budget_bytes=200)
-    whole = es.parts.population.perturbation(PARAMS)
-    part = es.parts.population.of_part(layer_of(whole, "blocks"))
-    assert not part.known.stored and part.known.pairs_per_chunk == 1
+    whole = population_of(es).perturbation(PARAMS)
+    part = population_of(es).of_part(layer_of(whole, "blocks"))
+    assert part.known and not part.known.stored and part.known.pairs_per_chunk == 1
     assert part.perturbation(None) is part.known
-    roomy = sr.eggroll(pop_size=2 * P, sigma=0.1).parts.population.of_part(rest_of(whole, "blocks"))
-    assert not roomy.known.stored and roomy.known.pairs_per_chunk is None
+    roomy = population_of(sr.eggroll(pop_size=2 * P, sigma=0.1)).of_part(rest_of(whole, "blocks"))
+    assert roomy.known and not roomy.known.stored and roomy.known.pairs_per_chunk is None
 
 
 OPTIMIZERS = {
@@ -113,7 +119,7 @@ def test_optimizers_that_mix_numbers_are_told(name):
 def test_who_cannot_be_parted_says_why():
     assert "step of all parameters" in sr.eggroll(pop_size=2, sigma=1, max_step_ratio=0.1).parts
     assert "order of all parameters" in published(pop_size=2, table_bits=8).parts
-    assert lattice(pop_size=4).parts.population.pop_size == 4
+    assert population_of(lattice(pop_size=4)).pop_size == 4
     other = dataclasses.replace(describe(PARAMS, rank=1), draw_leaf=lambda *_: ())
     with pytest.raises(InputError, match="cannot be drawn for one layer"):
         layer_of(other, "blocks")

@@ -162,7 +162,7 @@ def hlo(members, **options):
         has_aux=True,
         **options,
     )
-    return jax.jit(call).lower(PARAMS, members).compile().as_text()
+    return jax.jit(call).lower(PARAMS, members).compile().as_text() or ""
 
 
 def test_structure_no_weight_per_member():

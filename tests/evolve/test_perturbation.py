@@ -106,9 +106,9 @@ def test_what_is_no_roles_is_refused():
 
     for options in ({"roles": Plan()}, {"plan": Plan()}):
         with pytest.raises(InputError, match=r"roles is a .*Plan; expected what sr.discover"):
-            sr.eggroll(pop_size=4, sigma=0.1, **options)
+            sr.eggroll(pop_size=4, sigma=0.1, **options)  # type: ignore[arg-type]
     with pytest.raises(InputError, match="the role of 'w' is 3; expected 'frozen', 'dense'"):
-        sr.lattice(pop_size=4, roles={"w": 3})
+        sr.lattice(pop_size=4, roles={"w": 3})  # type: ignore[arg-type]
 
 
 def test_factor_shapes_put_pairs_behind_the_stacked_axes():

@@ -48,7 +48,7 @@ def population(rank):
     return jax.jit(Members.keep_factors)(members)
 
 
-@pytest.mark.parametrize("rank", [1, 2])
+@pytest.mark.parametrize("rank", [pytest.param(1, marks=pytest.mark.slow), 2])
 def test_members_with_split_layers_are_members(rank):
     weights, groups = params(), population(rank).groups()
 

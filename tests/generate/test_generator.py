@@ -95,6 +95,7 @@ def test_drawn_tokens_depend_on_seed_member_and_prompt_alone():
     one = generator(**drawn, segment=4).run(params, members, PROMPTS, seed=3)
     other = generator(**drawn, rows=4, segment=4).run(params, members, PROMPTS, seed=3)
     same(one, other)
+    assert one.log_probabilities is not None and other.log_probabilities is not None
     np.testing.assert_allclose(one.log_probabilities, other.log_probabilities, atol=1e-4)
     again = generator(**drawn, rows=4, segment=4).run(params, members, PROMPTS, seed=4)
     assert (again.tokens != one.tokens).any()
@@ -103,6 +104,7 @@ def test_drawn_tokens_depend_on_seed_member_and_prompt_alone():
 def test_log_probabilities_are_those_of_the_whole_text():
     model, params, _ = tiny()
     got = generator(temperature=0.7, log_probabilities=True).run(params, None, PROMPTS[:1], seed=1)
+    assert got.log_probabilities is not None
     n = int(got.lengths[0, 0] + got.finished[0, 0])
     text = np.r_[PROMPTS[0], got.tokens[0, 0, :n]].astype(np.int32)
     logits = model.apply(params, jnp.asarray(text)[None])[0, len(PROMPTS[0]) - 1 : -1]
@@ -118,7 +120,7 @@ def test_short_floats_decode_with_float32_logits():
     run = _Run(writer, short, members, PROMPTS[:1], 0, 0, 1)
     assert {x.dtype for x in jax.tree.leaves(run.memory)} == {jnp.dtype(jnp.bfloat16)}
     got = run.finish()
-    assert got.log_probabilities.dtype == np.float32
+    assert got.log_probabilities is not None and got.log_probabilities.dtype == np.float32
     assert np.isfinite(got.log_probabilities).all() and (got.log_probabilities <= 0).all()
 
 
@@ -159,9 +161,10 @@ def test_the_memory_is_written_in_place_and_weights_meet_all_rows_at_once():
     run.slots.fill(run.waiting)
     run._bind()
     groups, rows = run.slots.job.shape[0], run.slots.job.size
-    static = (run.program, groups, 4, run.apart, run.thin, run.draw)
-    lowered = programs.write_on.lower(*static, jnp.int32(0), run.clock, run.memory, run.rows)
-    text = lowered.compile().as_text()
+    lowered = programs.write_on.lower(  # type: ignore[attr-defined]
+        run.program, 4, run.writer, jnp.int32(0), run.clock, run.memory, run.rows
+    )
+    text = lowered.compile().as_text() or ""
     ring = f"f32[1,{rows},2,32,16]"
     assert f"{ring}{{4,3,2,1,0}} dynamic-update-slice" in text
     body = [line for line in text.splitlines() if f"= {ring}" in line]

@@ -23,15 +23,15 @@ class Counting(NamedTuple):
         left = tokens[:, -1]
         return self._logits(params, left), left[None]
 
-    def admit(self, memory, found, rows, clock):
-        return memory.at[:, rows].set(found, mode="drop")
+    def admit(self, memory, entries, rows, clock):
+        return memory.at[:, rows].set(entries, mode="drop")
 
     def step(self, params, tokens, memory, seen, clock):
         left = memory[0] - 1
         return self._logits(params, left), left[None]
 
-    def keep(self, memory, found, clock):
-        return found
+    def keep(self, memory, entries, clock):
+        return entries
 
     def _logits(self, params, left):
         x = jnp.stack([left <= 0, left > 0], axis=-1).astype(jnp.float32)

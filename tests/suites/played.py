@@ -6,10 +6,9 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from springroll.envs.catalog import known
 from springroll.envs.environment import Environment
 from springroll.envs.suite_calls import foreign
-from springroll.envs.suites import environment
+from springroll.envs.suites import environment, known
 from tests.envs.episodes_of import Played, play, step_key
 from tests.suites import suites_alone
 from tests.suites.suites_alone import compiled

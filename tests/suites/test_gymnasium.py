@@ -20,7 +20,7 @@ def test_returns_are_those_of_its_own_loop(id, steps):
     shape = (pool.observation_size, pool.actions.outputs)
     params = jax.random.normal(jax.random.key(0), shape) * 0.1
     policy = Policy(lambda key: params, lambda params, x: x @ params)
-    found = pool.centre(policy, params, np.arange(3), deterministic=False)
+    found = pool.unperturbed(policy, params, np.arange(3), deterministic=False)
     pool.close()
     draw = jax.jit(lambda x, key: choose(pool.actions, x @ params, key))
     for seed in range(3):

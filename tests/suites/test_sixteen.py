@@ -7,9 +7,8 @@ import jax
 import numpy as np
 import pytest
 
-from springroll.envs.catalog import known
 from springroll.envs.frames import draw
-from springroll.envs.suites import SIXTEEN, SUITES, environment
+from springroll.envs.suites import SIXTEEN, SUITES, environment, known
 from springroll.errors import InputError
 from tests.suites.played import STEPS, check_against_its_suite, check_episode, check_spaces, played
 

@@ -1,6 +1,17 @@
+from .environment import Actions as Actions
 from .environment import Box as Box
 from .environment import Discrete as Discrete
 from .environment import Environment as Environment
+from .environment import EnvState as EnvState
 from .environment import MultiDiscrete as MultiDiscrete
 from .environment import Step as Step
+from .gymnasium_pool import GymnasiumPool as GymnasiumPool
+from .gymnasium_pool import open_gymnasium as open_gymnasium
+from .objective import Objective as Objective
+from .objective import open_objective as open_objective
+from .observation_scaling import Scaling as Scaling
+from .rollout import Episodes as Episodes
 from .rollout import Rollout as Rollout
+from .rollout import episode_keys as episode_keys
+from .rollout import population_episodes as population_episodes
+from .rollout import unperturbed_episodes as unperturbed_episodes

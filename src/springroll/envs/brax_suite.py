@@ -13,9 +13,9 @@ import jax.numpy as jnp
 import numpy as np
 from jax import Array
 
-from springroll.envs.catalog import shown
-from springroll.envs.environment import Box, Environment, Step
+from springroll.envs.environment import Box, Environment, EnvState, Step
 from springroll.envs.suite_calls import arrays, flat_size, foreign, imported, raw, version
+from springroll.envs.suites import shown
 
 # brax's stand-in for its own tests, and one that calls jax in a way of before 0.10
 NOT_OFFERED = {"fast", "swimmer"}
@@ -36,18 +36,18 @@ def build(name: str, max_steps: int = 1000, backend: str = "generalized") -> Env
     env = _environments().get_environment(name, backend=backend)
 
     @foreign
-    def reset(key: Array) -> tuple[Any, Array]:
+    def reset(key: Array) -> tuple[EnvState, Array]:
         state = arrays(env.reset(raw(key)))
         return state, state.obs
 
     @foreign
-    def step(key: Array, state: Any, action: Array) -> Step:
+    def step(key: Array, state: EnvState, action: Array) -> Step:
         del key  # brax keeps its own where it needs one
         state = arrays(env.step(state, action))
         return Step(state, state.obs, state.reward, state.done > 0, jnp.bool_(False))
 
     @foreign
-    def animate(states: list[Any]) -> list[np.ndarray]:
+    def animate(states: list[EnvState]) -> list[np.ndarray]:
         bodies = [state.pipeline_state for state in states]
         return list(imported("brax.io.image").render_array(env.sys, bodies))
 

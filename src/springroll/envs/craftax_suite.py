@@ -12,9 +12,9 @@ import jax.numpy as jnp
 import numpy as np
 from jax import Array
 
-from springroll.envs.catalog import shown
-from springroll.envs.environment import Discrete, Environment, Step
+from springroll.envs.environment import Discrete, Environment, EnvState, Step
 from springroll.envs.suite_calls import flat, foreign, imported, quiet, raw, version
+from springroll.envs.suites import shown
 
 PIXELS = 16  # of a block in a picture; Craftax has textures of 64, 16 and others
 
@@ -38,12 +38,12 @@ def build(name: str, max_steps: int | None = None) -> Environment:
         params = params.replace(max_timesteps=max_steps)
 
     @foreign
-    def reset(key: Array) -> tuple[Any, Array]:
+    def reset(key: Array) -> tuple[EnvState, Array]:
         observation, state = env.reset_env(raw(key), params)
         return state, flat(observation)
 
     @foreign
-    def step(key: Array, state: Any, action: Array) -> Step:
+    def step(key: Array, state: EnvState, action: Array) -> Step:
         observation, state, reward, done, _ = env.step_env(raw(key), state, action, params)
         late = state.timestep >= params.max_timesteps
         return Step(state, flat(observation), jnp.float32(reward), done & ~late, late)
@@ -56,7 +56,7 @@ def build(name: str, max_steps: int | None = None) -> Environment:
             return jax.jit(make(PIXELS))
 
     @foreign
-    def frame(state: Any) -> np.ndarray:
+    def frame(state: EnvState) -> np.ndarray:
         picture = np.asarray(renderer()(state))
         return np.clip(picture * (255 if picture.max() <= 1 else 1), 0, 255).astype(np.uint8)
 

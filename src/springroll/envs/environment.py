@@ -9,9 +9,12 @@ The actions an environment takes.
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any, NamedTuple
+from typing import NamedTuple, TypeAlias
 
+import numpy as np
 from jax import Array
+
+from springroll.trees import PyTree
 
 
 @dataclass(frozen=True)
@@ -67,13 +70,14 @@ class Box:
 Actions = Discrete | MultiDiscrete | Box
 
 
-State = Any  # pytree of arrays
+EnvState: TypeAlias = PyTree
+"""What an environment carries from step to step; arrays of any structure."""
 
 
 class Step(NamedTuple):
     """What one step leads to."""
 
-    state: State
+    state: EnvState
     observation: Array  # (observation_size,) float32
     reward: Array  # () float32
     terminated: Array  # () bool: the task itself is over
@@ -91,16 +95,16 @@ class Environment:
     actions: Actions
     max_steps: int
     """Steps of an episode at most."""
-    reset: Callable[[Array], tuple[State, Array]]
+    reset: Callable[[Array], tuple[EnvState, Array]]
     """`reset(key)`: the first state and observation."""
-    step: Callable[[Array, State, Array], Step]
+    step: Callable[[Array, EnvState, Array], Step]
     """`step(key, state, action)`; the action as `actions` says."""
-    action_mask: Callable[[State], Array] | None = None
+    action_mask: Callable[[EnvState], Array] | None = None
     """`action_mask(state)`: which actions are allowed, bool, of the shape of the logits; None
     where all of them always are."""
-    frame: Callable[[State], Any] | None = None
+    frame: Callable[[EnvState], np.ndarray] | None = None
     """`frame(state)`: a picture, (height, width, 3) uint8; on the host, of one state."""
-    animate: Callable[[list[State]], list[Any]] | None = None
+    animate: Callable[[list[EnvState]], list[np.ndarray]] | None = None
     """The same for suites that draw whole episodes: states to pictures. One of the two or none."""
     version: str = ""
     """The suite and its version, such as "navix 0.7.4": a run goes on with the same one only."""

@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 
 from springroll.atomic import replacing
-from springroll.envs.environment import Environment, State
+from springroll.envs.environment import Environment, EnvState
 from springroll.errors import InputError
 
 SMALLEST = 256  # the longer side, about
@@ -20,7 +20,7 @@ class NoPicture(InputError):
     """An environment cannot be drawn here; the message says why. A run goes on without."""
 
 
-def draw(environment: Environment, states: Sequence[State]) -> list[np.ndarray]:
+def draw(environment: Environment, states: Sequence[EnvState]) -> list[np.ndarray]:
     """One picture per state, each (height, width, 3) uint8. The states are on the host or device.
 
     Raises:

@@ -7,7 +7,7 @@ beside them; the number of seats is a power of two, so that few programs are com
 import functools
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any, NamedTuple
+from typing import Generic, NamedTuple, TypeVar
 
 import jax
 import jax.numpy as jnp
@@ -19,12 +19,14 @@ from springroll.envs.environment import Actions
 from springroll.envs.observation_scaling import Scaling
 from springroll.evolve.members import Members
 from springroll.evolve.rows import PreparedRows, prepare_rows
+from springroll.models.policy import Policy, PolicyNetwork
 from springroll.trees import PyTree
 
+Seats = TypeVar("Seats")  # what an actor keeps for the rows it acts for
 FEWEST = 64  # seats; with fewer, products are added up in another order and the last bit differs
 
 
-def _as_they_are(params: Any) -> Any:
+def _as_they_are(params: PyTree) -> PyTree:
     return params
 
 
@@ -32,28 +34,32 @@ def _as_they_are(params: Any) -> Any:
 class Acting:
     """How actions are chosen; hashable, so that programs are compiled once for equal ones."""
 
-    apply: Callable[[Any, Array], Array]
+    apply: Callable[[PyTree, Array], Array]
     actions: Actions
     deterministic: bool = False  # the likeliest action instead of a drawn one
     uniform: bool = False  # any action, whatever the policy says
-    ready: Callable[[Any], Any] = _as_they_are  # weights as `apply` multiplies them
+    ready: Callable[[PyTree], PyTree] = _as_they_are  # weights as `apply` multiplies them
 
 
 def acting_for(
-    policy: Any, actions: Actions, *, deterministic: bool = False, uniform: bool = False
+    policy: Policy | PolicyNetwork,
+    actions: Actions,
+    *,
+    deterministic: bool = False,
+    uniform: bool = False,
 ) -> Acting:
     """How a policy acts; if it has `ready`, weights are made so once and not in every step."""
     ready = getattr(policy, "ready", _as_they_are)
     return Acting(policy.apply, actions, deterministic, uniform, ready)
 
 
-class Actor(NamedTuple):
-    """Who acts. Made by `population_actor` and `centre_actor`."""
+class Actor(NamedTuple, Generic[Seats]):
+    """Who acts. Made by `population_actor` and `unperturbed_actor`."""
 
-    seat: Callable[[np.ndarray], Any]
+    seat: Callable[[np.ndarray], Seats]
     """`seat(rows)`: what `act` needs for these rows (seats,)."""
-    act: Callable[[Any, np.ndarray, np.ndarray, np.ndarray], Any]
-    """`act(seated, observations (seats, size), seeds (seats,), times (seats,))`: actions
+    act: Callable[[Seats, np.ndarray, np.ndarray, np.ndarray], Array | np.ndarray]
+    """`act(seats, observations (seats, size), seeds (seats,), times (seats,))`: actions
     (seats, ...), as the environments' `actions` say."""
 
 
@@ -63,30 +69,31 @@ def seats_for(rows: int) -> int:
 
 
 def population_actor(
-    acting: Acting, params: Any, members: Members, episodes: int, scaling: Scaling | None = None
-) -> Actor:
+    acting: Acting, params: PyTree, members: Members, episodes: int, scaling: Scaling | None = None
+) -> Actor[PreparedRows]:
     """Row `i * episodes + e` is the e-th episode of member i; its action depends on the member, the
     observation, and on the episode's seed and time, from which it is drawn.
     """
     signs = np.asarray(members.perturbation.signs, np.float32)
     params = acting.ready(params)
 
-    def seat(rows: np.ndarray) -> Any:
+    def seat(rows: np.ndarray) -> PreparedRows:
         member = rows // episodes
         pair = jnp.asarray(member // len(signs), jnp.int32)
         return _seated(params, members, pair, jnp.asarray(signs[member % len(signs), None]))
 
-    def act(seated: Any, observations: Any, seeds: Any, times: Any) -> Array:
-        rows = (observations, seeds, times)
-        return _population(acting, scaling, seated, rows)
+    def act(seats: PreparedRows, *rows: np.ndarray) -> Array:
+        return _population(acting, scaling, seats, rows)
 
     return Actor(seat, act)
 
 
-def centre_actor(acting: Acting, params: Any, scaling: Scaling | None = None) -> Actor:
+def unperturbed_actor(
+    acting: Acting, params: PyTree, scaling: Scaling | None = None
+) -> Actor[None]:
     """The weights themselves, in every row."""
     params = acting.ready(params)
-    act = lambda _, *rows: _centre(acting, params, scaling, *rows)
+    act = lambda _, *rows: _unperturbed(acting, params, scaling, *rows)
     return Actor(lambda rows: None, act)
 
 
@@ -109,9 +116,9 @@ def _population(
 
 
 @functools.partial(jax.jit, static_argnums=0)
-def _centre(
+def _unperturbed(
     acting: Acting,
-    params: Any,
+    params: PyTree,
     scaling: Scaling | None,
     observations: Array,
     seeds: Array,

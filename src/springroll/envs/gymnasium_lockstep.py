@@ -12,18 +12,20 @@ from typing import NamedTuple
 import numpy as np
 
 from springroll.envs.gymnasium_actor import Actor, seats_for
-from springroll.envs.python_failures import Failures
+from springroll.envs.python_calls import Failures
 from springroll.tasks.worker import IDLE, Message, Worker, WorkerLost
 
 GIVE_UP = 32  # processes lost one after the other, without a single answer
 
 
-class Told(NamedTuple):
+class EpisodeResults(NamedTuple):
     """What came of every row."""
 
     returns: np.ndarray  # (rows,) float32, sums of rewards; NaN where the episode failed
     lengths: np.ndarray  # (rows,) int32, steps; 0 where it failed
-    sums: np.ndarray  # (rows, 2, size) float32, see `observed.centred`; size 0 if not asked for
+    sums: (
+        np.ndarray
+    )  # (rows, 2, size) float32, see `observation_scaling.centered_sums`; size 0 if not asked for
     failures: Failures
 
 
@@ -71,7 +73,7 @@ class Lockstep:
         self._failures = Failures("episodes")
         self._in_vain = 0  # processes lost since the last answer
 
-    def run(self) -> Told:
+    def run(self) -> EpisodeResults:
         """Until all episodes are over."""
         while self._waiting or self._live.any():
             if self._due():
@@ -81,7 +83,7 @@ class Lockstep:
         failed = np.isnan(self._returns)
         self._lengths[failed], self._sums[failed] = 0, 0
         returns = self._returns.astype(np.float32)
-        return Told(returns, self._lengths, self._sums, self._failures)
+        return EpisodeResults(returns, self._lengths, self._sums, self._failures)
 
     def _due(self) -> bool:
         """Whether seats are to be given anew: a quarter is free for others, or half for nobody."""
@@ -143,9 +145,9 @@ class Lockstep:
             except WorkerLost as lost:
                 self._lost(index, lost)
                 continue
-            self._told(what, seats[mine], answer, payload)
+            self._take_answer(what, seats[mine], answer, payload)
 
-    def _told(self, what: str, seats: np.ndarray, answer: Message, payload: bytes) -> None:
+    def _take_answer(self, what: str, seats: np.ndarray, answer: Message, payload: bytes) -> None:
         """Take in what a process answered for these seats."""
         self._in_vain = 0
         count, rows, at = len(seats), self._row[seats], 0

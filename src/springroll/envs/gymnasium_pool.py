@@ -17,16 +17,18 @@ from springroll.envs.gymnasium_actor import (
     Acting,
     Actor,
     acting_for,
-    centre_actor,
     population_actor,
+    unperturbed_actor,
 )
-from springroll.envs.gymnasium_lockstep import Lockstep, Told
+from springroll.envs.gymnasium_lockstep import EpisodeResults, Lockstep
 from springroll.envs.observation_scaling import Scaling
-from springroll.envs.python_failures import Failures, reason
+from springroll.envs.python_calls import Failures, reason
 from springroll.errors import InputError
 from springroll.evolve.members import Members
+from springroll.models.policy import Policy, PolicyNetwork
 from springroll.tasks.records import file_digest
 from springroll.tasks.worker import Message, Worker, WorkerLost, end_all
+from springroll.trees import PyTree
 
 SEATS = 512  # episodes at once
 
@@ -59,14 +61,14 @@ class GymnasiumPool:
 
     def evaluate(
         self,
-        policy: Any,
-        params: Any,
+        policy: Policy | PolicyNetwork,
+        params: PyTree,
         members: Members,
         seeds: np.ndarray,
         *,
         deterministic: bool = False,
         scaling: Scaling | None = None,
-    ) -> tuple[np.ndarray, dict[str, Any]]:
+    ) -> tuple[np.ndarray, dict[str, float]]:
         """The mean return of every member's episodes.
 
         Args:
@@ -85,10 +87,10 @@ class GymnasiumPool:
         acting = acting_for(policy, self.actions, deterministic=deterministic)
         return self.scored(self.episodes(acting, params, members, seeds, scaling=scaling))
 
-    def centre(
+    def unperturbed(
         self,
-        policy: Any,
-        params: Any,
+        policy: Policy | PolicyNetwork,
+        params: PyTree,
         seeds: np.ndarray,
         *,
         deterministic: bool = True,
@@ -102,27 +104,27 @@ class GymnasiumPool:
         """
         how = {"deterministic": deterministic, "uniform": uniform}
         acting = acting_for(policy, self.actions, **how)
-        actor, seeds = centre_actor(acting, params, scaling), np.asarray(seeds)
-        told = self._run(actor, seeds)
-        self.failures.merge(told.failures)
-        again = np.isnan(told.returns)
+        actor, seeds = unperturbed_actor(acting, params, scaling), np.asarray(seeds)
+        results = self._run(actor, seeds)
+        self.failures.merge(results.failures)
+        again = np.isnan(results.returns)
         if again.any():
-            told.returns[again] = self._run(actor, seeds[again]).returns
-        return told.returns
+            results.returns[again] = self._run(actor, seeds[again]).returns
+        return results.returns
 
     def episodes(
         self,
         acting: Acting,
-        params: Any,
+        params: PyTree,
         members: Members,
         seeds: np.ndarray,
         *,
         scaling: Scaling | None = None,
         counting: bool = False,
-    ) -> Told:
+    ) -> EpisodeResults:
         """What came of every member's episodes, arrays (N, episodes, ...).
 
-        With `counting` observations are summed up as `observed.centred` says.
+        With `counting` observations are summed up as `observation_scaling.centered_sums` says.
         """
         count, each = seeds.shape
         if count != members.size:
@@ -131,30 +133,38 @@ class GymnasiumPool:
         mean = np.zeros(self.observation_size, np.float32)
         if scaling is not None:
             mean = np.asarray(scaling.mean)
-        told = self._run(actor, seeds.reshape(-1), mean if counting else None)
+        results = self._run(actor, seeds.reshape(-1), mean if counting else None)
         shaped = lambda x: x.reshape(count, each, *x.shape[1:])
-        return Told(shaped(told.returns), shaped(told.lengths), shaped(told.sums), told.failures)
+        return EpisodeResults(
+            shaped(results.returns), shaped(results.lengths), shaped(results.sums), results.failures
+        )
 
-    def scored(self, told: Told) -> tuple[np.ndarray, dict[str, Any]]:
-        """Fitness and figures of what `episodes` told, see `evaluate`."""
-        self.failures.merge(told.failures)
-        lost = np.isnan(told.returns)
+    def scored(self, results: EpisodeResults) -> tuple[np.ndarray, dict[str, float]]:
+        """Fitness and figures of what `episodes` returned, see `evaluate`."""
+        self.failures.merge(results.failures)
+        lost = np.isnan(results.returns)
         if lost.any(axis=1).all() and not self._scored:
-            raise InputError(f"{self.name} could not score a single member: {told.failures.kinds}")
+            raise InputError(
+                f"{self.name} could not score a single member: {results.failures.kinds}"
+            )
         self._scored = True
         figures = {
-            "env_steps": int(told.lengths.sum()),
-            "train_return": float(np.nanmean(told.returns)) if not lost.all() else float("nan"),
-            "train_length": float(told.lengths[~lost].mean()) if not lost.all() else float("nan"),
+            "env_steps": int(results.lengths.sum()),
+            "train_return": float(np.nanmean(results.returns)) if not lost.all() else float("nan"),
+            "train_length": float(results.lengths[~lost].mean())
+            if not lost.all()
+            else float("nan"),
             "unscored": int(lost.any(axis=1).sum()),
         }
-        return told.returns.mean(axis=1, dtype=np.float32), figures
+        return results.returns.mean(axis=1, dtype=np.float32), figures
 
     def close(self) -> None:
         """End the processes."""
         end_all(self._workers)
 
-    def _run(self, actor: Actor, seeds: np.ndarray, counted: np.ndarray | None = None) -> Told:
+    def _run(
+        self, actor: Actor, seeds: np.ndarray, counted: np.ndarray | None = None
+    ) -> EpisodeResults:
         return Lockstep(
             self._workers,
             actor,
@@ -213,7 +223,7 @@ def open_gymnasium(
     return GymnasiumPool(name, pool, slots, seats, described)
 
 
-def _actions(described: list[Any]) -> Actions:
+def _actions(described: Sequence[Any]) -> Actions:
     kind, *what = described
     if kind == "box":
         return Box(*(tuple(bounds) for bounds in what))

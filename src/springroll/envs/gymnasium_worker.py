@@ -11,20 +11,24 @@ Every environment has a slot. Payloads are raw arrays, one behind the other, one
 Of environments that failed the answer also says how: {"failed": [[place, kind, line], ...]}.
 """
 
+import difflib
 import math
 import numbers
-from typing import Any
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any, Protocol
 
 import numpy as np
 
 from springroll.envs.environment import Actions, Box, Discrete
-from springroll.envs.gymnasium_make import Maker, maker
 from springroll.envs.gymnasium_spaces import actions_of, flat_of
 from springroll.errors import InputError
-from springroll.tasks.user_code import raised_line
+from springroll.program import pip_install
+from springroll.tasks.user_code import named_function, raised_line
 from springroll.tasks.worker import Message, Progress, serve
 
 USUAL_STEPS = 1000  # of an episode, where the environment knows no end
+PREFIX = "gymnasium-"  # of an id that Gymnasium's registry knows
 
 
 def main(progress: Progress, name: str, slots: str, timeout: str) -> None:
@@ -33,12 +37,24 @@ def main(progress: Progress, name: str, slots: str, timeout: str) -> None:
     serve(lambda: Slots(maker(name), progress), limit)
 
 
+class GymEnvironment(Protocol):
+    """What an environment must offer."""
+
+    action_space: Any  # a space of any library, see `gymnasium_spaces`
+
+    def reset(self, *, seed: int) -> tuple[Any, dict[str, Any]]: ...
+    def step(self, action: Any) -> tuple[Any, float, bool, bool, dict[str, Any]]: ...
+
+
+Failed = tuple[int, str, str]  # place in the request, kind of failure, what to say of it
+
+
 class Slots:
     """Environments by slot, made when they are first reset and again after they failed."""
 
-    def __init__(self, made: Maker, progress: Progress) -> None:
-        self._maker, self._progress = made, progress
-        self._environments: dict[int, Any] = {}
+    def __init__(self, maker: "Maker", progress: Progress) -> None:
+        self._maker, self._progress = maker, progress
+        self._environments: dict[int, GymEnvironment] = {}
         self._size: int | None = None  # of an observation, once it is known
 
     def __call__(self, request: Message, payload: bytes) -> tuple[Message, bytes]:
@@ -75,7 +91,7 @@ class Slots:
             "file": self._maker.file,
         }
 
-    def _at(self, slot: int) -> Any:
+    def _at(self, slot: int) -> GymEnvironment:
         """The environment in a slot."""
         if slot not in self._environments:
             self._progress.begin(slot)
@@ -92,7 +108,7 @@ class Slots:
         slots = np.frombuffer(payload, np.int32, count).tolist()
         seeds = np.frombuffer(payload, np.int64, count, 4 * count).tolist()
         observations = np.zeros((count, self._size or 0), np.float32)
-        failed: list[Any] = []
+        failed: list[Failed] = []
         for place, (slot, seed) in enumerate(zip(slots, seeds, strict=True)):
             self._progress.begin(slot)
             try:
@@ -111,7 +127,7 @@ class Slots:
             actions = actions[:, 0]
         observations = np.zeros((count, self._size or 0), np.float32)
         rewards, ended = np.zeros(count), np.zeros(count, np.uint8)
-        failed: list[Any] = []
+        failed: list[Failed] = []
         for place, (slot, action) in enumerate(zip(slots, self._native(actions), strict=True)):
             self._progress.begin(slot)
             try:
@@ -125,14 +141,14 @@ class Slots:
         parts = (rewards, ended, observations)
         return {"failed": failed} if failed else {}, b"".join(x.tobytes() for x in parts)
 
-    def _given_up(self, place: int, slot: int, error: BaseException) -> list[Any]:
+    def _given_up(self, place: int, slot: int, error: BaseException) -> Failed:
         """What to say of an environment that failed; the next episode gets a new one."""
         self._environments.pop(slot, None)
         if isinstance(error, InputError):
-            return [place, "wrong", str(error)]
+            return place, "wrong", str(error)
         if isinstance(error, _Wrong):
-            return [place, error.kind, error.line]
-        return [place, "raised", raised_line(error)]
+            return place, error.kind, error.line
+        return place, "raised", raised_line(error)
 
     def _observed(self, reset: Any) -> np.ndarray:
         if not isinstance(reset, tuple) or len(reset) != 2:
@@ -185,9 +201,50 @@ def _any_action(actions: Actions) -> np.ndarray:
     return np.zeros(1 if isinstance(actions, Discrete) else (1, len(actions.counts)), np.int32)
 
 
-def _as_json(actions: Actions) -> list[Any]:
+def _as_json(actions: Actions) -> list[str | int | tuple[int, ...] | tuple[float, ...]]:
     if isinstance(actions, Box):
         return ["box", actions.low, actions.high]
     if isinstance(actions, Discrete):
         return ["discrete", actions.count]
     return ["multi-discrete", actions.counts]
+
+
+@dataclass(frozen=True)
+class Maker:
+    """What makes an environment: a registered id, or a function of the user's."""
+
+    name: str
+    make: Callable[[], GymEnvironment]
+    version: str = ""  # of gymnasium, where that makes it
+    file: str = ""  # the source, where a function of the user's makes it
+
+
+def maker(name: str) -> Maker:
+    """What makes the environment `gymnasium-ID`, `module:function` or `file.py:function`.
+
+    Raises:
+        InputError: there is none, or gymnasium is not installed.
+    """
+    if name.startswith(PREFIX):
+        return _registered(name)
+    module, function = named_function(name, "the environment")
+    return Maker(name, function, file=getattr(module, "__file__", None) or "")
+
+
+def _registered(name: str) -> Maker:
+    try:
+        import gymnasium
+    except ModuleNotFoundError as error:
+        if error.name != "gymnasium":
+            raise
+        raise InputError(
+            f"{name} needs gymnasium, which is not installed: {pip_install('rl')}"
+        ) from None
+    id = name.removeprefix(PREFIX)
+    if ":" not in id and id not in gymnasium.registry:
+        near = difflib.get_close_matches(id, gymnasium.registry, n=3, cutoff=0.3)
+        names = ", ".join(f"{PREFIX}{each}" for each in near) or "none; gymnasium.pprint_registry()"
+        raise InputError(f"no environment {name!r}; nearest: {names}")
+    # The checker of every step costs more than the step; ours checks what matters here.
+    make = lambda: gymnasium.make(id, disable_env_checker=True)
+    return Maker(name, make, version=f"gymnasium {gymnasium.__version__}")

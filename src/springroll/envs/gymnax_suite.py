@@ -11,8 +11,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax import Array
 
-from springroll.envs.catalog import shown
-from springroll.envs.environment import Actions, Box, Discrete, Environment, Step
+from springroll.envs.environment import Actions, Box, Discrete, Environment, EnvState, Step
 from springroll.envs.frames import drawn_gif
 from springroll.envs.suite_calls import (
     arrays,
@@ -24,6 +23,7 @@ from springroll.envs.suite_calls import (
     raw,
     version,
 )
+from springroll.envs.suites import shown
 
 NOT_OFFERED = {"MNISTBandit-bsuite"}  # downloads its data
 
@@ -48,12 +48,12 @@ def build(name: str, max_steps: int | None = None) -> Environment:
     told_apart = hasattr(env, "is_truncated")
 
     @foreign
-    def reset(key: Array) -> tuple[Any, Array]:
+    def reset(key: Array) -> tuple[EnvState, Array]:
         observation, state = env.reset_env(raw(key), params)
         return arrays(state), flat(observation)
 
     @foreign
-    def step(key: Array, state: Any, action: Array) -> Step:
+    def step(key: Array, state: EnvState, action: Array) -> Step:
         action = action.reshape(space.shape)
         observation, state, reward, over, _ = env.step_env(raw(key), state, action, params)
         late = jnp.asarray(state.time >= params.max_steps_in_episode)
@@ -67,7 +67,7 @@ def build(name: str, max_steps: int | None = None) -> Environment:
         )
 
     @foreign
-    def animate(states: list[Any]) -> list[np.ndarray]:
+    def animate(states: list[EnvState]) -> list[np.ndarray]:
         for device in ("SDL_VIDEODRIVER", "SDL_AUDIODRIVER"):  # it draws with pygame
             os.environ.setdefault(device, "dummy")
         visualizer = imported("gymnax.visualize").Visualizer

@@ -13,8 +13,15 @@ import jax.numpy as jnp
 import numpy as np
 from jax import Array
 
-from springroll.envs.catalog import shown
-from springroll.envs.environment import Actions, Box, Discrete, Environment, MultiDiscrete, Step
+from springroll.envs.environment import (
+    Actions,
+    Box,
+    Discrete,
+    Environment,
+    EnvState,
+    MultiDiscrete,
+    Step,
+)
 from springroll.envs.frames import drawn_gif
 from springroll.envs.suite_calls import (
     accepts,
@@ -26,6 +33,7 @@ from springroll.envs.suite_calls import (
     raw,
     version,
 )
+from springroll.envs.suites import shown
 
 NOT_OFFERED = {"Sokoban-v0"}  # downloads its levels
 # Steps at most of those without a time limit. An action of Game2048 may change nothing, so that
@@ -37,7 +45,7 @@ UNLIMITED = 1000
 class _State(NamedTuple):
     """jumanji's state, and which actions it allows (None: all)."""
 
-    inner: Any
+    inner: EnvState
     mask: Array | None
 
 
@@ -65,7 +73,7 @@ def build(name: str, max_steps: int | None = None) -> Environment:
     actions, to_suite = _actions(env.action_spec, mask_shape)
     masked = mask_shape is not None and math.prod(mask_shape) == actions.outputs
 
-    def carried(state: Any, observation: Any) -> _State:
+    def carried(state: EnvState, observation: Any) -> _State:
         return _State(state, observation.action_mask.ravel() if masked else None)
 
     def observed(observation: Any) -> Array:

@@ -12,9 +12,9 @@ import jax.numpy as jnp
 import numpy as np
 from jax import Array
 
-from springroll.envs.catalog import shown
-from springroll.envs.environment import Box, Environment, Step
+from springroll.envs.environment import Box, Environment, EnvState, Step
 from springroll.envs.suite_calls import arrays, flat, flat_size, foreign, imported, raw, version
+from springroll.envs.suites import shown
 
 
 def names() -> list[str]:
@@ -53,12 +53,12 @@ def build(name: str, max_steps: int = 256) -> Environment:
     size = static.num_motor_bindings + static.num_thruster_bindings
 
     @foreign
-    def reset(key: Array) -> tuple[Any, Array]:
+    def reset(key: Array) -> tuple[EnvState, Array]:
         observation, state = env.reset_env(raw(key), params, None)
         return arrays(state), flat(observation)
 
     @foreign
-    def step(key: Array, state: Any, action: Array) -> Step:
+    def step(key: Array, state: EnvState, action: Array) -> Step:
         observation, state, reward, done, _ = env.step_env(raw(key), state, action, params)
         late = state.timestep >= max_steps
         return Step(arrays(state), flat(observation), jnp.float32(reward), done & ~late, late)
@@ -69,7 +69,7 @@ def build(name: str, max_steps: int = 256) -> Environment:
         return jax.jit(make(params, static.replace(downscale=2)))
 
     @foreign
-    def frame(state: Any) -> np.ndarray:
+    def frame(state: EnvState) -> np.ndarray:
         return np.rot90(np.asarray(renderer()(state))).clip(0, 255).astype(np.uint8)
 
     return Environment(

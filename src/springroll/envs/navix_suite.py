@@ -11,9 +11,9 @@ import jax.numpy as jnp
 import numpy as np
 from jax import Array
 
-from springroll.envs.catalog import shown
-from springroll.envs.environment import Discrete, Environment, Step
+from springroll.envs.environment import Discrete, Environment, EnvState, Step
 from springroll.envs.suite_calls import flat, foreign, imported, raw, version
+from springroll.envs.suites import shown
 
 SCALE = 0.1  # the integers go up to 10
 
@@ -33,12 +33,12 @@ def build(name: str, max_steps: int = 100) -> Environment:
     env = imported("navix").make(name, max_steps=max_steps)
 
     @foreign
-    def reset(key: Array) -> tuple[Any, Array]:
+    def reset(key: Array) -> tuple[EnvState, Array]:
         timestep = env.reset(raw(key))
         return _carried(timestep), flat(timestep.observation) * SCALE
 
     @foreign
-    def step(key: Array, state: Any, action: Array) -> Step:
+    def step(key: Array, state: EnvState, action: Array) -> Step:
         del key  # navix keeps its own
         timestep = env._step(state, action)  # `step` would reset by itself
         return Step(
@@ -50,7 +50,7 @@ def build(name: str, max_steps: int = 100) -> Environment:
         )
 
     @foreign
-    def frame(state: Any) -> np.ndarray:
+    def frame(state: EnvState) -> np.ndarray:
         cache = imported("navix.rendering.cache").RenderingCache.init(state.state.grid)
         rgb = imported("navix.observations").rgb
         return np.asarray(rgb(state.state.replace(cache=cache)))

@@ -15,7 +15,6 @@ import weakref
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -23,18 +22,19 @@ import numpy as np
 from jax import Array
 
 from springroll.envs.objective_weights import Layout, shapes, unpacked
-from springroll.envs.python_failures import Failures, reason
+from springroll.envs.python_calls import Failures, reason
 from springroll.errors import InputError
 from springroll.evolve.members import Members, chunks_of
 from springroll.tasks.records import file_digest
 from springroll.tasks.worker import Worker, WorkerLost, end_all
 from springroll.thin.factored_array import Factored
+from springroll.trees import PyTree, tree_bytes
 
 _CHUNK_BYTES = 1 << 23  # larger chunks take twice as long per member, outside the cache
 
 
 def member_weights(
-    params: Any, members: Members, fewest: int = 1, chunk_bytes: int = _CHUNK_BYTES
+    params: PyTree, members: Members, fewest: int = 1, chunk_bytes: int = _CHUNK_BYTES
 ) -> Iterator[tuple[int, list[np.ndarray]]]:
     """`params + sigma E_i` of all members on the host, some at a time: `fewest` or more.
 
@@ -42,27 +42,27 @@ def member_weights(
     order, an array (members of the chunk, *shape). While one chunk is used the next is computed.
     """
     pairs, signs = members.pairs.shape[0], len(members.perturbation.signs)
-    size = sum(x.size * x.dtype.itemsize for x in jax.tree.leaves(params))
-    count, each = chunks_of(pairs, max(-(-fewest // signs), chunk_bytes // (size * signs)))
-    starts = [min(index * each, pairs - each) for index in range(count)]
-    ahead = _formed(each, params, members, jnp.int32(starts[0]))
+    size = tree_bytes(params)
+    count, chunk = chunks_of(pairs, max(-(-fewest // signs), chunk_bytes // (size * signs)))
+    starts = [min(index * chunk, pairs - chunk) for index in range(count)]
+    ahead = _formed(chunk, params, members, jnp.int32(starts[0]))
     for index, start in enumerate(starts):
-        here = ahead
+        formed = ahead
         if index + 1 < count:
-            ahead = _formed(each, params, members, jnp.int32(starts[index + 1]))
-        skip = (index * each - start) * signs  # a last chunk that starts earlier to be full
-        yield start * signs + skip, [np.asarray(x)[skip:] for x in jax.tree.leaves(here)]
+            ahead = _formed(chunk, params, members, jnp.int32(starts[index + 1]))
+        skip = (index * chunk - start) * signs  # a last chunk that starts earlier to be full
+        yield start * signs + skip, [np.asarray(x)[skip:] for x in jax.tree.leaves(formed)]
 
 
 @functools.partial(jax.jit, static_argnums=0)
-def _formed(count: int, params: Any, members: Members, start: Array) -> Any:
+def _formed(count: int, params: PyTree, members: Members, start: Array) -> PyTree:
     dense = functools.partial(jax.tree.map, _dense, is_leaf=lambda x: isinstance(x, Factored))
     signs = jnp.asarray(members.perturbation.signs, jnp.float32)
     formed = members.chunk(start, count).groups().each_row(dense, params, signs)
     return jax.tree.map(lambda x: x.reshape(-1, *x.shape[2:]), formed)
 
 
-def _dense(x: Any) -> Array:
+def _dense(x: Array | Factored) -> Array:
     return x.dense() if isinstance(x, Factored) else x
 
 
@@ -87,7 +87,7 @@ class Objective:
         self._scored = False
         self._end = weakref.finalize(self, end_all, workers)
 
-    def initial(self, seed: int) -> Any:
+    def initial(self, seed: int) -> PyTree:
         """The first weights, a pytree of float32 arrays.
 
         Raises:
@@ -108,8 +108,8 @@ class Objective:
         return jax.tree.map(jnp.array, unpacked(self._layout, payload))
 
     def evaluate(
-        self, params: Any, members: Members, seeds: np.ndarray
-    ) -> tuple[np.ndarray, dict[str, Any]]:
+        self, params: PyTree, members: Members, seeds: np.ndarray
+    ) -> tuple[np.ndarray, dict[str, int]]:
         """Score every member.
 
         Args:
@@ -128,8 +128,8 @@ class Objective:
             for start, leaves in member_weights(params, members, 4 * len(self._workers)):
                 count = len(leaves[0])
                 rows = [[x[i : i + 1] for x in leaves] for i in range(count)]
-                found = threads.map(self._mean, rows, list(seeds[start : start + count]))
-                for member, result in enumerate(found, start):
+                results = threads.map(self._mean, rows, list(seeds[start : start + count]))
+                for member, result in enumerate(results, start):
                     if isinstance(result, tuple):
                         failed.add(*result)
                     else:
@@ -140,7 +140,7 @@ class Objective:
         self._scored = True
         return fitness, {"calls": seeds.size, "unscored": failed.total}
 
-    def centre(self, params: Any, seeds: Sequence[int] | np.ndarray) -> np.ndarray:
+    def unperturbed(self, params: PyTree, seeds: Sequence[int] | np.ndarray) -> np.ndarray:
         """What the weights themselves score, one float32 per seed.
 
         A call that fails is made once more, and gives NaN if it fails again.
@@ -148,17 +148,17 @@ class Objective:
         payload = self._payload(params)
 
         def call(seed: int) -> float | tuple[str, str]:
-            found = self._mean(payload, [seed])
-            if isinstance(found, tuple):
-                self.failures.add(*found)
-                found = self._mean(payload, [seed])
-            return found
+            result = self._mean(payload, [seed])
+            if isinstance(result, tuple):
+                self.failures.add(*result)
+                result = self._mean(payload, [seed])
+            return result
 
         with ThreadPoolExecutor(len(self._workers)) as threads:
-            found = [*threads.map(call, seeds)]
-        return np.array([np.nan if isinstance(x, tuple) else x for x in found], np.float32)
+            results = [*threads.map(call, seeds)]
+        return np.array([np.nan if isinstance(x, tuple) else x for x in results], np.float32)
 
-    def probe(self, params: Any, seed: int) -> float:
+    def probe(self, params: PyTree, seed: int) -> float:
         """What the weights score, before anything is built on it.
 
         Raises:
@@ -173,7 +173,7 @@ class Objective:
         """End the processes."""
         end_all(self._workers)
 
-    def _payload(self, params: Any) -> list[np.ndarray]:
+    def _payload(self, params: PyTree) -> list[np.ndarray]:
         leaves = [np.asarray(x) for x in jax.tree.leaves(params)]
         assert [x.shape for x in leaves] == [*shapes(self._layout)], "other weights"
         return leaves

@@ -6,16 +6,19 @@ behind the other, dicts in the order of their sorted keys, as JAX has it.
 
 import math
 from collections.abc import Iterator
-from typing import Any
+from typing import Any, TypeAlias
 
 import numpy as np
 
 from springroll.errors import InputError
 
-Layout = Any  # JSON: ["dict", {key: layout}], ["list", [layouts]], ["tuple", ...], ["array", shape]
+Weights: TypeAlias = Any  # nested containers of arrays
+Layout: TypeAlias = (
+    Any  # JSON: ["dict", {key: layout}], ["list", [layouts]], ["tuple", ...], ["array", shape]
+)
 
 
-def packed(weights: Any, of: str) -> tuple[Layout, bytes]:
+def packed(weights: Weights, of: str) -> tuple[Layout, bytes]:
     """The layout of weights and their bytes.
 
     Args:
@@ -31,7 +34,7 @@ def packed(weights: Any, of: str) -> tuple[Layout, bytes]:
     return layout, b"".join(array.tobytes() for array in arrays)
 
 
-def unpacked(layout: Layout, payload: bytes | bytearray) -> Any:
+def unpacked(layout: Layout, payload: bytes | bytearray) -> Weights:
     """The weights again, each array a view of the payload: writable where that is."""
     numbers = np.frombuffer(payload, np.float32)
     starts = _Cuts()
@@ -55,7 +58,7 @@ class _Cuts:
     at = 0
 
 
-def _built(layout: Layout, numbers: np.ndarray, cuts: _Cuts) -> Any:
+def _built(layout: Layout, numbers: np.ndarray, cuts: _Cuts) -> Weights:
     kind, inside = layout
     if kind == "dict":
         return {key: _built(each, numbers, cuts) for key, each in inside.items()}
@@ -66,7 +69,7 @@ def _built(layout: Layout, numbers: np.ndarray, cuts: _Cuts) -> Any:
     return tuple(parts) if kind == "tuple" else parts
 
 
-def _layout(weights: Any, path: str, of: str, arrays: list[np.ndarray]) -> Layout:
+def _layout(weights: Weights, path: str, of: str, arrays: list[np.ndarray]) -> Layout:
     inner = lambda key, each: _layout(each, f"{path}/{key}" if path else str(key), of, arrays)
     if type(weights) is dict:
         if odd := [key for key in weights if not isinstance(key, str)]:
@@ -78,7 +81,7 @@ def _layout(weights: Any, path: str, of: str, arrays: list[np.ndarray]) -> Layou
     return ["array", list(arrays[-1].shape)]
 
 
-def _array(weights: Any, path: str, of: str) -> np.ndarray:
+def _array(weights: Weights, path: str, of: str) -> np.ndarray:
     name = f"{of}: {path or 'the weight'}"
     if not hasattr(weights, "dtype"):
         raise InputError(

@@ -15,7 +15,7 @@ from typing import Any
 
 import numpy as np
 
-from springroll.envs.objective_weights import packed, unpacked
+from springroll.envs.objective_weights import Weights, packed, unpacked
 from springroll.errors import InputError
 from springroll.tasks.user_code import arguments_taken, named_function, raised_line
 from springroll.tasks.worker import Answer, Message, Progress, serve
@@ -98,7 +98,7 @@ class _Objective:
         return {"failed": "nan", "line": f"{self.name} returned {value}; expected a finite float"}
 
 
-def _seeded(function: Callable[..., Any], given: list[Any], place: int, seed: int) -> Any:
+def _seeded(function: Callable[..., Any], given: list[Weights], place: int, seed: int) -> Any:
     """The function's result, with the seed as its argument at `place` if it takes one.
 
     Python's and NumPy's own generators start from the seed as well, so that a function that draws

@@ -22,8 +22,8 @@ class Scaling(NamedTuple):
         scaled = (observation - fill(self.mean)) * fill(1 / jnp.sqrt(self.variance + _LEAST))
         return jnp.clip(scaled, -_LIMIT, _LIMIT)
 
-    def told(self, sums: Array, steps: Array) -> "Scaling":
-        """With further observations: `sums` (rows, 2, size) from `centred`, of `steps` in all."""
+    def updated(self, sums: Array, steps: Array) -> "Scaling":
+        """With `steps` further observations, whose `centered_sums` are `sums` (rows, 2, size)."""
         steps = steps.astype(jnp.float32)
         total = self.steps + steps
         first, second = jnp.sum(sums, axis=0)
@@ -37,7 +37,7 @@ def fresh(size: int) -> Scaling:
     return Scaling(jnp.float32(0), jnp.zeros(size), jnp.ones(size))
 
 
-def centred(observation: Array, scaling: Scaling | None) -> Array:
+def centered_sums(observation: Array, scaling: Scaling | None) -> Array:
     """(rows, 2, size): observations less the mean so far, and their squares."""
     if scaling is not None:
         observation = observation - jnp.broadcast_to(scaling.mean, observation.shape)

@@ -3,8 +3,8 @@
 from typing import Literal
 
 from springroll.envs.environment import Environment
-from springroll.envs.gymnasium_make import PREFIX
-from springroll.envs.python_failures import reason
+from springroll.envs.gymnasium_worker import PREFIX
+from springroll.envs.python_calls import reason
 from springroll.errors import InputError
 from springroll.tasks.user_code import named_function
 from springroll.tasks.worker import Worker, WorkerLost
@@ -26,7 +26,7 @@ def kind_of(name: str, timeout: float = 60.0) -> Kind:
 
     - "objective": it must be given an argument, the weights; see `objective`;
     - "gymnasium": it makes something with Gymnasium's reset and step; see `gymnasium_pool`;
-    - "environment": it makes a `control.environment.Environment`; see `python_environment`.
+    - "environment": it makes a `springroll.envs.Environment`; see `python_environment`.
 
     Args:
         timeout: seconds that the function may take.
@@ -36,7 +36,7 @@ def kind_of(name: str, timeout: float = 60.0) -> Kind:
     """
     if name.startswith(PREFIX):
         return "gymnasium"
-    module, what = "springroll.envs.python_kind", f"the environment {name}"
+    module, what = "springroll.envs.python_worker", f"the environment {name}"
     worker = Worker(module, name, str(timeout), limit=timeout, what=what)
     try:
         answer, _ = worker.ask({})

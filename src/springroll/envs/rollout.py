@@ -10,7 +10,7 @@ import functools
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any, NamedTuple
+from typing import NamedTuple, TypeVar
 
 import jax
 import jax.numpy as jnp
@@ -21,15 +21,17 @@ from jax.sharding import Mesh, PartitionSpec
 from springroll.compat import small_jit
 from springroll.envs.action_choice import choose
 from springroll.envs.action_choice import uniform as any_of
-from springroll.envs.environment import Environment
-from springroll.envs.observation_scaling import Scaling, centred
+from springroll.envs.environment import Environment, EnvState, Step
+from springroll.envs.observation_scaling import Scaling, centered_sums
 from springroll.evolve.members import Members
 from springroll.evolve.rows import prepare_rows
 from springroll.models.policy import Policy, PolicyNetwork
 from springroll.noise import counter
+from springroll.trees import PyTree
 
 SEGMENT = 32  # steps
 
+Count = TypeVar("Count", int, Array)
 Act = Callable[[Array], Array]  # observations of a block (rows, size) to outputs
 
 
@@ -53,7 +55,7 @@ class Rollout:
     block: int | None = None  # rows at once; None: what suits the device
     segment: int = SEGMENT
 
-    def ready(self, params: Any) -> Any:
+    def ready(self, params: PyTree) -> PyTree:
         """Weights as the policy multiplies them."""
         return self.policy.ready(params) if isinstance(self.policy, PolicyNetwork) else params
 
@@ -76,7 +78,7 @@ class _Rows(NamedTuple):
     row: Array  # which row this is, int32
     key: Array  # (rows, 2) uint32
     live: Array  # bool
-    state: Any
+    state: EnvState
     observation: Array
     episodes: Episodes
 
@@ -84,7 +86,7 @@ class _Rows(NamedTuple):
 @functools.partial(small_jit, static_argnums=0)
 def population_episodes(
     rollout: Rollout,
-    params: Any,
+    params: PyTree,
     members: Members,
     keys: Array,
     scaling: Scaling | None = None,
@@ -108,7 +110,7 @@ def population_episodes(
     signs = np.asarray(members.perturbation.signs, np.float32)
     pairs, together = count // len(signs), len(signs)
 
-    def acting(shared: Any, pair: Array) -> Act:
+    def acting(shared: tuple[PyTree, Members], pair: Array) -> Act:
         params, members = shared
         sign = jnp.broadcast_to(signs, (len(pair), together))
         seats = prepare_rows(params, members.groups(pair), sign)
@@ -134,9 +136,9 @@ def population_episodes(
 
 
 @functools.partial(small_jit, static_argnums=0)
-def centre_episodes(
+def unperturbed_episodes(
     rollout: Rollout,
-    params: Any,
+    params: PyTree,
     keys: Array,
     scaling: Scaling | None = None,
     uniform: Array | bool = False,
@@ -156,28 +158,28 @@ def episode_keys(key: Array, *shape: int) -> Array:
 
 def _on_devices(
     rollout: Rollout,
-    acting: Callable[[Any, Any], Act],
-    common: tuple[Any, Scaling | None, Array],
+    acting: Callable[[PyTree, Array], Act],
+    common: tuple[PyTree, Scaling | None, Array],
     who: Array,
     start: Start,
 ) -> Episodes:
     """`_episodes` with the seats split over as many devices as divide them."""
     run = functools.partial(_episodes, rollout, acting)
-    there = jax.local_devices()[: rollout.devices]
-    devices = math.gcd(len(who), len(there))
+    local = jax.local_devices()[: rollout.devices]
+    devices = math.gcd(len(who), len(local))
     if devices == 1:
         return run(common, who, start)
-    mesh = Mesh(np.array(there[:devices]), ("rows",))
-    whole, split = PartitionSpec(), PartitionSpec("rows")
+    mesh = Mesh(np.array(local[:devices]), ("rows",))
+    shared, split = PartitionSpec(), PartitionSpec("rows")
     return jax.shard_map(
-        run, mesh=mesh, in_specs=(whole, split, split), out_specs=split, check_vma=False
+        run, mesh=mesh, in_specs=(shared, split, split), out_specs=split, check_vma=False
     )(common, who, start)
 
 
 def _episodes(
     rollout: Rollout,
-    acting: Callable[[Any, Any], Act],
-    common: tuple[Any, Scaling | None, Array],
+    acting: Callable[[PyTree, Array], Act],
+    common: tuple[PyTree, Scaling | None, Array],
     who: Array,
     start: Start,
 ) -> Episodes:
@@ -239,7 +241,7 @@ def _step(
     actions = environment.actions
     outputs = act(rows.observation if scaling is None else scaling.apply(rows.observation))
 
-    def one(key: Array, state: Any, outputs: Array) -> Any:
+    def one(key: Array, state: EnvState, outputs: Array) -> Step:
         drawn, moved = step_keys(key, time)
         mask = environment.action_mask(state) if environment.action_mask else None
         chosen = choose(actions, outputs, None if rollout.deterministic else drawn, mask)
@@ -247,21 +249,21 @@ def _step(
             moved, state, jnp.where(uniform, any_of(actions, drawn, mask), chosen)
         )
 
-    found = jax.vmap(one)(rows.key, rows.state, outputs)
+    after = jax.vmap(one)(rows.key, rows.state, outputs)
     live, done = rows.live, rows.episodes
     sums = done.sums
     if rollout.counting:
-        here = centred(rows.observation, scaling)
-        sums = sums + jnp.where(live[:, None, None], here, 0.0)
+        new = centered_sums(rows.observation, scaling)
+        sums = sums + jnp.where(live[:, None, None], new, 0.0)
     episodes = Episodes(
-        done.returns + jnp.where(live, found.reward, 0.0),
+        done.returns + jnp.where(live, after.reward, 0.0),
         done.lengths + live.astype(jnp.int32),
         sums,
     )
-    going = live & ~found.terminated & ~found.truncated
+    going = live & ~after.terminated & ~after.truncated
     going &= time + 1 < environment.max_steps
-    after = _Rows(rows.row, rows.key, going, found.state, found.observation, episodes)
-    return after, time + 1
+    rows = _Rows(rows.row, rows.key, going, after.state, after.observation, episodes)
+    return rows, time + 1
 
 
 def step_keys(words: Array, time: Array | int) -> tuple[Array, Array]:
@@ -273,6 +275,42 @@ def step_keys(words: Array, time: Array | int) -> tuple[Array, Array]:
     """
     words = counter.fold(words, jnp.asarray(time, jnp.uint32))
     return words, jax.random.wrap_key_data(counter.fold(words, jnp.uint32(0)))
+
+
+def record_episode(
+    rollout: Rollout,
+    params: PyTree,
+    key: Array,
+    scaling: Scaling | None = None,
+    most: int = 500,
+) -> tuple[list[EnvState], float]:
+    """The states of an episode of `params` on the host, the first one included, and its return.
+
+    Args:
+        most: steps, whatever the environment allows.
+    """
+    environment = rollout.environment
+    params = rollout.ready(params)
+
+    @jax.jit
+    def step(time: int, state: EnvState, observation: Array) -> Step:
+        drawn, moved = step_keys(jax.random.key_data(key), time)
+        scaled = observation if scaling is None else scaling.apply(observation)
+        mask = environment.action_mask(state) if environment.action_mask else None
+        outputs = rollout.policy.apply(params, scaled)
+        to_draw = None if rollout.deterministic else drawn
+        return environment.step(moved, state, choose(environment.actions, outputs, to_draw, mask))
+
+    state, observation = jax.jit(environment.reset)(key)
+    states, total = [jax.device_get(state)], 0.0
+    for time in range(min(most, environment.max_steps)):
+        after = step(time, state, observation)
+        state, observation = after.state, after.observation
+        states.append(jax.device_get(state))
+        total += float(after.reward)
+        if after.terminated or after.truncated:
+            break
+    return states, total
 
 
 def _to_the_front(rows: _Rows, block: int, together: int) -> _Rows:
@@ -293,6 +331,6 @@ def _living(rows: _Rows, together: int) -> Array:
     return jnp.repeat(rows.live.reshape(-1, together).any(1), together)
 
 
-def _parts(whole: Any, size: int) -> Any:
-    """How many of `size` hold `whole`."""
-    return -(-whole // size)
+def _parts(total: Count, size: int) -> Count:
+    """How many of `size` hold `total`."""
+    return -(-total // size)

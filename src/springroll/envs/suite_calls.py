@@ -17,8 +17,10 @@ import jax
 import jax.numpy as jnp
 from jax import Array
 
+from springroll.trees import PyTree
 
-def flat(tree: Any) -> Array:
+
+def flat(tree: PyTree) -> Array:
     """All numbers of a pytree, float32 (size,).
 
     Leaves come in JAX's order: fields of a tuple or dataclass as they are declared, entries of a
@@ -28,7 +30,7 @@ def flat(tree: Any) -> Array:
     return leaves[0] if len(leaves) == 1 else jnp.concatenate(leaves)
 
 
-def flat_size(shapes: Any) -> int:
+def flat_size(shapes: PyTree) -> int:
     """The length of `flat(tree)`, from a tree of arrays or of shapes of arrays."""
     return sum(leaf.size for leaf in jax.tree.leaves(shapes))
 
@@ -85,7 +87,7 @@ def raw(key: Array) -> Array:
     return jax.random.key_data(key) if jnp.issubdtype(key.dtype, jax.dtypes.prng_key) else key
 
 
-def arrays(tree: Any) -> Any:
+def arrays(tree: PyTree) -> PyTree:
     """The tree with Python numbers as arrays: no loop could carry their weak types."""
     return jax.tree.map(lambda leaf: jnp.asarray(leaf, jnp.asarray(leaf).dtype), tree)
 

@@ -8,11 +8,13 @@ import functools
 import importlib
 import importlib.util
 import inspect
-from collections.abc import Callable
-from typing import Any, NamedTuple
+import json
+import re
+from collections.abc import Callable, Collection
+from importlib.resources import files
+from typing import NamedTuple, Protocol, cast
 
 from springroll.envs.cartpole import cartpole
-from springroll.envs.catalog import key, keys, known, shown
 from springroll.envs.environment import Environment
 from springroll.envs.grid import grid
 from springroll.envs.pendulum import pendulum
@@ -59,6 +61,16 @@ SIXTEEN = (
 )  # the tasks of the EGGROLL paper's comparison with OpenES and PPO
 
 
+class Adapter(Protocol):
+    """A module for one suite."""
+
+    def names(self) -> Collection[str]:
+        """Its tasks as the suite spells them."""
+        ...
+
+    def build(self, name: str, **options: int | str) -> Environment: ...
+
+
 class Listed(NamedTuple):
     """One line of `springroll rl --list`."""
 
@@ -70,7 +82,7 @@ class Listed(NamedTuple):
     installed: bool
 
 
-def environment(id: str, **options: Any) -> Environment:
+def environment(id: str, **options: int | str) -> Environment:
     """The environment of that id; the same object whenever it is asked for again.
 
     Args:
@@ -88,16 +100,16 @@ def environment(id: str, **options: Any) -> Environment:
 
 def listing() -> list[Listed]:
     """Every environment, the built-in ones first; imports no suite."""
-    here = [_listed(id) for id in BUILT_IN]
-    there = {suite: installed(suite) for suite in SUITES}
-    return here + [
+    built_in = [_listed(id) for id in BUILT_IN]
+    available = {suite: installed(suite) for suite in SUITES}
+    return built_in + [
         Listed(
             task.id,
             task.suite,
             task.observation_size,
             task.actions,
             task.max_steps,
-            there[task.suite],
+            available[task.suite],
         )
         for task in known()
     ]
@@ -116,18 +128,18 @@ def _listed(id: str) -> Listed:
 @functools.cache
 def _by_key() -> dict[str, tuple[str, str]]:
     """Suite and name by every key. Where two share one the built-in has it, or nobody."""
-    found: dict[str, set[tuple[str, str]]] = {}
+    tasks_of: dict[str, set[tuple[str, str]]] = {}
     for task in known():
         for each in keys(task.suite, task.name):
-            found.setdefault(each, set()).add((task.suite, task.name))
-    unique = {each: next(iter(tasks)) for each, tasks in found.items() if len(tasks) == 1}
+            tasks_of.setdefault(each, set()).add((task.suite, task.name))
+    unique = {each: next(iter(tasks)) for each, tasks in tasks_of.items() if len(tasks) == 1}
     return unique | {each: ("springroll", id) for id in BUILT_IN for each in keys("springroll", id)}
 
 
 def _find(id: str) -> tuple[str, str]:
     """Suite and name of an id; asks the suite itself when the table has no such id."""
-    if found := _by_key().get(key(id)):
-        return found
+    if exact := _by_key().get(key(id)):
+        return exact
     suite = key(id).split("-")[0]
     if suite in SUITES and installed(suite):
         for name in _adapter(suite).names():
@@ -145,7 +157,7 @@ def _id(suite: str, name: str) -> str:
 
 
 @functools.cache
-def _built(suite: str, name: str, options: tuple[tuple[str, Any], ...]) -> Environment:
+def _built(suite: str, name: str, options: tuple[tuple[str, int | str], ...]) -> Environment:
     build = BUILT_IN[name] if suite == "springroll" else _builder(suite, name)
     takes = [option for option in inspect.signature(build).parameters if option != "name"]
     for option, value in options:
@@ -169,6 +181,65 @@ def _builder(suite: str, name: str) -> Callable[..., Environment]:
     return functools.partial(adapter.build, name)
 
 
-def _adapter(suite: str) -> Any:
-    """The module with `names()`, the tasks of a suite, and `build(name, **options)`."""
-    return importlib.import_module(f"springroll.envs.{suite}_suite")
+def _adapter(suite: str) -> Adapter:
+    return cast(Adapter, importlib.import_module(f"springroll.envs.{suite}_suite"))
+
+
+class Task(NamedTuple):
+    """One task of a suite, known without importing it.
+
+    `catalog.json` was written by `tests/golden/make_catalog.py` from the newest version of each
+    suite that was at hand. A suite that is installed in another version may lack some or have more;
+    it is asked where that matters.
+    """
+
+    suite: str
+    name: str  # as the suite spells it
+    observation_size: int
+    actions: str
+    max_steps: int
+
+    @property
+    def id(self) -> str:
+        return shown(self.suite, self.name)
+
+
+def shown(suite: str, name: str) -> str:
+    """The id of a suite's task: the suite's name before its own, less version and repetition.
+
+    >>> shown("navix", "Navix-DoorKey-8x8-v0"), shown("jumanji", "Snake-v1")
+    ('navix-DoorKey-8x8', 'jumanji-Snake')
+    >>> shown("kinetix", "l/hard_pinball")
+    'kinetix-l-hard_pinball'
+    """
+    own = re.sub(rf"^{suite}-", "", _unversioned(name), flags=re.IGNORECASE)
+    return f"{suite}-{own.replace('/', '-')}"
+
+
+@functools.cache
+def known() -> tuple[Task, ...]:
+    """All of them, suite by suite."""
+    table = json.loads((files("springroll.envs") / "catalog.json").read_text())
+    return tuple(Task(suite, *row) for suite, rows in table.items() for row in rows)
+
+
+def keys(suite: str, name: str) -> set[str]:
+    """What finds a task, in lower case and with "-" between words: its id or its own name, with
+    and without the suite's name before it and the version after it."""
+    version = name.removeprefix(_unversioned(name))
+    short = shown(suite, name)
+    spelled = (short, short.removeprefix(f"{suite}-"), f"{suite}-{_unversioned(name)}")
+    return {key(each + end) for each in spelled for end in ("", version)}
+
+
+def key(id: str) -> str:
+    """An id as `keys` has it.
+
+    >>> key("kinetix/l/hard_pinball"), key("Snake-v1")
+    ('kinetix-l-hard-pinball', 'snake-v1')
+    """
+    return re.sub(r"[^a-z0-9]+", "-", id.lower())
+
+
+def _unversioned(name: str) -> str:
+    return re.sub(r"-v\d+$", "", name)

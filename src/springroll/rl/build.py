@@ -8,7 +8,7 @@ import numpy as np
 from springroll.cpu import cpu_multiplies_bfloat16
 from springroll.envs.frames import NoPicture, draw, write_gif
 from springroll.envs.python_env import is_python
-from springroll.envs.recording import recorded
+from springroll.envs.rollout import record_episode
 from springroll.envs.suites import environment
 from springroll.errors import InputError
 from springroll.rl.config import RLConfig
@@ -92,7 +92,7 @@ def film(config: RLConfig, learning: Learning, result: Result, folder: RunFolder
     if environment.frame is None and environment.animate is None:
         return ""
     params, stats = learning.weights(result.state, result.carry)
-    states, _ = recorded(learning.rollout, params, jax.random.key(config.seed), stats)
+    states, _ = record_episode(learning.rollout, params, jax.random.key(config.seed), stats)
     try:
         write_gif(folder.path / "policy.gif", draw(environment, states))
     except NoPicture as reason:

@@ -91,7 +91,7 @@ def scored(found: Episodes, stats: Scaling | None) -> tuple[Array, Scaling | Non
     """Fitness (N,), what is known of observations now, and figures."""
     steps = jnp.sum(found.lengths)
     if stats is not None:
-        stats = stats.told(found.sums.reshape(-1, *found.sums.shape[2:]), steps)
+        stats = stats.updated(found.sums.reshape(-1, *found.sums.shape[2:]), steps)
     fitness = jnp.mean(found.returns, axis=1)
     figures = {
         "train_return": jnp.mean(found.returns),

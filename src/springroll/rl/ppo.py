@@ -17,7 +17,7 @@ from jax import Array
 
 from springroll.envs.action_choice import FORBIDDEN
 from springroll.envs.environment import Environment
-from springroll.envs.rollout import Rollout, centre_episodes, episode_keys
+from springroll.envs.rollout import Rollout, episode_keys, unperturbed_episodes
 from springroll.envs.suite_calls import default_rules
 from springroll.errors import InputError
 from springroll.models.policy import Policy
@@ -241,7 +241,7 @@ def ppo_learning(config: RLConfig, scorer: Scorer) -> Learning:
 def _returns(config: RLConfig, rollout: Rollout, params: PyTree, which: int) -> np.ndarray:
     key = jax.random.fold_in(jax.random.key(config.seed), which)
     keys = episode_keys(key, config.eval_episodes)
-    return np.asarray(centre_episodes(rollout, params, keys, None, which == RANDOM).returns)
+    return np.asarray(unperturbed_episodes(rollout, params, keys, None, which == RANDOM).returns)
 
 
 HIDDEN = (256, 256, 256)  # as the paper's policies

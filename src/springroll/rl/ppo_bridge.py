@@ -11,14 +11,14 @@ import numpy as np
 from jax import Array, lax, random
 
 from springroll.envs.action_choice import choose
-from springroll.envs.environment import Box, Discrete, Environment, State
+from springroll.envs.environment import Box, Discrete, Environment, EnvState
 from springroll.errors import InputError
 
 
 class Episode(NamedTuple):
     """An environment's state and how its episode goes."""
 
-    state: State
+    state: EnvState
     steps: Array  # () int32, so far
     so_far: Array  # () float32, its return
     newest: Array  # () float32, the return of the newest whole episode
@@ -80,7 +80,7 @@ class Bridge:
         so_far = episode.so_far + step.reward
         done = step.terminated | step.truncated | (steps >= self.environment.max_steps)
 
-        def anew(_: tuple[Array, State, Array]) -> tuple[Array, State, Array]:
+        def anew(_: tuple[Array, EnvState, Array]) -> tuple[Array, EnvState, Array]:
             return (jnp.bool_(False), *self.environment.reset(reset_key))
 
         # A loop of one round at most: mapped over environments, it costs a reset only in the steps
@@ -103,7 +103,7 @@ class Bridge:
             return action
         return choose(actions, jnp.concatenate([action, jnp.zeros_like(action)]), None)
 
-    def with_mask(self, state: State, observation: Array) -> Array:
+    def with_mask(self, state: EnvState, observation: Array) -> Array:
         """What policy and value are given."""
         if self.environment.action_mask is None:
             return observation

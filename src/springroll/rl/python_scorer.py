@@ -8,8 +8,8 @@ from springroll.envs.gymnasium_actor import acting_for
 from springroll.envs.gymnasium_pool import GymnasiumPool, open_gymnasium
 from springroll.envs.objective import Objective, open_objective
 from springroll.envs.observation_scaling import Scaling, fresh
+from springroll.envs.python_calls import pair_seeds
 from springroll.envs.python_env import kind_of, python_environment
-from springroll.envs.python_seeds import pair_seeds
 from springroll.evolve.members import Members
 from springroll.rl.config import RLConfig
 from springroll.rl.episodes import RANDOM, VALIDATION, episodes_scorer
@@ -67,7 +67,7 @@ def objective_scorer(config: RLConfig, objective: Objective) -> Scorer:
     def evaluate(
         params: PyTree, members: Members, stats: ObservationStats, episodes: int, uniform: bool
     ) -> np.ndarray:
-        return objective.centre(params, held_out(config, VALIDATION, episodes))
+        return objective.unperturbed(params, held_out(config, VALIDATION, episodes))
 
     return Scorer(
         name=config.env,
@@ -99,7 +99,7 @@ def gymnasium_scorer(config: RLConfig, pool: GymnasiumPool) -> Scorer:
         fitness, figures = pool.scored(told)
         if stats is not None:
             sums = jnp.asarray(told.sums.reshape(-1, *told.sums.shape[2:]))
-            stats = stats.told(sums, jnp.int32(figures["env_steps"]))
+            stats = stats.updated(sums, jnp.int32(figures["env_steps"]))
         return fitness, stats, figures
 
     def evaluate(
@@ -107,7 +107,7 @@ def gymnasium_scorer(config: RLConfig, pool: GymnasiumPool) -> Scorer:
     ) -> np.ndarray:
         seeds = held_out(config, RANDOM if uniform else VALIDATION, episodes)
         how = {"deterministic": config.deterministic, "uniform": uniform, "scaling": stats}
-        return pool.centre(policy, params, seeds, **how)
+        return pool.unperturbed(policy, params, seeds, **how)
 
     def initial_stats() -> Scaling | None:
         return fresh(pool.observation_size) if config.normalise else None

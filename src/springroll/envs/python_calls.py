@@ -1,7 +1,9 @@
-"""What went wrong in the user's own code, counted, to be said in one line."""
+"""Calls and episodes of code that is not JAX: their seeds, and those that failed, counted."""
 
 from collections import Counter
 from dataclasses import dataclass, field
+
+import numpy as np
 
 KINDS = {  # in the order in which they are told
     "crashed": "crashed",
@@ -55,3 +57,14 @@ class Failures:
     def line(self) -> str:
         """The line for the end of a run; empty if nothing failed."""
         return f"{self.of} that could not be scored: {self.kinds}" if self.kinds else ""
+
+
+def pair_seeds(seed: int, generation: int, members: int, signs: int, episodes: int) -> np.ndarray:
+    """Seeds (members, episodes) int64 in 0 .. 2^31 - 1, new ones in every generation.
+
+    The `signs` members that share their noise (2 for antithetic pairs) share their seeds as well:
+    their scores then differ by their weights alone.
+    """
+    draw = np.random.default_rng([seed, generation])
+    seeds = draw.integers(0, 2**31, (members // signs, episodes))
+    return np.repeat(seeds, signs, axis=0)

@@ -19,10 +19,10 @@ def main(progress: Progress, name: str, timeout: str) -> None:
 
 def _answering(name: str) -> Answer:
     _, function = named_function(name, "the environment")
-    return lambda *_: (told(name, function), b"")
+    return lambda *_: (kind_of_function(name, function), b"")
 
 
-def told(name: str, function: Callable[..., Any]) -> Message:
+def kind_of_function(name: str, function: Callable[..., Any]) -> Message:
     """An objective must be given something; what makes an environment need not."""
     if _is_given_something(function):
         return {"kind": "objective"}

@@ -21,7 +21,7 @@ import numpy as np
 from bench import unattended
 from bench.evosax_rate import endless
 from springroll.bench import measure
-from springroll.envs.rollout import unperturbed_episodes, episode_keys, population_episodes
+from springroll.envs.rollout import episode_keys, population_episodes, unperturbed_episodes
 from springroll.rl.build import prepare
 from springroll.rl.config import RLConfig
 from springroll.rl.recipes import QUICK

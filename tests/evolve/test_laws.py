@@ -11,7 +11,7 @@ import pytest
 from springroll.evolve.members import Members, evaluate
 from springroll.evolve.roles import describe
 from springroll.evolve.shaping import z_score
-from springroll.evolve.strategy import State
+from springroll.evolve.strategy import EvolutionState
 from springroll.evolve.update import direction
 
 SEED = jnp.array([3, 4], jnp.uint32)
@@ -23,7 +23,7 @@ def population(params, pairs, *, rank=1, sigma=1.0, roles=None, epoch=0):
     perturbation = describe(params, rank=rank, roles=roles)
     numbers = jnp.arange(pairs, dtype=jnp.uint32)
     members = Members(numbers, None, SEED, jnp.int32(epoch), jnp.float32(sigma), perturbation)
-    return State(params, None, None, SEED, jnp.int32(0)), members.keep_factors()
+    return EvolutionState(params, None, None, SEED, jnp.int32(0)), members.keep_factors()
 
 
 @pytest.fixture(scope="module")

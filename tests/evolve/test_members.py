@@ -12,7 +12,7 @@ import springroll as sr
 from springroll.errors import InputError
 from springroll.evolve.members import Members, chunks_of, evaluate
 from springroll.evolve.roles import describe
-from springroll.evolve.strategy import State
+from springroll.evolve.strategy import EvolutionState
 from tests.evolve.dense_population import all_params
 
 N, D, H, LAYERS, T = 12, 11, 8, 2, 3
@@ -62,7 +62,7 @@ def members_of(*, rank=2, noise="gaussian", mesh=None, stored=True, chunk=None, 
 
 
 def state_of(params):
-    return State(params, None, None, SEED, jnp.int32(0))
+    return EvolutionState(params, None, None, SEED, jnp.int32(0))
 
 
 def run(members, **options):

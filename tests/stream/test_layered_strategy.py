@@ -10,7 +10,7 @@ import pytest
 
 from springroll.errors import InputError
 from springroll.evolve.lattice import lattice
-from springroll.evolve.strategy import State
+from springroll.evolve.strategy import EvolutionState
 from springroll.models.decoder import decoder
 from springroll.models.decoder_config import named as model_named
 from springroll.models.hf.save import save_hf

@@ -18,7 +18,7 @@ from jax.stages import Wrapped
 from springroll.bench import measure
 from springroll.evolve.eggroll import eggroll, open_es
 from springroll.evolve.members import evaluate
-from springroll.evolve.strategy import State, Strategy
+from springroll.evolve.strategy import EvolutionState, Strategy
 
 WIDTHS = (8, 256, 256, 256, 4)
 SIGMA, LR = 0.05, 0.1
@@ -54,12 +54,12 @@ def score(params: Params, observation: Array) -> Array:
     return -jnp.sum(jnp.square(policy(params, observation) - 1))
 
 
-def step_of(es: Strategy) -> tuple[State, Wrapped]:
+def step_of(es: Strategy) -> tuple[EvolutionState, Wrapped]:
     """(state, jitted step) of a strategy on the policy: draw, evaluate, update."""
     state = es.init(jax.random.key(1), init(jax.random.key(0)))
 
     @jax.jit
-    def step(state: State, observations: Array) -> State:
+    def step(state: EvolutionState, observations: Array) -> EvolutionState:
         members = es.ask(state)
         fitness = evaluate(score, state, members, observations, in_axes=0)
         return es.tell(state, members, fitness)[0]

@@ -2,14 +2,29 @@
 
 from springroll.evolve.eggroll import eggroll, open_es
 from springroll.evolve.lattice import lattice
-from springroll.evolve.members import evaluate
-from springroll.evolve.strategy import State, Strategy
+from springroll.evolve.lattice_rules import RULES, Rule
+from springroll.evolve.members import Members, evaluate
+from springroll.evolve.roles import Roles
+from springroll.evolve.rows import Groups, PreparedRows, prepare_rows
+from springroll.evolve.shaping import SHAPINGS, Shaping, group_centred
+from springroll.evolve.strategy import EvolutionState, SigmaSchedule, Strategy
 
 __all__ = [
-    "State",
+    "RULES",
+    "SHAPINGS",
+    "EvolutionState",
+    "Groups",
+    "Members",
+    "PreparedRows",
+    "Roles",
+    "Rule",
+    "Shaping",
+    "SigmaSchedule",
     "Strategy",
     "eggroll",
     "evaluate",
+    "group_centred",
     "lattice",
     "open_es",
+    "prepare_rows",
 ]

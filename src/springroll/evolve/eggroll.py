@@ -18,10 +18,10 @@ from springroll.evolve.members import Members
 from springroll.evolve.roles import Roles, plan_keyword
 from springroll.evolve.shaping import Shaping, finite, pair_difference, pair_sign, shaping_named
 from springroll.evolve.strategy import (
+    EvolutionState,
     Parts,
     Population,
     SigmaSchedule,
-    State,
     Strategy,
     as_arrays,
     fitness_metrics,
@@ -188,7 +188,7 @@ def _by_direction(
 ) -> Strategy:
     """The strategy that hands the optimizer the sum of all members."""
 
-    def init(key: Array, params: PyTree) -> State:
+    def init(key: Array, params: PyTree) -> EvolutionState:
         params = as_arrays(params)
         perturbation = population.perturbation(params)
         copies = step.master_copies(perturbation, params, master)
@@ -198,14 +198,16 @@ def _by_direction(
             opt_state = optimizer.init(weights)
         if population.known is not None:
             check_elementwise(optimizer, weights, opt_state)
-        return population.placed(State(params, copies, opt_state, seed, jnp.int32(0)))
+        return population.placed(EvolutionState(params, copies, opt_state, seed, jnp.int32(0)))
 
     @jax.jit
-    def ask(state: State) -> Members:
+    def ask(state: EvolutionState) -> Members:
         return population.members(state)
 
     @jax.jit
-    def tell(state: State, members: Members, fitness: Array) -> tuple[State, Metrics]:
+    def tell(
+        state: EvolutionState, members: Members, fitness: Array
+    ) -> tuple[EvolutionState, Metrics]:
         if fitness.shape != (members.size,):
             raise InputError(f"fitness has shape {list(fitness.shape)}; expected [{members.size}]")
         perturbation, valid = members.perturbation, finite(fitness)
@@ -223,7 +225,7 @@ def _by_direction(
         # With no member left there is no direction: momentum must not move the weights either.
         keep = lambda new, old: jax.tree.map(lambda a, b: jnp.where(valid.any(), a, b), new, old)
         metrics = fitness_metrics(fitness, valid) | {"sigma": members.sigma, "step_ratio": ratio}
-        state = State(
+        state = EvolutionState(
             params=keep(params, state.params),
             master=keep(copies, state.master),
             opt_state=keep(opt_state, state.opt_state),

@@ -16,10 +16,10 @@ from springroll.evolve.perturbation import Leaf, Perturbation
 from springroll.evolve.roles import Roles, plan_keyword
 from springroll.evolve.shaping import finite, pair_votes
 from springroll.evolve.strategy import (
+    EvolutionState,
     Parts,
     Population,
     SigmaSchedule,
-    State,
     Strategy,
     fitness_metrics,
 )
@@ -131,19 +131,21 @@ def by_votes(
     `noise_of` is the standard deviation of one pair's term in Z.
     """
 
-    def init(key: Array, params: PyTree) -> State:
+    def init(key: Array, params: PyTree) -> EvolutionState:
         params = jax.tree.map(jnp.asarray, params)
         evolved = {leaf.path for leaf in population.perturbation(params).evolved}
         memory = {path: rule.init(x) for path, x in named_leaves(params).items() if path in evolved}
         seed = jax.random.bits(key, (2,), jnp.uint32)
-        return population.placed(State(params, (), memory, seed, jnp.int32(0)))
+        return population.placed(EvolutionState(params, (), memory, seed, jnp.int32(0)))
 
     @edge_jit
-    def ask(state: State) -> Members:
+    def ask(state: EvolutionState) -> Members:
         return population.members(state)
 
     @edge_jit
-    def tell(state: State, members: Members, fitness: Array) -> tuple[State, Metrics]:
+    def tell(
+        state: EvolutionState, members: Members, fitness: Array
+    ) -> tuple[EvolutionState, Metrics]:
         if fitness.shape != (members.size,):
             raise InputError(f"fitness has shape {list(fitness.shape)}; expected [{members.size}]")
         ballots = pair_votes(fitness)
@@ -158,7 +160,7 @@ def by_votes(
         for path, vote in votes.items():
             moves[path], memory[path] = rule.move(vote, state.opt_state[path], state.generation)
         params = map_named(lambda path, x: stepped(x, moves.get(path)), state.params)
-        new = State(params, (), memory, state.seed, state.generation)
+        new = EvolutionState(params, (), memory, state.seed, state.generation)
         if not rule.blind:  # no vote, no direction: the memory must not move the weights either
             voted = jnp.any(ballots != 0)
             new = jax.tree.map(lambda a, b: jnp.where(voted, a, b), new, state)

@@ -18,7 +18,7 @@ from springroll.evolve.lattice import by_votes
 from springroll.evolve.lattice_rules import Rule
 from springroll.evolve.perturbation import AttachLeaf, DrawLeaf, Leaf, Perturbation
 from springroll.evolve.roles import Roles
-from springroll.evolve.strategy import Population, State, Strategy
+from springroll.evolve.strategy import EvolutionState, Population, Strategy
 from springroll.noise.kinds import Noise
 from springroll.quant.fixed_point import FRACTION_BITS, ONE, Registers, saturate
 from springroll.quant.registers import fastest_registers
@@ -91,7 +91,7 @@ def published(
     noise_of = lambda perturbation, leaf: _PAIR_NOISE
     strategy = by_votes(population, rule, noise_of, registers or fastest_registers())
 
-    def init(key: Array, params: PyTree) -> State:
+    def init(key: Array, params: PyTree) -> EvolutionState:
         root = jax.random.key_data(key)
         if root.shape != (2,):
             raise InputError(

@@ -123,7 +123,7 @@ class Population:
         limit = self.pairs_per_chunk if stored else min(fits, self.pairs_per_chunk or fits)
         return replace(perturbation, stored=stored, pairs_per_chunk=limit)
 
-    def members(self, state: State) -> Members:
+    def members(self, state: EvolutionState) -> Members:
         """This generation's members, with their factors where those fit the budget."""
         perturbation = self.perturbation(state.params)
         members = Members(
@@ -136,7 +136,7 @@ class Population:
         )
         return members.keep_factors() if perturbation.stored else members
 
-    def placed(self, state: State) -> State:
+    def placed(self, state: EvolutionState) -> EvolutionState:
         """On every device from the start, so that the second step runs the program of the first."""
         mesh = auto_mesh(self.mesh)
         if mesh is None:
@@ -180,7 +180,7 @@ def fitness_metrics(fitness: Array, valid: Array) -> Metrics:
     }
 
 
-class State(NamedTuple):
+class EvolutionState(NamedTuple):
     """Everything a run needs to go on, as arrays only: to resume is to load them."""
 
     params: PyTree  # the model's parameters, in their own dtypes: the mean of the population
@@ -199,9 +199,9 @@ class Strategy(NamedTuple):
     made for other members. Strategies that need all parameters together say why instead.
     """
 
-    init: Callable[[Array, PyTree], State]
-    ask: Callable[[State], Members]
-    tell: Callable[[State, Members, Array], tuple[State, Metrics]]
+    init: Callable[[Array, PyTree], EvolutionState]
+    ask: Callable[[EvolutionState], Members]
+    tell: Callable[[EvolutionState, Members, Array], tuple[EvolutionState, Metrics]]
     parts: Parts | str = "it does not say how it perturbs"
 
 

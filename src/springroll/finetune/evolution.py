@@ -17,7 +17,7 @@ from springroll.evolve.eggroll import eggroll
 from springroll.evolve.members import Members
 from springroll.evolve.shaping import finite, group_centred
 from springroll.evolve.step import Master
-from springroll.evolve.strategy import State, Strategy
+from springroll.evolve.strategy import EvolutionState, Strategy
 from springroll.finetune.config import FinetuneConfig
 from springroll.finetune.judging import best_of
 from springroll.finetune.setup import Asked, Setup, decaying
@@ -64,7 +64,7 @@ def es_task(config: FinetuneConfig, setup: Setup) -> Task:
     """The loop's view of evolution on rewards."""
     strategy = strategy_for(config, setup)
 
-    def init() -> tuple[State, None]:
+    def init() -> tuple[EvolutionState, None]:
         params = held(config, setup.params(loaded(config)))
         return strategy.init(jax.random.key(config.seed), params), None
 
@@ -76,7 +76,7 @@ def es_task(config: FinetuneConfig, setup: Setup) -> Task:
         return setup.train(generation, config.num_prompts)
 
     def evaluate(
-        state: State, members: Members, carry: None, asked: Asked
+        state: EvolutionState, members: Members, carry: None, asked: Asked
     ) -> tuple[np.ndarray, None, Metrics]:
         repeated = [each for each in asked.prompts for _ in range(config.answers)]
         generated = setup.generator.run(
@@ -100,7 +100,9 @@ def es_task(config: FinetuneConfig, setup: Setup) -> Task:
             figures |= {"noise_floor": float(floor), "fitness_spread": float(spread)}
         return reward[:count], carry, figures
 
-    def tell(state: State, members: Members, scores: np.ndarray) -> tuple[State, Metrics]:
+    def tell(
+        state: EvolutionState, members: Members, scores: np.ndarray
+    ) -> tuple[EvolutionState, Metrics]:
         state, told = strategy.tell(state, members, per_prompt(jnp.asarray(scores)))
         return state, {name: told[name] for name in ("sigma", "step_ratio")}
 

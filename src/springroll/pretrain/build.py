@@ -17,7 +17,7 @@ from springroll.evolve.lattice import lattice
 from springroll.evolve.lattice_published import published
 from springroll.evolve.lattice_rules import RULES, Rule
 from springroll.evolve.members import AXIS, Members, evaluate
-from springroll.evolve.strategy import State, Strategy
+from springroll.evolve.strategy import EvolutionState, Strategy
 from springroll.models.cross_entropy import bits_per_byte
 from springroll.models.egg import VECTORS_IN_STACKS, Egg, EggConfig, egg
 from springroll.pretrain.config import PretrainConfig
@@ -156,7 +156,7 @@ def text_task(
     members_per_stream = config.pop_size // config.num_streams
     unit = model.bits_scale * config.tokens_per_member
 
-    def init() -> tuple[State, PyTree]:
+    def init() -> tuple[EvolutionState, PyTree]:
         key = jax.random.key(config.seed)
         state = strategy.init(jax.random.fold_in(key, 1), model.init(jax.random.fold_in(key, 0)))
         carry = model.state((config.pop_size,))
@@ -165,7 +165,7 @@ def text_task(
         return state, carry
 
     def score(
-        state: State, members: Members, carry: PyTree, batch: Array
+        state: EvolutionState, members: Members, carry: PyTree, batch: Array
     ) -> tuple[Array, PyTree, Metrics]:
         tokens = jnp.repeat(batch, members_per_stream, axis=0)
         fitness, carry = evaluate(

@@ -15,7 +15,7 @@ import numpy as np
 from jax import Array
 
 from springroll.errors import InputError
-from springroll.evolve.strategy import State, Strategy
+from springroll.evolve.strategy import EvolutionState, Strategy
 from springroll.memory import available_bytes, spelt
 from springroll.models.cross_entropy import bits_per_byte
 from springroll.models.egg import Egg
@@ -66,14 +66,14 @@ def streamed_task(
     unit = model.bits_scale * config.tokens_per_member
 
     def evaluate(
-        state: State, members: None, carry: Carry, batch: Batch
+        state: EvolutionState, members: None, carry: Carry, batch: Batch
     ) -> tuple[Array, Carry, Metrics]:
         tokens = np.repeat(batch, members_per_stream, axis=0)
         fitness, carry = engine.at(state).evaluate(tokens, carry)
         bits = -jnp.mean(fitness.astype(jnp.float32)) / unit
         return fitness, carry, {"train_bits_per_byte": bits}
 
-    def validated(state: State, carry: Carry) -> Metrics:
+    def validated(state: EvolutionState, carry: Carry) -> Metrics:
         now = engine.at(state)
         if not validate:
             validate.append(now.apply(*validation(model)))
@@ -100,9 +100,9 @@ class Engine:
         self._seed, self._budget = seed, budget
         self._model, self._strategy = model, strategy
         self._streamed: StreamedPopulation | None = None
-        self._last: State | None = None
+        self._last: EvolutionState | None = None
 
-    def start(self) -> State:
+    def start(self) -> EvolutionState:
         """Generation 0, in NumPy arrays."""
         with jax.default_device(host()):
             key = jax.random.key(self._seed)
@@ -119,7 +119,7 @@ class Engine:
         self._last = self._streamed.state()
         return self._last
 
-    def at(self, state: State) -> StreamedPopulation:
+    def at(self, state: EvolutionState) -> StreamedPopulation:
         """The engine in that state."""
         if self._streamed is None:
             self.start()
@@ -129,7 +129,7 @@ class Engine:
             self._last = state
         return self._streamed
 
-    def tell(self, state: State, fitness: np.ndarray) -> tuple[State, Metrics]:
+    def tell(self, state: EvolutionState, fitness: np.ndarray) -> tuple[EvolutionState, Metrics]:
         """The step; arrays of the new state are read when a checkpoint looks at them."""
         now = self.at(state)
         metrics = now.tell(fitness)

@@ -10,7 +10,7 @@ from jax import Array
 
 from springroll.evolve.eggroll import eggroll, open_es
 from springroll.evolve.members import Members
-from springroll.evolve.strategy import SigmaSchedule, State, Strategy
+from springroll.evolve.strategy import EvolutionState, SigmaSchedule, Strategy
 from springroll.rl.config import RLConfig, factor_of
 from springroll.rl.scorer import Learning, ObservationStats, Scorer
 from springroll.run.task import Curve, Metrics, Task
@@ -45,20 +45,22 @@ def evolution(config: RLConfig, scorer: Scorer) -> Learning:
 def evolution_task(config: RLConfig, scorer: Scorer, strategy: Strategy) -> Task:
     """What the loop trains."""
 
-    def init() -> tuple[State, ObservationStats]:
+    def init() -> tuple[EvolutionState, ObservationStats]:
         first, noise = jax.random.split(jax.random.key(config.seed))
         return strategy.init(noise, scorer.init(first)), scorer.initial_stats()
 
     def evaluate(
-        state: State, members: Members, stats: ObservationStats, generation: int
+        state: EvolutionState, members: Members, stats: ObservationStats, generation: int
     ) -> tuple[Array | np.ndarray, ObservationStats, Metrics]:
         return scorer.score(state.params, members, stats, generation)
 
-    def tell(state: State, members: Members, fitness: np.ndarray) -> tuple[State, Metrics]:
+    def tell(
+        state: EvolutionState, members: Members, fitness: np.ndarray
+    ) -> tuple[EvolutionState, Metrics]:
         state, told = strategy.tell(state, members, jnp.asarray(fitness))
         return state, {name: told[name] for name in ("sigma", "step_ratio")}
 
-    def validate(state: State, stats: ObservationStats) -> Metrics:
+    def validate(state: EvolutionState, stats: ObservationStats) -> Metrics:
         members, episodes = strategy.ask(state), config.eval_episodes
         returns = scorer.evaluate(state.params, members, stats, episodes, False)
         return {"eval_return": float(np.nanmean(returns)), "eval_std": float(np.nanstd(returns))}

@@ -17,7 +17,7 @@ from jax import Array
 from springroll.errors import InputError
 from springroll.evolve.layer_population import layer_of, rest_of
 from springroll.evolve.perturbation import Perturbation
-from springroll.evolve.strategy import Population, State, Strategy
+from springroll.evolve.strategy import Population, EvolutionState, Strategy
 from springroll.trees import PyTree, map_named, named_leaves, path_of
 
 ByPath: TypeAlias = dict[str, PyTree]
@@ -37,9 +37,9 @@ class LayeredStrategy:
     for_rest: Strategy
     population: Population
     perturbations: tuple[Perturbation, Perturbation]  # of a layer, of the rest
-    whole: State
-    one: State
-    other: State
+    whole: EvolutionState
+    one: EvolutionState
+    other: EvolutionState
 
     @property
     def stacked(self) -> tuple[str, ...]:
@@ -49,19 +49,19 @@ class LayeredStrategy:
             p for p in named_leaves(self.one) if p not in shared and not self._is_weight(p)
         )
 
-    def shared(self, rest: State) -> ByPath:
+    def shared(self, rest: EvolutionState) -> ByPath:
         """What a layer's state takes from that of the rest."""
         arrays = named_leaves(rest)
         return {path: arrays[path] for path in named_leaves(self.one) if path in arrays}
 
-    def layer_state(self, fields: ByPath, shared: ByPath) -> State:
+    def layer_state(self, fields: ByPath, shared: ByPath) -> EvolutionState:
         """The state of a layer out of its bundle (no layer axis) and what is shared."""
         stacked = jax.tree.map(lambda x: x[None], fields)
         weights = named_leaves({"params": {self.stack: stacked["weights"]}})
         arrays = weights | stacked.get("state", {}) | shared
         return with_leaves(self.one, arrays)
 
-    def fields(self, layer: State) -> ByPath:
+    def fields(self, layer: EvolutionState) -> ByPath:
         """The bundle of a layer's state: weights as a tree, other stacked arrays by path."""
         arrays = named_leaves(layer)
         state = {path: arrays[path] for path in self.stacked}

@@ -18,7 +18,7 @@ from jax import Array, lax
 
 from springroll.compat import edge_jit
 from springroll.evolve.members import Members, each_member
-from springroll.evolve.strategy import State, Strategy
+from springroll.evolve.strategy import EvolutionState, Strategy
 from springroll.models.protocols import Stages, read_part
 from springroll.stream.layered_strategy import ByPath, LayeredStrategy
 from springroll.trees import PyTree
@@ -125,7 +125,7 @@ class PopulationPrograms:
         return self._stages.block(layer, x, index, memory)
 
     def _members(self, strategy: Strategy, seed: MemberSeed, start: Array, pairs: int) -> Members:
-        members = strategy.ask(State(None, None, None, seed.seed, seed.generation))
+        members = strategy.ask(EvolutionState(None, None, None, seed.seed, seed.generation))
         return members.chunk(start, pairs)
 
     def _of_chunk(self, inputs: PyTree, start: Array, pairs: int) -> PyTree:

@@ -24,7 +24,7 @@ from jax import Array
 from jax.typing import DTypeLike
 
 from springroll.errors import InputError
-from springroll.evolve.strategy import State, Strategy
+from springroll.evolve.strategy import EvolutionState, Strategy
 from springroll.memory import spelt
 from springroll.models.protocols import Metrics, Stages, checked_stages
 from springroll.stream.conveyor import Conveyor, Stop
@@ -183,7 +183,7 @@ class StreamedPopulation:
         parts: LayeredStrategy,
         stages: Stages,
         store: HostStore | MappedStore,
-        rest: State,
+        rest: EvolutionState,
         link: Link,
         depth: int,
         device_budget: int | None,
@@ -288,11 +288,11 @@ class StreamedPopulation:
 
     # The state of the whole model
 
-    def state(self) -> State:
+    def state(self) -> EvolutionState:
         """As `strategy.tell` on the whole model would have it, in NumPy arrays."""
         return jax.tree.map(np.asarray, self.lazy_state())
 
-    def lazy_state(self) -> State:
+    def lazy_state(self) -> EvolutionState:
         """The same in arrays that are read when they are looked at, before the next `tell`."""
 
         def one(path: str, like: jax.ShapeDtypeStruct) -> LazyArray:
@@ -328,13 +328,13 @@ class StreamedPopulation:
             self._pass(lambda index, weights: layers.append(pick({"weights": weights})))
         return np.stack(layers)
 
-    def load(self, state: State) -> None:
+    def load(self, state: EvolutionState) -> None:
         """Go on from the state of the whole model, of a streamed run or of any other."""
         if not self.writable:
             raise InputError("layers in files that are only read cannot be given another state")
         self._begin(*parts_of_state(self.layered, self.link, state))
 
-    def _begin(self, store: HostStore | MappedStore, rest: State) -> None:
+    def _begin(self, store: HostStore | MappedStore, rest: EvolutionState) -> None:
         self._store, self._rest = store, rest
         self.conveyor = Conveyor(store, self.link, self._depth)
         self._due: list[Due] = []

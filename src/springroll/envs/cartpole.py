@@ -25,7 +25,7 @@ STEEPEST = math.radians(12)
 def cartpole(max_steps: int = 500) -> Environment:
     """Reward 1 for each step until the pole leans over 12 degrees or the cart is 2.4 m away.
 
-    Observation, which is the whole state: the cart's position (m) and velocity, the pole's angle
+    Observation, which is the state itself: the cart's position (m) and velocity, the pole's angle
     (radians from upright) and angular velocity. Action 0 pushes left, 1 right.
     """
     return Environment(
@@ -50,10 +50,10 @@ def _step(key: Array, state: Array, action: Array) -> Step:
     x, velocity, angle, spin = state
     force = jnp.where(action == 1, FORCE, -FORCE)
     sin, cos = jnp.sin(angle), jnp.cos(angle)
-    whole = CART + POLE
-    push = (force + POLE * HALF * spin**2 * sin) / whole
-    swing = (GRAVITY * sin - cos * push) / (HALF * (4 / 3 - POLE * cos**2 / whole))
-    pull = push - POLE * HALF * swing * cos / whole
+    mass = CART + POLE
+    push = (force + POLE * HALF * spin**2 * sin) / mass
+    swing = (GRAVITY * sin - cos * push) / (HALF * (4 / 3 - POLE * cos**2 / mass))
+    pull = push - POLE * HALF * swing * cos / mass
     after = jnp.stack(
         [
             x + SECONDS * velocity,

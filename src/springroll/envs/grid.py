@@ -43,8 +43,8 @@ def _step(key: Array, state: Array, action: Array) -> Step:
     cell = jnp.stack([walker // SIDE, walker % SIDE])
     row, column = jnp.clip(cell + jnp.array(MOVES)[action], 0, SIDE - 1)
     after = jnp.stack([row * SIDE + column, goal])
-    there = after[0] == goal
-    return Step(after, _observation(after), jnp.float32(there), there, jnp.bool_(False))
+    reached = after[0] == goal
+    return Step(after, _observation(after), jnp.float32(reached), reached, jnp.bool_(False))
 
 
 def _observation(state: Array) -> Array:

@@ -95,13 +95,13 @@ class Slots:
         """The environment in a slot."""
         if slot not in self._environments:
             self._progress.begin(slot)
-            made = self._maker.make()
-            if not hasattr(made, "action_space"):
-                kind = type(made).__name__
+            environment = self._maker.make()
+            if not hasattr(environment, "action_space"):
+                kind = type(environment).__name__
                 raise _Wrong("wrong", f"a {kind} without action_space; expected an environment")
-            self._flat = flat_of(getattr(made, "observation_space", None))
-            self._actions, self._native = actions_of(made.action_space)
-            self._environments[slot] = made
+            self._flat = flat_of(getattr(environment, "observation_space", None))
+            self._actions, self._native = actions_of(environment.action_space)
+            self._environments[slot] = environment
         return self._environments[slot]
 
     def _reset(self, count: int, payload: bytes) -> tuple[Message, bytes]:

@@ -38,10 +38,10 @@ def unpacked(layout: Layout, payload: bytes | bytearray) -> Weights:
     """The weights again, each array a view of the payload: writable where that is."""
     numbers = np.frombuffer(payload, np.float32)
     starts = _Cuts()
-    found = _built(layout, numbers, starts)
+    weights = _built(layout, numbers, starts)
     if starts.at != numbers.size:
         raise ValueError(f"{numbers.size} numbers for a layout of {starts.at}")
-    return found
+    return weights
 
 
 def shapes(layout: Layout) -> Iterator[tuple[int, ...]]:

@@ -117,5 +117,7 @@ def _takes_seed(function: Callable[..., Any], place: int) -> bool:
     if any(p.kind is p.VAR_POSITIONAL for p in parameters):
         return True
     positional = (inspect.Parameter.POSITIONAL_ONLY, inspect.Parameter.POSITIONAL_OR_KEYWORD)
-    here = [p for p in parameters if p.kind in positional][place : place + 1]
-    return bool(here) and (here[0].default in (here[0].empty, None) or here[0].name == "seed")
+    at_place = [p for p in parameters if p.kind in positional][place : place + 1]
+    return bool(at_place) and (
+        at_place[0].default in (at_place[0].empty, None) or at_place[0].name == "seed"
+    )

@@ -60,7 +60,7 @@ def python_environment(name: str) -> Environment:
         InputError: there is no such function, or it makes something else.
     """
     _, function = named_function(name, "the environment")
-    made = function()
-    if not isinstance(made, Environment):
-        raise InputError(f"{name}() returned {type(made).__name__}; expected an Environment")
-    return made
+    environment = function()
+    if not isinstance(environment, Environment):
+        raise InputError(f"{name}() returned {type(environment).__name__}; expected an Environment")
+    return environment

@@ -27,26 +27,26 @@ def kind_of_function(name: str, function: Callable[..., Any]) -> Message:
     if _is_given_something(function):
         return {"kind": "objective"}
     try:
-        made = function()
+        result = function()
     except (Exception, SystemExit) as error:  # whatever the user's function raises
         return {"failed": ["raised", raised_line(error)]}
-    if _is_ours(made):
+    if _is_ours(result):
         return {"kind": "environment"}
-    if callable(getattr(made, "reset", None)) and callable(getattr(made, "step", None)):
+    if callable(getattr(result, "reset", None)) and callable(getattr(result, "step", None)):
         return {"kind": "gymnasium"}
-    return {"failed": ["wrong", f"{name}() returned something of type {type(made).__name__}"]}
+    return {"failed": ["wrong", f"{name}() returned something of type {type(result).__name__}"]}
 
 
 def _is_given_something(function: Callable[..., Any]) -> bool:
     try:
-        found = inspect.signature(function).parameters.values()
+        parameters = inspect.signature(function).parameters.values()
     except (TypeError, ValueError):  # some built in
         return True
     positional = (inspect.Parameter.POSITIONAL_ONLY, inspect.Parameter.POSITIONAL_OR_KEYWORD)
-    return any(p.kind in positional and p.default is p.empty for p in found)
+    return any(p.kind in positional and p.default is p.empty for p in parameters)
 
 
-def _is_ours(made: Any) -> bool:
+def _is_ours(result: Any) -> bool:
     """Whether it is an `Environment`, without importing JAX to see."""
-    kind = type(made)
+    kind = type(result)
     return (kind.__module__, kind.__name__) == ("springroll.envs.environment", "Environment")

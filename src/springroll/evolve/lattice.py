@@ -73,7 +73,7 @@ def lattice(
 
     Member i stands at `M + sigma s_i E_i`, rounded where the thin term is consumed, with antithetic
     s_i = +1, -1. Each pair votes F = sign(fitness+ - fitness-); `Z = sum_p F_p left_p @ right_p.T`
-    is summed exactly in int32, and `rule` (see `lattice_rules`) turns it into whole steps.
+    is summed exactly in int32, and `rule` (see `lattice_rules`) turns it into steps of integers.
     Parameters that are not int8 are frozen. Fitness may be integer or real: only its sign within a
     pair counts, and a pair with a NaN or infinite fitness does not vote.
 

@@ -49,8 +49,8 @@ def centred_ranks(fitness: Array) -> Array:
     upto = jnp.searchsorted(ordered, values, side="right")
     rank = (below + upto - 1).astype(jnp.float32) / 2
     count = valid.sum().astype(jnp.float32)
-    centre = jnp.where(count > 1, 0.5, 0.0)
-    return jnp.where(valid, rank / jnp.maximum(count - 1, 1.0) - centre, 0.0)
+    middle = jnp.where(count > 1, 0.5, 0.0)
+    return jnp.where(valid, rank / jnp.maximum(count - 1, 1.0) - middle, 0.0)
 
 
 def pair_votes(fitness: Array) -> Array:

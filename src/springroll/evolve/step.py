@@ -51,12 +51,12 @@ def master_copies(perturbation: Perturbation, params: PyTree, master: Master) ->
 
     def one(path: KeyPath, x: PyTree) -> PyTree:
         if is_int8(x):
-            kept = _NOTHING
+            new_copy = _NOTHING
             if values_path(path) in evolved and master == "float32":
-                kept = real(x)
+                new_copy = real(x)
             elif values_path(path) in evolved and master == "error_feedback":
-                kept = jnp.zeros_like(x.values)
-            return values_only(x, kept, _NOTHING)
+                new_copy = jnp.zeros_like(x.values)
+            return values_only(x, new_copy, _NOTHING)
         wanted = master == "float32" and path_of(path) in evolved and _is_short(x)
         return x.astype(jnp.float32) if wanted else _NOTHING
 
@@ -134,19 +134,19 @@ def stored(
             if _is_nothing(weight.values):
                 return x, copy
             draw = lambda: bits(values_path(path), x.values)
-            values, kept = _on_grid(x, weight.values, copy.values, master, draw)
-            return dataclasses.replace(x, values=values), values_only(x, kept, _NOTHING)
+            values, new_copy = _on_grid(x, weight.values, copy.values, master, draw)
+            return dataclasses.replace(x, values=values), values_only(x, new_copy, _NOTHING)
         if _is_nothing(weight):
             return x, copy
-        kept = copy if _is_nothing(copy) else weight
+        new_copy = copy if _is_nothing(copy) else weight
         if master in ("stochastic", "error_feedback") and x.dtype == jnp.bfloat16:
-            return round_stochastically(weight, bits(path_of(path), x)), kept
-        return weight.astype(x.dtype), kept
+            return round_stochastically(weight, bits(path_of(path), x)), new_copy
+        return weight.astype(x.dtype), new_copy
 
     pairs = jax.tree_util.tree_map_with_path(one, params, moved, copies, is_leaf=is_int8)
     structure = jax.tree.structure(params, is_leaf=is_int8)
-    new, kept = zip(*structure.flatten_up_to(pairs), strict=True)
-    return structure.unflatten(new), structure.unflatten(kept)
+    new, new_copies = zip(*structure.flatten_up_to(pairs), strict=True)
+    return structure.unflatten(new), structure.unflatten(new_copies)
 
 
 def _floats(x: Int8, copy: PyTree) -> Array:

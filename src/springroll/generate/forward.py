@@ -65,10 +65,10 @@ def step(
     return _by_row(*groups.each_row(row, params, sign, *rows, in_axes=(0, 1, 0), out_axes=(0, 1)))
 
 
-def _by_row(logits: Array, found: Entries) -> tuple[Array, Entries]:
+def _by_row(logits: Array, entries: Entries) -> tuple[Array, Entries]:
     """Logits (G, g, 1, V) and what is remembered (L, G, g, 1, ...), both by row."""
-    found = jax.tree.map(lambda x: x.reshape(x.shape[0], -1, *x.shape[4:]), found)
-    return logits.reshape(-1, logits.shape[-1]), found
+    entries = jax.tree.map(lambda x: x.reshape(x.shape[0], -1, *x.shape[4:]), entries)
+    return logits.reshape(-1, logits.shape[-1]), entries
 
 
 def split_layers(params: PyTree) -> PyTree:

@@ -103,7 +103,7 @@ def test_state_of_no_single_layer_is_refused():
 
 
 def test_names_are_paths_and_back():
-    tree = {"a": [1, 2], "b": State(3, (), {"x/y": 4}, cast(Any, 5), cast(Any, 6))}
+    tree = {"a": [1, 2], "b": EvolutionState(3, (), {"x/y": 4}, cast(Any, 5), cast(Any, 6))}
     flat = named_leaves(tree)
     assert flat["a/1"] == 2 and flat["b/opt_state/x/y"] == 4
     assert with_leaves(tree, {path: 10 * x for path, x in flat.items()})["b"].seed == 50

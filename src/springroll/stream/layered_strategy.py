@@ -17,7 +17,7 @@ from jax import Array
 from springroll.errors import InputError
 from springroll.evolve.layer_population import layer_of, rest_of
 from springroll.evolve.perturbation import Perturbation
-from springroll.evolve.strategy import Population, EvolutionState, Strategy
+from springroll.evolve.strategy import EvolutionState, Population, Strategy
 from springroll.trees import PyTree, map_named, named_leaves, path_of
 
 ByPath: TypeAlias = dict[str, PyTree]

@@ -46,7 +46,7 @@ T = TypeVar("T")
 
 def initial_parts(
     layered: LayeredStrategy, link: Link, key: Array, params: PyTree
-) -> tuple[HostStore, State]:
+) -> tuple[HostStore, EvolutionState]:
     """(store of the layers, state of the rest) of generation 0, made one layer at a time."""
     stack, init = layered.stack, jax.jit(layered.for_layer.init)
     store = HostStore(link)
@@ -60,13 +60,17 @@ def initial_parts(
     return store, initial_rest(layered, link, key, params)
 
 
-def initial_rest(layered: LayeredStrategy, link: Link, key: Array, params: PyTree) -> State:
+def initial_rest(
+    layered: LayeredStrategy, link: Link, key: Array, params: PyTree
+) -> EvolutionState:
     """The state of the rest at generation 0, on the device."""
     others = {name: x for name, x in params.items() if name != layered.stack}
     return jax.jit(layered.for_rest.init)(key, jax.device_put(others, link.on_device))
 
 
-def parts_of_state(layered: LayeredStrategy, link: Link, state: State) -> tuple[HostStore, State]:
+def parts_of_state(
+    layered: LayeredStrategy, link: Link, state: EvolutionState
+) -> tuple[HostStore, EvolutionState]:
     """The same out of a state of the whole model."""
     arrays = named_leaves(state)
     store = HostStore(link)

@@ -91,9 +91,14 @@ def pair_difference(fitness: Array) -> Array:
 def group_centred(group: int | ArrayLike) -> Shaping:
     """Subtract the mean of each member's group, divide by the deviation of the whole population.
 
-    `group` is the number of consecutive members in a group, or an (N,) integer vector of group
-    numbers below N. Members that answered the same question form a group, so that its difficulty
-    cancels.
+    Members that answered the same question form a group, so that its difficulty cancels.
+
+    Args:
+        group: The number of consecutive members in a group, or an (N,) integer vector of group
+            numbers below N.
+
+    Returns:
+        The shaping. It raises InputError for groups that do not fit the members.
     """
 
     def shape(fitness: Array) -> Array:

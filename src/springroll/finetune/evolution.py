@@ -68,7 +68,7 @@ def es_task(config: FinetuneConfig, setup: Setup) -> Task:
         params = held(config, setup.params(loaded(config)))
         return strategy.init(jax.random.key(config.seed), params), None
 
-    def template() -> tuple[State, None]:
+    def template() -> tuple[EvolutionState, None]:
         start = lambda key, params: strategy.init(key, held(config, params))
         return jax.eval_shape(start, jax.random.key(config.seed), setup.shapes), None
 

@@ -28,7 +28,7 @@ from springroll.bench import measure
 from springroll.evolve.eggroll import eggroll
 from springroll.evolve.members import evaluate
 from springroll.evolve.strategy import Strategy
-from springroll.models.decoder import Decoder
+from springroll.models.decoder import Decoder, stages
 from springroll.models.decoder_config import DecoderConfig, shapes
 from springroll.models.hf.load import load_hf
 from springroll.models.hf.save import save_hf
@@ -87,7 +87,7 @@ def run(
 def generations(folder: str, members: int, text: np.ndarray) -> dict[str, Any]:
     """Two generations from the mapped folder: seconds and bytes to the device of each, fitness."""
     model, store = mapped_model(folder)
-    strategy = evolution(model, members, text)
+    strategy = evolution(stages(model), members, text)
     start = time.perf_counter()
     engine = stream_population(strategy, model, store, key=jax.random.key(0))
     scores, seconds, sent = [], [time.perf_counter() - start], []
@@ -127,7 +127,7 @@ def evolution(model: Decoder, members: int, text: Any) -> Strategy:
 def difference(folder: str, members: int, text: np.ndarray, fitness: np.ndarray) -> float:
     """How far the fitness of the first generation is from that on the whole model."""
     model, params = load_hf(folder)
-    strategy = evolution(model, members, text)
+    strategy = evolution(stages(model), members, text)
     state = strategy.init(jax.random.key(0), params)
     score = lambda params, text: -model.loss(params, text)[1]["nats"]
     direct = evaluate(score, state, strategy.ask(state), text)

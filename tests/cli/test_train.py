@@ -196,8 +196,7 @@ def hf_folder(tmp_path):
     from safetensors.numpy import save_file
 
     from springroll.models.decoder import decoder
-    from springroll.models.hf.config import hf_config
-    from springroll.models.hf.load import checkpoint_names
+    from springroll.models.hf.decoder import checkpoint_names, hf_config
 
     values = {
         "model_type": "qwen3",

@@ -16,7 +16,7 @@ from springroll.errors import InputError
 from springroll.evolve import step
 from springroll.evolve.members import each_member
 from springroll.evolve.roles import describe
-from springroll.models.attention import linear
+from springroll.models.layers import linear
 from springroll.quant.int8_weights import (
     FINE,
     Int8,

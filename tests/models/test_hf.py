@@ -12,8 +12,9 @@ from safetensors.numpy import save_file
 from springroll.errors import InputError
 from springroll.models.decoder import decoder
 from springroll.models.decoder_config import shapes
-from springroll.models.hf.config import hf_config
-from springroll.models.hf.load import checkpoint_names, is_hf_folder, read_config, read_params
+from springroll.models.hf.decoder import checkpoint_names, hf_config
+from springroll.models.hf.files import is_hf_folder, read_config
+from springroll.models.hf.load import read_params
 from tests.golden.weights_by_formula import weight
 
 GOLDEN = Path(__file__).parents[1] / "golden" / "decoder.npz"

@@ -11,18 +11,14 @@ import pytest
 from safetensors.numpy import load_file, save_file
 
 from springroll.errors import InputError
-from springroll.models.hf.load import (
-    is_hf_folder,
-    load_hf,
-    open_hf,
-    read_bundles,
-    read_config,
-    read_params,
-)
+from springroll.models.hf.files import is_hf_folder, open_hf, read_config
+from springroll.models.hf.load import load_hf, read_bundles, read_params
 from springroll.models.hf.rwkv7 import fla_config, fla_json
 from springroll.models.hf.save import save_hf
 from springroll.models.rwkv7.config import RWKV7_CONFIGS, RWKV7Config, shapes
 from springroll.models.rwkv7.model import RWKV7
+from springroll.planner.plan import named_model
+from springroll.stream.store import mapped_model
 from tests.golden.rwkv7_by_formula import rwkv7_checkpoint
 
 GOLDEN = Path(__file__).parents[1] / "golden" / "rwkv7.npz"
@@ -75,6 +71,13 @@ def test_it_can_be_written_as_a_folder_and_takes_its_vocabulary_along(authors, t
         save_hf(tmp_path / "out", config, params, like=authors)
     save_hf(tmp_path / "out", config, params)
     assert_same(load_hf(tmp_path / "out")[1], params)
+
+
+def test_what_is_for_decoders_only_says_so(authors):
+    with pytest.raises(InputError, match="holds an RWKV-7; only decoders can be planned"):
+        named_model(authors)
+    with pytest.raises(InputError, match="an RWKV7 cannot be walked layer by layer"):
+        mapped_model(authors)
 
 
 @pytest.mark.parametrize("dtype", ["bfloat16", "float32"])

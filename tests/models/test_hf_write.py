@@ -14,11 +14,10 @@ from springroll.models.decoder import decoder
 from springroll.models.decoder_config import CONFIGS, llama, shapes
 from springroll.models.hf import save as hf_write
 from springroll.models.hf.decoder import config_json
+from springroll.models.hf.files import open_hf, read_config
 from springroll.models.hf.load import (
     load_hf,
-    open_hf,
     read_bundles,
-    read_config,
     read_into,
     read_layer,
     read_params,

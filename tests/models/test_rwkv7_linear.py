@@ -5,7 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from springroll.models import attention
+from springroll.models import layers
 from springroll.models.rwkv7.mix import linear
 
 
@@ -20,7 +20,7 @@ def test_gradients_are_those_of_the_plain_product(shape, dtype):
         y, back = jax.vjp(product, x, w)
         return y, *back(g)
 
-    for found, expected in zip(run(linear), run(attention.linear), strict=True):
+    for found, expected in zip(run(linear), run(layers.linear), strict=True):
         assert found.dtype == dtype and found.shape == expected.shape
         wide = lambda leaf: np.asarray(leaf, np.float32)
         np.testing.assert_allclose(wide(found), wide(expected), rtol=1e-2, atol=1e-6)

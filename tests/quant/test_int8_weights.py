@@ -6,8 +6,8 @@ import numpy as np
 import pytest
 
 from springroll.errors import InputError
-from springroll.models.attention import linear
 from springroll.models.decoder_config import CONFIGS, shapes
+from springroll.models.layers import linear
 from springroll.models.rwkv7.config import RWKV7_CONFIGS
 from springroll.models.rwkv7.config import shapes as rwkv7_shapes
 from springroll.quant import int8_weights

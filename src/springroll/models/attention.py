@@ -7,24 +7,23 @@ G = H / N query heads per key-value head, K width of a head, D width of the mode
 from __future__ import annotations
 
 import functools
-from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jax import Array, lax
+from jax import Array
 
 from springroll.models.decoder_config import DecoderConfig
-from springroll.models.norm import rms_norm
+from springroll.models.layers import linear, rms_norm
 from springroll.models.rope import Rotation, rotate
-from springroll.quant.int8_weights import Int8
+from springroll.trees import Params
 
 MASKED = float(np.finfo(np.float32).min)
 
 
 def attention(
     config: DecoderConfig,
-    params: dict[str, Any],
+    params: Params,
     x_BTD: Array,
     turn: Rotation,
     window: Array | None = None,
@@ -41,7 +40,7 @@ def attention(
 
 
 def queries_keys_values(
-    config: DecoderConfig, params: dict[str, Any], x_BTD: Array
+    config: DecoderConfig, params: Params, x_BTD: Array
 ) -> tuple[Array, Array, Array]:
     """q (B, T, H, K), k and v (B, T, N, K) before they are turned by their positions."""
     heads = (config.heads, config.kv_heads, config.kv_heads)
@@ -57,8 +56,8 @@ def queries_keys_values(
     return q, k, v
 
 
-def from_heads(params: dict[str, Any], y_BTHK: Array) -> Array:
-    """What all heads found, through the last matrix: (B, T, D)."""
+def from_heads(params: Params, y_BTHK: Array) -> Array:
+    """The outputs of all heads through the last matrix: (B, T, D)."""
     return _project(params, "o", y_BTHK.reshape(*y_BTHK.shape[:2], -1))
 
 
@@ -73,13 +72,13 @@ def attend(
     """softmax(q k / sqrt(K)) v over keys no later than the query: (B, T, H, K).
 
     Scores and softmax are float32 whatever the inputs are, and computed again for the gradient:
-    what is kept does not grow with T S. A sink is one more score per head whose key has no value:
+    what is stored does not grow with T S. A sink is one more score per head whose key has no value:
     it takes weight away from the others.
     """
     batch, time, heads, width = q_BTHK.shape
     q = q_BTHK.reshape(batch, time, k_BSNK.shape[2], -1, width)
     score = jnp.einsum("BTNGK,BSNK->BNGTS", q, k_BSNK, preferred_element_type=jnp.float32)
-    score = jnp.where(_seen(time, window), score * np.float32(width**-0.5), np.float32(MASKED))
+    score = jnp.where(_mask(time, window), score * np.float32(width**-0.5), np.float32(MASKED))
     if sinks_H is not None:
         sink = sinks_H.astype(jnp.float32).reshape(1, score.shape[1], score.shape[2], 1, 1)
         score = jnp.concatenate([score, jnp.broadcast_to(sink, (*score.shape[:-1], 1))], axis=-1)
@@ -87,31 +86,15 @@ def attend(
     return jnp.einsum("BNGTS,BSNK->BTNGK", weight, v_BSNK).reshape(batch, time, heads, width)
 
 
-def _seen(time: int, window: Array | None) -> Array:
+def _mask(time: int, window: Array | None) -> Array:
     """Which keys each query sees: (1, 1, 1, T, S) bool."""
     back = np.arange(time)[:, None] - np.arange(time)[None, :]
-    seen = jnp.asarray(back >= 0)
+    mask = jnp.asarray(back >= 0)
     if window is not None:
-        seen = seen & (jnp.asarray(back, jnp.int32) < window.reshape(1, 1))
-    return seen[None, None, None]
+        mask = mask & (jnp.asarray(back, jnp.int32) < window.reshape(1, 1))
+    return mask[None, None, None]
 
 
-def linear(x: Array, w: Array | Int8) -> Array:
-    """x (..., in) times a weight (out, in): (..., out).
-
-    An `Int8` weight takes the type of x where the two meet, and its scale comes after the product.
-    """
-    if not isinstance(w, Int8):
-        return jnp.einsum("...i,oi->...o", x, w)
-    wide = x.dtype if x.dtype == jnp.float64 else jnp.float32
-    # The barrier ties the conversion to its product: loops of decoding would convert the whole
-    # model before they start, and hold it as floats.
-    x, values = lax.optimization_barrier((x, w.values))
-    y = jnp.einsum("...i,oi->...o", x, values.astype(x.dtype), preferred_element_type=wide)
-    scale = w.scale.astype(wide).reshape(*(1,) * (y.ndim - 1), -1)
-    return (y * scale).astype(x.dtype)
-
-
-def _project(params: dict[str, Any], name: str, x_BTD: Array) -> Array:
+def _project(params: Params, name: str, x_BTD: Array) -> Array:
     y = linear(x_BTD, params[f"{name}_proj"])
     return y + params[f"{name}_bias"][None, None] if f"{name}_bias" in params else y

@@ -48,10 +48,10 @@ def token_nats(
     x_BTD = x_BTD / np.asarray(temperature, x_BTD.dtype)
     pieces = _pieces(x_BTD, head_VD, targets_BT, chunk)
     if pieces is None:
-        return _each(x_BTD, head_VD, targets_BT)
-    step = jax.checkpoint(lambda x, t: _each(x, head_VD, t), prevent_cse=False)
-    found = lax.map(lambda xt: step(*xt), pieces)
-    return found.swapaxes(0, 1).reshape(targets_BT.shape[0], -1)[:, : targets_BT.shape[1]]
+        return _token_nats(x_BTD, head_VD, targets_BT)
+    step = jax.checkpoint(lambda x, t: _token_nats(x, head_VD, t), prevent_cse=False)
+    nats = lax.map(lambda xt: step(*xt), pieces)
+    return nats.swapaxes(0, 1).reshape(targets_BT.shape[0], -1)[:, : targets_BT.shape[1]]
 
 
 def _pieces(
@@ -74,10 +74,10 @@ def _pieces(
 
 def _nats(x_BTD: Array, head_VD: Array, targets_BT: Array) -> Array:
     """Sum over the counted tokens, float32 ()."""
-    return jnp.sum(_each(x_BTD, head_VD, targets_BT))
+    return jnp.sum(_token_nats(x_BTD, head_VD, targets_BT))
 
 
-def _each(x_BTD: Array, head_VD: Array, targets_BT: Array) -> Array:
+def _token_nats(x_BTD: Array, head_VD: Array, targets_BT: Array) -> Array:
     """Nats of every token, 0 where it does not count, float32 (batch, time)."""
     logits = jnp.einsum("BTD,VD->BTV", x_BTD, head_VD, preferred_element_type=jnp.float32)
     picked = jnp.take_along_axis(logits, jnp.maximum(targets_BT, 0)[..., None], axis=-1)[..., 0]

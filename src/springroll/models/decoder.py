@@ -3,100 +3,33 @@
 `springroll.models.decoder_config` describes the tree of parameters: Hugging Face layout, blocks
 stacked on a leading layer axis, so that one compiled block serves any depth.
 
-Computation is in the type of the parameters; softmaxes, norms and logits are float32.
-
-A decoder that remembers: whole prompts at once, then one token of every row after the other.
+Computation is in the type of the parameters; softmaxes, norms and logits are float32. For writing
+text the model reads whole prompts at once, then one token of every row after the other.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import Any, ClassVar, TypeAlias
+from typing import ClassVar
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 from jax import Array, lax
+from jax.typing import DTypeLike
 
 from springroll.errors import InputError
 from springroll.models import kv_cache
-from springroll.models.attention import attention, from_heads, linear, queries_keys_values
+from springroll.models.attention import attention, from_heads, queries_keys_values
 from springroll.models.cross_entropy import cross_entropy, token_nats
-from springroll.models.decoder_config import DecoderConfig, shapes
-from springroll.models.gate import gated
+from springroll.models.decoder_config import DecoderConfig, shape_leaves, shapes
 from springroll.models.kv_cache import Cache, Layers, attend_cached, attend_padded, visible
+from springroll.models.layers import rms_norm, swiglu
 from springroll.models.moe import every_expert, moe
-from springroll.models.norm import rms_norm
 from springroll.models.protocols import LanguageModel
 from springroll.models.rope import Rotation, rotate, rotation, rotation_at
-
-
-def read(model: Decoder, params: Any, tokens: Array, lengths: Array) -> tuple[Array, Cache]:
-    """`Generative.read` of a decoder; what is found is a cache of T slots."""
-    config = model.config
-    rows, time = tokens.shape
-    place = jnp.arange(time, dtype=jnp.int32)[None, :] - (time - lengths)[:, None]
-    turn = _turn(model, jnp.maximum(place, 0).reshape(-1))
-    flat = lambda y: y.reshape(1, rows * time, *y.shape[2:])
-    turned = lambda y: rotate(flat(y), turn).reshape(y.shape)
-
-    def block(x: Array, scanned: tuple[Any, Array | None]) -> tuple[Array, Cache]:
-        layer, window = scanned
-        y = rms_norm(x, layer["input_layernorm"], config.norm_eps)
-        q, k, v = queries_keys_values(config, layer["self_attn"], y)
-        k = turned(k)
-        sinks = layer["self_attn"].get("sinks")
-        y = attend_padded(turned(q), k, v, lengths, window, sinks)
-        x = x + from_heads(layer["self_attn"], y)
-        return _feed_forward(model, layer, x), Cache(k.swapaxes(1, 2), v.swapaxes(1, 2))
-
-    layers = (params["layers"], model.windows(time))
-    x, found = lax.scan(block, model.embed(params, tokens), layers)
-    return model.head(params, x[:, -1:])[:, 0], found
-
-
-def step(
-    model: Decoder, params: Any, tokens: Array, memory: Layers, seen: Array, clock: Array
-) -> tuple[Array, Layers]:
-    """`Generative.step` of a decoder; what is found has one slot.
-
-    Layer after layer and not in a scan, which would copy each layer's weights and memory out of
-    their stacks before it used them: as much traffic again as the step itself.
-    """
-    config = model.config
-    slots = memory[0].k.shape[3]
-    turn = _turn(model, seen)
-    turned = lambda y: rotate(y.swapaxes(0, 1), turn).swapaxes(0, 1)  # rows, as if they were times
-    windows = model.windows(slots + 1)
-    layers = params["layers"]
-    x, found = model.embed(params, tokens[:, None]), []
-    for i, old in enumerate(memory):
-        layer = layers[i] if isinstance(layers, list) else jax.tree.map(lambda w: w[i], layers)  # noqa: B023
-        y = rms_norm(x, layer["input_layernorm"], config.norm_eps)
-        q, k, v = queries_keys_values(config, layer["self_attn"], y)
-        new = Cache(turned(k).swapaxes(1, 2), v.swapaxes(1, 2))
-        see = visible(slots, seen, clock, None if windows is None else windows[i])
-        y = attend_cached(
-            turned(q)[:, 0], new, (old.k[0], old.v[0]), see, layer["self_attn"].get("sinks")
-        )
-        x = x + from_heads(layer["self_attn"], y[:, None])
-        x = _feed_forward(model, layer, x)
-        found.append(Cache(new.k[None], new.v[None]))
-    return model.head(params, x)[:, 0], tuple(found)
-
-
-def _feed_forward(model: Decoder, layer: Any, x: Array) -> Array:
-    y = rms_norm(x, layer["post_attention_layernorm"], model.config.norm_eps)
-    return x + model.feed_forward(layer["mlp"], y)
-
-
-def _turn(model: Decoder, place: Array) -> Rotation:
-    c = model.config
-    return rotation_at(place, c.head_dim, c.rope_theta, c.rope_scaling)
-
-
-Params: TypeAlias = dict[str, Any]
+from springroll.trees import Params
 
 
 @dataclass(frozen=True)
@@ -112,7 +45,7 @@ class Decoder:
         """The name under which the parameters hold the layers (see `protocols.Stages`)."""
         return "layers"
 
-    def init(self, key: Array, dtype: Any = jnp.float32) -> Params:
+    def init(self, key: Array, dtype: DTypeLike = jnp.float32) -> Params:
         """Matrices init_std * N(0, 1), norm weights 1, biases 0."""
         return init(self.config, key, dtype)
 
@@ -209,7 +142,7 @@ class Decoder:
         layers = (params["layers"], self.windows(tokens.shape[1]))
         return lax.scan(step, self.embed(params, tokens), layers)
 
-    def memory(self, rows: int, length: int, dtype: Any = jnp.float32) -> Layers:
+    def memory(self, rows: int, length: int, dtype: DTypeLike = jnp.float32) -> Layers:
         """See `Generative` in `springroll.models.protocols`; so for the next four."""
         c = self.config
         return kv_cache.empty(c.layers, rows, c.kv_heads, length, c.head_dim, dtype)
@@ -278,35 +211,88 @@ def stages(model: LanguageModel) -> Decoder:
     return model
 
 
-def swiglu(params: Params, x: Array) -> Array:
-    """down(silu(gate(x)) * up(x))."""
-    gate, up = linear(x, params["gate_proj"]), linear(x, params["up_proj"])
-    return linear(gated(gate, up, 0.0), params["down_proj"])
+def read(model: Decoder, params: Params, tokens: Array, lengths: Array) -> tuple[Array, Cache]:
+    """`Generative.read` of a decoder; its entries are a cache of T slots."""
+    config = model.config
+    rows, time = tokens.shape
+    place = jnp.arange(time, dtype=jnp.int32)[None, :] - (time - lengths)[:, None]
+    turn = _turn(model, jnp.maximum(place, 0).reshape(-1))
+    flat = lambda y: y.reshape(1, rows * time, *y.shape[2:])
+    turned = lambda y: rotate(flat(y), turn).reshape(y.shape)
+
+    def block(x: Array, scanned: tuple[Params, Array | None]) -> tuple[Array, Cache]:
+        layer, window = scanned
+        y = rms_norm(x, layer["input_layernorm"], config.norm_eps)
+        q, k, v = queries_keys_values(config, layer["self_attn"], y)
+        k = turned(k)
+        sinks = layer["self_attn"].get("sinks")
+        y = attend_padded(turned(q), k, v, lengths, window, sinks)
+        x = x + from_heads(layer["self_attn"], y)
+        return _feed_forward(model, layer, x), Cache(k.swapaxes(1, 2), v.swapaxes(1, 2))
+
+    layers = (params["layers"], model.windows(time))
+    x, cache = lax.scan(block, model.embed(params, tokens), layers)
+    return model.head(params, x[:, -1:])[:, 0], cache
 
 
-def init(config: DecoderConfig, key: Array, dtype: Any = jnp.float32) -> Params:
+def step(
+    model: Decoder, params: Params, tokens: Array, memory: Layers, seen: Array, clock: Array
+) -> tuple[Array, Layers]:
+    """`Generative.step` of a decoder; its entries have one slot.
+
+    Layer after layer and not in a scan, which would copy each layer's weights and memory out of
+    their stacks before it used them: as much traffic again as the step itself.
+    """
+    config = model.config
+    slots = memory[0].k.shape[3]
+    turn = _turn(model, seen)
+    turned = lambda y: rotate(y.swapaxes(0, 1), turn).swapaxes(0, 1)  # rows, as if they were times
+    windows = model.windows(slots + 1)
+    layers = params["layers"]
+    x, entries = model.embed(params, tokens[:, None]), []
+    for i, old in enumerate(memory):
+        layer = layers[i] if isinstance(layers, list) else jax.tree.map(lambda w: w[i], layers)  # noqa: B023
+        y = rms_norm(x, layer["input_layernorm"], config.norm_eps)
+        q, k, v = queries_keys_values(config, layer["self_attn"], y)
+        new = Cache(turned(k).swapaxes(1, 2), v.swapaxes(1, 2))
+        see = visible(slots, seen, clock, None if windows is None else windows[i])
+        y = attend_cached(
+            turned(q)[:, 0], new, (old.k[0], old.v[0]), see, layer["self_attn"].get("sinks")
+        )
+        x = x + from_heads(layer["self_attn"], y[:, None])
+        x = _feed_forward(model, layer, x)
+        entries.append(Cache(new.k[None], new.v[None]))
+    return model.head(params, x)[:, 0], tuple(entries)
+
+
+def _feed_forward(model: Decoder, layer: Params, x: Array) -> Array:
+    y = rms_norm(x, layer["post_attention_layernorm"], model.config.norm_eps)
+    return x + model.feed_forward(layer["mlp"], y)
+
+
+def _turn(model: Decoder, place: Array) -> Rotation:
+    c = model.config
+    return rotation_at(place, c.head_dim, c.rope_theta, c.rope_scaling)
+
+
+def init(config: DecoderConfig, key: Array, dtype: DTypeLike = jnp.float32) -> Params:
     """Fresh parameters; every leaf has a key of its own."""
-    tree = jax.tree.structure(shapes(config), is_leaf=_is_shape)
+    tree = jax.tree.structure(shapes(config), is_leaf=lambda node: isinstance(node, tuple))
     return tree.unflatten([values for _, values in leaves(config, key, dtype)])
 
 
 def leaves(
-    config: DecoderConfig, key: Array, dtype: Any = jnp.float32
+    config: DecoderConfig, key: Array, dtype: DTypeLike = jnp.float32
 ) -> Iterator[tuple[str, Array]]:
     """The same parameters by path, one leaf after the other, in the order of the tree."""
-    found, _ = jax.tree_util.tree_flatten_with_path(shapes(config), is_leaf=_is_shape)
-    keys = jax.random.split(key, len(found))
-    for (path, shape), k in zip(found, keys, strict=True):
-        spelt = jax.tree_util.keystr(path, simple=True, separator="/")
-        yield spelt, _leaf(config, path[-1].key, shape, k, dtype)
-
-
-def _is_shape(node: Any) -> bool:
-    return isinstance(node, tuple)
+    by_path = shape_leaves(shapes(config))
+    keys = jax.random.split(key, len(by_path))
+    for (path, shape), k in zip(by_path.items(), keys, strict=True):
+        yield path, _leaf(config, path.rpartition("/")[2], shape, k, dtype)
 
 
 def _leaf(
-    config: DecoderConfig, name: str, shape: tuple[int, ...], key: Array, dtype: Any
+    config: DecoderConfig, name: str, shape: tuple[int, ...], key: Array, dtype: DTypeLike
 ) -> Array:
     if "norm" in name:
         return jnp.ones(shape, dtype)

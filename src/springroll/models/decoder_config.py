@@ -21,13 +21,17 @@ the feed-forward net, E experts. What stands in brackets only some models have.
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any, Literal, TypeAlias, get_args
+from typing import Any, Literal, TypeAlias, TypeVar, get_args, overload
 
 from springroll.errors import InputError, suggestion
 from springroll.models.rope import Llama3Scaling, RopeScaling, YarnScaling
+from springroll.trees import PyTree, named_leaves
 
-Shapes: TypeAlias = dict[str, Any]
+Fields: TypeAlias = dict[str, Any]  # of a configuration
+Shapes: TypeAlias = dict[str, PyTree]
+"""A tree of dictionaries with a shape, a tuple of integers, at every leaf."""
 
 
 def shapes(config: DecoderConfig) -> Shapes:
@@ -49,6 +53,11 @@ def shapes(config: DecoderConfig) -> Shapes:
 def size(tree: Shapes) -> int:
     """How many numbers a tree of shapes stands for."""
     return sum(size(x) if isinstance(x, dict) else math.prod(x) for x in tree.values())
+
+
+def shape_leaves(tree: Shapes) -> dict[str, tuple[int, ...]]:
+    """The shapes by their paths, in the order of the tree."""
+    return named_leaves(tree, is_leaf=lambda node: isinstance(node, tuple))
 
 
 def _attention(c: DecoderConfig) -> Shapes:
@@ -147,9 +156,9 @@ class DecoderConfig:
         for name in ("expert_bias", "selection_bias"):
             if getattr(self, name) and not self.experts:
                 raise InputError(f"{name} is set but experts is 0; there is nothing to add it to")
-        for name, known in (("router", get_args(Router)), ("qk_norm", get_args(QkNorm))):
-            if getattr(self, name) not in known:
-                raise InputError(f"{name} is {getattr(self, name)!r}; expected one of {known}")
+        for name, allowed in (("router", get_args(Router)), ("qk_norm", get_args(QkNorm))):
+            if getattr(self, name) not in allowed:
+                raise InputError(f"{name} is {getattr(self, name)!r}; expected one of {allowed}")
         if not 0 <= self.top_k <= self.experts or (self.experts > 0) != (self.top_k > 0):
             raise InputError(
                 f"top_k is {self.top_k} of {self.experts} experts; expected 1 to experts, or both 0"
@@ -172,19 +181,19 @@ class DecoderConfig:
 def llama(hidden: int, ffn: int, heads: int, layers: int, **rest: Any) -> DecoderConfig:
     """A Llama without shared key-value heads; `rest` are other fields."""
     shape = {"vocab": 32000, "kv_heads": heads, "head_dim": hidden // heads}
-    fields: dict[str, Any] = shape | rest
+    fields: Fields = shape | rest
     return DecoderConfig(hidden=hidden, ffn=ffn, heads=heads, layers=layers, **fields)
 
 
-_BYTES: dict[str, Any] = {"vocab": 256, "init_std": 0.05}
-_LLAMA3: dict[str, Any] = {
+_BYTES: Fields = {"vocab": 256, "init_std": 0.05}
+_LLAMA3: Fields = {
     "vocab": 128256,
     "kv_heads": 8,
     "rope_theta": 500000.0,
     "norm_eps": 1e-5,
 }
 _LONG = Llama3Scaling(factor=8.0)
-_GPT_OSS: dict[str, Any] = {
+_GPT_OSS: Fields = {
     "vocab": 201088,
     "kv_heads": 8,
     "head_dim": 64,
@@ -199,8 +208,8 @@ _GPT_OSS: dict[str, Any] = {
     "swiglu_limit": 7.0,
     "top_k": 4,
 }
-_QWEN2: dict[str, Any] = {"vocab": 151936, "rope_theta": 1e6, "qkv_bias": True}
-_QWEN3: dict[str, Any] = {"vocab": 151936, "rope_theta": 1e6, "qk_norm": "head", "head_dim": 128}
+_QWEN2: Fields = {"vocab": 151936, "rope_theta": 1e6, "qkv_bias": True}
+_QWEN3: Fields = {"vocab": 151936, "rope_theta": 1e6, "qk_norm": "head", "head_dim": 128}
 
 CONFIGS: dict[str, DecoderConfig] = {
     # Bytes in, bytes out: for tests, and for experiments on a CPU.
@@ -250,13 +259,26 @@ CONFIGS: dict[str, DecoderConfig] = {
 }
 
 
-def named(name: str) -> DecoderConfig:
+C = TypeVar("C")
+
+
+@overload
+def named(name: str) -> DecoderConfig: ...
+@overload
+def named(name: str, configs: Mapping[str, C]) -> C: ...
+
+
+def named(name: str, configs: Mapping[str, object] = CONFIGS) -> object:
     """The configuration of that name.
 
+    Args:
+        name: such as "llama-60m".
+        configs: those to look among; by default the decoders.
+
     Raises:
-        InputError: no such name; the message lists those there are.
+        InputError: no such name; the message has the nearest, or all of them.
     """
-    if name not in CONFIGS:
-        hint = suggestion(name, CONFIGS, otherwise=f"known are {', '.join(CONFIGS)}")
-        raise InputError(f"no model named '{name}'{hint}")
-    return CONFIGS[name]
+    if name not in configs:
+        hint = suggestion(name, configs, otherwise=f"known are {', '.join(configs)}")
+        raise InputError(f"no model named {name!r}{hint}")
+    return configs[name]

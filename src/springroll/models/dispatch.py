@@ -7,11 +7,15 @@ blocks is the most that any choice of experts can need.
 
 from __future__ import annotations
 
-from typing import Any, NamedTuple
+from collections.abc import Callable
+from typing import NamedTuple, TypeAlias
 
 import jax
 import jax.numpy as jnp
 from jax import Array
+
+Places: TypeAlias = tuple[Array, Array]  # pick_of_row, row_of_pick
+Move: TypeAlias = Callable[[Array, Array, Array], Array]
 
 LARGEST, SMALLEST = 128, 8  # rows of a block
 
@@ -93,7 +97,7 @@ def collect(x_RD: Array, pick_of_row: Array, row_of_pick: Array) -> Array:
     return jnp.sum(x_RD[row_of_pick], axis=1)
 
 
-def _keep_places(move: Any) -> Any:
+def _keep_places(move: Move) -> Callable[[Array, Array, Array], tuple[Array, Places]]:
     return lambda x, pick_of_row, row_of_pick: (
         move(x, pick_of_row, row_of_pick),
         (pick_of_row, row_of_pick),

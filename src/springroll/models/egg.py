@@ -13,12 +13,13 @@ Parameters (D hidden, L layers; all int8 in integer precision, 513 D + L (4 D + 
 """
 
 from dataclasses import dataclass
-from typing import Any, NamedTuple, TypeAlias
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 from jax import Array, lax
+from jax.typing import DTypeLike
 
 from springroll.errors import InputError
 from springroll.models.egg_arithmetic import (
@@ -29,10 +30,10 @@ from springroll.models.egg_arithmetic import (
     arithmetic,
 )
 from springroll.quant import fixed_point as fp
+from springroll.trees import Params
 
 VOCAB = 256
 SEPARATOR = 0  # the byte between documents: the state starts afresh
-Params: TypeAlias = dict[str, Any]
 
 MATRICES = ("w_f", "u_f", "w_h", "u_h", "w_up", "w_down")
 VECTORS_IN_STACKS = {"blocks/norm_*": "sd", "blocks/bias_*": "sd"}  # roles, if no plan tells them
@@ -58,7 +59,7 @@ class EggConfig:
         return self.precision in ("int8", "compat")
 
     @property
-    def dtype(self) -> Any:
+    def dtype(self) -> DTypeLike:
         return {"float32": jnp.float32, "bfloat16": jnp.bfloat16}.get(self.precision, jnp.int8)
 
     @property
@@ -133,7 +134,7 @@ class Egg(NamedTuple):
         return head(numbers, in_registers(self.config, rest), x[0])
 
     def finish(
-        self, rest: Params, x: tuple[Array, Array], state: Any, tokens: Array
+        self, rest: Params, x: tuple[Array, Array], state: Array | None, tokens: Array
     ) -> tuple[Array, dict[str, Array]]:
         """(code length () of tokens[1:], in the unit of `score`; no metrics)."""
         bits = arithmetic(self.config.precision).bits
@@ -158,17 +159,17 @@ def init(config: EggConfig, key: Array) -> Params:
         x = jax.random.normal(jax.random.fold_in(key, index), shape) * fp.ONE
         return _in_precision(config, jnp.clip(jnp.rint(x), -fp.LIMIT, fp.LIMIT))
 
-    made = {name: matrix(i, shapes[name]) for i, name in enumerate(sorted(shapes))}
+    matrices = {name: matrix(i, shapes[name]) for i, name in enumerate(sorted(shapes))}
     ones = lambda *shape: _in_precision(config, jnp.full(shape, float(fp.ONE)))
     zeros = lambda *shape: _in_precision(config, jnp.zeros(shape))
-    blocks = {name: made[name] for name in MATRICES}
+    blocks = {name: matrices[name] for name in MATRICES}
     blocks |= {name: ones(layers, d) for name in ("norm_gru", "norm_ffn")}
     blocks |= {name: zeros(layers, d) for name in ("bias_f", "bias_h")}
     return {
-        "embed": made["embed"],
+        "embed": matrices["embed"],
         "blocks": blocks,
         "norm_out": ones(d),
-        "head": made["head"],
+        "head": matrices["head"],
     }
 
 
@@ -236,8 +237,8 @@ def gated_recurrence(n: Arithmetic, p: Params, x: Array, s: Array) -> tuple[Arra
     """
     y = n.norm(x, p["norm_gru"])
     f = n.store(n.matmul(y, p["w_f"]) + n.matmul(s, p["u_f"]) + n.wide(p["bias_f"]))
-    kept = n.store(n.gate(n.wide(f), n.wide(s)))
-    h = n.saturate(n.matmul(y, p["w_h"]) + n.matmul(kept, p["u_h"]) + n.wide(p["bias_h"]))
+    gated = n.store(n.gate(n.wide(f), n.wide(s)))
+    h = n.saturate(n.matmul(y, p["w_h"]) + n.matmul(gated, p["u_h"]) + n.wide(p["bias_h"]))
     s = n.store(n.wide(s) + n.gate(n.wide(f), h - n.wide(s)))
     return s, n.store(n.wide(s) + n.wide(x))
 

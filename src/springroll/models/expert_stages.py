@@ -17,17 +17,20 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypeAlias
 
 import jax
 import jax.numpy as jnp
 from jax import Array, lax
 
 from springroll.errors import InputError
-from springroll.models.decoder import Decoder, Params
+from springroll.models.decoder import Decoder
 from springroll.models.decoder_config import DecoderConfig
 from springroll.models.dispatch import collect, dispatch, spread
 from springroll.models.moe import dense_weights, expert_nets, route
+from springroll.trees import Params, PyTree
+
+Saved: TypeAlias = tuple[Params, Array, Array]  # params, y_TD, weight_TS; their gradients
 
 SLACK = 5  # quarters of an even share of the picks: what a pass has room for
 
@@ -45,7 +48,7 @@ def _own_gradient(fn: Callable[..., Array]) -> Any:
 
 @_own_gradient
 def some_experts(
-    config: DecoderConfig, picks: int, params: dict[str, Any], y_TD: Array, weight_TS: Array
+    config: DecoderConfig, picks: int, params: Params, y_TD: Array, weight_TS: Array
 ) -> Array:
     """sum over s of weight[:, s] net_s(y): (T, D) in the type of y, summed in float32.
 
@@ -68,23 +71,23 @@ def some_experts(
 
 
 def _forward(
-    config: DecoderConfig, picks: int, params: dict[str, Any], y_TD: Array, weight_TS: Array
-) -> tuple[Array, Any]:
+    config: DecoderConfig, picks: int, params: Params, y_TD: Array, weight_TS: Array
+) -> tuple[Array, Saved]:
     return some_experts(config, picks, params, y_TD, weight_TS), (params, y_TD, weight_TS)
 
 
-def _backward(config: DecoderConfig, picks: int, saved: Any, dout_TD: Array) -> tuple[Any, ...]:
+def _backward(config: DecoderConfig, picks: int, saved: Saved, dout_TD: Array) -> Saved:
     params, y_TD, weight_TS = saved
     chosen = _chosen(config, picks, weight_TS)
 
-    def add(i: Array, sums: tuple[Any, Array, Array]) -> tuple[Any, Array, Array]:
+    def add(i: Array, sums: Saved) -> Saved:
         at = chosen.at(i)
         net = lambda params, rows, weights: _pass(config, params, rows, weights, at)
         _, pull = jax.vjp(net, params, _rows(y_TD, at.token), _weights(weight_TS, at))
-        found, dy_CD, dweight_C = pull(_rows(dout_TD, at.token))
+        new_grads, dy_CD, dweight_C = pull(_rows(dout_TD, at.token))
         grads, dy_TD, dweight_TS = sums
         return (
-            jax.tree.map(jnp.add, grads, found),
+            jax.tree.map(jnp.add, grads, new_grads),
             dy_TD.at[at.token].add(dy_CD.astype(jnp.float32), mode="drop"),
             dweight_TS.at[at.token, at.expert].add(dweight_C, mode="drop"),
         )
@@ -118,8 +121,8 @@ class _Chosen(NamedTuple):
 
     def at(self, i: Array) -> _Picks:
         number = lax.dynamic_index_in_dim(self.number, i, keepdims=False)
-        there = number < self.experts * self.tokens
-        token = jnp.where(there, number % self.tokens, self.tokens)
+        real = number < self.experts * self.tokens
+        token = jnp.where(real, number % self.tokens, self.tokens)
         return _Picks(token, jnp.minimum(number // self.tokens, self.experts - 1))
 
 
@@ -133,9 +136,7 @@ def _chosen(config: DecoderConfig, picks: int, weight_TS: Array) -> _Chosen:
     return _Chosen(number, -(-count // picks), tokens, experts)
 
 
-def _pass(
-    config: DecoderConfig, params: dict[str, Any], x_CD: Array, weight_C: Array, at: _Picks
-) -> Array:
+def _pass(config: DecoderConfig, params: Params, x_CD: Array, weight_C: Array, at: _Picks) -> Array:
     """weight net_expert(x) of every pick: (C, D)."""
     experts = jax.tree.leaves(params)[0].shape[0]
     to = dispatch(at.expert[:, None], experts)
@@ -161,9 +162,9 @@ class Carry(NamedTuple):
     shape. weight: how much of each, (batch * time, E) float32, zero where not chosen.
     """
 
-    x: Any
-    y: Any
-    weight: Any
+    x: PyTree
+    y: PyTree
+    weight: PyTree
 
 
 @dataclass(frozen=True)
@@ -183,13 +184,13 @@ class ExpertStages:
         """Bundles of a layer."""
         return 1 + self.model.config.experts // self.together
 
-    def embed(self, params: Params, tokens: Array) -> Any:
+    def embed(self, params: Params, tokens: Array) -> Carry:
         """tokens (batch, time) -> the `Carry` that enters the first bundle."""
         x = self.model.embed(params, tokens)
         weight = jnp.zeros((tokens.size, self.model.config.experts), jnp.float32)
         return Carry(x, jnp.zeros_like(x), weight)
 
-    def block(self, bundle: Params, carry: Any, index: Array) -> tuple[Any, Any]:
+    def block(self, bundle: Params, carry: Carry, index: Array) -> tuple[Carry, dict[str, Array]]:
         """(one bundle, what enters it, its number () int32) -> (what leaves it, statistics).
 
         Statistics are those of `Decoder.block` after attention, none after experts.
@@ -200,7 +201,7 @@ class ExpertStages:
         return self._experts(bundle["mlp"]["experts"], carry, place - 1), {}
 
     def finish(
-        self, params: Params, carry: Any, stats: Any, tokens: Array
+        self, params: Params, carry: Carry, stats: dict[str, Array], tokens: Array
     ) -> tuple[Array, dict[str, Array]]:
         """(params, carry, stacked statistics, tokens (batch, time + 1)) -> (loss, metrics)."""
         return self.model.finish(params, carry.x, stats, tokens)
@@ -223,7 +224,7 @@ class ExpertStages:
         """An input with the gradient of the one that was kept."""
         return kept if bundle % self.of_layer == 0 else kept._replace(x=kept.y)
 
-    def _attention(self, bundle: Params, x: Array, layer: Array) -> tuple[Carry, Any]:
+    def _attention(self, bundle: Params, x: Array, layer: Array) -> tuple[Carry, dict[str, Array]]:
         config = self.model.config
         windows = self.model.windows(x.shape[1])
         x, y = self.model.attend(bundle, x, None, None if windows is None else windows[layer])

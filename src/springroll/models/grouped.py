@@ -8,11 +8,12 @@ the number of groups. `jax.lax.ragged_dot` on a CPU multiplies all rows by every
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any
+from typing import Any, TypeAlias
 
 import jax
 import jax.numpy as jnp
 from jax import Array, lax
+from jax.typing import DTypeLike
 
 from springroll.thin.custom_product import product
 
@@ -38,6 +39,9 @@ def grouped_dot(x: Array, w: Array, block_group: Array, transposed: bool = False
     return _product(x, w, block_group, transposed)
 
 
+Saved: TypeAlias = tuple[Array, Array, Array]  # x, w, block_group
+
+
 def _own_gradient(fn: Callable[..., Array]) -> Any:
     return jax.custom_vjp(fn, nondiff_argnums=(3,))
 
@@ -53,11 +57,11 @@ def _product(x: Array, w: Array, block_group: Array, transposed: bool) -> Array:
     return lax.scan(step, None, (_blocks(x, block_group), block_group))[1].reshape(x.shape[0], -1)
 
 
-def _forward(x: Array, w: Array, block_group: Array, transposed: bool) -> tuple[Array, Any]:
+def _forward(x: Array, w: Array, block_group: Array, transposed: bool) -> tuple[Array, Saved]:
     return _product(x, w, block_group, transposed), (x, w, block_group)
 
 
-def _backward(transposed: bool, saved: Any, dy: Array) -> tuple[Array, Array, None]:
+def _backward(transposed: bool, saved: Saved, dy: Array) -> tuple[Array, Array, None]:
     x, w, block_group = saved
     dx = _product(dy, w, block_group, not transposed)
     a, b = (dy, x) if transposed else (x, dy)
@@ -94,6 +98,6 @@ def _pick(w: Array, group: Array) -> Array:
     return lax.dynamic_index_in_dim(w, group, keepdims=False)
 
 
-def _dot(a: Array, b: Array, i: int, j: int, dtype: Any = None) -> Array:
+def _dot(a: Array, b: Array, i: int, j: int, dtype: DTypeLike | None = None) -> Array:
     """Product of two matrices, summed over axis i of a and axis j of b."""
     return lax.dot_general(a, b, (((i,), (j,)), ((), ())), preferred_element_type=dtype)

@@ -11,12 +11,13 @@ share the ring as they are. A row may see up to S tokens before its oldest are o
 
 from __future__ import annotations
 
-from typing import Any, NamedTuple, TypeAlias
+from typing import NamedTuple, TypeAlias
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 from jax import Array, lax
+from jax.typing import DTypeLike
 
 from springroll.models.attention import MASKED
 
@@ -31,15 +32,15 @@ class Cache(NamedTuple):
 Layers: TypeAlias = tuple[Cache, ...]  # one by one, L = 1: what a step reads lies in one piece
 
 
-def empty(layers: int, rows: int, heads: int, length: int, width: int, dtype: Any) -> Layers:
+def empty(layers: int, rows: int, heads: int, length: int, width: int, dtype: DTypeLike) -> Layers:
     """Of rows that have seen nothing."""
     zeros = lambda: jnp.zeros((1, rows, heads, length, width), dtype)
     return tuple(Cache(zeros(), zeros()) for _ in range(layers))
 
 
-def admit(layers: Layers, found: Cache, rows: Array, clock: Array) -> Layers:
+def admit(layers: Layers, entries: Cache, rows: Array, clock: Array) -> Layers:
     """Prompts, left-padded (L, prompts, N, T, K), as what the T last steps of `rows` wrote."""
-    slots, time = layers[0].k.shape[3], found.k.shape[3]
+    slots, time = layers[0].k.shape[3], entries.k.shape[3]
     at = (clock - time + jnp.arange(time, dtype=jnp.int32)) % slots
     where = (slice(None), rows[:, None], slice(None), at[None, :])  # indexed axes come out first
 
@@ -48,14 +49,15 @@ def admit(layers: Layers, found: Cache, rows: Array, clock: Array) -> Layers:
         return into.at[where].set(new, mode="drop", unique_indices=True)
 
     return tuple(
-        Cache(put(layer.k, found.k[i]), put(layer.v, found.v[i])) for i, layer in enumerate(layers)
+        Cache(put(layer.k, entries.k[i]), put(layer.v, entries.v[i]))
+        for i, layer in enumerate(layers)
     )
 
 
-def keep(layers: Layers, found: Layers, clock: Array) -> Layers:
-    """What a step found, (1, R, N, 1, K) of every layer, at its slot."""
+def keep(layers: Layers, entries: Layers, clock: Array) -> Layers:
+    """Write the entries of a step, (1, R, N, 1, K) of every layer, at its slot."""
     put = lambda into, new: lax.dynamic_update_slice_in_dim(into, new, clock, 3)
-    return jax.tree.map(put, layers, found)
+    return jax.tree.map(put, layers, entries)
 
 
 def ages(slots: int, clock: Array) -> Array:

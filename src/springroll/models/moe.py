@@ -10,7 +10,7 @@ always and part of the objective where the configuration gives them a weight.
 
 from __future__ import annotations
 
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -19,8 +19,9 @@ from jax import Array, lax
 
 from springroll.models.decoder_config import DecoderConfig
 from springroll.models.dispatch import collect, dispatch, spread
-from springroll.models.gate import gated
 from springroll.models.grouped import grouped_dot
+from springroll.models.layers import gated
+from springroll.trees import Params
 
 
 class Routing(NamedTuple):
@@ -32,7 +33,7 @@ class Routing(NamedTuple):
     z: Array
 
 
-def moe(config: DecoderConfig, params: dict[str, Any], x_BTD: Array) -> tuple[Array, Any]:
+def moe(config: DecoderConfig, params: Params, x_BTD: Array) -> tuple[Array, dict[str, Array]]:
     """The feed-forward half of a block: (B, T, D), and statistics `load` (E,), `switch`, `z`.
 
     `params` is one layer of `mlp` in `springroll.models.decoder_config`.
@@ -50,7 +51,7 @@ def moe(config: DecoderConfig, params: dict[str, Any], x_BTD: Array) -> tuple[Ar
     return y_TD.reshape(x_BTD.shape), stats
 
 
-def route(config: DecoderConfig, params: dict[str, Any], x_TD: Array) -> Routing:
+def route(config: DecoderConfig, params: Params, x_TD: Array) -> Routing:
     """Which experts each token goes to and how much of each, from float32 scores.
 
     Scores are softmax or sigmoid of x gate^T. The K largest (of score + bias, where there is a
@@ -86,7 +87,7 @@ def dense_weights(routing: Routing, experts: int) -> tuple[Array, Array]:
 
 
 def expert_nets(
-    config: DecoderConfig, params: dict[str, Any], x_RD: Array, weight_R1: Array, block_group: Array
+    config: DecoderConfig, params: Params, x_RD: Array, weight_R1: Array, block_group: Array
 ) -> Array:
     """Every row through the net of its block's expert, times its weight: (R, D).
 
@@ -104,7 +105,7 @@ def expert_nets(
     return linear("down", hidden * weight_R1, weight_R1)
 
 
-def every_expert(config: DecoderConfig, params: dict[str, Any], x_BTD: Array) -> Array:
+def every_expert(config: DecoderConfig, params: Params, x_BTD: Array) -> Array:
     """The same as `moe`, computed by all experts for all tokens: (B, T, D).
 
     E / K times the products, none of which depends on what was chosen: this runs with weights of

@@ -12,11 +12,13 @@ Source: arXiv 2511.16652v2, section 6.2 and appendix N (3 layers of 256).
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any, Literal, NamedTuple
+from typing import Literal, NamedTuple
 
 import jax
 import jax.numpy as jnp
 from jax import Array, lax
+
+from springroll.trees import Params, PyTree
 
 Compute = Literal["float32", "bfloat16"]
 _EPSILON = 1e-5
@@ -26,9 +28,9 @@ _HEAD = 0.01  # how much smaller than elsewhere the first weights of the head ar
 class Policy(NamedTuple):
     """What a policy is to those who run it; `PolicyNetwork` is one."""
 
-    init: Callable[[Array], Any]
+    init: Callable[[Array], PyTree]
     """`init(key)`: first weights, a pytree of arrays."""
-    apply: Callable[[Any, Array], Array]
+    apply: Callable[[PyTree, Array], Array]
     """`apply(params, observation)`: (inputs,) float32 to (outputs,) float32."""
 
 
@@ -48,7 +50,7 @@ class PolicyNetwork:
     layers: int = 3
     compute: Compute = "float32"
 
-    def init(self, key: Array) -> dict[str, Any]:
+    def init(self, key: Array) -> Params:
         """First weights: normal, of variance 1 / fan-in; the head smaller, biases zero."""
         embed, hidden, head = jax.random.split(key, 3)
         normal = lambda key, *shape: jax.random.normal(key, shape) * shape[-2] ** -0.5
@@ -64,12 +66,12 @@ class PolicyNetwork:
         }
         return params | ({"log_deviation": jnp.zeros(self.deviations)} if self.deviations else {})
 
-    def ready(self, params: dict[str, Any]) -> dict[str, Any]:
+    def ready(self, params: Params) -> Params:
         """The weights as `apply` multiplies them, so that a loop need not convert them."""
         ready = lambda layer: layer | {"weight": layer["weight"].astype(self.compute)}
         return params | {"hidden": [ready(layer) for layer in params["hidden"]]}
 
-    def apply(self, params: Any, observation: Array) -> Array:
+    def apply(self, params: Params, observation: Array) -> Array:
         """Observation (inputs,) float32 to outputs (outputs,) float32."""
         x = pqn(observation @ params["embed"])
         for layer in params["hidden"]:

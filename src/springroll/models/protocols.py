@@ -14,6 +14,8 @@ from jax import Array
 from jax.typing import DTypeLike
 
 from springroll.errors import InputError
+from springroll.models.decoder_config import DecoderConfig
+from springroll.models.rwkv7.config import RWKV7Config
 from springroll.trees import Params, PyTree
 
 Metrics: TypeAlias = dict[str, Array]
@@ -21,30 +23,11 @@ Memory: TypeAlias = PyTree  # arrays (L, R, ...): layers, then rows
 Entries: TypeAlias = PyTree  # what read or step adds to a memory: arrays (L, R, ...)
 
 
-class Shape(Protocol):
-    """The fields that configurations of all language models have."""
-
-    @property
-    def vocab(self) -> int: ...
-
-    @property
-    def hidden(self) -> int: ...
-
-    @property
-    def layers(self) -> int: ...
-
-    @property
-    def parameters(self) -> int: ...
-
-    @property
-    def active_parameters(self) -> int: ...
-
-
 class LanguageModel(Protocol):
     """Functions of parameters whose blocks are stacked in `params["layers"]`; hashable."""
 
     @property
-    def config(self) -> Shape:
+    def config(self) -> DecoderConfig | RWKV7Config:
         """Its shape."""
         ...
 
@@ -134,9 +117,9 @@ def checked_stages(model: Stages, params: PyTree) -> Stages:
             f"by layer has {', '.join(PARTS)} (see springroll.models.Stages)"
         )
     if not isinstance(params, dict) or not isinstance(params.get(model.stack), dict):
-        given = sorted(params) if isinstance(params, dict) else type(params).__name__
+        names = sorted(params) if isinstance(params, dict) else type(params).__name__
         raise InputError(
-            f"the parameters hold {given}; expected a dictionary with stacked layers in "
+            f"the parameters hold {names}; expected a dictionary with stacked layers in "
             f"{model.stack!r}"
         )
     return model

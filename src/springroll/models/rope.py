@@ -32,7 +32,7 @@ class Llama3Scaling:
     def gain(self) -> float:
         return 1.0
 
-    def kept(self, rate: np.ndarray) -> np.ndarray:
+    def share_kept(self, rate: np.ndarray) -> np.ndarray:
         """How much of its own rate each channel keeps, 0 to 1."""
         turns = self.original_length * rate / (2 * math.pi)
         low, high = self.low_freq_factor, self.high_freq_factor
@@ -58,7 +58,7 @@ class YarnScaling:
         """On queries and keys alike: 0.1 ln(factor) + 1."""
         return 0.1 * math.log(self.factor) + 1 if self.factor > 1 else 1.0
 
-    def kept(self, rate: np.ndarray) -> np.ndarray:
+    def share_kept(self, rate: np.ndarray) -> np.ndarray:
         """How much of its own rate each channel keeps, 0 to 1."""
         log_theta = -math.log(rate[1])  # per channel
         channel = lambda turns: math.log(self.original_length / (turns * 2 * math.pi)) / log_theta
@@ -84,8 +84,8 @@ def frequencies(head_dim: int, theta: float, scaling: RopeScaling | None = None)
     rate = theta ** (-np.arange(0, head_dim, 2) / head_dim)
     if scaling is None:
         return rate
-    kept = scaling.kept(rate)
-    return rate * (kept + (1 - kept) / scaling.factor)
+    share = scaling.share_kept(rate)
+    return rate * (share + (1 - share) / scaling.factor)
 
 
 def rotation(

@@ -126,9 +126,12 @@ def _found_model(model: str | Path | DecoderConfig) -> tuple[str, DecoderConfig]
     if isinstance(model, DecoderConfig):
         return f"a decoder of {model.parameters / 1e9:.3g}B parameters", model
     if Path(model).is_dir():
-        from springroll.models.hf.load import read_config
+        from springroll.models.hf.files import read_config
 
-        return str(model), read_config(model)
+        config = read_config(model)
+        if not isinstance(config, DecoderConfig):
+            raise InputError(f"{model} holds an RWKV-7; only decoders can be planned")
+        return str(model), config
     return str(model), named(str(model))
 
 

@@ -23,8 +23,9 @@ from typing import Any, Protocol, TypeAlias
 import jax
 import numpy as np
 
-from springroll.models.decoder import Decoder, decoder
-from springroll.models.hf.load import open_hf, read_layer, read_rest
+from springroll.models.decoder import Decoder, stages
+from springroll.models.hf.files import family_of, open_hf
+from springroll.models.hf.load import read_layer, read_rest
 from springroll.stream.link import Link
 from springroll.trees import Params, PyTree
 
@@ -197,6 +198,7 @@ def mapped_model(folder: str | Path) -> tuple[Decoder, MappedStore]:
         InputError: what is wrong with the folder, before any weight is read.
     """
     checkpoint = open_hf(folder)
+    model = stages(family_of(checkpoint.config).model(checkpoint.config))
     layer = lambda index: read_layer(checkpoint, index)
     store = MappedStore(read_rest(checkpoint), layer, checkpoint.config.layers)
-    return decoder(checkpoint.config), store
+    return model, store

@@ -15,13 +15,12 @@ from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from springroll.errors import InputError
 from springroll.memory import available_bytes
-from springroll.models.decoder_config import DecoderConfig
+from springroll.models.decoder_config import CONFIGS, DecoderConfig, named
 from springroll.models.hf.family import Config as ModelConfig
-from springroll.models.hf.files import family_of
-from springroll.models.hf.load import is_hf_folder, open_hf, read_config, read_params
-from springroll.models.named import named_model
+from springroll.models.hf.files import family_of, is_hf_folder, open_hf, read_config
+from springroll.models.hf.load import read_params
 from springroll.models.protocols import LanguageModel
-from springroll.models.rwkv7.config import RWKV7Config
+from springroll.models.rwkv7.config import RWKV7_CONFIGS, RWKV7Config
 from springroll.run.task import Curve, Metrics, Task
 from springroll.tasks.corpus import Corpus, load_corpus
 from springroll.tasks.text import (
@@ -125,7 +124,7 @@ def model_config(name: str) -> DecoderConfig | RWKV7Config:
         return read_config(name)
     if Path(name).is_dir():
         raise InputError(f"{name} holds no model: no config.json with a model_type")
-    return dataclasses.replace(named_model(name), vocab=BYTES)
+    return dataclasses.replace(named(name, CONFIGS | RWKV7_CONFIGS), vocab=BYTES)
 
 
 def pretrained(folder: str | Path, config: ModelConfig) -> PyTree:

@@ -14,7 +14,8 @@ from springroll.memory import available_bytes, host_memory, spelt
 from springroll.models.decoder import Decoder, leaves, stages
 from springroll.models.decoder_config import shapes
 from springroll.models.expert_stages import expert_stages
-from springroll.models.hf.load import is_hf_folder, open_hf, read_bundles
+from springroll.models.hf.files import is_hf_folder, open_hf
+from springroll.models.hf.load import read_bundles
 from springroll.models.moe import balance
 from springroll.models.protocols import LanguageModel, Metrics
 from springroll.planner.devices import Rates, assumed_rates, device_of

@@ -7,7 +7,7 @@ from jax import Array
 
 from springroll.errors import InputError
 from springroll.generate.byte_model import ByteModel, Draw
-from springroll.models.hf.load import is_hf_folder
+from springroll.models.hf.files import is_hf_folder
 from springroll.run.job import Explained, SavedWeights
 from springroll.train.build import language_model, make, mean_nats
 from springroll.train.config import TrainConfig

@@ -2,15 +2,21 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from typing import Any, NamedTuple, TypeAlias
+from typing import Generic, NamedTuple, TypeAlias, TypeVar
 
 import numpy as np
 
-from springroll.models.decoder_config import Shapes
+from springroll.atomic import JsonObject
+from springroll.models.decoder import Decoder
+from springroll.models.decoder_config import DecoderConfig, Shapes
+from springroll.models.rwkv7.config import RWKV7Config
+from springroll.models.rwkv7.model import RWKV7
 
-Config: TypeAlias = Any  # DecoderConfig or RWKV7Config: has `layers`, and equality
+Model: TypeAlias = Decoder | RWKV7
+Config: TypeAlias = DecoderConfig | RWKV7Config
+C = TypeVar("C", DecoderConfig, RWKV7Config)
 
 
 class Stored(NamedTuple):
@@ -21,9 +27,9 @@ class Stored(NamedTuple):
     shape: tuple[int, ...]  # in the checkpoint
     transposed: bool = False  # there a matrix is (in, out)
 
-    def fits(self, found: tuple[int, ...]) -> bool:
+    def fits(self, shape: tuple[int, ...]) -> bool:
         """Whether that is the shape; axes of length 1 aside, which come and go."""
-        return found == self.shape or _long(found) == _long(self.shape)
+        return shape == self.shape or _without_ones(shape) == _without_ones(self.shape)
 
     def to_leaf(self, tensor: np.ndarray, shape: tuple[int, ...]) -> np.ndarray:
         """The tensor as that part of the leaf, which has this shape: a view."""
@@ -35,7 +41,7 @@ class Stored(NamedTuple):
 
 
 @dataclass(frozen=True)
-class Naming:
+class Naming(Generic[C]):
     """How checkpoints name and shape the tensors of a model.
 
     `stored(config, path, shape, layer)` yields every tensor of the leaf at that path, whose whole
@@ -43,25 +49,25 @@ class Naming:
     has; they are zero. `unread` are endings of names that are passed over.
     """
 
-    stored: Callable[[Config, str, tuple[int, ...], int | None], Iterator[Stored]]
+    stored: Callable[[C, str, tuple[int, ...], int | None], Iterator[Stored]]
     unread: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)
-class Family:
+class Family(Generic[C]):
     """A kind of model in Hugging Face's format.
 
     `read(values, where)` is the configuration in a `config.json`, `write(config, dtype, like)` the
     `config.json` of a configuration, taken over from another of the same model if given one.
     """
 
-    config: type
-    model: Callable[..., Any]  # (config, remat=False)
-    shapes: Callable[[Config], Shapes]
-    naming: Naming
-    read: Callable[[Mapping[str, Any], str], Config]
-    write: Callable[[Config, str, Mapping[str, Any] | None], dict[str, Any]]
+    config: type[C]
+    model: Callable[..., Model]  # (config, remat=False)
+    shapes: Callable[[C], Shapes]
+    naming: Naming[C]
+    read: Callable[[JsonObject, str], C]
+    write: Callable[[C, str, JsonObject | None], JsonObject]
 
 
-def _long(shape: tuple[int, ...]) -> tuple[int, ...]:
+def _without_ones(shape: tuple[int, ...]) -> tuple[int, ...]:
     return tuple(n for n in shape if n != 1)

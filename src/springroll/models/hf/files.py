@@ -8,14 +8,15 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import jax
 import jax.numpy as jnp
 import numpy as np
 
 from springroll import atomic
+from springroll.atomic import JsonObject
 from springroll.errors import InputError
-from springroll.models.hf.config import FAMILIES as DECODERS
+from springroll.models.decoder_config import shape_leaves
 from springroll.models.hf.decoder import DECODER
+from springroll.models.hf.decoder import FAMILIES as DECODERS
 from springroll.models.hf.family import Config, Family, Naming, Stored
 from springroll.models.hf.pth import mapped_pth
 from springroll.models.hf.rwkv7 import RWKV7_FAMILY, blinkdl, blinkdl_config
@@ -23,7 +24,7 @@ from springroll.models.hf.safetensors_map import mapped
 
 INDEX = "model.safetensors.index.json"
 SINGLE = "model.safetensors"
-FAMILIES: dict[str, Family] = {**dict.fromkeys(DECODERS, DECODER), "rwkv7": RWKV7_FAMILY}
+FAMILIES: dict[str, Family[Any]] = {**dict.fromkeys(DECODERS, DECODER), "rwkv7": RWKV7_FAMILY}
 FLOATS = (jnp.bfloat16, np.float16, np.float32, np.float64)
 
 
@@ -33,10 +34,10 @@ class Checkpoint:
 
     config: Config
     tensors: Mapping[str, np.ndarray]
-    naming: Naming
+    naming: Naming[Any]
 
 
-def family_of(config: Config) -> Family:
+def family_of(config: Config) -> Family[Any]:
     """The family whose configurations are of that type."""
     return next(family for family in FAMILIES.values() if isinstance(config, family.config))
 
@@ -59,7 +60,7 @@ def read_config(folder: str | Path) -> Config:
     return FAMILIES[kind].read(values, str(where))
 
 
-def read_json(folder: str | Path) -> dict[str, Any]:
+def read_json(folder: str | Path) -> JsonObject:
     """The config.json of a folder as it stands there."""
     return atomic.read_json(Path(folder) / "config.json")
 
@@ -77,7 +78,7 @@ def open_hf(folder: str | Path, config: Config | None = None) -> Checkpoint:
     config = read_config(folder) if config is None else config
     lone = _lone_file(Path(folder))
     tensors = _tensors(Path(folder)) if lone is None else _tensors_of(lone)
-    naming = family_of(config).naming if lone is None else blinkdl
+    naming: Naming[Any] = family_of(config).naming if lone is None else blinkdl
     needed = set()
     for path, shape in leaves_of(config):
         for stored in naming.stored(config, path, shape, None):
@@ -94,28 +95,25 @@ def open_hf(folder: str | Path, config: Config | None = None) -> Checkpoint:
 
 def leaves_of(config: Config) -> list[tuple[str, tuple[int, ...]]]:
     """(path, shape) of every leaf of the parameter tree, in the order of the tree."""
-    is_shape = lambda node: isinstance(node, tuple)
-    found = jax.tree_util.tree_leaves_with_path(family_of(config).shapes(config), is_leaf=is_shape)
-    spelt = lambda path: jax.tree_util.keystr(path, simple=True, separator="/")
-    return [(spelt(path), shape) for path, shape in found]
+    return list(shape_leaves(family_of(config).shapes(config)).items())
 
 
 def _check(tensors: Mapping[str, np.ndarray], stored: Stored, path: str) -> None:
     if stored.name not in tensors:
         raise InputError(f"the checkpoint has no tensor {stored.name} (for {path})")
-    found = tensors[stored.name]
-    if not stored.fits(found.shape):
+    tensor = tensors[stored.name]
+    if not stored.fits(tensor.shape):
         raise InputError(
-            f"{stored.name} has the shape {list(found.shape)}; the model has {list(stored.shape)}"
+            f"{stored.name} has the shape {list(tensor.shape)}; the model has {list(stored.shape)}"
         )
-    if found.dtype not in FLOATS:
+    if tensor.dtype not in FLOATS:
         raise InputError(
-            f"{stored.name} is stored as {found.dtype}; expected bfloat16, float16 or float32: "
+            f"{stored.name} is stored as {tensor.dtype}; expected bfloat16, float16 or float32: "
             "take the checkpoint that is not quantized"
         )
 
 
-def _config_values(folder: Path) -> dict[str, Any]:
+def _config_values(folder: Path) -> JsonObject:
     try:
         values = json.loads((folder / "config.json").read_text())
     except (OSError, ValueError):
@@ -130,8 +128,8 @@ def _lone_file(path: Path) -> Path | None:
         return path if path.suffix in kinds else None
     if not path.is_dir() or (path / "config.json").exists():
         return None
-    found = [file for file in sorted(path.iterdir()) if file.suffix in kinds]
-    return found[0] if len(found) == 1 and found[0].name != SINGLE else None
+    models = [file for file in sorted(path.iterdir()) if file.suffix in kinds]
+    return models[0] if len(models) == 1 and models[0].name != SINGLE else None
 
 
 def _tensors_of(file: Path) -> dict[str, np.ndarray]:

@@ -1,7 +1,7 @@
 """Weights of a Hugging Face folder as the parameter tree of a model, at once or layer by layer.
 
 An RWKV-7 may also be a file of its authors, or a folder with one. Files are mapped, and checked as
-a whole when they are opened (`hf_files`): headers, sizes, names, shapes. Tensors are then copied
+a whole when they are opened (see `files`): headers, sizes, names, shapes. Tensors are then copied
 one by one into their place, so that the peak is what they are copied into; the pages of the file
 that were read are given back.
 """
@@ -10,23 +10,20 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.typing import DTypeLike
 
 from springroll.hub import hf_folder
-from springroll.models.hf.decoder import checkpoint_names as checkpoint_names
-from springroll.models.hf.family import Config, Stored
-from springroll.models.hf.files import Checkpoint as Checkpoint
-from springroll.models.hf.files import family_of, leaves_of, open_hf
-from springroll.models.hf.files import is_hf_folder as is_hf_folder
-from springroll.models.hf.files import read_config as read_config
+from springroll.models.hf.family import Config, Model, Stored
+from springroll.models.hf.files import Checkpoint, family_of, leaves_of, open_hf
 from springroll.models.hf.safetensors_map import forget
+from springroll.trees import Params, PyTree
 
 
-def load_hf(folder: str | Path, dtype: Any = None) -> tuple[Any, dict[str, Any]]:
+def load_hf(folder: str | Path, dtype: DTypeLike | None = None) -> tuple[Model, Params]:
     """The model in a Hugging Face folder: `logits = model.apply(params, tokens)`.
 
     Args:
@@ -47,8 +44,8 @@ def load_hf(folder: str | Path, dtype: Any = None) -> tuple[Any, dict[str, Any]]
     return family_of(config).model(config), jax.tree.unflatten(_structure(config), leaves)
 
 
-def read_params(folder: str | Path, config: Config, dtype: Any = None) -> dict[str, Any]:
-    """The parameter tree (see `decoder_shapes`, `rwkv7_shapes`), on the host.
+def read_params(folder: str | Path, config: Config, dtype: DTypeLike | None = None) -> Params:
+    """The parameter tree (see `decoder_config` and `rwkv7.config`), on the host.
 
     Args:
         dtype: of all leaves; by default as stored.
@@ -59,24 +56,24 @@ def read_params(folder: str | Path, config: Config, dtype: Any = None) -> dict[s
     return jax.tree.unflatten(_structure(config), _leaves(open_hf(folder, config), dtype))
 
 
-def read_layer(checkpoint: Checkpoint, layer: int, dtype: Any = None) -> dict[str, Any]:
+def read_layer(checkpoint: Checkpoint, layer: int, dtype: DTypeLike | None = None) -> Params:
     """One slice of params["layers"], on the host.
 
     Without a change of dtype, matrices are views of the mapped file and cost nothing until they are
     used; the experts of a layer are stacked, which copies them.
     """
     at = {path: shape[1:] for path, shape in leaves_of(checkpoint.config) if _stacked(path)}
-    found = [_view_or_copy(checkpoint, path, shape, dtype, layer) for path, shape in at.items()]
-    return jax.tree.unflatten(_structure(checkpoint.config, "layers"), found)
+    leaves = [_view_or_copy(checkpoint, path, shape, dtype, layer) for path, shape in at.items()]
+    return jax.tree.unflatten(_structure(checkpoint.config, "layers"), leaves)
 
 
-def read_rest(checkpoint: Checkpoint, dtype: Any = None) -> dict[str, Any]:
+def read_rest(checkpoint: Checkpoint, dtype: DTypeLike | None = None) -> Params:
     """The parameters outside the layers (embedding, last norm, head), as `read_layer`."""
     at = {path: shape for path, shape in leaves_of(checkpoint.config) if not _stacked(path)}
     return {path: _view_or_copy(checkpoint, path, shape, dtype) for path, shape in at.items()}
 
 
-def read_bundles(checkpoint: Checkpoint, dtype: Any = None) -> Iterator[dict[str, Any]]:
+def read_bundles(checkpoint: Checkpoint, dtype: DTypeLike | None = None) -> Iterator[Params]:
     """Every layer, then the rest: trees to copy into a store one after the other."""
     for layer in range(checkpoint.config.layers):
         yield read_layer(checkpoint, layer, dtype)
@@ -108,7 +105,7 @@ def _stored(
     return list(checkpoint.naming.stored(checkpoint.config, path, shape, layer))
 
 
-def _structure(config: Config, part: str | None = None) -> Any:
+def _structure(config: Config, part: str | None = None) -> PyTree:
     tree = family_of(config).shapes(config)
     return jax.tree.structure(tree[part] if part else tree, is_leaf=lambda x: isinstance(x, tuple))
 
@@ -117,7 +114,7 @@ def _stacked(path: str) -> bool:
     return path.startswith("layers/")
 
 
-def _leaves(checkpoint: Checkpoint, dtype: Any) -> Iterator[np.ndarray]:
+def _leaves(checkpoint: Checkpoint, dtype: DTypeLike | None) -> Iterator[np.ndarray]:
     """Every leaf, whole, in memory of its own."""
     for path, shape in leaves_of(checkpoint.config):
         leaf = np.zeros(shape, _dtype(checkpoint, path, shape, dtype))
@@ -125,22 +122,24 @@ def _leaves(checkpoint: Checkpoint, dtype: Any) -> Iterator[np.ndarray]:
         yield leaf
 
 
-def _dtype(checkpoint: Checkpoint, path: str, shape: tuple[int, ...], dtype: Any) -> Any:
+def _dtype(
+    checkpoint: Checkpoint, path: str, shape: tuple[int, ...], dtype: DTypeLike | None
+) -> np.dtype:
     """As asked for; by default as stored, of what is not stored as the embedding."""
-    for stored in _stored(checkpoint, path, shape) or _stored(checkpoint, "embed_tokens", ()):
-        return jnp.dtype(dtype or checkpoint.tensors[stored.name].dtype)
+    stored = _stored(checkpoint, path, shape) or _stored(checkpoint, "embed_tokens", ())
+    return jnp.dtype(dtype or checkpoint.tensors[stored[0].name].dtype)
 
 
 def _view_or_copy(
     checkpoint: Checkpoint,
     path: str,
     shape: tuple[int, ...],
-    dtype: Any,
+    dtype: DTypeLike | None,
     layer: int | None = None,
 ) -> np.ndarray:
-    whole = shape if layer is None else (checkpoint.config.layers, *shape)
-    dtype = _dtype(checkpoint, path, whole, dtype)
-    stored = _stored(checkpoint, path, whole, layer)
+    full = shape if layer is None else (checkpoint.config.layers, *shape)
+    dtype = _dtype(checkpoint, path, full, dtype)
+    stored = _stored(checkpoint, path, full, layer)
     if len(stored) == 1 and checkpoint.tensors[stored[0].name].dtype == dtype:
         return stored[0].to_leaf(checkpoint.tensors[stored[0].name], shape)
     leaf = np.zeros(shape, dtype)

@@ -13,7 +13,7 @@ import mmap
 import pickle
 import zipfile
 from collections import OrderedDict
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -22,7 +22,7 @@ import numpy as np
 
 from springroll.errors import InputError
 
-STORAGES: dict[str, Any] = {
+STORAGES: dict[str, type] = {
     "BFloat16Storage": ml_dtypes.bfloat16,
     "HalfStorage": np.float16,
     "FloatStorage": np.float32,
@@ -35,7 +35,7 @@ class Part(NamedTuple):
     """A tensor as the pickle describes it: in units of numbers."""
 
     storage: str
-    dtype: Any
+    dtype: type
     numbers: int
     offset: int
     shape: tuple[int, ...]
@@ -59,24 +59,24 @@ def mapped_pth(path: Path) -> dict[str, np.ndarray]:
             parts = _parts(archive, path)
             members = {part.storage: _member(archive, part, path) for part in parts.values()}
         with open(path, "rb") as file:
-            whole = np.frombuffer(mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ), np.uint8)
+            content = np.frombuffer(mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ), np.uint8)
     except OSError as error:
         raise InputError(f"cannot read {path}: {error.strerror}") from None
     except zipfile.BadZipFile:
         raise InputError(
             f"cannot read {path}: cut short, or not a file that torch.save wrote since PyTorch 1.6"
         ) from None
-    starts = {storage: _start(whole, member) for storage, member in members.items()}
+    starts = {storage: _start(content, member) for storage, member in members.items()}
     for part in parts.values():
-        if starts[part.storage] + part.bytes > len(whole):
+        if starts[part.storage] + part.bytes > len(content):
             raise InputError(f"cannot read {path}: cut short; download it again")
-    return {name: _view(whole[starts[part.storage] :], part) for name, part in parts.items()}
+    return {name: _view(content[starts[part.storage] :], part) for name, part in parts.items()}
 
 
 class _Tensors(pickle.Unpickler):
     """Builds dictionaries of `Part`s."""
 
-    def find_class(self, module: str, name: str) -> Any:
+    def find_class(self, module: str, name: str) -> object:
         if (module, name) == ("collections", "OrderedDict"):
             return OrderedDict
         if (module, name) == ("torch._utils", "_rebuild_tensor_v2"):
@@ -85,14 +85,20 @@ class _Tensors(pickle.Unpickler):
             return name
         raise pickle.UnpicklingError(f"it names {module}.{name}; only tensors are read")
 
-    def persistent_load(self, pid: Any) -> Any:
+    def persistent_load(self, pid: Any) -> tuple[str, type, int]:
         kind, storage, key, _, count = pid
         if kind != "storage" or storage not in STORAGES:
             raise pickle.UnpicklingError("it refers to something else than numbers")
         return str(key), STORAGES[storage], int(count)
 
 
-def _part(storage: Any, offset: Any, shape: Any, stride: Any, *_: Any) -> Part:
+def _part(
+    storage: tuple[str, type, int],
+    offset: int,
+    shape: Sequence[int],
+    stride: Sequence[int],
+    *_: object,
+) -> Part:
     key, dtype, count = storage
     numbers = lambda values: tuple(int(n) for n in values)
     return Part(key, dtype, count, int(offset), numbers(shape), numbers(stride))
@@ -106,12 +112,12 @@ def _parts(archive: zipfile.ZipFile, path: Path) -> dict[str, Part]:
     if archive.getinfo(f"{root}/data.pkl").file_size > _MAX_PICKLE:
         raise InputError(f"cannot read {path}: its list of tensors is larger than 100 MB")
     try:
-        found = _Tensors(io.BytesIO(archive.read(f"{root}/data.pkl"))).load()
+        parts = _Tensors(io.BytesIO(archive.read(f"{root}/data.pkl"))).load()
     except Exception as error:  # whatever a damaged pickle can raise
         raise InputError(f"cannot read {path}: {error}") from None
-    if not isinstance(found, Mapping) or not all(isinstance(x, Part) for x in found.values()):
+    if not isinstance(parts, Mapping) or not all(isinstance(x, Part) for x in parts.values()):
         raise InputError(f"cannot read {path}: expected a dictionary of tensors and nothing else")
-    for name, part in found.items():
+    for name, part in parts.items():
         last = part.offset + sum(
             (n - 1) * step for n, step in zip(part.shape, part.stride, strict=True)
         )
@@ -120,7 +126,7 @@ def _parts(archive: zipfile.ZipFile, path: Path) -> dict[str, Part]:
             or last >= part.numbers
         ):
             raise InputError(f"cannot read {path}: {name} reaches outside of its numbers")
-    return dict(found)
+    return dict(parts)
 
 
 def _root(archive: zipfile.ZipFile, path: Path) -> str:
@@ -141,9 +147,9 @@ def _member(archive: zipfile.ZipFile, part: Part, path: Path) -> zipfile.ZipInfo
     return member
 
 
-def _start(whole: np.ndarray, member: zipfile.ZipInfo) -> int:
+def _start(content: np.ndarray, member: zipfile.ZipInfo) -> int:
     """Where the bytes of a member begin: behind its own header of 30 bytes, name and extra."""
-    header = whole[member.header_offset :][:30].tobytes()
+    header = content[member.header_offset :][:30].tobytes()
     lengths = int.from_bytes(header[26:28], "little"), int.from_bytes(header[28:30], "little")
     return member.header_offset + 30 + sum(lengths)
 

@@ -9,17 +9,17 @@ from __future__ import annotations
 import dataclasses
 import math
 from collections.abc import Callable, Iterator, Mapping
-from typing import Any
 
 import numpy as np
 
+from springroll.atomic import JsonObject
 from springroll.errors import InputError
 from springroll.models.hf.family import Family, Naming, Stored
 from springroll.models.rwkv7.config import RWKV7Config, shapes
 from springroll.models.rwkv7.model import RWKV7
 
 # What the format can say and this model is not; other values are refused.
-_FIXED: dict[str, Any] = {
+_FIXED: JsonObject = {
     "attn": None,  # layers of attention in between
     "norm_first": True,
     "norm_bias": True,
@@ -28,7 +28,7 @@ _FIXED: dict[str, Any] = {
 }
 
 
-def fla_config(values: Mapping[str, Any], where: str = "config.json") -> RWKV7Config:
+def fla_config(values: JsonObject, where: str = "config.json") -> RWKV7Config:
     """The configuration that the keys of a `config.json` describe.
 
     Raises:
@@ -64,8 +64,8 @@ def fla_config(values: Mapping[str, Any], where: str = "config.json") -> RWKV7Co
 
 
 def fla_json(
-    config: RWKV7Config, dtype: str = "bfloat16", like: Mapping[str, Any] | None = None
-) -> dict[str, Any]:
+    config: RWKV7Config, dtype: str = "bfloat16", like: JsonObject | None = None
+) -> JsonObject:
     """The `config.json` of a model, with which transformers and flash-linear-attention load it.
 
     Args:

@@ -10,16 +10,16 @@ import json
 import math
 import mmap
 import os
-from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 import ml_dtypes
 import numpy as np
 
+from springroll.atomic import JsonObject
 from springroll.errors import InputError
 
-DTYPES: dict[str, Any] = {
+DTYPES: dict[str, type] = {
     "BF16": ml_dtypes.bfloat16,
     "F16": np.float16,
     "F32": np.float32,
@@ -51,10 +51,10 @@ def mapped(path: Path) -> dict[str, np.ndarray]:
         with open(path, "rb") as file:
             size = os.fstat(file.fileno()).st_size
             header, start = _header(file, path, size)
-            whole = np.frombuffer(mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ), np.uint8)
+            content = np.frombuffer(mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ), np.uint8)
     except OSError as error:
         raise InputError(f"cannot read {path}: {error.strerror}") from None
-    return {name: _view(whole[start:], entry) for name, entry in header.items()}
+    return {name: _view(content[start:], entry) for name, entry in header.items()}
 
 
 def forget(tensor: np.ndarray) -> None:
@@ -66,15 +66,15 @@ def forget(tensor: np.ndarray) -> None:
     base: Any = tensor
     while isinstance(base, np.ndarray):
         base = base.base
-    whole = base.obj if isinstance(base, memoryview) else base
-    if not isinstance(whole, mmap.mmap) or not hasattr(mmap, "MADV_DONTNEED"):
+    file = base.obj if isinstance(base, memoryview) else base
+    if not isinstance(file, mmap.mmap) or not hasattr(mmap, "MADV_DONTNEED"):
         return
-    begin = tensor.ctypes.data - np.frombuffer(whole, np.uint8).ctypes.data
+    begin = tensor.ctypes.data - np.frombuffer(file, np.uint8).ctypes.data
     page = begin // mmap.PAGESIZE * mmap.PAGESIZE
-    whole.madvise(mmap.MADV_DONTNEED, page, begin + tensor.nbytes - page)
+    file.madvise(mmap.MADV_DONTNEED, page, begin + tensor.nbytes - page)
 
 
-def _header(file: Any, path: Path, size: int) -> tuple[Mapping[str, Any], int]:
+def _header(file: BinaryIO, path: Path, size: int) -> tuple[JsonObject, int]:
     """(the header without its metadata, where the numbers begin), all of it checked."""
     length = int.from_bytes(file.read(_LENGTH), "little")
     if size < _LENGTH or length > min(size - _LENGTH, _MAX_HEADER):
@@ -94,7 +94,7 @@ def _header(file: Any, path: Path, size: int) -> tuple[Mapping[str, Any], int]:
     return header, _LENGTH + length
 
 
-def _checked(name: str, entry: Mapping[str, Any]) -> int:
+def _checked(name: str, entry: JsonObject) -> int:
     """Where the tensor ends; ValueError if its place does not fit its shape."""
     begin, end = entry["data_offsets"]
     if entry["dtype"] not in DTYPES:
@@ -105,6 +105,6 @@ def _checked(name: str, entry: Mapping[str, Any]) -> int:
     return end
 
 
-def _view(numbers: np.ndarray, entry: Mapping[str, Any]) -> np.ndarray:
+def _view(numbers: np.ndarray, entry: JsonObject) -> np.ndarray:
     begin, end = entry["data_offsets"]
     return numbers[begin:end].view(DTYPES[entry["dtype"]]).reshape(entry["shape"])

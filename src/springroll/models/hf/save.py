@@ -14,16 +14,20 @@ import shutil
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import cast
 
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.typing import DTypeLike
 
-from springroll.atomic import replacing
+from springroll.atomic import JsonObject, replacing
 from springroll.errors import InputError
-from springroll.models.hf.family import Config, Stored
+from springroll.models.decoder import Decoder
+from springroll.models.hf.family import Config, Model, Stored
 from springroll.models.hf.files import INDEX, SINGLE, family_of, leaves_of, read_config, read_json
+from springroll.models.rwkv7.model import RWKV7
+from springroll.trees import Params, named_leaves
 
 SHARD_BYTES = 5_000_000_000
 # What stands beside the weights and belongs to the text, not to them.
@@ -46,10 +50,10 @@ DTYPES = {"bfloat16": "BF16", "float32": "F32"}
 
 def save_hf(
     folder: str | Path,
-    model: Any,
-    params: Any,
+    model: Model | Config,
+    params: Params | Iterable[Params],
     *,
-    dtype: Any = None,
+    dtype: DTypeLike | None = None,
     like: str | Path | None = None,
     shard_bytes: int = SHARD_BYTES,
 ) -> Path:
@@ -73,10 +77,11 @@ def save_hf(
             Face's format is this model, or `like` is another; a tree has another shape than the
             model. All but the last before anything is written.
     """
-    config: Config = getattr(model, "config", model)
+    config = model.config if isinstance(model, Decoder | RWKV7) else model
     if isinstance(params, Mapping):
-        dtype = params["embed_tokens"].dtype if dtype is None else dtype
-        params = _bundles(params, config.layers)
+        tree = cast(Params, params)
+        dtype = tree["embed_tokens"].dtype if dtype is None else dtype
+        params = _bundles(tree, config.layers)
     name = jnp.dtype(dtype).name if dtype is not None else "none"
     if name not in DTYPES:
         raise InputError(f"dtype of the folder is {name}; expected bfloat16 or float32")
@@ -94,7 +99,7 @@ def save_hf(
     return folder
 
 
-def _described(config: Config, dtype: str, like: str | Path | None) -> dict[str, Any]:
+def _described(config: Config, dtype: str, like: str | Path | None) -> JsonObject:
     """The config.json to write; of `like`, unless that is a lone file of weights."""
     write = family_of(config).write
     if like is None or (Path(like) / "config.json").exists():
@@ -127,7 +132,7 @@ class Shard:
         return len(text).to_bytes(8, "little") + text
 
 
-def _bundles(params: Any, layers: int) -> Iterator[Any]:
+def _bundles(params: Params, layers: int) -> Iterator[Params]:
     """The layers of a tree, one slice at a time, then the rest."""
     for i in range(layers):
         yield jax.tree.map(lambda x, i=i: x[i], params["layers"])
@@ -141,11 +146,13 @@ def _leaves(config: Config, layer: int | None) -> Iterator[tuple[str, tuple[int,
             yield path, shape
 
 
-def _stored(config: Config, path: str, shape: Any, layer: int | None) -> Iterator[Stored]:
+def _stored(
+    config: Config, path: str, shape: tuple[int, ...], layer: int | None
+) -> Iterator[Stored]:
     return family_of(config).naming.stored(config, path, shape, layer)
 
 
-def _planned(config: Config, dtype: Any) -> Iterator[tuple[str, tuple[int, ...], int]]:
+def _planned(config: Config, dtype: np.dtype) -> Iterator[tuple[str, tuple[int, ...], int]]:
     """(name, shape, bytes) of every tensor, in the order in which they are written."""
     for layer in [*range(config.layers), None]:
         for path, shape in _leaves(config, layer):
@@ -168,31 +175,28 @@ def _shards(
     yield Shard(held, itemsize)
 
 
-def _tensors(config: Config, bundles: Iterable[Any]) -> Iterator[tuple[str, np.ndarray]]:
+def _tensors(config: Config, bundles: Iterable[Params]) -> Iterator[tuple[str, np.ndarray]]:
     """(name, array) in the order of the plan.
 
     Raises:
         InputError: a bundle that the model has not, or lacks, or one of other shapes.
     """
     for layer, bundle in itertools.zip_longest([*range(config.layers), None], bundles):
-        given = {
-            jax.tree_util.keystr(path, simple=True, separator="/"): leaf
-            for path, leaf in jax.tree_util.tree_leaves_with_path(bundle)
-        }
+        leaves = named_leaves(bundle)
         for path, shape in _leaves(config, layer):
             inner, expected = path.removeprefix("layers/"), shape[layer is not None :]
-            if inner not in given or given[inner].shape != expected:
-                found = given[inner].shape if inner in given else "not there"
+            if inner not in leaves or leaves[inner].shape != expected:
+                actual = leaves[inner].shape if inner in leaves else "not there"
                 where = "the rest" if layer is None else f"layer {layer}"
-                raise InputError(f"{inner} of {where} is {found}; the model has {expected}")
-            leaf = np.asarray(given[inner])
+                raise InputError(f"{inner} of {where} is {actual}; the model has {expected}")
+            leaf = np.asarray(leaves[inner])
             for stored in _stored(config, path, shape, layer):
                 part = leaf[stored.place if layer is None else stored.place[1:]]
                 yield stored.name, stored.to_file(part)
 
 
 def _write_shards(
-    folder: Path, plan: list[Shard], tensors: Iterator[tuple[str, np.ndarray]], dtype: Any
+    folder: Path, plan: list[Shard], tensors: Iterator[tuple[str, np.ndarray]], dtype: np.dtype
 ) -> None:
     count, where = len(plan), {}
     for k, shard in enumerate(plan):
@@ -200,8 +204,8 @@ def _write_shards(
         where |= dict.fromkeys(shard.tensors, name)
         with replacing(folder / name) as file:
             file.write(shard.header(DTYPES[dtype.name]))
-            for expected, (found, tensor) in zip(shard.tensors, tensors, strict=False):
-                assert expected == found, (expected, found)
+            for expected, (written, tensor) in zip(shard.tensors, tensors, strict=False):
+                assert expected == written, (expected, written)
                 rows = np.ascontiguousarray(tensor.astype(dtype, copy=False))
                 file.write(rows.reshape(-1).view(np.uint8).data)
     if count > 1:
@@ -220,10 +224,10 @@ def _check_room(folder: Path, needed: int) -> None:
     ]
     if held:
         raise InputError(f"{folder} already holds {held[0]}; choose another folder or empty it")
-    there = next(p for p in (folder, *folder.absolute().parents) if p.exists())
-    free = shutil.disk_usage(there).free
+    place = next(p for p in (folder, *folder.absolute().parents) if p.exists())
+    free = shutil.disk_usage(place).free
     if free < needed:
         raise InputError(
-            f"the model takes {needed / 1e9:.1f} GB and {there} has {free / 1e9:.1f} GB free; "
+            f"the model takes {needed / 1e9:.1f} GB and {place} has {free / 1e9:.1f} GB free; "
             "choose another disk"
         )

@@ -24,7 +24,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from springroll.errors import InputError
-from springroll.models.decoder_config import Shapes, size
+from springroll.models.decoder_config import Fields, Shapes, size
 
 
 def shapes(config: RWKV7Config) -> Shapes:
@@ -49,7 +49,7 @@ def shapes(config: RWKV7Config) -> Shapes:
 
 def _time_mix(c: RWKV7Config) -> Shapes:
     vector = (c.layers, c.hidden)
-    tree: dict[str, Any] = {f"x_{name}": vector for name in "rwkvag"}
+    tree: Shapes = {f"x_{name}": vector for name in "rwkvag"}
     tree |= {f"{name}_proj": (c.layers, c.hidden, c.hidden) for name in "rkvo"}
     ranks = {"w": c.decay_rank, "a": c.a_rank, "v": c.v_rank, "g": c.gate_rank}
     for name, rank in ranks.items():
@@ -111,13 +111,13 @@ RANKS = ("decay_rank", "a_rank", "v_rank", "gate_rank")
 
 def rwkv7(hidden: int, layers: int, ranks: tuple[int, int, int, int], **rest: Any) -> RWKV7Config:
     """A model whose channel mix is four times as wide as the model; `rest` are other fields."""
-    fields: dict[str, Any] = {"vocab": 65536, "ffn": 4 * hidden} | rest
+    fields: Fields = {"vocab": 65536, "ffn": 4 * hidden} | rest
     return RWKV7Config(
         hidden=hidden, layers=layers, **dict(zip(RANKS, ranks, strict=True)), **fields
     )
 
 
-def _bytes(head_dim: int) -> dict[str, Any]:
+def _bytes(head_dim: int) -> Fields:
     """Bytes in, bytes out. The epsilon is the one that Hugging Face's format implies."""
     return {"vocab": 256, "head_dim": head_dim, "group_eps": head_dim * 1e-5}
 

@@ -1,27 +1,24 @@
 """The two halves of an RWKV-7 block: the time mix, which remembers, and the channel mix.
 
 What is cheap is computed again for the gradient: of the elementwise steps around the recurrence
-only the inputs are kept.
-
-A product with a weight whose gradient is cheap to lay out.
-
-Normalisations of RWKV-7: of a token, and of each head's output. float32 inside.
+only the inputs are stored. Norms and recurrence are float32 inside.
 """
 
 from __future__ import annotations
 
 import functools
-from typing import Any
+from collections.abc import Callable
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 from jax import Array, lax
 
-from springroll.models import attention
+from springroll.models import layers
 from springroll.models.rwkv7.config import RWKV7Config
 from springroll.models.rwkv7.wkv import Inputs, by_chunk, by_token
 from springroll.quant.int8_weights import Int8
+from springroll.trees import Params
 
 
 @functools.partial(jax.checkpoint, prevent_cse=False, static_argnums=3)
@@ -46,7 +43,7 @@ def _standard(x: Array, eps: float) -> Array:
 
 def linear(x: Array, w: Array | Int8) -> Array:
     """x (..., in) times a weight (out, in): (..., out); `Int8` weights are not trained by it."""
-    return attention.linear(x, w) if isinstance(w, Int8) else _linear(x, w)
+    return layers.linear(x, w) if isinstance(w, Int8) else _linear(x, w)
 
 
 @jax.custom_vjp
@@ -63,8 +60,8 @@ def _forward(x: Array, w: Array) -> tuple[Array, tuple[Array, Array]]:
     return _linear(x, w), (x, w)
 
 
-def _backward(kept: tuple[Array, Array], gradient: Array) -> tuple[Array, Array]:
-    x, w = kept
+def _backward(saved: tuple[Array, Array], gradient: Array) -> tuple[Array, Array]:
+    x, w = saved
     flat = lambda y: y.reshape(-1, y.shape[-1])
     of_w = jnp.einsum("ti,to->io", flat(x), flat(gradient)).T
     return jnp.einsum("...o,oi->...i", gradient, w), of_w
@@ -74,13 +71,13 @@ _linear.defvjp(_forward, _backward)
 
 
 _LOG_W = np.float32(-np.exp(-0.5))  # the decay lies above exp(-exp(-1/2)) = 0.545
-_inputs_kept = functools.partial(jax.checkpoint, prevent_cse=False)
+_recomputed = functools.partial(jax.checkpoint, prevent_cse=False)
 
 
 def time_mix(
     config: RWKV7Config,
     chunk: int,
-    p: dict[str, Any],
+    p: Params,
     x_BTD: Array,
     last_BD: Array,
     v_first_BTD: Array,
@@ -90,7 +87,7 @@ def time_mix(
     """(what is added to the residual stream, the first layer's value, the recurrence after).
 
     Args:
-        p: `attn` of a layer, see `rwkv7_shapes`.
+        p: `attn` of a layer, see `rwkv7.config`.
         last_BD: what the token before x saw here, and `wkv` (B, H, N, N) the recurrence after it.
         v_first_BTD: the value of the first layer, of which later ones take a share.
         first: () bool, whether this is that layer.
@@ -114,7 +111,7 @@ def time_mix(
     return linear(y, p["o_proj"]), v_first_BTD, wkv
 
 
-def channel_mix(p: dict[str, Any], x_BTD: Array, last_BD: Array) -> Array:
+def channel_mix(p: Params, x_BTD: Array, last_BD: Array) -> Array:
     """V relu(K (x + (x before - x) x_k))^2, what is added to the residual stream."""
     inner = _matrix(x_BTD, _shifted(x_BTD, last_BD) - x_BTD, p["x_k"], p["key"])
     return _squared(inner, p["value"])
@@ -131,7 +128,13 @@ def _matrix(x: Array, change: Array, share: Array, w: Array) -> Array:
 
 
 def _net(
-    x: Array, change: Array, share: Array, down: Array, up: Array, bias: Array | None, inside: Any
+    x: Array,
+    change: Array,
+    share: Array,
+    down: Array,
+    up: Array,
+    bias: Array | None,
+    inside: Callable[[Array], Array] | None,
 ) -> Array:
     """bias + up inside(down (x + change * share))."""
     y = linear(x + change * _row(share), down)
@@ -143,12 +146,12 @@ def _squared(inner: Array, w: Array) -> Array:
     return linear(jnp.square(jax.nn.relu(inner)), w)
 
 
-@_inputs_kept
+@_recomputed
 def _shared(v: Array, v_first: Array, share: Array) -> Array:
     return v + (v_first - v) * jax.nn.sigmoid(share)
 
 
-@functools.partial(_inputs_kept, static_argnums=0)
+@functools.partial(_recomputed, static_argnums=0)
 def _inputs(
     heads: int,
     r: Array,
@@ -169,7 +172,7 @@ def _inputs(
     return Inputs(split(r), log_w, split(key), split(v), -kappa, kappa * split(rate))
 
 
-@functools.partial(_inputs_kept, static_argnums=0)
+@functools.partial(_recomputed, static_argnums=0)
 def _output(
     eps: float,
     y: Array,

@@ -7,28 +7,30 @@ appendix; the reference is BlinkDL's package `rwkv`.
 Letters: L layers, B batch, T time, D width of the model, V vocabulary, H heads of width N.
 Computation is in the type of the parameters; norms, recurrence and logits are float32.
 
-Fresh parameters of an RWKV-7, as its authors start it.
-
-Channels differ from the start: how much of the token before is mixed in, how fast they forget.
-Layers begin as the identity, their last matrices are 0. Matrices that the authors draw orthogonal
-are drawn normal with the same variance. Source: github.com/BlinkDL/RWKV-LM, RWKV-v7.
+Fresh parameters are those that its authors begin with. Channels differ from the start: how much of
+the token before is mixed in, how fast they forget. Layers begin as the identity: their last
+matrices are 0. Matrices that the authors draw orthogonal are drawn normal with the same variance.
+Source: github.com/BlinkDL/RWKV-LM, RWKV-v7.
 """
 
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any, ClassVar, NamedTuple, TypeAlias
+from typing import ClassVar, NamedTuple, TypeAlias
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 from jax import Array, lax
+from jax.typing import DTypeLike
 
 from springroll.errors import InputError
 from springroll.models.cross_entropy import cross_entropy, token_nats
+from springroll.models.decoder_config import shape_leaves
 from springroll.models.rwkv7.config import RWKV7Config, shapes
 from springroll.models.rwkv7.mix import channel_mix, layer_norm, time_mix
 from springroll.models.rwkv7.wkv import LONGEST
+from springroll.trees import Params
 
 # A matrix (out, in) is gain / sqrt(in) N(0, 1), those of the small nets' second half
 # gain / sqrt(out): the variance of orthogonal ones times the gain its authors give each.
@@ -50,15 +52,15 @@ GAINS = {
 }
 
 
-def init(config: RWKV7Config, key: Array, dtype: Any = jnp.float32) -> dict[str, Any]:
-    """The tree of `rwkv7_shapes`; every matrix has a key of its own."""
-    is_shape = lambda node: isinstance(node, tuple)
-    found, tree = jax.tree_util.tree_flatten_with_path(shapes(config), is_leaf=is_shape)
-    keys = jax.random.split(key, len(found))
+def init(config: RWKV7Config, key: Array, dtype: DTypeLike = jnp.float32) -> Params:
+    """The tree of `rwkv7.config`; every matrix has a key of its own."""
+    tree = jax.tree.structure(shapes(config), is_leaf=lambda node: isinstance(node, tuple))
+    by_path = shape_leaves(shapes(config))
+    keys = jax.random.split(key, len(by_path))
     vectors = _vectors(config)
     leaves = []
-    for (path, shape), k in zip(found, keys, strict=True):
-        *_, inside, name = ("", *(entry.key for entry in path))
+    for (path, shape), k in zip(by_path.items(), keys, strict=True):
+        *_, inside, name = ("", *path.split("/"))
         if name in ("embed_tokens", "lm_head") or name in GAINS:
             leaves.append(_matrix(name, shape, k).astype(dtype))
         else:
@@ -86,13 +88,13 @@ def _vectors(c: RWKV7Config) -> dict[str, np.ndarray | float]:
     zigzag = (channel % c.head_dim) / max(1, c.head_dim - 1) * 2 - 1
     zigzag = zigzag * np.abs(zigzag)
     mixed = {"r": 0.2, "w": 0.9, "k": 0.7, "v": 0.7, "a": 0.9, "g": 0.2}
-    found: dict[str, np.ndarray | float] = {
+    vectors: dict[str, np.ndarray | float] = {
         f"x_{name}": 1 - ratio ** (power * after) for name, power in mixed.items()
     }
-    found |= dict.fromkeys(("embed_norm", "attn_norm", "ffn_norm", "norm"), 1.0)
+    vectors |= dict.fromkeys(("embed_norm", "attn_norm", "ffn_norm", "norm"), 1.0)
     biases = ("embed_norm_bias", "attn_norm_bias", "ffn_norm_bias", "norm_bias", "g_norm_bias")
-    found |= dict.fromkeys(biases, 0.0)
-    return found | {
+    vectors |= dict.fromkeys(biases, 0.0)
+    return vectors | {
         "w_bias": -5.5 + 6 * line ** (1 + depth**0.3) + 2.5 * zigzag,
         "a_bias": -0.19 + 0.3 * zigzag + 0.4 * (line - 0.5),
         "v_bias": 0.73 - 0.4 * (line - 0.5),
@@ -102,9 +104,6 @@ def _vectors(c: RWKV7Config) -> dict[str, np.ndarray | float]:
         "g_norm": np.broadcast_to(((1 + layer) / c.layers) ** 0.7, (c.layers, c.hidden)),
         "ffn/x_k": 1 - ratio ** (after**4),
     }
-
-
-Params: TypeAlias = dict[str, Any]
 
 
 class State(NamedTuple):
@@ -138,15 +137,15 @@ class RWKV7:
         if not 0 <= self.chunk <= LONGEST:
             raise InputError(f"chunk is {self.chunk}; expected at most {LONGEST}, or 0")
 
-    def init(self, key: Array, dtype: Any = jnp.float32) -> Params:
-        """Fresh parameters, see `rwkv7_init`."""
+    def init(self, key: Array, dtype: DTypeLike = jnp.float32) -> Params:
+        """Fresh parameters, see `init`."""
         return init(self.config, key, dtype)
 
-    def start(self, rows: int, dtype: Any = jnp.float32) -> State:
+    def start(self, rows: int, dtype: DTypeLike = jnp.float32) -> State:
         """The state before the first token; `dtype` is that of the parameters."""
         return _empty(self.config, self.config.layers, rows, dtype)
 
-    def memory(self, rows: int, length: int, dtype: Any) -> Layers:
+    def memory(self, rows: int, length: int, dtype: DTypeLike) -> Layers:
         """See `Generative` in `springroll.models.protocols`; so for the next four."""
         return tuple(_empty(self.config, 1, rows, dtype) for _ in range(self.config.layers))
 
@@ -164,15 +163,15 @@ class RWKV7:
         self, params: Params, tokens: Array, memory: Layers, seen: Array, clock: Array
     ) -> tuple[Array, Layers]:
         layers = params["layers"]
-        x, found = self.embed(params, tokens[:, None]), []
+        x, states = self.embed(params, tokens[:, None]), []
         v_first = jnp.zeros_like(x)
         for i, old in enumerate(memory):
             at = lambda leaf, i=i: leaf[i]
             layer = layers[i] if isinstance(layers, list) else jax.tree.map(at, layers)
             before = jax.tree.map(lambda leaf: leaf[0], old)
             x, v_first, after = self.block(layer, x, v_first, before, np.bool_(i == 0))
-            found.append(jax.tree.map(lambda leaf: leaf[None], after))
-        return self.head(params, x)[:, 0], tuple(found)
+            states.append(jax.tree.map(lambda leaf: leaf[None], after))
+        return self.head(params, x)[:, 0], tuple(states)
 
     def keep(self, memory: Layers, entries: Layers, clock: Array) -> Layers:
         return entries
@@ -218,7 +217,9 @@ class RWKV7:
         x = self.embed(params, tokens)
         state = self.start(tokens.shape[0], x.dtype) if state is None else state
 
-        def step(carry: tuple[Array, Array], scanned: Any) -> tuple[tuple[Array, Array], State]:
+        def step(
+            carry: tuple[Array, Array], scanned: tuple[Params, State, Array]
+        ) -> tuple[tuple[Array, Array], State]:
             layer, before, first = scanned
             x, v_first, after = self.block(layer, *carry, before, first, real_BT)
             return (x, v_first), after
@@ -261,10 +262,10 @@ class RWKV7:
         return token_nats(x, params["lm_head"], targets, temperature), {}
 
 
-def _empty(c: RWKV7Config, layers: int, rows: int, dtype: Any) -> State:
-    seen = lambda: jnp.zeros((layers, rows, c.hidden), dtype)
+def _empty(c: RWKV7Config, layers: int, rows: int, dtype: DTypeLike) -> State:
+    last = lambda: jnp.zeros((layers, rows, c.hidden), dtype)
     wkv = jnp.zeros((layers, rows, c.heads, c.head_dim, c.head_dim), jnp.float32)
-    return State(wkv, seen(), seen())
+    return State(wkv, last(), last())
 
 
 def _kept(x_BTD: Array, real_BT: Array) -> Array:

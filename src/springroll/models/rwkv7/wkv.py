@@ -83,17 +83,17 @@ def by_chunk(inputs: Inputs, state: Array, chunk: int = 32) -> tuple[Array, Arra
     a_rk = jnp.where(up_to, _dot(late, k_up), np.float32(0))
     solve = _inverse(a_pq)
     of_state, own = _times(solve, early), _times(solve, _times(a_pk, v))
-    whole = decay[..., -1:, :]
-    left = jnp.exp(whole - decay)
+    total = decay[..., -1:, :]
+    left = jnp.exp(total - decay)
     parts = (of_state, own, late, a_rq, _times(a_rk, v), q * left, _sum(v, k * left))
 
     def step(state: Array, part: tuple[Array, ...]) -> tuple[Array, Array]:
-        of_state, own, late, a_rq, y, q_left, added, whole = part
+        of_state, own, late, a_rq, y, q_left, added, total = part
         u = _dot(of_state, state) + own
         y = y + _dot(late, state) + _times(a_rq, u)
-        return state * jnp.exp(whole) + _sum(u, q_left) + added, y
+        return state * jnp.exp(total) + _sum(u, q_left) + added, y
 
-    state, y = lax.scan(step, state, (*parts, whole))
+    state, y = lax.scan(step, state, (*parts, total))
     y = y.transpose(1, 0, 3, 2, 4).reshape(batch, count * chunk, heads, width)
     return y[:, :time], state
 
@@ -106,22 +106,22 @@ def _inverse(a: Array) -> Array:
     """
     size = a.shape[-1]
     row, column = np.indices((size, size))
-    found = jnp.broadcast_to(jnp.eye(size, dtype=a.dtype), a.shape)
+    inverse = jnp.broadcast_to(jnp.eye(size, dtype=a.dtype), a.shape)
     for level in range((size - 1).bit_length()):
         corner = (row >> level) == (column >> level) + 1
         corner &= (row >> level + 1) == (column >> level + 1)
         between = a * corner.astype(np.float32).reshape((1,) * (a.ndim - 2) + corner.shape)
-        found = found + _times(found, _times(between, found))
-    return found
+        inverse = inverse + _times(inverse, _times(between, inverse))
+    return inverse
 
 
 def _inverse_forward(a: Array) -> tuple[Array, Array]:
-    found = _inverse(a)
-    return found, found
+    inverse = _inverse(a)
+    return inverse, inverse
 
 
-def _inverse_backward(found: Array, gradient: Array) -> tuple[Array]:
-    return (_sum(found, _dot(gradient, found)),)
+def _inverse_backward(inverse: Array, gradient: Array) -> tuple[Array]:
+    return (_sum(inverse, _dot(gradient, inverse)),)
 
 
 _inverse.defvjp(_inverse_forward, _inverse_backward)

@@ -8,14 +8,21 @@ import numpy as np
 import pytest
 
 from springroll.models.decoder import decoder
-from springroll.models.decoder_config import DecoderConfig, shapes
+from springroll.models.decoder_config import DecoderConfig, Fields, shapes
 from springroll.models.rope import Llama3Scaling, YarnScaling
+from tests.compiling import quick_jit
 from tests.golden.weights_by_formula import weight
 
 GOLDEN = Path(__file__).parents[1] / "golden" / "decoder.npz"
-SHARED = {"vocab": 48, "hidden": 32, "layers": 2, "heads": 4, "kv_heads": 2, "head_dim": 8}
-DENSE = {**SHARED, "ffn": 40}
-EXPERTS = {**SHARED, "ffn": 24, "experts": 6, "top_k": 2}
+
+
+def with_fields(fields: Fields, other: Fields) -> Fields:
+    return fields | other
+
+
+SHARED: Fields = {"vocab": 48, "hidden": 32, "layers": 2, "heads": 4, "kv_heads": 2, "head_dim": 8}
+DENSE: Fields = {**SHARED, "ffn": 40}
+EXPERTS: Fields = {**SHARED, "ffn": 24, "experts": 6, "top_k": 2}
 YARN = YarnScaling(factor=8.0, beta_fast=4.0, original_length=64, truncate=False)
 LLAMA3 = Llama3Scaling(factor=8.0, original_length=64)
 FAMILIES = {
@@ -23,8 +30,8 @@ FAMILIES = {
     "llama3": DecoderConfig(**DENSE, rope_theta=100.0, rope_scaling=LLAMA3),
     "tied": DecoderConfig(**DENSE, tied=True),
     "qwen2": DecoderConfig(**DENSE, qkv_bias=True),
-    "qwen3": DecoderConfig(**(DENSE | {"head_dim": 16}), qk_norm="head"),
-    "qwen3_moe": DecoderConfig(**(EXPERTS | {"head_dim": 16}), qk_norm="head"),
+    "qwen3": DecoderConfig(**with_fields(DENSE, {"head_dim": 16}), qk_norm="head"),
+    "qwen3_moe": DecoderConfig(**with_fields(EXPERTS, {"head_dim": 16}), qk_norm="head"),
     "gpt_oss": DecoderConfig(
         **EXPERTS,
         rope_theta=100.0,
@@ -38,7 +45,7 @@ FAMILIES = {
         swiglu_limit=1.0,
     ),
     "olmoe": DecoderConfig(
-        **(EXPERTS | {"ffn": 40}), qk_norm="whole", renormalise=False, norm_eps=1e-5
+        **with_fields(EXPERTS, {"ffn": 40}), qk_norm="whole", renormalise=False, norm_eps=1e-5
     ),
 }
 
@@ -98,7 +105,7 @@ def test_logits_and_loss_are_those_of_transformers(family):
     golden = np.load(GOLDEN)
     model = decoder(FAMILIES[family])
     params, tokens = by_formula(family), jnp.asarray(golden[f"{family}/tokens"])
-    logits = jax.jit(model.apply)(params, tokens)
+    logits = quick_jit(model.apply)(params, tokens)
     np.testing.assert_allclose(logits, golden[f"{family}/logits"], rtol=0, atol=5e-6)
     nats = -jnp.mean(
         jnp.take_along_axis(jax.nn.log_softmax(logits[:, :-1]), tokens[:, 1:, None], axis=-1)

@@ -2,6 +2,7 @@
 
 import functools
 import math
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -11,13 +12,14 @@ import pytest
 from springroll.errors import InputError
 from springroll.models.egg import MATRICES, EggConfig, egg, in_registers
 from springroll.thin.discovery import discover
+from tests.compiling import quick_jit
 
 PRECISIONS = ["int8", "compat", "float32", "bfloat16"]
 KEY, T = jax.random.key(0), 24
 precisions = pytest.mark.parametrize("precision", PRECISIONS)
 
 
-def model_of(precision="int8", n_layers=2, hidden=16, **options):
+def model_of(precision: Any = "int8", n_layers=2, hidden=16, **options: Any):
     return egg(EggConfig(n_layers=n_layers, hidden=hidden, precision=precision, **options))
 
 
@@ -42,7 +44,7 @@ def test_parameter_count(n_layers, hidden):
 def ready(precision):
     """(model, params, compiled apply): all tests that can share the compilation."""
     model = model_of(precision, hidden=32)
-    return model, jax.jit(model.init)(KEY), jax.jit(model.apply)
+    return model, quick_jit(model.init)(KEY), quick_jit(model.apply)
 
 
 @precisions
@@ -90,14 +92,16 @@ def test_score_is_the_code_length(precision):
     """-score / bits_scale is the length in bits that the model's distribution gives the text."""
     model, params, apply = ready(precision)
     tokens = text(T + 1)
-    fitness, state = jax.jit(model.score)(params, tokens, model.state())
+    fitness, state = quick_jit(model.score)(params, tokens, model.state())
     assert fitness.shape == () and state.shape == (2, 32)
     assert fitness.dtype == (jnp.int32 if model.config.integer else jnp.float32)
     logits, same = apply(params, tokens[:-1], model.state())
     exact = 0 if model.config.integer else 1e-2
     np.testing.assert_allclose(state, same, atol=exact, rtol=0)
     labels = tokens[1:, None].astype(jnp.int32)
-    chosen = jnp.take_along_axis(jax.nn.log_softmax(logits), labels, axis=-1)
+    chosen = quick_jit(lambda x, at: jnp.take_along_axis(jax.nn.log_softmax(x), at, axis=-1))(
+        logits, labels
+    )
     bits = -float(chosen.sum()) / math.log(2)
     got = -float(fitness) / model.bits_scale
     # The published length is cut to whole sixteenths, byte by byte.

@@ -10,9 +10,16 @@ import pytest
 from springroll.models import egg_arithmetic as ea
 from springroll.models.egg_arithmetic import arithmetic
 from springroll.quant import fixed_point as fp
+from tests.compiling import quick_jit
 from tests.reference import egg_numpy as slow
 
-OURS, COMPAT, REAL = arithmetic("int8"), arithmetic("compat"), arithmetic("float32")
+# Every operation is one program.
+PRECISIONS: tuple[ea.Precision, ...] = ("int8", "compat", "float32")
+OURS, COMPAT, REAL = (ea.Arithmetic(*map(quick_jit, arithmetic(name))) for name in PRECISIONS)
+NORMS = {
+    numbers: quick_jit(jax.vmap(arithmetic(name).norm, (0, None)))
+    for numbers, name in zip((OURS, COMPAT, REAL), PRECISIONS, strict=True)
+}
 RNG = np.random.default_rng(0)
 
 
@@ -22,7 +29,7 @@ def int8(*shape, top=127):
 
 def norm(numbers, x, weight):
     """Row after row, as the model takes it."""
-    return jax.vmap(numbers.norm, (0, None))(x, weight)
+    return NORMS[numbers](x, weight)
 
 
 def thin_free(w):

@@ -1,5 +1,7 @@
 """Floats and the published integers learn a little, through what `springroll pretrain` builds."""
 
+from typing import Any
+
 import jax
 import numpy as np
 import pytest
@@ -20,15 +22,21 @@ def corpus(tmp_path_factory):
 
 
 def task_of(corpus, **options):
-    small = {"n_layers": 1, "hidden": 16, "pop_size": 128, "tokens_per_member": 8, "devices": 1}
-    small |= {"valid_streams": 8, "valid_tokens": 64, "lr_half_life": 100.0}
-    return build(PretrainConfig(data=corpus, **(small | options))).task
+    small: dict[str, Any] = {
+        "n_layers": 1,
+        "hidden": 16,
+        "pop_size": 128,
+        "tokens_per_member": 8,
+        "devices": 1,
+    }
+    small |= {"valid_streams": 8, "valid_tokens": 64, "lr_half_life": 100.0} | options
+    return build(PretrainConfig(data=corpus, **small)).task
 
 
 def learn(task, generations):
     """Validation bits per byte before and after."""
     bits = lambda state: float(task.validate(state, None)["valid_bits_per_byte"])
-    state, carry = task.init()
+    (state, carry), metrics = task.init(), {}
     before = bits(state)
     for generation in range(generations):
         members = task.ask(state)
@@ -37,7 +45,7 @@ def learn(task, generations):
     return before, bits(state), state, metrics
 
 
-@pytest.mark.parametrize("precision", ["float32", "bfloat16"])
+@pytest.mark.parametrize("precision", ["float32", pytest.param("bfloat16", marks=pytest.mark.slow)])
 def test_floats_learn(corpus, precision):
     before, after, state, metrics = learn(task_of(corpus, precision=precision), 60)
     assert after < before - 1.0, (before, after)

@@ -19,6 +19,7 @@ from springroll.models.expert_stages import (
     without_experts,
 )
 from springroll.models.moe import dense_weights, moe, route
+from tests.compiling import quick_jit
 
 CONFIG = dataclasses.replace(named("moe-tiny"), expert_bias=True, experts=4, top_k=2)
 TOKENS = 24
@@ -36,7 +37,7 @@ def entering(seed=3):
     return jnp.asarray(rng.standard_normal((TOKENS, CONFIG.hidden)), jnp.float32)
 
 
-@jax.jit
+@quick_jit
 def routed(params, y):
     return dense_weights(route(CONFIG, params, y), 4)
 
@@ -62,7 +63,7 @@ def pulled(picks=None):
         out, pull = jax.vjp(fn, *args)
         return out, pull(entering(9))
 
-    return jax.jit(both)
+    return quick_jit(both)
 
 
 def weights(kind):
@@ -91,8 +92,8 @@ def test_passes_are_the_sum_over_all_experts(kind):
 def test_groups_of_experts_add_up_to_the_mixture():
     y, params = entering(), layer()
     weight, load = routed(params, y)
-    expected, stats = jax.jit(functools.partial(moe, CONFIG))(params, y[None])
-    some, total = jax.jit(functools.partial(some_experts, CONFIG, 20)), 0
+    expected, stats = quick_jit(functools.partial(moe, CONFIG))(params, y[None])
+    some, total = quick_jit(functools.partial(some_experts, CONFIG, 20)), 0
     for begin in (0, 2):
         few = jax.tree.map(lambda x, b=begin: x[b : b + 2], params["experts"])
         total = total + np.asarray(some(few, y, np.asarray(weight)[:, begin : begin + 2]))

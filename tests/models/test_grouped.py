@@ -9,17 +9,16 @@ import pytest
 
 import springroll as sr
 from springroll.models.grouped import grouped_dot
+from tests.compiling import normal, quick_jit, temporary_bytes
 
 SIZE, BLOCK_GROUP = 4, (0, 0, 2, 3, 3, 3)  # group 1 has no block
 GROUPS, WIDTH, OUT = 4, 6, 5
 
 
 def draw(dtype=jnp.float32):
-    keys = jax.random.split(jax.random.key(0), 3)
     rows = SIZE * len(BLOCK_GROUP)
-    x = jax.random.normal(keys[0], (rows, WIDTH), dtype)
-    w = jax.random.normal(keys[1], (GROUPS, WIDTH, OUT), dtype)
-    return x, w, jnp.array(BLOCK_GROUP, jnp.int32), jax.random.normal(keys[2], (rows, OUT), dtype)
+    x, w = normal(0, rows, WIDTH, dtype=dtype), normal(1, GROUPS, WIDTH, OUT, dtype=dtype)
+    return x, w, jnp.array(BLOCK_GROUP, jnp.int32), normal(2, rows, OUT, dtype=dtype)
 
 
 def by_ragged_dot(x, w, block_group):
@@ -31,7 +30,7 @@ def by_group(x, w, block_group):
     return jnp.einsum("rk,rkn->rn", x, w[jnp.repeat(jnp.asarray(block_group), SIZE)])
 
 
-@functools.partial(jax.jit, static_argnums=0)
+@functools.partial(quick_jit, static_argnums=0)
 def product_and_gradients(transposed, x, w, block_group, dy):
     w = w.swapaxes(1, 2) if transposed else w
     y, back = jax.vjp(lambda x, w: grouped_dot(x, w, block_group, transposed=transposed), x, w)
@@ -45,7 +44,7 @@ def test_product_and_gradients_are_those_of_ragged_dot_and_of_rows(transposed):
     ours = product_and_gradients(transposed, x, w, block_group, dy)
     for other in (by_ragged_dot, by_group):
 
-        @jax.jit
+        @quick_jit
         def slow(x, w, dy, other=other):
             y, back = jax.vjp(lambda x, w: other(x, w, block_group), x, w)
             return y, *back(dy)
@@ -72,9 +71,9 @@ def test_bfloat16_stays_and_its_gradient_is_summed_in_float32():
 
 def test_it_works_under_vmap_checkpoint_and_scan():
     x, w, block_group, _ = draw()
-    many = jax.vmap(lambda x: grouped_dot(x, w, block_group))(jnp.stack([x, 2 * x]))
-    one = grouped_dot(x, w, block_group)
-    np.testing.assert_allclose(many, jnp.stack([one, 2 * one]), atol=1e-5)
+    many = quick_jit(jax.vmap(lambda x: grouped_dot(x, w, block_group)))(np.stack([x, 2 * x]))
+    one = np.asarray(quick_jit(grouped_dot)(x, w, block_group))
+    np.testing.assert_allclose(many, np.stack([one, 2 * one]), atol=1e-5)
 
     def layers(w_stack, x):
         step = lambda x, w: (
@@ -89,7 +88,7 @@ def test_it_works_under_vmap_checkpoint_and_scan():
         return jnp.sum(x)
 
     stack = jnp.stack([w, -w]) / 4
-    gradients = lambda fn: jax.jit(jax.grad(fn, (0, 1)))(stack, x)
+    gradients = lambda fn: quick_jit(jax.grad(fn, (0, 1)))(stack, x)
     for a, b in zip(gradients(layers), gradients(unrolled), strict=True):
         np.testing.assert_allclose(a, b, atol=1e-4)
 
@@ -97,7 +96,7 @@ def test_it_works_under_vmap_checkpoint_and_scan():
 @pytest.mark.parametrize("transposed", [False, True])
 def test_a_thin_weight_is_two_more_grouped_products(transposed):
     x, w, block_group, dy = draw()
-    left, right = jax.random.normal(jax.random.key(1), (2, GROUPS, WIDTH, 2)) / 3
+    left, right = normal(1, 2, GROUPS, WIDTH, 2) / 3
     right = right[:, :OUT]
     turn = (lambda w: w.swapaxes(1, 2)) if transposed else (lambda w: w)
     roles = "snm" if transposed else "smn"
@@ -111,7 +110,7 @@ def test_a_thin_weight_is_two_more_grouped_products(transposed):
         weight = w + jnp.einsum("gkr,gnr->gkn", left, right)
         return jnp.sum(dy * grouped_dot(x, weight, block_group))
 
-    learn = lambda fn: jax.jit(jax.value_and_grad(fn))(right)
+    learn = lambda fn: quick_jit(jax.value_and_grad(fn))(right)
     for a, b in zip(learn(thin), learn(dense), strict=True):
         np.testing.assert_allclose(a, b, atol=1e-4)
 
@@ -127,4 +126,4 @@ def test_no_array_holds_a_weight_per_block_and_the_weight_buffer_is_updated_in_p
     compiled = jax.jit(gradients).lower(x, w, block_group, dy).compile()
     weight_bytes = groups * width * out * 4
     # A weight per block would be four times all weights; a second buffer would be once.
-    assert compiled.memory_analysis().temp_size_in_bytes < weight_bytes
+    assert temporary_bytes(compiled) < weight_bytes

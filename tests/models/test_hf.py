@@ -11,10 +11,11 @@ from safetensors.numpy import save_file
 
 from springroll.errors import InputError
 from springroll.models.decoder import decoder
-from springroll.models.decoder_config import shapes
+from springroll.models.decoder_config import DecoderConfig, shapes
 from springroll.models.hf.decoder import checkpoint_names, hf_config
 from springroll.models.hf.files import is_hf_folder, read_config
 from springroll.models.hf.load import read_params
+from tests.compiling import quick_jit
 from tests.golden.weights_by_formula import weight
 
 GOLDEN = Path(__file__).parents[1] / "golden" / "decoder.npz"
@@ -89,9 +90,10 @@ def test_a_folder_computes_what_transformers_computes(tmp_path, family):
     write(tmp_path, values, tensors_of(hf_config(values)), shards=3 if family == "qwen3" else 1)
     assert is_hf_folder(tmp_path)
     config = read_config(tmp_path)
+    assert isinstance(config, DecoderConfig)
     golden = np.load(GOLDEN)
     params = jax.tree.map(jnp.asarray, read_params(tmp_path, config))
-    logits = decoder(config).apply(params, jnp.asarray(golden[f"{family}/tokens"]))
+    logits = quick_jit(decoder(config).apply)(params, jnp.asarray(golden[f"{family}/tokens"]))
     np.testing.assert_allclose(logits, golden[f"{family}/logits"], rtol=0, atol=5e-6)
 
 

@@ -10,6 +10,7 @@ import pytest
 from springroll.models import kv_cache
 from springroll.models.decoder import decoder
 from springroll.models.kv_cache import Cache
+from tests.compiling import quick_jit
 from tests.models.test_decoder_golden import FAMILIES, by_formula
 
 LENGTHS, TIME, SLOTS, STEPS = (5, 3, 8), 8, 14, 5
@@ -18,7 +19,7 @@ ROWS = (3, 0, 1)  # where the three texts are kept, of five rows
 
 @functools.cache
 def texts():
-    return np.asarray(jax.random.randint(jax.random.key(1), (3, TIME + STEPS), 0, 48))
+    return np.random.default_rng(1).integers(0, 48, (3, TIME + STEPS)).astype(np.int32)
 
 
 def padded(junk):
@@ -32,12 +33,12 @@ def padded(junk):
 @pytest.mark.parametrize("family", ["qwen3_moe", "gpt_oss"])
 def test_reading_and_stepping_give_the_logits_of_whole_texts(family):
     model, params = decoder(FAMILIES[family]), by_formula(family)
-    whole = jax.jit(model.apply)(params, jnp.asarray(texts()))
+    whole = quick_jit(model.apply)(params, jnp.asarray(texts()))
     clock = jnp.int32(SLOTS - 3)  # the ring turns over while the rows are written
-    logits, found = jax.jit(model.read)(params, padded(7), jnp.asarray(LENGTHS))
-    memory = jax.jit(model.admit)(model.memory(5, SLOTS), found, jnp.asarray(ROWS), clock)
+    logits, found = quick_jit(model.read)(params, padded(7), jnp.asarray(LENGTHS))
+    memory = quick_jit(model.admit)(model.memory(5, SLOTS), found, jnp.asarray(ROWS), clock)
     seen = jnp.zeros(5, jnp.int32).at[jnp.asarray(ROWS)].set(jnp.asarray(LENGTHS))
-    got, step, keep = [logits], jax.jit(model.step), jax.jit(model.keep)
+    got, step, keep = [logits], quick_jit(model.step), quick_jit(model.keep)
     for i in range(STEPS):
         token = np.zeros(5, np.int32)
         token[list(ROWS)] = [text[n + i] for text, n in zip(texts(), LENGTHS, strict=True)]
@@ -52,7 +53,7 @@ def test_reading_and_stepping_give_the_logits_of_whole_texts(family):
 
 def test_padding_changes_nothing():
     model, params = decoder(FAMILIES["llama3"]), by_formula("llama3")
-    read = jax.jit(model.read)
+    read = quick_jit(model.read)
     lengths = jnp.asarray(LENGTHS)
     (a, found_a), (b, found_b) = (read(params, padded(junk), lengths) for junk in (7, 40))
     np.testing.assert_array_equal(a, b)
@@ -67,7 +68,7 @@ def test_layers_in_a_list_are_those_of_the_stack():
         "layers": [jax.tree.map(lambda w, i=i: w[i], params["layers"]) for i in range(2)]
     }
     memory, token, seen = model.memory(2, 4), jnp.array([3, 4]), jnp.zeros(2, jnp.int32)
-    step = jax.jit(model.step)
+    step = quick_jit(model.step)
     one, other = (step(p, token, memory, seen, jnp.int32(0))[0] for p in (params, apart))
     np.testing.assert_allclose(one, other, atol=1e-6)
 
@@ -86,7 +87,8 @@ def test_a_row_sees_its_youngest_slots(window, expected):
 def test_admission_puts_prompts_behind_the_clock_and_drops_rows_out_of_range():
     new = jnp.arange(2 * 3 * 1 * 2 * 1, dtype=jnp.float32).reshape(2, 3, 1, 2, 1) + 1
     layers = kv_cache.empty(2, 2, 1, 4, 1, jnp.float32)
-    got = kv_cache.admit(layers, Cache(new, -new), jnp.array([1, 2, 0]), jnp.int32(1))
+    admit = quick_jit(kv_cache.admit)
+    got = admit(layers, Cache(new, -new), jnp.array([1, 2, 0]), jnp.int32(1))
     for i, layer in enumerate(got):
         expected = np.zeros((2, 4))
         expected[1, [3, 0]], expected[0, [3, 0]] = new[i, 0, 0, :, 0], new[i, 2, 0, :, 0]

@@ -8,30 +8,34 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from springroll.models.decoder import decoder
-from springroll.models.decoder_config import llama
+from springroll.models.decoder_config import llama, shape_leaves, shapes
 from springroll.models.moe import balance, moe, route
+from springroll.trees import Params
+from tests.compiling import normal, quick_jit
 from tests.reference.moe_per_token import moe_per_token
 
 CONFIG = llama(8, 6, 2, 1, vocab=16, experts=5, top_k=2, init_std=1.0)
 SIGMOID = dataclasses.replace(CONFIG, router="sigmoid", selection_bias=True)
 
 
-@functools.cache
-def fresh(config, key):
-    params = jax.jit(decoder(config).init)(jax.random.key(key))["layers"]["mlp"]
-    return jax.tree.map(lambda a: a[0], params)
-
-
-def layer(config, key=0):
-    return dict(fresh(config, key))
+def layer(config) -> Params:
+    """One layer of fresh parameters: matrices of standard normal numbers, biases zero."""
+    params: Params = {"experts": {}}
+    for seed, (path, shape) in enumerate(shape_leaves(shapes(config)["layers"]["mlp"]).items()):
+        inside, _, name = path.rpartition("/")
+        leaf = np.zeros(shape[1:], np.float32) if "bias" in path else normal(seed, *shape[1:])
+        (params["experts"] if inside else params)[name] = leaf
+    return params
 
 
 def tokens(batch=2, time=9):
-    return jax.random.normal(jax.random.key(1), (batch, time, CONFIG.hidden))
+    return normal(100, batch, time, CONFIG.hidden)
 
 
-@functools.partial(jax.jit, static_argnums=0)
+routed = functools.partial(quick_jit, static_argnums=0)(route)
+
+
+@functools.partial(quick_jit, static_argnums=0)
 def ours(config, params, x):
     def score(params, x):
         y = moe(config, params, x)[0]
@@ -50,7 +54,7 @@ def test_output_and_gradients_are_those_of_one_token_at_a_time(config):
         y = moe_per_token(config, params, x.reshape(-1, config.hidden)).reshape(x.shape)
         return jnp.sum(y * jnp.cos(jnp.arange(y.size, dtype=y.dtype).reshape(y.shape))), y
 
-    slow = jax.jit(jax.grad(score, (0, 1), has_aux=True))(params, x)
+    slow = quick_jit(jax.grad(score, (0, 1), has_aux=True))(params, x)
     for a, b in zip(*map(jax.tree.leaves, (ours(config, params, x), slow)), strict=True):
         np.testing.assert_allclose(a, b, atol=2e-4)
 
@@ -68,9 +72,9 @@ def test_a_dead_expert_gets_exactly_no_gradient():
 def test_every_pick_is_computed_even_if_all_choose_the_same():
     params = layer(SIGMOID)
     params["e_score_correction_bias"] = jnp.array([9.0, 0, 0, 9.0, 0])
-    y, stats = jax.jit(moe, static_argnums=0)(SIGMOID, params, tokens())
+    y, stats = quick_jit(moe, static_argnums=0)(SIGMOID, params, tokens())
     np.testing.assert_array_equal(stats["load"], [18, 0, 0, 18, 0])
-    slow = jax.jit(moe_per_token, static_argnums=0)(
+    slow = quick_jit(moe_per_token, static_argnums=0)(
         SIGMOID, params, tokens().reshape(-1, SIGMOID.hidden)
     )
     np.testing.assert_allclose(y.reshape(slow.shape), slow, atol=1e-4)
@@ -80,7 +84,7 @@ def test_the_selection_bias_chooses_and_has_no_part_in_the_weights():
     config = dataclasses.replace(CONFIG, selection_bias=True)
     params, x = layer(config), tokens().reshape(-1, config.hidden)
     params["e_score_correction_bias"] = jnp.array([0, 9.0, 0, 0, 9.0])
-    routing = route(config, params, x)
+    routing = routed(config, params, x)
     np.testing.assert_array_equal(np.sort(routing.expert_TK), np.tile([1, 4], (len(x), 1)))
     score = jax.nn.softmax(x @ params["gate"].T)
     expected = jnp.take_along_axis(score, routing.expert_TK, axis=1)
@@ -91,7 +95,7 @@ def test_the_selection_bias_chooses_and_has_no_part_in_the_weights():
 
 def test_routing_losses_by_their_formulas():
     params, x = layer(CONFIG), tokens().reshape(-1, CONFIG.hidden)
-    routing = route(CONFIG, params, x)
+    routing = routed(CONFIG, params, x)
     logits = x @ params["gate"].T
     f = np.bincount(np.asarray(routing.expert_TK).reshape(-1), minlength=5) / (2 * len(x))
     p = np.mean(jax.nn.softmax(logits), axis=0)
@@ -99,8 +103,8 @@ def test_routing_losses_by_their_formulas():
     np.testing.assert_allclose(
         routing.z, np.mean(np.log(np.sum(np.exp(logits), axis=1)) ** 2), rtol=1e-5
     )
-    even = {"gate": jnp.zeros((5, CONFIG.hidden))}
-    np.testing.assert_allclose(route(CONFIG, even, x).switch, 1, rtol=1e-6)
+    even = params | {"gate": jnp.zeros((5, CONFIG.hidden))}
+    np.testing.assert_allclose(routed(CONFIG, even, x).switch, 1, rtol=1e-6)
 
 
 def test_balance_moves_every_bias_towards_the_mean_load():
@@ -120,7 +124,7 @@ def test_balance_evens_out_a_router_with_favourites():
         return jnp.sum(jax.nn.one_hot(routing.expert_TK, 5), axis=(0, 1))
 
     step = lambda _, bias: balance(bias, load(bias), rate=2e-3)
-    before = load(jnp.zeros(5))
-    after = load(jax.jit(lambda bias: jax.lax.fori_loop(0, 300, step, bias))(jnp.zeros(5)))
+    both = lambda bias: (load(bias), load(jax.lax.fori_loop(0, 300, step, bias)))
+    before, after = quick_jit(both)(jnp.zeros(5))
     assert before.max() > 1.8 * before.mean()
     assert after.max() < 1.1 * after.mean()

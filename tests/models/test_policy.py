@@ -7,6 +7,7 @@ import pytest
 
 from springroll.models.policy import PolicyNetwork, linear, pqn
 from springroll.thin.discovery import discover
+from tests.compiling import normal, quick_jit
 
 SMALL = PolicyNetwork(5, 3, width=16, layers=2)
 
@@ -25,18 +26,20 @@ def by_hand(params, observation):
     return get(params["head"]) @ x + get(params["head_bias"])
 
 
-def shifted(params, key):
+def shifted(params, seed):
     """Weights none of which is zero."""
     leaves, tree = jax.tree.flatten(params)
-    keys = jax.random.split(key, len(leaves))
-    moved = [x + 0.1 * jax.random.normal(k, x.shape) for x, k in zip(leaves, keys, strict=True)]
+    moved = [x + 0.1 * normal(seed + i, *x.shape) for i, x in enumerate(leaves)]
     return jax.tree.unflatten(tree, moved)
 
 
+def fresh(network):
+    return quick_jit(network.init)(jax.random.key(0))
+
+
 def test_it_is_the_formula():
-    params = shifted(SMALL.init(jax.random.key(0)), jax.random.key(1))
-    observation = jax.random.normal(jax.random.key(2), (5,))
-    found = SMALL.apply(params, observation)
+    params, observation = shifted(fresh(SMALL), 1), normal(0, 5)
+    found = quick_jit(SMALL.apply)(params, observation)
     assert found.dtype == jnp.float32 and found.shape == (3,)
     np.testing.assert_allclose(found, by_hand(params, observation), atol=2e-6)
 
@@ -47,44 +50,45 @@ def test_the_papers_size_is_the_references():
 
 
 def test_pqn_is_blind_to_scale_and_shift():
-    x = jax.random.normal(jax.random.key(0), (64,))
-    np.testing.assert_allclose(pqn(100.0 * x + 7.0), pqn(x), atol=2e-4)
-    assert float(pqn(x).min()) == 0.0
+    x = normal(0, 64)
+    normed = quick_jit(pqn)
+    np.testing.assert_allclose(normed(100.0 * x + 7.0), normed(x), atol=2e-4)
+    assert float(normed(x).min()) == 0.0
 
 
 def test_at_first_no_action_is_dear():
     network = PolicyNetwork(4, 6)
-    logits = network.apply(network.init(jax.random.key(0)), jnp.ones(4))
+    logits = quick_jit(network.apply)(fresh(network), jnp.ones(4))
     assert float(jnp.abs(logits).max()) < 0.05
 
 
 def test_deviations_are_parameters_behind_the_means():
     network = PolicyNetwork(5, 4, deviations=2, width=16)
-    params = network.init(jax.random.key(0)) | {"log_deviation": jnp.array([0.5, -1.0])}
+    params = fresh(network) | {"log_deviation": jnp.array([0.5, -1.0])}
+    apply = quick_jit(network.apply)
     for seed in range(2):
-        outputs = network.apply(params, jax.random.normal(jax.random.key(seed), (5,)))
+        outputs = apply(params, normal(seed, 5))
         np.testing.assert_array_equal(outputs[2:], params["log_deviation"])
 
 
 def test_ready_weights_give_the_same_bits():
     network = PolicyNetwork(5, 3, width=16, layers=2, compute="bfloat16")
-    params = network.init(jax.random.key(0))
+    params = fresh(network)
     ready = network.ready(params)
     assert ready["hidden"][0]["weight"].dtype == jnp.bfloat16
     assert ready["embed"].dtype == ready["head"].dtype == jnp.float32
     observation = jnp.arange(5.0)
-    np.testing.assert_array_equal(
-        network.apply(params, observation), network.apply(ready, observation)
-    )
+    apply = quick_jit(network.apply)
+    np.testing.assert_array_equal(apply(params, observation), apply(ready, observation))
 
 
 @pytest.mark.parametrize("compute", ["float32", "bfloat16"])
 def test_sixteen_bits_stay_close(compute):
     network = PolicyNetwork(5, 3, width=64, layers=3, compute=compute)
-    params = network.init(jax.random.key(0))
-    observation = jax.random.normal(jax.random.key(1), (5,))
+    params, observation = fresh(network), normal(1, 5)
     scale = float(np.abs(by_hand(params, observation)).max())
-    error = np.abs(network.apply(params, observation) - by_hand(params, observation)).max()
+    outputs = quick_jit(network.apply)(params, observation)
+    error = np.abs(outputs - by_hand(params, observation)).max()
     assert error < {"float32": 1e-5, "bfloat16": 0.05}[compute] * scale
 
 

@@ -12,12 +12,12 @@ from springroll.errors import InputError
 from springroll.models.hf.rwkv7 import blinkdl, blinkdl_config
 from springroll.models.rwkv7.config import shapes
 from springroll.models.rwkv7.model import RWKV7, State
+from tests.compiling import quick_jit
 from tests.golden.rwkv7_by_formula import HEAD, rwkv7_checkpoint
 
 GOLDEN = Path(__file__).parents[1] / "golden" / "rwkv7.npz"
 LAYERS = 3
-FAST_TO_COMPILE = {"xla_backend_optimization_level": 0}
-jitted = functools.partial(jax.jit, static_argnums=0, compiler_options=FAST_TO_COMPILE)
+jitted = functools.partial(quick_jit, static_argnums=0)
 
 
 @functools.cache

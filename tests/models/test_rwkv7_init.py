@@ -7,15 +7,15 @@ import pytest
 
 from springroll.models.rwkv7.config import RWKV7_CONFIGS, shapes
 from springroll.models.rwkv7.model import RWKV7
+from tests.compiling import quick_jit
 
 CONFIG = RWKV7_CONFIGS["rwkv7-tiny"]
 MODEL = RWKV7(CONFIG)
-FAST_TO_COMPILE = {"xla_backend_optimization_level": 0}
 
 
 @pytest.fixture(scope="module")
 def fresh():
-    init = jax.jit(MODEL.init, compiler_options=FAST_TO_COMPILE)
+    init = quick_jit(MODEL.init)
     return [init(jax.random.key(seed)) for seed in (0, 1)]
 
 

@@ -8,12 +8,12 @@ import numpy as np
 import pytest
 
 from springroll.models.rwkv7.wkv import LONGEST, Inputs, _inverse, by_chunk, by_token
+from tests.compiling import quick_jit
 
 FASTEST = -0.6065  # log of the strongest decay that a model can ask for
-FAST_TO_COMPILE = {"xla_backend_optimization_level": 0}
 
-token_form = jax.jit(by_token, compiler_options=FAST_TO_COMPILE)
-chunk_form = jax.jit(by_chunk, static_argnums=2, compiler_options=FAST_TO_COMPILE)
+token_form = quick_jit(by_token)
+chunk_form = quick_jit(by_chunk, static_argnums=2)
 
 
 def draw(batch, time, heads, width, log_w=None, seed=0):
@@ -24,8 +24,9 @@ def draw(batch, time, heads, width, log_w=None, seed=0):
     kappa = kappa / np.linalg.norm(kappa, axis=-1, keepdims=True)
     log_w = FASTEST * rng.uniform(size=shape) if log_w is None else np.full(shape, log_w)
     state = rng.normal(size=(batch, heads, width, width))
-    inputs = Inputs(r, log_w, k, v, -kappa, kappa * rng.uniform(size=shape))
-    return jax.tree.map(lambda x: jnp.asarray(x, jnp.float32), (inputs, state))
+    values = (r, log_w, k, v, -kappa, kappa * rng.uniform(size=shape))
+    wide = lambda x: jnp.asarray(x, jnp.float32)
+    return Inputs(*map(wide, values)), wide(state)
 
 
 def relative(found, expected):
@@ -81,7 +82,7 @@ def test_gradients_are_those_of_the_scan():
             y, after = form(inputs, state)
             return jnp.sum(jnp.sin(y)) + jnp.sum(jnp.cos(after))
 
-        run = jax.jit(jax.grad(total, argnums=(0, 1)), compiler_options=FAST_TO_COMPILE)
+        run = quick_jit(jax.grad(total, argnums=(0, 1)))
         return run(inputs, state)
 
     chunked = gradient(functools.partial(by_chunk, chunk=4))
@@ -92,7 +93,7 @@ def test_gradients_are_those_of_the_scan():
 @pytest.mark.parametrize("size", [1, 5, 16])
 def test_the_inverse_of_a_triangle_is_found_from_blocks(size):
     a = np.tril(np.random.default_rng(size).uniform(-1, 1, (3, size, size)), -1)
-    found = jax.jit(_inverse, compiler_options=FAST_TO_COMPILE)(jnp.asarray(a, jnp.float32))
+    found = quick_jit(_inverse)(jnp.asarray(a, jnp.float32))
     product = np.einsum("bij,bjk->bik", np.eye(size) - a, found)
     np.testing.assert_allclose(product, np.broadcast_to(np.eye(size), a.shape), atol=1e-4)
     assert np.all(np.triu(found, 1) == 0)

@@ -7,6 +7,7 @@ import pytest
 from springroll.errors import InputError
 from springroll.tasks.arithmetic import arithmetic_task, digit_accuracy, judge
 from springroll.tasks.countdown import read_expression
+from tests.tasks.worked import worked
 
 OPERATORS = {"+": operator.add, "-": operator.sub, "*": operator.mul}
 
@@ -16,16 +17,16 @@ def test_problems_are_right_and_within_their_options(digits):
     task = arithmetic_task(digits=digits, operators="+-*")
     seen = set()
     for index in range(300):
-        worked = task.worked(index)
-        assert worked.problem == task.train(index)
-        text = worked.problem.prompt.removesuffix("=")
+        problem = worked(task, index)
+        assert problem.problem == task.train(index)
+        text = problem.problem.prompt.removesuffix("=")
         found = read_expression(text)
-        assert found.value == int(worked.answer) and max(found.numbers) < 10**digits
+        assert found.value == int(problem.answer) and max(found.numbers) < 10**digits
         seen.add(next(sign for sign in OPERATORS if sign in text))
-        for step in worked.steps:  # each is an equation that holds, and the last gives the answer
+        for step in problem.steps:  # each is an equation that holds, and the last gives the answer
             left, _, right = step.rpartition("=")
             assert read_expression(left).value == int(right)
-        assert not worked.steps or worked.steps[-1].endswith(f"={worked.answer}")
+        assert not problem.steps or problem.steps[-1].endswith(f"={problem.answer}")
     assert seen == set(OPERATORS)
 
 

@@ -8,6 +8,7 @@ import pytest
 from bench.verifier import agreement, every_expression
 from springroll.errors import InputError
 from springroll.tasks.countdown import closeness, countdown_task, judge, read_expression
+from tests.tasks.worked import worked
 
 GIVEN = {"numbers": [3, 7, 25], "target": 46}  # 25+7*3
 
@@ -19,23 +20,23 @@ def test_problems_are_solved_by_their_solutions(numbers, operations):
         return  # almost no six numbers divide each other
     task = countdown_task(numbers=numbers, largest=40, operations=operations)
     for index in range(40):
-        worked = task.worked(index)
-        given, target = worked.problem.reference.values()
-        found = read_expression(worked.answer)
+        problem = worked(task, index)
+        given, target = problem.problem.reference.values()
+        found = read_expression(problem.answer)
         assert sorted(found.numbers) == sorted(given) and found.value == target
         assert len(given) == numbers and min(given) >= 1 and max(given) <= 40
-        assert 1 <= target <= 400 and not set(worked.answer) & (set("+-*/") - set(operations))
-        assert task.score([worked.problem], [worked.answer])[0].reward == 1
-        for step in worked.steps:
+        assert 1 <= target <= 400 and not set(problem.answer) & (set("+-*/") - set(operations))
+        assert task.score([problem.problem], [problem.answer])[0].reward == 1
+        for step in problem.steps:
             left, _, right = step.partition("=")
             assert read_expression(left).value == int(right) >= 1
-        assert len(worked.steps) == numbers - 1 and worked.steps[-1].endswith(f"={target}")
+        assert len(problem.steps) == numbers - 1 and problem.steps[-1].endswith(f"={target}")
 
 
 def test_solutions_have_no_needless_brackets():
     task = countdown_task(numbers=4, largest=30)
     for index in range(100):
-        answer = task.worked(index).answer
+        answer = worked(task, index).answer
         pairs = [i for i, c in enumerate(answer) if c == "("]
         for start in pairs:
             depth, end = 0, start
@@ -112,11 +113,11 @@ def test_only_allowed_operations_count():
 
 def test_instructions_say_what_is_judged():
     task = countdown_task(style="instruct", answer="tag", operations="+-")
-    worked = task.worked(3)
-    for word in (*map(str, worked.problem.reference["numbers"]), "+ -", "<answer>"):
-        assert word in worked.problem.prompt
-    text = f"<think>1+1</think>\n<answer>{worked.answer}</answer>"
-    assert task.score([worked.problem], [text])[0].correct
+    problem = worked(task, 3)
+    for word in (*map(str, problem.problem.reference["numbers"]), "+ -", "<answer>"):
+        assert word in problem.problem.prompt
+    text = f"<think>1+1</think>\n<answer>{problem.answer}</answer>"
+    assert task.score([problem.problem], [text])[0].correct
 
 
 @pytest.mark.parametrize(

@@ -1,6 +1,7 @@
 """Random problems by number: the same on every machine, uniform, and on one side each."""
 
 from collections import Counter
+from typing import Any
 
 import numpy as np
 import pytest
@@ -30,7 +31,8 @@ def test_an_eighth_is_held_out():
 
 def test_the_kind_of_number_makes_no_difference():
     make = lambda draws: (f"{(n := draws.below(10**6))}", n)
-    assert draw(make, 3, True, 5) == draw(make, np.int64(3), np.True_, np.int32(5))
+    numpy: Any = (np.int64(3), np.True_, np.int32(5))
+    assert draw(make, 3, True, 5) == draw(make, *numpy)
 
 
 def test_sides_do_not_meet_under_any_seed():

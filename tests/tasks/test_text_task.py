@@ -12,6 +12,7 @@ from springroll.tasks.problem import until_stop
 from springroll.tasks.sources import SURFACES, document, training_text
 from springroll.tasks.task_line import text_task
 from springroll.tasks.verdicts import UNSCORED, Verdict, report
+from tests.tasks.worked import worked
 
 
 @pytest.mark.parametrize(
@@ -77,11 +78,11 @@ def test_styles_have_their_shares():
 
 
 def test_a_worked_document():
-    worked = text_task("arithmetic", seed=0).worked(0)
-    assert document(worked, "plain") == "21+8=29"
-    assert document(worked, "worked hash") == "21+8=\n1+8=9\n20+0=20\n9+20=29\n#### 29"
-    assert document(worked, "sentence", message=True) == "21+8=\nThe answer is 29."
-    assert all("29" in document(worked, surface) for surface in SURFACES)
+    problem = worked(text_task("arithmetic", seed=0), 0)
+    assert document(problem, "plain") == "21+8=29"
+    assert document(problem, "worked hash") == "21+8=\n1+8=9\n20+0=20\n9+20=29\n#### 29"
+    assert document(problem, "sentence", message=True) == "21+8=\nThe answer is 29."
+    assert all("29" in document(problem, surface) for surface in SURFACES)
 
 
 @pytest.mark.parametrize(

@@ -78,6 +78,7 @@ def test_templates_that_cannot_be_used_are_one_line(folder, text, message):
 def test_without_jinja_its_extra_is_named_when_it_is_needed(folder, monkeypatch):
     (folder / "chat_template.jinja").write_text("x")
     template = chat_template(folder)
+    assert template is not None
     monkeypatch.setitem(sys.modules, "jinja2.sandbox", None)
     with pytest.raises(InputError, match="'jinja2': " + re.escape(pip_install("hf"))):
         template(MESSAGES)

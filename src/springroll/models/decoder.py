@@ -186,7 +186,16 @@ class Decoder:
 
 
 def decoder(config: DecoderConfig, remat: bool = False) -> Decoder:
-    """The model of that shape; `remat` keeps only the input of every block for the gradient.
+    """The model of a shape, as functions of its parameters.
+
+    Args:
+        config: the shape, such as `named("llama-60m")`.
+        remat: whether only the input of every block is stored for the gradient; blocks are then
+            computed twice.
+
+    Returns:
+        A `Decoder`: `init(key, dtype)`, `apply(params, tokens (batch, time))` to logits (batch,
+        time, vocab) float32, `loss(params, tokens (batch, time + 1))` and others.
 
     >>> from springroll.models.decoder_config import CONFIGS
     >>> model = decoder(CONFIGS["llama-1m"])
@@ -199,6 +208,12 @@ def decoder(config: DecoderConfig, remat: bool = False) -> Decoder:
 
 def stages(model: LanguageModel) -> Decoder:
     """The model, if its layers can be walked one by one (see `Stages` in `protocols`).
+
+    Args:
+        model: of any kind.
+
+    Returns:
+        The same model, which `sr.layerwise`, `sr.Streamed` and streamed evolution take.
 
     Raises:
         InputError: the model is no decoder.

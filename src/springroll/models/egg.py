@@ -142,7 +142,22 @@ class Egg(NamedTuple):
 
 
 def egg(config: EggConfig) -> Egg:
-    """The model of that size and arithmetic."""
+    """The byte-level minGRU of a size and an arithmetic, as functions of its parameters.
+
+    >>> model = egg(EggConfig(n_layers=1, hidden=16))
+    >>> params = model.init(jax.random.key(0))
+    >>> logits, state = model.apply(params, jnp.array([104, 105]), model.state())
+    >>> logits.shape, state.shape
+    ((2, 256), (1, 16))
+
+    Args:
+        config: number of layers, width and precision.
+
+    Returns:
+        An `Egg`: `init`, `state`, `apply`, `score` and the parts of which `score` is made.
+
+    Source: arXiv 2511.16652, appendix G.
+    """
     return Egg(config)
 
 

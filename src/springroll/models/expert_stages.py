@@ -244,6 +244,10 @@ class ExpertStages:
 def expert_stages(model: Decoder, together: int) -> ExpertStages:
     """The parts of a decoder whose experts come `together` at a time.
 
+    Args:
+        model: a mixture of experts.
+        together: experts of a bundle.
+
     Raises:
         InputError: a dense model, a number that does not divide that of the experts.
     """

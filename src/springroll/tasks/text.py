@@ -47,7 +47,12 @@ class Streams:
 
 
 def streams(text: np.ndarray, num_streams: int, tokens: int) -> Streams:
-    """Cut `text`, (n,) uint8, into `num_streams` slabs to read `tokens` bytes at a time from.
+    """Cut a text into slabs that are read side by side.
+
+    Args:
+        text: (n,) uint8, or int32 token numbers.
+        num_streams: slabs.
+        tokens: read of each slab per generation.
 
     Raises:
         InputError: a slab would be shorter than one batch.
@@ -105,7 +110,11 @@ def gzip_bits(text: np.ndarray) -> float:
 
 
 def baselines(text: np.ndarray) -> dict[str, float]:
-    """The three lines by the names that summary.json gives them."""
+    """The three baselines of a text by the names that summary.json gives them, in bits per byte.
+
+    Args:
+        text: what `unigram_bits` takes.
+    """
     return {
         "unigram_bits_per_byte": unigram_bits(text),
         "bigram_bits_per_byte": bigram_bits(text),

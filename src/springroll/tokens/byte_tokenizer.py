@@ -56,6 +56,9 @@ def write_byte_tokenizer(folder: str | Path) -> None:
     The packages `tokenizers` and `transformers` read them as 256 tokens, each of one byte: a
     byte-level BPE without merges that begins every text with token 0. Only the text `<|end|>` is
     token 0 there, and seven bytes here.
+
+    Args:
+        folder: of the model.
     """
     write_json(Path(folder) / "tokenizer.json", _tokenizer_json())
     config = {

@@ -197,7 +197,16 @@ def open_tokenizer(folder: str | Path, vocab: int | None = None) -> Tokenizer:
 
 
 def prompt_tokens(tokenizer: Tokenizer, prompt: str, chat: bool = False) -> TokenIds:
-    """A prompt as a model reads it: as it is, or with `chat` as a user's message."""
+    """A prompt as a model reads it.
+
+    Args:
+        tokenizer: of the model.
+        prompt: text.
+        chat: whether it is put into the chat template as a user's message; else it stands as it is.
+
+    Raises:
+        InputError: `chat`, and the tokenizer has no chat template.
+    """
     if not chat:
         return tokenizer.encode(prompt)
     text = tokenizer.chat([{"role": "user", "content": prompt}])
@@ -206,8 +215,13 @@ def prompt_tokens(tokenizer: Tokenizer, prompt: str, chat: bool = False) -> Toke
 
 
 def end_tokens(tokenizer: Tokenizer, stop: Iterable[str] = ()) -> frozenset[int]:
-    """The tokens at which generation may end: the tokenizer's own, and stop strings that are one
-    token. Longer stop strings are cut off later, from the text."""
+    """The tokens at which generation may end.
+
+    Args:
+        tokenizer: whose own end tokens these include.
+        stop: strings; those that are one token are included. Longer ones are cut off later, from
+            the text.
+    """
     stops = [tokenizer.encode(text, special=False) for text in stop]
     return tokenizer.end | {tokens[0] for tokens in stops if len(tokens) == 1}
 

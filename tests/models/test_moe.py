@@ -8,6 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from springroll.models.decoder import decoder
 from springroll.models.decoder_config import llama, shape_leaves, shapes
 from springroll.models.moe import balance, moe, route
 from springroll.trees import Params
@@ -115,7 +116,9 @@ def test_balance_moves_every_bias_towards_the_mean_load():
 
 def test_balance_evens_out_a_router_with_favourites():
     config = dataclasses.replace(CONFIG, selection_bias=True)
-    params, x = layer(config), jnp.abs(tokens(4, 64))
+    fresh = quick_jit(decoder(config).init)(jax.random.key(0))["layers"]["mlp"]
+    params = jax.tree.map(lambda leaf: leaf[0], fresh)
+    x = jnp.abs(jax.random.normal(jax.random.key(1), (4, 64, config.hidden)))
     params["gate"] = (params["gate"] / 5).at[0].set(0.5)  # all tokens like expert 0 best
     x = x.reshape(-1, config.hidden)
 

@@ -77,7 +77,7 @@ def learning(name: str, goal: float, generations: int, **options: Any) -> dict[s
             continue
         trained, done = trained + time.perf_counter() - start, generation
         if generation % 5 == 0:
-            value = task.validate(state, seen)["eval_return"]
+            value = float(task.validate(state, seen)["eval_return"])
             if value >= goal:
                 break
     return measure.record(

@@ -47,8 +47,8 @@ def filled(decoder, made, **options):
 @pytest.mark.parametrize(
     ("name", "options"),
     [
-        pytest.param("llama-tiny", {"depth": 2}, marks=pytest.mark.slow),
-        ("moe-tiny", {"on_device": (1,), "kept_inputs": 1}),
+        ("llama-tiny", {"depth": 2, "on_device": (1,), "kept_inputs": 1}),
+        pytest.param("moe-tiny", {"on_device": (1,), "kept_inputs": 1}, marks=pytest.mark.slow),
     ],
 )
 def test_every_step_is_that_of_the_resident_trainer(name, options):

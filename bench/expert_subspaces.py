@@ -43,7 +43,7 @@ def train(config: DecoderConfig, corpus: Corpus, steps: int, batch: int, tokens:
     model = decoder(config)
     warm = optax.warmup_cosine_decay_schedule(0.0, RATE, steps // 10, steps, RATE / 10)
     optimizer = optax.chain(optax.clip_by_global_norm(1.0), optax.adamw(warm))
-    learner = optax_learner(model.loss, model.init, optimizer, mend=balanced)
+    learner = optax_learner(model.loss, model.init, optimizer, adjust=balanced)
     state = learner.init(jax.random.key(0))
     start = jax.tree.map(jnp.copy, learner.params(state))
     source = streams(corpus.train, batch, tokens)

@@ -1,10 +1,19 @@
 """One walk over leaves with their paths, and sizes and norms beside NumPy's."""
 
+import dataclasses
+
 import jax
 import jax.numpy as jnp
 import numpy as np
 
-from springroll.trees import map_named, named_leaves, squared_norm, tree_bytes, tree_numbers
+from springroll.trees import (
+    map_named,
+    named_leaves,
+    squared_norm,
+    tree_bytes,
+    tree_dataclass,
+    tree_numbers,
+)
 
 TREE = {"mlp": [jnp.ones((2, 3)), jnp.full(4, 2, jnp.bfloat16)], "bias": jnp.zeros(())}
 
@@ -29,3 +38,23 @@ def test_sizes():
 def test_the_squared_norm_is_that_of_all_numbers():
     assert float(squared_norm(TREE)) == 6 + 16
     assert float(squared_norm({})) == 0
+
+
+@tree_dataclass(static=["unit"], saved_as={"length": "size"})
+@dataclasses.dataclass(frozen=True)
+class Stick:
+    length: np.ndarray | np.float32
+    ends: dict
+    unit: str
+
+
+def test_a_tree_dataclass_is_a_pytree_with_the_paths_that_are_saved():
+    stick = Stick(np.float32(2), {"left": np.int32(1)}, "m")
+    assert list(named_leaves(stick)) == ["size", "ends/left"]
+    twice = jax.tree.map(lambda x: 2 * x, stick)
+    assert (float(twice.length), int(twice.ends["left"]), twice.unit) == (4, 2, "m")
+    assert jax.tree.structure(stick) == jax.tree.structure(twice)
+    other = dataclasses.replace(stick, unit="s")
+    assert jax.tree.structure(stick) != jax.tree.structure(other)
+    out = jax.jit(lambda s: dataclasses.replace(s, length=s.length + 1))(stick)
+    assert isinstance(out, Stick) and float(out.length) == 3

@@ -1,7 +1,8 @@
 """Pytrees of arrays: leaves by their paths, sizes, and the one squared norm."""
 
-from collections.abc import Callable
-from typing import Any, TypeAlias
+import dataclasses
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from typing import Any, TypeAlias, TypeVar
 
 import jax
 import jax.numpy as jnp
@@ -57,3 +58,54 @@ def squared_norm(tree: PyTree) -> Array:
     """The sum of the squares of all numbers of a tree, () float32, leaf by leaf in float32."""
     squares = (jnp.sum(jnp.square(x.astype(jnp.float32))) for x in jax.tree.leaves(tree))
     return sum(squares, jnp.zeros((), jnp.float32))
+
+
+Class = TypeVar("Class", bound=type)
+
+
+def tree_dataclass(
+    *, static: Sequence[str] = (), saved_as: Mapping[str, str] | None = None
+) -> Callable[[Class], Class]:
+    """Class decorator: the instances of a frozen dataclass are pytrees.
+
+    Args:
+        static: Fields that are no arrays but belong to the structure; they are hashable.
+        saved_as: Field -> the name that its leaves have in paths, and so in checkpoints, where that
+            is not the name of the field.
+
+    >>> from dataclasses import dataclass
+    >>> @tree_dataclass(static=["unit"], saved_as={"length": "size"})
+    ... @dataclass(frozen=True)
+    ... class Stick:
+    ...     length: float
+    ...     unit: str
+    >>> named_leaves(Stick(2.0, "m"))
+    {'size': 2.0}
+    """
+    names = saved_as or {}
+
+    def decorate(cls: Class) -> Class:
+        fields = [field.name for field in dataclasses.fields(cls)]
+        arrays = [name for name in fields if name not in static]
+        keys = [jax.tree_util.GetAttrKey(names.get(name, name)) for name in arrays]
+        fixed = lambda value: tuple(getattr(value, name) for name in static)
+        leaves = lambda value: [getattr(value, name) for name in arrays]
+
+        def build(fixed: tuple[Any, ...], leaves: Iterable[Any]) -> Any:
+            instance = object.__new__(cls)
+            for name, value in (
+                *zip(arrays, leaves, strict=True),
+                *zip(static, fixed, strict=True),
+            ):
+                object.__setattr__(instance, name, value)
+            return instance
+
+        jax.tree_util.register_pytree_with_keys(
+            cls,
+            lambda value: (list(zip(keys, leaves(value), strict=True)), fixed(value)),
+            build,
+            lambda value: (leaves(value), fixed(value)),
+        )
+        return cls
+
+    return decorate

@@ -8,8 +8,8 @@ import pytest
 
 from springroll.cli.main import main
 from springroll.models.decoder_config import CONFIGS
+from springroll.subspace.optimizers import OPTIMIZERS
 from springroll.train.config import TrainConfig
-from springroll.train.optimizers import OPTIMIZERS
 from tests.cli.newest import newest_weights
 from tests.cli.tiny import files, text_file
 
@@ -38,7 +38,6 @@ def newest(folder, step=STEPS):
     "options",
     [
         *OPTIMIZERS,
-        "lowgrad",
         "lowgrad --dtype bfloat16 --state-bits 8 --accumulate 2",
         "adamw --dtype bfloat16 --weight-decay 0.1",
         "apollo --dtype bfloat16 --rounding stochastic --state-bits 4 --weight-decay 0.1",

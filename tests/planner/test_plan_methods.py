@@ -69,7 +69,9 @@ OPTIMIZERS = {
     "muon-8bit": lambda: sr.quantize_state(muon()),
     "galore": lambda: galore(optax.adam(1e-3), 32),
     "galore-8bit": lambda: galore(sr.quantize_state(optax.adam(1e-3)), 32),
-    "apollo-mini": lambda: sr.apollo_mini(1e-2, select=is_projected, rows="out"),
+    "fira": lambda: sr.fira(1e-2, 32, select=is_projected, rows="out"),
+    "apollo": lambda: sr.apollo(1e-2, 32, select=is_projected, rows="out"),
+    "apollo-mini": lambda: sr.apollo_mini(1e-2, 32, select=is_projected, rows="out"),
     "sgd": lambda: optax.sgd(1e-2),
 }
 

@@ -33,7 +33,7 @@ def matrix(path):
 
 def trainer(decoder, select=matrix, **options):
     tx = optax.chain(optax.clip_by_global_norm(1.0), optax.adam(LR, eps=EPS))
-    settings = {"rank": 4, "period": 3, "turns": 1, "refresh": "random", "select": select}
+    settings = {"rank": 4, "refresh_interval": 3, "turns": 1, "refresh": "random", "select": select}
     return lowgrad(
         decoder.loss, shapes(decoder), tx, tokens(), has_aux=True, **(settings | options)
     )
@@ -68,7 +68,7 @@ def test_every_step_is_that_of_the_resident_trainer(name, options):
             assert np.linalg.norm(a - b) <= 2 * ROUNDING * np.linalg.norm(a)
         for a, b in zip(arrays(expected.projectors), arrays(state.projectors), strict=True):
             assert np.linalg.norm(a - b) <= ROUNDING * np.linalg.norm(a)
-        weights = [arrays((s.params, s.low)) for s in (before, expected, state)]
+        weights = [arrays((s.base, s.low)) for s in (before, expected, state)]
         for old, a, b in zip(*weights, strict=True):
             most = STEP_ROUNDING * np.linalg.norm(a - old) + 2**-23 * np.linalg.norm(a)
             assert np.linalg.norm(a - b) <= most
@@ -81,7 +81,7 @@ def test_every_step_is_that_of_the_resident_trainer(name, options):
 
 def test_between_two_refreshes_only_bases_cross_the_link():
     decoder = model()
-    streamed, state = filled(decoder, trainer(decoder, period=100), depth=2)
+    streamed, state = filled(decoder, trainer(decoder, refresh_interval=100), depth=2)
     state, _ = streamed.step(state, tokens(0))  # refreshes all, as at the start of every run
     before = streamed.link.traffic
     state, _ = streamed.step(state, tokens(1))

@@ -52,7 +52,7 @@ def test_state_is_two_small_moments_and_a_number():
 
 
 def test_drawn_projectors_keep_lengths_on_average_and_last_a_gap():
-    projection = Projection(R, update_gap=5, stored=False)
+    projection = Projection(R, refresh_interval=5, stored=False)
     view = MatrixView("w", (200, M, N), "smn", 0)
     left = [np.asarray(projection.drawn(view, jnp.int32(t)).left) for t in (0, 4, 5)]
     np.testing.assert_array_equal(left[0], left[1])
@@ -113,7 +113,7 @@ def test_a_dead_expert_gets_nothing():
 
 
 def test_layer_by_layer_is_the_whole_stack():
-    tx = apollo(1e-2, R, update_gap=2)
+    tx = apollo(1e-2, R, refresh_interval=2)
     params = {"layers": PARAMS["layers"]}
     whole = jax.jit(tx.init)(params)
     alone = jax.vmap(lambda layer: tx.init({"layers": layer}))(params["layers"])

@@ -60,7 +60,7 @@ def test_equals_the_slow_version(refresh, moments):
     tx = galore(
         optax.adamw(0.05, weight_decay=0.1),
         R,
-        update_gap=3,
+        refresh_interval=3,
         stagger=False,
         refresh=refresh,
         moments=moments,
@@ -80,7 +80,7 @@ def test_the_layout_does_not_matter(side):
     """(out, in) with rows="out" is (in, out) transposed."""
     turned = lambda tree: jax.tree.map(jnp.matrix_transpose, tree)
     params = {"w": PARAMS["w"]}
-    options = dict(update_gap=3, side=side, moments="fill")
+    options = dict(refresh_interval=3, side=side, moments="fill")
     here, _ = run(
         galore(optax.adam(0.1), R, **options),
         5,
@@ -101,7 +101,7 @@ def test_other_signs_of_singular_vectors(monkeypatch):
 
     def trajectory(moments):
         tx = galore(
-            optax.adamw(0.05), R, update_gap=3, refresh="svd", moments=moments, stagger=False
+            optax.adamw(0.05), R, refresh_interval=3, refresh="svd", moments=moments, stagger=False
         )
         return run(tx, 8)[0]
 
@@ -149,7 +149,7 @@ def test_full_rank_and_a_linear_optimizer_change_nothing():
     """At r = m the subspace is everything."""
     params, grads = {"w": PARAMS["w"][0]}, lambda step: {"w": normal(step, (M, N))}
     inner = optax.sgd(0.1, momentum=0.9)
-    ours, _ = run(galore(inner, M, scale=1.0, update_gap=2), 5, params, grads)
+    ours, _ = run(galore(inner, M, scale=1.0, refresh_interval=2), 5, params, grads)
     close(ours, run(inner, 5, params, grads)[0], 1e-5)
 
 
@@ -162,7 +162,7 @@ def test_without_parameters():
 def test_bfloat16_weights():
     """Updates have the gradient's type; what is kept is float32."""
     half = lambda tree: jax.tree.map(lambda x: x.astype(jnp.bfloat16), tree)
-    tx = galore(optax.adamw(0.05), R, update_gap=3)
+    tx = galore(optax.adamw(0.05), R, refresh_interval=3)
     params, state = run(tx, 4, half(PARAMS), lambda step: half(tree(step + 1)))
     assert {x.dtype for x in jax.tree.leaves(params)} == {jnp.dtype("bfloat16")}
     assert state.inner[0].nu["w"].dtype == state.projectors["w"].left.dtype == jnp.float32
@@ -172,7 +172,7 @@ def test_bfloat16_weights():
 
 
 def test_bases_in_bfloat16_are_half_the_bytes_and_nearly_as_good():
-    make = lambda dtype: galore(optax.adamw(0.05), R, update_gap=3, basis_dtype=dtype)
+    make = lambda dtype: galore(optax.adamw(0.05), R, refresh_interval=3, basis_dtype=dtype)
     exact, _ = run(make(jnp.float32), 4)
     short, state = run(make(jnp.bfloat16), 4)
     assert state.projectors["w"].left.dtype == jnp.bfloat16
@@ -183,7 +183,7 @@ def test_bases_in_bfloat16_are_half_the_bytes_and_nearly_as_good():
 def test_a_dead_expert_stays_where_it_is():
     silent = lambda step: {"w": normal(step, (L, M, N)).at[1].set(0)}
     params = {"w": PARAMS["w"]}
-    tx = galore(optax.adam(0.1), R, update_gap=2)
+    tx = galore(optax.adam(0.1), R, refresh_interval=2)
     ours, first = run(tx, 1, params, silent)
     ours, last = run(tx, 4, ours, silent, first, 1)
     np.testing.assert_array_equal(ours["w"][1], params["w"][1])
@@ -194,7 +194,7 @@ def test_a_dead_expert_stays_where_it_is():
 
 def test_resume_in_mid_period_is_bit_exact(tmp_path):
     """The state is arrays only: it goes through a checkpoint file."""
-    tx = galore(optax.adamw(0.05), R, update_gap=3, refresh="random")
+    tx = galore(optax.adamw(0.05), R, refresh_interval=3, refresh="random")
     params, state = run(tx, 4)
     path = checkpoint.save(tmp_path, 4, (params, state), {})
     params, state = checkpoint.load(path, (params, state)).tree
@@ -210,7 +210,7 @@ def test_one_line_for_wrong_input():
             refresh="powr"
         ),
         "moments is 'rotat'; .*did you mean 'rotate'": dict(moments="rotat"),
-        "update_gap is 0; expected an integer of at least 1": dict(update_gap=0),
+        "refresh_interval is 0; expected an integer of at least 1": dict(refresh_interval=0),
         "compat is 'galore'; expected one of galore-torch": dict(compat="galore"),
     }
     for message, options in wrong.items():

@@ -47,7 +47,7 @@ def muon(rate):
 
 
 def test_muon_inside_steps_orthogonally_in_the_subspace():
-    params, state = run(galore(muon(0.1), R, update_gap=4, scale=1.0), 3)
+    params, state = run(galore(muon(0.1), R, refresh_interval=4, scale=1.0), 3)
     step = np.asarray(
         jax.jit(galore(muon(0.1), R, scale=1.0).update)(tree(4), state, params)[0]["w"]
     )
@@ -85,9 +85,9 @@ def test_moments_are_found_by_name(inner, orders):
 
 def test_fewer_bits_follow_the_exact_state():
     """Through two refreshes of every matrix, decoded, rotated and coded again."""
-    exact, floats = run(galore(optax.adam(0.02), R, update_gap=4, moments="fill"), 9)
+    exact, floats = run(galore(optax.adam(0.02), R, refresh_interval=4, moments="fill"), 9)
     coded = quantize_state(optax.adam(0.02), 8, block=16, min_size=8)
-    near, codes = run(galore(coded, R, update_gap=4, moments="fill"), 9)
+    near, codes = run(galore(coded, R, refresh_interval=4, moments="fill"), 9)
     moved = jax.tree.map(lambda a, b: jnp.linalg.norm(a - b), exact, PARAMS)
     gap = jax.tree.map(lambda a, b: jnp.linalg.norm(a - b), exact, near)
     assert float(gap["w"]) < 0.05 * float(moved["w"])
@@ -97,7 +97,7 @@ def test_fewer_bits_follow_the_exact_state():
 
 
 def on_adamw():
-    return galore(optax.adamw(0.05), R, update_gap=3)
+    return galore(optax.adamw(0.05), R, refresh_interval=3)
 
 
 @pytest.mark.parametrize(

@@ -3,7 +3,7 @@
 import jax.numpy as jnp
 import numpy as np
 
-from springroll.subspace.limiter import limit_growth
+from springroll.subspace.channels import limit_growth
 
 
 def test_growth_is_limited_and_shrinking_is_not():

@@ -28,14 +28,14 @@ def due(projection, stack, steps, number=0, views=1, layer=0):
 
 
 def test_all_at_once():
-    now = due(Projection(2, update_gap=3, stagger=False), (2, 2), 7)
+    now = due(Projection(2, refresh_interval=3, stagger=False), (2, 2), 7)
     assert now == [[0, 1, 2, 3], [], [], [0, 1, 2, 3], [], [], [0, 1, 2, 3]]
 
 
 @pytest.mark.parametrize("matrices", [1, 3, 7, 16])
 def test_in_turns_everybody_is_due_once_a_gap(matrices):
     gap = 7
-    now = due(Projection(2, update_gap=gap), (matrices,), 3 * gap + 1)
+    now = due(Projection(2, refresh_interval=gap), (matrices,), 3 * gap + 1)
     assert now[0] == list(range(matrices))
     for start in range(1, 2 * gap):
         once = sorted(j for step in now[start : start + gap] for j in step)
@@ -48,7 +48,7 @@ def test_parameters_are_spread_over_the_gap():
     starts = [
         next(
             t
-            for t, j in enumerate(due(Projection(2, update_gap=gap), (), gap + 1, i, views))
+            for t, j in enumerate(due(Projection(2, refresh_interval=gap), (), gap + 1, i, views))
             if t and j
         )
         for i in range(views)
@@ -58,7 +58,7 @@ def test_parameters_are_spread_over_the_gap():
 
 def test_a_layer_by_itself_has_the_turn_it_has_in_the_stack():
     """3 layers of 2 experts: matrix e of layer l is number 2 l + e."""
-    projection, steps = Projection(2, update_gap=4), 9
+    projection, steps = Projection(2, refresh_interval=4), 9
     whole = due(projection, (3, 2), steps)
     for layer in range(3):
         alone = due(projection, (2,), steps, layer=layer)
@@ -77,7 +77,7 @@ def gradient(stack, seed=0):
 
 
 def test_only_those_that_are_due_change():
-    tx = galore(optax.adam(0.1), R, update_gap=L)
+    tx = galore(optax.adam(0.1), R, refresh_interval=L)
     update, state = jax.jit(tx.update), tx.init(params((L,)))
     for step in range(2 * L + 1):
         before = state
@@ -96,7 +96,7 @@ def test_no_svd_between_refreshes(monkeypatch):
         return svd_basis(gradient, rank)
 
     monkeypatch.setattr(projector_refresh, "svd_basis", counted)
-    tx = galore(optax.adam(0.1), R, update_gap=3, refresh="svd", stagger=False)
+    tx = galore(optax.adam(0.1), R, refresh_interval=3, refresh="svd", stagger=False)
     update, state = jax.jit(tx.update), tx.init(params((L,)))
     seen = []
     for step in range(5):

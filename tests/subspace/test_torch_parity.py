@@ -25,7 +25,11 @@ def theirs(kept, key, step):
 @pytest.mark.parametrize("side", ["std", "reverse_std", "left", "right", "full"])
 def test_galore_torch(kept, side):
     tx = galore(
-        hf_adamw(LR, weight_decay=DECAY), RANK, side=side, update_gap=GAP, compat="galore-torch"
+        hf_adamw(LR, weight_decay=DECAY),
+        RANK,
+        side=side,
+        refresh_interval=GAP,
+        compat="galore-torch",
     )
     for family in FAMILIES:
         ours = trajectory(tx, family, (GAP, STEPS))
@@ -35,7 +39,7 @@ def test_galore_torch(kept, side):
 
 @pytest.mark.parametrize("name", ["apollo", "mini"])
 def test_apollo_torch(kept, name):
-    options = dict(weight_decay=DECAY, compat="apollo-torch", refresh="svd", update_gap=NEVER)
+    options = dict(weight_decay=DECAY, compat="apollo-torch", refresh="svd", refresh_interval=NEVER)
     tx = apollo(LR, RANK, scale=1.5, **options) if name == "apollo" else apollo_mini(LR, **options)
     supply = lambda step, state: with_projectors(state, step, kept, name)
     ours = trajectory(tx, "separated", (GAP, 2 * GAP, STEPS), supply)
@@ -46,7 +50,7 @@ def test_apollo_torch(kept, name):
 
 @pytest.mark.parametrize("family", FAMILIES)
 def test_fira(kept, family):
-    tx = fira(LR, RANK, weight_decay=DECAY, compat="fira", update_gap=NEVER)
+    tx = fira(LR, RANK, weight_decay=DECAY, compat="fira", refresh_interval=NEVER)
     supply = lambda step, state: with_projectors(state, step, kept, f"fira/{family}")
     ours = trajectory(tx, family, (GAP, 2 * GAP, STEPS), supply)
     for step, params in ours.items():

@@ -1,5 +1,7 @@
 """The trainer with other weights, optimizers and models, and what it refuses."""
 
+import dataclasses
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -30,7 +32,7 @@ def mlp_params(dtype=jnp.float32):
 
 
 def tiny(optimizer=None, params=None, fn=mlp, **options):
-    options = {"rank": 9, "period": 3, "turns": 1, **options}
+    options = {"rank": 9, "refresh_interval": 3, "turns": 1, **options}
     params = mlp_params() if params is None else params
     return lowgrad(fn, params, optimizer or optax.adam(1e-2), X, Y, **options)
 
@@ -73,16 +75,16 @@ def test_bfloat16_weights_change_once_per_period_and_are_right_on_average():
     trainer = tiny(optax.sgd(1e-2), params=params, refresh="random")
     state = trainer.init(mlp_params(jnp.bfloat16))
     state, _ = trainer.update(state, X, Y)
-    before = np.asarray(state.params["w1"], np.float32)
+    before = np.asarray(state.base["w1"], np.float32)
     state, _ = trainer.update(state, X, Y)
-    np.testing.assert_array_equal(before, np.asarray(state.params["w1"], np.float32))
+    np.testing.assert_array_equal(before, np.asarray(state.base["w1"], np.float32))
     exact = np.asarray(trainer.weights(state)["w1"].dense(jnp.float32))
     ends = []
     for seed in range(64):
         again = tiny(optax.sgd(1e-2), params=params, plan=trainer.plan, seed=seed)
         again.compiled.update(trainer.compiled)  # the seed only makes keys
-        copy = jax.tree.map(jnp.array, state)._replace(schedule=state.schedule)
-        ends.append(np.asarray(again.merge(copy).params["w1"], np.float32))
+        copy = dataclasses.replace(jax.tree.map(jnp.array, state), schedule=state.schedule)
+        ends.append(np.asarray(again.merge(copy).base["w1"], np.float32))
     assert ends[0].dtype == np.float32 and np.any(ends[0] != ends[1])
     unit = np.abs(exact) * 2.0**-7
     assert np.all(np.abs(ends[0] - exact) <= unit + 1e-9)
@@ -106,22 +108,22 @@ def test_int8_codes_change_at_a_merge_by_rounding_at_random():
     exact = np.asarray(trainer.weights(state)["w"].dense(jnp.float32))
     nearest = np.asarray(trainer.params(state)["w"])
     np.testing.assert_array_equal(nearest, np.clip(np.round(exact), -127, 127))
-    merged = np.asarray(trainer.merge(state).params["w"])
+    merged = np.asarray(trainer.merge(state).base["w"])
     assert merged.dtype == np.int8 and np.all(np.abs(merged - exact) < 1)
 
 
 def test_a_step_that_is_not_finite_is_skipped_and_counted():
     trainer = tiny()
     state, _ = run(trainer, 2)
-    kept = jax.tree.map(np.asarray, state)
+    before = jax.tree.map(np.asarray, state)
     bad = X.at[0, 0].set(jnp.nan)
     state, metrics = trainer.step(state, bad, Y)
     assert not np.isfinite(metrics["loss"]) and int(metrics["skipped"]) == int(state.skipped) == 1
-    for field in ("params", "projectors", "low", "opt"):
-        jax.tree.map(np.testing.assert_array_equal, getattr(state, field), getattr(kept, field))
+    for field in ("base", "projectors", "low", "opt"):
+        jax.tree.map(np.testing.assert_array_equal, getattr(state, field), getattr(before, field))
     state, metrics = trainer.refresh(state, bad, Y)  # nor does such a batch choose a subspace
-    for field in ("params", "projectors", "low", "opt"):
-        jax.tree.map(np.testing.assert_array_equal, getattr(state, field), getattr(kept, field))
+    for field in ("base", "projectors", "low", "opt"):
+        jax.tree.map(np.testing.assert_array_equal, getattr(state, field), getattr(before, field))
     state, metrics = trainer.update(state, X, Y)
     assert np.isfinite(metrics["loss"]) and int(state.skipped) == 2
 
@@ -137,7 +139,9 @@ def test_aux_is_averaged_over_micro_batches():
 
 
 def test_layers_take_turns_and_wide_overlap_waits_longer():
-    trainer = lowgrad(loss, init(), optax.adam(1e-3), TOKENS, rank=RANK, period=6, turns=3)
+    trainer = lowgrad(
+        loss, init(), optax.adam(1e-3), TOKENS, rank=RANK, refresh_interval=6, turns=3
+    )
     streams = trainer.layout.streams
     times = {s.name: [[] for _ in range(s.depth)] for s in streams}
     now = schedule.start(streams, 6)
@@ -155,9 +159,9 @@ def test_layers_take_turns_and_wide_overlap_waits_longer():
     due = {s.name: np.arange(s.depth) == 1 for s in streams}
     overlap = {s.name: np.full(s.depth, 0.9) for s in streams}
     wider = schedule.refreshed(now, streams, due, 3, overlap, widen=0.5)
-    assert wider.gap[name].tolist() == [6, 12, 6] and wider.next[name][1] == 15 + 12
+    assert wider.interval[name].tolist() == [6, 12, 6] and wider.next[name][1] == 15 + 12
     same = schedule.refreshed(now, streams, due, 3, overlap, widen=0.95)
-    assert same.gap[name].tolist() == [6, 6, 6]
+    assert same.interval[name].tolist() == [6, 6, 6]
 
 
 def experts(params, x, y, group=None):
@@ -192,7 +196,7 @@ def test_experts_share_the_projector_of_a_common_activation(own):
 def test_an_expert_that_no_row_meets_stays_exactly_as_it_is():
     trainer = tiny(params=expert_params(), fn=experts)
     state = trainer.init(expert_params())
-    before = jax.tree.map(np.asarray, state.params)
+    before = jax.tree.map(np.asarray, state.base)
     state, first = trainer.update(state, X, Y)
     state, metrics = trainer.update(state, X, Y)
     assert metrics["loss"] < first["loss"]
@@ -243,6 +247,20 @@ def test_mistakes_in_use():
     with pytest.raises(InputError, match="shaped like S"):
         tiny(strange).init(mlp_params())
     assert tiny(strange, moments="keep").init(mlp_params()).opt
+
+
+@pytest.mark.parametrize("select", ["w*", ["w2", "w1"], lambda path: path.startswith("w")])
+def test_weights_are_selected_by_pattern_or_function(select):
+    assert [s.name for s in tiny(select=select).layout.streams] == ["w1", "w2"]
+    with pytest.raises(InputError, match="select pattern 'v1' matches no parameter; the nearest"):
+        tiny(select=["w1", "v1"])
+
+
+def test_the_old_name_of_the_refresh_interval_works_with_a_warning():
+    old = {"period": 7}
+    with pytest.warns(DeprecationWarning, match="'period' of lowgrad is now 'refresh_interval'"):
+        trainer = lowgrad(mlp, mlp_params(), optax.sgd(0.1), X, Y, rank=4, **old)
+    assert trainer.options.refresh_interval == 7
 
 
 def test_a_plan_stands_in_for_the_example():

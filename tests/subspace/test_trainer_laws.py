@@ -1,5 +1,8 @@
 """What must hold for any low-rank gradient: identities, invariances, restarts."""
 
+import dataclasses
+from typing import NamedTuple
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -9,6 +12,7 @@ import pytest
 from springroll.subspace import gradients
 from springroll.subspace.lowgrad import lowgrad
 from springroll.thin.transform import factored
+from springroll.trees import named_leaves
 from tests.subspace.stacked_model import LAYERS, RANK, TOKENS, close, init, loss, remat_loss
 from tests.thin.against_dense import equations
 
@@ -16,7 +20,7 @@ PERIOD = 4
 
 
 def trainer(optimizer=None, fn=loss, **options):
-    options = {"rank": RANK, "period": PERIOD, "turns": 1, **options}
+    options = {"rank": RANK, "refresh_interval": PERIOD, "turns": 1, **options}
     return lowgrad(fn, init(), optimizer or optax.adam(3e-2), TOKENS, **options)
 
 
@@ -34,9 +38,25 @@ def warm(adam):
     return adam, jax.tree.map(np.asarray, state)
 
 
-def full_gradients(trainer, state):
-    """G of every weight at the weights that the state stands for."""
-    return jax.grad(loss)(trainer.params(state), TOKENS)
+class Full(NamedTuple):
+    """Loss and gradient of every weight at the model that the warm state stands for."""
+
+    loss: jax.Array
+    gradients: dict
+
+
+@pytest.fixture(scope="module")
+def full(warm):
+    _, state = warm
+    return Full(*jax.jit(jax.value_and_grad(loss))(state.params, TOKENS))
+
+
+run_gradients = jax.jit(gradients.gradients, static_argnums=(0, 1, 2))
+
+
+def on_device(state):
+    """A copy of a host state that a step may use up; the schedule stays on the host."""
+    return dataclasses.replace(jax.tree.map(jnp.array, state), schedule=state.schedule)
 
 
 def leaf(tree, path):
@@ -63,35 +83,36 @@ def test_one_projector_per_activation(adam):
         np.testing.assert_allclose(gram, np.broadcast_to(np.eye(RANK), gram.shape), atol=1e-5)
 
 
-def test_the_gradient_of_S_is_P_transposed_G_and_others_are_exact(warm):
+def test_the_gradient_of_S_is_P_transposed_G_and_others_are_exact(warm, full):
     adam, state = warm
-    run = jax.jit(gradients.gradients, static_argnums=(0, 1, 2))
-    trainable = adam.layout.trainable(state.params, state.low)
-    still = adam.layout.still(state.params)
-    value, _, grads = run(adam.run, adam.layout, 1, trainable, still, state.projectors, (TOKENS,))
-    full = full_gradients(adam, state)
-    close(value, loss(adam.params(state), TOKENS), 1e-6)
+    trainable = adam.layout.trainable(state.base, state.low)
+    frozen = adam.layout.frozen(state.base)
+    value, _, grads = run_gradients(
+        adam.run, adam.layout, 1, trainable, frozen, state.projectors, (TOKENS,)
+    )
+    close(value, full.loss, 1e-6)
     for path, user in adam.layout.thin.items():
-        expected = np.einsum("lmr,lnm->lnr", state.projectors[user.stream], leaf(full, path))
+        expected = np.einsum(
+            "lmr,lnm->lnr", state.projectors[user.stream], leaf(full.gradients, path)
+        )
         close(leaf(grads, path), expected, 1e-5)
-    close(grads["embed"], full["embed"], 1e-5)
-    close(grads["layers"]["bias"], full["layers"]["bias"], 1e-5)
+    close(grads["embed"], full.gradients["embed"], 1e-5)
+    close(grads["layers"]["bias"], full.gradients["layers"]["bias"], 1e-5)
 
 
 @pytest.mark.parametrize("parts", [1, 4])
-def test_the_power_step_is_G_times_G_transposed_P_summed_over_the_stream(warm, parts):
+def test_the_power_step_is_G_times_G_transposed_P_summed_over_the_stream(warm, full, parts):
     adam, state = warm
-    full = full_gradients(adam, state)
     low = {
-        path: np.einsum("lmr,lnm->lnr", state.projectors[user.stream], leaf(full, path))
+        path: np.einsum("lmr,lnm->lnr", state.projectors[user.stream], leaf(full.gradients, path))
         for path, user in adam.layout.thin.items()
     }
     run = jax.jit(gradients.power, static_argnums=(0, 1, 2))
-    z = run(adam.run, adam.layout, parts, state.params, state.projectors, state.low, low, (TOKENS,))
+    z = run(adam.run, adam.layout, parts, state.base, state.projectors, state.low, low, (TOKENS,))
     for stream in adam.layout.streams:
         top = max(np.abs(low[user.path]).max() for user in stream.users)
         expected = sum(
-            np.einsum("lnm,lnr->lmr", leaf(full, user.path), low[user.path] / top)
+            np.einsum("lnm,lnr->lmr", leaf(full.gradients, user.path), low[user.path] / top)
             for user in stream.users
         )
         close(z[stream.name], expected, 2e-5)
@@ -142,14 +163,15 @@ def test_signs_of_the_basis_do_not_matter(warm):
     flips = {name: np.float32([1, -1] * (RANK // 2)) for name in state.projectors}
     flip = lambda path, a: a * flips[adam.layout.thin[path].stream] if path in state.low else a
     mu, rest = state.opt[0], state.opt[1:]
-    flipped = state._replace(
+    flipped = dataclasses.replace(
+        state,
         projectors={name: p * flips[name] for name, p in state.projectors.items()},
         low={path: flip(path, s) for path, s in state.low.items()},
         opt=(mu._replace(mu=adam.layout.map(flip, mu.mu)), *rest),
     )
     ends = []
     for start in (state, flipped):
-        at = jax.tree.map(jnp.array, start)._replace(schedule=start.schedule)
+        at = on_device(start)
         for _ in range(PERIOD):  # over the next refresh
             at, _ = adam.update(at, TOKENS)
         ends.append(adam.params(at))
@@ -171,32 +193,48 @@ def test_a_state_that_was_saved_in_mid_period_goes_on_bit_for_bit(warm):
 def test_micro_batches_equal_one_batch(warm):
     """The gradient of k parts of b is that of k * b; the power step's is tested above."""
     adam, state = warm
-    trainable, still = (
-        adam.layout.trainable(state.params, state.low),
-        adam.layout.still(state.params),
-    )
-    args = (trainable, still, state.projectors, (TOKENS,))
-    run = jax.jit(gradients.gradients, static_argnums=(0, 1, 2))
-    one, four = (run(adam.run, adam.layout, parts, *args) for parts in (1, 4))
+    trainable = adam.layout.trainable(state.base, state.low)
+    args = (trainable, adam.layout.frozen(state.base), state.projectors, (TOKENS,))
+    one, four = (run_gradients(adam.run, adam.layout, parts, *args) for parts in (1, 4))
     jax.tree.map(lambda a, b: close(a, b, 1e-5), four, one)
+
+
+def test_params_of_a_state_are_the_model_at_every_step(warm, full):
+    """`state.params` is W + P S, not the base W that the next refresh starts from."""
+    adam, state = warm
+    jax.tree.map(np.testing.assert_array_equal, state.params, adam.params(state))
+    close(full.loss, jax.jit(factored(loss, densify_limit=0))(state.weights, TOKENS), 1e-6)
+    assert np.any(state.params["layers"]["q"] != state.base["layers"]["q"])
+    for path, user in adam.layout.thin.items():
+        step = np.einsum("lmr,lnr->lnm", state.projectors[user.stream], state.low[path])
+        close(leaf(state.params, path), leaf(state.base, path) + step, 1e-6)
+
+
+def test_checkpoints_name_the_leaves_as_they_always_did(adam):
+    names = {path.split("/")[0] for path in named_leaves(jax.eval_shape(adam.init, init()))}
+    assert names == {"params", "projectors", "low", "opt", "skipped", "schedule"}
+    state = jax.eval_shape(adam.init, init())
+    assert {path.split("/")[0] for path in named_leaves(state.schedule)} == {"step", "next", "gap"}
+    assert jax.tree.structure(state) == jax.tree.structure(jax.tree.map(lambda x: x, state))
 
 
 def test_merging_changes_what_the_state_stands_for_by_rounding_alone(warm):
     adam, state = warm
-    before = adam.params(state)
-    merged = adam.merge(jax.tree.map(jnp.array, state)._replace(schedule=state.schedule))
+    before = state.params
+    merged = adam.merge(on_device(state))
     assert not any(np.any(s) for s in merged.low.values())
-    jax.tree.map(lambda a, b: close(a, b, 1e-6), merged.params, before)
-    inside = factored(loss, densify_limit=0)(adam.weights(state), TOKENS)
-    close(inside, loss(merged.params, TOKENS), 1e-6)
+    jax.tree.map(lambda a, b: close(a, b, 1e-6), merged.base, before)
+    jax.tree.map(np.testing.assert_array_equal, merged.params, merged.base)
+    inside = jax.jit(factored(loss, densify_limit=0))(adam.weights(state), TOKENS)
+    close(inside, jax.jit(loss)(merged.params, TOKENS), 1e-6)
 
 
 def test_no_array_of_a_weights_shape_but_the_weights_themselves():
     """Matrices of all layers, or of one, are only ever inputs of the hot step or slices of them."""
     t = trainer(fn=remat_loss)
     state = jax.eval_shape(t.init, init())
-    moving, still = t._apart(state)
-    jaxpr = jax.make_jaxpr(t._step)(moving, still, state.projectors, (TOKENS,))
+    moving, frozen = t._apart(state)
+    jaxpr = jax.make_jaxpr(t._step)(moving, frozen, state.projectors, (TOKENS,))
     shapes = {(LAYERS, *s) for s in ((24, 24), (40, 24), (24, 40))}
     shapes |= {s[1:] for s in shapes} | {(s[0], s[2], s[1]) for s in shapes}
     made = [

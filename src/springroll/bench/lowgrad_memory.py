@@ -19,7 +19,7 @@ from springroll.bench.measure import peak_bytes
 from springroll.models.decoder import Decoder, decoder
 from springroll.models.decoder_config import CONFIGS
 from springroll.subspace.lowgrad import Program, lowgrad
-from springroll.subspace.streams import Select
+from springroll.subspace.matrix_view import Select
 from springroll.trees import PyTree
 
 GIB = 2**30
@@ -68,7 +68,7 @@ def low_rank(rank: int, select: Select = in_blocks) -> Compile:
             has_aux=True,
         )
         state = jax.eval_shape(trainer.init, params)
-        names: dict[str, Program] = {"": "step", " refresh": "probe", " change of basis": "turn"}
+        names: dict[str, Program] = {"": "step", " refresh": "probe", " change of basis": "refresh"}
         return {
             suffix: trainer.lower(name, state, tokens).compile() for suffix, name in names.items()
         }

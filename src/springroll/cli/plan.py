@@ -39,8 +39,8 @@ class PlanOptions:
     batch: int | None = option(None, COUNT, formerly="micro_batch")
     """Sequences per micro-batch; default: about 4,096 tokens of them, or what fits."""
     method: str = "adamw"
-    """adamw, muon, galore, apollo-mini, sgd, lowgrad or evolve; with -8bit or -4bit behind it the
-    optimizer's state is kept in so many bits."""
+    """An optimizer of `springroll train` (adamw, muon, galore, fira, apollo, apollo-mini, lowgrad),
+    sgd or evolve; with -8bit or -4bit behind it the optimizer's state is kept in so many bits."""
     rank: int | None = option(None, COUNT)
     """Rank of subspaces; default: a quarter of the hidden size."""
     dtype: Literal["bfloat16", "float32"] = "bfloat16"

@@ -1,31 +1,44 @@
-"""What each way of training keeps per parameter, counted over the shapes of a model."""
+"""What each way of training keeps per parameter; the state is asked of the optimizer itself."""
 
 from __future__ import annotations
 
+import dataclasses
 import functools
-import math
-from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import Any, Literal, get_args
+from typing import Literal, NamedTuple, get_args
+
+import jax
+import jax.numpy as jnp
+import optax
 
 from springroll.errors import InputError, suggestion
-from springroll.models.decoder_config import DecoderConfig, shapes
+from springroll.models.decoder import decoder
+from springroll.models.decoder_config import DecoderConfig, Shapes, shapes, size
+from springroll.subspace.lowgrad import lowgrad
+from springroll.subspace.optimizers import (
+    OPTIMIZERS,
+    OptimizerEntry,
+    OptimizerSettings,
+    StateBits,
+    subspaces,
+)
+from springroll.trees import tree_bytes
 
 Mode = Literal["resident", "host", "device", "lowgrad", "evolve"]
 Dtype = Literal["bfloat16", "float32"]
 Rounding = Literal["split", "stochastic"]
 
-METHODS = {
-    "adamw": "exact AdamW",
-    "muon": "Muon for matrices, Adam for the rest",
-    "galore": "Adam on projected gradients",
-    "apollo-mini": "a scale per matrix from a rank of one",
-    "sgd": "no state",
-    "lowgrad": "gradients that only exist in a subspace",
-    "evolve": "EGGROLL: forward passes only",
+SGD = OptimizerEntry(
+    description="no state",
+    learning_rate=1.0,
+    build=lambda settings: optax.sgd(1.0),
+    rest=lambda settings: optax.sgd(1.0),
+    state_bits=(32,),
+)
+TRAINED = OPTIMIZERS | {"sgd": SGD}
+METHODS = {name: entry.description for name, entry in TRAINED.items()} | {
+    "evolve": "EGGROLL: forward passes only"
 }
-BLOCK = {8: 256, 4: 128}  # numbers per scale of coded state, `quant.quantize_state`
-EXACT_BELOW = 4096  # leaves with fewer numbers are not coded
 
 
 @dataclass(frozen=True)
@@ -83,31 +96,75 @@ def method_bytes(
     for name, given, known in (("dtype", dtype, Dtype), ("rounding", rounding, Rounding)):
         if given not in get_args(known):
             raise InputError(f"{name} is {given!r}; expected one of {', '.join(get_args(known))}")
-    rank = rank or max(1, config.hidden // 4)
-    if rank > config.hidden:
+    if rank is not None and rank > config.hidden:
         raise InputError(f"rank is {rank}; expected at most the hidden size, {config.hidden}")
     weights = 2 if dtype == "bfloat16" else 4
     unsplit = method in ("lowgrad", "evolve") or rounding == "stochastic"
     low = 0 if weights == 4 or unsplit else 2
-    layer = sum(_state(method, path, shape, state_bits, rank) for path, shape in _layer(config))
-    rest = sum(_state("adamw", path, shape, state_bits, rank) for path, shape in _rest(config))
-    held = method == "lowgrad"
-    if method in ("sgd", "evolve"):
-        rest = 0
-    exact = method == "adamw" and state_bits == 32 and (low or weights == 4)
-    updates: dict[str, tuple[Mode, ...]] = {"lowgrad": ("lowgrad",), "evolve": ("evolve",)}
     bits = "" if state_bits == 32 else f"-{state_bits}bit"
-    return MethodBytes(
-        method + bits,
-        weights,
-        low,
-        0 if held else layer,
-        0 if held else rest,
-        layer + _projectors(config, rank) if held else 0,
-        rest if held else 0,
-        updates.get(method, ("host", "device") if exact else ("device",)),
-        sum(_thin(path, shape, rank) for path, shape in _layer(config)) if held else 0,
+    if method == "evolve":
+        return MethodBytes(method, weights, low, 0, 0, 0, 0, ("evolve",))
+    updates = TRAINED[method].streamed_updates(state_bits, exact=bool(low) or weights == 4)
+    state = optimizer_state(method, config, state_bits, rank)
+    if method == "lowgrad":
+        sizes = (0, 0, state.layer, state.rest)
+        return MethodBytes(method + bits, weights, low, *sizes, updates, state.layer_gradient)
+    return MethodBytes(method + bits, weights, low, state.layer, state.rest, 0, 0, updates)
+
+
+class OptimizerState(NamedTuple):
+    """Bytes that an optimizer keeps, and of the gradient of a layer where it is in a subspace."""
+
+    layer: int
+    rest: int
+    layer_gradient: int = 0
+
+
+def optimizer_state(
+    method: str, config: DecoderConfig, state_bits: StateBits, rank: int | None
+) -> OptimizerState:
+    """What the optimizer's own `init` makes of the shapes of a layer, and of what is in no layer.
+
+    rank: as asked for; None is the optimizer's default.
+    """
+    return _optimizer_state(method, dataclasses.replace(config, layers=1), state_bits, rank)
+
+
+@functools.lru_cache(maxsize=512)
+def _optimizer_state(
+    method: str, one_layer: DecoderConfig, state_bits: StateBits, rank: int | None
+) -> OptimizerState:
+    model, entry = decoder(one_layer), TRAINED[method]
+    settings = OptimizerSettings(
+        learning_rate=optax.constant_schedule(entry.learning_rate),
+        state_bits=state_bits,
+        **subspaces(entry, model, rank),
     )
+    optimizer, rest = entry.build(settings), entry.rest(settings)
+    struct = lambda shape: jax.ShapeDtypeStruct(shape, jnp.float32)
+    params = jax.tree.map(struct, shapes(one_layer), is_leaf=lambda node: isinstance(node, tuple))
+    others = {name: leaf for name, leaf in params.items() if name != "layers"}
+    rest_bytes = tree_bytes(jax.eval_shape(rest.init, others))
+    if method != "lowgrad":
+        layer = jax.tree.map(lambda w: jax.ShapeDtypeStruct(w.shape[1:], w.dtype), params["layers"])
+        return OptimizerState(
+            tree_bytes(jax.eval_shape(optimizer.init, {"layers": layer})), rest_bytes
+        )
+    trainer = lowgrad(
+        model.loss,
+        params,
+        optimizer,
+        plan=settings.plan,
+        rank=settings.rank,
+        select=settings.select,
+        has_aux=True,
+    )
+    state = jax.eval_shape(trainer.init, params)
+    trainable = trainer.layout.trainable(params, state.low)
+    gradient = {"layers": trainable["layers"]}
+    moments = tree_bytes(jax.eval_shape(optimizer.init, gradient))
+    subspace = tree_bytes((state.projectors, state.low))
+    return OptimizerState(subspace + moments, rest_bytes, tree_bytes(gradient))
 
 
 def per_parameter(method: str, *, state_bits: int = 32, rounding: Rounding = "split") -> float:
@@ -115,89 +172,36 @@ def per_parameter(method: str, *, state_bits: int = 32, rounding: Rounding = "sp
     wide = DecoderConfig(
         vocab=1, hidden=8192, layers=1, heads=64, kv_heads=64, head_dim=128, ffn=24576
     )
-    kept = method_bytes(wide, method, state_bits=state_bits, rounding=rounding)
-    numbers = sum(math.prod(shape) for _, shape in _layer(wide))
-    return kept.weights + kept.low + (kept.layer_state + kept.layer_held) / numbers
+    state = method_bytes(wide, method, state_bits=state_bits, rounding=rounding)
+    numbers = layer_numbers(wide)
+    return state.weights + state.low + (state.layer_state + state.layer_held) / numbers
 
 
 @functools.cache
 def layer_numbers(config: DecoderConfig) -> int:
     """Parameters of one layer."""
-    return sum(math.prod(shape) for _, shape in _layer(config))
+    return size(_layers(config)) // config.layers
 
 
 @functools.cache
 def rest_numbers(config: DecoderConfig) -> int:
     """Parameters in no layer: embedding, last norm, head."""
-    return sum(math.prod(shape) for _, shape in _rest(config))
+    return size(shapes(config)) - size(_layers(config))
 
 
-def _method(method: str, state_bits: int) -> tuple[str, int]:
-    for bits in BLOCK:
+def _method(method: str, state_bits: int) -> tuple[str, StateBits]:
+    for bits in (8, 4):
         if method.endswith(f"-{bits}bit"):
             method, state_bits = method.removesuffix(f"-{bits}bit"), bits
     if method not in METHODS:
         hint = suggestion(method, METHODS, otherwise=f"known are {', '.join(METHODS)}")
         raise InputError(f"no method named {method!r}{hint}")
-    if state_bits not in (32, *BLOCK):
+    if state_bits not in (32, 8, 4):
         raise InputError(f"state_bits is {state_bits}; expected 32, 8 or 4")
-    if state_bits != 32 and method in ("sgd", "evolve"):
+    if state_bits != 32 and (method == "evolve" or state_bits not in TRAINED[method].state_bits):
         raise InputError(f"{method} has no state; leave out {state_bits} bits")
     return method, state_bits
 
 
-def _layer(config: DecoderConfig) -> Iterator[tuple[str, tuple[int, ...]]]:
-    return ((path, shape[1:]) for path, shape in _leaves(shapes(config)["layers"]))
-
-
-def _rest(config: DecoderConfig) -> Iterator[tuple[str, tuple[int, ...]]]:
-    return _leaves({name: tree for name, tree in shapes(config).items() if name != "layers"})
-
-
-def _leaves(tree: dict[str, Any], path: str = "") -> Iterator[tuple[str, tuple[int, ...]]]:
-    for name, node in tree.items():
-        if isinstance(node, dict):
-            yield from _leaves(node, f"{path}{name}/")
-        else:
-            yield path + name, node
-
-
-def _state(method: str, path: str, shape: tuple[int, ...], bits: int, rank: int) -> int:
-    """Bytes of state of one parameter; what is no matrix of a layer is left to Adam."""
-    count = math.prod(shape)
-    matrix = path.endswith("_proj")
-    if method in ("sgd", "evolve"):
-        return 0
-    if method == "adamw" or not matrix:
-        return 2 * _coded(count, bits)
-    if method == "muon":
-        return _coded(count, bits)
-    stack, outputs, inputs = math.prod(shape[:-2]), *shape[-2:]
-    if method == "apollo-mini":  # projected to one vector along the longer side
-        return 2 * _coded(stack * max(outputs, inputs), bits)
-    low = stack * outputs * min(rank, outputs, inputs)
-    if method == "galore":  # P float32 of every matrix, and moments of the projected gradient
-        return 4 * stack * min(rank, outputs, inputs) * inputs + 2 * _coded(low, bits)
-    return 4 * low + 2 * _coded(low, bits)  # lowgrad: S and its moments
-
-
-def _thin(path: str, shape: tuple[int, ...], rank: int) -> int:
-    """Bytes of the float32 gradient of S, or of what is no matrix."""
-    if not path.endswith("_proj"):
-        return 4 * math.prod(shape)
-    return 4 * math.prod(shape[:-1]) * min(rank, *shape[-2:])
-
-
-def _projectors(config: DecoderConfig, rank: int) -> int:
-    """Bytes of the projectors of a layer of `lowgrad`: one per activation, shared by the weights
-    that meet it. Experts share that of their input; each has its own after its own hidden layer."""
-    heads = config.heads * config.head_dim
-    after = max(1, config.experts) * config.ffn * min(rank, config.ffn)
-    return 4 * (2 * config.hidden * rank + heads * min(rank, heads) + after)
-
-
-def _coded(count: int, bits: int) -> int:
-    """Bytes of a moment in codes with a float32 scale per block, or in float32."""
-    if bits == 32 or count < EXACT_BELOW:
-        return 4 * count
-    return math.ceil(count * bits / 8) + 4 * math.ceil(count / BLOCK[bits])
+def _layers(config: DecoderConfig) -> Shapes:
+    return shapes(config)["layers"]

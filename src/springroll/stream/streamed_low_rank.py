@@ -10,6 +10,7 @@ A layer whose matrices are W + P S: W arrives, P and S are there; and its change
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Mapping, Sequence
 from concurrent.futures import Future
 
@@ -28,7 +29,6 @@ from springroll.stream.store import HostStore
 from springroll.stream.stored_leaves import stacked
 from springroll.stream.update import Gradient, Held
 from springroll.subspace import moments, refresh, schedule
-from springroll.subspace.each_layer import layer_of
 from springroll.subspace.leaves import Layout
 from springroll.subspace.lowgrad import State, Trainer, listed
 from springroll.subspace.streams import place
@@ -75,7 +75,7 @@ class LowRankLayers:
 
     def set_state(self, state: State) -> None:
         """Compute with this state."""
-        self._trainable = dict(self._layout.trainable(state.params, state.low))
+        self._trainable = dict(self._layout.trainable(state.base, state.low))
         self._stacks = self._trainable.pop("layers")
         self._projectors = state.projectors
 
@@ -120,12 +120,12 @@ class LowRankLayers:
                 continue
             paths = [user.path for user in stream.users]
             part = {
-                "basis": layer_of(projectors[stream.name], layer),
+                "basis": moments.layer_of(projectors[stream.name], layer),
                 "change": jnp.zeros((stream.bases[1], self._layout.rank, self._layout.rank)),
                 "base": {path: weights[path] for path in paths},
-                "low": {path: layer_of(low[path], layer) for path in paths},
+                "low": {path: moments.layer_of(low[path], layer) for path in paths},
             }
-            done = refresh.turn(stream, toward[stream.name], key, part, layer)
+            done = refresh.refresh_layer(stream, toward[stream.name], key, part, layer)
             weights |= done["base"]
             put = lambda a, new: jax.lax.dynamic_update_index_in_dim(a, new, layer, 0)
             projectors[stream.name] = put(projectors[stream.name], done["basis"])
@@ -154,7 +154,7 @@ class ThinStages:
 
 @jax.jit
 def _slice(trees: PyTree, at: Array) -> PyTree:
-    return layer_of(trees, at)
+    return moments.layer_of(trees, at)
 
 
 @jax.jit
@@ -224,9 +224,7 @@ class StreamedLowRank:
         params = self.layout.map(put, self._shapes)
         zeros = self.layout.zeros()
         opt = self.trainer.optimizer.init(self.layout.trainable(params, zeros))
-        began = schedule.start(self.layout.streams, self.trainer.options.period)
-        first = refresh.random_bases(self.layout, self.trainer.key(0))
-        return State(params, first, zeros, opt, jnp.zeros((), jnp.int32), began)
+        return self.trainer.begin(params, zeros, opt)
 
     def step(self, state: State, tokens: PyTree) -> tuple[State, Metrics]:
         """One step on tokens (batch, time + 1), and new subspaces if it is time."""
@@ -271,8 +269,8 @@ class StreamedLowRank:
         order, counts = listed(due)
         opt = self._low_rank.rotate(state.opt, change, order, counts, trainer.options.moments)
         timing = schedule.refreshed(began, layout.streams, due, trainer.options.turns)
-        return state._replace(
-            projectors=projectors, low=low, opt=opt, schedule=schedule.advanced(timing)
+        return dataclasses.replace(
+            state, projectors=projectors, low=low, opt=opt, schedule=schedule.advanced(timing)
         )
 
     def _return(self, passing: Passing, weights: PyTree) -> None:

@@ -15,10 +15,10 @@ import jax.numpy as jnp
 import optax
 from jax import Array
 
+from springroll.deprecation import renamed_keywords
 from springroll.errors import InputError
-from springroll.subspace.channels import Per, energy, length, stretch
+from springroll.subspace.channels import GAMMA, Per, energy, length, limit_growth, stretch
 from springroll.subspace.hf_adam import adam_direction, hf_step
-from springroll.subspace.limiter import GAMMA, limit_growth
 from springroll.subspace.low_rank import Rule, Step, low_rank
 from springroll.subspace.matrix_view import one_of
 from springroll.subspace.projection import Projection, ProjectionOptions
@@ -29,6 +29,7 @@ OURS: ProjectionOptions = {"side": "std", "refresh": "random", "moments": "keep"
 RELEASED: ProjectionOptions = {"rows": "out"}
 
 
+@renamed_keywords(update_gap="refresh_interval")
 def apollo(
     learning_rate: optax.ScalarOrSchedule,
     rank: int,
@@ -99,6 +100,7 @@ def apollo(
     )
 
 
+@renamed_keywords(update_gap="refresh_interval")
 def apollo_mini(
     learning_rate: optax.ScalarOrSchedule,
     rank: int = 1,

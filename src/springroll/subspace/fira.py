@@ -8,11 +8,11 @@ import jax.numpy as jnp
 import optax
 from jax import Array
 
+from springroll.deprecation import renamed_keywords
 from springroll.errors import InputError
-from springroll.subspace.channels import energy, length, stretch
+from springroll.subspace.channels import GAMMA, energy, length, limit_growth, stretch
 from springroll.subspace.galore import RELEASED
 from springroll.subspace.hf_adam import adam_direction, hf_step
-from springroll.subspace.limiter import GAMMA, limit_growth
 from springroll.subspace.low_rank import Rule, Step, low_rank
 from springroll.subspace.matrix_view import one_of
 from springroll.subspace.projection import Projection, ProjectionOptions
@@ -20,6 +20,7 @@ from springroll.subspace.projection import Projection, ProjectionOptions
 Compat = Literal["fira"]
 
 
+@renamed_keywords(update_gap="refresh_interval")
 def fira(
     learning_rate: optax.ScalarOrSchedule,
     rank: int,

@@ -7,6 +7,7 @@ from typing import Literal, Unpack
 import optax
 from jax import Array
 
+from springroll.deprecation import renamed_keywords
 from springroll.subspace.low_rank import Rule, Step, low_rank
 from springroll.subspace.matrix_view import one_of
 from springroll.subspace.projection import Projection, ProjectionOptions
@@ -23,6 +24,7 @@ RELEASED: ProjectionOptions = {
 }
 
 
+@renamed_keywords(update_gap="refresh_interval")
 def galore(
     inner: optax.GradientTransformation,
     rank: int,

@@ -7,7 +7,7 @@ dS = Pᵀ G = (x P)ᵀ dy. The m x n gradient G = xᵀ dy never exists, not even
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from typing import Any
+from typing import TypeVar
 
 import jax
 import jax.numpy as jnp
@@ -17,18 +17,26 @@ from springroll.errors import InputError
 from springroll.subspace.leaves import Layout
 from springroll.subspace.streams import Stream
 from springroll.thin.factored_array import Blocks
+from springroll.trees import PyTree
 
-Run = Callable[..., tuple[Array, Any]]  # (weights, *batch) -> (loss, aux)
+Result = TypeVar("Result")  # a tree of arrays
+Run = Callable[..., tuple[Array, PyTree]]  # (weights, *batch) -> (loss, aux)
 
 
 def gradients(
-    run: Run, layout: Layout, parts: int, trainable: Any, still: Any, projectors: Any, batch: Any
-) -> tuple[Array, Any, Any]:
+    run: Run,
+    layout: Layout,
+    parts: int,
+    trainable: PyTree,
+    frozen: PyTree,
+    projectors: Mapping[str, Array],
+    batch: PyTree,
+) -> tuple[Array, PyTree, PyTree]:
     """(loss, aux, gradient of the trainable tree), averaged over `parts` micro-batches."""
 
-    def objective(moving: Any, *micro: Any) -> tuple[Array, Any]:
-        params = layout.params(moving, still)
-        return run(layout.weights(params, projectors, layout.low(moving)), *micro)
+    def objective(trainable: PyTree, *micro: PyTree) -> tuple[Array, PyTree]:
+        base = layout.base(trainable, frozen)
+        return run(layout.weights(base, projectors, layout.low(trainable)), *micro)
 
     of = jax.value_and_grad(objective, has_aux=True)
     (loss, aux), grads = averaged(lambda *micro: of(trainable, *micro), batch, parts)
@@ -39,11 +47,11 @@ def power(
     run: Run,
     layout: Layout,
     parts: int,
-    params: Any,
+    base: PyTree,
     projectors: Mapping[str, Array],
     low: Mapping[str, Array],
     grads: Mapping[str, Array],
-    batch: Any,
+    batch: PyTree,
 ) -> dict[str, Array]:
     """Z = G Gᵀ P up to a scale, per stream: one block power step on the batch's own gradient.
 
@@ -55,9 +63,9 @@ def power(
     one = jnp.ones(layout.rank)
     gains = {s.name: jnp.concatenate([one, one / _largest(grads, s)]) for s in layout.streams}
 
-    def objective(probe: Mapping[str, Array], *micro: Any) -> tuple[Array, None]:
+    def objective(probe: Mapping[str, Array], *micro: PyTree) -> tuple[Array, None]:
         left = {name: Blocks((p, probe[name])) for name, p in projectors.items()}
-        return run(layout.weights(params, left, right, gains), *micro)[0], None
+        return run(layout.weights(base, left, right, gains), *micro)[0], None
 
     of = jax.value_and_grad(objective, has_aux=True)
     zero = {name: jnp.zeros_like(p) for name, p in projectors.items()}
@@ -70,7 +78,7 @@ def _largest(grads: Mapping[str, Array], stream: Stream) -> Array:
     return jnp.where(top > 0, top, 1.0)
 
 
-def averaged(of: Callable[..., Any], batch: Any, parts: int) -> Any:
+def averaged(of: Callable[..., Result], batch: PyTree, parts: int) -> Result:
     """The mean of of(*micro) over `parts` equal pieces of the batch's leading axis.
 
     Only the result is summed, in place: the pieces' gradients are as small as S.
@@ -86,7 +94,7 @@ def averaged(of: Callable[..., Any], batch: Any, parts: int) -> Any:
     return jax.tree.map(mean, total)
 
 
-def _pieces(a: Any, parts: int) -> Array:
+def _pieces(a: Array, parts: int) -> Array:
     if jnp.ndim(a) == 0 or a.shape[0] % parts:
         raise InputError(
             f"a batch of shape {list(jnp.shape(a))} cannot be accumulated in {parts} equal parts;"

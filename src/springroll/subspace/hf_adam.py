@@ -8,12 +8,13 @@ decays is the one after the step, W <- (1 - lr wd)(W - lr k_t N).
 from __future__ import annotations
 
 import math
-from typing import Any
 
 import jax
 import jax.numpy as jnp
 import optax
 from jax import Array
+
+from springroll.trees import PyTree
 
 
 def hf_adamw(
@@ -34,11 +35,13 @@ def adam_direction(
 ) -> optax.GradientTransformation:
     """N = m / (sqrt(v) + eps), not corrected for bias."""
 
-    def init(params: Any) -> optax.ScaleByAdamState:
+    def init(params: PyTree) -> optax.ScaleByAdamState:
         zeros = lambda: jax.tree.map(jnp.zeros_like, params)
         return optax.ScaleByAdamState(jnp.zeros((), jnp.int32), zeros(), zeros())
 
-    def update(grads: Any, state: optax.ScaleByAdamState, params: Any = None) -> tuple[Any, Any]:
+    def update(
+        grads: PyTree, state: optax.ScaleByAdamState, params: PyTree = None
+    ) -> tuple[PyTree, optax.ScaleByAdamState]:
         average = lambda b: lambda old, new: b * old + (1 - b) * new
         mu = jax.tree.map(average(b1), state.mu, grads)
         nu = jax.tree.map(average(b2), state.nu, jax.tree.map(jnp.square, grads))
@@ -54,12 +57,15 @@ def hf_step(
     """From a direction N to the step: -lr k_t N, then the decay of the weight after it."""
     rate = learning_rate if callable(learning_rate) else lambda count: learning_rate
 
-    def init(params: Any) -> optax.ScaleByScheduleState:
+    def init(params: PyTree) -> optax.ScaleByScheduleState:
         return optax.ScaleByScheduleState(jnp.zeros((), jnp.int32))
 
     def update(
-        directions: Any, state: optax.ScaleByScheduleState, params: Any = None, **extra: Any
-    ) -> tuple[Any, Any]:
+        directions: PyTree,
+        state: optax.ScaleByScheduleState,
+        params: PyTree = None,
+        **extra: object,
+    ) -> tuple[PyTree, optax.ScaleByScheduleState]:
         with jax.numpy_dtype_promotion("standard"):  # schedules need not be strict
             lr = jnp.asarray(rate(state.count), jnp.float32)
         length = lr * correction(jnp.asarray(state.count) + 1, b1, b2)

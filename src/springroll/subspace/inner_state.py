@@ -9,7 +9,7 @@ parameter is a moment of its low-rank gradient: for Adam `[0].mu["layers"]["w"]`
 from __future__ import annotations
 
 from collections.abc import Collection
-from typing import Any, NamedTuple
+from typing import NamedTuple, TypeAlias
 
 import jax
 from jax import Array
@@ -18,10 +18,13 @@ from springroll.quant.quantize_state import FIRST as FIRST_MOMENTS
 from springroll.quant.quantize_state import SECOND
 from springroll.quant.root_companding import Quantized, dequantize, requantize
 from springroll.subspace.basis import Order
-from springroll.subspace.matrix_view import path_of
+from springroll.trees import PyTree, path_of
 
 # Averages of the gradient itself turn with its coordinates; those of its square stay positive.
 FIRST = (*FIRST_MOMENTS, "acc_grads")
+
+
+Leaf: TypeAlias = Array | Quantized  # of an optimizer's state
 
 
 class Moment(NamedTuple):
@@ -32,35 +35,35 @@ class Moment(NamedTuple):
     order: Order
 
 
-def find_moments(state: Any, paths: Collection[str]) -> list[Moment]:
+def find_moments(state: PyTree, paths: Collection[str]) -> list[Moment]:
     """All moments of the parameters at `paths` (parts joined by "/")."""
-    found = []
+    moments = []
     leaves = jax.tree_util.tree_leaves_with_path(state, is_leaf=_coded)
     for at, (path, _) in enumerate(leaves):
         for i, key in enumerate(path):
             order = _order(getattr(key, "name", ""))
             if order is not None and path_of(path[i + 1 :]) in paths:
-                found.append(Moment(at, path_of(path[i + 1 :]), order))
+                moments.append(Moment(at, path_of(path[i + 1 :]), order))
                 break
-    return found
+    return moments
 
 
-def state_leaves(state: Any) -> tuple[list[Any], Any]:
+def state_leaves(state: PyTree) -> tuple[list[Leaf], PyTree]:
     """Arrays and coded arrays of a state, and the structure to put them back."""
     return jax.tree.flatten(state, is_leaf=_coded)
 
 
-def decode(leaf: Any) -> Array:
+def decode(leaf: Leaf) -> Array:
     """The moment that a leaf of `state_leaves` stands for."""
-    return dequantize(leaf) if _coded(leaf) else leaf
+    return dequantize(leaf) if isinstance(leaf, Quantized) else leaf
 
 
-def encode(leaf: Any, moment: Array) -> Any:
+def encode(leaf: Leaf, moment: Array) -> Leaf:
     """`moment` in the form of `leaf`."""
-    return requantize(leaf, moment) if _coded(leaf) else moment
+    return requantize(leaf, moment) if isinstance(leaf, Quantized) else moment
 
 
-def _coded(node: Any) -> bool:
+def _coded(node: object) -> bool:
     return isinstance(node, Quantized)
 
 

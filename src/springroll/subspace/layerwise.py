@@ -15,7 +15,7 @@ Gradients cannot be accumulated over micro-batches either; they are never there 
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any, Literal, NamedTuple, TypeAlias
+from typing import Literal, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -24,18 +24,16 @@ import optax
 from jax import Array, lax
 
 from springroll.errors import InputError
-from springroll.models.protocols import Stages, read_part
-from springroll.trees import Params
-
-Metrics: TypeAlias = dict[str, Any]
+from springroll.models.protocols import Metrics, Stages, read_part
+from springroll.trees import Params, PyTree, squared_norm
 
 
 class LayerwiseState(NamedTuple):
     """layers: optimizer states of the layers, stacked; rest: of all else; norm: () float32, of the
     last step's gradient, 0 before the first."""
 
-    layers: Any
-    rest: Any
+    layers: PyTree
+    rest: PyTree
     norm: Array
 
 
@@ -117,13 +115,13 @@ def layerwise(
         )
         d_others, dx, d_stats = pull(jnp.ones_like(loss))
 
-        def backward(k: Array, carry: Any) -> Any:
+        def backward(k: Array, carry: tuple[PyTree, ...]) -> tuple[PyTree, ...]:
             layers, states, dx, squares, good = carry
             at = (depth - 1 - k).astype(jnp.int32)
             weights, memory = _read((layers, states), at)
             _, pull = jax.vjp(lambda w, x: model.block(w, x, at), weights, entered[at])
             grads, dx = pull((dx, _at(d_stats, at)))
-            square = _square(grads)
+            square = squared_norm(grads)
             good = good & jnp.isfinite(square)
             grads = _scaled(grads, factor(jnp.sqrt(square), state))
             new, memory = _updated(for_layer, grads, memory, weights, good, at)
@@ -134,7 +132,7 @@ def layerwise(
             start = (layers, state.layers, dx, jnp.zeros((), jnp.float32), jnp.isfinite(loss))
             layers, states, dx, squares, good = lax.fori_loop(0, depth, backward, start)
         grads = jax.tree.map(jnp.add, d_others, pull_embed(dx)[0])
-        square = _square(grads)
+        square = squared_norm(grads)
         good = good & jnp.isfinite(square)
         grads = _scaled(grads, factor(jnp.sqrt(square), state))
         others, others_state = _updated_rest(for_rest, grads, state.rest, others, good)
@@ -152,15 +150,20 @@ def parted(params: Params) -> tuple[Params, Params]:
 
 
 def _entered(
-    model: Stages, x: Array, weights: Params, index: Array
-) -> tuple[Array, tuple[Array, Any]]:
+    model: Stages, x: PyTree, weights: Params, index: Array
+) -> tuple[PyTree, tuple[PyTree, PyTree]]:
     y, stats = model.block(weights, x, index)
     return y, (x, stats)
 
 
 def _updated(
-    optimizer: Any, grads: Params, state: Any, weights: Params, good: Array, layer: Array
-) -> tuple[Params, Any]:
+    optimizer: optax.GradientTransformationExtraArgs,
+    grads: Params,
+    state: PyTree,
+    weights: Params,
+    good: Array,
+    layer: Array,
+) -> tuple[Params, PyTree]:
     new, state = _updated_rest(
         optimizer, {"layers": grads}, state, {"layers": weights}, good, layer=layer
     )
@@ -168,8 +171,13 @@ def _updated(
 
 
 def _updated_rest(
-    optimizer: Any, grads: Params, state: Any, params: Params, good: Array, **extra: Any
-) -> tuple[Params, Any]:
+    optimizer: optax.GradientTransformationExtraArgs,
+    grads: Params,
+    state: PyTree,
+    params: Params,
+    good: Array,
+    **extra: Array,
+) -> tuple[Params, PyTree]:
     """Parameters and state after the update; as they were unless `good`."""
     with jax.numpy_dtype_promotion("standard"):  # optimizers need not be strict
         updates, new_state = optimizer.update(grads, state, params, **extra)
@@ -178,8 +186,8 @@ def _updated_rest(
     return jax.tree.map(keep, new, params), jax.tree.map(keep, new_state, state)
 
 
-def _at(tree: Any, i: Array) -> Any:
-    def slice(a: Any) -> Any:
+def _at(tree: PyTree, i: Array) -> PyTree:
+    def slice(a: Array | np.ndarray) -> Array | np.ndarray:
         if a.dtype == jax.dtypes.float0:  # no cotangent: a statistic that is an integer
             return np.zeros(a.shape[1:], a.dtype)
         return lax.dynamic_index_in_dim(a, i, keepdims=False)
@@ -187,22 +195,15 @@ def _at(tree: Any, i: Array) -> Any:
     return jax.tree.map(slice, tree)
 
 
-def _read(tree: Any, i: Array) -> Any:
+def _read(tree: PyTree, i: Array) -> PyTree:
     """A slice that is taken before anything is written: a later reader would make XLA copy the
     whole stack."""
     return lax.optimization_barrier(_at(tree, i))
 
 
-def _write(tree: Any, part: Any, i: Array) -> Any:
+def _write(tree: PyTree, part: PyTree, i: Array) -> PyTree:
     return jax.tree.map(lambda a, b: lax.dynamic_update_index_in_dim(a, b, i, 0), tree, part)
 
 
-def _square(grads: Any) -> Array:
-    return sum(
-        (jnp.sum(jnp.square(g.astype(jnp.float32))) for g in jax.tree.leaves(grads)),
-        start=jnp.zeros((), jnp.float32),
-    )
-
-
-def _scaled(grads: Any, factor: Array) -> Any:
+def _scaled(grads: PyTree, factor: Array) -> PyTree:
     return jax.tree.map(lambda g: g * factor.astype(g.dtype), grads)

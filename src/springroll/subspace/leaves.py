@@ -1,18 +1,19 @@
-"""One tree of parameters in three parts: weights that stand still, what is trained, projectors."""
+"""One tree of parameters in three parts: frozen weights, what is trained, projectors."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jax import Array
 
 from springroll.errors import InputError
 from springroll.subspace.streams import Stream, ThinLeaf, place
-from springroll.thin.factored_array import Factored
+from springroll.thin.factored_array import Blocks, Factored
+from springroll.trees import PyTree, named_leaves
 
 
 @dataclass(frozen=True)
@@ -24,26 +25,26 @@ class Layout:
     in place of such a weight and None in place of what is not trained.
     """
 
-    tree: Any
+    tree: PyTree  # the structure alone
     paths: tuple[str, ...]
     shapes: tuple[tuple[int, ...], ...]
-    dtypes: tuple[Any, ...]
+    dtypes: tuple[np.dtype, ...]
     streams: tuple[Stream, ...]
     rank: int
 
     @classmethod
-    def of(cls, params: Any, streams: Sequence[Stream], rank: int) -> Layout:
-        found, tree = jax.tree_util.tree_flatten_with_path(params)
-        paths = [jax.tree_util.keystr(path, simple=True, separator="/") for path, _ in found]
-        shapes = [tuple(jnp.shape(leaf)) for _, leaf in found]
-        dtypes = [jnp.dtype(leaf.dtype) for _, leaf in found]
-        return cls(tree, tuple(paths), tuple(shapes), tuple(dtypes), tuple(streams), rank)
+    def of(cls, params: PyTree, streams: Sequence[Stream], rank: int) -> Layout:
+        leaves = named_leaves(params)
+        shapes = [tuple(jnp.shape(leaf)) for leaf in leaves.values()]
+        dtypes = [jnp.dtype(leaf.dtype) for leaf in leaves.values()]
+        tree = jax.tree.structure(params)
+        return cls(tree, tuple(leaves), tuple(shapes), tuple(dtypes), tuple(streams), rank)
 
     @property
     def thin(self) -> dict[str, ThinLeaf]:
         return {user.path: user for stream in self.streams for user in stream.users}
 
-    def check(self, params: Any) -> None:
+    def check(self, params: PyTree) -> None:
         """Raise InputError unless `params` have the structure, shapes and types of the layout."""
         other = Layout.of(params, self.streams, self.rank)
         if other.tree != self.tree:
@@ -56,43 +57,45 @@ class Layout:
                     f"{path} is {d}{list(s)}; the trainer was made for {dtype}{list(shape)}."
                 )
 
-    def map(self, fn: Callable[..., Any], *trees: Any) -> Any:
+    def map(self, fn: Callable[..., PyTree], *trees: PyTree) -> PyTree:
         """fn(path, leaf, ...) over the leaves of trees with the parameters' structure."""
         leaves = [self.tree.flatten_up_to(t) for t in trees]
         return jax.tree.unflatten(
             self.tree, [fn(*group) for group in zip(self.paths, *leaves, strict=True)]
         )
 
-    def trainable(self, params: Any, low: Mapping[str, Array]) -> Any:
+    def trainable(self, params: PyTree, low: Mapping[str, Array]) -> PyTree:
+        """What the optimizer sees: S in place of weights in subspaces, and all other floats."""
         real = lambda leaf: leaf if jnp.issubdtype(leaf.dtype, jnp.floating) else None
         return self.map(lambda path, leaf: low[path] if path in low else real(leaf), params)
 
-    def still(self, params: Any) -> Any:
+    def frozen(self, params: PyTree) -> PyTree:
         """What the hot step only reads: bases of thin weights, and leaves that are not floats."""
         thin = self.thin
         moves = lambda path, leaf: path not in thin and jnp.issubdtype(leaf.dtype, jnp.floating)
         return self.map(lambda path, leaf: None if moves(path, leaf) else leaf, params)
 
-    def params(self, trainable: Any, still: Any) -> Any:
-        """The parameters, with the bases of thin weights."""
-        return self.map(lambda _, new, old: new if old is None else old, trainable, still)
+    def base(self, trainable: PyTree, frozen: PyTree) -> PyTree:
+        """The parameters as of the last refresh: without P S."""
+        return self.map(lambda _, new, old: new if old is None else old, trainable, frozen)
 
-    def low(self, trainable: Any) -> dict[str, Array]:
+    def low(self, trainable: PyTree) -> dict[str, Array]:
+        """path -> Sᵀ of every weight in a subspace."""
         thin = self.thin
         leaves = self.tree.flatten_up_to(trainable)
         return {path: leaf for path, leaf in zip(self.paths, leaves, strict=True) if path in thin}
 
     def weights(
         self,
-        params: Any,
-        left: Mapping[str, Any],
-        right: Mapping[str, Any],
+        base: PyTree,
+        left: Mapping[str, Array | Blocks],
+        right: Mapping[str, Array | Blocks],
         gains: Mapping[str, Array] | None = None,
-    ) -> Any:
+    ) -> PyTree:
         """The parameters with `Factored` leaves; left and gains by stream, right by path."""
         thin = self.thin
 
-        def one(path: str, leaf: Any) -> Any:
+        def one(path: str, leaf: Array) -> Array | Factored:
             if path not in thin:
                 return leaf
             user = thin[path]
@@ -101,7 +104,7 @@ class Layout:
             gain = None if gains is None else gains[user.stream]
             return Factored(leaf, p, s, gain, user.roles, path=path)
 
-        return self.map(one, params)
+        return self.map(one, base)
 
     def zeros(self) -> dict[str, Array]:
         """S = 0 for every thin weight, float32."""

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import Any, NamedTuple
+from typing import NamedTuple, TypeAlias
 
 import jax
 import jax.numpy as jnp
@@ -21,17 +21,18 @@ from springroll.subspace.matrix_view import MatrixView
 from springroll.subspace.projection import Projection
 from springroll.subspace.projector import Projector
 from springroll.subspace.projector_refresh import renewed, turn
+from springroll.trees import PyTree
 
-Views = list[MatrixView | None]
+Views: TypeAlias = list[MatrixView | None]
 
 
 class LowRankState(NamedTuple):
     """All that a low-rank transformation carries: arrays only."""
 
     step: Array  # () int32, updates so far
-    projectors: Any  # like the parameters: a Projector where one is stored, else None
-    norms: Any  # like the parameters: (*stack,) float32 of the limiter, or None
-    inner: Any  # of the inner optimizer, which sees low-rank leaves
+    projectors: PyTree  # like the parameters: a Projector where one is stored, else None
+    norms: PyTree  # like the parameters: (*stack,) float32 of the limiter, or None
+    inner: PyTree  # of the inner optimizer, which sees low-rank leaves
 
 
 class Step(NamedTuple):
@@ -65,30 +66,32 @@ class LowRank:
     projection: Projection
     rule: Rule
 
-    def init(self, params: Any) -> LowRankState:
+    def init(self, params: PyTree) -> LowRankState:
         views = self.projection.views(params)
         leaves, structure = jax.tree.flatten(params)
         low = [
             x if v is None else jnp.zeros(self.projection.low_shape(v))
             for x, v in zip(leaves, views, strict=True)
         ]
-        each = lambda make: structure.unflatten([None if v is None else make(v) for v in views])
+        per_view = lambda make: structure.unflatten([v and make(v) for v in views])
         return LowRankState(
             step=jnp.zeros((), jnp.int32),
-            projectors=each(lambda v: self.projection.start(v) if self.projection.stored else None),
-            norms=each(lambda v: jnp.zeros(v.stack) if self.rule.limited else None),
+            projectors=per_view(
+                lambda v: self.projection.start(v) if self.projection.stored else None
+            ),
+            norms=per_view(lambda v: jnp.zeros(v.stack) if self.rule.limited else None),
             inner=self.inner.init(structure.unflatten(low)),
         )
 
     def update(
         self,
-        updates: Any,
+        updates: PyTree,
         state: LowRankState,
-        params: Any = None,
+        params: PyTree = None,
         *,
         layer: Array | int = 0,
-        **extra: Any,
-    ) -> tuple[Any, LowRankState]:
+        **extra: object,
+    ) -> tuple[PyTree, LowRankState]:
         """As in optax.
 
         A stack can be updated a layer at a time, each with its slice of the state: if the tree is
@@ -116,8 +119,9 @@ class LowRank:
                 full, norms[i] = self.rule.apply(
                     Step(matrices[i], low[i], steps[i], projector, norms[i])
                 )
-            if weights is not None:
-                full = full + decays[i] * view.matrix(weights[i]).astype(jnp.float32)
+            decay = decays[i]
+            if weights is not None and decay is not None:
+                full = full + decay * view.matrix(weights[i]).astype(jnp.float32)
             steps[i] = view.restore(full).astype(gradients[i].dtype)
         return structure.unflatten(steps), LowRankState(
             step=jnp.asarray(optax.safe_increment(state.step)),
@@ -132,51 +136,51 @@ class LowRank:
         state: LowRankState,
         layer: Array | int,
         matrices: list[Array],
-        projectors: list[Any],
-    ) -> tuple[list[Any], Any]:
+        projectors: list[Projector | None],
+    ) -> tuple[list[Projector | None], PyTree]:
         """Projectors, and the inner state with its moments in their coordinates."""
         projection = self.projection
         leaves, structure = state_leaves(state.inner)
         chosen = {v.path: v for v in views if v}
-        kept = find_moments(state.inner, chosen) if projection.moments != "keep" else []
+        moments = find_moments(state.inner, chosen) if projection.moments != "keep" else []
         projectors = list(projectors)
-        for i, view in enumerate(views):
-            if view is None:
+        for i, (view, projector) in enumerate(zip(views, projectors, strict=True)):
+            if view is None or projector is None:
                 continue
-            mine = [m for m in kept if chosen[m.path] is view]
+            own = [m for m in moments if chosen[m.path] is view]
             with jax.named_scope("refresh_projector"):
-                projectors[i], moments = renewed(
+                projectors[i], rotated = renewed(
                     projection,
                     view,
                     turn(projection, view, len(chosen), state.step, layer),
                     state.step,
                     matrices[i],
-                    projectors[i],
-                    [(leaves[m.at], m.order) for m in mine],
+                    projector,
+                    [(leaves[m.at], m.order) for m in own],
                 )
-            for place, moment in zip(mine, moments, strict=True):
-                leaves[place.at] = moment
+            for moment, leaf in zip(own, rotated, strict=True):
+                leaves[moment.at] = leaf
         return projectors, jax.tree.unflatten(structure, leaves)
 
     def _inner_update(
         self,
         views: Views,
-        structure: Any,
+        structure: PyTree,
         low: list[Array],
-        weights: list[Any] | None,
-        state: Any,
-        extra: Mapping[str, Any],
-    ) -> tuple[list[Any], list[Any], Any]:
+        weights: list[Array] | None,
+        state: PyTree,
+        extra: Mapping[str, object],
+    ) -> tuple[list[Array], list[Array | None], PyTree]:
         """The inner steps, the decay of each projected weight (*stack, 1, 1), and the state."""
         gradients = structure.unflatten(low)
 
-        def run(shown: list[Array] | None) -> tuple[list[Any], Any]:
-            seen = None
+        def run(shown: list[Array] | None) -> tuple[list[Array], PyTree]:
+            params = None
             if weights is not None and shown is not None:
                 pairs = zip(views, weights, shown, strict=True)
-                seen = structure.unflatten([x if v else w for v, w, x in pairs])
+                params = structure.unflatten([x if v else w for v, w, x in pairs])
             with jax.numpy_dtype_promotion("standard"):  # optimizers need not be strict
-                steps, after = self.inner.update(gradients, state, seen, **extra)
+                steps, after = self.inner.update(gradients, state, params, **extra)
             return structure.flatten_up_to(steps), after
 
         if weights is None:

@@ -2,47 +2,84 @@
 
 from __future__ import annotations
 
+import dataclasses
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
-from typing import Any, Literal, NamedTuple, get_args
+from typing import Literal, TypeAlias, get_args
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
-from jax import Array, lax
+from jax import Array
+from jax.stages import Lowered, Wrapped
 
+from springroll.deprecation import renamed_keywords
 from springroll.errors import InputError
 from springroll.subspace import gradients, moments, refresh, schedule
 from springroll.subspace.basis import Moments
+from springroll.subspace.gradients import Run
 from springroll.subspace.leaves import Layout
+from springroll.subspace.matrix_view import Select
 from springroll.subspace.schedule import Schedule
-from springroll.subspace.streams import Select, streams_of
+from springroll.subspace.streams import streams_of
 from springroll.thin.discovery import discover
+from springroll.thin.factored_array import Factored
 from springroll.thin.roles import WeightRoles
 from springroll.thin.transform import factored
+from springroll.trees import PyTree, squared_norm, tree_dataclass
 
 Refresh = Literal["power", "random"]
-Program = Literal["step", "probe", "turn"]
+Program = Literal["step", "probe", "refresh"]
+Metrics: TypeAlias = dict[str, PyTree]
+# (trainable tree, optimizer state, skipped steps): what the hot step writes, in place.
+Moving: TypeAlias = tuple[PyTree, PyTree, Array]
 
 
-class State(NamedTuple):
-    """All there is, as arrays: what a checkpoint holds."""
+@tree_dataclass(static=["layout"], saved_as={"base": "params"})
+@dataclass(frozen=True)
+class State:
+    """The state of a `Trainer`, as arrays: what a checkpoint holds.
 
-    params: Any  # weights as of their last merge, everything else as it is now
-    projectors: dict[str, Array]  # stream -> P (stacked, inputs, rank) float32, orthonormal columns
-    low: dict[str, Array]  # path -> Sᵀ (stacked, outputs, rank) float32
-    opt: Any  # the inner optimizer's state over the trainable tree
-    skipped: Array  # () int32 steps without an update because the loss was not finite
+    base: W, the weights as of their last refresh, and all other parameters as they are now.
+    projectors: stream -> P (stacked, inputs, rank) float32, orthonormal columns.
+    low: path -> Sᵀ (stacked, outputs, rank) float32.
+    opt: the inner optimizer's state over the trainable tree.
+    skipped: () int32, steps without an update because the loss was not finite.
+    schedule: when each layer is refreshed; on the host.
+    layout: which parameter is what; no array.
+    """
+
+    base: PyTree
+    projectors: dict[str, Array]
+    low: dict[str, Array]
+    opt: PyTree
+    skipped: Array
     schedule: Schedule
+    layout: Layout
+
+    @property
+    def params(self) -> PyTree:
+        """The model: W + P S and all other parameters, dense, in the types of the parameters.
+
+        Short types are rounded to nearest. Computed whenever it is asked for, which costs a copy
+        of the weights; `weights` costs none.
+        """
+        local = lambda leaf: leaf if isinstance(leaf, jax.Array) else np.asarray(leaf)
+        return _dense(dataclasses.replace(self, base=jax.tree.map(local, self.base)).weights)
+
+    @property
+    def weights(self) -> PyTree:
+        """The model with `Factored` leaves, for `sr.factored(fn)`: exact, and no copy."""
+        return self.layout.weights(self.base, self.projectors, self.low)
 
 
 @dataclass(frozen=True)
 class Options:
     """How subspaces change; see `lowgrad`."""
 
-    period: int
+    refresh_interval: int
     turns: int
     refresh: Refresh
     moments: Moments
@@ -63,22 +100,26 @@ class Trainer:
     layout: Layout
     options: Options
     optimizer: optax.GradientTransformation
-    run: Callable[..., Any] = field(repr=False)
-    example: tuple[Any, ...] | None = field(repr=False, default=None)
-    compiled: dict[str, Any] = field(repr=False, default_factory=dict)
+    run: Run = field(repr=False)
+    example: tuple[PyTree, ...] | None = field(repr=False, default=None)
+    compiled: dict[str, Wrapped] = field(repr=False, default_factory=dict)
 
-    def init(self, params: Any) -> State:
+    def init(self, params: PyTree) -> State:
         """The state of step 0. `params` are used up; projectors are random until `update`."""
         self.layout.check(params)
         params = jax.tree.map(jnp.asarray, params)
         low = self.layout.zeros()
         opt = self.optimizer.init(self.layout.trainable(params, low))
         moments.check(opt, self.layout.thin, low, self.options.moments)
-        projectors = refresh.random_bases(self.layout, self.key(0))
-        began = schedule.start(self.layout.streams, self.options.period)
-        return State(params, projectors, low, opt, jnp.zeros((), jnp.int32), began)
+        return self.begin(params, low, opt)
 
-    def update(self, state: State, *batch: Any) -> tuple[State, dict[str, Any]]:
+    def begin(self, base: PyTree, low: dict[str, Array], opt: PyTree) -> State:
+        """The state of step 0 with these parts."""
+        projectors = refresh.random_bases(self.layout, self.key(0))
+        timing = schedule.start(self.layout.streams, self.options.refresh_interval)
+        return State(base, projectors, low, opt, jnp.zeros((), jnp.int32), timing, self.layout)
+
+    def update(self, state: State, *batch: PyTree) -> tuple[State, Metrics]:
         """One training step, with a refresh of the layers whose turn it is."""
         return self.refresh(state, *batch) if self.due(state) else self.step(state, *batch)
 
@@ -86,30 +127,32 @@ class Trainer:
         """Whether any layer's subspace is to be refreshed at this step. Decided on the host."""
         return any(layers.any() for layers in schedule.due(state.schedule).values())
 
-    def step(self, state: State, *batch: Any) -> tuple[State, dict[str, Any]]:
+    def step(self, state: State, *batch: PyTree) -> tuple[State, Metrics]:
         """One step of the inner optimizer on S and the other leaves, bases as they are."""
         self._check_batch(batch)
-        moving, still = self._apart(state)
-        moving, metrics = self._jit("step")(moving, still, state.projectors, batch)
-        return self._together(state, moving, still), metrics
+        moving, frozen = self._apart(state)
+        moving, metrics = self._jit("step")(moving, frozen, state.projectors, batch)
+        return self._together(state, moving, frozen), metrics
 
     def refresh(
-        self, state: State, *batch: Any, everything: bool = False
-    ) -> tuple[State, dict[str, Any]]:
+        self, state: State, *batch: PyTree, everything: bool = False
+    ) -> tuple[State, Metrics]:
         """A step on this batch, then new subspaces from it for the layers that are due, or all."""
         self._check_batch(batch)
-        chosen = schedule.due(state.schedule)
+        now = state.schedule
+        chosen = schedule.due(now)
         if everything:
             chosen = {name: np.ones_like(layers) for name, layers in chosen.items()}
-        now = state.schedule
-        moving, still = self._apart(state)
+        moving, frozen = self._apart(state)
         name = "step" if self.options.refresh == "random" else "probe"
-        moving, metrics, *found = self._jit(name)(moving, still, state.projectors, batch)
-        state = self._together(state, moving, still)
-        directions = found[0] if found else refresh.random_bases(self.layout, self.key(1, now.step))
+        moving, metrics, *probed = self._jit(name)(moving, frozen, state.projectors, batch)
+        state = self._together(state, moving, frozen)
+        directions = (
+            probed[0] if probed else refresh.random_bases(self.layout, self.key(1, now.step))
+        )
         layers, counts = listed(chosen)
-        turned, overlap = self._jit("turn")(
-            state._replace(schedule=None), directions, layers, counts, self.key(2, now.step)
+        state, overlap = self._jit("refresh")(
+            _untimed(state), directions, layers, counts, self.key(2, now.step)
         )
         timing = schedule.refreshed(
             now,
@@ -119,46 +162,44 @@ class Trainer:
             overlap if self.options.widen is not None else None,
             self.options.widen,
         )
-        state = turned._replace(schedule=schedule.advanced(timing))
+        state = dataclasses.replace(state, schedule=schedule.advanced(timing))
         return state, {**metrics, "overlap": overlap}
 
-    def apply(self, state: State, loss: Array, grads: Any) -> tuple[State, dict[str, Any]]:
+    def apply(self, state: State, loss: Array, grads: PyTree) -> tuple[State, Metrics]:
         """`step` with a gradient of the trainable tree (`layout.trainable`) from elsewhere."""
-        moving, still = self._apart(state)
+        moving, frozen = self._apart(state)
         moving, metrics = self._jit("apply")(moving, loss, grads)
-        return self._together(state, moving, still), metrics
+        return self._together(state, moving, frozen), metrics
 
     def merge(self, state: State) -> State:
         """All of P S written into the weights, S = 0, same bases and moments."""
         layers, counts = listed({s.name: np.ones(s.depth, bool) for s in self.layout.streams})
         key = self.key(3, state.schedule.step)
-        merged, _ = self._jit("turn")(state._replace(schedule=None), None, layers, counts, key)
-        return merged._replace(schedule=state.schedule)
+        merged, _ = self._jit("refresh")(_untimed(state), None, layers, counts, key)
+        return dataclasses.replace(merged, schedule=state.schedule)
 
-    def params(self, state: State) -> Any:
-        """The weights that the state stands for, dense, in the types of the parameters.
+    def params(self, state: State) -> PyTree:
+        """The model that the state stands for, dense: `state.params`."""
+        return state.params
 
-        short types are rounded to nearest; the state is not used up. Costs a copy of the weights.
-        """
-        return self._jit("dense")(self.weights(state))
+    def weights(self, state: State) -> PyTree:
+        """The model with `Factored` leaves: `state.weights`."""
+        return state.weights
 
-    def weights(self, state: State) -> Any:
-        """The parameters with `Factored` leaves, for `sr.factored(fn)`: exact, and no copy."""
-        return self.layout.weights(state.params, state.projectors, state.low)
-
-    def lower(self, name: Program, state: State, *batch: Any) -> Any:
+    def lower(self, name: Program, state: State, *batch: PyTree) -> Lowered:
         """The lowered program of the hot step, or of the two halves of a refresh.
 
         Its memory: `.compile().memory_analysis()`. State and batch may be ShapeDtypeStructs.
         """
-        if name == "turn":
+        if name == "refresh":
             depths = {s.name: np.zeros(s.depth, bool) for s in self.layout.streams}
-            now = state._replace(schedule=None)
-            return self._jit(name).lower(now, state.projectors, *listed(depths), self.key(0))
-        moving, still = self._apart(state)
-        return self._jit(name).lower(moving, still, state.projectors, batch)
+            return self._jit(name).lower(
+                _untimed(state), state.projectors, *listed(depths), self.key(0)
+            )
+        moving, frozen = self._apart(state)
+        return self._jit(name).lower(moving, frozen, state.projectors, batch)
 
-    def _check_batch(self, batch: tuple[Any, ...]) -> None:
+    def _check_batch(self, batch: tuple[PyTree, ...]) -> None:
         """Raise InputError unless the batch looks like the example, sizes aside."""
         if self.example is None:
             return
@@ -169,48 +210,51 @@ class Trainer:
                 f"the batch has (axes, type) {given}; the example batch had {expected}."
             )
 
-    def key(self, *counters: Any) -> Array:
-        """Of a random draw: 0 first bases, 1 new bases and 2, 3 rounding at a step."""
+    def key(self, *counters: int | Array | np.ndarray) -> Array:
+        """The key of a random draw: 0 first bases, 1 new bases and 2, 3 rounding at a step."""
         key = jax.random.key(self.options.seed)
         for counter in counters:
             key = jax.random.fold_in(key, int(counter))
         return key
 
-    def _apart(self, state: State) -> tuple[Any, Any]:
-        trainable = self.layout.trainable(state.params, state.low)
-        return (trainable, state.opt, state.skipped), self.layout.still(state.params)
+    def _apart(self, state: State) -> tuple[Moving, PyTree]:
+        trainable = self.layout.trainable(state.base, state.low)
+        return (trainable, state.opt, state.skipped), self.layout.frozen(state.base)
 
-    def _together(self, state: State, moving: Any, still: Any) -> State:
+    def _together(self, state: State, moving: Moving, frozen: PyTree) -> State:
         trainable, opt, skipped = moving
-        params, low = self.layout.params(trainable, still), self.layout.low(trainable)
+        base, low = self.layout.base(trainable, frozen), self.layout.low(trainable)
         timing = schedule.advanced(state.schedule)
-        return State(params, state.projectors, low, opt, skipped, timing)
+        return State(base, state.projectors, low, opt, skipped, timing, self.layout)
 
-    def _jit(self, name: str) -> Any:
+    def _jit(self, name: str) -> Wrapped:
         if name not in self.compiled:
-            make = {
-                "step": lambda: jax.jit(self._step, donate_argnums=0),
-                "probe": lambda: jax.jit(self._probe, donate_argnums=0),
-                "apply": lambda: jax.jit(self._applied, donate_argnums=0),
-                "turn": lambda: jax.jit(self._turn, donate_argnums=0),
-                "dense": lambda: jax.jit(_dense),
-            }
-            self.compiled[name] = make[name]()
+            program = {
+                "step": self._step,
+                "probe": self._probe,
+                "apply": self._apply,
+                "refresh": self._refresh,
+            }[name]
+            self.compiled[name] = jax.jit(program, donate_argnums=0)
         return self.compiled[name]
 
-    def _step(self, moving: Any, still: Any, projectors: Any, batch: Any) -> Any:
-        found = self._gradients(moving, still, projectors, batch)
-        return self._updated(moving, *found)
+    def _step(
+        self, moving: Moving, frozen: PyTree, projectors: Mapping[str, Array], batch: PyTree
+    ) -> tuple[Moving, Metrics]:
+        loss, aux, grads = self._gradients(moving, frozen, projectors, batch)
+        return self._updated(moving, loss, aux, grads)
 
-    def _probe(self, moving: Any, still: Any, projectors: Any, batch: Any) -> Any:
+    def _probe(
+        self, moving: Moving, frozen: PyTree, projectors: Mapping[str, Array], batch: PyTree
+    ) -> tuple[Moving, Metrics, dict[str, Array]]:
         """`_step`, and where the subspaces should go: Z per stream."""
-        loss, aux, grads = self._gradients(moving, still, projectors, batch)
+        loss, aux, grads = self._gradients(moving, frozen, projectors, batch)
         layout = self.layout
         directions = gradients.power(
             self.run,
             layout,
             self.options.accumulate,
-            layout.params(moving[0], still),
+            layout.base(moving[0], frozen),
             projectors,
             layout.low(moving[0]),
             layout.low(grads),
@@ -218,39 +262,43 @@ class Trainer:
         )
         return *self._updated(moving, loss, aux, grads), directions
 
-    def _gradients(self, moving: Any, still: Any, projectors: Any, batch: Any) -> Any:
+    def _gradients(
+        self, moving: Moving, frozen: PyTree, projectors: Mapping[str, Array], batch: PyTree
+    ) -> tuple[Array, PyTree, PyTree]:
         return gradients.gradients(
-            self.run, self.layout, self.options.accumulate, moving[0], still, projectors, batch
+            self.run, self.layout, self.options.accumulate, moving[0], frozen, projectors, batch
         )
 
-    def _applied(self, moving: Any, loss: Array, grads: Any) -> tuple[Any, Any]:
+    def _apply(self, moving: Moving, loss: Array, grads: PyTree) -> tuple[Moving, Metrics]:
         grads = jax.tree.map(lambda g, leaf: g.astype(leaf.dtype), grads, moving[0])
         return self._updated(moving, loss, None, grads)
 
-    def _updated(self, moving: Any, loss: Array, aux: Any, grads: Any) -> tuple[Any, Any]:
+    def _updated(
+        self, moving: Moving, loss: Array, aux: PyTree, grads: PyTree
+    ) -> tuple[Moving, Metrics]:
         """The inner optimizer's step, unless loss or gradient is not finite.
 
         A branch, not a select: a select would keep old and new moments alive side by side.
         """
         trainable, opt, skipped = moving
-        norm = _norm(grads)
+        norm = jnp.sqrt(squared_norm(grads))
         finite = jnp.isfinite(loss) & jnp.isfinite(norm)
 
-        def take(trainable: Any, opt: Any, grads: Any) -> tuple[Any, Any]:
+        def take(trainable: PyTree, opt: PyTree, grads: PyTree) -> tuple[PyTree, PyTree]:
             with jax.numpy_dtype_promotion("standard"):  # optimizers need not be strict
                 updates, opt = self.optimizer.update(grads, opt, trainable)
             return optax.apply_updates(trainable, self._scaled(updates)), opt
 
         skip = lambda trainable, opt, grads: (trainable, opt)
-        trainable, opt = lax.cond(finite, take, skip, trainable, opt, grads)
+        trainable, opt = jax.lax.cond(finite, take, skip, trainable, opt, grads)
         skipped = skipped + jnp.where(finite, 0, 1).astype(jnp.int32)
         metrics = {"loss": loss, "grad_norm": norm, "skipped": skipped, "aux": aux}
         return (trainable, opt, skipped), metrics
 
-    def _scaled(self, updates: Any) -> Any:
+    def _scaled(self, updates: PyTree) -> PyTree:
         thin, scale = self.layout.thin, self.options.scale
 
-        def one(path: str, update: Any) -> Any:
+        def one(path: str, update: Array) -> Array:
             if path not in thin:
                 return update
             by = math.sqrt(thin[path].inputs / self.layout.rank) if scale is None else scale
@@ -258,13 +306,20 @@ class Trainer:
 
         return self.layout.map(one, updates)
 
-    def _turn(self, state: State, directions: Any, layers: Any, counts: Any, key: Array) -> Any:
+    def _refresh(
+        self,
+        state: State,
+        directions: Mapping[str, Array] | None,
+        layers: Mapping[str, Array],
+        counts: Mapping[str, Array],
+        key: Array,
+    ) -> tuple[State, dict[str, Array]]:
         if directions is not None:  # of a batch whose loss was not finite, nothing is learned
             healthy = [jnp.all(jnp.isfinite(z)) for z in directions.values()]
             counts = jax.tree.map(lambda n: jnp.where(jnp.stack(healthy).all(), n, 0), counts)
-        params, projectors, low, opt, overlap = refresh.turned(
+        base, projectors, low, opt, overlap = refresh.refreshed(
             self.layout,
-            state.params,
+            state.base,
             state.projectors,
             state.low,
             state.opt,
@@ -274,19 +329,26 @@ class Trainer:
             key,
             self.options.moments,
         )
-        return State(params, projectors, low, opt, state.skipped, state.schedule), overlap
+        state = dataclasses.replace(state, base=base, projectors=projectors, low=low, opt=opt)
+        return state, overlap
 
 
+def _untimed(state: State) -> State:
+    """The state without its schedule, which stays on the host."""
+    return dataclasses.replace(state, schedule=None)
+
+
+@renamed_keywords(period="refresh_interval")
 def lowgrad(
-    loss: Callable[..., Any],
-    params: Any,
+    loss: Callable[..., Array | tuple[Array, PyTree]],
+    params: PyTree,
     optimizer: optax.GradientTransformation,
-    *example: Any,
+    *example: PyTree,
     rank: int = 128,
     plan: WeightRoles | None = None,
-    select: Select | None = None,
+    select: Select = None,
     own_experts: bool = False,
-    period: int = 200,
+    refresh_interval: int = 200,
     turns: int = 4,
     refresh: Refresh = "power",
     moments: Moments = "rotate",
@@ -304,10 +366,10 @@ def lowgrad(
     is sent between devices and a part of the FLOPs shrink by rank / inputs. `loss` is any JAX
     function; which axes are inputs is read from the program (`sr.discover`).
 
-    Every `period` steps a layer gets a new subspace: P S is added to W, P becomes the orthonormal
-    basis of G Gᵀ P (one power step, computed in a second backward pass) and S = 0. Layers take
-    `turns`. Until then W stands still, so bfloat16 and int8 weights, rounded at random, change once
-    per period.
+    Every `refresh_interval` steps a layer gets a new subspace: P S is added to W, P becomes the
+    orthonormal basis of G Gᵀ P (one power step, computed in a second backward pass) and S = 0.
+    Layers take `turns`. Until then W stands still, so bfloat16 and int8 weights, rounded at random,
+    change once per interval.
 
     >>> import jax, jax.numpy as jnp, optax
     >>> loss = lambda params, x, y: jnp.mean((jnp.tanh(x @ params["w1"]) @ params["w2"] - y) ** 2)
@@ -329,15 +391,16 @@ def lowgrad(
         *example: a batch, or its shapes; not needed with `plan`.
         rank: columns of P. A quarter of the model's width keeps the quality of full gradients.
         plan: what `sr.discover(loss, params, *batch)` returned.
-        select: path -> bool, the weights in subspaces. By default every weight that is only used
+        select: the weights in subspaces: a pattern on their paths ("layers/*_proj") or several, or
+            a function path -> bool. By default every weight that is only used
             in products and is larger than `rank` on both sides, so also an untied output head;
             published recipes leave that out.
         own_experts: experts get projectors of their own also where they meet one common activation.
-        period: steps between two refreshes of a layer.
-        turns: parts of a period in which layers are refreshed; 1 refreshes all in the same step.
+        refresh_interval: steps between two refreshes of a layer.
+        turns: parts of the interval in which layers are refreshed; 1 refreshes all in one step.
         refresh: "power", or "random": new random bases, without the second backward pass.
         moments: what becomes of the optimizer's averages, see `subspace.rotate_moment`.
-        widen: double a layer's period whenever the new subspace overlaps the old one by at least
+        widen: double a layer's interval whenever the new subspace overlaps the old one by at least
             this much (‖P_newᵀ P_old‖²/rank; 0.5 is a high value); None: never.
         scale: factor on the updates of S; None is sqrt(inputs / rank), with which Adam moves W as
             far per entry as with full gradients, so that learning rates carry over.
@@ -353,7 +416,7 @@ def lowgrad(
     Source: gradients in a subspace are from GaLore (arXiv 2403.03507), the power step from PowerSGD
     (1905.13727), turning the moments from LDAdam (2410.16103).
     """
-    options = Options(period, turns, refresh, moments, widen, scale, accumulate, seed)
+    options = Options(refresh_interval, turns, refresh, moments, widen, scale, accumulate, seed)
     _check(options)
     if plan is None:
         if not example:
@@ -365,13 +428,12 @@ def lowgrad(
     layout = Layout.of(params, streams_of(plan, rank, select, own_experts), rank)
     thin_loss = factored(loss, densify_limit=0)
 
-    def run(weights: Any, *batch: Any) -> tuple[Array, Any]:
+    def run(weights: PyTree, *batch: PyTree) -> tuple[Array, PyTree]:
         out = thin_loss(weights, *batch)
         return out if has_aux else (out, None)
 
     shape = lambda a: jax.ShapeDtypeStruct(jnp.shape(a), jnp.result_type(a))
-    seen = jax.tree.map(shape, example) or None
-    return Trainer(plan, layout, options, optimizer, run, seen)
+    return Trainer(plan, layout, options, optimizer, run, jax.tree.map(shape, example) or None)
 
 
 def _check(options: Options) -> None:
@@ -379,22 +441,18 @@ def _check(options: Options) -> None:
         given = getattr(options, name)
         if given not in get_args(kind):
             raise InputError(f"{name}={given!r} is unknown; expected one of {get_args(kind)}.")
-    for name in ("period", "turns", "accumulate"):
+    for name in ("refresh_interval", "turns", "accumulate"):
         if getattr(options, name) < 1:
             raise InputError(f"{name} is {getattr(options, name)}; expected at least 1.")
 
 
-def _norm(tree: Any) -> Array:
-    square = lambda a: jnp.sum(jnp.square(a.astype(jnp.float32)))
-    return jnp.sqrt(sum((square(leaf) for leaf in jax.tree.leaves(tree)), jnp.float32(0)))
-
-
-def _dense(weights: Any) -> Any:
-    is_thin = lambda leaf: hasattr(leaf, "dense")
+@jax.jit
+def _dense(weights: PyTree) -> PyTree:
+    is_thin = lambda leaf: isinstance(leaf, Factored)
     return jax.tree.map(lambda w: w.dense() if is_thin(w) else w, weights, is_leaf=is_thin)
 
 
-def listed(chosen: dict[str, np.ndarray]) -> tuple[dict[str, Any], dict[str, Any]]:
+def listed(chosen: dict[str, np.ndarray]) -> tuple[dict[str, np.ndarray], dict[str, np.int32]]:
     """stream -> indices of the chosen layers first (depth,), and how many they are."""
     layers = {n: np.argsort(~c, kind="stable").astype(np.int32) for n, c in chosen.items()}
     return layers, {n: np.int32(c.sum()) for n, c in chosen.items()}

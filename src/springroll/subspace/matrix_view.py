@@ -6,18 +6,19 @@ import fnmatch
 import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, Literal, get_args
+from typing import Literal, get_args
 
-import jax
 import jax.numpy as jnp
 from jax import Array
 
 from springroll.errors import InputError, nearest, suggestion
 from springroll.thin.roles import WeightRole
+from springroll.trees import PyTree, named_leaves
 
 Side = Literal["in", "out", "std", "reverse_std", "left", "right", "full"]
 Rows = Literal["in", "out"]
 Select = Callable[[str], bool] | str | Sequence[str] | None
+"""Which parameters, by path: a function, a pattern ("layers/*_proj"), several, or the default."""
 
 
 @dataclass(frozen=True)
@@ -70,7 +71,7 @@ class MatrixView:
 
 
 def matrix_views(
-    params: Any,
+    params: PyTree,
     rank: int,
     *,
     select: Select = None,
@@ -85,14 +86,10 @@ def matrix_views(
     Raises InputError for a rank above min(m, n), for a selected vector, for a pattern that matches
     nothing and for a plan of other parameters.
     """
-    leaves = [
-        (path_of(path), tuple(jnp.shape(leaf)))
-        for path, leaf in jax.tree_util.tree_leaves_with_path(params)
-    ]
-    paths = [path for path, _ in leaves]
-    wanted = _selector(select, paths)
+    shapes = {path: tuple(jnp.shape(leaf)) for path, leaf in named_leaves(params).items()}
+    wanted = selector(select, list(shapes))
     views: list[MatrixView | None] = []
-    for path, shape in leaves:
+    for path, shape in shapes.items():
         roles = _roles(path, shape, plan, "mn" if rows == "in" else "nm")
         if not (wanted(path) if wanted else roles):
             views.append(None)
@@ -114,11 +111,7 @@ def matrix_views(
     return views
 
 
-def path_of(path: Any) -> str:
-    return jax.tree_util.keystr(path, simple=True, separator="/")
-
-
-def one_of(value: Any, known: Any, name: str) -> None:
+def one_of(value: str, known: object, name: str) -> None:
     """Raise InputError unless `value` is among the values of the Literal `known`."""
     names = get_args(known)
     if value not in names:
@@ -126,7 +119,12 @@ def one_of(value: Any, known: Any, name: str) -> None:
         raise InputError(f"{name} is {value!r}; expected one of {', '.join(names)}{hint}")
 
 
-def _selector(select: Select, paths: Sequence[str]) -> Callable[[str], bool] | None:
+def selector(select: Select, paths: Sequence[str]) -> Callable[[str], bool] | None:
+    """path -> whether it is selected; None for the default.
+
+    Raises:
+        InputError: a pattern that matches none of `paths`.
+    """
     if select is None or callable(select):
         return select
     patterns = [select] if isinstance(select, str) else list(select)

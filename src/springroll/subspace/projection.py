@@ -5,11 +5,12 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any, Literal, TypedDict
+from typing import Literal, TypedDict
 
 import jax
 import jax.numpy as jnp
 from jax import Array
+from jax.typing import DTypeLike
 
 from springroll.errors import InputError
 from springroll.noise import counter
@@ -18,6 +19,7 @@ from springroll.subspace.basis import Moments
 from springroll.subspace.matrix_view import MatrixView, Rows, Select, Side, matrix_views, one_of
 from springroll.subspace.projector import Projector
 from springroll.thin.roles import WeightRole
+from springroll.trees import PyTree
 
 Refresh = Literal["power", "svd", "random"]
 
@@ -25,7 +27,7 @@ Refresh = Literal["power", "svd", "random"]
 class ProjectionOptions(TypedDict, total=False):
     """Keywords that `galore`, `apollo` and `fira` share.
 
-    update_gap: steps from one refresh of a projector to the next (200).
+    refresh_interval: steps from one refresh of a projector to the next (200).
     side: which side of a matrix gets short: its inputs "in", its outputs "out", the smaller of them
         "std" (inputs if equal), the larger "reverse_std", what is first or second in the layout
         "left" or "right", or both "full".
@@ -33,8 +35,8 @@ class ProjectionOptions(TypedDict, total=False):
         leading singular vectors of the present gradient; "random": nothing.
     moments: what a new basis does to the moments, "rotate", "fill", "keep" or "reset"; see
         `subspace.rotate_moment`.
-    stagger: refresh the matrices in turns over the gap (after the first step) instead of all on
-        one step.
+    stagger: refresh the matrices in turns over the interval (after the first step) instead of all
+        on one step.
     rows: without a plan, whether the rows of a matrix are its inputs, "in", as in Flax, or its
         outputs, "out", as in PyTorch and in `springroll.models`. Leading axes are a stack of
         matrices, with a projector each.
@@ -45,7 +47,7 @@ class ProjectionOptions(TypedDict, total=False):
     seed: of random bases.
     """
 
-    update_gap: int
+    refresh_interval: int
     side: Side
     refresh: Refresh
     moments: Moments
@@ -53,7 +55,7 @@ class ProjectionOptions(TypedDict, total=False):
     rows: Rows
     plan: Mapping[str, WeightRole] | None
     select: Select
-    basis_dtype: Any
+    basis_dtype: DTypeLike
     seed: int
 
 
@@ -61,11 +63,11 @@ class ProjectionOptions(TypedDict, total=False):
 class Projection:
     """`ProjectionOptions`, all decided.
 
-    Raises InputError for a rank or gap below one and for names that do not exist.
+    Raises InputError for a rank or interval below one and for names that do not exist.
     """
 
     rank: int
-    update_gap: int = 200
+    refresh_interval: int = 200
     side: Side = "in"
     refresh: Refresh = "power"
     moments: Moments = "rotate"
@@ -73,12 +75,12 @@ class Projection:
     rows: Rows = "in"
     plan: Mapping[str, WeightRole] | None = None
     select: Select = None
-    basis_dtype: Any = jnp.float32
+    basis_dtype: DTypeLike = jnp.float32
     seed: int = 0
-    stored: bool = True  # else drawn anew, the same for `update_gap` steps, whenever it is needed
+    stored: bool = True  # else drawn anew whenever it is needed, the same for the interval
 
     def __post_init__(self) -> None:
-        for name, value in (("rank", self.rank), ("update_gap", self.update_gap)):
+        for name, value in (("rank", self.rank), ("refresh_interval", self.refresh_interval)):
             if value < 1:
                 raise InputError(f"{name} is {value}; expected an integer of at least 1")
         one_of(self.side, Side, "side")
@@ -90,11 +92,11 @@ class Projection:
     def of(cls, rank: int, *options: ProjectionOptions) -> Projection:
         """From options of which later ones win."""
         merged: ProjectionOptions = {}
-        for each in options:
-            merged.update(each)
+        for later in options:
+            merged.update(later)
         return cls(rank, **merged)
 
-    def views(self, params: Any) -> list[MatrixView | None]:
+    def views(self, params: PyTree) -> list[MatrixView | None]:
         """A view per leaf, None for those that are not projected."""
         return matrix_views(params, self.rank, select=self.select, plan=self.plan, rows=self.rows)
 
@@ -122,7 +124,7 @@ class Projection:
         """
         matrices = math.prod(view.stack)
         numbers = layer * matrices + jnp.arange(matrices)
-        normal = self.gaussian(view, step // self.update_gap, numbers)
+        normal = self.gaussian(view, step // self.refresh_interval, numbers)
         shorter = self.rank**-0.5
         return jax.tree.map(lambda x: x.reshape(*view.stack, *x.shape[1:]) * shorter, normal)
 

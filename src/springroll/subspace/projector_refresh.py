@@ -8,14 +8,14 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
 from jax import Array, lax
 
 from springroll.subspace.basis import Order, orthonormal, power_step, svd_basis
-from springroll.subspace.inner_state import decode, encode
+from springroll.subspace.inner_state import Leaf, decode, encode
 from springroll.subspace.matrix_view import MatrixView
 from springroll.subspace.projection import Projection
 from springroll.subspace.projector import Projector, carry_over
@@ -35,20 +35,20 @@ def turn(
 ) -> Turn:
     """Whose turn it is at `step`: on the first step everybody's.
 
-    Afterwards each matrix is due every `update_gap` steps. With `stagger`, matrix j of a stack,
-    counted from `layer` times the stack's size, is due j steps after matrix 0, and the `views`
-    projected parameters are spread evenly over the gap.
+    Afterwards each matrix is due every `refresh_interval` steps. With `stagger`, matrix j of a
+    stack, counted from `layer` times the stack's size, is due j steps after matrix 0, and the
+    `views` projected parameters are spread evenly over the interval.
     """
-    gap, matrices = projection.update_gap, math.prod(view.stack)
+    interval, matrices = projection.refresh_interval, math.prod(view.stack)
     zero, base = jnp.zeros((), jnp.int32), layer * matrices
     if not projection.stagger:
-        return Turn(zero, zero + 1, jnp.where(step % gap == 0, matrices, 0), base)
-    first = jnp.mod(step - view.number * gap // views - base, gap).astype(jnp.int32)
-    several = jnp.maximum((matrices - first + gap - 1) // gap, 0)
+        return Turn(zero, zero + 1, jnp.where(step % interval == 0, matrices, 0), base)
+    first = jnp.mod(step - view.number * interval // views - base, interval).astype(jnp.int32)
+    several = jnp.maximum((matrices - first + interval - 1) // interval, 0)
     start = step == 0
     return Turn(
         jnp.where(start, 0, first),
-        jnp.where(start, 1, gap),
+        jnp.where(start, 1, interval),
         jnp.where(start, matrices, several),
         base,
     )
@@ -61,18 +61,18 @@ def renewed(
     step: Array,
     gradient: Array,
     projector: Projector,
-    kept: Sequence[tuple[Any, Order]],
-) -> tuple[Projector, list[Any]]:
+    moments: Sequence[tuple[Leaf, Order]],
+) -> tuple[Projector, list[Leaf]]:
     """The projector and the moments after the refresh of the matrices that are due.
 
-    `gradient` is (*stack, m, n), `kept` the moments of its low-rank gradient (coded or not) with
+    `gradient` is (*stack, m, n), `moments` those of its low-rank gradient (coded or not) with
     their orders.
     """
-    orders: list[Order] = [order for _, order in kept]
+    orders: list[Order] = [order for _, order in moments]
 
-    def renew(projector: Projector, leaves: list[Any]) -> tuple[Projector, list[Any]]:
+    def renew(projector: Projector, leaves: list[Leaf]) -> tuple[Projector, list[Leaf]]:
         def one(k: Array, carry: tuple[Projector, list[Array]]) -> tuple[Projector, list[Array]]:
-            projector, moments = carry
+            projector, arrays = carry
             j = due.first + k * due.stride
             at = jnp.unravel_index(j, view.stack) if view.stack else ()
             old = jax.tree.map(lambda x: x[at], projector)
@@ -81,17 +81,17 @@ def renewed(
                 new = jax.tree.map(lambda x, y: orthonormal(x[0]).astype(y.dtype), normal, old)
             else:
                 new = next_projector(projection, gradient[at], old)
-            moments = [
+            arrays = [
                 x.at[at].set(carry_over(new, old, x[at], order, projection.moments))
-                for x, order in zip(moments, orders, strict=True)
+                for x, order in zip(arrays, orders, strict=True)
             ]
-            return jax.tree.map(lambda x, y: x.at[at].set(y), projector, new), moments
+            return jax.tree.map(lambda x, y: x.at[at].set(y), projector, new), arrays
 
-        moments = [decode(leaf) for leaf in leaves]
-        projector, moments = lax.fori_loop(0, due.several, one, (projector, moments))
-        return projector, [encode(x, y) for x, y in zip(leaves, moments, strict=True)]
+        arrays = [decode(leaf) for leaf in leaves]
+        projector, arrays = lax.fori_loop(0, due.several, one, (projector, arrays))
+        return projector, [encode(x, y) for x, y in zip(leaves, arrays, strict=True)]
 
-    leaves = [leaf for leaf, _ in kept]
+    leaves = [leaf for leaf, _ in moments]
     return lax.cond(due.several > 0, renew, lambda *same: same, projector, leaves)
 
 

@@ -3,7 +3,7 @@
 W <- W + P S, the one moment at which a weight changes.
 
 float32 is exact (one rounding of the sum). bfloat16 and int8 are rounded at random, so that what
-one period moved survives on average, however little it is.
+one interval moved survives on average, however little it is.
 """
 
 from __future__ import annotations
@@ -11,7 +11,6 @@ from __future__ import annotations
 import functools
 import zlib
 from collections.abc import Mapping
-from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -21,10 +20,11 @@ from springroll.errors import InputError
 from springroll.quant.stochastic_rounding import round_stochastically
 from springroll.subspace import moments
 from springroll.subspace.basis import Moments, change_of_basis, orthonormal, random_basis
-from springroll.subspace.each_layer import each_layer, layer_of
 from springroll.subspace.leaves import Layout
+from springroll.subspace.moments import layer_of, update_layers
 from springroll.subspace.streams import Stream, place
 from springroll.thin.factored_array import Factored
+from springroll.trees import PyTree
 
 
 def merged(weight: Factored, key: Array) -> Array:
@@ -58,66 +58,68 @@ def _drawn(key: Array, stream: Stream, rank: int) -> Array:
 _bases = jax.jit(random_basis, static_argnums=1)  # one program per shape, not per trainer
 
 
-def turned(
+def refreshed(
     layout: Layout,
-    params: Any,
+    base: PyTree,
     projectors: Mapping[str, Array],
     low: Mapping[str, Array],
-    opt: Any,
+    opt: PyTree,
     directions: Mapping[str, Array] | None,
     layers: Mapping[str, Array],
     counts: Mapping[str, Array],
     key: Array,
     how: Moments,
-) -> tuple[Any, dict[str, Array], dict[str, Array], Any, dict[str, Array]]:
-    """(params, projectors, low, opt, overlap) after the chosen layers got new bases.
+) -> tuple[PyTree, dict[str, Array], dict[str, Array], PyTree, dict[str, Array]]:
+    """(base, projectors, low, opt, overlap) after the chosen layers got new bases.
 
     For every stream, the first counts[name] of layers[name] (indices along the stack) are merged
     into their weights and get the basis orthonormal(directions); without directions they keep
     theirs. `overlap` (depth,) says how much of the old subspace the new one kept, 1 for layers
     that were not chosen.
     """
-    flat = dict(zip(layout.paths, layout.tree.flatten_up_to(params), strict=True))
+    flat = dict(zip(layout.paths, layout.tree.flatten_up_to(base), strict=True))
     new, change, overlap, low = {}, {}, {}, dict(low)
     for stream in layout.streams:
         name = stream.name
         depth, bases, _ = stream.bases
         same = jnp.broadcast_to(jnp.eye(layout.rank), (depth, bases, layout.rank, layout.rank))
-        whole = {
+        parts = {
             "basis": projectors[name],
             "change": same,
             "base": {user.path: flat[user.path] for user in stream.users},
             "low": {user.path: low[user.path] for user in stream.users},
         }
-        toward = None if directions is None else directions[name]
-        one = functools.partial(turn, stream, toward, key)
-        done = each_layer(one, whole, layers[name], counts[name], stream.stacked)
-        new[name], change[name] = done["basis"], done["change"]
-        flat.update(done["base"])
-        low.update(done["low"])
+        target = None if directions is None else directions[name]
+        one = functools.partial(refresh_layer, stream, target, key)
+        after = update_layers(one, parts, layers[name], counts[name], stream.stacked)
+        new[name], change[name] = after["basis"], after["change"]
+        flat.update(after["base"])
+        low.update(after["low"])
         energy = jnp.sum(jnp.square(change[name]), axis=(-2, -1)) / layout.rank
         overlap[name] = jnp.mean(energy, axis=-1)
     if directions is not None:
         opt = moments.rotated(opt, layout.thin, change, layers, counts, how)
-    params = jax.tree.unflatten(layout.tree, [flat[path] for path in layout.paths])
-    return params, new, low, opt, overlap
+    base = jax.tree.unflatten(layout.tree, [flat[path] for path in layout.paths])
+    return base, new, low, opt, overlap
 
 
-def turn(stream: Stream, toward: Array | None, key: Array, part: Any, layer: Array) -> Any:
+def refresh_layer(
+    stream: Stream, target: Array | None, key: Array, part: PyTree, layer: Array
+) -> PyTree:
     """One layer of a stream: weights merged, S = 0, and a new basis with C = P_newᵀ P_old."""
     basis, base, low = part["basis"], dict(part["base"]), dict(part["low"])
     for user in stream.users:
         path = user.path
         roles = user.roles[1:] if user.stacked else user.roles
         left, right = place(basis, roles, "sm"), place(low[path], roles, "sn")
-        mine = jax.random.fold_in(jax.random.fold_in(key, zlib.crc32(path.encode())), layer)
-        base[path] = merged(Factored(base[path], left, right, None, roles, path=path), mine)
+        own = jax.random.fold_in(jax.random.fold_in(key, zlib.crc32(path.encode())), layer)
+        base[path] = merged(Factored(base[path], left, right, None, roles, path=path), own)
         low[path] = jnp.zeros_like(low[path])
-    if toward is None:
+    if target is None:
         return {**part, "base": base, "low": low}
     _, bases, inputs = stream.bases
     old = basis.reshape(bases, inputs, -1)
-    wanted = layer_of(toward, layer) if stream.stacked else toward
-    new = orthonormal(wanted.reshape(old.shape), near=old)
+    directions: Array = layer_of(target, layer) if stream.stacked else target
+    new = orthonormal(directions.reshape(old.shape), near=old)
     change = change_of_basis(new, old).reshape(part["change"].shape)
     return {"basis": new.reshape(basis.shape), "change": change, "base": base, "low": low}

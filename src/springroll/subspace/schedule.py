@@ -1,31 +1,42 @@
 """When each layer gets a new subspace. Kept on the host, so that the hot step has no branch.
 
-Layers take turns: with a period of 200 steps in 4 turns, a quarter of them is refreshed every 50
+Layers take turns: with an interval of 200 steps in 4 turns, a quarter of them is refreshed every 50
 steps. The first call refreshes all.
 """
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Mapping, Sequence
-from typing import Any, NamedTuple
+from dataclasses import dataclass
 
 import numpy as np
+from jax.typing import ArrayLike
 
 from springroll.subspace.streams import Stream
+from springroll.trees import tree_dataclass
 
 
-class Schedule(NamedTuple):
-    """Host arrays (NumPy), int32; a part of the state like any other."""
+@tree_dataclass(saved_as={"interval": "gap"})
+@dataclass(frozen=True)
+class Schedule:
+    """Host arrays (NumPy), int32; a part of the state like any other.
 
-    step: Any  # () calls so far
-    next: dict[str, Any]  # stream -> (depth,) the call at which each layer is refreshed next
-    gap: dict[str, Any]  # stream -> (depth,) calls between two refreshes of a layer
+    step: () calls so far.
+    next: stream -> (depth,) the call at which each layer is refreshed next.
+    interval: stream -> (depth,) calls between two refreshes of a layer.
+    """
+
+    step: np.ndarray
+    next: dict[str, np.ndarray]
+    interval: dict[str, np.ndarray]
 
 
-def start(streams: Sequence[Stream], period: int) -> Schedule:
+def start(streams: Sequence[Stream], refresh_interval: int) -> Schedule:
+    """The schedule before the first call, which refreshes all."""
     zeros = {s.name: np.zeros(s.depth, np.int32) for s in streams}
-    gaps = {s.name: np.full(s.depth, period, np.int32) for s in streams}
-    return Schedule(np.zeros((), np.int32), zeros, gaps)
+    intervals = {s.name: np.full(s.depth, refresh_interval, np.int32) for s in streams}
+    return Schedule(np.zeros((), np.int32), zeros, intervals)
 
 
 def due(schedule: Schedule) -> dict[str, np.ndarray]:
@@ -38,31 +49,32 @@ def refreshed(
     streams: Sequence[Stream],
     layers: Mapping[str, np.ndarray],
     turns: int,
-    overlap: Mapping[str, Any] | None = None,
+    overlap: Mapping[str, ArrayLike] | None = None,
     widen: float | None = None,
 ) -> Schedule:
     """The schedule after these layers were refreshed at the present call.
 
-    The first time, layers are dealt out over the turns of a period. With `widen`, a layer whose
+    The first time, layers are dealt out over the turns of an interval. With `widen`, a layer whose
     new subspace has at least this overlap with the old one waits twice as long from now on.
     """
     now = int(schedule.step)
-    nexts, gaps = dict(schedule.next), dict(schedule.gap)
+    nexts, intervals = dict(schedule.next), dict(schedule.interval)
     for stream in streams:
         name, chosen = stream.name, layers[stream.name]
-        gap, at = np.array(gaps[name]), np.array(nexts[name])
+        interval, at = np.array(intervals[name]), np.array(nexts[name])
         first = at == 0
         if widen is not None and overlap is not None:
-            gap = np.where(chosen & ~first & (np.asarray(overlap[name]) >= widen), 2 * gap, gap)
-        phase = -(-gap * (turn_of(stream, streams, turns) + 1) // turns)
-        at = np.where(chosen, now + np.where(first, phase, gap), at)
-        nexts[name], gaps[name] = at.astype(np.int32), gap.astype(np.int32)
-    return schedule._replace(next=nexts, gap=gaps)
+            wide = chosen & ~first & (np.asarray(overlap[name]) >= widen)
+            interval = np.where(wide, 2 * interval, interval)
+        phase = -(-interval * (turn_of(stream, streams, turns) + 1) // turns)
+        at = np.where(chosen, now + np.where(first, phase, interval), at)
+        nexts[name], intervals[name] = at.astype(np.int32), interval.astype(np.int32)
+    return dataclasses.replace(schedule, next=nexts, interval=intervals)
 
 
 def advanced(schedule: Schedule) -> Schedule:
     """One call later."""
-    return schedule._replace(step=schedule.step + 1)
+    return dataclasses.replace(schedule, step=schedule.step + 1)
 
 
 def turn_of(stream: Stream, streams: Sequence[Stream], turns: int) -> np.ndarray:

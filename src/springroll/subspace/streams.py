@@ -10,14 +10,15 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any
 
 import jax
 
 from springroll.errors import InputError
+from springroll.subspace.matrix_view import Select, selector
 from springroll.thin.roles import WeightRole, WeightRoles
+from springroll.trees import PyTree
 
-Select = Callable[[str], bool]
+Chosen = Callable[[str], bool]
 
 
 @dataclass(frozen=True)
@@ -79,7 +80,7 @@ def axes_of(roles: str, letters: str) -> tuple[int, ...]:
     return tuple(i for letter in letters for i, role in enumerate(roles) if role == letter)
 
 
-def place(factor: Any, roles: str, letters: str) -> Any:
+def place(factor: PyTree, roles: str, letters: str) -> PyTree:
     """P ("sm") or Sᵀ ("sn") with its axes in the order of the weight, as `Factored` wants it."""
     axes = axes_of(roles, letters)
     order = [axes.index(i) for i in sorted(axes)]
@@ -89,7 +90,7 @@ def place(factor: Any, roles: str, letters: str) -> Any:
 
 
 def streams_of(
-    plan: WeightRoles, rank: int, select: Select | None = None, own_experts: bool = False
+    plan: WeightRoles, rank: int, select: Select = None, own_experts: bool = False
 ) -> tuple[Stream, ...]:
     """The streams of the selected weights of a plan, in order of first appearance.
 
@@ -102,9 +103,10 @@ def streams_of(
     """
     if rank < 1:
         raise InputError(f"rank is {rank}; expected at least 1.")
-    chosen = [leaf for leaf in plan.values() if _chosen(leaf, rank, select)]
+    wanted = selector(select, list(plan))
+    chosen = [leaf for leaf in plan.values() if _chosen(leaf, rank, wanted)]
     if not chosen:
-        raise InputError(_nothing(plan, rank, select))
+        raise InputError(_nothing(plan, rank, wanted))
     groups: dict[tuple, list[ThinLeaf]] = {}
     for leaf in chosen:
         common = () if own_experts else leaf.dealt
@@ -122,10 +124,10 @@ def _stream(users: Sequence[ThinLeaf]) -> Stream:
     return Stream(name, tuple(named))
 
 
-def _chosen(leaf: WeightRole, rank: int, select: Select | None) -> bool:
+def _chosen(leaf: WeightRole, rank: int, select: Chosen | None) -> bool:
     if select is None:
         products = bool(leaf.meets) and None not in leaf.meets
-        return leaf.kind == "low-rank" and products and rank < _smaller(leaf)
+        return leaf.kind == "low-rank" and products and rank < smaller_side(leaf)
     if not select(leaf.path):
         return False
     if leaf.kind != "low-rank":
@@ -133,7 +135,7 @@ def _chosen(leaf: WeightRole, rank: int, select: Select | None) -> bool:
             f"{leaf.path} {list(leaf.shape)} was selected for a projector but is {leaf.kind}:"
             f" {leaf.reason}. Leave it out of select."
         )
-    if rank > _smaller(leaf):
+    if rank > smaller_side(leaf):
         raise InputError(
             f"{leaf.path} {list(leaf.shape)}: rank {rank} is above its matrix of"
             f" {_inputs(leaf)} inputs and {_outputs(leaf)} outputs; lower rank or leave it out of"
@@ -142,13 +144,13 @@ def _chosen(leaf: WeightRole, rank: int, select: Select | None) -> bool:
     return True
 
 
-def _nothing(plan: WeightRoles, rank: int, select: Select | None) -> str:
+def _nothing(plan: WeightRoles, rank: int, select: Chosen | None) -> str:
     if select is not None:
         return f"select chose none of the {len(plan)} parameters; it is called with their paths."
     thin = [leaf for leaf in plan.values() if leaf.kind == "low-rank"]
     if not thin:
         return "no parameter is a matrix in a product, so there is nothing to train in a subspace."
-    widest = max(thin, key=_smaller)
+    widest = max(thin, key=smaller_side)
     return (
         f"rank {rank} is not below any matrix; the widest is {widest.path} {list(widest.shape)}"
         f" with {_inputs(widest)} inputs and {_outputs(widest)} outputs. Lower rank."
@@ -163,5 +165,5 @@ def _outputs(leaf: WeightRole) -> int:
     return ThinLeaf(leaf.path, leaf.shape, leaf.roles or "", "").outputs
 
 
-def _smaller(leaf: WeightRole) -> int:
+def smaller_side(leaf: WeightRole) -> int:
     return min(_inputs(leaf), _outputs(leaf))

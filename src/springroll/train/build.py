@@ -34,8 +34,8 @@ from springroll.tasks.text import (
 from springroll.train.config import TrainConfig
 from springroll.train.learners import Learner
 from springroll.train.optimizers import learner_for
-from springroll.train.step_memory import Memory, refuse_too_big, too_big
-from springroll.train.streamed import StreamMemory, stream_learner
+from springroll.train.step_memory import StepMemory, refuse_too_big, too_big
+from springroll.train.streamed import stream_learner
 from springroll.trees import PyTree
 
 BYTES = 256  # the vocabulary of raw text
@@ -52,7 +52,7 @@ class Training(NamedTuple):
     learner: Learner
     corpus: Corpus
     lines: dict[str, float]  # bits per byte to beat
-    memory: Memory | StreamMemory
+    memory: StepMemory
 
 
 class Placement(NamedTuple):
@@ -75,7 +75,7 @@ def build(config: TrainConfig) -> Training:
 
 def engine(
     config: TrainConfig, placement: Placement
-) -> tuple[TrainConfig, LanguageModel, Learner, Memory | StreamMemory]:
+) -> tuple[TrainConfig, LanguageModel, Learner, StepMemory]:
     """(config with the engine decided, model, what trains it, memory of a step).
 
     Raises:
@@ -97,7 +97,7 @@ def engine(
 
 def streamed(
     config: TrainConfig,
-) -> tuple[TrainConfig, LanguageModel, Learner, StreamMemory]:
+) -> tuple[TrainConfig, LanguageModel, Learner, StepMemory]:
     """The same with layers that pass through the device."""
     config = dataclasses.replace(config, engine="stream")
     model = language_model(config)
@@ -164,7 +164,7 @@ def place(config: TrainConfig) -> Placement:
     return Placement(NamedSharding(mesh, PartitionSpec()), NamedSharding(mesh, PartitionSpec(AXIS)))
 
 
-def memory_of(config: TrainConfig, learner: Learner, placement: Placement) -> Memory:
+def memory_of(config: TrainConfig, learner: Learner, placement: Placement) -> StepMemory:
     """The memory that a step needs."""
     rows = config.accumulate * config.batch
     kind = np.int32 if is_hf_folder(config.model) else np.uint8

@@ -4,27 +4,30 @@ Each learner is a few pure functions; what it learns with differs, the loop, the
 memory table do not. A step whose loss or gradient is not finite changes nothing but its count.
 """
 
+import dataclasses
 from collections.abc import Callable
-from typing import Any, NamedTuple, TypeAlias
+from typing import NamedTuple, TypeAlias, cast
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 import optax
 from jax import Array
 from jax.sharding import NamedSharding, PartitionSpec
+from jax.stages import Lowered, Wrapped
 
 from springroll.compat import edge_jit
+from springroll.models.protocols import Metrics
 from springroll.subspace.gradients import averaged
 from springroll.subspace.layerwise import Layerwise, parted
+from springroll.subspace.lowgrad import State as LowGradState
 from springroll.subspace.lowgrad import Trainer
-from springroll.train.step_memory import Memory, step_memory
-from springroll.trees import PyTree, tree_bytes
+from springroll.train.step_memory import Memory, StepMemory, step_memory
+from springroll.trees import Params, PyTree, tree_bytes
 
-Params: TypeAlias = Any
-State: TypeAlias = Any
-Metrics: TypeAlias = dict[str, Any]
-Loss = Callable[[Params, Any], tuple[Array, Metrics]]  # (params, batch) -> loss, figures
-Mend = Callable[[Params, Metrics], Params]  # what moves a weight without a gradient
+State: TypeAlias = PyTree  # of a learner
+Loss = Callable[[Params, PyTree], tuple[Array, Metrics]]  # (params, batch) -> loss, metrics
+Adjust = Callable[[PyTree, Metrics], PyTree]  # what moves a weight without a gradient
 
 
 class Learner(NamedTuple):
@@ -33,14 +36,14 @@ class Learner(NamedTuple):
     init: Callable[[Array], State]
     """The state before the first step, from a key."""
     step: Callable[[State, PyTree], tuple[State, Metrics]]
-    """(state, tokens (sequences, T + 1)) -> (state, figures); the state is donated.
-    Figures: `loss` in nats per token, not finite where the step was skipped, and `grad_norm`."""
-    memory: Callable[[Any], Any]
-    """What a step on a batch of this shape and sharding needs: something with a `peak` in bytes on
-    the device and a `table()`. The program is kept: the first step runs it."""
+    """(state, tokens (sequences, T + 1)) -> (state, metrics); the state is donated.
+    Metrics: `loss` in nats per token, not finite where the step was skipped, and `grad_norm`."""
+    memory: Callable[[PyTree], StepMemory]
+    """The memory that a step on a batch of this shape and sharding needs. The compiled program is
+    stored: the first step runs it."""
     params: Callable[[State], Params]
     """The weights of a state."""
-    score: Callable[[State, Any], Array] | None = None
+    score: Callable[[State, np.ndarray], Array] | None = None
     """(state, tokens (n, T + 1)) -> mean nats per token, where `params` are never together on the
     device."""
 
@@ -49,7 +52,7 @@ class Trained(NamedTuple):
     """The state of the learner that any optax transformation makes."""
 
     params: Params
-    optimizer: Any
+    optimizer: PyTree
     steps: Array  # () int32, skipped ones included
 
 
@@ -60,16 +63,16 @@ def optax_learner(
     *,
     narrow: Callable[[Params], Params] = lambda params: params,
     accumulate: int = 1,
-    mend: Mend = lambda params, _: params,
+    adjust: Adjust = lambda params, _: params,
 ) -> Learner:
     """Full gradients, and any optax transformation.
 
     Args:
-        loss: (params, tokens) -> mean nats and figures.
+        loss: (params, tokens) -> mean nats and metrics.
         init: key -> float32 params, which `optimizer.init` sees.
         narrow: float32 params -> those to train, such as their bfloat16 halves.
         accumulate: micro-batches that a batch is cut into.
-        mend: applied to the new weights with the figures of the step (balancing of experts).
+        adjust: applied to the new weights with the metrics of the step (balancing of experts).
     """
 
     def start(key: Array) -> Trained:
@@ -78,16 +81,16 @@ def optax_learner(
 
     def step(state: Trained, batch: Array) -> tuple[Trained, Metrics]:
         gradient = lambda tokens: jax.value_and_grad(loss, has_aux=True)(state.params, tokens)
-        (value, figures), grads = averaged(gradient, (batch,), accumulate)
+        (value, metrics), grads = averaged(gradient, (batch,), accumulate)
         norm = optax.tree.norm(grads)
         with jax.numpy_dtype_promotion("standard"):  # optimizers need not be strict where users are
             updates, moments = optimizer.update(grads, state.optimizer, state.params)
             params = optax.apply_updates(state.params, updates)
-        params = mend(params, figures)
+        params = adjust(params, metrics)
         good = jnp.isfinite(value) & jnp.isfinite(norm)
         params = chosen(good, params, state.params)
         moments = chosen(good, moments, state.optimizer)
-        metrics = figures | {"loss": jnp.where(good, value, jnp.nan), "grad_norm": norm}
+        metrics = metrics | {"loss": jnp.where(good, value, jnp.nan), "grad_norm": norm}
         return Trained(params, moments, state.steps + 1), metrics
 
     jitted = jax.jit(step, donate_argnums=0)
@@ -104,7 +107,7 @@ def layerwise_learner(
     init: Callable[[Array], Params],
     *,
     narrow: Callable[[Params], Params] = lambda params: params,
-    mend: Mend = lambda params, _: params,
+    adjust: Adjust = lambda params, _: params,
 ) -> Learner:
     """Full gradients, one layer's at a time; see `springroll.subspace.layerwise`.
 
@@ -117,14 +120,14 @@ def layerwise_learner(
 
     def step(state: Trained, batch: Array) -> tuple[Trained, Metrics]:
         params, optimizer, metrics = trainer.step(state.params, state.optimizer, batch)
-        return Trained(mend(params, metrics), optimizer, state.steps + 1), metrics
+        return Trained(adjust(params, metrics), optimizer, state.steps + 1), metrics
 
     def gradients(state: Trained) -> int:
         layers, rest = parted(state.params)
         depth = jax.tree.leaves(layers)[0].shape[0]
         return tree_bytes(layers) // depth + tree_bytes(rest)
 
-    jitted: Any = edge_jit(step, donate_argnums=0)
+    jitted = cast(Wrapped, edge_jit(step, donate_argnums=0))
     return Learner(
         init=jax.jit(start),
         step=jitted,
@@ -136,20 +139,21 @@ def layerwise_learner(
 def lowgrad_learner(
     trainer: Trainer,
     init: Callable[[Array], Params],
-    mend: Mend = lambda params, _: params,
+    adjust: Adjust = lambda params, _: params,
 ) -> Learner:
     """Gradients in subspaces only; the trainer moves them when it is time."""
 
-    def step(state: Any, batch: Array) -> tuple[Any, Metrics]:
-        state, found = trainer.update(state, batch)
-        loss = jnp.where(jnp.isfinite(found["grad_norm"]), found["loss"], jnp.nan)
-        params = mend(state.params, found["aux"])
-        return state._replace(params=params), {"loss": loss, "grad_norm": found["grad_norm"]}
+    def step(state: LowGradState, batch: Array) -> tuple[LowGradState, Metrics]:
+        state, metrics = trainer.update(state, batch)
+        norm = metrics["grad_norm"]
+        loss = jnp.where(jnp.isfinite(norm), metrics["loss"], jnp.nan)
+        base = adjust(state.base, metrics["aux"])
+        return dataclasses.replace(state, base=base), {"loss": loss, "grad_norm": norm}
 
-    def start(key: Array) -> Any:
+    def start(key: Array) -> LowGradState:
         return trainer.init(init(key))
 
-    gradients = lambda state: tree_bytes(trainer.layout.trainable(state.params, state.low))
+    gradients = lambda state: tree_bytes(trainer.layout.trainable(state.base, state.low))
     lower = lambda state, batch: trainer.lower("step", state, batch)
     return Learner(
         init=start,
@@ -161,10 +165,10 @@ def lowgrad_learner(
 
 def compiled(
     init: Callable[[Array], State],
-    lower: Callable[[State, Any], Any],
+    lower: Callable[[State, jax.ShapeDtypeStruct], Lowered],
     params: Callable[[State], Params],
     gradients: Callable[[State], int],
-) -> Callable[[Any], Memory]:
+) -> Callable[[jax.ShapeDtypeStruct], Memory]:
     """`Learner.memory` from the compiler's plan of a step.
 
     Args:
@@ -172,11 +176,12 @@ def compiled(
         gradients: bytes of those that are alive together.
     """
 
-    def memory(batch: Any) -> Memory:
+    def memory(batch: jax.ShapeDtypeStruct) -> Memory:
         state = jax.eval_shape(init, jax.random.key(0))
         weights = tree_bytes(jax.eval_shape(params, state))
-        there = NamedSharding(batch.sharding.mesh, PartitionSpec()) if batch.sharding else None
-        on = lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=there)
+        on_batch = isinstance(batch.sharding, NamedSharding)
+        everywhere = NamedSharding(batch.sharding.mesh, PartitionSpec()) if on_batch else None
+        on = lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=everywhere)
         return step_memory(
             lower(jax.tree.map(on, state), batch).compile(),
             weights=weights,
@@ -191,6 +196,6 @@ def weights_of(state: Trained) -> Params:
     return state.params
 
 
-def chosen(condition: Array, yes: Any, no: Any) -> Any:
+def chosen(condition: Array, yes: PyTree, no: PyTree) -> PyTree:
     """`yes` where the condition () holds, else `no`: elementwise, so that buffers are reused."""
     return jax.tree.map(lambda a, b: jnp.where(condition, a, b), yes, no)

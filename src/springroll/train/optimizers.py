@@ -1,59 +1,41 @@
-"""The optimizers of `springroll train` by name: optax transformations, and what drives them."""
+"""A run's optimizer: the entry of the table with the run's learning rate, clipping, rounding."""
 
-import re
 from collections.abc import Callable
-from typing import Any
 
 import jax
-import jax.numpy as jnp
 import optax
-import optax.contrib
 
 from springroll.models.decoder import stages
 from springroll.models.moe import balance
 from springroll.models.protocols import LanguageModel
-from springroll.quant.quantize_state import quantize_state
 from springroll.quant.split_master import high_half, with_split_master
 from springroll.quant.stochastic_rounding import with_stochastic_rounding
-from springroll.subspace.apollo import apollo, apollo_mini
-from springroll.subspace.fira import fira
-from springroll.subspace.galore import galore
-from springroll.subspace.hf_adam import adam_direction
 from springroll.subspace.layerwise import layerwise
 from springroll.subspace.lowgrad import Trainer, lowgrad
-from springroll.thin.discovery import discover
-from springroll.thin.roles import WeightRoles
+from springroll.subspace.optimizers import (
+    OPTIMIZERS,
+    OptimizerSettings,
+    block_matrices,
+    subspaces,
+)
 from springroll.train.config import TrainConfig
 from springroll.train.learners import (
     Learner,
     Loss,
+    Metrics,
     layerwise_learner,
     lowgrad_learner,
     optax_learner,
 )
+from springroll.trees import PyTree
 
-Schedule = Callable[[Any], Any]
-
-# Peak learning rates for models of 1M to 5M parameters (docs/lowgrad.md has the grids).
-LR = {
-    "adamw": 2.5e-3,
-    "galore": 1e-2,
-    "apollo": 5e-3,
-    "apollo-mini": 5e-3,
-    "fira": 1e-2,
-    "muon": 1e-2,
-    "lowgrad": 2.5e-3,
-}
-MUON_ADAM_SHARE = 0.25  # Muon's learning rate is for orthogonal steps; Adam's, for the rest, below
 UNLIMITED_WARMUP = 1000  # steps that `warmup` is a share of when the schedule has no end
-
-PROJECTED = re.compile(r"layers/.*_proj$")  # the matrices of a block; not router, embedding, head
 
 
 def learner_for(
     config: TrainConfig,
     model: LanguageModel,
-    init: Callable[[Any], Any],
+    init: Callable[[jax.Array], PyTree],
     loss: Loss | None = None,
 ) -> Learner:
     """What trains `model` as configured, from the float32 parameters that `init` makes of a key.
@@ -69,18 +51,35 @@ def learner_for(
     if config.layerwise:
         layers, rest = layer_optimizers(config, model)
         trainer = layerwise(stages(model), layers, rest, clip=config.clip)
-        return layerwise_learner(trainer, init, narrow=narrow, mend=balanced)
-    tx = decayed(config, OPTIMIZERS[config.optimizer](config, model))
-    tx = rounded(config, clipped(config, tx))
-    return optax_learner(loss, init, tx, narrow=narrow, accumulate=config.accumulate, mend=balanced)
+        return layerwise_learner(trainer, init, narrow=narrow, adjust=balanced)
+    tx = OPTIMIZERS[config.optimizer].build(settings_of(config, model))
+    tx = rounded(config, clipped(config, decayed(config, tx)))
+    return optax_learner(
+        loss, init, tx, narrow=narrow, accumulate=config.accumulate, adjust=balanced
+    )
 
 
 def layer_optimizers(
     config: TrainConfig, model: LanguageModel
 ) -> tuple[optax.GradientTransformation, optax.GradientTransformation]:
     """What updates one layer at a time, {"layers": one}, and what updates all else: Adam."""
-    layers = decayed(config, OPTIMIZERS[config.optimizer](config, model))
-    return rounded(config, layers), rounded(config, quantized(config, adam(config)))
+    entry, settings = OPTIMIZERS[config.optimizer], settings_of(config, model)
+    layers = decayed(config, entry.build(settings))
+    return rounded(config, layers), rounded(config, entry.rest(settings))
+
+
+def settings_of(config: TrainConfig, model: LanguageModel) -> OptimizerSettings:
+    """What the table's transformation is built with for this run."""
+    return OptimizerSettings(
+        learning_rate=learning_rate(config),
+        b1=config.b1,
+        b2=config.b2,
+        state_bits=config.state_bits,
+        refresh_interval=config.steps_between,
+        scale=config.scale,
+        seed=config.seed,
+        **subspaces(OPTIMIZERS[config.optimizer], model, config.rank),
+    )
 
 
 def rounded(config: TrainConfig, tx: optax.GradientTransformation) -> optax.GradientTransformation:
@@ -92,23 +91,24 @@ def rounded(config: TrainConfig, tx: optax.GradientTransformation) -> optax.Grad
 
 
 def low_rank_trainer(
-    config: TrainConfig, model: LanguageModel, init: Callable[[Any], Any], loss: Loss
+    config: TrainConfig, model: LanguageModel, init: Callable[[jax.Array], PyTree], loss: Loss
 ) -> Trainer:
     """`sr.lowgrad` on the matrices of the blocks."""
+    entry, settings = OPTIMIZERS[config.optimizer], settings_of(config, model)
     return lowgrad(
         loss,
         jax.eval_shape(init, jax.random.key(0)),
-        clipped(config, quantized(config, adam(config))),
-        plan=plan_of(model),
-        rank=rank_of(config, model),
-        select=is_matrix,
-        period=config.steps_between,
+        clipped(config, entry.build(settings)),
+        plan=settings.plan,
+        rank=settings.rank,
+        select=settings.select,
+        refresh_interval=settings.refresh_interval,
         turns=1 if config.refresh == "random" else 4,
         refresh=config.refresh,
-        scale=config.scale,
+        scale=settings.scale,
         accumulate=config.accumulate,
         has_aux=True,
-        seed=config.seed,
+        seed=settings.seed,
     )
 
 
@@ -116,13 +116,7 @@ def clipped(config: TrainConfig, tx: optax.GradientTransformation) -> optax.Grad
     return tx if config.clip is None else optax.chain(optax.clip_by_global_norm(config.clip), tx)
 
 
-def quantized(
-    config: TrainConfig, tx: optax.GradientTransformation
-) -> optax.GradientTransformation:
-    return tx if config.state_bits == 32 else quantize_state(tx, bits=config.state_bits)
-
-
-def balanced(params: Any, figures: dict[str, Any]) -> Any:
+def balanced(params: PyTree, figures: Metrics) -> PyTree:
     """Params with the routers' selection biases moved towards an even load, where there are any."""
     layers = params["layers"]
     bias = layers.get("mlp", {}).get("e_score_correction_bias")
@@ -132,9 +126,9 @@ def balanced(params: Any, figures: dict[str, Any]) -> Any:
     return params | {"layers": layers | {"mlp": layers["mlp"] | {"e_score_correction_bias": moved}}}
 
 
-def learning_rate(config: TrainConfig) -> Schedule:
+def learning_rate(config: TrainConfig) -> optax.Schedule:
     """Linear warm-up to the peak, then down to a tenth over `schedule_steps`; or constant."""
-    peak = LR[config.optimizer] if config.lr is None else config.lr
+    peak = OPTIMIZERS[config.optimizer].learning_rate if config.lr is None else config.lr
     steps = config.schedule_steps
     rise = round(config.warmup * (steps or UNLIMITED_WARMUP))
     warm = optax.linear_schedule(peak / (rise + 1), peak, rise)
@@ -147,103 +141,10 @@ def learning_rate(config: TrainConfig) -> Schedule:
     return optax.join_schedules([warm, fall], [rise])
 
 
-def is_matrix(path: str) -> bool:
-    """Whether a parameter is a matrix of a block."""
-    return PROJECTED.search(path) is not None
-
-
-def matrices(params: Any) -> Any:
-    """A tree of booleans: which leaves are matrices of a block."""
-    spelt = lambda path: jax.tree_util.keystr(path, simple=True, separator="/")
-    return jax.tree_util.tree_map_with_path(lambda path, _: is_matrix(spelt(path)), params)
-
-
-def plan_of(model: LanguageModel) -> WeightRoles:
-    """Which axes of each parameter are inputs, outputs and stacks; nothing is computed."""
-    params = jax.eval_shape(model.init, jax.random.key(0))
-    return discover(model.loss, params, jax.ShapeDtypeStruct((1, 9), jnp.int32))
-
-
-def rank_of(config: TrainConfig, model: LanguageModel) -> int:
-    """As asked, or a quarter of the hidden size."""
-    return config.rank or max(1, model.config.hidden // 4)
-
-
 def decayed(config: TrainConfig, tx: optax.GradientTransformation) -> optax.GradientTransformation:
     """`tx`, and lr weight_decay W off every matrix of a block: AdamW's decay for any optimizer."""
     if not config.weight_decay:
         return tx
     rate = learning_rate(config)
     share = lambda step: -config.weight_decay * rate(step)
-    return optax.chain(tx, optax.add_decayed_weights(share, mask=matrices))
-
-
-def adam(config: TrainConfig) -> optax.GradientTransformation:
-    return optax.adam(learning_rate(config), b1=config.b1, b2=config.b2)
-
-
-def full(config: TrainConfig, model: LanguageModel) -> optax.GradientTransformation:
-    return quantized(config, adam(config))
-
-
-def muon(config: TrainConfig, model: LanguageModel) -> optax.GradientTransformation:
-    """Muon for the matrices of a block, batched over layers and experts; Adam for the rest."""
-    rate = learning_rate(config)
-    out_in = optax.contrib.MuonDimensionNumbers(reduction_axis=-1, output_axis=-2)
-    tx = optax.contrib.muon(
-        rate,
-        adam_b1=config.b1,
-        adam_b2=config.b2,
-        adam_learning_rate=lambda step: MUON_ADAM_SHARE * rate(step),
-        muon_weight_dimension_numbers=lambda params: jax.tree.map(
-            lambda matrix: out_in if matrix else None, matrices(params)
-        ),
-    )
-    return quantized(config, tx)
-
-
-def on_galore(config: TrainConfig, model: LanguageModel) -> optax.GradientTransformation:
-    inner = quantized(config, adam(config))
-    return galore(inner, rank_of(config, model), **projection(config, model))
-
-
-def on_apollo(config: TrainConfig, model: LanguageModel) -> optax.GradientTransformation:
-    options = projection(config, model) | directed(config)
-    return apollo(learning_rate(config), rank_of(config, model), **options)
-
-
-def on_apollo_mini(config: TrainConfig, model: LanguageModel) -> optax.GradientTransformation:
-    options = projection(config, model) | directed(config)
-    return apollo_mini(learning_rate(config), config.rank or 1, **options)
-
-
-def on_fira(config: TrainConfig, model: LanguageModel) -> optax.GradientTransformation:
-    options = projection(config, model) | directed(config)
-    return fira(learning_rate(config), rank_of(config, model), **options)
-
-
-def projection(config: TrainConfig, model: LanguageModel) -> dict[str, Any]:
-    """The options that all projecting transformations share."""
-    options = {
-        "update_gap": config.steps_between,
-        "select": is_matrix,
-        "plan": plan_of(model),
-        "seed": config.seed,
-    }
-    return options if config.scale is None else options | {"scale": config.scale}
-
-
-def directed(config: TrainConfig) -> dict[str, Any]:
-    """Adam's part of APOLLO and Fira."""
-    direction = quantized(config, adam_direction(config.b1, config.b2))
-    return {"b1": config.b1, "b2": config.b2, "direction": direction}
-
-
-OPTIMIZERS: dict[str, Callable[[TrainConfig, LanguageModel], optax.GradientTransformation]] = {
-    "adamw": full,
-    "galore": on_galore,
-    "apollo": on_apollo,
-    "apollo-mini": on_apollo_mini,
-    "fira": on_fira,
-    "muon": muon,
-}
+    return optax.chain(tx, optax.add_decayed_weights(share, mask=block_matrices))

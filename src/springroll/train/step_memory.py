@@ -6,12 +6,26 @@ allocating anything, so a job that cannot fit is refused before it starts.
 
 from collections.abc import Iterable
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Protocol
 
 from springroll.errors import InputError
 
 if TYPE_CHECKING:
+    from jax.stages import Compiled
     from rich.table import Table
+
+
+class StepMemory(Protocol):
+    """What a step needs: its largest use of the device's memory, and a table for people."""
+
+    @property
+    def peak(self) -> int:
+        """Bytes on the device."""
+        ...
+
+    def table(self) -> "Table":
+        """The bytes by kind."""
+        ...
 
 
 @dataclass(frozen=True)
@@ -40,7 +54,7 @@ class Memory:
         return table
 
 
-def step_memory(compiled: Any, *, weights: int, state: int, gradients: int) -> Memory:
+def step_memory(compiled: "Compiled", *, weights: int, state: int, gradients: int) -> Memory:
     """The memory of a compiled step, `jax.jit(step).lower(...).compile()`, on each device.
 
     Args:
@@ -50,6 +64,7 @@ def step_memory(compiled: Any, *, weights: int, state: int, gradients: int) -> M
             they are.
     """
     plan = compiled.memory_analysis()
+    assert plan is not None
     arguments, temporary = plan.argument_size_in_bytes, plan.temp_size_in_bytes
     outputs = plan.output_size_in_bytes - plan.alias_size_in_bytes
     return Memory(
@@ -62,13 +77,13 @@ def step_memory(compiled: Any, *, weights: int, state: int, gradients: int) -> M
     )
 
 
-def too_big(memory: Memory, available: int | None) -> bool:
+def too_big(memory: StepMemory, available: int | None) -> bool:
     """Whether the peak is above what is available, bytes; None for unknown."""
     return available is not None and memory.peak > available
 
 
 def refuse_too_big(
-    memory: Memory, available: int | None, alternatives: Iterable[tuple[str, int]] = ()
+    memory: StepMemory, available: int | None, alternatives: Iterable[tuple[str, int]] = ()
 ) -> None:
     """Raise where the step cannot fit.
 

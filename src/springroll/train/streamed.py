@@ -3,10 +3,11 @@
 import dataclasses
 from collections.abc import Callable
 from importlib.util import find_spec
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING, NamedTuple, cast
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jax import Array
 
 from springroll.errors import InputError
@@ -32,6 +33,7 @@ from springroll.stream.host_update import HostUpdate
 from springroll.stream.streamed import Streamed
 from springroll.stream.streamed_low_rank import StreamedLowRank
 from springroll.stream.update import PlacedUpdate, Update
+from springroll.subspace.optimizers import OPTIMIZERS, block_matrices
 from springroll.train.config import TrainConfig
 from springroll.train.learners import Learner
 from springroll.train.optimizers import (
@@ -39,9 +41,8 @@ from springroll.train.optimizers import (
     layer_optimizers,
     learning_rate,
     low_rank_trainer,
-    matrices,
 )
-from springroll.trees import Params, PyTree, tree_bytes, tree_numbers
+from springroll.trees import Params, PyTree
 
 if TYPE_CHECKING:
     from rich.table import Table
@@ -124,10 +125,10 @@ class StreamedRun:
         """One step on tokens (sequences, T + 1)."""
         state, metrics = self.trainer.step(state, tokens)
         if self._config.optimizer == "lowgrad":  # the others have done so, layer by layer
-            state = state._replace(params=balanced(state.params, metrics))
+            state = dataclasses.replace(state, base=balanced(state.base, metrics))
         return state, metrics
 
-    def score(self, state: PyTree, rows: Array) -> Array:
+    def score(self, state: PyTree, rows: np.ndarray) -> Array:
         """Mean nats per token of rows (n, T + 1)."""
         return self.trainer.score(state, rows, self._config.batch)["nats"]
 
@@ -182,7 +183,7 @@ def update_for(config: TrainConfig, model: Decoder, mode: Mode, waiting: int) ->
 
     def at(step: int) -> Array:
         with jax.numpy_dtype_promotion("standard"):  # optax need not be strict
-            return rate(jnp.asarray(step, jnp.int32))
+            return cast(Array, rate(jnp.asarray(step, jnp.int32)))
 
     adamw = AdamW(
         lr=at,
@@ -191,7 +192,7 @@ def update_for(config: TrainConfig, model: Decoder, mode: Mode, waiting: int) ->
         weight_decay=config.weight_decay,
     )
     host_update = HostUpdate(
-        adamw, optimizer, rest, decays=matrices, waiting=waiting, adjust=balanced_layer
+        adamw, optimizer, rest, decays=block_matrices, waiting=waiting, adjust=balanced_layer
     )
     return PlacedUpdate(on_device, host_update)
 
@@ -221,8 +222,8 @@ def float32_shapes(model: Decoder) -> Params:
 def on_host(config: TrainConfig) -> bool:
     """Whether the processor can do the updates: exact AdamW, and numba is there unless asked."""
     exact = config.dtype == "float32" or config.rounding == "split"
-    adamw = config.optimizer == "adamw" and config.state_bits == 32 and exact
-    return adamw and (config.update == "host" or find_spec("numba") is not None)
+    updates = OPTIMIZERS[config.optimizer].streamed_updates(config.state_bits, exact)
+    return "host" in updates and (config.update == "host" or find_spec("numba") is not None)
 
 
 def step_spec(config: TrainConfig, model: Decoder) -> StepSpec:
@@ -261,20 +262,16 @@ def step_spec(config: TrainConfig, model: Decoder) -> StepSpec:
 
 
 def method_of(config: TrainConfig, model: Decoder, modes: tuple[Mode, ...]) -> MethodBytes:
-    """Bytes of weights and of the optimizer's state, from the optimizer itself."""
-    if config.optimizer == "lowgrad":
-        bits = config.state_bits
-        return method_bytes(
-            model.config, "lowgrad", dtype=config.dtype, state_bits=bits, rank=config.rank
-        )
-    layers, rest = layer_optimizers(config, model)
-    whole = float32_shapes(model)
-    one = jax.tree.map(lambda a: jax.ShapeDtypeStruct(a.shape[1:], a.dtype), whole.pop("layers"))
-    weights = 4 if config.dtype == "float32" else 2
-    low = 2 if weights == 2 and config.rounding == "split" else 0
-    state = tree_bytes(jax.eval_shape(layers.init, {"layers": one})) - low * tree_numbers(one)
-    others = tree_bytes(jax.eval_shape(rest.init, whole)) - low * tree_numbers(whole)
-    return MethodBytes(config.optimizer, weights, low, state, others, 0, 0, modes)
+    """Bytes of weights and of the optimizer's state."""
+    sizes = method_bytes(
+        model.config,
+        config.optimizer,
+        dtype=config.dtype,
+        state_bits=config.state_bits,
+        rank=config.rank,
+        rounding=config.rounding,
+    )
+    return sizes if config.optimizer == "lowgrad" else dataclasses.replace(sizes, updates=modes)
 
 
 def budgets_of(config: TrainConfig) -> Budgets:

@@ -1,5 +1,7 @@
 """All-reduced bytes are read off the program; a data-parallel step sends no full gradient."""
 
+import dataclasses
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -38,10 +40,10 @@ def test_data_parallel_steps_send_gradients_of_S_and_learn_the_same():
     params = init(d=64, f=172)
     whole, split = shardings()
     optimizer = optax.sgd(0.1, momentum=0.9)
-    trainer = lowgrad(loss, params, optimizer, TOKENS, rank=16, period=2, turns=1)
+    trainer = lowgrad(loss, params, optimizer, TOKENS, rank=16, refresh_interval=2, turns=1)
     state = trainer.init(params)
-    shapes = placed(jax.eval_shape(lambda s: s, state._replace(schedule=None)), whole)
-    shapes = shapes._replace(schedule=state.schedule)
+    shapes = placed(jax.eval_shape(lambda s: s, dataclasses.replace(state, schedule=None)), whole)
+    shapes = dataclasses.replace(shapes, schedule=state.schedule)
     batch = placed(jax.eval_shape(lambda t: t, TOKENS), split)
     ours = all_reduced(trainer.lower("step", shapes, batch).compile().as_text() or "")
     step = jax.jit(full_step(lambda *a: (loss(*a), None), optimizer))

@@ -1,6 +1,8 @@
 """apollo: random projections that take no memory, scales by channel or matrix, layers alone."""
 
 import functools
+from collections.abc import Callable
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -23,7 +25,8 @@ def tree(seed):
 
 
 PARAMS = tree(0)
-RANKED = functools.partial(apollo, rank=R)
+Make = Callable[..., optax.GradientTransformationExtraArgs]
+RANKED: Make = functools.partial(apollo, rank=R)
 
 
 @functools.cache
@@ -32,7 +35,7 @@ def compiled(make, **options):
     return tx, jax.jit(tx.init), jax.jit(tx.update)
 
 
-def steps(count, grads=lambda step: tree(step + 1), make=RANKED, **options):
+def steps(count, grads=lambda step: tree(step + 1), make: Make = RANKED, **options):
     """The updates of so many steps, and the last state."""
     _, init, update = compiled(make, **options)
     state, found = init(PARAMS), []
@@ -75,8 +78,12 @@ def test_one_step_is_the_scaled_gradient():
 
 def test_scale_and_rate_are_lengths():
     """sqrt(scale) multiplies, whether before or after the limiter."""
+
+    def tripled(lr: float, **_):
+        return apollo(3 * lr, R, scale=4.0)
+
     one, _ = steps(4)
-    other, _ = steps(4, make=lambda lr, **options: apollo(3 * lr, R, scale=4.0))
+    other, _ = steps(4, make=tripled)
     for a, b in zip(one, other, strict=True):
         np.testing.assert_allclose(6 * a["layers"]["w"], b["layers"]["w"], rtol=1e-4, atol=1e-7)
         np.testing.assert_allclose(3 * a["b"], b["b"], rtol=1e-4, atol=1e-7)
@@ -140,7 +147,7 @@ def test_decay_and_what_is_not_selected():
     plain = optax.adam(1e-2, eps=0.0)
     ours, _ = steps(1, eps=0.0)
     with jax.numpy_dtype_promotion("standard"):
-        theirs, _ = plain.update(tree(1), plain.init(PARAMS))
+        theirs: Any = plain.update(tree(1), plain.init(PARAMS))[0]
     np.testing.assert_allclose(ours[0]["b"], theirs["b"], rtol=1e-4)
 
 
@@ -161,7 +168,9 @@ def test_the_scaled_gradient_is_not_formed_beside_the_gradient():
 def test_one_line_for_wrong_input():
     with pytest.raises(InputError, match="side is 'full'; apollo scales channels"):
         apollo(1e-2, R, side="full")
+    misspelt: Any = "chanel"
     with pytest.raises(InputError, match=r"per is 'chanel'; .*did you mean 'channel'"):
-        apollo(1e-2, R, per="chanel")
+        apollo(1e-2, R, per=misspelt)
+    misspelt = "apollo"
     with pytest.raises(InputError, match=r"compat is 'apollo'; .*did you mean 'apollo-torch'"):
-        apollo_mini(1e-2, compat="apollo")
+        apollo_mini(1e-2, compat=misspelt)

@@ -1,5 +1,7 @@
 """fira: GaLore inside the subspace, the scaled gradient outside, nothing twice."""
 
+from typing import Any
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -9,6 +11,7 @@ from springroll.errors import InputError
 from springroll.subspace.fira import fira
 from springroll.subspace.galore import galore
 from springroll.subspace.hf_adam import hf_adamw
+from springroll.subspace.projection import ProjectionOptions
 
 L, M, N, R = 2, 8, 12, 3
 
@@ -41,7 +44,7 @@ def test_inside_it_is_galore_and_outside_the_scaled_gradient():
 
 def test_the_released_leak_is_only_in_compat():
     """There, a share 1 - scale of the gradient inside takes the way outside."""
-    options = dict(side="in", rows="in", refresh="power", stagger=True)
+    options: ProjectionOptions = {"side": "in", "rows": "in", "refresh": "power", "stagger": True}
     ours, inside = first_update(fira(1e-2, R, **options))
     leaky, same = first_update(fira(1e-2, R, compat="fira", **options))
     np.testing.assert_allclose(inside, same, atol=1e-6)
@@ -50,9 +53,10 @@ def test_the_released_leak_is_only_in_compat():
 
 
 def test_at_scale_one_there_is_nothing_to_leak():
-    options = dict(scale=1.0, side="in", rows="in", refresh="power", moments="keep", stagger=False)
-    ours, _ = first_update(fira(1e-2, R, **options))
-    released, _ = first_update(fira(1e-2, R, compat="fira", **options))
+    options: ProjectionOptions = {"side": "in", "rows": "in", "refresh": "power", "stagger": False}
+    options["moments"] = "keep"
+    ours, _ = first_update(fira(1e-2, R, scale=1.0, **options))
+    released, _ = first_update(fira(1e-2, R, scale=1.0, compat="fira", **options))
     np.testing.assert_allclose(ours, released, atol=1e-7)
 
 
@@ -65,5 +69,6 @@ def test_full_rank_is_adam():
 def test_one_line_for_wrong_input():
     with pytest.raises(InputError, match="side is 'full'; fira scales channels"):
         fira(1e-2, R, side="full")
+    misspelt: Any = "Fira"
     with pytest.raises(InputError, match="compat is 'Fira'; expected one of fira; did you mean"):
-        fira(1e-2, R, compat="Fira")
+        fira(1e-2, R, compat=misspelt)

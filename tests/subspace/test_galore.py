@@ -1,5 +1,7 @@
 """galore: equal to a slow NumPy version, invariant under signs, faithful to what is inside."""
 
+from typing import Any
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -11,6 +13,7 @@ from springroll.run import checkpoint
 from springroll.subspace import projector_refresh
 from springroll.subspace.basis import overlap, svd_basis
 from springroll.subspace.galore import galore
+from springroll.subspace.projection import ProjectionOptions
 from tests.reference.galore_numpy import galore as slow
 
 L, M, N, R = 3, 8, 12, 4
@@ -65,13 +68,14 @@ def test_equals_the_slow_version(refresh, moments):
         refresh=refresh,
         moments=moments,
     )
-    bases = tx.init(PARAMS).projectors["w"].left
-    ours, _ = run(tx, 8)
+    start: Any = jax.jit(tx.init)(PARAMS)
+    bases = np.asarray(start.projectors["w"].left)
+    ours, _ = run(tx, 8, state=start)
     how = dict(lr=0.05, decay=0.1, gap=3, scale=0.25, refresh=refresh, moments=moments)
     history = [np.asarray(tree(step + 1)["w"]) for step in range(8)]
     for i in range(L):
-        start, basis = np.asarray(PARAMS["w"][i]), np.asarray(bases[i])
-        *_, w = slow(start, [g[i] for g in history], basis, **how)
+        weight = np.asarray(PARAMS["w"][i])
+        *_, w = slow(weight, [g[i] for g in history], bases[i], **how)
         np.testing.assert_allclose(ours["w"][i], w, atol=2e-5)
 
 
@@ -80,7 +84,8 @@ def test_the_layout_does_not_matter(side):
     """(out, in) with rows="out" is (in, out) transposed."""
     turned = lambda tree: jax.tree.map(jnp.matrix_transpose, tree)
     params = {"w": PARAMS["w"]}
-    options = dict(refresh_interval=3, side=side, moments="fill")
+    options: ProjectionOptions = {"refresh_interval": 3, "side": side, "moments": "fill"}
+    transposed: ProjectionOptions = {**options, "rows": "out"}
     here, _ = run(
         galore(optax.adam(0.1), R, **options),
         5,
@@ -88,7 +93,7 @@ def test_the_layout_does_not_matter(side):
         lambda step: {"w": normal(step, (L, M, N))},
     )
     there, _ = run(
-        galore(optax.adam(0.1), R, rows="out", **options),
+        galore(optax.adam(0.1), R, **transposed),
         5,
         turned(params),
         lambda step: {"w": jnp.matrix_transpose(normal(step, (L, M, N)))},

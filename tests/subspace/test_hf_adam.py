@@ -1,5 +1,7 @@
 """hf_adamw: epsilon before the bias correction, decay of the weight after the step."""
 
+from typing import Any
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -13,7 +15,7 @@ def test_equals_its_formula():
     lr, b1, b2, eps, decay = (lambda t: 0.1 / (t + 1)), 0.8, 0.95, 1e-2, 0.3
     tx = hf_adamw(lr, b1, b2, eps, decay)
     w = np.random.RandomState(0).standard_normal(5)
-    params = {"w": jnp.asarray(w, jnp.float32)}
+    params: Any = {"w": jnp.asarray(w, jnp.float32)}
     state, update = tx.init(params), jax.jit(tx.update)
     m = v = np.zeros(5)
     for t in range(4):
@@ -39,4 +41,5 @@ def test_decay_needs_weights():
     grads = {"w": jnp.ones(3)}
     with pytest.raises(ValueError, match="weight decay needs the parameters"):
         tx.update(grads, tx.init(grads))
-    assert hf_adamw(0.1).update(grads, hf_adamw(0.1).init(grads))[0]["w"].shape == (3,)
+    updates: Any = hf_adamw(0.1).update(grads, hf_adamw(0.1).init(grads))[0]
+    assert updates["w"].shape == (3,)

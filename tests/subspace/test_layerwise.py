@@ -1,7 +1,7 @@
 """Layer by layer equals all at once, and holds one layer's gradient."""
 
 import functools
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -80,28 +80,31 @@ def at(tree, i):
     return jax.tree.map(lambda x: x[i], tree)
 
 
+def applied(params, updates) -> Any:
+    return optax.apply_updates(params, updates)
+
+
 def whole_gradient_step(loss, optimizer, rest):
     """The obvious way: one gradient of the whole loss, then every layer by itself."""
 
+    @jax.jit
     def init(params):
         layers, others = parted(params)
         each = [optimizer.init({"layers": at(layers, i)}) for i in range(LAYERS)]
         return each, rest.init(others)
 
-    gradient = jax.jit(jax.value_and_grad(loss, has_aux=True))
-    update = jax.jit(optimizer.update)
-
+    @jax.jit
     def step(params, state, tokens):
-        (value, _), grads = gradient(params, tokens)
+        (value, _), grads = jax.value_and_grad(loss, has_aux=True)(params, tokens)
         (layers, others), (g_layers, g_others) = parted(params), parted(grads)
         new, states = [], []
         for i in range(LAYERS):
             part, grad = {"layers": at(layers, i)}, {"layers": at(g_layers, i)}
-            updates, after = update(grad, state[0][i], part)
-            new.append(optax.apply_updates(part, updates)["layers"])
+            updates, after = optimizer.update(grad, state[0][i], part)
+            new.append(applied(part, updates)["layers"])
             states.append(after)
         updates, last = rest.update(g_others, state[1], others)
-        others = optax.apply_updates(others, updates)
+        others = applied(others, updates)
         params = {**others, "layers": jax.tree.map(lambda *x: jnp.stack(x), *new)}
         return params, (states, last), (value, optax.tree.norm(grads))
 
@@ -110,12 +113,12 @@ def whole_gradient_step(loss, optimizer, rest):
 
 def test_equals_the_gradient_of_the_whole_loss():
     whole = decoder(MIXED)
-    params = whole.init(jax.random.key(0))
+    params = jax.jit(whole.init)(jax.random.key(0))
     optimizer, rest = optax.adamw(1e-2, eps=1e-4), optax.sgd(0.1)
     trainer = layerwise(whole, optimizer, rest)
     init, slow = whole_gradient_step(whole.loss, optimizer, rest)
     step = jax.jit(trainer.step)
-    state, slow_state, wanted = trainer.init(params), init(params), params
+    state, slow_state, wanted = jax.jit(trainer.init)(params), init(params), params
     for t in range(3):
         params, state, metrics = step(params, state, batch(t))
         wanted, slow_state, (loss, norm) = slow(wanted, slow_state, batch(t))
@@ -131,8 +134,8 @@ def test_apollo_is_that_of_the_stacked_layers(make):
     model, params = setup()
     optimizer = make(1e-2, rows="out", select="layers/*_proj")
     trainer = layerwise(model, optimizer, optax.adam(1e-3))
-    step, state, whole = jax.jit(trainer.step), trainer.init(params), optimizer
-    stacked, moments = params, whole.init({"layers": params["layers"]})
+    step, state, whole = jax.jit(trainer.step), jax.jit(trainer.init)(params), optimizer
+    stacked, moments = params, jax.jit(whole.init)({"layers": params["layers"]})
     rest, rest_state = optax.adam(1e-3), optax.adam(1e-3).init(parted(params)[1])
 
     @jax.jit
@@ -140,9 +143,11 @@ def test_apollo_is_that_of_the_stacked_layers(make):
         grads = jax.grad(lambda p: model.loss(p, tokens)[0])(params)
         (layers, others), (g_layers, g_others) = parted(params), parted(grads)
         layers = {"layers": layers}
+        updates: Any
+        more: Any
         updates, moments = whole.update({"layers": g_layers}, moments, layers)
         more, rest_state = rest.update(g_others, rest_state, others)
-        new = optax.apply_updates({**others, **layers}, {**more, **updates})
+        new = applied({**others, **layers}, {**more, **updates})
         return new, moments, rest_state
 
     for t in range(2):
@@ -158,7 +163,7 @@ def test_clipping_by_layer_and_by_the_step_before():
     norms = {}
     for clip_by in ("layer", "previous"):
         trainer = layerwise(model, optax.sgd(1.0), clip=0.05, clip_by=clip_by)
-        step, state, new = jax.jit(trainer.step), trainer.init(params), params
+        step, state, new = jax.jit(trainer.step), jax.jit(trainer.init)(params), params
         moved = []
         for _ in range(2):
             old = new
@@ -190,7 +195,7 @@ def test_state_in_eight_bits_and_split_masters_go_along():
     tx = with_split_master(small)
     exact_trainer = layerwise(model, small)
     trainer = layerwise(model, tx)
-    state, exact_state = trainer.init(params), exact_trainer.init(params)
+    state, exact_state = jax.jit(trainer.init)(params), jax.jit(exact_trainer.init)(params)
     assert state.layers.inner_state[0].mu["layers"]["up_proj"].codes.dtype == jnp.int8
     params, exact = high_half(params), params
     step, exact_step = jax.jit(trainer.step), jax.jit(exact_trainer.step)
@@ -213,17 +218,20 @@ def compiled_bytes(layers, optimizer, layer_by_layer):
     tokens = jax.ShapeDtypeStruct((1, 9), jnp.int32)
     if layer_by_layer:
         trainer = layerwise(model, optimizer)
-        init, step = trainer.init, trainer.step
+        init: Any = trainer.init
+        step: Any = trainer.step
     else:
-        init = optimizer.init
 
-        def step(params, state, tokens):
+        def usual(params, state, tokens):
             grads = jax.grad(lambda p: model.loss(p, tokens)[0])(params)
             updates, state = optimizer.update(grads, state, params)
             return optax.apply_updates(params, updates), state
 
+        init, step = optimizer.init, usual
+
     state = jax.eval_shape(init, params)
-    compiled = edge_jit(step, donate_argnums=(0, 1)).lower(params, state, tokens).compile()
+    jitted: Any = edge_jit(step, donate_argnums=(0, 1))
+    compiled = jitted.lower(params, state, tokens).compile()
     memory = compiled.memory_analysis()
     assert memory.alias_size_in_bytes >= 0.99 * memory.output_size_in_bytes
     one_layer = sum(x.size * 4 // layers for x in jax.tree.leaves(params["layers"]))
@@ -250,5 +258,6 @@ def test_bad_input():
     model, _ = setup()
     with pytest.raises(InputError, match="clip is 0"):
         layerwise(model, optax.adam(1e-3), clip=0)
+    unknown: Any = "global"
     with pytest.raises(InputError, match="clip_by is 'global'"):
-        layerwise(model, optax.adam(1e-3), clip_by="global")
+        layerwise(model, optax.adam(1e-3), clip_by=unknown)

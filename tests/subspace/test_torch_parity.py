@@ -1,5 +1,7 @@
 """Step for step what the released PyTorch optimizers do, on the same gradients."""
 
+from typing import Any
+
 import pytest
 
 from springroll.subspace.apollo import apollo, apollo_mini
@@ -39,7 +41,9 @@ def test_galore_torch(kept, side):
 
 @pytest.mark.parametrize("name", ["apollo", "mini"])
 def test_apollo_torch(kept, name):
-    options = dict(weight_decay=DECAY, compat="apollo-torch", refresh="svd", refresh_interval=NEVER)
+    options: Any = dict(
+        weight_decay=DECAY, compat="apollo-torch", refresh="svd", refresh_interval=NEVER
+    )
     tx = apollo(LR, RANK, scale=1.5, **options) if name == "apollo" else apollo_mini(LR, **options)
     supply = lambda step, state: with_projectors(state, step, kept, name)
     ours = trajectory(tx, "separated", (GAP, 2 * GAP, STEPS), supply)

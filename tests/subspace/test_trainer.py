@@ -1,6 +1,7 @@
 """The trainer with other weights, optimizers and models, and what it refuses."""
 
 import dataclasses
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -243,7 +244,9 @@ def test_mistakes_in_use():
     def init(params):
         return {"weird": jax.tree.map(jnp.zeros_like, params)}
 
-    strange = optax.GradientTransformation(init, lambda g, s, p=None: (g, s))
+    strange = optax.GradientTransformation(
+        init, lambda updates, state, params=None: (updates, state)
+    )
     with pytest.raises(InputError, match="shaped like S"):
         tiny(strange).init(mlp_params())
     assert tiny(strange, moments="keep").init(mlp_params()).opt
@@ -257,7 +260,7 @@ def test_weights_are_selected_by_pattern_or_function(select):
 
 
 def test_the_old_name_of_the_refresh_interval_works_with_a_warning():
-    old = {"period": 7}
+    old: Any = {"period": 7}
     with pytest.warns(DeprecationWarning, match="'period' of lowgrad is now 'refresh_interval'"):
         trainer = lowgrad(mlp, mlp_params(), optax.sgd(0.1), X, Y, rank=4, **old)
     assert trainer.options.refresh_interval == 7

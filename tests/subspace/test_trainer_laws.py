@@ -160,7 +160,7 @@ def test_within_a_period_it_is_projected_adam_on_the_weights(adam):
 
 def test_signs_of_the_basis_do_not_matter(warm):
     adam, state = warm
-    flips = {name: np.float32([1, -1] * (RANK // 2)) for name in state.projectors}
+    flips = {name: np.array([1, -1] * (RANK // 2), np.float32) for name in state.projectors}
     flip = lambda path, a: a * flips[adam.layout.thin[path].stream] if path in state.low else a
     mu, rest = state.opt[0], state.opt[1:]
     flipped = dataclasses.replace(

@@ -8,6 +8,7 @@ import pytest
 
 from springroll.quant.split_master import high_half, with_split_master
 from springroll.train.learners import optax_learner
+from springroll.train.step_memory import Memory
 
 
 def loss(params, batch):
@@ -26,20 +27,20 @@ def batch(seed=0, rows=8):
 
 
 def trained(learner, steps=5):
-    state = learner.init(jax.random.key(0))
+    state, metrics = learner.init(jax.random.key(0)), {}
     for i in range(steps):
-        state, figures = learner.step(state, batch(i))
-    return state, figures
+        state, metrics = learner.step(state, batch(i))
+    return state, metrics
 
 
 def test_a_step_is_the_optimizers():
     learner = optax_learner(loss, init, optax.sgd(0.1))
-    state, figures = trained(learner, 1)
+    state, metrics = trained(learner, 1)
     params = init(jax.random.key(0))
     value, grads = jax.value_and_grad(lambda p: loss(p, batch(0))[0])(params)
     np.testing.assert_allclose(state.params["w"], params["w"] - 0.1 * grads["w"], rtol=1e-5)
-    assert float(figures["loss"]) == pytest.approx(float(value), rel=1e-6)
-    assert float(figures["grad_norm"]) == pytest.approx(float(optax.tree.norm(grads)), rel=1e-5)
+    assert float(metrics["loss"]) == pytest.approx(float(value), rel=1e-6)
+    assert float(metrics["grad_norm"]) == pytest.approx(float(optax.tree.norm(grads)), rel=1e-5)
 
 
 def test_micro_batches_make_the_same_step():
@@ -62,16 +63,16 @@ def test_a_loss_that_is_not_finite_changes_nothing():
     before = jax.tree.map(np.array, (state.params, state.optimizer))
     poisoned = batch()
     poisoned[0, 0] = 255
-    state, figures = learner.step(state, poisoned)
-    assert np.isnan(figures["loss"])
+    state, metrics = learner.step(state, poisoned)
+    assert np.isnan(metrics["loss"])
     jax.tree.map(np.testing.assert_array_equal, before, (state.params, state.optimizer))
     assert int(state.steps) == 4
 
 
-def test_what_has_no_gradient_is_mended_with_the_figures():
-    mend = lambda params, figures: params | {"count": params["count"] + figures["nats"]}
-    state, figures = trained(optax_learner(loss, init, optax.sgd(0.1), mend=mend), 1)
-    assert float(state.params["count"]) == pytest.approx(float(figures["nats"]), rel=1e-6)
+def test_what_has_no_gradient_is_adjusted_by_the_metrics():
+    adjust = lambda params, metrics: params | {"count": params["count"] + metrics["nats"]}
+    state, metrics = trained(optax_learner(loss, init, optax.sgd(0.1), adjust=adjust), 1)
+    assert float(state.params["count"]) == pytest.approx(float(metrics["nats"]), rel=1e-6)
 
 
 def test_bfloat16_halves_learn_what_float32_learns():
@@ -81,11 +82,13 @@ def test_bfloat16_halves_learn_what_float32_learns():
     assert halves.params["w"].dtype == jnp.bfloat16
     np.testing.assert_allclose(halves.params["w"].astype(np.float32), whole.params["w"], rtol=1e-2)
     rows = jax.ShapeDtypeStruct((8, 4), jnp.uint8)
-    assert learner.memory(rows).weights == 2 * 4
+    memory = learner.memory(rows)
+    assert isinstance(memory, Memory) and memory.weights == 2 * 4
 
 
 def test_its_memory_is_known_without_running_it():
     learner = optax_learner(loss, init, optax.adam(0.1))
-    found = learner.memory(jax.ShapeDtypeStruct((8, 4), jnp.uint8))
+    memory = learner.memory(jax.ShapeDtypeStruct((8, 4), jnp.uint8))
+    assert isinstance(memory, Memory)
     weights = 4 * sum(w.size for w in jax.tree.leaves(init(jax.random.key(0))))
-    assert found.weights == weights and found.state >= 2 * weights < found.peak
+    assert memory.weights == weights and memory.state >= 2 * weights < memory.peak

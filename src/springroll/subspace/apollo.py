@@ -70,10 +70,15 @@ def apollo(
         options: see `ProjectionOptions`. By default `side` "std", a new random P every 200 steps.
             With `refresh` "power" or "svd" P is stored.
 
+    Returns:
+        An optax transformation; with weight decay its update needs the parameters.
+
     State: two moments of (r, n) and one float per matrix.
 
     Raises:
         InputError: as `galore`; and side "full", which leaves no channels.
+
+    Source: arXiv 2412.05270.
     """
     one_of(per, Per, "per")
     if compat is not None:
@@ -115,7 +120,26 @@ def apollo_mini(
     compat: Compat | None = None,
     **options: Unpack[ProjectionOptions],
 ) -> optax.GradientTransformationExtraArgs:
-    """APOLLO-Mini: `apollo` with one scale per matrix, for which rank 1 is enough."""
+    """APOLLO-Mini: `apollo` with one scale per matrix, for which rank 1 is enough.
+
+        tx = sr.apollo_mini(1e-2, plan=sr.discover(fn, params, x))
+
+    Args:
+        learning_rate: a number, or a schedule of the number of updates so far.
+        rank: of the subspaces in which Adam sees the gradients.
+        scale: alpha; the update is multiplied by its square root.
+        b1, b2, eps, weight_decay, gamma, direction, compat, options: as of `apollo`.
+
+    Returns:
+        An optax transformation; with weight decay its update needs the parameters.
+
+    State: two vectors and one float per matrix.
+
+    Raises:
+        InputError: as `apollo`.
+
+    Source: arXiv 2412.05270.
+    """
     return apollo(
         learning_rate,
         rank,

@@ -1,4 +1,4 @@
-"""Orthonormal bases of gradient subspaces: how they are found, compared and exchanged.
+"""Orthonormal bases of gradient subspaces: how they are computed, compared and exchanged.
 
 Everything is a pure function of arrays (..., m, r) and (..., m, n), batched over leading axes, one
 basis per matrix. A basis P spans the subspace in which the gradient G (m, n) of a matrix is kept:
@@ -92,9 +92,9 @@ def overlap(new: Array, old: Array) -> Array:
 
 def captured(gradient: Array, basis: Array) -> Array:
     """The share of the gradient's energy that the subspace keeps, ‖PᵀG‖²/‖G‖². (...,) float32."""
-    kept = _product("...mr,...mn->...rn", basis, gradient)
+    projected = _product("...mr,...mn->...rn", basis, gradient)
     square = lambda x: jnp.sum(jnp.square(x.astype(jnp.float32)), axis=(-2, -1))
-    return square(kept) / jnp.maximum(square(gradient), jnp.finfo(jnp.float32).tiny)
+    return square(projected) / jnp.maximum(square(gradient), jnp.finfo(jnp.float32).tiny)
 
 
 def rotate_moment(change: Array, moment: Array, order: Order, how: Moments = "rotate") -> Array:

@@ -60,10 +60,15 @@ def fira(
         compat: "fira" (1.0.2): the leak, and the choices of `galore(compat="galore-torch")`.
         options: see `ProjectionOptions`; defaults as for `galore`.
 
+    Returns:
+        An optax transformation; with weight decay its update needs the parameters.
+
     State: as `galore` with Adam, and one float per matrix. Cost: that of `galore`.
 
     Raises:
         InputError: as `galore`; and side "full", which leaves no channels.
+
+    Source: arXiv 2410.01623.
     """
     if compat is not None:
         one_of(compat, Compat, "compat")

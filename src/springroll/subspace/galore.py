@@ -56,6 +56,9 @@ def galore(
             `hf_adamw(...)` inside the updates are those of GaLoreAdamW.
         options: see `ProjectionOptions`; they win over `compat`.
 
+    Returns:
+        An optax transformation; where `inner` decays weights its update needs the parameters.
+
     State: per m x n matrix r m for P and what `inner` keeps for (r, n); float32 arrays. Cost: 4mnr
     FLOPs a step; a refresh 4mnr and a QR of (m, r).
 
@@ -63,6 +66,9 @@ def galore(
         InputError: a name that does not exist; in `init`, a rank above min(m, n) of a selected
             parameter, a selected vector, a pattern that matches nothing, a plan of other
             parameters.
+
+    Source: arXiv 2403.03507; the power step is that of PowerSGD (1905.13727), rotated moments are
+    from LDAdam (2410.16103).
     """
     if compat is not None:
         one_of(compat, Compat, "compat")

@@ -24,7 +24,17 @@ def hf_adamw(
     eps: float = 1e-6,
     weight_decay: float = 0.0,
 ) -> optax.GradientTransformationExtraArgs:
-    """The whole optimizer."""
+    """Adam with weight decay as Hugging Face transformers had it, and so the three papers' code.
+
+    Args:
+        learning_rate: a number, or a schedule of the number of updates so far.
+        b1, b2: the decay of the first and second moment.
+        eps: added to sqrt(v) before the bias correction.
+        weight_decay: decoupled, of the weight after the step.
+
+    Returns:
+        An optax transformation; with weight decay its update needs the parameters.
+    """
     return optax.chain(
         adam_direction(b1, b2, eps), hf_step(learning_rate, b1, b2, weight_decay=weight_decay)
     )

@@ -74,6 +74,9 @@ def layerwise(
             "previous": all gradients of a step are multiplied by min(1, clip / norm of the step
             before): the scale that a global clip had a step ago.
 
+    Returns:
+        `init` and `step`, pure functions; see `Layerwise`.
+
     Metrics: those of `finish`, `loss`, and `grad_norm`, of the whole gradient before clipping. A
     loss that is not finite changes nothing; a gradient that becomes so on its way down changes
     nothing from there on. `loss` is NaN then, and the norm of the state stays as it was.

@@ -18,8 +18,7 @@ from jax import Array
 
 from springroll.subspace.inner_state import find_moments, state_leaves
 from springroll.subspace.matrix_view import MatrixView
-from springroll.subspace.projection import Projection
-from springroll.subspace.projector import Projector
+from springroll.subspace.projection import Projection, Projector
 from springroll.subspace.projector_refresh import renewed, turn
 from springroll.trees import PyTree
 
@@ -174,10 +173,10 @@ class LowRank:
         """The inner steps, the decay of each projected weight (*stack, 1, 1), and the state."""
         gradients = structure.unflatten(low)
 
-        def run(shown: list[Array] | None) -> tuple[list[Array], PyTree]:
+        def run(projected: list[Array] | None) -> tuple[list[Array], PyTree]:
             params = None
-            if weights is not None and shown is not None:
-                pairs = zip(views, weights, shown, strict=True)
+            if weights is not None and projected is not None:
+                pairs = zip(views, weights, projected, strict=True)
                 params = structure.unflatten([x if v else w for v, w, x in pairs])
             with jax.numpy_dtype_promotion("standard"):  # optimizers need not be strict
                 steps, after = self.inner.update(gradients, state, params, **extra)

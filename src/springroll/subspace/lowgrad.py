@@ -408,6 +408,10 @@ def lowgrad(
         has_aux: see loss; the mean of aux over the parts is `metrics["aux"]`.
         seed: of initial bases, random bases and rounding; these depend on the step alone.
 
+    Returns:
+        A `Trainer`: `init(params)` makes a state, `update(state, *batch)` the next one and metrics,
+        `params(state)`, which is `state.params`, the model.
+
     Raises:
         InputError: a rank above a selected matrix, a selected vector, nothing to select, an
             unknown option value, optimizer state of unknown meaning; in training a batch unlike

@@ -48,8 +48,8 @@ class MatrixView:
     def restore(self, matrix: Array) -> Array:
         """`matrix` undone."""
         order = self.order
-        whole = matrix.reshape([self.shape[i] for i in order])
-        return whole.transpose(sorted(range(len(order)), key=order.__getitem__))
+        transposed = matrix.reshape([self.shape[i] for i in order])
+        return transposed.transpose(sorted(range(len(order)), key=order.__getitem__))
 
     def sides(self, side: Side) -> tuple[bool, bool]:
         """Whether the inputs and whether the outputs are projected.
@@ -87,11 +87,11 @@ def matrix_views(
     nothing and for a plan of other parameters.
     """
     shapes = {path: tuple(jnp.shape(leaf)) for path, leaf in named_leaves(params).items()}
-    wanted = selector(select, list(shapes))
+    selected = selector(select, list(shapes))
     views: list[MatrixView | None] = []
     for path, shape in shapes.items():
         roles = _roles(path, shape, plan, "mn" if rows == "in" else "nm")
-        if not (wanted(path) if wanted else roles):
+        if not (selected(path) if selected else roles):
             views.append(None)
             continue
         if not roles:

@@ -17,8 +17,7 @@ from jax import Array, lax
 from springroll.subspace.basis import Order, orthonormal, power_step, svd_basis
 from springroll.subspace.inner_state import Leaf, decode, encode
 from springroll.subspace.matrix_view import MatrixView
-from springroll.subspace.projection import Projection
-from springroll.subspace.projector import Projector, carry_over
+from springroll.subspace.projection import Projection, Projector, carry_over
 
 
 class Turn(NamedTuple):

@@ -103,10 +103,10 @@ def streams_of(
     """
     if rank < 1:
         raise InputError(f"rank is {rank}; expected at least 1.")
-    wanted = selector(select, list(plan))
-    chosen = [leaf for leaf in plan.values() if _chosen(leaf, rank, wanted)]
+    selected = selector(select, list(plan))
+    chosen = [leaf for leaf in plan.values() if _chosen(leaf, rank, selected)]
     if not chosen:
-        raise InputError(_nothing(plan, rank, wanted))
+        raise InputError(_nothing(plan, rank, selected))
     groups: dict[tuple, list[ThinLeaf]] = {}
     for leaf in chosen:
         common = () if own_experts else leaf.dealt

@@ -32,6 +32,25 @@ def _let_go_of_programs():
     jax.clear_caches()
 
 
+@pytest.fixture(scope="module")
+def quick_compilation():
+    """Compile without most optimizations: for modules whose programs run a few times at most.
+
+    Halves the time of compiling. Tests of what a compiled program holds ask for `optimized`.
+    """
+    jax.config.update("jax_disable_most_optimizations", True)
+    yield
+    jax.config.update("jax_disable_most_optimizations", False)
+
+
+@pytest.fixture
+def optimized():
+    """The compiler as users run it, in a module with `quick_compilation`."""
+    jax.config.update("jax_disable_most_optimizations", False)
+    yield
+    jax.config.update("jax_disable_most_optimizations", True)
+
+
 def pytest_unconfigure():
     if _OURS:
         shutil.rmtree(os.environ[_CACHE], ignore_errors=True)

@@ -16,6 +16,8 @@ from springroll.subspace.apollo import apollo, apollo_mini
 from springroll.subspace.matrix_view import MatrixView
 from springroll.subspace.projection import Projection
 
+pytestmark = pytest.mark.usefixtures("quick_compilation")
+
 L, M, N, R = 3, 8, 12, 4
 
 
@@ -151,6 +153,7 @@ def test_decay_and_what_is_not_selected():
     np.testing.assert_allclose(ours[0]["b"], theirs["b"], rtol=1e-4)
 
 
+@pytest.mark.usefixtures("optimized")
 def test_the_scaled_gradient_is_not_formed_beside_the_gradient():
     """Bytes from the compiler: what a step needs besides weights, gradients and state."""
     params = {"w": jax.ShapeDtypeStruct((4, 128, 128), jnp.float32)}

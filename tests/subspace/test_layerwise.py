@@ -18,6 +18,8 @@ from springroll.quant.split_master import high_half, join, with_split_master
 from springroll.subspace.apollo import apollo, apollo_mini
 from springroll.subspace.layerwise import layerwise, parted
 
+pytestmark = pytest.mark.usefixtures("quick_compilation")
+
 LAYERS, WIDTH, VOCAB = 3, 32, 64
 # Everything a block can have: routing losses, integer statistics, windows by layer, a tied head.
 MIXED = DecoderConfig(
@@ -241,6 +243,7 @@ def compiled_bytes(layers, optimizer, layer_by_layer):
 @pytest.mark.parametrize(
     "optimizer", [optax.adam(1e-3), apollo_mini(1e-2, rows="out")], ids=["adam", "apollo_mini"]
 )
+@pytest.mark.usefixtures("optimized")
 def test_memory_does_not_grow_with_the_gradients_of_more_layers(optimizer):
     few, layer = compiled_bytes(4, optimizer, True)
     many, _ = compiled_bytes(20, optimizer, True)
@@ -248,6 +251,7 @@ def test_memory_does_not_grow_with_the_gradients_of_more_layers(optimizer):
     assert many < 8 * layer
 
 
+@pytest.mark.usefixtures("optimized")
 def test_the_usual_step_holds_every_gradient():
     few, layer = compiled_bytes(4, optax.adam(1e-3), False)
     many, _ = compiled_bytes(20, optax.adam(1e-3), False)

@@ -15,6 +15,8 @@ from springroll.subspace.matrix_view import MatrixView
 from springroll.subspace.projection import Projection
 from springroll.subspace.projector_refresh import turn
 
+pytestmark = pytest.mark.usefixtures("quick_compilation")
+
 
 def due(projection, stack, steps, number=0, views=1, layer=0):
     """For each step the matrices that are due."""
@@ -113,11 +115,13 @@ def program(stack, **options):
     return compiled.as_text() or ""
 
 
+@pytest.mark.usefixtures("optimized")
 def test_the_program_does_not_grow_with_the_stack():
     lines = [len(program(stack).splitlines()) for stack in ((2,), (24,))]
     assert abs(lines[0] - lines[1]) <= 0.02 * lines[0]
 
 
+@pytest.mark.usefixtures("optimized")
 def test_the_decomposition_is_in_a_branch():
     text = program((L,), refresh="svd")
     bodies = re.split(r"\n(?=(?:ENTRY )?%?[\w.-]+ \()", text)

@@ -30,7 +30,7 @@ from springroll.stream.stored_leaves import stacked
 from springroll.stream.update import Gradient, Held
 from springroll.subspace import moments, refresh, schedule
 from springroll.subspace.leaves import Layout
-from springroll.subspace.lowgrad import State, Trainer, listed
+from springroll.subspace.lowgrad import LowGradState, Trainer, listed
 from springroll.subspace.streams import place
 from springroll.thin.factored_array import Factored
 from springroll.thin.transform import factored
@@ -73,7 +73,7 @@ class LowRankLayers:
         self.turn = jax.jit(self._turn, static_argnums=0, donate_argnums=(2, 3))
         self.rotate = jax.jit(self._rotate, static_argnums=4, donate_argnums=0)
 
-    def set_state(self, state: State) -> None:
+    def set_state(self, state: LowGradState) -> None:
         """Compute with this state."""
         self._trainable = dict(self._layout.trainable(state.base, state.low))
         self._stacks = self._trainable.pop("layers")
@@ -206,7 +206,7 @@ class StreamedLowRank:
             operands=self._low_rank.operands,
         )
 
-    def fill(self, tensors: Tensors) -> State:
+    def fill(self, tensors: Tensors) -> LowGradState:
         """The state of step 0, with these weights."""
         bases, others = list(self._bases), {}
         for path, index, values in tensors:
@@ -226,7 +226,7 @@ class StreamedLowRank:
         opt = self.trainer.optimizer.init(self.layout.trainable(params, zeros))
         return self.trainer.begin(params, zeros, opt)
 
-    def step(self, state: State, tokens: PyTree) -> tuple[State, Metrics]:
+    def step(self, state: LowGradState, tokens: PyTree) -> tuple[LowGradState, Metrics]:
         """One step on tokens (batch, time + 1), and new subspaces if it is time."""
         self._low_rank.set_state(state)
         step_metrics, _ = self.engine.step(tokens)
@@ -238,12 +238,14 @@ class StreamedLowRank:
             state = self._turned(state, due, began)
         return state, {**step_metrics, "grad_norm": metrics["grad_norm"]}
 
-    def score(self, state: State, tokens: PyTree, rows: int) -> Metrics:
+    def score(self, state: LowGradState, tokens: PyTree, rows: int) -> Metrics:
         """Metrics of the model on tokens (n, time + 1), at most `rows` rows at a time."""
         self._low_rank.set_state(state)
         return self.engine.score(tokens, rows)
 
-    def _turned(self, state: State, due: dict[str, np.ndarray], began: schedule.Schedule) -> State:
+    def _turned(
+        self, state: LowGradState, due: dict[str, np.ndarray], began: schedule.Schedule
+    ) -> LowGradState:
         """P S added to the weights of the layers that are due, and new bases for them."""
         trainer, layout = self.trainer, self.layout
         toward = refresh.random_bases(layout, trainer.key(1, began.step))

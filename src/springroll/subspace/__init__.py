@@ -6,7 +6,7 @@ from springroll.subspace.fira import fira
 from springroll.subspace.galore import galore
 from springroll.subspace.hf_adam import adam_direction, hf_adamw
 from springroll.subspace.layerwise import Layerwise, LayerwiseState, layerwise
-from springroll.subspace.lowgrad import State, Trainer, lowgrad
+from springroll.subspace.lowgrad import LowGradState, Trainer, lowgrad
 from springroll.subspace.optimizers import OPTIMIZERS, OptimizerEntry, OptimizerSettings
 from springroll.subspace.projection import ProjectionOptions
 
@@ -14,10 +14,10 @@ __all__ = [
     "OPTIMIZERS",
     "Layerwise",
     "LayerwiseState",
+    "LowGradState",
     "OptimizerEntry",
     "OptimizerSettings",
     "ProjectionOptions",
-    "State",
     "Trainer",
     "adam_direction",
     "apollo",

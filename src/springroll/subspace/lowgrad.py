@@ -39,7 +39,7 @@ Moving: TypeAlias = tuple[PyTree, PyTree, Array]
 
 @tree_dataclass(static=["layout"], saved_as={"base": "params"})
 @dataclass(frozen=True)
-class State:
+class LowGradState:
     """The state of a `Trainer`, as arrays: what a checkpoint holds.
 
     base: W, the weights as of their last refresh, and all other parameters as they are now.
@@ -91,7 +91,7 @@ class Options:
 
 @dataclass(frozen=True)
 class Trainer:
-    """What `lowgrad` returns. Its methods take a State and give a new one; the old one is used up.
+    """What `lowgrad` returns. Its methods take a state, which is used up, and return a new one.
 
     `update` is all a training loop needs.
     """
@@ -104,7 +104,7 @@ class Trainer:
     example: tuple[PyTree, ...] | None = field(repr=False, default=None)
     compiled: dict[str, Wrapped] = field(repr=False, default_factory=dict)
 
-    def init(self, params: PyTree) -> State:
+    def init(self, params: PyTree) -> LowGradState:
         """The state of step 0. `params` are used up; projectors are random until `update`."""
         self.layout.check(params)
         params = jax.tree.map(jnp.asarray, params)
@@ -113,21 +113,23 @@ class Trainer:
         moments.check(opt, self.layout.thin, low, self.options.moments)
         return self.begin(params, low, opt)
 
-    def begin(self, base: PyTree, low: dict[str, Array], opt: PyTree) -> State:
+    def begin(self, base: PyTree, low: dict[str, Array], opt: PyTree) -> LowGradState:
         """The state of step 0 with these parts."""
         projectors = refresh.random_bases(self.layout, self.key(0))
         timing = schedule.start(self.layout.streams, self.options.refresh_interval)
-        return State(base, projectors, low, opt, jnp.zeros((), jnp.int32), timing, self.layout)
+        return LowGradState(
+            base, projectors, low, opt, jnp.zeros((), jnp.int32), timing, self.layout
+        )
 
-    def update(self, state: State, *batch: PyTree) -> tuple[State, Metrics]:
+    def update(self, state: LowGradState, *batch: PyTree) -> tuple[LowGradState, Metrics]:
         """One training step, with a refresh of the layers whose turn it is."""
         return self.refresh(state, *batch) if self.due(state) else self.step(state, *batch)
 
-    def due(self, state: State) -> bool:
+    def due(self, state: LowGradState) -> bool:
         """Whether any layer's subspace is to be refreshed at this step. Decided on the host."""
         return any(layers.any() for layers in schedule.due(state.schedule).values())
 
-    def step(self, state: State, *batch: PyTree) -> tuple[State, Metrics]:
+    def step(self, state: LowGradState, *batch: PyTree) -> tuple[LowGradState, Metrics]:
         """One step of the inner optimizer on S and the other leaves, bases as they are."""
         self._check_batch(batch)
         moving, frozen = self._apart(state)
@@ -135,8 +137,8 @@ class Trainer:
         return self._together(state, moving, frozen), metrics
 
     def refresh(
-        self, state: State, *batch: PyTree, everything: bool = False
-    ) -> tuple[State, Metrics]:
+        self, state: LowGradState, *batch: PyTree, everything: bool = False
+    ) -> tuple[LowGradState, Metrics]:
         """A step on this batch, then new subspaces from it for the layers that are due, or all."""
         self._check_batch(batch)
         now = state.schedule
@@ -165,31 +167,33 @@ class Trainer:
         state = dataclasses.replace(state, schedule=schedule.advanced(timing))
         return state, {**metrics, "overlap": overlap}
 
-    def apply(self, state: State, loss: Array, grads: PyTree) -> tuple[State, Metrics]:
+    def apply(
+        self, state: LowGradState, loss: Array, grads: PyTree
+    ) -> tuple[LowGradState, Metrics]:
         """`step` with a gradient of the trainable tree (`layout.trainable`) from elsewhere."""
         moving, frozen = self._apart(state)
         moving, metrics = self._jit("apply")(moving, loss, grads)
         return self._together(state, moving, frozen), metrics
 
-    def merge(self, state: State) -> State:
+    def merge(self, state: LowGradState) -> LowGradState:
         """All of P S written into the weights, S = 0, same bases and moments."""
         layers, counts = listed({s.name: np.ones(s.depth, bool) for s in self.layout.streams})
         key = self.key(3, state.schedule.step)
         merged, _ = self._jit("refresh")(_untimed(state), None, layers, counts, key)
         return dataclasses.replace(merged, schedule=state.schedule)
 
-    def params(self, state: State) -> PyTree:
+    def params(self, state: LowGradState) -> PyTree:
         """The model that the state stands for, dense: `state.params`."""
         return state.params
 
-    def weights(self, state: State) -> PyTree:
+    def weights(self, state: LowGradState) -> PyTree:
         """The model with `Factored` leaves: `state.weights`."""
         return state.weights
 
-    def lower(self, name: Program, state: State, *batch: PyTree) -> Lowered:
+    def lower(self, name: Program, state: LowGradState, *batch: PyTree) -> Lowered:
         """The lowered program of the hot step, or of the two halves of a refresh.
 
-        Its memory: `.compile().memory_analysis()`. State and batch may be ShapeDtypeStructs.
+        Its memory: `.compile().memory_analysis()`. LowGradState and batch may be ShapeDtypeStructs.
         """
         if name == "refresh":
             depths = {s.name: np.zeros(s.depth, bool) for s in self.layout.streams}
@@ -217,15 +221,15 @@ class Trainer:
             key = jax.random.fold_in(key, int(counter))
         return key
 
-    def _apart(self, state: State) -> tuple[Moving, PyTree]:
+    def _apart(self, state: LowGradState) -> tuple[Moving, PyTree]:
         trainable = self.layout.trainable(state.base, state.low)
         return (trainable, state.opt, state.skipped), self.layout.frozen(state.base)
 
-    def _together(self, state: State, moving: Moving, frozen: PyTree) -> State:
+    def _together(self, state: LowGradState, moving: Moving, frozen: PyTree) -> LowGradState:
         trainable, opt, skipped = moving
         base, low = self.layout.base(trainable, frozen), self.layout.low(trainable)
         timing = schedule.advanced(state.schedule)
-        return State(base, state.projectors, low, opt, skipped, timing, self.layout)
+        return LowGradState(base, state.projectors, low, opt, skipped, timing, self.layout)
 
     def _jit(self, name: str) -> Wrapped:
         if name not in self.compiled:
@@ -308,12 +312,12 @@ class Trainer:
 
     def _refresh(
         self,
-        state: State,
+        state: LowGradState,
         directions: Mapping[str, Array] | None,
         layers: Mapping[str, Array],
         counts: Mapping[str, Array],
         key: Array,
-    ) -> tuple[State, dict[str, Array]]:
+    ) -> tuple[LowGradState, dict[str, Array]]:
         if directions is not None:  # of a batch whose loss was not finite, nothing is learned
             healthy = [jnp.all(jnp.isfinite(z)) for z in directions.values()]
             counts = jax.tree.map(lambda n: jnp.where(jnp.stack(healthy).all(), n, 0), counts)
@@ -333,7 +337,7 @@ class Trainer:
         return state, overlap
 
 
-def _untimed(state: State) -> State:
+def _untimed(state: LowGradState) -> LowGradState:
     """The state without its schedule, which stays on the host."""
     return dataclasses.replace(state, schedule=None)
 

@@ -17,7 +17,6 @@ quantize = jax.jit(
 dequantize = jax.jit(root_companding.dequantize, compiler_options=FAST_TO_COMPILE)
 requantize = jax.jit(root_companding.requantize, compiler_options=FAST_TO_COMPILE)
 BLOCK = {8: 256, 4: 128}
-AGAIN = [pytest.param(shape, marks=pytest.mark.slow) for shape in ((7,), (300,))]
 
 
 def heavy_tailed(shape=(64, 1024), seed=0):
@@ -65,16 +64,15 @@ def test_bytes(bits, bytes_each):
 
 
 @pytest.mark.parametrize("bits", [8, 4])
-@pytest.mark.parametrize("shape", [(1,), (5, 301), (3, 40, 9), (2, 3, 1, 33), *AGAIN])
+@pytest.mark.parametrize("shape", [(1,), (7,), (300,), (5, 301), (3, 40, 9), (2, 3, 1, 33)])
 def test_any_shape_comes_back_and_coding_again_changes_nothing(shape, bits):
-    """Operation by operation: in one program a scale may move by a unit in the last place."""
-    quantize, dequantize = root_companding.quantize, root_companding.dequantize
+    """Decoded operation by operation: in one program the last place of a scale may move."""
     x = jnp.asarray(heavy_tailed(shape))
     for signed in (True, False):
         q = quantize(x if signed else x * x, bits=bits, block=BLOCK[bits], signed=signed)
-        y = dequantize(q)
+        y = root_companding.dequantize(q)
         assert y.shape == q.shape == shape and y.dtype == jnp.float32
-        again = root_companding.requantize(q, y)
+        again = requantize(q, y)
         jax.tree.map(np.testing.assert_array_equal, again, q)
 
 

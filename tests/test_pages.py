@@ -184,6 +184,7 @@ def test_the_readme_is_short():
 def test_the_reference_finds_every_public_name(tmp_path):
     """Each has a docstring, whose first line is what the table of public names says."""
     spec = importlib.util.spec_from_file_location("api_pages", ROOT / "tools" / "api_pages.py")
+    assert spec is not None and spec.loader is not None
     api = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(api)
     api.main(tmp_path)

@@ -25,3 +25,4 @@ from .thin import explain as explain
 from .thin import factored as factored
 
 __version__: str
+__all__: list[str]

@@ -41,7 +41,9 @@ def test_it_is_the_formula(kl):
     temperature = 1.7
     loss = policy_loss(MODEL, temperature=temperature, clip=0.2, kl=kl)
     value, figures = loss(PARAMS, given)
-    log_p = log_probabilities(PARAMS, *map(np.asarray, given[:2]), temperature)
+    log_p = log_probabilities(
+        PARAMS, np.asarray(given.tokens), np.asarray(given.targets), temperature
+    )
     total = []
     for row in range(3):
         gains = []

@@ -19,7 +19,8 @@ STEPS = 10
 def stepped(bridge, steps=STEPS):
     """Observation, reward and whether it was the last, at every step; and the last state."""
     observation, state = bridge.reset(jax.random.key(0), None)
-    seen, step = [(float(observation[0]), None, None)], jax.jit(bridge.step)
+    seen: list[tuple[float, float | None, bool | None]] = [(float(observation[0]), None, None)]
+    step = jax.jit(bridge.step)
     for t in range(steps):
         observation, state, reward, done, _ = step(jax.random.key(t), state, jnp.int32(0), None)
         seen.append((float(observation[0]), float(reward), bool(done)))
@@ -28,7 +29,8 @@ def stepped(bridge, steps=STEPS):
 
 def by_our_own_loop(environment, steps=STEPS):
     state, observation = environment.reset(jax.random.key(0))
-    seen, taken = [(float(observation[0]), None, None)], 0
+    seen: list[tuple[float, float | None, bool | None]] = [(float(observation[0]), None, None)]
+    taken = 0
     for t in range(steps):
         step_key, reset_key = jax.random.split(jax.random.key(t))
         found = environment.step(step_key, state, jnp.int32(0))

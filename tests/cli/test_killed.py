@@ -7,7 +7,7 @@ from springroll.cli.main import main
 from springroll.run.journal import Journal
 from tests.cli.tiny import outcome, pretrain, start, text_file
 
-GENERATIONS = 200
+GENERATIONS = 120
 
 
 def wait_for(process, run, records):

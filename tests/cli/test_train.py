@@ -1,15 +1,23 @@
 """`springroll train` from the command line: learning, resuming, refusing, and reading its runs."""
 
+import contextlib
+import io
 import json
+from pathlib import Path
 
 import jax
 import numpy as np
 import pytest
 
 from springroll.cli.main import main
+from springroll.cli.sample import written
+from springroll.models.decoder import decoder
 from springroll.models.decoder_config import CONFIGS
+from springroll.run.job import SampleOptions
 from springroll.subspace.optimizers import OPTIMIZERS
+from springroll.train import build
 from springroll.train.config import TrainConfig
+from springroll.train.step_memory import Memory
 from tests.cli.newest import newest_weights
 from tests.cli.tiny import files, text_file
 
@@ -34,37 +42,64 @@ def newest(folder, step=STEPS):
     return (folder / "checkpoints" / f"{step:09d}.safetensors").read_bytes()
 
 
-@pytest.mark.parametrize(
-    "options",
-    [
-        *OPTIMIZERS,
-        "lowgrad --dtype bfloat16 --state-bits 8 --accumulate 2",
-        "adamw --dtype bfloat16 --weight-decay 0.1",
-        "apollo --dtype bfloat16 --rounding stochastic --state-bits 4 --weight-decay 0.1",
-        "apollo-mini --layerwise --dtype bfloat16",
-    ],
-)
-def test_it_learns_and_resumes_to_the_same_bytes(tmp_path, text, options):
-    more = f"--lr 0.03 --optimizer {options}".split()
-    assert main(command(text, tmp_path / "whole", *more)) == 0
-    assert main(command(text, tmp_path / "parts", *more, steps=3)) == 0  # in the middle of a gap
-    assert main(command(text, tmp_path / "parts", "--resume")) == 0
-    assert newest(tmp_path / "parts") == newest(tmp_path / "whole")
-    rows = [json.loads(r) for r in (tmp_path / "whole" / "metrics.jsonl").read_text().splitlines()]
-    valid = [row["valid_bits_per_byte"] for row in rows if "valid_bits_per_byte" in row]
+def validations(folder):
+    rows = [json.loads(row) for row in (folder / "metrics.jsonl").read_text().splitlines()]
+    return [row["valid_bits_per_byte"] for row in rows if "valid_bits_per_byte" in row]
+
+
+LOW_BITS = [  # other dtypes, states and engines than the default
+    "lowgrad --dtype bfloat16 --state-bits 8 --accumulate 2",
+    "adamw --dtype bfloat16 --weight-decay 0.1",
+    "apollo --dtype bfloat16 --rounding stochastic --state-bits 4 --weight-decay 0.1",
+    "apollo-mini --layerwise --dtype bfloat16",
+]
+
+
+@pytest.mark.parametrize("optimizer", [*OPTIMIZERS, LOW_BITS[3]])
+def test_an_optimizer_learns(tmp_path, text, optimizer):
+    more = f"--lr 0.03 --optimizer {optimizer}".split()
+    assert main(command(text, tmp_path / "run", *more)) == 0
+    valid = validations(tmp_path / "run")
     assert valid[-1] < valid[0]
 
 
-def test_it_prints_the_memory_of_a_step_and_the_result(tmp_path, text, capsys):
-    assert main(command(text, tmp_path / "run")) == 0
-    out, err = capsys.readouterr()
-    for word in ("weights", "gradients", "state", "activations", "peak", "adamw"):
-        assert word in err
-    assert "bits/byte" in out and "springroll sample" in out
-    assert (tmp_path / "run" / "curve.png").stat().st_size > 0
+@pytest.mark.parametrize(
+    "options",
+    [
+        *LOW_BITS[:2],
+        *(pytest.param(each, marks=pytest.mark.slow) for each in [*LOW_BITS[2:], *OPTIMIZERS]),
+        pytest.param("lowgrad", marks=pytest.mark.slow),
+    ],
+)
+def test_it_learns_and_resumes_to_the_same_bytes(tmp_path, text, options):
+    """Three runs each: the quick ones go through projectors, halves, moments in 8 bits and parts of
+    a batch, and every optimizer's state is resumed in the slow ones."""
+    more = f"--lr 0.03 --optimizer {options}".split()
+    assert main(command(text, tmp_path / "whole", *more)) == 0
+    # In the middle of a refresh interval.
+    assert main(command(text, tmp_path / "parts", *more, steps=3)) == 0
+    assert main(command(text, tmp_path / "parts", "--resume")) == 0
+    assert newest(tmp_path / "parts") == newest(tmp_path / "whole")
+    valid = validations(tmp_path / "whole")
+    assert valid[-1] < valid[0]
 
 
-def test_what_cannot_fit_is_refused_with_what_could(tmp_path, text, capsys):
+def test_what_cannot_fit_is_refused_with_what_could(tmp_path, text, capsys, monkeypatch):
+    """Peaks are given here: what compiling says of them is under test where memory is printed."""
+
+    def memory_of(config, learner, placement):
+        return Memory(0, 0, 0, 0, 0, (100 if config.remat else 300) << 10)
+
+    monkeypatch.setattr(build, "memory_of", memory_of)
+    options = ("--engine", "resident", "--device-memory", "200KiB")
+    assert main(command(text, tmp_path / "run", *options)) == 2
+    refused = capsys.readouterr().err
+    assert "a step needs 300 KiB, 200 KiB are available; --remat needs 100 KiB" in refused
+    assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.slow  # compiles every alternative
+def test_what_fits_in_no_way_is_refused(tmp_path, text, capsys):
     assert main(command(text, tmp_path / "run", "--device-memory", "200KiB")) == 2
     said = capsys.readouterr().err
     assert "a step needs" in said and "200 KiB are available" in said
@@ -97,11 +132,32 @@ def test_bad_options_are_one_line_and_leave_no_folder(tmp_path, text, capsys, op
     assert not (tmp_path / "run").exists()
 
 
-def test_a_run_cannot_go_on_as_another(tmp_path, text, capsys):
-    out = tmp_path / "run"
-    assert main(command(text, out)) == 0
+@pytest.fixture(scope="module")
+def shown():
+    """What the run of this module printed, by stream."""
+    return {"out": io.StringIO(), "err": io.StringIO()}
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory, text, shown):
+    out = tmp_path_factory.mktemp("read") / "run"
+    streams = contextlib.redirect_stdout(shown["out"]), contextlib.redirect_stderr(shown["err"])
+    with streams[0], streams[1]:
+        assert main(command(text, out, model="moe-tiny")) == 0
+    return str(out)
+
+
+def test_it_prints_the_memory_of_a_step_and_the_result(run, shown):
+    for word in ("weights", "gradients", "state", "activations", "peak", "adamw"):
+        assert word in shown["err"].getvalue()
+    out = shown["out"].getvalue()
+    assert "bits/byte" in out and "springroll sample" in out
+    assert (Path(run) / "curve.png").stat().st_size > 0
+
+
+def test_a_run_cannot_go_on_as_another(run, capsys):
+    out = Path(run)
     before = files(out)
-    capsys.readouterr()
     for options, message in {
         "--rank 5": "rank is 5, but the run to resume has 4",
         "--optimizer muon": "optimizer is 'muon', but the run to resume has 'adamw'",
@@ -122,28 +178,19 @@ def test_a_loss_that_is_nan_stops_after_ten_steps_and_names_the_checkpoint(tmp_p
     assert "checkpoints" in said and "try a smaller learning rate" in said
 
 
-def test_micro_batches_over_devices_give_the_same_weights(tmp_path, text):
-    runs = {
-        "one": "--batch 8".split(),
-        "micro": "--batch 2 --accumulate 4".split(),
-        "devices": "--batch 4 --accumulate 2 --devices 4".split(),
-    }
-    found = {}
-    for name, options in runs.items():
-        out = tmp_path / name
-        assert main(command(text, out, *options)) == 0
-        found[name] = newest_weights(str(out)).params
-    for name in ("micro", "devices"):
-        jax.tree.map(
-            lambda a, b: np.testing.assert_allclose(a, b, atol=2e-5), found["one"], found[name]
-        )
-
-
-@pytest.fixture(scope="module")
-def run(tmp_path_factory, text):
-    out = tmp_path_factory.mktemp("read") / "run"
-    assert main(command(text, out, model="moe-tiny")) == 0
-    return str(out)
+@pytest.mark.parametrize(
+    "split",
+    [
+        "--batch 4 --accumulate 2 --devices 4",
+        pytest.param("--batch 2 --accumulate 4", marks=pytest.mark.slow),
+    ],
+)
+def test_micro_batches_over_devices_give_the_same_weights(tmp_path, text, split):
+    weights = []
+    for name, options in (("whole", "--batch 8"), ("split", split)):
+        assert main(command(text, tmp_path / name, *options.split())) == 0
+        weights.append(newest_weights(str(tmp_path / name)).params)
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=2e-5), *weights)
 
 
 def test_eval_agrees_with_the_validation_of_the_run(run, capsys):
@@ -155,19 +202,16 @@ def test_eval_agrees_with_the_validation_of_the_run(run, capsys):
 
 
 def test_sample_writes_what_the_model_finds_likeliest(run, capsys):
-    from springroll.cli.sample import generate
-    from springroll.models.decoder import decoder
-
     found = newest_weights(run)
-    text = generate(found, b"def ", length=20, temperature=0.0, seed=0)
+    text, _ = written(SampleOptions(run=run, prompt="def ", length=20, temperature=0.0))
     apply = jax.jit(decoder(CONFIGS["moe-tiny"]).apply)
-    seen = list(b"\0def ")
+    likeliest = list(b"\0def ")
     for _ in range(20):
-        window = seen[-found.config.sequence :]
+        window = likeliest[-found.config.sequence :]
         rows = np.zeros((1, found.config.sequence), np.int32)
         rows[0, : len(window)] = window
-        seen.append(int(np.argmax(apply(found.params, rows)[0, len(window) - 1])))
-    assert text == bytes(seen[5:])
+        likeliest.append(int(np.argmax(apply(found.params, rows)[0, len(window) - 1])))
+    assert text == bytes(likeliest[1:])
     assert main(["sample", run, "--length", "8"]) == 0
 
 
@@ -194,7 +238,6 @@ def hf_folder(tmp_path):
     import tokenizers
     from safetensors.numpy import save_file
 
-    from springroll.models.decoder import decoder
     from springroll.models.hf.decoder import checkpoint_names, hf_config
 
     values = {
@@ -225,13 +268,19 @@ def hf_folder(tmp_path):
     return folder
 
 
-@pytest.mark.parametrize("options", ["", "--optimizer lowgrad", "--engine stream --depth 1"])
+@pytest.mark.parametrize(
+    "options",
+    [
+        "",
+        pytest.param("--optimizer lowgrad", marks=pytest.mark.slow),
+        "--engine stream --depth 1",
+    ],
+)
 def test_a_hugging_face_folder_goes_on_learning(tmp_path, text, hf_folder, options, capsys):
     out = tmp_path / "run"
     more = [*options.split(), "--lr", "0.03"]
     assert main(command(text, out, *more, model=str(hf_folder))) == 0
-    rows = [json.loads(row) for row in (out / "metrics.jsonl").read_text().splitlines()]
-    valid = [row["valid_bits_per_byte"] for row in rows if "valid_bits_per_byte" in row]
+    valid = validations(out)
     assert valid[0] == pytest.approx(np.log2(130), abs=0.5) and valid[-1] < valid[0]
     capsys.readouterr()
     assert main(["sample", str(out), "--prompt", "a", "--length", "4"]) == 0

@@ -85,6 +85,7 @@ def test_a_search_needs_an_end_and_something_to_search(tmp_path, scores):
     assert not (tmp_path / "search").exists()
 
 
+@pytest.mark.slow  # as tests/cli/test_rl.py does, with the command
 def test_a_real_search(tmp_path):
     config = replace(
         CONFIG, out=str(tmp_path / "search"), seconds=None, generations=2, episodes=2, devices=1

@@ -14,6 +14,11 @@ os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0")
 # was killed. It says so and compiles for itself; neither tests nor what they start should stumble.
 os.environ.setdefault("PYTHONWARNINGS", "ignore:Error reading persistent:UserWarning")
 
+# Most programs of the tests run once or twice, so that compiling takes most of the time: LLVM does
+# its least, here and in processes that tests start. With JAX_DISABLE_MOST_OPTIMIZATIONS=0 the suite
+# runs as users compile; tests of what a compiled program holds ask for `optimized`.
+os.environ.setdefault("JAX_DISABLE_MOST_OPTIMIZATIONS", "1")
+
 import jax  # noqa: E402
 import pytest  # noqa: E402
 
@@ -32,23 +37,13 @@ def _let_go_of_programs():
     jax.clear_caches()
 
 
-@pytest.fixture(scope="module")
-def quick_compilation():
-    """Compile without most optimizations: for modules whose programs run a few times at most.
-
-    Halves the time of compiling. Tests of what a compiled program holds ask for `optimized`.
-    """
-    jax.config.update("jax_disable_most_optimizations", True)
-    yield
-    jax.config.update("jax_disable_most_optimizations", False)
-
-
 @pytest.fixture
 def optimized():
-    """The compiler as users run it, in a module with `quick_compilation`."""
+    """The compiler as users run it."""
+    before = jax.config.read("jax_disable_most_optimizations")
     jax.config.update("jax_disable_most_optimizations", False)
     yield
-    jax.config.update("jax_disable_most_optimizations", True)
+    jax.config.update("jax_disable_most_optimizations", before)
 
 
 def pytest_unconfigure():

@@ -85,7 +85,7 @@ def exported(package: str) -> list[str]:
         return list(imports(package))
     for node in tree(package).body:
         target = node.targets[0] if isinstance(node, ast.Assign) else None
-        if isinstance(target, ast.Name) and target.id == "__all__":
+        if isinstance(node, ast.Assign) and isinstance(target, ast.Name) and target.id == "__all__":
             return list(ast.literal_eval(node.value))
     return []
 

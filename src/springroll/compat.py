@@ -1,7 +1,5 @@
 """The only file that touches JAX internals or anything that differs between jax 0.10.2 and 0.12."""
 
-from __future__ import annotations
-
 import contextlib
 import functools
 import math

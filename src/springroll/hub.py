@@ -1,7 +1,5 @@
 """Models and data by their names on huggingface.co."""
 
-from __future__ import annotations
-
 import importlib
 import os
 import re

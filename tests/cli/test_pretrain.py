@@ -18,9 +18,9 @@ from springroll.program import pip_install
 from tests.cli.tiny import config_of, files, pretrain, text_file
 
 RECIPES = JOB.recipes
-ARTICLE: list[str] = (
-    "--pop-size 262144 --rank 1 --n-layers 6 --hidden 256 --data minipile --precision int8"
-).split()
+ARTICLE: list[str] = list(
+    "--pop-size 262144 --rank 1 --n-layers 6 --hidden 256 --data minipile --precision int8".split()
+)
 
 
 def test_options_without_a_recipe():

@@ -123,7 +123,7 @@ def test_stages_of_the_byte_model_make_its_score():
             layer = jax.tree.map(lambda w, i=index: w[i], params["blocks"])
             x, new = model.block(layer, x, jnp.int32(index), state[index])
             states.append(new)
-        return -model.finish(params, x, {}, tokens)[0], states
+        return -model.finish(params, x, None, tokens)[0], states
 
     got, states = jax.jit(by_parts)(params, tokens, state)
     want, new_state = jax.jit(model.score)(params, tokens, state)

@@ -4,6 +4,7 @@ import dataclasses
 import functools
 import math
 import re
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -172,7 +173,8 @@ def test_error_feedback_follows_the_exact_residual():
 def rounded_by(master, seeds, target):
     """The weights read and those with residuals, of one step to `target`, for all seeds."""
     x = PARAMS["layers"]["up_proj"]
-    params, nothing = {"w": x}, optax.MaskedNode()
+    params = {"w": x}
+    nothing: Any = optax.MaskedNode()
     copies = {"w": Int8(jnp.zeros_like(x.values), nothing)}
 
     def one(seed):

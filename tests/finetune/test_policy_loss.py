@@ -62,7 +62,7 @@ def test_it_is_the_formula(kl):
 
 def test_its_gradient_at_the_old_weights_is_the_policy_gradient():
     given = rollout()
-    log_p = log_probabilities(PARAMS, *map(np.asarray, given[:2]))
+    log_p = log_probabilities(PARAMS, np.asarray(given.tokens), np.asarray(given.targets))
     given = given._replace(old=jnp.asarray(log_p))
     loss = policy_loss(MODEL, temperature=1.0, clip=0.2, kl=0.0)
 

@@ -8,6 +8,7 @@ python -m tests.golden.make_apollo
 import sys
 import types
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -49,7 +50,7 @@ def main():
         "bitsandbytes.optim",
         "bitsandbytes.optim.optimizer",
     ):
-        module = sys.modules.setdefault(missing, types.ModuleType(missing))
+        module: Any = sys.modules.setdefault(missing, types.ModuleType(missing))
         module.Optimizer2State = object
     from apollo_torch import APOLLOAdamW
 

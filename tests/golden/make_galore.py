@@ -10,6 +10,7 @@ Signs of singular vectors are made canonical before GaLore sees them: the larges
 import sys
 import types
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -50,7 +51,7 @@ def trajectory(optimizer, side, family):
 
 def main():
     for missing in ("bitsandbytes", "bitsandbytes.optim", "bitsandbytes.optim.optimizer"):
-        module = sys.modules.setdefault(missing, types.ModuleType(missing))
+        module: Any = sys.modules.setdefault(missing, types.ModuleType(missing))
         module.functional = None
         module.Optimizer2State = object
     from galore_torch import GaLoreAdamW

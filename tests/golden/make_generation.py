@@ -8,6 +8,7 @@ prompts and tokens are stored. Made with transformers 5.23.0, torch 2.13.0.
 """
 
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -44,7 +45,7 @@ def run(family: str) -> dict[str, np.ndarray]:
 
 
 def main() -> None:
-    results = {"lengths": np.array(LENGTHS, np.int32)}
+    results: dict[str, Any] = {"lengths": np.array(LENGTHS, np.int32)}
     for family in GENERATED:
         results |= {f"{family}/{key}": array for key, array in run(family).items()}
         print(family, results[f"{family}/tokens"][0])

@@ -184,7 +184,8 @@ def member_of(n, params, noise, sign):
 
     def perturbed(value, drawn):
         if isinstance(drawn, tuple):
-            return Matrix(value, *drawn, sign)
+            a, b = drawn
+            return Matrix(value, a, b, sign)
         return n.vector(value, drawn, sign)
 
     top = {

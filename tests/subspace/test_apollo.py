@@ -16,8 +16,6 @@ from springroll.subspace.apollo import apollo, apollo_mini
 from springroll.subspace.matrix_view import MatrixView
 from springroll.subspace.projection import Projection
 
-pytestmark = pytest.mark.usefixtures("quick_compilation")
-
 L, M, N, R = 3, 8, 12, 4
 
 

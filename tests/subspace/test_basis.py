@@ -7,8 +7,6 @@ import pytest
 
 from springroll.subspace import basis as subspace
 
-pytestmark = pytest.mark.usefixtures("quick_compilation")
-
 # Compiled once per shape.
 captured, change_of_basis, orthonormal, overlap, power_step = map(
     jax.jit,

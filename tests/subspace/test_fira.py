@@ -13,8 +13,6 @@ from springroll.subspace.galore import galore
 from springroll.subspace.hf_adam import hf_adamw
 from springroll.subspace.projection import ProjectionOptions
 
-pytestmark = pytest.mark.usefixtures("quick_compilation")
-
 L, M, N, R = 2, 8, 12, 3
 
 

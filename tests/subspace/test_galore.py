@@ -16,8 +16,6 @@ from springroll.subspace.galore import galore
 from springroll.subspace.projection import ProjectionOptions
 from tests.reference.galore_numpy import galore as slow
 
-pytestmark = pytest.mark.usefixtures("quick_compilation")
-
 L, M, N, R = 3, 8, 12, 4
 
 

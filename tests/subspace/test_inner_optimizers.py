@@ -13,8 +13,6 @@ from springroll.subspace.apollo import apollo
 from springroll.subspace.galore import galore
 from springroll.subspace.inner_state import find_moments, state_leaves
 
-pytestmark = pytest.mark.usefixtures("quick_compilation")
-
 L, M, N, R = 4, 8, 16, 4
 
 

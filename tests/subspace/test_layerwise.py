@@ -18,8 +18,6 @@ from springroll.quant.split_master import high_half, join, with_split_master
 from springroll.subspace.apollo import apollo, apollo_mini
 from springroll.subspace.layerwise import layerwise, parted
 
-pytestmark = pytest.mark.usefixtures("quick_compilation")
-
 LAYERS, WIDTH, VOCAB = 3, 32, 64
 # Everything a block can have: routing losses, integer statistics, windows by layer, a tied head.
 MIXED = DecoderConfig(

@@ -15,8 +15,6 @@ from springroll.subspace.matrix_view import MatrixView
 from springroll.subspace.projection import Projection
 from springroll.subspace.projector_refresh import turn
 
-pytestmark = pytest.mark.usefixtures("quick_compilation")
-
 
 def due(projection, stack, steps, number=0, views=1, layer=0):
     """For each step the matrices that are due."""

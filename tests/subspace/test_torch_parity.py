@@ -11,8 +11,6 @@ from springroll.subspace.hf_adam import hf_adamw
 from tests.reference.gradient_sequence import FAMILIES, GAP, STEPS
 from tests.reference.torch_parity import deviation, golden, trajectory, with_projectors
 
-pytestmark = pytest.mark.usefixtures("quick_compilation")
-
 LR, DECAY, RANK = 0.01, 0.1, 4
 NEVER = 10**6
 

@@ -17,8 +17,6 @@ from springroll.thin.custom_product import product
 from springroll.thin.discovery import discover
 from tests.subspace.stacked_model import RANK, TOKENS, init, loss
 
-pytestmark = pytest.mark.usefixtures("quick_compilation")
-
 RNG = np.random.default_rng(0)
 X = jnp.asarray(RNG.normal(size=(8, 20)), jnp.float32)
 Y = jnp.asarray(RNG.normal(size=(8, 10)), jnp.float32)

@@ -16,8 +16,6 @@ from springroll.trees import named_leaves
 from tests.subspace.stacked_model import LAYERS, RANK, TOKENS, close, init, loss, remat_loss
 from tests.thin.against_dense import equations
 
-pytestmark = pytest.mark.usefixtures("quick_compilation")
-
 PERIOD = 4
 
 

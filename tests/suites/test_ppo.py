@@ -8,10 +8,9 @@ import numpy as np
 import pytest
 
 from springroll.envs.suites import environment
-from springroll.rl.config import PPOSettings, settings_for
+from springroll.rl.config import PPOSettings, RLConfig, settings_for
 from springroll.rl.ppo import ppo, ppo_task
 from springroll.rl.ppo_bridge import Bridge
-from springroll.run.config import RunConfig
 from springroll.run.folder import RunFolder
 from springroll.run.loop import run
 from tests.rl.toy_episodes import forbidden_choice, throw
@@ -28,7 +27,7 @@ SMALL = PPOSettings(
 
 
 @dataclass(frozen=True, kw_only=True)
-class Config(RunConfig):
+class Config(RLConfig):
     normalise: bool = True
     ppo: PPOSettings = field(default_factory=lambda: SMALL)
 
@@ -78,7 +77,7 @@ def test_a_carry_is_arrays_by_name_and_the_same_at_every_call(chooser):
     assert all(isinstance(leaf, jax.Array) for leaf in first.values())
     assert not any(jax.typeof(leaf).weak_type for leaf in first.values())
     for name in first:
-        np.testing.assert_array_equal(*(_raw(carry[name]) for carry in (first, second)))
+        np.testing.assert_array_equal(_raw(first[name]), _raw(second[name]))
     shapes = {name: (leaf.shape, leaf.dtype) for name, leaf in first.items()}
     after_one = chooser.iterate(first)[0]
     assert {name: (leaf.shape, leaf.dtype) for name, leaf in after_one.items()} == shapes
@@ -96,11 +95,13 @@ def test_a_run_that_was_stopped_ends_with_the_same_bytes(chooser, tmp_path):
         return {"eval_return": scores[-1]}
 
     def trained(name, *generations):
+        result = where = None
         for index, count in enumerate(generations):
             config = Config(out=str(tmp_path / name), generations=count, seed=3)
             task = ppo_task(config, forbidden_choice(), validate, method=chooser)
             where = RunFolder.resume(config.out) if index else RunFolder.create(config.out, config)
             result = run(config, task, where)
+        assert result is not None and where is not None
         return result, (where.checkpoints / "000000004.safetensors").read_bytes()
 
     whole, bytes_of_whole = trained("whole", 4)

@@ -13,8 +13,6 @@ Published are gigabytes of weights and states in bfloat16 (APOLLO, arXiv 2412.05
 table beside it has weights in bfloat16 and states as counted here.
 """
 
-from __future__ import annotations
-
 from typing import Any
 
 import jax

@@ -5,8 +5,6 @@ stack copies it first, and steps are many: `split_layers` and `split_groups` do 
 them. Weights are held twice while text is generated.
 """
 
-from __future__ import annotations
-
 import dataclasses
 
 import jax

@@ -1,7 +1,5 @@
 """The three compiled programs of generation: take rows in, write on, and move rows together."""
 
-from __future__ import annotations
-
 import functools
 from dataclasses import dataclass
 from typing import NamedTuple

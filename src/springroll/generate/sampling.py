@@ -1,7 +1,5 @@
 """The next token of every row, and its logarithmic probability."""
 
-from __future__ import annotations
-
 from typing import NamedTuple
 
 import jax

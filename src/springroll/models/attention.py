@@ -4,8 +4,6 @@ Letters: B batch, T time of the query, S time of the key, H query heads, N key-v
 G = H / N query heads per key-value head, K width of a head, D width of the model.
 """
 
-from __future__ import annotations
-
 import functools
 
 import jax

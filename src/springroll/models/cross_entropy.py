@@ -6,8 +6,6 @@ one extra product with the head buys tokens x vocabulary x 4 bytes. When everyth
 nothing is computed twice.
 """
 
-from __future__ import annotations
-
 import jax
 import jax.numpy as jnp
 import numpy as np

@@ -7,8 +7,6 @@ Computation is in the type of the parameters; softmaxes, norms and logits are fl
 text the model reads whole prompts at once, then one token of every row after the other.
 """
 
-from __future__ import annotations
-
 from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import ClassVar

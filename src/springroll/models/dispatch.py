@@ -5,8 +5,6 @@ No token is dropped and no capacity is set: groups are padded to whole blocks, a
 blocks is the most that any choice of experts can need.
 """
 
-from __future__ import annotations
-
 from collections.abc import Callable
 from typing import NamedTuple, TypeAlias
 

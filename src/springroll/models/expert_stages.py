@@ -13,8 +13,6 @@ dropped, and memory is that of one pass.
 Letters: T tokens, S experts at hand, D width of the model, C picks of a pass.
 """
 
-from __future__ import annotations
-
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, NamedTuple, TypeAlias

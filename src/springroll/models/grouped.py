@@ -5,8 +5,6 @@ whole blocks (`springroll.models.dispatch`), so the work is one plain product pe
 the number of groups. `jax.lax.ragged_dot` on a CPU multiplies all rows by every group's weight.
 """
 
-from __future__ import annotations
-
 from collections.abc import Callable
 from typing import Any, TypeAlias
 

@@ -9,8 +9,6 @@ depends on which slot they are in: rows of different lengths, or that began at d
 share the ring as they are. A row may see up to S tokens before its oldest are overwritten.
 """
 
-from __future__ import annotations
-
 from typing import NamedTuple, TypeAlias
 
 import jax

@@ -3,8 +3,6 @@
 For the gradient of norm and gate only their inputs are stored.
 """
 
-from __future__ import annotations
-
 import functools
 
 import jax

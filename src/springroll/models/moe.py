@@ -8,8 +8,6 @@ Switch loss (arXiv 2101.03961, eq. 4) and the router z-loss (arXiv 2202.08906, e
 always and part of the objective where the configuration gives them a weight.
 """
 
-from __future__ import annotations
-
 from typing import NamedTuple
 
 import jax

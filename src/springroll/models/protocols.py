@@ -4,8 +4,6 @@
 one, and `Generative` what `springroll.generate` needs to write text.
 """
 
-from __future__ import annotations
-
 from collections.abc import Callable
 from typing import Protocol, TypeAlias
 

@@ -4,8 +4,6 @@ The halves of a head are the pairs (channel i with channel i + dim / 2), as Hugg
 Llama and Qwen weights. Source: RoFormer, arXiv 2104.09864.
 """
 
-from __future__ import annotations
-
 import math
 from dataclasses import dataclass
 from typing import NamedTuple, TypeAlias

@@ -1,7 +1,5 @@
 """The largest models that a machine can train, by every method."""
 
-from __future__ import annotations
-
 import dataclasses
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass

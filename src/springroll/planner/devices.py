@@ -8,8 +8,6 @@ quote sparse figures are halved. Links are what copies of page-locked memory rea
 25 and 50 GB/s each way over 16 lanes of PCIe 3, 4 and 5.
 """
 
-from __future__ import annotations
-
 import re
 from dataclasses import dataclass
 

@@ -1,7 +1,5 @@
 """Bytes of a streamed step on the device and on the host, by kind; exact arithmetic over shapes."""
 
-from __future__ import annotations
-
 from dataclasses import dataclass
 from typing import Literal
 

@@ -4,8 +4,6 @@
 at its real shapes, and is what predictions are compared with (`springroll bench plan_accuracy`).
 """
 
-from __future__ import annotations
-
 import dataclasses
 import statistics
 import time

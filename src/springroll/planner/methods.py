@@ -1,7 +1,5 @@
 """What each way of training keeps per parameter; the state is asked of the optimizer itself."""
 
-from __future__ import annotations
-
 import dataclasses
 import functools
 from dataclasses import dataclass

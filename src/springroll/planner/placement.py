@@ -1,7 +1,5 @@
 """What stays on the device and what streams: the placement with the shortest modelled step."""
 
-from __future__ import annotations
-
 import dataclasses
 from collections.abc import Iterator
 from typing import NamedTuple

@@ -11,8 +11,6 @@ card (`devices`) or with measured ones (`measured_rates`). If nothing fits, the 
 missing and the nearest change that fits.
 """
 
-from __future__ import annotations
-
 import dataclasses
 from collections.abc import Iterator
 from pathlib import Path

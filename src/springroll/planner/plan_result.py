@@ -1,7 +1,5 @@
 """The plan of a training step: where everything lives, how long it takes, and its tables."""
 
-from __future__ import annotations
-
 import dataclasses
 from dataclasses import dataclass
 from typing import Any

@@ -1,7 +1,5 @@
 """What is asked of a plan, and the search for the fastest step that fits."""
 
-from __future__ import annotations
-
 from dataclasses import dataclass
 from typing import Any, get_args
 

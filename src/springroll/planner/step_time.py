@@ -9,8 +9,6 @@ Letters: P parameters of the layers that a token meets, N tokens, F FLOP/s. A fo
 FLOPs, a backward pass computes it again and takes twice as much for gradients: 8 P N for a step.
 """
 
-from __future__ import annotations
-
 from typing import NamedTuple
 
 from springroll.models.decoder_config import DecoderConfig

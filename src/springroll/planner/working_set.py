@@ -8,8 +8,6 @@ is planned for on a CPU, the float32 program is compiled in its place: scores an
 on both, other activations count twice as much as they will, so the plan errs on the safe side.
 """
 
-from __future__ import annotations
-
 import functools
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor

@@ -103,10 +103,10 @@ def strategy_for(config: PretrainConfig, model: Egg, params: PyTree, mesh: Mesh 
             table_seed=config.seed,
             **shared,
         )
-    plan = discover(
+    roles = discover(
         model.score, params, jnp.zeros(config.tokens_per_member + 1, jnp.uint8), model.state()
     )
-    shared |= {"rank": config.rank, "plan": plan}
+    shared |= {"rank": config.rank, "roles": roles}
     if not config.integer:
         half_life = config.lr_half_life or math.inf
         schedule = lambda step: (config.lr or 0.04) / (1 + step / half_life)

@@ -9,8 +9,6 @@ are computed once. Parameters that are not stacked or small, and transformations
 matrix as a whole (Muon), are updated at once.
 """
 
-from __future__ import annotations
-
 import dataclasses
 from collections.abc import Callable, Sequence
 from typing import TypeAlias

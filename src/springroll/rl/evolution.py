@@ -94,11 +94,11 @@ def strategy_for(config: RLConfig, scorer: Scorer) -> Strategy:
     }
     if config.method == "openes":
         return open_es(**options)
-    options["roles"] = thin(scorer.shapes(), config.rank)
+    roles = thin(scorer.shapes(), config.rank)
     traced = scorer.traced()
     if traced is not None:  # else shapes decide which axes are which
-        options["plan"] = discover(traced.fn, traced.params, *traced.args)
-    return eggroll(rank=config.rank, **options)
+        roles = dict(discover(traced.fn, traced.params, *traced.args)) | roles
+    return eggroll(rank=config.rank, roles=roles, **options)
 
 
 def thin(shapes: PyTree, rank: int) -> dict[str, str]:

@@ -141,7 +141,7 @@ def halving(
     plan: Sequence[Rung],
     score: Callable[[int, float], float],
     known: Iterable[Record] = (),
-    told: Callable[[Record], None] = lambda record: None,
+    told: Callable[[Record], object] = lambda record: None,
 ) -> list[Record]:
     """The newest record of every trial, the best first.
 

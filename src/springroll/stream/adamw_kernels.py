@@ -9,8 +9,6 @@ The order of the operations is optax's and nothing is contracted or reassociated
 may vectorise the loop.
 """
 
-from __future__ import annotations
-
 from typing import Any
 
 import numpy as np

@@ -5,8 +5,6 @@ computed, the rest (embedding, last norm, head) last. Stores are filled from thi
 checkpoints put parameters together from it, so both are the same however a model is cut.
 """
 
-from __future__ import annotations
-
 import math
 from collections.abc import Hashable, Sequence
 from dataclasses import dataclass

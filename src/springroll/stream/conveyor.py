@@ -11,8 +11,6 @@ device. Breaking a rule is a bug of ours, not of the user: it raises at once ins
 torn weights.
 """
 
-from __future__ import annotations
-
 import threading
 from collections import deque
 from collections.abc import Generator, Sequence

@@ -1,7 +1,5 @@
 """Updates on the device: weights and optimizer state come with the layer and go back changed."""
 
-from __future__ import annotations
-
 from collections.abc import Callable
 from concurrent.futures import Future
 from typing import TypeAlias

@@ -7,8 +7,6 @@ many. Sources: arXiv 2604.05091 (weights and states on the host, stateless layer
 2512.17570 (all micro-batches of a layer before the next).
 """
 
-from __future__ import annotations
-
 import functools
 import operator
 from collections.abc import Callable

@@ -1,7 +1,5 @@
 """A store from weights that come one tensor at a time, so that memory holds the store and one."""
 
-from __future__ import annotations
-
 from collections.abc import Iterable, Iterator
 from typing import NamedTuple, Protocol, TypeAlias
 

@@ -13,8 +13,6 @@ written, gradient 2 read: 26. The work is handed out as chunks for threads (`job
 not depend on the chunks or the threads in any bit.
 """
 
-from __future__ import annotations
-
 import functools
 import importlib
 from collections.abc import Callable, Iterator

@@ -5,8 +5,6 @@ soon as a gradient is there, so they overlap the backward pass, and the bundle t
 pass needs first is updated first, so they overlap that pass too.
 """
 
-from __future__ import annotations
-
 import contextlib
 import sys
 import threading

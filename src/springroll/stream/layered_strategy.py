@@ -5,8 +5,6 @@ array that a layer has and the rest has not is stacked; the others (the rest's o
 generation, counters of the optimizer) exist once.
 """
 
-from __future__ import annotations
-
 from dataclasses import dataclass
 from typing import TypeAlias
 

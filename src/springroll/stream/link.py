@@ -1,7 +1,5 @@
 """The way between host and device memory: asynchronous copies, counted in each direction."""
 
-from __future__ import annotations
-
 import functools
 import time
 from collections.abc import Callable

@@ -5,8 +5,6 @@ of some pairs by their address. Programs that read a layer also return a token, 
 there when the program is done and is never donated.
 """
 
-from __future__ import annotations
-
 import dataclasses
 import functools
 from typing import NamedTuple

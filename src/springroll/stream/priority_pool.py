@@ -6,8 +6,6 @@ would let the forward pass wait for all of them; a queue ordered by index lets i
 closely.
 """
 
-from __future__ import annotations
-
 import heapq
 import itertools
 import threading

@@ -1,7 +1,5 @@
 """Activations that wait for a later program: on the device while they fit, else on the host."""
 
-from __future__ import annotations
-
 from collections.abc import Callable, Hashable
 from concurrent.futures import Future
 from typing import Protocol, runtime_checkable

@@ -4,8 +4,6 @@ Every program also returns a token, a number that is there when the program is d
 copy of a bundle may go when the tokens of its readers are ready, and tokens are never donated.
 """
 
-from __future__ import annotations
-
 from collections.abc import Callable
 from typing import TypeAlias
 

@@ -11,8 +11,6 @@ layer is sent and may drop them when memory is short, so that a model of any siz
 disk. Steps are not written back; see `springroll.stream.streamed_population`.
 """
 
-from __future__ import annotations
-
 import ctypes
 import warnings
 from collections.abc import Callable, Mapping, Sequence

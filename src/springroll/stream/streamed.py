@@ -1,7 +1,5 @@
 """A trainer for models that do not fit on the device."""
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 from typing import NamedTuple
 

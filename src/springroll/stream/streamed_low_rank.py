@@ -8,8 +8,6 @@ layers whose turn it is pass once more, P S is added to them, and they return.
 A layer whose matrices are W + P S: W arrives, P and S are there; and its change of subspace.
 """
 
-from __future__ import annotations
-
 import dataclasses
 from collections.abc import Mapping, Sequence
 from concurrent.futures import Future

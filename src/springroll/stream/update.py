@@ -1,7 +1,5 @@
 """What becomes of a bundle's gradient: the one interface of all ways to update weights."""
 
-from __future__ import annotations
-
 from collections.abc import Callable
 from concurrent.futures import Future
 from typing import NamedTuple, Protocol, TypeAlias

@@ -5,8 +5,6 @@ stretch the column of G; with one number for the whole matrix (APOLLO-Mini) r = 
 Gaussian and drawn again from its seed whenever it is needed: it takes no memory.
 """
 
-from __future__ import annotations
-
 import dataclasses
 import math
 from typing import Literal, Unpack

@@ -5,8 +5,6 @@ basis per matrix. A basis P spans the subspace in which the gradient G (m, n) of
 R = PᵀG (r, n). Bases of the other side are those of the transposed gradient.
 """
 
-from __future__ import annotations
-
 from typing import Literal
 
 import jax

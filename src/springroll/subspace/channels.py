@@ -4,8 +4,6 @@ A channel is a column of R along the rank axis, and the column of G it comes fro
 (*stack, 1, n), (*stack, m, 1) or, for whole matrices, (*stack, 1, 1), and multiply G as they are.
 """
 
-from __future__ import annotations
-
 from typing import Literal
 
 import jax.numpy as jnp

@@ -1,7 +1,5 @@
 """Fira: GaLore, and the rest of the gradient scaled alike (arXiv 2410.01623)."""
 
-from __future__ import annotations
-
 from typing import Literal, Unpack
 
 import jax.numpy as jnp

@@ -1,7 +1,5 @@
 """GaLore: any optimizer on gradients projected to a low rank (arXiv 2403.03507)."""
 
-from __future__ import annotations
-
 from typing import Literal, Unpack
 
 import optax

@@ -4,8 +4,6 @@ With y = x W + (x P) S and only S differentiated, autodiff keeps x P instead of 
 dS = Pᵀ G = (x P)ᵀ dy. The m x n gradient G = xᵀ dy never exists, not even for one layer.
 """
 
-from __future__ import annotations
-
 from collections.abc import Callable, Mapping
 from typing import TypeVar
 

@@ -5,8 +5,6 @@ lr k_t N with N = m / (sqrt(v) + eps) and k_t = sqrt(1 - b2^t) / (1 - b1^t). And
 decays is the one after the step, W <- (1 - lr wd)(W - lr k_t N).
 """
 
-from __future__ import annotations
-
 import math
 
 import jax

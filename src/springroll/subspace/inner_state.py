@@ -6,8 +6,6 @@ parameter is a moment of its low-rank gradient: for Adam `[0].mu["layers"]["w"]`
 (`quant.quantize_state`) are decoded, and coded again afterwards.
 """
 
-from __future__ import annotations
-
 from collections.abc import Collection
 from typing import NamedTuple, TypeAlias
 

@@ -12,8 +12,6 @@ been updated. Clipping is therefore by layer, or by the norm of the step before 
 Gradients cannot be accumulated over micro-batches either; they are never there together.
 """
 
-from __future__ import annotations
-
 from collections.abc import Callable
 from typing import Literal, NamedTuple
 

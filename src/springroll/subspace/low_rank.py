@@ -5,8 +5,6 @@ step there; a rule makes of G, R and that low-rank step the step of the full wei
 selected goes through the inner optimizer as it is.
 """
 
-from __future__ import annotations
-
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import NamedTuple, TypeAlias

@@ -1,7 +1,5 @@
 """`lowgrad`: a trainer in which the gradient of a weight only ever exists in its subspace."""
 
-from __future__ import annotations
-
 import dataclasses
 import math
 from collections.abc import Callable, Mapping

@@ -1,7 +1,5 @@
 """Which parameters are projected, and how each is seen as a stack of matrices (in, out)."""
 
-from __future__ import annotations
-
 import fnmatch
 import math
 from collections.abc import Callable, Mapping, Sequence

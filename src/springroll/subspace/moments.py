@@ -4,8 +4,6 @@ dS = Pᵀ G are coordinates of the gradient. When P changes, coordinates of the 
 longer coordinates of the new one, and neither are their averages: C = P_newᵀ P_old translates.
 """
 
-from __future__ import annotations
-
 from collections.abc import Callable, Mapping
 
 import jax

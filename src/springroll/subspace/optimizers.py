@@ -5,8 +5,6 @@ can be used. What it keeps per parameter is asked of the transformation itself: 
 its `init`.
 """
 
-from __future__ import annotations
-
 import re
 from collections.abc import Callable
 from dataclasses import dataclass

@@ -4,8 +4,6 @@ One loop per parameter over the matrices of its stack that are due, with a trip 
 time: nothing is computed on other steps, and the program does not grow with the stack.
 """
 
-from __future__ import annotations
-
 import math
 from collections.abc import Sequence
 from typing import NamedTuple

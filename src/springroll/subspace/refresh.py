@@ -6,8 +6,6 @@ float32 is exact (one rounding of the sum). bfloat16 and int8 are rounded at ran
 one interval moved survives on average, however little it is.
 """
 
-from __future__ import annotations
-
 import functools
 import zlib
 from collections.abc import Mapping

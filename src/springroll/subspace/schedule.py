@@ -4,8 +4,6 @@ Layers take turns: with an interval of 200 steps in 4 turns, a quarter of them i
 steps. The first call refreshes all.
 """
 
-from __future__ import annotations
-
 import dataclasses
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass

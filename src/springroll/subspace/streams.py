@@ -5,8 +5,6 @@ most of it is spanned by the inputs x, and every weight that meets the same x ca
 (q, k and v; gate and up). `streams_of` groups the leaves of a plan accordingly.
 """
 
-from __future__ import annotations
-
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass

@@ -5,8 +5,6 @@ can keep their own recurrent state between generations. Baselines are what simpl
 text make of that same text, in bits per byte.
 """
 
-from __future__ import annotations
-
 import gzip
 from collections.abc import Callable
 from dataclasses import dataclass

@@ -9,8 +9,6 @@ that should not be rewritten. `product` says what they are instead:
 On a thin weight the kernel is then called three times, y = f(x, base) + f(f(x, left), right).
 """
 
-from __future__ import annotations
-
 import functools
 import typing
 from collections.abc import Callable, Hashable, Sequence

@@ -1,7 +1,5 @@
 """What happens when a thin weight meets a primitive that has no rule: never silently."""
 
-from __future__ import annotations
-
 import warnings
 from dataclasses import dataclass, field
 

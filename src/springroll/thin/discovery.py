@@ -4,8 +4,6 @@ Two passes. `AxisTrace` follows every parameter to where it is used and so propo
 interpreter runs abstractly with those roles, and whatever it would densify becomes "dense".
 """
 
-from __future__ import annotations
-
 import math
 from collections.abc import Callable, Sequence
 

@@ -1,7 +1,5 @@
 """The interpreter: a jaxpr on values of which some are `Factored`, by one rule per primitive."""
 
-from __future__ import annotations
-
 import dataclasses
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field

@@ -1,7 +1,5 @@
 """The result of `discover`: one frozen, hashable record per parameter."""
 
-from __future__ import annotations
-
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Literal

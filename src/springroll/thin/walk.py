@@ -5,8 +5,6 @@ and the graph of an optimizer's update (`quant.sliced_update`) are this walk, ea
 of its own.
 """
 
-from __future__ import annotations
-
 from collections.abc import Callable, Hashable, Sequence
 from dataclasses import dataclass, field
 from typing import TypeVar

@@ -1,7 +1,5 @@
 """Plain bytes as tokens, and the same as a `tokenizer.json` that other programs load."""
 
-from __future__ import annotations
-
 import json
 from collections.abc import Sequence
 from dataclasses import dataclass

@@ -4,8 +4,6 @@ A template comes with the checkpoint and is a program: it runs where it can chan
 nothing but what is given here, which is what templates are written for by Hugging Face.
 """
 
-from __future__ import annotations
-
 import datetime
 import functools
 import importlib

@@ -3,8 +3,6 @@
 The tokenizer.json of a Hugging Face folder, with what the other files say about its tokens.
 """
 
-from __future__ import annotations
-
 import importlib
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass

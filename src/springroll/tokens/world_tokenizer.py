@@ -9,8 +9,6 @@ Token 0 stands between texts and has no line. Source: https://github.com/BlinkDL
 rwkv_vocab_v20230424.txt, which the package `rwkv` carries too.
 """
 
-from __future__ import annotations
-
 import ast
 import importlib.util
 from collections.abc import Sequence

@@ -5,8 +5,6 @@ inverse is found by trial: each family's way to write the shape is read back wit
 the one that gives the same shape is taken.
 """
 
-from __future__ import annotations
-
 import dataclasses
 import itertools
 from collections.abc import Callable, Iterator

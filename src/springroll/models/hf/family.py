@@ -1,7 +1,5 @@
 """What a checkpoint and a parameter tree must know of each other, for any kind of model."""
 
-from __future__ import annotations
-
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Generic, NamedTuple, TypeAlias, TypeVar

@@ -1,7 +1,5 @@
 """The files of a model: which there are, what model they hold, and views of all its tensors."""
 
-from __future__ import annotations
-
 import json
 from collections.abc import Mapping
 from dataclasses import dataclass

@@ -6,8 +6,6 @@ one by one into their place, so that the peak is what they are copied into; the 
 that were read are given back.
 """
 
-from __future__ import annotations
-
 from collections.abc import Iterator
 from pathlib import Path
 

@@ -6,8 +6,6 @@ rebuilds a dictionary of tensors and nothing else.
 Source: torch/serialization.py, `torch.save`; docs.python.org, pickle, "Restricting Globals".
 """
 
-from __future__ import annotations
-
 import io
 import mmap
 import pickle

@@ -4,8 +4,6 @@ Hugging Face folders.
 The shape of an RWKV-7 as the `config.json` of flash-linear-attention's folders, and back.
 """
 
-from __future__ import annotations
-
 import dataclasses
 import math
 from collections.abc import Callable, Iterator, Mapping

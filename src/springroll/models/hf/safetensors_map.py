@@ -4,8 +4,6 @@ A file is an eight-byte length, a JSON header of that length {name: {dtype, shap
 and the numbers, row by row. Source: https://github.com/huggingface/safetensors, "Format".
 """
 
-from __future__ import annotations
-
 import json
 import math
 import mmap

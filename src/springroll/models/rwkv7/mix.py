@@ -4,8 +4,6 @@ What is cheap is computed again for the gradient: of the elementwise steps aroun
 only the inputs are stored. Norms and recurrence are float32 inside.
 """
 
-from __future__ import annotations
-
 import functools
 from collections.abc import Callable
 

@@ -13,8 +13,6 @@ matrices are 0. Matrices that the authors draw orthogonal are drawn normal with 
 Source: github.com/BlinkDL/RWKV-LM, RWKV-v7.
 """
 
-from __future__ import annotations
-
 from dataclasses import dataclass
 from typing import ClassVar, NamedTuple, TypeAlias
 

@@ -11,8 +11,6 @@ with p = -kappa and q = kappa * a of the paper (arXiv 2503.14456, section 4). Th
 this is float32 whatever the model is: it sums over the whole past.
 """
 
-from __future__ import annotations
-
 from typing import NamedTuple
 
 import jax

@@ -3,8 +3,6 @@
 docs/factored.md shows how to add one.
 """
 
-from __future__ import annotations
-
 from springroll.thin.axis_trace import elementwise, first_operand, same_axes
 from springroll.thin.interpreter import Rule
 from springroll.thin.rules import (

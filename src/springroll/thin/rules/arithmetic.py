@@ -1,7 +1,5 @@
 """Rules that cast, scale or shift a weight and keep it low-rank."""
 
-from __future__ import annotations
-
 import dataclasses
 
 import jax.numpy as jnp

@@ -1,7 +1,5 @@
 """Programs inside the program: calls, loops and branches whose bodies see `Factored` weights."""
 
-from __future__ import annotations
-
 import dataclasses
 from collections.abc import Callable, Sequence
 

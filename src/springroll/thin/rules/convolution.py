@@ -1,7 +1,5 @@
 """Convolutions with low-rank kernels: `conv_general_dilated`."""
 
-from __future__ import annotations
-
 import math
 
 import jax.numpy as jnp

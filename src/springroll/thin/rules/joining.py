@@ -3,8 +3,6 @@
 Ranks add up: [l1 l2] [r1 r2].T = l1 r1.T + l2 r2.T. Gains become one number per rank component.
 """
 
-from __future__ import annotations
-
 import dataclasses
 
 import jax.numpy as jnp

@@ -1,7 +1,5 @@
 """Lookups: rows of a low-rank weight are rows of the base plus products of factor rows."""
 
-from __future__ import annotations
-
 import dataclasses
 
 import jax.numpy as jnp

@@ -1,7 +1,5 @@
 """Matrix products with low-rank weights: `dot_general` and `ragged_dot_general`."""
 
-from __future__ import annotations
-
 import math
 from collections.abc import Sequence
 

@@ -1,7 +1,5 @@
 """Rules that move or cut the axes of a weight and keep it low-rank."""
 
-from __future__ import annotations
-
 import dataclasses
 from collections.abc import Sequence
 

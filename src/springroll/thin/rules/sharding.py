@@ -1,7 +1,5 @@
 """Rules for weights that are spread over devices: shard_map, gathers inside it, layout wishes."""
 
-from __future__ import annotations
-
 import dataclasses
 
 import jax

@@ -92,7 +92,7 @@ def exported(package: str) -> list[str]:
 
 def definition(module: str, name: str) -> Definition:
     """Follow imports from a module to where a name is defined."""
-    for node in tree(module).body:
+    for node in reversed(tree(module).body):  # what stands last: an implementation, no overload
         if isinstance(node, ast.FunctionDef | ast.ClassDef) and node.name == name:
             return Definition(module, name, node)
         targets = node.targets if isinstance(node, ast.Assign) else [getattr(node, "target", None)]

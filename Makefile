@@ -1,5 +1,6 @@
 # make demo           train a small int8 language model on this machine's own Python source, 90 s
 # make test           the test suite
+# make test-slow      every test, also the slow ones, compiled with all optimizations
 # make test-suites    install the extra rl as well, and test the environments of its suites
 # make lint           ruff, pyright, and whether uv.lock fits pyproject.toml
 # make docs           build the site of docs/ into site/, with the API reference
@@ -34,7 +35,8 @@ test-suites: $(VENV)/suites.stamp
 	$(BIN)/python -m pytest -n $(WORKERS) --dist loadfile -m "not slow" tests/suites
 
 test-slow: $(VENV)/test.stamp
-	$(BIN)/python -m pytest -m slow
+	JAX_DISABLE_MOST_OPTIMIZATIONS=0 $(BIN)/python -m pytest -n $(WORKERS) --dist loadfile \
+	--ignore tests/suites
 
 lint: $(VENV)/lint.stamp
 	$(BIN)/ruff check

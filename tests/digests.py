@@ -27,11 +27,12 @@ def near_d(texts):
 """
 PROMPTS = "".join(json.dumps({"prompt": word}) + "\n" for word in "one two three four".split())
 PRETRAIN = (
-    "pretrain --data {text} --n-layers 1 --hidden 16 --pop-size 16 --tokens 8 --generations 4"
+    "pretrain --data {text} --n-layers 1 --hidden 16 --pop-size 16 --tokens-per-member 8 "
+    "--generations 4"
 )
-TRAIN = "train --data {text} --model llama-tiny --steps 4 --batch 2 --tokens 16"
+TRAIN = "train --data {text} --model llama-tiny --steps 4 --batch 2 --sequence 16"
 FINETUNE = (
-    "finetune --model {model} --task {reward}:near_d --data {prompts} --members 4 --prompts 2 "
+    "finetune --model {model} --task {reward}:near_d --data {prompts} --pop-size 4 --prompts 2 "
     "--max-tokens 4 --generations 3 --eval-problems 2"
 )
 RL = (

@@ -17,7 +17,7 @@ from springroll.planner.working_set import WorkingSet
 
 SMALL = ["--tokens-per-step", "512", "--sequence", "128"]
 # The shape of programs that other tests compile as well.
-ONE_ROW = [*SMALL, "--micro-batch", "1"]
+ONE_ROW = [*SMALL, "--batch", "1"]
 
 
 @pytest.fixture(autouse=True)

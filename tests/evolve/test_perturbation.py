@@ -34,7 +34,7 @@ def members_of(perturbation, pairs, epoch=0):
     return Members(numbers, None, SEED, jnp.int32(epoch), one, perturbation)
 
 
-def test_shapes_decide_without_a_plan():
+def test_shapes_decide_without_roles():
     assert kinds(describe(PARAMS, rank=1)) == {
         "blocks/bias": ("low-rank", "mn"),
         "blocks/w": ("low-rank", "smn"),

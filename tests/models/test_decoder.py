@@ -149,13 +149,13 @@ def test_a_batch_split_over_devices_gives_the_same():
 @KINDS
 def test_every_matrix_is_found_to_be_low_rank(config):
     model, params, tokens = case(config)
-    plan = sr.discover(lambda p, t: model.loss(p, t)[0], params, tokens)
-    for path, leaf in plan.items():
+    roles = sr.discover(lambda p, t: model.loss(p, t)[0], params, tokens)
+    for path, leaf in roles.items():
         matrix = "proj" in path or path.endswith(("embed_tokens", "lm_head", "mlp/gate"))
         assert (leaf.kind == "low-rank") == matrix, (path, leaf)
-    assert plan["layers/self_attn/q_proj"].roles == "snm"
+    assert roles["layers/self_attn/q_proj"].roles == "snm"
     if config.experts:
-        assert plan["layers/mlp/experts/down_proj"].roles == "ssnm"
+        assert roles["layers/mlp/experts/down_proj"].roles == "ssnm"
 
 
 def test_bfloat16_parameters_give_float32_logits_near_those_of_float32():

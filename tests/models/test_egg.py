@@ -142,16 +142,16 @@ def test_real_precision_is_close_to_the_integers():
     assert np.sqrt(np.mean((a - b) ** 2)) < 0.15 * b.std()
 
 
-def test_the_plan_keeps_every_matrix_thin():
+def test_the_roles_keep_every_matrix_thin():
     model = model_of(hidden=32)
     params = jax.eval_shape(model.init, KEY)
-    plan = discover(model.score, params, jnp.zeros(5, jnp.uint8), model.state())
+    roles = discover(model.score, params, jnp.zeros(5, jnp.uint8), model.state())
     vectors = {"norm_out", *(f"blocks/{n}" for n in ("norm_gru", "norm_ffn", "bias_f", "bias_h"))}
-    assert {p for p, leaf in plan.items() if leaf.kind == "dense"} == vectors
+    assert {p for p, leaf in roles.items() if leaf.kind == "dense"} == vectors
     for name in MATRICES:
-        roles = plan[f"blocks/{name}"].roles
-        assert roles and roles[0] == "s" and set(roles[1:]) == {"m", "n"}
-    assert plan["embed"].kind == plan["head"].kind == "low-rank"
+        letters = roles[f"blocks/{name}"].roles
+        assert letters and letters[0] == "s" and set(letters[1:]) == {"m", "n"}
+    assert roles["embed"].kind == roles["head"].kind == "low-rank"
 
 
 @pytest.mark.parametrize("options", [{"n_layers": 0}, {"hidden": 0}])

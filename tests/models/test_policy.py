@@ -94,8 +94,8 @@ def test_sixteen_bits_stay_close(compute):
 
 def test_every_matrix_stays_thin():
     shapes = jax.eval_shape(SMALL.init, jax.random.key(0))
-    plan = discover(SMALL.apply, shapes, jax.ShapeDtypeStruct((5,), jnp.float32))
-    kinds = {path: found.kind for path, found in plan.items()}
+    roles = discover(SMALL.apply, shapes, jax.ShapeDtypeStruct((5,), jnp.float32))
+    kinds = {path: found.kind for path, found in roles.items()}
     assert {kinds[p] for p in kinds if p.endswith(("weight", "embed", "head"))} == {"low-rank"}
     assert {kinds[p] for p in kinds if p.endswith("bias")} == {"dense"}
 

@@ -21,7 +21,7 @@ def views(params=PARAMS, rank=4, **options):
     return {v.path: v for v in matrix_views(params, rank, **options) if v}
 
 
-def test_without_a_plan_the_last_two_axes_are_the_matrix():
+def test_without_roles_the_last_two_axes_are_the_matrix():
     found = views()
     assert set(found) == {"experts", "head"}
     assert (found["experts"].roles, found["head"].roles) == ("ssmn", "mn")
@@ -38,35 +38,35 @@ def test_select():
 @pytest.mark.parametrize("roles", ["smn", "snm", "msn", "nms", "mmn", "nmm", "mns", "mn"])
 def test_views_can_be_undone(roles):
     dims = (3, 4, 5)[: len(roles)]
-    view = views({"w": shape(*dims)}, 2, plan=fake_plan(roles, dims))["w"]
+    view = views({"w": shape(*dims)}, 2, roles=fake_roles(roles, dims))["w"]
     x = jnp.arange(float(np.prod(dims))).reshape(dims)
     matrix = view.matrix(x)
     assert matrix.shape == (*view.stack, view.size("m"), view.size("n"))
     np.testing.assert_array_equal(view.restore(matrix), x)
 
 
-def fake_plan(roles, dims):
+def fake_roles(roles, dims):
     from springroll.thin.roles import WeightRole, WeightRoles
 
     return WeightRoles((WeightRole("w", dims, "float32", roles, "low-rank", "", ()),))
 
 
-def test_a_plan_knows_inputs_from_outputs():
+def test_roles_tell_inputs_from_outputs():
     """Attention heads as in Flax: (inputs, heads, head size); and torch's (out, in)."""
     params = {"q": shape(8, 2, 4), "o": shape(6, 8), "b": shape(6)}
 
     def fn(p, x):
         return jnp.einsum("bi,ihd->bhd", x, p["q"]).reshape(2, 8) @ p["o"].T + p["b"][None]
 
-    plan = discover(fn, params, shape(2, 8))
-    found = views(params, 4, plan=plan)
+    roles = discover(fn, params, shape(2, 8))
+    found = views(params, 4, roles=roles)
     assert {path: v.roles for path, v in found.items()} == {"q": "mnn", "o": "nm"}
     assert found["q"].size("n") == 8 and found["o"].sides("in") == (True, False)
 
 
-def test_one_layer_of_a_planned_stack():
-    plan = fake_plan("smn", (5, 8, 12))
-    assert views({"w": shape(8, 12)}, plan=plan)["w"].roles == "mn"
+def test_one_layer_of_a_discovered_stack():
+    roles = fake_roles("smn", (5, 8, 12))
+    assert views({"w": shape(8, 12)}, roles=roles)["w"].roles == "mn"
 
 
 @pytest.mark.parametrize(
@@ -79,7 +79,7 @@ def test_one_layer_of_a_planned_stack():
     ],
 )
 def test_sides(roles, dims, sides):
-    view = views({"w": shape(*dims)}, 2, plan=fake_plan(roles, dims))["w"]
+    view = views({"w": shape(*dims)}, 2, roles=fake_roles(roles, dims))["w"]
     for side, projected in {**sides, "in": "in", "out": "out"}.items():
         assert view.sides(side) == (projected == "in", projected == "out"), side
     assert view.sides("full") == (True, True)
@@ -95,8 +95,8 @@ def test_one_line_for_what_cannot_be():
         (r"norm \[8\] is selected but has no matrix", dict(select=["norm"])),
         ("select pattern 'hed' matches no parameter; the nearest is 'head'", dict(select="hed")),
         (
-            r"experts \[2, 3, 8, 12\] is not in the plan \(no such path\)",
-            dict(plan=fake_plan("mn", (4, 4))),
+            r"experts \[2, 3, 8, 12\] is not in the roles \(no such path\)",
+            dict(roles=fake_roles("mn", (4, 4))),
         ),
         ("no parameter is projected", dict(params={"norm": shape(8)})),
     ]

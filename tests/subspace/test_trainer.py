@@ -1,6 +1,7 @@
 """The trainer with other weights, optimizers and models, and what it refuses."""
 
 import dataclasses
+import functools
 from typing import Any
 
 import jax
@@ -9,6 +10,7 @@ import numpy as np
 import optax
 import pytest
 
+import springroll as sr
 from springroll.errors import InputError
 from springroll.quant.quantize_state import quantize_state
 from springroll.subspace import schedule
@@ -82,7 +84,7 @@ def test_bfloat16_weights_change_once_per_period_and_are_right_on_average():
     exact = np.asarray(trainer.weights(state)["w1"].dense(jnp.float32))
     ends = []
     for seed in range(64):
-        again = tiny(optax.sgd(1e-2), params=params, plan=trainer.plan, seed=seed)
+        again = tiny(optax.sgd(1e-2), params=params, roles=trainer.roles, seed=seed)
         again.compiled.update(trainer.compiled)  # the seed only makes keys
         copy = dataclasses.replace(jax.tree.map(jnp.array, state), schedule=state.schedule)
         ends.append(np.asarray(again.merge(copy).base["w1"], np.float32))
@@ -266,7 +268,29 @@ def test_the_old_name_of_the_refresh_interval_works_with_a_warning():
     assert trainer.options.refresh_interval == 7
 
 
-def test_a_plan_stands_in_for_the_example():
-    plan = discover(mlp, mlp_params(), X, Y)
-    trainer = lowgrad(mlp, mlp_params(), optax.sgd(0.1), rank=4, plan=plan)
+def test_the_old_name_of_roles_works_with_a_warning():
+    roles = discover(mlp, mlp_params(), X, Y)
+    old: Any = {"plan": roles}
+    with pytest.warns(DeprecationWarning, match="'plan' of lowgrad is now 'roles'"):
+        trainer = lowgrad(mlp, mlp_params(), optax.sgd(0.1), rank=4, **old)
+    with pytest.warns(DeprecationWarning, match=r"Trainer\.plan is now Trainer\.roles"):
+        assert trainer.plan is trainer.roles is roles
+    # Parameters that the roles do not know are refused: the roles were read.
+    for make in (
+        functools.partial(sr.galore, optax.sgd(0.1)),
+        functools.partial(sr.fira, 0.1),
+        functools.partial(sr.apollo, 0.1),
+        functools.partial(sr.apollo_mini, 0.1),
+    ):
+        name = make.func.__name__
+        with pytest.warns(DeprecationWarning, match=f"'plan' of {name} is now 'roles'"):
+            tx = make(rank=4, **old)
+        jax.eval_shape(tx.init, mlp_params())
+        with pytest.raises(InputError, match=r"other \[4, 4\] is not in the roles"):
+            tx.init({"other": jnp.ones((4, 4))})
+
+
+def test_roles_stand_in_for_the_example():
+    roles = discover(mlp, mlp_params(), X, Y)
+    trainer = lowgrad(mlp, mlp_params(), optax.sgd(0.1), rank=4, roles=roles)
     assert [s.name for s in trainer.layout.streams] == ["w1", "w2"]

@@ -10,8 +10,8 @@ X = jnp.ones((2, 3, 6))
 
 
 def meets(fn, *names, x=X, shape=(6, 8)):
-    plan = discover(fn, {name: jnp.ones(shape) for name in names}, x)
-    return [plan[name].meets for name in names]
+    roles = discover(fn, {name: jnp.ones(shape) for name in names}, x)
+    return [roles[name].meets for name in names]
 
 
 def test_weights_of_one_activation_have_one_name():
@@ -57,9 +57,9 @@ def test_two_uses_and_a_lookup():
         x = p["embed"][ids]
         return (x @ p["w"]) @ p["w"] @ p["embed"].T
 
-    plan = discover(fn, {"embed": jnp.ones((9, 6)), "w": jnp.ones((6, 6))}, ids)
-    assert len(plan["w"].meets) == 2 and None in plan["embed"].meets
-    assert plan["w"].dealt == plan["embed"].dealt == ()
+    roles = discover(fn, {"embed": jnp.ones((9, 6)), "w": jnp.ones((6, 6))}, ids)
+    assert len(roles["w"].meets) == 2 and None in roles["embed"].meets
+    assert roles["w"].dealt == roles["embed"].dealt == ()
 
 
 def test_rows_dealt_out_to_experts():
@@ -71,5 +71,5 @@ def test_rows_dealt_out_to_experts():
         mixed = lax.ragged_dot(hidden, p["down"], sizes)[::-1]
         return lax.ragged_dot(mixed, p["next"], sizes)
 
-    plan = discover(fn, {k: jnp.ones((3, 6, 6)) for k in ("up", "down", "next")}, X)
-    assert plan["up"].dealt == plan["next"].dealt == (0,) and plan["down"].dealt == ()
+    roles = discover(fn, {k: jnp.ones((3, 6, 6)) for k in ("up", "down", "next")}, X)
+    assert roles["up"].dealt == roles["next"].dealt == (0,) and roles["down"].dealt == ()

@@ -128,8 +128,8 @@ PARAMS = {
 
 
 def test_what_is_not_low_rank_says_why():
-    plan = discover(tangled, PARAMS, X)
-    assert {path: leaf.kind for path, leaf in plan.items()} == {
+    roles = discover(tangled, PARAMS, X)
+    assert {path: leaf.kind for path, leaf in roles.items()} == {
         "w": "low-rank",
         "bias": "dense",
         "heads": "dense",
@@ -140,13 +140,13 @@ def test_what_is_not_low_rank_says_why():
         "stack": "dense",
         "flag": "frozen",
     }
-    assert "consumed by 'gt' at" in plan["masked"].reason
-    assert Path(__file__).name in plan["masked"].reason
-    assert "elementwise" in plan["heads"].reason or "vector" in plan["heads"].reason
-    assert "vector" in plan["bias"].reason
-    assert "no output depends" in plan["unread"].reason
-    assert "int32" in plan["table"].reason
-    assert all(leaf.roles is None for leaf in plan.values() if leaf.kind != "low-rank")
+    assert "consumed by 'gt' at" in roles["masked"].reason
+    assert Path(__file__).name in roles["masked"].reason
+    assert "elementwise" in roles["heads"].reason or "vector" in roles["heads"].reason
+    assert "vector" in roles["bias"].reason
+    assert "no output depends" in roles["unread"].reason
+    assert "int32" in roles["table"].reason
+    assert all(leaf.roles is None for leaf in roles.values() if leaf.kind != "low-rank")
 
 
 def test_small_weights_that_are_only_added_count_as_biases():
@@ -179,9 +179,9 @@ def test_integer_weights_are_planned_on_the_lattice():
         "scaled": shape(8, 9, dtype=jnp.int8),
         "wide": shape(4, 4, dtype=jnp.int32),
     }
-    plan = discover(fn, params, x)
-    assert [leaf.kind for leaf in plan.values()] == ["dense", "low-rank", "frozen"]
-    assert plan["w"].dtype == "int8"
+    roles = discover(fn, params, x)
+    assert [leaf.kind for leaf in roles.values()] == ["dense", "low-rank", "frozen"]
+    assert roles["w"].dtype == "int8"
 
 
 def test_shard_map_is_walked():
@@ -206,16 +206,16 @@ def test_static_arguments_and_keywords():
     assert discover(fn, {"w": shape(6, 6)}, X, "plain", depth=2)["w"].roles == "mn"
 
 
-def test_a_plan_is_a_hashable_mapping():
+def test_roles_are_a_hashable_mapping():
     params = {"a": {"b": shape(6, 8)}, "c": [shape(8)]}
     fn = lambda p, x: x @ p["a"]["b"] + p["c"][0][None]
-    plan, again = discover(fn, params, X), discover(fn, params, X)
-    assert list(plan) == ["a/b", "c/0"] and len(plan) == 2
-    assert hash(plan) == hash(again) and plan == again
-    assert {plan: 1}[again] == 1
-    assert jax.jit(lambda x, plan: x, static_argnums=1)(1.0, plan) == 1.0
+    roles, again = discover(fn, params, X), discover(fn, params, X)
+    assert list(roles) == ["a/b", "c/0"] and len(roles) == 2
+    assert hash(roles) == hash(again) and roles == again
+    assert {roles: 1}[again] == 1
+    assert jax.jit(lambda x, roles: x, static_argnums=1)(1.0, roles) == 1.0
     with pytest.raises(KeyError):
-        plan["missing"]
+        roles["missing"]
 
 
 def test_explain_is_a_table_of_everything():

@@ -1,6 +1,6 @@
 """Whole models from four libraries, unmodified: a population of thin weights equals dense ones.
 
-Every model is planned by `discover`, perturbed by the plan, vmapped over members, and compared
+Every model is analysed by `discover`, perturbed by its roles, vmapped over members, and compared
 with the plain model on weights formed in full. None of the models knows of springroll.
 """
 
@@ -52,17 +52,17 @@ def filled(shapes):
 
 
 def perturbed(fn, params, *args):
-    """(params with thin weights where the plan says low-rank, the plan)."""
-    plan = discover(fn, params, *args)
+    """(params with thin weights where the roles say low-rank, the roles)."""
+    roles = discover(fn, params, *args)
 
     def one(path, leaf):
-        entry = plan.get(jax.tree_util.keystr(path, simple=True, separator="/"))
+        entry = roles.get(jax.tree_util.keystr(path, simple=True, separator="/"))
         if entry is None or entry.kind != "low-rank":
             return leaf
         w = weight(len(entry.path), entry.shape, entry.roles, rank=1, gain=0.1)
         return dataclasses.replace(w, base=leaf)
 
-    return jax.tree_util.tree_map_with_path(one, params), plan
+    return jax.tree_util.tree_map_with_path(one, params), roles
 
 
 class LinenBlock(nn.Module):
@@ -216,11 +216,11 @@ MODELS = {
 @pytest.mark.parametrize("model", MODELS, ids=lambda m: m.__name__)
 def test_model(model):
     fn, params, args = model()
-    thin, plan = perturbed(fn, params, *args)
-    kinds = [leaf.kind for leaf in plan.values()]
+    thin, roles = perturbed(fn, params, *args)
+    kinds = [leaf.kind for leaf in roles.values()]
     assert kinds.count("low-rank") == MODELS[model] == len(weights(thin))
     assert set(kinds) <= {"low-rank", "dense"}
-    assert not any("consumed by" in leaf.reason for leaf in plan.values())
+    assert not any("consumed by" in leaf.reason for leaf in roles.values())
     check(fn, thin, *args, tol=1e-4)
 
 
@@ -229,8 +229,8 @@ def test_a_module_with_functions_among_its_leaves():
     model = built(lambda key: eqx.nn.MLP(6, 3, 10, 1, activation=jax.nn.relu, key=key))
     x = jnp.linspace(-1, 1, 6)
     fn = lambda model, x: model(x)
-    thin, plan = perturbed(fn, model, x)
-    assert [leaf.kind for leaf in plan.values()].count("low-rank") == 2
+    thin, roles = perturbed(fn, model, x)
+    assert [leaf.kind for leaf in roles.values()].count("low-rank") == 2
     whole = lambda w: dense_numpy(w) if is_factored(w) else w
     dense = jax.tree.map(whole, thin, is_leaf=is_factored)
     close(factored(fn, densify_limit=0)(thin, x), fn(dense, x), 1e-5)

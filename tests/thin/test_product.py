@@ -110,11 +110,11 @@ def test_discover_reads_the_mark():
 
     shapes = {"gate": (2, 4, 6, 5), "up": (2, 4, 6, 5), "down": (2, 4, 5, 6)}
     params = {k: jax.ShapeDtypeStruct(s, jnp.float32) for k, s in shapes.items()}
-    plan = discover(moe, params, X)
-    assert {leaf.roles for leaf in plan.values()} == {"ssnm"}
-    assert plan["gate"].meets == plan["up"].meets != plan["down"].meets
-    assert plan["gate"].dealt == plan["up"].dealt == (1,)  # rows of one activation
-    assert plan["down"].dealt == ()  # rows that the experts made themselves
+    roles = discover(moe, params, X)
+    assert {leaf.roles for leaf in roles.values()} == {"ssnm"}
+    assert roles["gate"].meets == roles["up"].meets != roles["down"].meets
+    assert roles["gate"].dealt == roles["up"].dealt == (1,)  # rows of one activation
+    assert roles["down"].dealt == ()  # rows that the experts made themselves
 
 
 def test_a_mark_that_is_no_product():

@@ -36,7 +36,7 @@ VOCAB = 256
 SEPARATOR = 0  # the byte between documents: the state starts afresh
 
 MATRICES = ("w_f", "u_f", "w_h", "u_h", "w_up", "w_down")
-VECTORS_IN_STACKS = {"blocks/norm_*": "sd", "blocks/bias_*": "sd"}  # roles, if no plan tells them
+VECTORS_IN_STACKS = {"blocks/norm_*": "sd", "blocks/bias_*": "sd"}  # roles, unless discovered
 
 
 @dataclass(frozen=True, kw_only=True)

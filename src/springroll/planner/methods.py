@@ -152,7 +152,7 @@ def _optimizer_state(
         model.loss,
         params,
         optimizer,
-        plan=settings.plan,
+        roles=settings.roles,
         rank=settings.rank,
         select=settings.select,
         has_aux=True,

@@ -27,7 +27,7 @@ OURS: ProjectionOptions = {"side": "std", "refresh": "random", "moments": "keep"
 RELEASED: ProjectionOptions = {"rows": "out"}
 
 
-@renamed_keywords(update_gap="refresh_interval")
+@renamed_keywords(update_gap="refresh_interval", plan="roles")
 def apollo(
     learning_rate: optax.ScalarOrSchedule,
     rank: int,
@@ -52,7 +52,7 @@ def apollo(
     difference, because L only knows ratios.
     Parameters that are not selected get plain Adam (`hf_adamw`).
 
-        tx = sr.apollo(1e-2, rank=256, plan=sr.discover(fn, params, x))
+        tx = sr.apollo(1e-2, rank=256, roles=sr.discover(fn, params, x))
 
     Args:
         learning_rate: number or schedule.
@@ -103,7 +103,7 @@ def apollo(
     )
 
 
-@renamed_keywords(update_gap="refresh_interval")
+@renamed_keywords(update_gap="refresh_interval", plan="roles")
 def apollo_mini(
     learning_rate: optax.ScalarOrSchedule,
     rank: int = 1,
@@ -120,7 +120,7 @@ def apollo_mini(
 ) -> optax.GradientTransformationExtraArgs:
     """APOLLO-Mini: `apollo` with one scale per matrix, for which rank 1 is enough.
 
-        tx = sr.apollo_mini(1e-2, plan=sr.discover(fn, params, x))
+        tx = sr.apollo_mini(1e-2, roles=sr.discover(fn, params, x))
 
     Args:
         learning_rate: a number, or a schedule of the number of updates so far.

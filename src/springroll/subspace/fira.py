@@ -18,7 +18,7 @@ from springroll.subspace.projection import Projection, ProjectionOptions
 Compat = Literal["fira"]
 
 
-@renamed_keywords(update_gap="refresh_interval")
+@renamed_keywords(update_gap="refresh_interval", plan="roles")
 def fira(
     learning_rate: optax.ScalarOrSchedule,
     rank: int,
@@ -45,7 +45,7 @@ def fira(
     the gradient inside the subspace leaks out of Adam's hands. compat="fira" does that; without
     it nothing leaks.
 
-        tx = sr.fira(1e-2, rank=128, plan=sr.discover(fn, params, x))
+        tx = sr.fira(1e-2, rank=128, roles=sr.discover(fn, params, x))
 
     Args:
         learning_rate: number or schedule.

@@ -22,7 +22,7 @@ RELEASED: ProjectionOptions = {
 }
 
 
-@renamed_keywords(update_gap="refresh_interval")
+@renamed_keywords(update_gap="refresh_interval", plan="roles")
 def galore(
     inner: optax.GradientTransformation,
     rank: int,
@@ -39,7 +39,7 @@ def galore(
     whole weight, as it would be without projection. Parameters that are not selected are left to
     it as they are. Every matrix of a stack (layers, experts) has a projector of its own.
 
-        tx = sr.galore(optax.adamw(1e-2), rank=128, plan=sr.discover(fn, params, x))
+        tx = sr.galore(optax.adamw(1e-2), rank=128, roles=sr.discover(fn, params, x))
 
     By default the input side is projected, by one power step every 200 steps, the matrices taking
     turns, and the moments are rotated into the new basis: the result does not depend on the signs
@@ -62,7 +62,7 @@ def galore(
 
     Raises:
         InputError: a name that does not exist; in `init`, a rank above min(m, n) of a selected
-            parameter, a selected vector, a pattern that matches nothing, a plan of other
+            parameter, a selected vector, a pattern that matches nothing, roles of other
             parameters.
 
     Source: arXiv 2403.03507; the power step is that of PowerSGD (1905.13727), rotated moments are

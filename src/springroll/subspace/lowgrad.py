@@ -13,7 +13,7 @@ import optax
 from jax import Array
 from jax.stages import Lowered, Wrapped
 
-from springroll.deprecation import renamed_keywords
+from springroll.deprecation import renamed_keywords, warn_renamed
 from springroll.errors import InputError
 from springroll.subspace import gradients, moments, refresh, schedule
 from springroll.subspace.basis import Moments
@@ -94,13 +94,19 @@ class Trainer:
     `update` is all a training loop needs.
     """
 
-    plan: WeightRoles
+    roles: WeightRoles
     layout: Layout
     options: Options
     optimizer: optax.GradientTransformation
     run: Run = field(repr=False)
     example: tuple[PyTree, ...] | None = field(repr=False, default=None)
     compiled: dict[str, Wrapped] = field(repr=False, default_factory=dict)
+
+    @property
+    def plan(self) -> WeightRoles:
+        """`roles` by their old name, for one version more."""
+        warn_renamed("Trainer.plan", "Trainer.roles")
+        return self.roles
 
     def init(self, params: PyTree) -> LowGradState:
         """The state of step 0. `params` are used up; projectors are random until `update`."""
@@ -340,14 +346,14 @@ def _untimed(state: LowGradState) -> LowGradState:
     return dataclasses.replace(state, schedule=None)
 
 
-@renamed_keywords(period="refresh_interval")
+@renamed_keywords(period="refresh_interval", plan="roles")
 def lowgrad(
     loss: Callable[..., Array | tuple[Array, PyTree]],
     params: PyTree,
     optimizer: optax.GradientTransformation,
     *example: PyTree,
     rank: int = 128,
-    plan: WeightRoles | None = None,
+    roles: WeightRoles | None = None,
     select: Select = None,
     own_experts: bool = False,
     refresh_interval: int = 200,
@@ -390,9 +396,9 @@ def lowgrad(
         optimizer: any optax transformation, over the parameters' structure with Sᵀ (stacked,
             outputs, rank) in place of the weights in subspaces. Weight decay pulls S to zero, that
             is, the weights to where they were last merged. Clipping sees the gradients of S.
-        *example: a batch, or its shapes; not needed with `plan`.
+        *example: a batch, or its shapes; not needed with `roles`.
         rank: columns of P. A quarter of the model's width keeps the quality of full gradients.
-        plan: what `sr.discover(loss, params, *batch)` returned.
+        roles: what `sr.discover(loss, params, *batch)` returned.
         select: the weights in subspaces: a pattern on their paths ("layers/*_proj") or several, or
             a function path -> bool. By default every weight that is only used
             in products and is larger than `rank` on both sides, so also an untied output head;
@@ -424,14 +430,14 @@ def lowgrad(
     """
     options = Options(refresh_interval, turns, refresh, moments, widen, scale, accumulate, seed)
     _check(options)
-    if plan is None:
+    if roles is None:
         if not example:
             raise InputError(
                 "lowgrad needs to see the loss at work: give an example batch after the optimizer"
-                " (shapes suffice) or plan=sr.discover(loss, params, *batch)."
+                " (shapes suffice) or roles=sr.discover(loss, params, *batch)."
             )
-        plan = discover(loss, params, *example)
-    layout = Layout.of(params, streams_of(plan, rank, select, own_experts), rank)
+        roles = discover(loss, params, *example)
+    layout = Layout.of(params, streams_of(roles, rank, select, own_experts), rank)
     thin_loss = factored(loss, densify_limit=0)
 
     def run(weights: PyTree, *batch: PyTree) -> tuple[Array, PyTree]:
@@ -439,7 +445,7 @@ def lowgrad(
         return out if has_aux else (out, None)
 
     shape = lambda a: jax.ShapeDtypeStruct(jnp.shape(a), jnp.result_type(a))
-    return Trainer(plan, layout, options, optimizer, run, jax.tree.map(shape, example) or None)
+    return Trainer(roles, layout, options, optimizer, run, jax.tree.map(shape, example) or None)
 
 
 def _check(options: Options) -> None:

@@ -73,31 +73,31 @@ def matrix_views(
     rank: int,
     *,
     select: Select = None,
-    plan: Mapping[str, WeightRole] | None = None,
+    roles: Mapping[str, WeightRole] | None = None,
     rows: Rows = "in",
 ) -> list[MatrixView | None]:
     """A view per leaf of `params` in tree order; None for those that stay as they are.
 
-    Without a `plan` the last two axes are the matrix, its rows the inputs or, with rows="out", the
-    outputs. A parameter that lacks the first, stacked axis of its plan is one layer by itself.
+    Without `roles` the last two axes are the matrix, its rows the inputs or, with rows="out", the
+    outputs. A parameter that lacks the first, stacked axis of its role is one layer by itself.
 
     Raises InputError for a rank above min(m, n), for a selected vector, for a pattern that matches
-    nothing and for a plan of other parameters.
+    nothing and for roles of other parameters.
     """
     shapes = {path: tuple(jnp.shape(leaf)) for path, leaf in named_leaves(params).items()}
     selected = selector(select, list(shapes))
     views: list[MatrixView | None] = []
     for path, shape in shapes.items():
-        roles = _roles(path, shape, plan, "mn" if rows == "in" else "nm")
-        if not (selected(path) if selected else roles):
+        letters = _letters(path, shape, roles, "mn" if rows == "in" else "nm")
+        if not (selected(path) if selected else letters):
             views.append(None)
             continue
-        if not roles:
+        if not letters:
             raise InputError(
                 f"{path} {list(shape)} is selected but has no matrix to project; "
                 f"leave it out of select"
             )
-        view = MatrixView(path, shape, roles, sum(v is not None for v in views))
+        view = MatrixView(path, shape, letters, sum(v is not None for v in views))
         if rank > min(view.size("m"), view.size("n")):
             raise InputError(
                 f"rank {rank} is above min(m, n) of {path} {list(shape)}, a matrix of "
@@ -105,7 +105,7 @@ def matrix_views(
             )
         views.append(view)
     if not any(views) and select is None:
-        raise InputError("no parameter is projected: none is a matrix; give select or a plan")
+        raise InputError("no parameter is projected: none is a matrix; give select or roles")
     return views
 
 
@@ -134,18 +134,18 @@ def selector(select: Select, paths: Sequence[str]) -> Callable[[str], bool] | No
     return lambda path: any(fnmatch.fnmatchcase(path, pattern) for pattern in patterns)
 
 
-def _roles(
-    path: str, shape: tuple[int, ...], plan: Mapping[str, WeightRole] | None, matrix: str
+def _letters(
+    path: str, shape: tuple[int, ...], roles: Mapping[str, WeightRole] | None, matrix: str
 ) -> str:
     """A letter per axis; none for what is not a matrix."""
-    if plan is None:
+    if roles is None:
         return "s" * (len(shape) - 2) + matrix if len(shape) >= 2 else ""
-    leaf = plan.get(path)
+    leaf = roles.get(path)
     if leaf is not None and leaf.shape == shape:
         return leaf.roles or ""
     if leaf is not None and leaf.shape[1:] == shape and (leaf.roles or "s")[0] == "s":
         return (leaf.roles or "")[1:]
     known = f"{list(leaf.shape)} there" if leaf else "no such path"
     raise InputError(
-        f"{path} {list(shape)} is not in the plan ({known}); call sr.discover on these params"
+        f"{path} {list(shape)} is not in the roles ({known}); call sr.discover on these params"
     )

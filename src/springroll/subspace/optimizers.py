@@ -40,7 +40,7 @@ class OptimizerSettings:
 
     learning_rate: number or schedule; b1, b2: decay of the first and second moment;
     state_bits: bits per number of the moments; the rest is for projecting optimizers:
-    rank: of the subspaces; select: which parameters, path -> bool; plan: the roles of their axes,
+    rank: of the subspaces; select: which parameters, path -> bool; roles: of their axes,
     from `sr.discover`; refresh_interval: steps between two refreshes of a projector; scale: factor
     of the projected update, None for the method's own; seed: of random projections.
     """
@@ -51,7 +51,7 @@ class OptimizerSettings:
     state_bits: StateBits = 32
     rank: int = 1
     select: Callable[[str], bool] | None = None
-    plan: WeightRoles | None = None
+    roles: WeightRoles | None = None
     refresh_interval: int = 200
     scale: float | None = None
     seed: int = 0
@@ -62,7 +62,7 @@ class Subspaces(TypedDict, total=False):
 
     rank: int
     select: Callable[[str], bool]
-    plan: WeightRoles
+    roles: WeightRoles
 
 
 Build = Callable[[OptimizerSettings], optax.GradientTransformation]
@@ -118,7 +118,7 @@ def _projection(settings: OptimizerSettings) -> ProjectionOptions:
     return {
         "refresh_interval": settings.refresh_interval,
         "select": settings.select,
-        "plan": settings.plan,
+        "roles": settings.roles,
         "seed": settings.seed,
     }
 
@@ -162,7 +162,7 @@ class OptimizerEntry:
         in a subspace, which is on the device all the time.
     state_bits: the bits per number that its state can have.
     projects: whether it works in subspaces of the matrices, so that its settings need `rank`,
-        `select` and `plan`.
+        `select` and `roles`.
     rank: the default rank; None is a quarter of the hidden size.
     """
 
@@ -248,7 +248,7 @@ def block_matrices(params: PyTree) -> PyTree:
     return map_named(lambda path, _: is_block_matrix(path), params)
 
 
-def axis_plan(model: LanguageModel) -> WeightRoles:
+def axis_roles(model: LanguageModel) -> WeightRoles:
     """Which axes of each parameter are inputs, outputs and stacks; nothing is computed."""
     params = jax.eval_shape(model.init, jax.random.key(0))
     return discover(model.loss, params, jax.ShapeDtypeStruct((1, 9), jnp.int32))
@@ -268,10 +268,10 @@ def subspaces(entry: OptimizerEntry, model: LanguageModel, rank: int | None = No
     """
     if not entry.projects:
         return {}
-    plan = axis_plan(model)
+    roles = axis_roles(model)
     if rank is not None:
-        return {"rank": rank, "select": is_block_matrix, "plan": plan}
+        return {"rank": rank, "select": is_block_matrix, "roles": roles}
     default = entry.rank or max(1, model.config.hidden // 4)
-    matrices = (leaf for leaf in plan.values() if is_block_matrix(leaf.path))
+    matrices = (leaf for leaf in roles.values() if is_block_matrix(leaf.path))
     wide = {leaf.path for leaf in matrices if smaller_side(leaf) >= default}
-    return {"rank": default, "select": wide.__contains__, "plan": plan}
+    return {"rank": default, "select": wide.__contains__, "roles": roles}

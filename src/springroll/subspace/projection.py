@@ -84,12 +84,12 @@ class ProjectionOptions(TypedDict, total=False):
         `subspace.rotate_moment`.
     stagger: refresh the matrices in turns over the interval (after the first step) instead of all
         on one step.
-    rows: without a plan, whether the rows of a matrix are its inputs, "in", as in Flax, or its
+    rows: without roles, whether the rows of a matrix are its inputs, "in", as in Flax, or its
         outputs, "out", as in PyTorch and in `springroll.models`. Leading axes are a stack of
         matrices, with a projector each.
-    plan: roles of the axes, from `sr.discover`; where it is given, `rows` is not used.
+    roles: of the axes, from `sr.discover`; where they are given, `rows` is not used.
     select: which parameters: a pattern on their paths or several, or a function path -> bool. By
-        default all that the plan calls low-rank, without a plan all with two axes or more.
+        default all that the roles call low-rank, without roles all with two axes or more.
     basis_dtype: in which bases are stored, float32 or bfloat16; they are found in float32.
     seed: of random bases.
     """
@@ -100,7 +100,7 @@ class ProjectionOptions(TypedDict, total=False):
     moments: Moments
     stagger: bool
     rows: Rows
-    plan: Mapping[str, WeightRole] | None
+    roles: Mapping[str, WeightRole] | None
     select: Select
     basis_dtype: DTypeLike
     seed: int
@@ -120,7 +120,7 @@ class Projection:
     moments: Moments = "rotate"
     stagger: bool = True
     rows: Rows = "in"
-    plan: Mapping[str, WeightRole] | None = None
+    roles: Mapping[str, WeightRole] | None = None
     select: Select = None
     basis_dtype: DTypeLike = jnp.float32
     seed: int = 0
@@ -145,7 +145,7 @@ class Projection:
 
     def views(self, params: PyTree) -> list[MatrixView | None]:
         """A view per leaf, None for those that are not projected."""
-        return matrix_views(params, self.rank, select=self.select, plan=self.plan, rows=self.rows)
+        return matrix_views(params, self.rank, select=self.select, roles=self.roles, rows=self.rows)
 
     def low_shape(self, view: MatrixView) -> tuple[int, ...]:
         """The shape of the low-rank gradient."""

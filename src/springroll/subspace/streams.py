@@ -2,7 +2,7 @@
 
 A projector belongs to an activation: the gradient of a weight is xᵀ dy, so the subspace that keeps
 most of it is spanned by the inputs x, and every weight that meets the same x can use the same one
-(q, k and v; gate and up). `streams_of` groups the leaves of a plan accordingly.
+(q, k and v; gate and up). `streams_of` groups the discovered weights accordingly.
 """
 
 import math
@@ -88,9 +88,9 @@ def place(factor: PyTree, roles: str, letters: str) -> PyTree:
 
 
 def streams_of(
-    plan: WeightRoles, rank: int, select: Select = None, own_experts: bool = False
+    roles: WeightRoles, rank: int, select: Select = None, own_experts: bool = False
 ) -> tuple[Stream, ...]:
-    """The streams of the selected weights of a plan, in order of first appearance.
+    """The streams of the selected weights, in order of first appearance.
 
     Experts among which a common activation is dealt out (gate, up) share its projector, unless
     `own_experts`; experts that meet what only they have computed (down) have one each.
@@ -101,15 +101,15 @@ def streams_of(
     """
     if rank < 1:
         raise InputError(f"rank is {rank}; expected at least 1.")
-    selected = selector(select, list(plan))
-    chosen = [leaf for leaf in plan.values() if _chosen(leaf, rank, selected)]
+    selected = selector(select, list(roles))
+    chosen = [leaf for leaf in roles.values() if _chosen(leaf, rank, selected)]
     if not chosen:
-        raise InputError(_nothing(plan, rank, selected))
+        raise InputError(_nothing(roles, rank, selected))
     groups: dict[tuple, list[ThinLeaf]] = {}
     for leaf in chosen:
         common = () if own_experts else leaf.dealt
-        roles = "".join("n" if i in common else r for i, r in enumerate(leaf.roles or ""))
-        thin = ThinLeaf(leaf.path, leaf.shape, roles, "")
+        letters = "".join("n" if i in common else r for i, r in enumerate(leaf.roles or ""))
+        thin = ThinLeaf(leaf.path, leaf.shape, letters, "")
         alone = len(leaf.meets) != 1 or leaf.meets[0] is None
         key = (leaf.path if alone else leaf.meets, thin.sizes("sm"), thin.stacked)
         groups.setdefault(key, []).append(thin)
@@ -142,10 +142,10 @@ def _chosen(leaf: WeightRole, rank: int, select: Chosen | None) -> bool:
     return True
 
 
-def _nothing(plan: WeightRoles, rank: int, select: Chosen | None) -> str:
+def _nothing(roles: WeightRoles, rank: int, select: Chosen | None) -> str:
     if select is not None:
-        return f"select chose none of the {len(plan)} parameters; it is called with their paths."
-    thin = [leaf for leaf in plan.values() if leaf.kind == "low-rank"]
+        return f"select chose none of the {len(roles)} parameters; it is called with their paths."
+    thin = [leaf for leaf in roles.values() if leaf.kind == "low-rank"]
     if not thin:
         return "no parameter is a matrix in a product, so there is nothing to train in a subspace."
     widest = max(thin, key=smaller_side)

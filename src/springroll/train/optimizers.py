@@ -99,7 +99,7 @@ def low_rank_trainer(
         loss,
         jax.eval_shape(init, jax.random.key(0)),
         clipped(config, entry.build(settings)),
-        plan=settings.plan,
+        roles=settings.roles,
         rank=settings.rank,
         select=settings.select,
         refresh_interval=settings.refresh_interval,

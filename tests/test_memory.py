@@ -48,7 +48,14 @@ def test_memory_of_the_host_and_of_a_container(tmp_path, monkeypatch):
 
 @pytest.mark.parametrize(
     ("size", "text"),
-    [(0, "0 B"), (1536, "1.5 KiB"), (3 << 20, "3 MiB"), (24 << 30, "24 GiB"), (3 << 39, "1.5 TiB")],
+    [
+        (0, "0 B"),
+        (1536, "1.5 KiB"),
+        (3 << 20, "3 MiB"),
+        (1020 << 20, "0.996 GiB"),
+        (24 << 30, "24 GiB"),
+        (3 << 39, "1.5 TiB"),
+    ],
 )
 def test_sizes_are_printed_in_the_largest_unit(size, text):
     assert spelt(size) == text

@@ -26,9 +26,9 @@ def parse_bytes(text: str, name: str = "memory") -> int:
 
 
 def spelt(size: float) -> str:
-    """Bytes in the largest binary unit that leaves a number above one: '1.5 GiB'."""
+    """Bytes in the smallest binary unit in which three digits suffice: '1.5 GiB', '0.996 GiB'."""
     for power, unit in ((2**40, "TiB"), (2**30, "GiB"), (2**20, "MiB"), (2**10, "KiB")):
-        if size >= power:
+        if size >= power * 999.5 / 1024:
             return f"{size / power:.3g} {unit}"
     return f"{size:.3g} B"
 

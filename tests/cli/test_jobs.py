@@ -129,3 +129,13 @@ def test_a_run_of_a_job_that_is_not_there(tmp_path, capsys, monkeypatch):
     capsys.readouterr()
     assert main(["eval", out]) == 2
     assert "is of a run of springroll square" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("command", [None, ["square"]])
+def test_a_config_whose_job_is_no_name(tmp_path, capsys, command):
+    stored = {"run_id": "x", "command": command, "config": {}}
+    (tmp_path / "config.json").write_text(json.dumps(stored))
+    for line in (["eval", str(tmp_path)], ["square", "--resume", "--out", str(tmp_path)]):
+        assert main(line) == 2
+        said = capsys.readouterr().err
+        assert "'command' is not a text" in said and said.count("\n") == 1

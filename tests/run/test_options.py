@@ -127,3 +127,8 @@ def test_a_factor_and_its_half_life_are_the_same_float32(factor):
 def test_no_factor_has_no_half_life(factor):
     with pytest.raises(InputError, match=r"a factor per generation is .*; it must be above 0"):
         half_life_of(factor)
+
+
+def test_a_factor_that_cannot_be_is_refused_for_what_is_wrong_with_it():
+    with pytest.raises(InputError, match=r"lr_decay: a factor per generation is 0\.0; it must be"):
+        renamed_options(RLConfig, {"lr_decay": 0})

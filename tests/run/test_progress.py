@@ -92,6 +92,9 @@ def test_numbers_are_short():
     assert [gibibytes(x) for x in (512, 2**20, 1.5 * 2**30, 3 * 2**40)] == [
         "0.5 KiB", "1 MiB", "1.5 GiB", "3 TiB",
     ]  # fmt: skip
+    assert (si(999_600), gibibytes(1020 << 20), gibibytes(999 << 20)) == (
+        "1M", "0.996 GiB", "999 MiB",
+    )  # fmt: skip
     assert [clock(x) for x in (-3, 0, 59.6, 125, 3725)] == [
         "0:00", "0:00", "1:00", "2:05", "1:02:05",
     ]  # fmt: skip

@@ -41,7 +41,7 @@ def open_path(path: str) -> tuple[Job[RunConfig], OpenRun[RunConfig]]:
     # Runs from before there was a second job name none.
     name = folder.read_config().get("command", "pretrain")
     if name not in JOBS:
-        hint = suggestion(name, JOBS)
+        hint = suggestion(name, JOBS, otherwise=f"this version knows {', '.join(JOBS)}")
         raise InputError(f"{folder.config} is of a run of springroll {name}{hint}")
     job = job_of(name)
     return job, OpenRun(path, folder, folder.options(job.config))

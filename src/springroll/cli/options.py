@@ -8,6 +8,7 @@ import contextlib
 import dataclasses
 import inspect
 import io
+import re
 import sys
 import types
 import typing
@@ -65,7 +66,8 @@ def parse(
         with contextlib.redirect_stderr(said):
             return tyro.cli(kind, args=argv, prog=prog, **extra)
     except SystemExit:
-        reason = _one_line(said.getvalue()).removeprefix(f"Error parsing {kind.__name__}: ")
+        # tyro names what it was building: the dataclass, or a part of it such as `ppo`.
+        reason = re.sub(r"^Error parsing [\w.]+: ", "", _one_line(said.getvalue()))
         raise InputError(f"{reason} (see {prog} --help)") from None
 
 

@@ -132,6 +132,8 @@ class RunFolder:
             raise InputError(
                 f"{self.config} is not the config of a run: no 'run_id' and 'config' in it"
             )
+        if not isinstance(data.get("command", ""), str):
+            raise InputError(f"{self.config} is not the config of a run: 'command' is not a text")
         return data
 
     def options(self, kind: type[C]) -> C:

@@ -172,9 +172,13 @@ def converted(name: str, former: FormerName, value: Any) -> Any:
     """The value of an option under a former name as it is given now."""
     assert former.convert is not None
     try:
-        return former.convert(float(value))
+        number = float(value)
     except (TypeError, ValueError):
         raise InputError(f"{name} is {value!r}; expected a number") from None
+    try:
+        return former.convert(number)
+    except InputError as error:
+        raise InputError(f"{name}: {error}") from None
 
 
 def accepts_former_names(kind: type[C]) -> type[C]:

@@ -100,15 +100,15 @@ def counted(count: int, word: str) -> str:
 def si(value: float) -> str:
     """A number with three digits and a unit prefix: 690000 is '690k', 5 is '5'."""
     for power, prefix in ((1e12, "T"), (1e9, "G"), (1e6, "M"), (1e3, "k")):
-        if abs(value) >= power:
+        if abs(value) >= power * 0.9995:
             return f"{value / power:.3g}{prefix}"
     return f"{value:.3g}"
 
 
 def gibibytes(value: float) -> str:
-    """Bytes in the largest binary unit that leaves a number above one: '1.5 GiB'."""
+    """Bytes in the smallest binary unit in which three digits suffice: '1.5 GiB', '0.996 GiB'."""
     for power, unit in ((2**40, "TiB"), (2**30, "GiB"), (2**20, "MiB")):
-        if value >= power:
+        if value >= power * 999.5 / 1024:
             return f"{value / power:.3g} {unit}"
     return f"{value / 1024:.3g} KiB"
 

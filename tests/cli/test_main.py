@@ -119,3 +119,10 @@ def test_the_real_command():
     code, said = outcome(start(["pretrain", "--pop-sise", "4"]))
     assert code == 2
     assert said == "springroll: unknown option --pop-sise; did you mean --pop-size?\n"
+
+
+def test_an_argument_that_is_missing_is_told_in_words(capsys):
+    assert cli.main(["eval"]) == 2
+    assert capsys.readouterr().err == (
+        "springroll: an argument is missing: The folder of a run (see springroll eval --help)\n"
+    )

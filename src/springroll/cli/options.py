@@ -68,6 +68,8 @@ def parse(
     except SystemExit:
         # tyro names what it was building: the dataclass, or a part of it such as `ppo`.
         reason = re.sub(r"^Error parsing [\w.]+: ", "", _one_line(said.getvalue()))
+        missing = re.search(r"Missing from .*?: \w+ (.*?)\.? \(required\)", reason)
+        reason = f"an argument is missing: {missing[1]}" if missing else reason
         raise InputError(f"{reason} (see {prog} --help)") from None
 
 

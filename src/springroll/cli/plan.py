@@ -30,7 +30,7 @@ class PlanOptions:
     """A name such as `llama-7b`, or a Hugging Face folder."""
     device: str = "auto"
     """A card, its memory, or `auto` for the one at hand."""
-    host_memory: str | None = option(None, formerly="host")
+    host_memory: str | None = option(None, memory=True, formerly="host")
     """Host memory that may be used, such as 64GB; default: what this machine has left."""
     tokens_per_step: int = option(16384, COUNT)
     """Tokens per optimizer step; of `evolve`, of all members of a generation."""

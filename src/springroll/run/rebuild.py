@@ -114,7 +114,7 @@ def replayed(task: Task, journal: Journal, state: State, start: int, end: int) -
         members = task.ask(state)
         state, _ = task.tell(state, members, journal.read(generation).fitness)
         del members  # else the noise of two generations would be alive at once
-        # Programs of several CPU devices that are in flight together can wait for each other for ever.
+        # Programs of several CPU devices in flight together can wait for each other for ever.
         jax.block_until_ready(state)
     return state
 

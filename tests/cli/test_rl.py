@@ -80,7 +80,7 @@ def test_a_run_writes_what_it_came_to(tmp_path, capsys):
         assert found[name] > 0
     assert found["generations"] == GENERATIONS and found["seconds"] > 0
     assert found["env_steps"] == sum(round(8 * x) for x in figures(out, "train_length"))
-    assert figures(out, "sigma")[-1] == pytest.approx(0.1 * 0.9 ** (GENERATIONS - 1))
+    assert figures(out, "sigma")[-1] == pytest.approx(0.1 * 2 ** (-(GENERATIONS - 1) / 6.58))
     for name in ("curve.png", "policy.gif"):
         assert (out / name).stat().st_size > 3_000
     assert main(["eval", str(out), "--json"]) == 0

@@ -82,7 +82,7 @@ def test_it_resumes_to_the_same_bytes(tmp_path, text, options, monkeypatch, caps
     for path in (tmp_path / "parts" / "checkpoints").glob(f"{STEPS:09d}.*"):
         path.unlink()
     assert main(command(text, tmp_path / "parts", "--resume")) == 0
-    assert f"at generation {STEPS - 1}" in capsys.readouterr().err
+    assert f"at step {STEPS - 1}" in capsys.readouterr().err
     assert newest(tmp_path / "parts") == newest(tmp_path / "whole")
 
 

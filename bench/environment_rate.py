@@ -28,12 +28,13 @@ from bench.evosax_rate import endless
 from springroll.bench import measure
 from springroll.envs.action_choice import uniform
 from springroll.envs.environment import Environment
-from springroll.envs.suites import SIXTEEN, environment, installed
+from springroll.envs.suites import environment, installed
 from springroll.rl.build import computed
 from springroll.rl.config import RLConfig
 from springroll.rl.episodes import episodes_scorer
 from springroll.rl.evolution import evolution
 from springroll.rl.policy import policy_of
+from springroll.rl.recipes import SIXTEEN
 from springroll.rl.scorer import Learning
 
 

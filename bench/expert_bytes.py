@@ -23,8 +23,9 @@ from springroll.models.decoder import Decoder, decoder
 from springroll.models.decoder_config import CONFIGS, DecoderConfig
 from springroll.quant.quantize_state import quantize_state
 from springroll.subspace.galore import galore
-from springroll.subspace.lowgrad import Trainer, lowgrad
+from springroll.subspace.lowgrad import lowgrad
 from springroll.subspace.streams import ThinLeaf
+from springroll.subspace.trainer import Trainer
 
 DEVICES = communication.DEVICES
 ADAM = 8  # bytes per parameter of both moments in float32

@@ -1,5 +1,6 @@
 """Strict JAX for every test: no silent promotion, four fake devices, a fixed platform."""
 
+import gc
 import os
 import shutil
 import tempfile
@@ -44,6 +45,10 @@ def optimized():
     jax.config.update("jax_disable_most_optimizations", False)
     yield
     jax.config.update("jax_disable_most_optimizations", before)
+
+
+def pytest_collection_finish():
+    gc.freeze()  # all that was imported stays: the collector need not look at it again and again
 
 
 def pytest_unconfigure():

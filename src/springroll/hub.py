@@ -4,7 +4,9 @@ import importlib
 import os
 import re
 import socket
+from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 from springroll.errors import InputError
 from springroll.program import pip_install
@@ -53,6 +55,40 @@ def reachable() -> bool:
     return True
 
 
+def data_set(name: str, config: str | None, instead: str, **options: Any) -> Iterator[Any]:
+    """The rows of a data set on the hub.
+
+    Args:
+        name: `OWNER/NAME`.
+        config: of a data set that has several.
+        instead: what a user does without the package or the network.
+        options: of `datasets.load_dataset`.
+
+    Raises:
+        InputError: the package `datasets`, the network or the data set is missing.
+    """
+    try:
+        datasets = importlib.import_module("datasets")
+    except ImportError:
+        raise InputError(
+            f"the data set {name} needs the package 'datasets': {pip_install('data')}; "
+            f"without it, {instead}"
+        ) from None
+    if not reachable():
+        raise InputError(
+            f"the data set {name} is on huggingface.co, which cannot be reached from here; "
+            f"{instead}"
+        )
+    try:
+        yield from datasets.load_dataset(name, config, **options)
+    except Exception as error:  # the package raises whatever its many dependencies raise
+        raise InputError(f"cannot read the data set {name}: {_reason(error)}; {instead}") from None
+
+
+def _reason(error: Exception) -> str:
+    return str(error).strip().split("\n")[0][:160] or type(error).__name__
+
+
 def _downloaded(name: str, file: str | None) -> Path:
     try:
         hub = importlib.import_module("huggingface_hub")
@@ -67,7 +103,7 @@ def _downloaded(name: str, file: str | None) -> Path:
             return Path(hub.hf_hub_download(name, file, local_files_only=not online))
         return Path(hub.snapshot_download(name, local_files_only=not online, allow_patterns=_FILES))
     except Exception as error:  # the package raises whatever its many dependencies raise
-        reason = str(error).strip().split("\n")[0][:160] or type(error).__name__
+        reason = _reason(error)
         if not online:
             reason = "huggingface.co cannot be reached from here, and it was not downloaded before"
         raise InputError(

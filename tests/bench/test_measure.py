@@ -72,6 +72,7 @@ def test_pinning_leaves_one_core():
     assert done.stdout.split(maxsplit=1) == ["True", flags + "\n"]
 
 
+@pytest.mark.slow
 def test_a_step_of_both_strategies_is_timed():
     result = openes_ratio.run(pop_size=8, repeats=1)
     assert result["name"] == "openes_ratio" and result["ratio"] > 0

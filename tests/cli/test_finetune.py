@@ -85,6 +85,7 @@ def test_it_learns_and_resumes_to_the_same_bytes(tmp_path, place, options):
         assert min(figures(tmp_path / "whole", "fitness_spread")) > 0
 
 
+@pytest.mark.slow
 def test_samples_of_several_answers_learn(tmp_path, place):
     """Moments in 8 bits, weights in bfloat16; that this resumes is a slow test."""
     assert main(command(place, tmp_path / "run", *SAMPLED.split())) == 0

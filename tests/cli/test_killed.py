@@ -7,7 +7,7 @@ from springroll.cli.main import main
 from springroll.run.journal import Journal
 from tests.cli.tiny import outcome, pretrain, start, text_file
 
-GENERATIONS = 120
+GENERATIONS = 80
 
 
 def wait_for(process, run, records):
@@ -28,7 +28,7 @@ def test_kill_9_and_ctrl_c_leave_no_trace(tmp_path):
     end = ("--generations", str(GENERATIONS))
 
     first = start(pretrain(text, tmp_path / "run", *end))
-    wait_for(first, tmp_path / "run", 20)
+    wait_for(first, tmp_path / "run", 10)
     first.kill()
     first.communicate()
     assert first.returncode == -signal.SIGKILL
@@ -36,7 +36,7 @@ def test_kill_9_and_ctrl_c_leave_no_trace(tmp_path):
     second = start(["pretrain", "--resume", "--out", str(tmp_path / "run"), *end])
     with Journal.read_only(tmp_path / "run" / "journal") as journal:
         done = len(journal)
-    wait_for(second, tmp_path / "run", done + 20)
+    wait_for(second, tmp_path / "run", done + 10)
     second.send_signal(signal.SIGINT)
     code, said = outcome(second)
     assert code == 130

@@ -103,7 +103,11 @@ def test_a_run_writes_what_it_came_to(tmp_path, capsys):
 
 
 @pytest.mark.parametrize(
-    "options", ["--normalise --episodes 2 --rank 2", "--method openes --optimizer sgd --no-gif"]
+    "options",
+    [
+        "--normalise --episodes 2 --rank 2",
+        pytest.param("--method openes --optimizer sgd --no-gif", marks=pytest.mark.slow),
+    ],
 )
 def test_it_resumes_to_the_same_bytes(tmp_path, options):
     more = options.split()
@@ -117,6 +121,7 @@ def test_it_resumes_to_the_same_bytes(tmp_path, options):
     assert (tmp_path / "whole" / "policy.gif").exists() != ("--no-gif" in more)
 
 
+@pytest.mark.slow
 def test_kill_9_leaves_no_trace(tmp_path):
     many = 100
     first = start(command(tmp_path / "run", "--no-gif", env="Grid-5x5", generations=many))

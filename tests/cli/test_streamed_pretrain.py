@@ -26,6 +26,7 @@ def newest(run, generation=GENERATIONS):
     return (run / "checkpoints" / f"{generation:09d}.safetensors").read_bytes()
 
 
+@pytest.mark.slow
 def test_a_resident_run_goes_on_streamed_to_the_same_bytes(tmp_path, monkeypatch, capsys):
     """From what a kill left: the checkpoint before the last, a journal with a torn last record."""
     monkeypatch.setattr("springroll.run.session.SAVE_SHARE", 1.0)  # after every generation

@@ -68,7 +68,10 @@ def test_it_streams_when_a_step_does_not_fit_and_learns_the_same(tmp_path, text,
 @pytest.mark.parametrize(
     "options",
     [
-        "--dtype bfloat16 --weight-decay 0.1 --accumulate 2 --clip-by previous",
+        pytest.param(
+            "--dtype bfloat16 --weight-decay 0.1 --accumulate 2 --clip-by previous",
+            marks=pytest.mark.slow,
+        ),
         "--optimizer muon --state-bits 8 --clip-by layer",
         "--optimizer lowgrad --dtype bfloat16",
     ],

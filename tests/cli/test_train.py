@@ -55,7 +55,13 @@ LOW_BITS = [  # other dtypes, states and engines than the default
 ]
 
 
-@pytest.mark.parametrize("optimizer", [*OPTIMIZERS, LOW_BITS[3]])
+QUICK = ("adamw", "galore", "lowgrad", LOW_BITS[3])  # one of each way to learn
+
+
+@pytest.mark.parametrize(
+    "optimizer",
+    [*QUICK, *(pytest.param(x, marks=pytest.mark.slow) for x in OPTIMIZERS if x not in QUICK)],
+)
 def test_an_optimizer_learns(tmp_path, text, optimizer):
     more = f"--lr 0.03 --optimizer {optimizer}".split()
     assert main(command(text, tmp_path / "run", *more)) == 0
@@ -66,9 +72,12 @@ def test_an_optimizer_learns(tmp_path, text, optimizer):
 @pytest.mark.parametrize(
     "options",
     [
-        *LOW_BITS[:2],
-        *(pytest.param(each, marks=pytest.mark.slow) for each in [*LOW_BITS[2:], *OPTIMIZERS]),
-        pytest.param("lowgrad", marks=pytest.mark.slow),
+        LOW_BITS[1],
+        *(
+            pytest.param(x, marks=pytest.mark.slow)
+            for x in [*LOW_BITS, *OPTIMIZERS]
+            if x != LOW_BITS[1]
+        ),
     ],
 )
 def test_it_learns_and_resumes_to_the_same_bytes(tmp_path, text, options):
@@ -180,11 +189,9 @@ def test_a_loss_that_is_nan_stops_after_ten_steps_and_names_the_checkpoint(tmp_p
 
 @pytest.mark.parametrize(
     "split",
-    [
-        "--batch 4 --accumulate 2 --devices 4",
-        pytest.param("--batch 2 --accumulate 4", marks=pytest.mark.slow),
-    ],
+    ["--batch 4 --accumulate 2 --devices 4", "--batch 2 --accumulate 4"],
 )
+@pytest.mark.slow
 def test_micro_batches_over_devices_give_the_same_weights(tmp_path, text, split):
     weights = []
     for name, options in (("whole", "--batch 8"), ("split", split)):
@@ -273,7 +280,7 @@ def hf_folder(tmp_path):
     [
         "",
         pytest.param("--optimizer lowgrad", marks=pytest.mark.slow),
-        "--engine stream --depth 1",
+        pytest.param("--engine stream --depth 1", marks=pytest.mark.slow),
     ],
 )
 def test_a_hugging_face_folder_goes_on_learning(tmp_path, text, hf_folder, options, capsys):

@@ -6,9 +6,10 @@ import sys
 import pytest
 
 from springroll.envs import suites
-from springroll.envs.suites import SIXTEEN, SUITES, environment, key, keys, known, listing, shown
+from springroll.envs.suites import SUITES, environment, key, keys, known, listing, shown
 from springroll.errors import InputError
 from springroll.program import pip_install
+from springroll.rl.recipes import SIXTEEN
 
 
 @pytest.fixture

@@ -43,6 +43,7 @@ def formed(params, members):
     ]
 
 
+@pytest.mark.slow
 def test_a_decoder_writes_what_its_formed_members_write():
     model = decoder(CONFIGS["llama-tiny"])
     params = jax.tree.map(lambda w: 4 * w if w.ndim > 1 else w, model.init(jax.random.key(0)))

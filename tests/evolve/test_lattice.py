@@ -110,7 +110,7 @@ def test_the_run_is_worth_comparing():
     "options",
     [
         pytest.param({"pairs_per_chunk": 3}, marks=pytest.mark.slow),
-        {"noise_budget_bytes": 1 << 11, "pairs_per_chunk": 7},
+        pytest.param({"noise_budget_bytes": 1 << 11, "pairs_per_chunk": 7}, marks=pytest.mark.slow),
         pytest.param({"mesh": 2}, marks=pytest.mark.slow),
         {"mesh": 4, "noise_budget_bytes": 64},
         {"registers": "the other"},

@@ -48,7 +48,10 @@ def words(model, epoch):
 
 @pytest.mark.parametrize(
     ("n_layers", "hidden", "registers", "sigma_shift", "decay"),
-    [(2, 16, "int8", 4, 1000.0), (1, 64, "float32", 3, 3.0)],
+    [
+        (2, 16, "int8", 4, 1000.0),
+        pytest.param(1, 64, "float32", 3, 3.0, marks=pytest.mark.slow),
+    ],
 )
 def test_generations_equal_the_slow_model(n_layers, hidden, registers, sigma_shift, decay):
     config = {"precision": "compat", "registers": registers}

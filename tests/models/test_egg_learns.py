@@ -45,7 +45,8 @@ def learn(task, generations):
     return before, bits(state), state, metrics
 
 
-@pytest.mark.parametrize("precision", ["float32", pytest.param("bfloat16", marks=pytest.mark.slow)])
+@pytest.mark.slow
+@pytest.mark.parametrize("precision", ["float32", "bfloat16"])
 def test_floats_learn(corpus, precision):
     before, after, state, metrics = learn(task_of(corpus, precision=precision), 60)
     assert after < before - 1.0, (before, after)

@@ -15,7 +15,6 @@ from springroll.planner.methods import (
     METHODS,
     layer_numbers,
     method_bytes,
-    per_parameter,
     rest_numbers,
 )
 from springroll.subspace.lowgrad import lowgrad
@@ -102,6 +101,15 @@ def test_what_stays_of_low_rank_gradients_is_what_the_trainer_keeps(config):
 def test_layers_and_rest_are_all_parameters(name):
     config = CONFIGS[name]
     assert config.layers * layer_numbers(config) + rest_numbers(config) == config.parameters
+
+
+def per_parameter(method, **how):
+    """Bytes per parameter that a method keeps, of a model so large that only matrices count."""
+    wide = DecoderConfig(
+        vocab=1, hidden=8192, layers=1, heads=64, kv_heads=64, head_dim=128, ffn=24576
+    )
+    state = method_bytes(wide, method, **how)
+    return state.weights + state.low + (state.layer_state + state.layer_held) / layer_numbers(wide)
 
 
 @pytest.mark.parametrize(

@@ -191,6 +191,7 @@ def trained(tx, steps=150):
     return float(run(params))
 
 
+@pytest.mark.slow
 def test_training_is_as_good_as_with_floats():
     schedule = optax.cosine_decay_schedule(1e-2, 150)
     exact = trained(optax.adam(schedule))

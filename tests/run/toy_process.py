@@ -7,6 +7,8 @@ import sys
 import time
 from pathlib import Path
 
+from rich.console import Console
+
 import springroll.run.metrics
 import springroll.run.session
 from springroll.run.config import RunConfig
@@ -26,7 +28,8 @@ def main(path, generations, pause):
     config = RunConfig(generations=generations)
     new = not (path / "config.json").exists()
     folder = RunFolder.create(path, config) if new else RunFolder.resume(path)
-    return run(config, toy(batch=slow_batch), folder).exit_code
+    console = Console(stderr=True)
+    return run(config, toy(batch=slow_batch), folder, console=console).exit_code
 
 
 if __name__ == "__main__":

@@ -95,7 +95,7 @@ def test_gradients_are_those_of_the_whole_model():
     ("where", "options"),
     [
         ("device", {"depth": 2}),
-        ("device", {"parts": 2, "kept_inputs": 0}),
+        pytest.param("device", {"parts": 2, "kept_inputs": 0}, marks=pytest.mark.slow),
         ("host", {"kept_inputs": 3, "clip": Clip(1e6), "on_device": (1, 4)}),
     ],
 )

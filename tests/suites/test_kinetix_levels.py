@@ -4,7 +4,8 @@ import jax
 import numpy as np
 import pytest
 
-from springroll.envs.suites import SIXTEEN, environment
+from springroll.envs.suites import environment
+from springroll.rl.recipes import SIXTEEN
 from tests.suites.played import check_against_its_suite, check_episode, check_spaces
 
 LEVELS = [id for id in SIXTEEN if id.startswith("kinetix")]

@@ -8,8 +8,9 @@ import numpy as np
 import pytest
 
 from springroll.envs.frames import draw
-from springroll.envs.suites import SIXTEEN, SUITES, environment, known
+from springroll.envs.suites import SUITES, environment, known
 from springroll.errors import InputError
+from springroll.rl.recipes import SIXTEEN
 from tests.suites.played import STEPS, check_against_its_suite, check_episode, check_spaces, played
 
 LIMIT = 12

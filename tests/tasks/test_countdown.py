@@ -48,9 +48,10 @@ def test_solutions_have_no_needless_brackets():
             assert ast.dump(ast.parse(bare)) != ast.dump(ast.parse(answer))
 
 
-def test_the_judge_agrees_with_brute_force_on_ten_thousand_problems():
-    checks, wrong, _ = agreement(10_000)
-    assert wrong == 0 and checks > 35_000
+@pytest.mark.parametrize("problems", [2_000, pytest.param(10_000, marks=pytest.mark.slow)])
+def test_the_judge_agrees_with_brute_force(problems):
+    checks, wrong, _ = agreement(problems)
+    assert wrong == 0 and checks > 3.5 * problems
 
 
 def test_brute_force_is_right_itself():

@@ -10,7 +10,6 @@ import pytest
 
 from springroll.errors import InputError
 from springroll.program import pip_install
-from springroll.tasks import gsm8k
 from springroll.tasks.gsm8k import gsm8k_task, judge
 
 TRAIN = [(f"What is {i} thousand?", f"It is <<{i}*1000>>.\n#### {i},000") for i in range(1, 8)]
@@ -116,7 +115,7 @@ def test_missing_and_unreadable_files_are_named(folder):
 
 
 def hub(monkeypatch, load, online=True):
-    monkeypatch.setattr(gsm8k, "reachable", lambda: online)
+    monkeypatch.setattr("springroll.hub.reachable", lambda: online)
     monkeypatch.setitem(sys.modules, "datasets", types.SimpleNamespace(load_dataset=load))
 
 
@@ -139,7 +138,10 @@ def test_a_hub_that_fails_is_one_line(monkeypatch):
         raise ConnectionError("broken\npipe")
 
     hub(monkeypatch, load)
-    with pytest.raises(InputError, match=r"cannot read the data set openai/gsm8k: broken$"):
+    with pytest.raises(InputError, match="gsm8k: broken; give a folder"):
+        gsm8k_task()
+    hub(monkeypatch, lambda *_, **__: [{"question": "1 + 1?"}])
+    with pytest.raises(InputError, match="openai/gsm8k lacks question or answer in a row"):
         gsm8k_task()
     hub(monkeypatch, load, online=False)
     with pytest.raises(InputError, match="cannot be reached from here; give a folder"):

@@ -157,7 +157,7 @@ def test_what_the_package_raises_is_one_line(hub):
     rows += [ConnectionError("Couldn't reach the Hub\nmany\nlines")]
     assert refuse("minipile") == (
         "cannot read the data set JeanKaddour/minipile: Couldn't reach the Hub; "
-        "--data PATH takes any file or folder"
+        "--data PATH takes any file or folder, and --data stdlib needs no network"
     )
     rows[:] = [KeyError()]
     assert "minipile: KeyError; --data PATH" in refuse("minipile")
@@ -167,7 +167,8 @@ def test_without_the_package_its_extra_is_named(online, monkeypatch):
     monkeypatch.setitem(sys.modules, "datasets", None)
     assert refuse("minipile") == (
         "the data set JeanKaddour/minipile needs the package 'datasets': "
-        f"{pip_install('data')}; without it, --data PATH takes any file or folder"
+        f"{pip_install('data')}; without it, --data PATH takes any file or folder, "
+        "and --data stdlib needs no network"
     )
 
 

@@ -18,8 +18,9 @@ from springroll.bench import measure
 from springroll.bench.measure import peak_bytes
 from springroll.models.decoder import Decoder, decoder
 from springroll.models.decoder_config import CONFIGS
-from springroll.subspace.lowgrad import Program, lowgrad
+from springroll.subspace.lowgrad import lowgrad
 from springroll.subspace.matrix_view import Select
+from springroll.subspace.trainer import Program
 from springroll.trees import PyTree
 
 GIB = 2**30

@@ -3,7 +3,6 @@
 The five-second self-test of `springroll doctor`: does what matters most hold on this machine?
 """
 
-import io
 import json
 import os
 import platform
@@ -95,14 +94,13 @@ def resumed_equals_undisturbed() -> tuple[bool, str]:
 
 
 def _train(path: Path, config: PretrainConfig, task: Any) -> None:
-    from rich.console import Console
 
     from springroll.run.folder import RunFolder
     from springroll.run.loop import run
 
     new = not path.exists()
     folder = RunFolder.create(path, config) if new else RunFolder.resume(path)
-    run(config, task, folder, console=Console(file=io.StringIO()))
+    run(config, task, folder)
 
 
 def _tried(name: str, check: Callable[[], tuple[bool, str]]) -> Check:

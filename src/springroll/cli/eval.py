@@ -8,16 +8,13 @@ from pathlib import Path
 from springroll.atomic import write_json
 from springroll.cli.jobs import open_path
 from springroll.cli.options import parse
-from springroll.errors import InputError
 from springroll.run.job import EvalOptions
 
 
 def run(argv: Sequence[str]) -> int:
     """Evaluate and print."""
     options = parse(EvalOptions, argv, prog="springroll eval")
-    job, opened = open_path(options.run)
-    if options.best and not job.keeps_best:
-        raise InputError(f"{options.run} keeps no best weights; leave out --best")
+    job, opened = open_path(options.run, best=options.best)
     evaluation = job.evaluate(opened, options)
     for note in evaluation.notes:
         print(note, file=sys.stderr)

@@ -9,7 +9,6 @@ import tyro
 
 from springroll.cli.jobs import open_path
 from springroll.cli.options import parse
-from springroll.errors import InputError
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -35,9 +34,7 @@ class ExportOptions:
 def run(argv: Sequence[str]) -> int:
     """Write the folder, shard by shard."""
     options = parse(ExportOptions, argv, prog="springroll export")
-    job, opened = open_path(options.run)
-    if options.best and not job.keeps_best:
-        raise InputError(f"{options.run} keeps no best weights; leave out --best")
+    job, opened = open_path(options.run, best=options.best)
     if not job.exports:
         raise opened.refused("whose model has no form that transformers knows")
     saved = job.weights(opened)

@@ -25,11 +25,12 @@ def job_of(name: str) -> Job[RunConfig]:
     return importlib.import_module(f"springroll.{name}").JOB
 
 
-def open_path(path: str) -> tuple[Job[RunConfig], OpenRun[RunConfig]]:
+def open_path(path: str, best: bool = False) -> tuple[Job[RunConfig], OpenRun[RunConfig]]:
     """The job of a finished or interrupted run, and the run.
 
     Raises:
-        InputError: there is no run in the folder, or one of a job that this version does not know.
+        InputError: there is no run in the folder, one of a job that this version does not know, or
+            one that keeps no best weights, where `best` asks for them.
     """
     from springroll.run.folder import RunFolder
     from springroll.run.job import OpenRun
@@ -44,4 +45,6 @@ def open_path(path: str) -> tuple[Job[RunConfig], OpenRun[RunConfig]]:
         hint = suggestion(name, JOBS, otherwise=f"this version knows {', '.join(JOBS)}")
         raise InputError(f"{folder.config} is of a run of springroll {name}{hint}")
     job = job_of(name)
+    if best and not job.keeps_best:
+        raise InputError(f"{path} keeps no best weights; leave out --best")
     return job, OpenRun(path, folder, folder.options(job.config))

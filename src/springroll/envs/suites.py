@@ -41,24 +41,6 @@ SUITES = {
     "jumanji": EXTRA,
     "kinetix": KINETIX,
 }  # each with what installs it
-SIXTEEN = (
-    "CartPole-v1",
-    "Pendulum-v1",
-    "brax-ant",
-    "brax-humanoid",
-    "brax-inverted_double_pendulum",
-    "craftax-Classic-Symbolic",
-    "craftax-Symbolic",
-    "jumanji-Game2048",
-    "jumanji-Knapsack",
-    "jumanji-Snake",
-    "kinetix-l-hard_pinball",
-    "kinetix-m-h17_thrustcontrol_left",
-    "kinetix-s-h1_thrust_over_ball",
-    "navix-DoorKey-8x8",
-    "navix-Dynamic-Obstacles-6x6-Random",
-    "navix-FourRooms",
-)  # the tasks of the EGGROLL paper's comparison with OpenES and PPO
 
 
 class Adapter(Protocol):

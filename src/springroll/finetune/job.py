@@ -6,19 +6,7 @@ from typing import TYPE_CHECKING
 from springroll.finetune.config import FinetuneConfig
 from springroll.finetune.recipes import RECIPES
 from springroll.program import program
-from springroll.run.job import (
-    EvalOptions,
-    Evaluation,
-    Explained,
-    Job,
-    OpenRun,
-    Prepared,
-    Rows,
-    Sample,
-    SampleOptions,
-    SavedWeights,
-    Summary,
-)
+from springroll.run import job
 
 if TYPE_CHECKING:
     from springroll.finetune.setup import Setup
@@ -33,7 +21,7 @@ Fine-tune a language model on a reward: forward passes only, or GRPO to compare 
 """
 
 
-def build(config: FinetuneConfig) -> Prepared[FinetuneConfig]:
+def build(config: FinetuneConfig) -> job.Prepared[FinetuneConfig]:
     """Read the model's files, the tokenizer and the problems."""
     from springroll.finetune.setup import prepare
 
@@ -50,7 +38,7 @@ def build(config: FinetuneConfig) -> Prepared[FinetuneConfig]:
         kinds = ", ".join(f"{n:,} {kind}" for kind, n in setup.task.failures.items())
         return [f"answers that could not be scored: {kinds}"] if kinds else []
 
-    return Prepared(config=config, task=task_of(config, setup), opening=[opening], close=close)
+    return job.Prepared(config=config, task=task_of(config, setup), opening=[opening], close=close)
 
 
 def task_of(config: FinetuneConfig, setup: "Setup") -> "Task":
@@ -64,7 +52,7 @@ def task_of(config: FinetuneConfig, setup: "Setup") -> "Task":
     return es_task(config, setup)
 
 
-def saved_weights(config: FinetuneConfig, setup: "Setup") -> SavedWeights:
+def saved_weights(config: FinetuneConfig, setup: "Setup") -> job.SavedWeights:
     """Where in a checkpoint the weights are, and of what model they are."""
     if config.method == "grpo":
         from springroll.finetune.grpo import saved_weights
@@ -77,7 +65,7 @@ def saved_weights(config: FinetuneConfig, setup: "Setup") -> SavedWeights:
     )
 
 
-def report(out: str, summary: Summary) -> Rows:
+def report(out: str, summary: job.Summary) -> job.Rows:
     """Accuracy beside what else changed, the speed, and what to do next."""
     from springroll.run.report import closing_rows, figure_rows
 
@@ -92,7 +80,7 @@ def report(out: str, summary: Summary) -> Rows:
     return [*figure_rows(summary, names), *closing_rows(out, summary), following]
 
 
-def evaluate(run: OpenRun[FinetuneConfig], options: EvalOptions) -> Evaluation:
+def evaluate(run: job.OpenRun[FinetuneConfig], options: job.EvalOptions) -> job.Evaluation:
     """The answers to held-out problems, judged."""
     from rich.table import Table
 
@@ -113,17 +101,17 @@ def evaluate(run: OpenRun[FinetuneConfig], options: EvalOptions) -> Evaluation:
     for name, value in figures.items():
         if name.startswith("valid_"):
             table.add_row(name.removeprefix("valid_").replace("_", " "), f"{value:.4g}")
-    return Evaluation(figures, table, weights.notes)
+    return job.Evaluation(figures, table, weights.notes)
 
 
-def loaded(run: OpenRun[FinetuneConfig], setup: "Setup", best: bool = False) -> "Weights":
+def loaded(run: job.OpenRun[FinetuneConfig], setup: "Setup", best: bool = False) -> "Weights":
     """The newest weights of a run, or those that validated best."""
     from springroll.run.weights import load_weights
 
     return load_weights(run, saved_weights(run.config, setup), best=best)
 
 
-def sample(run: OpenRun[FinetuneConfig], options: SampleOptions) -> Sample:
+def sample(run: job.OpenRun[FinetuneConfig], options: job.SampleOptions) -> job.Sample:
     """Tokens that follow the prompt."""
     from springroll.finetune.setup import prepare
     from springroll.generate.token_model import TokenModel, written
@@ -131,10 +119,10 @@ def sample(run: OpenRun[FinetuneConfig], options: SampleOptions) -> Sample:
     setup = prepare(run.config)
     weights = loaded(run, setup)
     model = TokenModel(setup.model, weights.params, setup.tokenizer)
-    return Sample(written(model, options), weights.notes)
+    return job.Sample(written(model, options), weights.notes)
 
 
-def replay(run: OpenRun[FinetuneConfig]) -> "Task":
+def replay(run: job.OpenRun[FinetuneConfig]) -> "Task":
     """What the loop trained."""
     from springroll.finetune.setup import prepare
 
@@ -143,21 +131,21 @@ def replay(run: OpenRun[FinetuneConfig]) -> "Task":
     return task_of(run.config, prepare(run.config))
 
 
-def weights(run: OpenRun[FinetuneConfig]) -> SavedWeights:
+def weights(run: job.OpenRun[FinetuneConfig]) -> job.SavedWeights:
     """Where the weights are in a checkpoint."""
     from springroll.finetune.setup import prepare
 
     return saved_weights(run.config, prepare(run.config))
 
 
-def explain(config: FinetuneConfig) -> Explained:
+def explain(config: FinetuneConfig) -> job.Explained:
     """The logits of a row of tokens."""
     from springroll.finetune.setup import prepare
 
     return prepare(config).explained()
 
 
-JOB = Job(
+JOB = job.Job(
     name="finetune",
     description=DESCRIPTION,
     config=FinetuneConfig,

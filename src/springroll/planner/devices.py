@@ -18,7 +18,7 @@ GIB = 1 << 30
 MIB = 1 << 20
 CONTEXT = 700 * MIB  # of a card's memory: what the driver, the context and the libraries take
 
-PCIE3, PCIE4, PCIE5 = 12e9, 25e9, 50e9
+PCIE4, PCIE5 = 25e9, 50e9
 C2C = 400e9  # NVLink-C2C: 450 GB/s each way on paper
 # Of the dense peak, what the blocks of a decoder reach in bfloat16, everything that is executed
 # counted. 450 TFLOP/s of an H200's 989 is what the design assumes; MegaTrain's published 272

@@ -165,16 +165,6 @@ def _optimizer_state(
     return OptimizerState(subspace + moments, rest_bytes, tree_bytes(gradient))
 
 
-def per_parameter(method: str, *, state_bits: int = 32, rounding: Rounding = "split") -> float:
-    """Bytes per parameter that a method keeps, of a model so large that only matrices count."""
-    wide = DecoderConfig(
-        vocab=1, hidden=8192, layers=1, heads=64, kv_heads=64, head_dim=128, ffn=24576
-    )
-    state = method_bytes(wide, method, state_bits=state_bits, rounding=rounding)
-    numbers = layer_numbers(wide)
-    return state.weights + state.low + (state.layer_state + state.layer_held) / numbers
-
-
 @functools.cache
 def layer_numbers(config: DecoderConfig) -> int:
     """Parameters of one layer."""

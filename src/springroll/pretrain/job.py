@@ -7,19 +7,7 @@ from springroll.cpu import use_cpu_devices
 from springroll.memory import allow_page_locking
 from springroll.pretrain.config import PretrainConfig
 from springroll.pretrain.recipes import RECIPES
-from springroll.run.job import (
-    EvalOptions,
-    Evaluation,
-    Explained,
-    Job,
-    OpenRun,
-    Prepared,
-    Rows,
-    Sample,
-    SampleOptions,
-    SavedWeights,
-    Summary,
-)
+from springroll.run import job
 
 if TYPE_CHECKING:
     from springroll.run.task import Task
@@ -33,7 +21,7 @@ def set_up(config: PretrainConfig) -> None:
     use_cpu_devices(config.devices)
 
 
-def build(config: PretrainConfig) -> Prepared[PretrainConfig]:
+def build(config: PretrainConfig) -> job.Prepared[PretrainConfig]:
     """Load the text, make the model and the strategy."""
     from springroll.pretrain import build as parts
     from springroll.run.text_job import lines_to_beat
@@ -45,17 +33,17 @@ def build(config: PretrainConfig) -> Prepared[PretrainConfig]:
         f"{config.pop_size:,}, {config.num_streams:,} streams of {config.tokens_per_member} bytes; "
         f"{made.corpus}{streams}"
     )
-    return Prepared(config=config, task=made.task, opening=[opening, lines_to_beat(made.lines)])
+    return job.Prepared(config=config, task=made.task, opening=[opening, lines_to_beat(made.lines)])
 
 
-def report(out: str, summary: Summary) -> Rows:
+def report(out: str, summary: job.Summary) -> job.Rows:
     """The score beside the lines to beat, the speed, and what to do next."""
     from springroll.run.text_job import text_report
 
     return text_report(out, summary)
 
 
-def evaluate(run: OpenRun[PretrainConfig], options: EvalOptions) -> Evaluation:
+def evaluate(run: job.OpenRun[PretrainConfig], options: job.EvalOptions) -> job.Evaluation:
     """Bits per byte of the newest weights."""
     from springroll.pretrain.trained import byte_model, saved_weights
     from springroll.run.text_job import evaluate_text
@@ -63,7 +51,7 @@ def evaluate(run: OpenRun[PretrainConfig], options: EvalOptions) -> Evaluation:
     return evaluate_text(run, saved_weights(run.config), byte_model(run.config), options)
 
 
-def sample(run: OpenRun[PretrainConfig], options: SampleOptions) -> Sample:
+def sample(run: job.OpenRun[PretrainConfig], options: job.SampleOptions) -> job.Sample:
     """Bytes that follow the prompt."""
     from springroll.pretrain.trained import byte_model, saved_weights
     from springroll.run.text_job import sample_bytes
@@ -71,7 +59,7 @@ def sample(run: OpenRun[PretrainConfig], options: SampleOptions) -> Sample:
     return sample_bytes(run, saved_weights(run.config), byte_model(run.config), options)
 
 
-def replay(run: OpenRun[PretrainConfig]) -> "Task":
+def replay(run: job.OpenRun[PretrainConfig]) -> "Task":
     """What the loop trained."""
     from springroll.pretrain import build as parts
 
@@ -79,14 +67,14 @@ def replay(run: OpenRun[PretrainConfig]) -> "Task":
     return parts.build(run.config).task
 
 
-def weights(run: OpenRun[PretrainConfig]) -> SavedWeights:
+def weights(run: job.OpenRun[PretrainConfig]) -> job.SavedWeights:
     """Where the weights are in a checkpoint."""
     from springroll.pretrain.trained import saved_weights
 
     return saved_weights(run.config)
 
 
-def explain(config: PretrainConfig) -> Explained:
+def explain(config: PretrainConfig) -> job.Explained:
     """The score of one stream of bytes."""
     from springroll.pretrain.trained import explained
 
@@ -99,7 +87,7 @@ def of_model(name: str, sizes: Mapping[str, int | str]) -> PretrainConfig:
     return PretrainConfig(**sizes)  # pyright: ignore[reportArgumentType]
 
 
-JOB = Job(
+JOB = job.Job(
     name="pretrain",
     description=DESCRIPTION,
     config=PretrainConfig,

@@ -7,19 +7,7 @@ from springroll.cpu import use_cpu_devices
 from springroll.rl.config import RLConfig
 from springroll.rl.flags import list_environments, search
 from springroll.rl.recipes import RECIPES
-from springroll.run.job import (
-    EvalOptions,
-    Evaluation,
-    Explained,
-    Job,
-    OpenRun,
-    Prepared,
-    Rows,
-    Sample,
-    SampleOptions,
-    SavedWeights,
-    Summary,
-)
+from springroll.run import job
 
 if TYPE_CHECKING:
     from springroll.run.folder import RunFolder
@@ -43,7 +31,7 @@ def set_up(config: RLConfig) -> None:
     use_cpu_devices(config.devices)
 
 
-def build(config: RLConfig) -> Prepared[RLConfig]:
+def build(config: RLConfig) -> job.Prepared[RLConfig]:
     """Make the environment and what learns in it, and compile what a generation runs."""
     from springroll.rl import build as parts
 
@@ -72,12 +60,12 @@ def build(config: RLConfig) -> Prepared[RLConfig]:
     rank = f" of rank {config.rank}" if config.method == "eggroll" else ""
     compute = "" if config.method == "ppo" or scorer.apply is None else f", {config.compute}"
     opening = f"{scorer.name}: {scorer.description}; {who}{config.method}{rank}{compute}{beat}"
-    return Prepared(
+    return job.Prepared(
         config=config, task=learning.task, opening=[opening], finish=finish, close=close
     )
 
 
-def report(out: str, summary: Summary) -> Rows:
+def report(out: str, summary: job.Summary) -> job.Rows:
     """The return beside that of random actions, the speed, and the picture of an episode."""
     from pathlib import Path
 
@@ -93,7 +81,7 @@ def report(out: str, summary: Summary) -> Rows:
     return [*returns, *closing_rows(out, summary, "env_steps"), *episode]
 
 
-def evaluate(run: OpenRun[RLConfig], options: EvalOptions) -> Evaluation:
+def evaluate(run: job.OpenRun[RLConfig], options: job.EvalOptions) -> job.Evaluation:
     """The returns of episodes of the newest policy, or of the one that validated best."""
     from rich.table import Table
 
@@ -109,15 +97,15 @@ def evaluate(run: OpenRun[RLConfig], options: EvalOptions) -> Evaluation:
     table = Table("return", "", title=title, caption=f"{count:,} episodes")
     table.add_row("mean", f"{returns['eval_return']:.4g}")
     table.add_row("deviation", f"{returns['eval_std']:.4g}")
-    return Evaluation(figures, table, notes)
+    return job.Evaluation(figures, table, notes)
 
 
-def sample(run: OpenRun[RLConfig], options: SampleOptions) -> Sample:
+def sample(run: job.OpenRun[RLConfig], options: job.SampleOptions) -> job.Sample:
     """A policy writes no text."""
     raise run.refused("whose policy writes no text")
 
 
-def replay(run: OpenRun[RLConfig]) -> "Task":
+def replay(run: job.OpenRun[RLConfig]) -> "Task":
     """What the loop trained."""
     from springroll.rl.build import prepare
 
@@ -126,19 +114,19 @@ def replay(run: OpenRun[RLConfig]) -> "Task":
     return prepare(run.config)[1].task
 
 
-def weights(run: OpenRun[RLConfig]) -> SavedWeights:
+def weights(run: job.OpenRun[RLConfig]) -> job.SavedWeights:
     """What a policy needs beside its weights depends on the method; `evaluate` reads it."""
     raise run.refused("whose weights are read by springroll eval alone")
 
 
-def explain(config: RLConfig) -> Explained:
+def explain(config: RLConfig) -> job.Explained:
     """The policy of one observation."""
     from springroll.rl.build import explained
 
     return explained(config)
 
 
-JOB = Job(
+JOB = job.Job(
     name="rl",
     description=DESCRIPTION,
     config=RLConfig,

@@ -113,7 +113,7 @@ PAPER: dict[str, tuple[str, Row, Row]] = {  # name: (environment, EGGROLL, OpenE
         Row(2048, 4, 1, "adam", 0.001, 0.9995, 0.05, 0.9995, F, F),
     ),
 }
-
+SIXTEEN = tuple(env for env, _, _ in PAPER.values())
 
 QUICK: dict[str, tuple[str, str, RLConfig]] = {  # name: (time, what to expect, config)
     "quick-cartpole": (

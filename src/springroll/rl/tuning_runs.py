@@ -19,24 +19,9 @@ from typing import TYPE_CHECKING
 from springroll.atomic import read_json, replacing, write_json
 from springroll.errors import InputError
 from springroll.markdown import markdown_table
+from springroll.rl import tuning as search
 from springroll.rl.config import RLConfig
-from springroll.rl.tuning import (
-    OF_THE_SEARCH,
-    Record,
-    Tuning,
-    applied,
-    cells,
-    changed,
-    command_line,
-    draw,
-    flags,
-    halving,
-    json_line,
-    nested,
-    read_records,
-    rungs,
-    space,
-)
+from springroll.rl.tuning import Record, Tuning
 from springroll.run.config import from_json, run_id, to_json
 
 if TYPE_CHECKING:
@@ -68,13 +53,13 @@ def tune(config: RLConfig, tuning: Tuning, console: "Console | None" = None) -> 
     """
     from springroll.cpu import use_cpu_devices
 
-    searched = space(config.method, config)
+    searched = search.space(config.method, config)
     if not searched:
         raise InputError("every option of the search is given already; leave some out")
     use_cpu_devices(config.devices)
     unit, budget = budget_of(config)
     folder = opened(config, tuning)
-    drawn = [draw(config.seed, trial, searched) for trial in range(tuning.trials)]
+    drawn = [search.draw(config.seed, trial, searched) for trial in range(tuning.trials)]
     say = functools.partial(console.print, **PLAIN) if console else None
 
     def score(trial: int, budget: float) -> float:
@@ -84,17 +69,17 @@ def tune(config: RLConfig, tuning: Tuning, console: "Console | None" = None) -> 
         out = folder / f"trial-{trial:03d}"
         amount = round(budget) if unit == "generations" else budget
         one = replace(config, out=str(out), resume=(out / "config.json").exists(), gif=False)
-        return scored(replace(applied(one, drawn[trial]), **{unit: amount}), console)
+        return scored(replace(search.applied(one, drawn[trial]), **{unit: amount}), console)
 
     with open(folder / "trials.jsonl", "a", buffering=1, encoding="utf-8") as file:
 
         def told(record: Record) -> None:
-            file.write(json_line(record))
+            file.write(search.json_line(record))
             if say:
                 say(f"trial {record.trial}: {record.note or f'{record.score:.4g}'}")
 
-        known = read_records(folder / "trials.jsonl")
-        records = halving(drawn, rungs(tuning, budget), score, known, told)
+        known = search.read_records(folder / "trials.jsonl")
+        records = search.halving(drawn, search.rungs(tuning, budget), score, known, told)
     written(folder, config, records)
     return records
 
@@ -111,7 +96,7 @@ def scored(config: RLConfig, console: "Console | None" = None) -> float:
         if scorer.rollout is not None:
             warm(learning.task)
         folder, config = open_run(config, RLConfig())
-        result = run(config, learning.task, folder, console=console or silent())
+        result = run(config, learning.task, folder, console=console)
     finally:
         scorer.close()
     if result.signal is not None:
@@ -159,23 +144,22 @@ def written(folder: Path, config: RLConfig, records: list[Record]) -> None:
     """The table, and the best as a command and as changes of a config."""
     best = records[0]
     plain = replace(config, out=RLConfig.out, resume=False)
-    line = command_line(plain, best.settings)
-    trials = markdown_table(cells(records, budget_of(config)[0]))
+    line = search.command_line(plain, best.settings)
+    trials = markdown_table(search.cells(records, budget_of(config)[0]))
     with replacing(folder / "trials.md") as file:
         file.write(f"{trials}\nBest: `{line}`\n".encode())
+    given = search.changed(search.applied(plain, best.settings), RLConfig())
+    kept = {name: value for name, value in given.items() if name not in search.OF_THE_SEARCH}
     about = {"command": line, "eval_return": best.score, "trial": best.trial}
-    given = changed(applied(plain, best.settings), RLConfig())
-    kept = {name: value for name, value in given.items() if name not in OF_THE_SEARCH}
-    write_json(
-        folder / "best.json", {**about, "options": flags(kept), "config": nested(best.settings)}
-    )
+    asked = {"options": search.flags(kept), "config": search.nested(best.settings)}
+    write_json(folder / "best.json", about | asked)
 
 
 def table(records: list[Record], unit: str = "seconds") -> "Table":
     """The trials for a terminal; budgets are in `unit`."""
     from rich.table import Table
 
-    head, *rows = cells(records, unit)
+    head, *rows = search.cells(records, unit)
     out = Table(*head, box=None, pad_edge=False)
     for row in rows:
         out.add_row(*row)
@@ -185,9 +169,3 @@ def table(records: list[Record], unit: str = "seconds") -> "Table":
 def best_command(folder: Path) -> str:
     """What a search found, as a command."""
     return json.loads((folder / "best.json").read_text())["command"]
-
-
-def silent() -> "Console":
-    from rich.console import Console
-
-    return Console(quiet=True)

@@ -51,7 +51,7 @@ def run(
         config: budget and intervals.
         task: what to train.
         folder: from `open_run`, or `RunFolder.create` and `RunFolder.resume`.
-        console: where progress goes; standard error by default.
+        console: where progress goes; None prints none.
 
     Raises:
         InputError: no member has a finite fitness, as often as the task allows; the folder belongs

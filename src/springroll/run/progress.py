@@ -1,6 +1,5 @@
 """What a run shows: a live table on a terminal, a plain line every few seconds elsewhere."""
 
-import sys
 import time
 from collections.abc import Mapping
 
@@ -17,7 +16,7 @@ class Display:
     """Shows rows of figures as they come; `note` prints a line that stays.
 
     Args:
-        console: where to draw; standard error by default, standard output stays the caller's.
+        console: where to draw; None: nowhere.
         every: seconds between two plain lines.
         iteration: what one turn of the loop is called.
     """
@@ -29,7 +28,7 @@ class Display:
         every: float = PLAIN_EVERY,
         iteration: str = "generation",
     ):
-        self.console = console or Console(file=sys.stderr)
+        self.console = console or Console(quiet=True)
         self._every, self._iteration = every, iteration
         self._shown = -float("inf")
         self._last: dict[str, str] = {}  # figures of the last plain line, without times

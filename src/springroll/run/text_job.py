@@ -9,18 +9,7 @@ from rich.table import Table
 from springroll.errors import InputError
 from springroll.generate.byte_model import ByteModel, written
 from springroll.program import program
-from springroll.run.job import (
-    C,
-    EvalOptions,
-    Evaluation,
-    Figures,
-    OpenRun,
-    Rows,
-    Sample,
-    SampleOptions,
-    SavedWeights,
-    Summary,
-)
+from springroll.run import job
 from springroll.run.report import closing_rows
 from springroll.run.weights import load_weights
 from springroll.tasks.corpus import load_corpus
@@ -35,7 +24,7 @@ def lines_to_beat(lines: Mapping[str, float]) -> str:
     return f"to beat, in bits/byte of the validation text: {figures}"
 
 
-def text_report(out: str, summary: Summary, iteration: str = "generation") -> Rows:
+def text_report(out: str, summary: job.Summary, iteration: str = "generation") -> job.Rows:
     """The score beside the lines to beat, the speed, and what to do next."""
     valid = summary.get("valid_bits_per_byte")
     rows = [] if valid is None else [("validation", f"{valid:.3f} bits/byte")]
@@ -62,8 +51,8 @@ class TextConfig(Protocol):
 
 
 def evaluate_text(
-    run: OpenRun[C], saved: SavedWeights, model: ByteModel, options: EvalOptions
-) -> Evaluation:
+    run: job.OpenRun[job.C], saved: job.SavedWeights, model: ByteModel, options: job.EvalOptions
+) -> job.Evaluation:
     """Bits per byte of the newest weights, beside those of the baselines.
 
     Of the text the run was trained on only the validation part counts; of another text all of it.
@@ -91,7 +80,7 @@ def evaluate_text(
         corpus = corpus._replace(valid=np.concatenate([corpus.train, corpus.valid]))
     rows, tokens = options.streams or config.valid_streams, options.tokens or config.valid_tokens
     sample = validation(corpus, rows, tokens)
-    figures: Figures = {
+    figures: job.Figures = {
         "run": run.path,
         "generation": weights.generation,
         "data": corpus.name,
@@ -108,12 +97,12 @@ def evaluate_text(
     names = {"the run": "bits_per_byte"} | {name: f"{name}_bits_per_byte" for name in BASELINES}
     for label, name in names.items():
         table.add_row(label, f"{figures[name]:.4f}")
-    return Evaluation(figures, table, notes)
+    return job.Evaluation(figures, table, notes)
 
 
 def sample_bytes(
-    run: OpenRun[C], saved: SavedWeights, model: ByteModel, options: SampleOptions
-) -> Sample:
+    run: job.OpenRun[job.C], saved: job.SavedWeights, model: ByteModel, options: job.SampleOptions
+) -> job.Sample:
     """Bytes that follow the prompt.
 
     Raises:
@@ -122,4 +111,4 @@ def sample_bytes(
     if options.chat:
         raise InputError(f"{run.path} reads bytes and has no chat template; leave out --chat")
     weights = load_weights(run, saved)
-    return Sample(written(model, weights.params, options), weights.notes)
+    return job.Sample(written(model, weights.params, options), weights.notes)

@@ -28,8 +28,8 @@ from springroll.stream.stored_leaves import stacked
 from springroll.stream.update import Gradient, Held
 from springroll.subspace import moments, refresh, schedule
 from springroll.subspace.leaves import Layout
-from springroll.subspace.lowgrad import LowGradState, Trainer, listed
 from springroll.subspace.streams import place
+from springroll.subspace.trainer import LowGradState, Trainer, listed
 from springroll.thin.factored_array import Factored
 from springroll.thin.transform import factored
 from springroll.trees import PyTree, map_named

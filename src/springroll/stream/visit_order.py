@@ -8,7 +8,7 @@ input of every fourth layer, sends weights for the forward pass, for the replay 
 and for their gradients, and looks ahead in the forward pass only.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from typing import Literal, NamedTuple
 
 from springroll.errors import InputError
@@ -72,9 +72,3 @@ ORDERS: dict[VisitOrder, Callable[[int, int], list[Visit]]] = {
     "layer-major": layer_major,
     "checkpointed": checkpointed,
 }
-
-
-def sends(visits: Sequence[Visit]) -> int:
-    """How often a layer is sent to the device: consecutive visits share one passage."""
-    order = [visit.layer for visit in visits if visit.layer >= 0]
-    return sum(a != b for a, b in zip(order, [-1, *order], strict=False))

@@ -6,9 +6,10 @@ from springroll.subspace.fira import fira
 from springroll.subspace.galore import galore
 from springroll.subspace.hf_adam import adam_direction, hf_adamw
 from springroll.subspace.layerwise import Layerwise, LayerwiseState, layerwise
-from springroll.subspace.lowgrad import LowGradState, Trainer, lowgrad
+from springroll.subspace.lowgrad import lowgrad
 from springroll.subspace.optimizers import OPTIMIZERS, OptimizerEntry, OptimizerSettings
 from springroll.subspace.projection import ProjectionOptions
+from springroll.subspace.trainer import LowGradState, Trainer
 
 __all__ = [
     "OPTIMIZERS",

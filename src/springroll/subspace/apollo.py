@@ -14,7 +14,6 @@ import optax
 from jax import Array
 
 from springroll.deprecation import renamed_keywords
-from springroll.errors import InputError
 from springroll.subspace.channels import GAMMA, Per, energy, length, limit_growth, stretch
 from springroll.subspace.hf_adam import adam_direction, hf_step
 from springroll.subspace.low_rank import Rule, Step, low_rank
@@ -83,8 +82,7 @@ def apollo(
         one_of(compat, Compat, "compat")
     projection = Projection.of(rank, OURS, RELEASED if compat else {}, options)
     projection = dataclasses.replace(projection, stored=projection.refresh != "random")
-    if projection.side == "full":
-        raise InputError("side is 'full'; apollo scales channels, project one side of the matrix")
+    projection.check_side("apollo")
 
     def scaled(step: Step) -> tuple[Array, Array | None]:
         factors, norm = math.sqrt(scale) * stretch(step, per), step.norm

@@ -7,7 +7,6 @@ import optax
 from jax import Array
 
 from springroll.deprecation import renamed_keywords
-from springroll.errors import InputError
 from springroll.subspace.channels import GAMMA, energy, length, limit_growth, stretch
 from springroll.subspace.galore import RELEASED
 from springroll.subspace.hf_adam import adam_direction, hf_step
@@ -71,8 +70,7 @@ def fira(
     if compat is not None:
         one_of(compat, Compat, "compat")
     projection = Projection.of(rank, RELEASED if compat else {}, options)
-    if projection.side == "full":
-        raise InputError("side is 'full'; fira scales channels, project one side of the matrix")
+    projection.check_side("fira")
     inside = scale if compat else 1.0
 
     def with_residual(step: Step) -> tuple[Array, Array | None]:

@@ -143,6 +143,13 @@ class Projection:
             merged.update(later)
         return cls(rank, **merged)
 
+    def check_side(self, method: str) -> None:
+        """Raise InputError where a method that scales channels would project them away."""
+        if self.side == "full":
+            raise InputError(
+                f"side is 'full'; {method} scales channels, project one side of the matrix"
+            )
+
     def views(self, params: PyTree) -> list[MatrixView | None]:
         """A view per leaf, None for those that are not projected."""
         return matrix_views(params, self.rank, select=self.select, roles=self.roles, rows=self.rows)

@@ -7,17 +7,10 @@ from fractions import Fraction
 from itertools import zip_longest
 
 from springroll.errors import InputError
-from springroll.tasks.answers import check_style, find_number, instruction
+from springroll.tasks.answers import find_number, instruction
 from springroll.tasks.draws import Draws, draw
-from springroll.tasks.problem import (
-    Problem,
-    TextTask,
-    Worked,
-    option_line,
-    prompt_style,
-    until_stop,
-)
-from springroll.tasks.verdicts import Verdict, check_reward, verdict
+from springroll.tasks.problem import Problem, TextTask, Worked, answer_style, generated_task
+from springroll.tasks.verdicts import Verdict, verdict
 
 OPERATORS = "+-*"
 
@@ -47,45 +40,17 @@ def arithmetic_task(
     Raises:
         InputError: an option that is none of these.
     """
-    answer = prompt_style(style, answer)
-    check_style(answer)
-    check_reward(reward)
+    answer = answer_style(style, answer, reward)
     if not 1 <= digits <= 9:
         raise InputError(f"arithmetic with {digits} digits; expected 1 to 9")
     if not operators or not set(operators) <= set(OPERATORS):
         raise InputError(f"the operators are {operators!r}; expected some of {OPERATORS}")
-    make = lambda held_out: (
-        lambda index: arithmetic_problem(
-            seed, held_out, index, digits=digits, operators=operators, style=style, answer=answer
-        )
-    )
-    stop = ("\n",) if answer == "whole" else ()
-
-    def score(problems, texts):
-        return [
-            judge(until_stop(text, stop), problem.reference["answer"], answer, reward)
-            for problem, text in zip(problems, texts, strict=True)
-        ]
-
-    return TextTask(
-        name="arithmetic",
-        train=lambda index: make(False)(index).problem,
-        held_out=lambda index: make(True)(index).problem,
-        worked=make(False),
-        score=score,
-        chat=style == "instruct",
-        stop=stop,
-        identity={
-            "task": option_line(
-                "arithmetic",
-                seed=seed,
-                digits=digits,
-                operators=operators,
-                style=style,
-                answer=answer,
-                reward=reward,
-            )
-        },
+    problems = {"digits": digits, "operators": operators, "style": style, "answer": answer}
+    return generated_task(
+        "arithmetic",
+        lambda held_out, index: arithmetic_problem(seed, held_out, index, **problems),
+        lambda text, reference: judge(text, reference["answer"], answer, reward),
+        {"seed": seed, **problems, "reward": reward},
     )
 
 

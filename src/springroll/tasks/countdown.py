@@ -18,17 +18,10 @@ from fractions import Fraction
 from typing import NamedTuple
 
 from springroll.errors import InputError
-from springroll.tasks.answers import check_style, find_answer, instruction
+from springroll.tasks.answers import find_answer, instruction
 from springroll.tasks.draws import Draws, draw
-from springroll.tasks.problem import (
-    Problem,
-    TextTask,
-    Worked,
-    option_line,
-    prompt_style,
-    until_stop,
-)
-from springroll.tasks.verdicts import Verdict, check_reward, verdict
+from springroll.tasks.problem import Problem, TextTask, Worked, answer_style, generated_task
+from springroll.tasks.verdicts import Verdict, verdict
 
 MAX_LENGTH = 256  # characters
 MAX_DEPTH = 32  # of parentheses, and of the syntax tree
@@ -142,9 +135,7 @@ def countdown_task(
     Raises:
         InputError: an option that is none of these.
     """
-    answer = prompt_style(style, answer)
-    check_style(answer)
-    check_reward(reward)
+    answer = answer_style(style, answer, reward)
     if not 2 <= numbers <= 6:
         raise InputError(f"countdown with {numbers} numbers; expected 2 to 6")
     if not 2 <= largest <= 10**6:
@@ -152,48 +143,19 @@ def countdown_task(
     if not operations or not set(operations) <= set(OPERATIONS):
         raise InputError(f"the operations are {operations!r}; expected some of {OPERATIONS}")
     target = 10 * largest if target is None else target
-    make = lambda held_out: (
-        lambda index: countdown_problem(
-            seed,
-            held_out,
-            index,
-            numbers=numbers,
-            largest=largest,
-            target=target,
-            operations=operations,
-            style=style,
-            answer=answer,
-        )
-    )
-    stop = ("\n",) if answer == "whole" else ()
-
-    def score(problems, texts):
-        return [
-            judge(until_stop(text, stop), problem.reference, answer, reward, operations)
-            for problem, text in zip(problems, texts, strict=True)
-        ]
-
-    return TextTask(
-        name="countdown",
-        train=lambda index: make(False)(index).problem,
-        held_out=lambda index: make(True)(index).problem,
-        worked=make(False),
-        score=score,
-        chat=style == "instruct",
-        stop=stop,
-        identity={
-            "task": option_line(
-                "countdown",
-                seed=seed,
-                numbers=numbers,
-                largest=largest,
-                target=target,
-                operations=operations,
-                style=style,
-                answer=answer,
-                reward=reward,
-            )
-        },
+    problems = {
+        "numbers": numbers,
+        "largest": largest,
+        "target": target,
+        "operations": operations,
+        "style": style,
+        "answer": answer,
+    }
+    return generated_task(
+        "countdown",
+        lambda held_out, index: countdown_problem(seed, held_out, index, **problems),
+        lambda text, reference: judge(text, reference, answer, reward, operations),
+        {"seed": seed, **problems, "reward": reward},
     )
 
 

@@ -5,18 +5,15 @@ shipped: the data set is a folder with train.jsonl and test.jsonl, or comes from
 """
 
 import hashlib
-import importlib
-from collections.abc import Sequence
 from fractions import Fraction
 from pathlib import Path
 
 from springroll.errors import InputError
-from springroll.hub import reachable
-from springroll.program import pip_install
-from springroll.tasks.answers import check_style, find_number, instruction
-from springroll.tasks.problem import Problem, TextTask, option_line, prompt_style, until_stop
+from springroll.hub import data_set
+from springroll.tasks.answers import find_number, instruction
+from springroll.tasks.problem import Problem, TextTask, answer_style, judged, option_line
 from springroll.tasks.records import Record, file_digest, read_records, shuffled
-from springroll.tasks.verdicts import Verdict, check_reward, verdict
+from springroll.tasks.verdicts import Verdict, verdict
 
 HUB = "openai/gsm8k"
 FILES = {"train": "train.jsonl", "test": "test.jsonl"}
@@ -45,9 +42,7 @@ def gsm8k_task(
     Raises:
         InputError: the data cannot be read, or an option is none of these.
     """
-    prompt_style(style, answer)
-    check_style(answer)
-    check_reward(reward)
+    answer_style(style, answer, reward)
     sides, digest = _sides(data)
     test_questions = {_question(record) for record in sides["test"]}
     train = [r for r in sides["train"] if _question(r) not in test_questions]
@@ -56,18 +51,13 @@ def gsm8k_task(
     make = lambda record: _problem(record, style, answer)
     train_at, held_out_at = shuffled(train, seed), shuffled(sides["test"], 0)
     stop = ("\nQuestion:",) if style == "plain" else ()
-
-    def score(problems: Sequence[Problem], texts: Sequence[str]) -> list[Verdict]:
-        return [
-            judge(until_stop(text, stop), problem.reference["answer"], answer, reward)
-            for problem, text in zip(problems, texts, strict=True)
-        ]
-
     return TextTask(
         name="gsm8k",
         train=lambda index: make(train_at(index)),
         held_out=lambda index: make(held_out_at(index)),
-        score=score,
+        score=judged(
+            lambda text, reference: judge(text, reference["answer"], answer, reward), stop
+        ),
         train_size=len(train),
         held_out_size=len(sides["test"]),
         chat=style == "instruct",
@@ -122,21 +112,8 @@ def _numbered(record: Record, data: str) -> Record:
 
 
 def _from_hub(name: str, split: str) -> list[Record]:
-    try:
-        datasets = importlib.import_module("datasets")
-    except ImportError:
-        raise InputError(
-            f"the data set {name} needs the package 'datasets': {pip_install('data')}; "
-            f"without it, give a folder with {' and '.join(FILES.values())} as data"
-        ) from None
-    if not reachable():
-        raise InputError(
-            f"the data set {name} is on huggingface.co, which cannot be reached from here; "
-            f"give a folder with {' and '.join(FILES.values())} as data"
-        )
-    try:
-        rows = datasets.load_dataset(name, "main", split=split)
-        return [{"question": row["question"], "answer": row["answer"]} for row in rows]
-    except Exception as error:  # the package raises whatever its many dependencies raise
-        reason = str(error).strip().split("\n")[0][:160] or type(error).__name__
-        raise InputError(f"cannot read the data set {name}: {reason}") from None
+    instead = f"give a folder with {' and '.join(FILES.values())} as data"
+    rows = list(data_set(name, "main", instead, split=split))
+    if not all("question" in row and "answer" in row for row in rows):
+        raise InputError(f"the data set {name} lacks question or answer in a row; {instead}")
+    return [{"question": row["question"], "answer": row["answer"]} for row in rows]

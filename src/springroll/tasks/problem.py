@@ -15,7 +15,8 @@ from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
 from springroll.errors import InputError
-from springroll.tasks.verdicts import Verdict
+from springroll.tasks.answers import check_style
+from springroll.tasks.verdicts import Verdict, check_reward
 
 
 class Problem(NamedTuple):
@@ -66,6 +67,43 @@ class TextTask:
     """Ends the processes of an isolated reward function."""
 
 
+def judged(
+    judge: Callable[[str, Any], Verdict], stop: Sequence[str]
+) -> Callable[[Sequence[Problem], Sequence[str]], list[Verdict]]:
+    """`score` of a task, from judge(text up to the first stop string, reference) -> verdict."""
+    return lambda problems, texts: [
+        judge(until_stop(text, stop), problem.reference)
+        for problem, text in zip(problems, texts, strict=True)
+    ]
+
+
+def generated_task(
+    name: str,
+    problem_of: Callable[[bool, int], Worked],
+    judge: Callable[[str, Any], Verdict],
+    options: Mapping[str, object],
+) -> TextTask:
+    """A task whose problems are drawn from a seed.
+
+    Args:
+        name: of the task.
+        problem_of: (whether it is held out, index) -> a problem with its solution.
+        judge: (text, reference) -> verdict.
+        options: all that problems and verdicts depend on; `style` and `answer` are among them.
+    """
+    stop = ("\n",) if options["answer"] == "whole" else ()
+    return TextTask(
+        name=name,
+        train=lambda index: problem_of(False, index).problem,
+        held_out=lambda index: problem_of(True, index).problem,
+        worked=lambda index: problem_of(False, index),
+        score=judged(judge, stop),
+        chat=options["style"] == "instruct",
+        stop=stop,
+        identity={"task": option_line(name, **options)},
+    )
+
+
 def until_stop(text: str, stop: Sequence[str]) -> str:
     """What stands before the first of the stop strings.
 
@@ -76,15 +114,18 @@ def until_stop(text: str, stop: Sequence[str]) -> str:
     return text[: min(ends)] if ends else text
 
 
-def prompt_style(style: str, answer: str | None) -> str:
+def answer_style(style: str, answer: str | None = None, reward: str = "smooth") -> str:
     """Where the answer stands: as asked for, else all of a plain one, after #### of another.
 
     Raises:
-        InputError: `style` is neither "plain" nor "instruct".
+        InputError: the style of the prompt, that of the answer, or the reward is none there is.
     """
     if style not in ("plain", "instruct"):
         raise InputError(f"the prompt style is {style!r}; expected plain or instruct")
-    return answer or ("whole" if style == "plain" else "hash")
+    answer = answer or ("whole" if style == "plain" else "hash")
+    check_style(answer)
+    check_reward(reward)
+    return answer
 
 
 def option_line(name: str, **options: object) -> str:

@@ -8,15 +8,13 @@ Only training problems are written down, so what is held out stays unseen. A doc
 and its answer; documents are joined by the token that ends a text.
 """
 
-import importlib
 import os
 import sysconfig
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 
 from springroll.errors import InputError
-from springroll.hub import reachable
-from springroll.program import pip_install
+from springroll.hub import data_set
 from springroll.tasks.draws import Draws
 from springroll.tasks.problem import TextTask, Worked
 from springroll.tasks.task_line import task_of_line
@@ -191,36 +189,16 @@ def hub_documents(name: str, max_bytes: int | None = None) -> Iterator[bytes]:
     Raises:
         InputError: the package `datasets`, the network, the data set, or text in it is missing.
     """
-    try:
-        datasets = importlib.import_module("datasets")
-    except ImportError:
-        raise InputError(
-            f"the data set {name} needs the package 'datasets': {pip_install('data')}; "
-            f"without it, --data PATH takes any file or folder"
-        ) from None
-    if not reachable():
-        raise InputError(
-            f"the data set {name} is on huggingface.co, which cannot be reached from here; "
-            f"--data PATH takes any file or folder, and --data stdlib needs no network"
-        )
     path, _, config = name.partition(":")
     limit = HUB_BYTES if max_bytes is None else max_bytes
-    try:
-        rows = datasets.load_dataset(path, config or None, split="train", streaming=True)
-        done = 0
-        for row in rows:
-            content = _text(row, name).encode(errors="replace")
-            yield content
-            done += len(content)
-            if done >= limit:
-                return
-    except InputError:
-        raise
-    except Exception as error:  # the package raises whatever its many dependencies raise
-        reason = str(error).strip().split("\n")[0][:160] or type(error).__name__
-        raise InputError(
-            f"cannot read the data set {name}: {reason}; --data PATH takes any file or folder"
-        ) from None
+    instead = "--data PATH takes any file or folder, and --data stdlib needs no network"
+    done = 0
+    for row in data_set(path, config or None, instead, split="train", streaming=True):
+        content = _text(row, name).encode(errors="replace")
+        yield content
+        done += len(content)
+        if done >= limit:
+            return
 
 
 def _text(row: Mapping[str, object], name: str) -> str:

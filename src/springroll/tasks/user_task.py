@@ -14,7 +14,7 @@ from typing import TypeAlias
 
 from springroll.errors import InputError
 from springroll.tasks.draws import is_held_out
-from springroll.tasks.problem import Problem, TextTask, option_line, prompt_style, until_stop
+from springroll.tasks.problem import Problem, TextTask, answer_style, option_line, until_stop
 from springroll.tasks.records import Record, file_digest, read_records, shuffled
 from springroll.tasks.reward_function import RewardFunction, load_function, verdicts, what_raised
 from springroll.tasks.verdicts import Verdict, unscored
@@ -118,7 +118,7 @@ def function_task(
     Raises:
         InputError: the function or the data cannot be loaded.
     """
-    prompt_style(style, None)
+    answer_style(style)
     if workers < 1 or rows < 1 or timeout <= 0:
         raise InputError(
             f"{workers} workers, {rows} rows per call, {timeout} seconds: all must be above 0"

@@ -143,9 +143,8 @@ class TrainConfig(RunConfig):
     @property
     def device_bytes(self) -> int | None:
         """The device memory in bytes."""
-        if self.device_memory is None:
-            return None
-        return parse_bytes(self.device_memory, "device_memory")
+        given = self.device_memory
+        return None if given is None else parse_bytes(given, "device_memory")
 
     @property
     def host_bytes(self) -> int | None:

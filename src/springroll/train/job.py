@@ -5,19 +5,7 @@ from typing import TYPE_CHECKING
 
 from springroll.cpu import use_cpu_devices
 from springroll.memory import allow_page_locking
-from springroll.run.job import (
-    EvalOptions,
-    Evaluation,
-    Explained,
-    Job,
-    OpenRun,
-    Prepared,
-    Rows,
-    Sample,
-    SampleOptions,
-    SavedWeights,
-    Summary,
-)
+from springroll.run import job
 from springroll.train.config import TrainConfig
 from springroll.train.recipes import RECIPES
 
@@ -37,7 +25,7 @@ def set_up(config: TrainConfig) -> None:
     use_cpu_devices(config.devices or 1)
 
 
-def build(config: TrainConfig) -> Prepared[TrainConfig]:
+def build(config: TrainConfig) -> job.Prepared[TrainConfig]:
     """Load the text, make model and learner, and see that a step fits."""
     from springroll.run.text_job import lines_to_beat
     from springroll.train import build as parts
@@ -51,17 +39,17 @@ def build(config: TrainConfig) -> Prepared[TrainConfig]:
         f"{config.optimizer}, {per_step:,} tokens a step; {made.corpus}"
     )
     lines = [opening, lines_to_beat(made.lines), made.memory.table()]
-    return Prepared(config=config, task=made.task, opening=lines)
+    return job.Prepared(config=config, task=made.task, opening=lines)
 
 
-def report(out: str, summary: Summary) -> Rows:
+def report(out: str, summary: job.Summary) -> job.Rows:
     """The score beside the lines to beat, the speed, and what to do next."""
     from springroll.run.text_job import text_report
 
     return text_report(out, summary, "step")
 
 
-def evaluate(run: OpenRun[TrainConfig], options: EvalOptions) -> Evaluation:
+def evaluate(run: job.OpenRun[TrainConfig], options: job.EvalOptions) -> job.Evaluation:
     """Bits per byte of the newest weights."""
     from springroll.run.text_job import evaluate_text
     from springroll.train.trained import byte_model, saved_weights
@@ -69,7 +57,7 @@ def evaluate(run: OpenRun[TrainConfig], options: EvalOptions) -> Evaluation:
     return evaluate_text(run, saved_weights(run.config), byte_model(run.config), options)
 
 
-def sample(run: OpenRun[TrainConfig], options: SampleOptions) -> Sample:
+def sample(run: job.OpenRun[TrainConfig], options: job.SampleOptions) -> job.Sample:
     """Text that follows the prompt, in the tokens or bytes of the model."""
     from springroll.generate.token_model import like_folder, written
     from springroll.run.text_job import sample_bytes
@@ -81,22 +69,22 @@ def sample(run: OpenRun[TrainConfig], options: SampleOptions) -> Sample:
         return sample_bytes(run, saved, byte_model(run.config), options)
     weights = load_weights(run, saved)
     model = like_folder(saved.like, saved.model, weights.params)
-    return Sample(written(model, options), weights.notes)
+    return job.Sample(written(model, options), weights.notes)
 
 
-def replay(run: OpenRun[TrainConfig]) -> "Task":
+def replay(run: job.OpenRun[TrainConfig]) -> "Task":
     """Losses do not determine weights."""
     raise run.trained_by_gradients()
 
 
-def weights(run: OpenRun[TrainConfig]) -> SavedWeights:
+def weights(run: job.OpenRun[TrainConfig]) -> job.SavedWeights:
     """Where the weights are in a checkpoint."""
     from springroll.train.trained import saved_weights
 
     return saved_weights(run.config)
 
 
-def explain(config: TrainConfig) -> Explained:
+def explain(config: TrainConfig) -> job.Explained:
     """The loss of one row of tokens."""
     from springroll.train.trained import explained
 
@@ -116,7 +104,7 @@ def of_model(name: str, sizes: Mapping[str, int | str]) -> TrainConfig:
     return TrainConfig(model=name)
 
 
-JOB = Job(
+JOB = job.Job(
     name="train",
     description=DESCRIPTION,
     config=TrainConfig,

@@ -20,7 +20,7 @@ from springroll.compat import edge_jit
 from springroll.models.protocols import Metrics
 from springroll.subspace.gradients import averaged
 from springroll.subspace.layerwise import Layerwise, parted
-from springroll.subspace.lowgrad import LowGradState, Trainer
+from springroll.subspace.trainer import LowGradState, Trainer
 from springroll.train.step_memory import Memory, StepMemory, step_memory
 from springroll.trees import Params, PyTree, tree_bytes
 

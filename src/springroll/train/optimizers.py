@@ -11,13 +11,14 @@ from springroll.models.protocols import LanguageModel
 from springroll.quant.split_master import high_half, with_split_master
 from springroll.quant.stochastic_rounding import with_stochastic_rounding
 from springroll.subspace.layerwise import layerwise
-from springroll.subspace.lowgrad import Trainer, lowgrad
+from springroll.subspace.lowgrad import lowgrad
 from springroll.subspace.optimizers import (
     OPTIMIZERS,
     OptimizerSettings,
     block_matrices,
     subspaces,
 )
+from springroll.subspace.trainer import Trainer
 from springroll.train.config import TrainConfig
 from springroll.train.learners import (
     Learner,

@@ -7,7 +7,8 @@ import pytest
 from bench import environment_rate
 from bench.environment_rate import Size, bare, run, table
 from bench.evosax_rate import endless
-from springroll.envs.suites import SIXTEEN, environment
+from springroll.envs.suites import environment
+from springroll.rl.recipes import SIXTEEN
 
 pytestmark = pytest.mark.slow
 

@@ -15,7 +15,7 @@ import springroll
 SOURCE = Path(springroll.__file__).parent
 GROUND = (
     *("errors", "deprecation", "atomic", "markdown", "compat", "cpu", "memory"),
-    *("program", "hub", "trees"),
+    *("program", "hub", "trees", "safetensors_map", "worker"),
 )
 ROOMS = (
     *("tokens", "noise", "thin", "quant", "models", "evolve", "subspace", "stream", "planner"),

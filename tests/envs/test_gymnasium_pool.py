@@ -23,7 +23,7 @@ from springroll.envs.observation_scaling import Scaling
 from springroll.envs.python_calls import pair_seeds
 from springroll.errors import InputError
 from springroll.models.policy import Policy
-from springroll.tasks.worker import IDLE, Progress
+from springroll.worker import IDLE, Progress
 from tests.envs import gymnasium_environments as environments
 
 HERE = Path(__file__).with_name("gymnasium_environments.py")

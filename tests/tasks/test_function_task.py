@@ -7,8 +7,8 @@ import time
 
 import pytest
 
+from springroll import worker
 from springroll.errors import InputError
-from springroll.tasks import worker
 from springroll.tasks.task_line import text_task
 from springroll.tasks.user_task import WorkerPool, function_task
 from tests.tasks import reward_functions

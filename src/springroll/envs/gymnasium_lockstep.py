@@ -13,7 +13,7 @@ import numpy as np
 
 from springroll.envs.gymnasium_actor import Actor, seats_for
 from springroll.envs.python_calls import Failures
-from springroll.tasks.worker import IDLE, Message, Worker, WorkerLost
+from springroll.worker import IDLE, Message, Worker, WorkerLost
 
 GIVE_UP = 32  # processes lost one after the other, without a single answer
 

@@ -27,8 +27,8 @@ from springroll.errors import InputError
 from springroll.evolve.members import Members
 from springroll.models.policy import Policy, PolicyNetwork
 from springroll.tasks.records import file_digest
-from springroll.tasks.worker import Message, Worker, WorkerLost, end_all
 from springroll.trees import PyTree
+from springroll.worker import Message, Worker, WorkerLost, end_all
 
 SEATS = 512  # episodes at once
 

@@ -1,4 +1,4 @@
-"""The process that holds Gymnasium environments (see `springroll.tasks.worker`).
+"""The process that holds Gymnasium environments (see `springroll.worker`).
 
 Every environment has a slot. Payloads are raw arrays, one behind the other, one entry per slot:
 
@@ -25,7 +25,7 @@ from springroll.envs.gymnasium_spaces import actions_of, flat_of
 from springroll.errors import InputError
 from springroll.program import pip_install
 from springroll.tasks.user_code import named_function, raised_line
-from springroll.tasks.worker import Message, Progress, serve
+from springroll.worker import Message, Progress, serve
 
 USUAL_STEPS = 1000  # of an episode, where the environment knows no end
 PREFIX = "gymnasium-"  # of an id that Gymnasium's registry knows

@@ -26,9 +26,9 @@ from springroll.envs.python_calls import Failures, reason
 from springroll.errors import InputError
 from springroll.evolve.members import Members, chunks_of
 from springroll.tasks.records import file_digest
-from springroll.tasks.worker import Worker, WorkerLost, end_all
 from springroll.thin.factored_array import Factored
 from springroll.trees import PyTree, tree_bytes
+from springroll.worker import Worker, WorkerLost, end_all
 
 _CHUNK_BYTES = 1 << 23  # larger chunks take twice as long per member, outside the cache
 

@@ -1,4 +1,4 @@
-"""The process of an objective (see `springroll.tasks.worker`).
+"""The process of an objective (see `springroll.worker`).
 
 {"describe": true}                    ->  {"file": path of the source or ""}
 {"initial": seed}                     ->  {"layout": ...} and weights, or {"failed": ...}
@@ -18,7 +18,7 @@ import numpy as np
 from springroll.envs.objective_weights import Weights, packed, unpacked
 from springroll.errors import InputError
 from springroll.tasks.user_code import arguments_taken, named_function, raised_line
-from springroll.tasks.worker import Answer, Message, Progress, serve
+from springroll.worker import Answer, Message, Progress, serve
 
 USUAL = "initial_weights"  # makes the first weights, if no other function is named
 

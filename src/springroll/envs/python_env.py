@@ -7,7 +7,7 @@ from springroll.envs.gymnasium_worker import PREFIX
 from springroll.envs.python_calls import reason
 from springroll.errors import InputError
 from springroll.tasks.user_code import named_function
-from springroll.tasks.worker import Worker, WorkerLost
+from springroll.worker import Worker, WorkerLost
 
 Kind = Literal["objective", "gymnasium", "environment"]
 

@@ -1,4 +1,4 @@
-"""The process that finds out what a function of the user's is (see `tasks.worker`).
+"""The process that finds out what a function of the user's is (see `springroll.worker`).
 
 {}  ->  {"kind": "objective", "gymnasium" or "environment"} or {"failed": [kind, line]}
 """
@@ -8,7 +8,7 @@ from collections.abc import Callable
 from typing import Any
 
 from springroll.tasks.user_code import named_function, raised_line
-from springroll.tasks.worker import Answer, Message, Progress, serve
+from springroll.worker import Answer, Message, Progress, serve
 
 
 def main(progress: Progress, name: str, timeout: str) -> None:

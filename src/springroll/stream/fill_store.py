@@ -8,8 +8,8 @@ import jax.numpy as jnp
 import numpy as np
 
 from springroll.errors import InputError
-from springroll.models.hf.safetensors_map import forget
 from springroll.quant.split_master import high_half, split
+from springroll.safetensors_map import forget
 from springroll.stream.bundles import Bundles, Index, Part, kinds, overlap, whole_layers
 from springroll.stream.store import Fields, HostStore
 from springroll.trees import PyTree, named_leaves

@@ -7,7 +7,7 @@ With a second parameter (without a default, or None) it is also given the record
 It returns one result per text: a float, or a dict {"reward": float, "correct": bool, "formatted":
 bool} whose last two may be left out. It may be `async def`.
 
-Run as a worker process (see `worker`), this module serves an isolated reward function:
+Run as a worker process (see `springroll.worker`), this module serves an isolated reward function:
 
     {"texts": [...], "records": [...]}  ->  {"verdicts": [[reward, correct, formatted], ...]}
                                             {"raised": line} or {"refused": line}
@@ -24,7 +24,7 @@ from typing import Any, NamedTuple
 from springroll.errors import InputError
 from springroll.tasks.user_code import arguments_taken, named_function, raised_line
 from springroll.tasks.verdicts import Verdict
-from springroll.tasks.worker import Message, Progress, serve
+from springroll.worker import Message, Progress, serve
 
 
 class RewardFunction(NamedTuple):

@@ -18,7 +18,7 @@ from springroll.tasks.problem import Problem, TextTask, answer_style, option_lin
 from springroll.tasks.records import Record, file_digest, read_records, shuffled
 from springroll.tasks.reward_function import RewardFunction, load_function, verdicts, what_raised
 from springroll.tasks.verdicts import Verdict, unscored
-from springroll.tasks.worker import Worker, WorkerLost, end_all
+from springroll.worker import Worker, WorkerLost, end_all
 
 
 class WorkerPool:

@@ -18,7 +18,7 @@ from springroll.models.hf.decoder import FAMILIES as DECODERS
 from springroll.models.hf.family import Config, Family, Naming, Stored
 from springroll.models.hf.pth import mapped_pth
 from springroll.models.hf.rwkv7 import RWKV7_FAMILY, blinkdl, blinkdl_config
-from springroll.models.hf.safetensors_map import mapped
+from springroll.safetensors_map import mapped
 
 INDEX = "model.safetensors.index.json"
 SINGLE = "model.safetensors"

@@ -17,7 +17,7 @@ from jax.typing import DTypeLike
 from springroll.hub import hf_folder
 from springroll.models.hf.family import Config, Model, Stored
 from springroll.models.hf.files import Checkpoint, family_of, leaves_of, open_hf
-from springroll.models.hf.safetensors_map import forget
+from springroll.safetensors_map import forget
 from springroll.trees import Params, PyTree
 
 

@@ -115,7 +115,7 @@ _ONE_THREAD = dict.fromkeys(("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM
 
 _BOOT = (
     "import importlib, json, sys; sys.path[:] = json.loads(sys.argv[1]); "
-    "from springroll.tasks.worker import Progress; "
+    "from springroll.worker import Progress; "
     "importlib.import_module(sys.argv[2]).main(Progress(sys.argv[3]), *sys.argv[4:])"
 )
 

@@ -9,7 +9,7 @@ import pytest
 
 from springroll.errors import InputError
 from springroll.tasks.user_code import arguments_taken
-from springroll.tasks.worker import Progress, Worker, WorkerLost, read_message, serve, write_message
+from springroll.worker import Progress, Worker, WorkerLost, read_message, serve, write_message
 from tests.tasks.test_function_task import gone
 
 

@@ -9,7 +9,7 @@ import pytest
 from safetensors.numpy import save_file
 
 from springroll.errors import InputError
-from springroll.models.hf.safetensors_map import forget, mapped
+from springroll.safetensors_map import forget, mapped
 
 
 def tensors():

@@ -1,6 +1,6 @@
-"""The nearest known name, for messages about unknown ones."""
+"""What is said: one safe line, and the nearest known name for an unknown one."""
 
-from springroll.errors import nearest, suggestion
+from springroll.errors import nearest, one_line, suggestion
 
 
 def test_the_nearest_name_is_suggested():
@@ -13,3 +13,9 @@ def test_the_nearest_name_is_suggested():
 def test_how_near_it_must_be_is_a_choice():
     assert nearest("xyz", ["demo", "y"]) is None
     assert nearest("xyz", ["demo", "y"], cutoff=0.0) == "y"
+
+
+def test_whatever_text_is_one_line_that_is_safe_on_a_terminal():
+    said = one_line("a\x1b[31m\r\n\tb\0 \x9bc \u202ed \ud800 \u2028 46", most=60)
+    assert said == "a\ufffd[31m b\ufffd \ufffdc \ufffdd \ufffd 46" and said.isprintable()
+    assert one_line("x" * 10**7, most=10) == "xxxxxxx..." and one_line(" ") == ""

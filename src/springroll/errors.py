@@ -12,6 +12,20 @@ class InputError(ValueError):
     """
 
 
+def one_line(text: str, most: int = 2000) -> str:
+    """Text that is safe on a terminal: one line, without control characters, clipped.
+
+    >>> one_line("so \\x1b[31m\\n it   goes on", most=9)
+    'so \ufffd[3...'
+
+    Args:
+        text: Whatever it is: a model's answer, a name in a file, what somebody's code raised.
+        most: Characters at most.
+    """
+    line = "".join(c if c.isprintable() else "\ufffd" for c in " ".join(text[: 4 * most].split()))
+    return line if len(line) <= most else line[: most - 3] + "..."
+
+
 def nearest(word: str, known: Iterable[str], *, cutoff: float = 0.6) -> str | None:
     """The known name that resembles a word most; None where none does.
 

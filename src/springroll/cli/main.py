@@ -10,7 +10,7 @@ from collections.abc import Sequence
 from typing import NamedTuple
 
 from springroll.cli.jobs import JOBS
-from springroll.errors import InputError, suggestion
+from springroll.errors import InputError, one_line, suggestion
 
 
 class Command(NamedTuple):
@@ -42,7 +42,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     try:
         return dispatch(argv)
     except InputError as error:
-        print(f"springroll: {' '.join(str(error).split())}", file=sys.stderr)
+        print(f"springroll: {one_line(str(error))}", file=sys.stderr)
         return BAD_INPUT
     except KeyboardInterrupt:
         return INTERRUPTED

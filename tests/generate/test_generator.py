@@ -36,7 +36,7 @@ def slowly(model, params, prompt):
     return text[len(prompt) :]
 
 
-@pytest.mark.parametrize("name", ["llama-tiny", "moe-tiny"])
+@pytest.mark.parametrize("name", [pytest.param("llama-tiny", marks=pytest.mark.slow), "moe-tiny"])
 def test_members_write_what_their_formed_weights_write(name):
     got, plain = at_once(name), generator(name)
     for member, weights in enumerate(formed(name)):

@@ -54,6 +54,7 @@ def test_floats_learn(corpus, precision):
     assert {x.dtype.name for x in jax.tree.leaves(state.params)} == {precision}
 
 
+@pytest.mark.slow
 def test_the_published_integers_learn(corpus):
     before, after, state, metrics = learn(task_of(corpus, precision="compat"), 60)
     assert after < before - 1.0, (before, after)

@@ -64,7 +64,16 @@ def test_bytes(bits, bytes_each):
 
 
 @pytest.mark.parametrize("bits", [8, 4])
-@pytest.mark.parametrize("shape", [(1,), (7,), (300,), (5, 301), (3, 40, 9), (2, 3, 1, 33)])
+@pytest.mark.parametrize(
+    "shape",
+    [
+        (1,),
+        (7,),
+        (5, 301),
+        (3, 40, 9),
+        *(pytest.param(x, marks=pytest.mark.slow) for x in [(300,), (2, 3, 1, 33)]),
+    ],
+)
 def test_any_shape_comes_back_and_coding_again_changes_nothing(shape, bits):
     """Decoded operation by operation: in one program the last place of a scale may move."""
     x = jnp.asarray(heavy_tailed(shape))

@@ -34,6 +34,7 @@ def demo(folder, *more):
     return json.loads((folder / "summary.json").read_text())
 
 
+@pytest.mark.slow
 def test_the_demo_starts(tmp_path):
     """Two generations; the population, the text and the lines to beat are those of the real one."""
     small = ("--valid-streams", "4", "--generations", "2")

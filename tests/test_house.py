@@ -14,7 +14,7 @@ import springroll
 
 SOURCE = Path(springroll.__file__).parent
 GROUND = (
-    *("errors", "deprecation", "atomic", "markdown", "compat", "cpu", "memory"),
+    *("errors", "deprecation", "memory", "bounded", "atomic", "markdown", "compat", "cpu"),
     *("program", "hub", "trees", "safetensors_map", "worker"),
 )
 ROOMS = (

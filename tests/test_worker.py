@@ -36,7 +36,7 @@ def main(progress, *arguments):
 
 
 def made(*arguments, limit=20.0):
-    return Worker("tests.tasks.test_worker", *arguments, limit=limit, what="the thing")
+    return Worker("tests.test_worker", *arguments, limit=limit, what="the thing")
 
 
 def test_messages_there_and_back():

@@ -7,6 +7,7 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any, BinaryIO, TypeAlias
 
+from springroll.bounded import parse_json, read_bytes
 from springroll.errors import InputError
 
 JsonObject: TypeAlias = dict[str, Any]
@@ -40,13 +41,9 @@ def write_json(path: Path, data: Mapping[str, Any]) -> None:
 
 
 def read_json(path: Path) -> JsonObject:
-    """The JSON object in `path`; InputError when it is missing or is none."""
-    try:
-        data = json.loads(path.read_bytes())
-    except OSError as error:
-        raise InputError(f"cannot read {path}: {error.strerror}") from None
-    except ValueError as error:
-        raise InputError(f"{path} is not JSON: {error}") from None
+    """The JSON object in `path`; InputError when it is missing, is none, or exceeds the bounds of
+    `springroll.bounded`."""
+    data = parse_json(read_bytes(path), str(path))
     if not isinstance(data, dict):
         raise InputError(f"{path} is not a JSON object")
     return data

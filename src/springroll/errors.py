@@ -1,15 +1,35 @@
-"""The one error type that means "your input", not "our bug", and the nearest known name in it."""
+"""The one error type that means "your input", not "our bug", and what stands in its line."""
 
 import difflib
+import reprlib
 from collections.abc import Iterable
+
+_BRIEF = reprlib.Repr()
+_BRIEF.maxstring = _BRIEF.maxother = 80
 
 
 class InputError(ValueError):
     """A value, file or flag the user gave cannot be used.
 
-    The message is one line: what was given, what was expected, what to do. The command line prints
-    it without a traceback and exits with code 2.
+    The message is one line: what was given, what was expected, what to do. It may quote names out
+    of files, so that it is made safe for a terminal (`one_line`). The command line prints it
+    without a traceback and exits with code 2.
     """
+
+    def __init__(self, message: str) -> None:
+        super().__init__(one_line(message))
+
+
+def brief(value: object) -> str:
+    """A value from a file as Python spells it, of any size and depth in about a line.
+
+    >>> brief(list(range(1000)))
+    '[0, 1, 2, 3, 4, 5, ...]'
+
+    Args:
+        value: as JSON gives it.
+    """
+    return _BRIEF.repr(value)
 
 
 def one_line(text: str, most: int = 2000) -> str:

@@ -27,10 +27,11 @@ def hf_folder(name: str | Path) -> Path:
         InputError: neither a folder nor a name; the package or the network is missing; no such
             model.
     """
-    path = Path(name).expanduser()
-    if path.is_dir() or (path.is_file() and path.suffix in (".pth", ".safetensors")):
+    path = Path(os.path.expanduser(name))
+    lone = path.suffix in (".pth", ".safetensors")
+    if os.path.isdir(path) or (lone and os.path.isfile(path)):  # which take names of any length
         return path
-    if path.exists():
+    if os.path.exists(path):
         raise InputError(f"{name} is a file; give the folder that holds the model")
     match = _ID.fullmatch(str(name))
     if match is None:

@@ -52,6 +52,22 @@ def host_memory() -> int | None:
     return min(limits, default=None)
 
 
+def check_fits(needed: int, what: str, free: int | None = None) -> None:
+    """Refuse what memory cannot hold, before it is allocated.
+
+    Args:
+        needed: bytes.
+        what: takes them, for the message: "the weights of models/x".
+        free: bytes there are; by default the host's. Where the system does not tell, all fits.
+
+    Raises:
+        InputError: more is needed than there is.
+    """
+    free = host_memory() if free is None else free
+    if free is not None and needed > free:
+        raise InputError(f"{what} would take {spelt(needed)} of memory; {spelt(free)} are left")
+
+
 def allow_page_locking() -> None:
     """Let JAX lock all host memory that is free; to be called before its backend starts.
 
@@ -69,9 +85,14 @@ def _free_memory() -> int | None:
 
 
 def _free_in_container() -> int | None:
-    """What the control group leaves, where one sets a limit (version 2)."""
+    """What the control group leaves, where one sets a limit (version 2).
+
+    Pages of files that were read count as used there and are given back when memory is short.
+    """
     group = Path("/sys/fs/cgroup")
-    limit, used = group / "memory.max", group / "memory.current"
+    limit, used, kinds = (group / f"memory.{name}" for name in ("max", "current", "stat"))
     if not limit.exists() or not used.exists() or limit.read_text().strip() == "max":
         return None
-    return max(0, int(limit.read_text()) - int(used.read_text()))
+    stat = kinds.read_text() if kinds.exists() else ""
+    of_files = sum(map(int, re.findall(r"^(?:in)?active_file (\d+)$", stat, re.MULTILINE)))
+    return max(0, int(limit.read_text()) - int(used.read_text()) + of_files)

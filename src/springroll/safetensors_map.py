@@ -1,21 +1,23 @@
 """The tensors of a safetensors file as views of the mapped file: nothing is read until it is used.
 
 A file is an eight-byte length, a JSON header of that length {name: {dtype, shape, data_offsets}},
-and the numbers, row by row. Source: https://github.com/huggingface/safetensors, "Format".
+and the numbers, row by row, one tensor behind the other. Models and checkpoints are read by this
+one reader, which believes no size before it has compared it with the file's.
+Source: https://github.com/huggingface/safetensors, "Format".
 """
 
-import json
 import math
 import mmap
 import os
+from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import Any, BinaryIO, NamedTuple, TypeGuard
 
 import ml_dtypes
 import numpy as np
 
-from springroll.atomic import JsonObject
-from springroll.errors import InputError
+from springroll.bounded import opened, parse_json
+from springroll.errors import InputError, brief
 
 DTYPES: dict[str, type] = {
     "BF16": ml_dtypes.bfloat16,
@@ -36,23 +38,67 @@ DTYPES: dict[str, type] = {
 }
 _LENGTH = 8
 _MAX_HEADER = 100_000_000  # bytes, as in the format's own library
+_MAX_AXES = 64  # of a NumPy array
+
+
+class Entry(NamedTuple):
+    """One tensor of a file: what it is, and where in the file its numbers are."""
+
+    dtype: str  # one of DTYPES
+    shape: tuple[int, ...]
+    begin: int
+    end: int
+
+
+class Header(NamedTuple):
+    """What a file holds."""
+
+    entries: dict[str, Entry]
+    metadata: dict[str, str]
 
 
 def mapped(path: Path) -> dict[str, np.ndarray]:
     """Every tensor of the file by name: read-only arrays of no cost but address space.
 
     Raises:
-        InputError: the file is missing, cut short, longer than its header says, or no safetensors
-            file. Found from the header and the size of the file alone.
+        InputError: the file is missing, or as `read_header`.
     """
+    with opened(path) as file:
+        header = read_header(file, path)
+        content = np.frombuffer(mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ), np.uint8)
+    return {name: _view(content, entry) for name, entry in header.entries.items()}
+
+
+def read_header(file: BinaryIO, path: Path) -> Header:
+    """What the file says it holds, checked from that and the file's size alone.
+
+    Args:
+        file: at its beginning.
+        path: for messages.
+
+    Raises:
+        InputError: the file is cut short, longer than its header says, or no safetensors file; its
+            tensors overlap or leave a gap, one has a shape or dtype that no array has.
+    """
+    size = os.fstat(file.fileno()).st_size
+    length = int.from_bytes(file.read(_LENGTH), "little")
+    if size < _LENGTH or length > min(size - _LENGTH, _MAX_HEADER):
+        raise InputError(f"cannot read {path}: no safetensors file, or cut short ({size} bytes)")
+    start = _LENGTH + length
     try:
-        with open(path, "rb") as file:
-            size = os.fstat(file.fileno()).st_size
-            header, start = _header(file, path, size)
-            content = np.frombuffer(mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ), np.uint8)
-    except OSError as error:
-        raise InputError(f"cannot read {path}: {error.strerror}") from None
-    return {name: _view(content[start:], entry) for name, entry in header.items()}
+        listed = parse_json(file.read(length), "it", distinct=True)
+        if not isinstance(listed, dict):
+            raise ValueError("it is no JSON object")
+        metadata = _metadata(listed.pop("__metadata__", {}))
+        entries = {name: _entry(name, about, start) for name, about in listed.items()}
+        end = _end_of_row(entries, start)
+    except ValueError as error:  # an InputError is one
+        raise InputError(f"cannot read {path}: damaged header ({error})") from None
+    if size != end:
+        raise InputError(
+            f"cannot read {path}: it has {size} bytes and its header says {end}; download it again"
+        )
+    return Header(entries, metadata)
 
 
 def forget(tensor: np.ndarray) -> None:
@@ -72,37 +118,47 @@ def forget(tensor: np.ndarray) -> None:
     file.madvise(mmap.MADV_DONTNEED, page, begin + tensor.nbytes - page)
 
 
-def _header(file: BinaryIO, path: Path, size: int) -> tuple[JsonObject, int]:
-    """(the header without its metadata, where the numbers begin), all of it checked."""
-    length = int.from_bytes(file.read(_LENGTH), "little")
-    if size < _LENGTH or length > min(size - _LENGTH, _MAX_HEADER):
-        raise InputError(f"cannot read {path}: no safetensors file, or cut short ({size} bytes)")
-    try:
-        header = json.loads(file.read(length))
-        header.pop("__metadata__", None)
-        ends = [_checked(name, entry) for name, entry in header.items()]
-    except (ValueError, AttributeError, KeyError, TypeError) as error:
-        raise InputError(f"cannot read {path}: damaged header ({error})") from None
-    expected = _LENGTH + length + max(ends, default=0)
-    if size != expected:
-        raise InputError(
-            f"cannot read {path}: it has {size} bytes and its header says {expected}; "
-            "download it again"
-        )
-    return header, _LENGTH + length
+def _metadata(about: object) -> dict[str, str]:
+    if not isinstance(about, dict) or not all(isinstance(text, str) for text in about.values()):
+        raise ValueError("its __metadata__ is no object of texts")
+    return about
 
 
-def _checked(name: str, entry: JsonObject) -> int:
-    """Where the tensor ends; ValueError if its place does not fit its shape."""
-    begin, end = entry["data_offsets"]
-    if entry["dtype"] not in DTYPES:
-        raise ValueError(f"{name} has the unknown dtype {entry['dtype']}")
-    count = math.prod(entry["shape"]) * np.dtype(DTYPES[entry["dtype"]]).itemsize
-    if begin < 0 or end - begin != count:
-        raise ValueError(f"{name} has {end - begin} bytes where its shape needs {count}")
-    return end
+def _entry(name: str, about: object, start: int) -> Entry:
+    """ValueError if it describes no array, or its place does not fit its shape."""
+    if not isinstance(about, dict):
+        raise ValueError(f"{name} is {brief(about)}; expected dtype, shape and data_offsets")
+    dtype, shape, place = (about.get(key) for key in ("dtype", "shape", "data_offsets"))
+    if not isinstance(dtype, str) or dtype not in DTYPES:
+        raise ValueError(f"{name} has the unknown dtype {dtype if dtype else None}")
+    if not _naturals(shape) or len(shape) > _MAX_AXES:
+        raise ValueError(f"{name} has the shape {brief(shape)}, which no array has")
+    if not _naturals(place) or len(place) != 2:
+        raise ValueError(f"{name} has the place {brief(place)}; expected its begin and end")
+    itemsize = np.dtype(DTYPES[dtype]).itemsize
+    if itemsize * math.prod(max(n, 1) for n in shape) >= 2**63:
+        raise ValueError(f"{name} has the shape {brief(shape)}, which no array has")
+    begin, end = place
+    needed = itemsize * math.prod(shape)
+    if end - begin != needed:
+        raise ValueError(f"{name} has {end - begin} bytes where its shape needs {needed}")
+    return Entry(dtype, tuple(shape), start + begin, start + end)
 
 
-def _view(numbers: np.ndarray, entry: JsonObject) -> np.ndarray:
-    begin, end = entry["data_offsets"]
-    return numbers[begin:end].view(DTYPES[entry["dtype"]]).reshape(entry["shape"])
+def _naturals(values: object) -> TypeGuard[list[int]]:
+    return isinstance(values, list) and all(type(n) is int and n >= 0 for n in values)
+
+
+def _end_of_row(entries: Mapping[str, Entry], start: int) -> int:
+    """Where the last tensor ends; ValueError unless each begins where another ends."""
+    place = start
+    for name, entry in sorted(entries.items(), key=lambda item: item[1][2:]):
+        if entry.begin != place:
+            what = "overlaps another" if entry.begin < place else "leaves a gap before it"
+            raise ValueError(f"{name} {what}: it begins at byte {entry.begin}, not at {place}")
+        place = entry.end
+    return place
+
+
+def _view(content: np.ndarray, entry: Entry) -> np.ndarray:
+    return content[entry.begin : entry.end].view(DTYPES[entry.dtype]).reshape(entry.shape)

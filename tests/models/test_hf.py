@@ -167,7 +167,7 @@ def test_a_missing_key_is_named():
     values = {k: v for k, v in config_of("llama").items() if k != "hidden_size"}
     with pytest.raises(InputError, match="the key 'hidden_size' is missing"):
         hf_config(values)
-    with pytest.raises(InputError, match="a value is of another type than expected"):
+    with pytest.raises(InputError, match="num_hidden_layers is 'two'; expected a whole number"):
         hf_config(config_of("llama") | {"num_hidden_layers": "two"})
 
 

@@ -156,7 +156,7 @@ def test_a_missing_key_and_another_model_are_named(tmp_path):
     values = fla_json(TINY)
     with pytest.raises(InputError, match="the key 'a_low_rank_dim' is missing"):
         fla_config({k: v for k, v in values.items() if k != "a_low_rank_dim"})
-    with pytest.raises(InputError, match="a value is of another type than expected"):
+    with pytest.raises(InputError, match="vocab_size is '32'; expected a whole number"):
         fla_config(values | {"vocab_size": "32"})
     with pytest.raises(InputError, match="another model than `like`: a_rank differs"):
         fla_json(TINY, like=values | {"a_low_rank_dim": 4})

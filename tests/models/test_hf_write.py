@@ -252,6 +252,6 @@ def test_shards_that_are_lost_or_cut_are_named_at_once(tmp_path):
     shards[1].unlink()
     with pytest.raises(InputError, match=rf"lacks 1 of its {len(shards)} shards, {shards[1].name}"):
         open_hf(tmp_path)
-    (tmp_path / "model.safetensors.index.json").write_text("[]")
+    (tmp_path / "model.safetensors.index.json").write_text("{}")
     with pytest.raises(InputError, match="expected JSON with a weight_map"):
         open_hf(tmp_path)

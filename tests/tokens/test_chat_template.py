@@ -5,10 +5,12 @@ import json
 import re
 import sys
 
+import jinja2
 import pytest
 
 from springroll.errors import InputError
 from springroll.program import pip_install
+from springroll.tokens import template_worker
 from springroll.tokens.chat_template import chat_template, special_tokens, template_text
 from tests.tokens.chat_template_golden import EXPECTED, MESSAGES, TEMPLATE, VARIABLES
 
@@ -75,13 +77,15 @@ def test_templates_that_cannot_be_used_are_one_line(folder, text, message):
     assert str(folder) in str(error.value) and "\n" not in str(error.value)
 
 
-def test_without_jinja_its_extra_is_named_when_it_is_needed(folder, monkeypatch):
-    (folder / "chat_template.jinja").write_text("x")
-    template = chat_template(folder)
-    assert template is not None
-    monkeypatch.setitem(sys.modules, "jinja2.sandbox", None)
-    with pytest.raises(InputError, match="'jinja2': " + re.escape(pip_install("hf"))):
-        template(MESSAGES)
+def test_without_jinja_or_with_an_old_one_its_extra_is_named(monkeypatch):
+    install = re.escape(pip_install("hf"))
+    with monkeypatch.context() as patch:
+        patch.setitem(sys.modules, "jinja2.sandbox", None)
+        with pytest.raises(InputError, match=rf"need the package 'jinja2' 3\.1\.6: {install}"):
+            template_worker.environment()
+    monkeypatch.setattr(jinja2, "__version__", "3.1.5")
+    with pytest.raises(InputError, match=rf"3\.1\.6 or newer, and 3\.1\.5 is .*{install}"):
+        template_worker.environment()
 
 
 def test_a_file_that_is_no_text_is_named(folder):

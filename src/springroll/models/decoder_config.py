@@ -26,6 +26,7 @@ from dataclasses import dataclass
 from typing import Any, Literal, TypeAlias, TypeVar, get_args, overload
 
 from springroll.errors import InputError, suggestion
+from springroll.models.config_checks import check_numbers, check_sizes
 from springroll.models.rope import Llama3Scaling, RopeScaling, YarnScaling
 from springroll.trees import PyTree, named_leaves
 
@@ -143,9 +144,10 @@ class DecoderConfig:
     swiglu_limit: float = 0.0  # experts compute (up + 1) gate sigmoid(1.702 gate), clipped; 0: not
 
     def __post_init__(self) -> None:
-        for name in ("vocab", "hidden", "layers", "heads", "kv_heads", "head_dim", "ffn"):
-            if getattr(self, name) < 1:
-                raise InputError(f"{name} is {getattr(self, name)}; it must be at least 1")
+        check_sizes(self, "vocab", "hidden", "layers", "heads", "kv_heads", "head_dim", "ffn")
+        check_sizes(self, "experts", "top_k", "window", least=0)
+        check_numbers(self, "rope_theta", "norm_eps")
+        check_numbers(self, "init_std", "switch_loss", "z_loss", "swiglu_limit", zero=True)
         if self.heads % self.kv_heads:
             raise InputError(
                 f"{self.heads} heads cannot share {self.kv_heads} key-value heads evenly; "
@@ -153,6 +155,12 @@ class DecoderConfig:
             )
         if self.head_dim % 2:
             raise InputError(f"head_dim is {self.head_dim}; rotary positions need an even number")
+        yarn = isinstance(self.rope_scaling, YarnScaling)
+        if yarn and (self.rope_theta < 2 or self.head_dim < 4):
+            raise InputError(
+                f"rope_theta is {self.rope_theta:g} and head_dim {self.head_dim}; YaRN needs at "
+                "least 2 and 4"
+            )
         for name in ("expert_bias", "selection_bias"):
             if getattr(self, name) and not self.experts:
                 raise InputError(f"{name} is set but experts is 0; there is nothing to add it to")

@@ -12,6 +12,9 @@ import jax.numpy as jnp
 import numpy as np
 from jax import Array
 
+from springroll.errors import InputError
+from springroll.models.config_checks import check_numbers
+
 
 @dataclass(frozen=True, kw_only=True)
 class Llama3Scaling:
@@ -25,6 +28,14 @@ class Llama3Scaling:
     low_freq_factor: float = 1.0
     high_freq_factor: float = 4.0
     original_length: int = 8192
+
+    def __post_init__(self) -> None:
+        check_numbers(self, "factor", "low_freq_factor", "high_freq_factor", "original_length")
+        if self.low_freq_factor >= self.high_freq_factor:
+            raise InputError(
+                f"low_freq_factor is {self.low_freq_factor:g} and high_freq_factor "
+                f"{self.high_freq_factor:g}; the first must be smaller"
+            )
 
     @property
     def gain(self) -> float:
@@ -50,6 +61,9 @@ class YarnScaling:
     beta_slow: float = 1.0
     original_length: int = 4096
     truncate: bool = True
+
+    def __post_init__(self) -> None:
+        check_numbers(self, "factor", "beta_fast", "beta_slow", "original_length")
 
     @property
     def gain(self) -> float:

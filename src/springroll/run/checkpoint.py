@@ -22,7 +22,9 @@ import jax.numpy as jnp
 import numpy as np
 
 from springroll.atomic import JsonObject, read_json, replacing, write_json
+from springroll.bounded import opened
 from springroll.errors import InputError
+from springroll.safetensors_map import DTYPES, read_header
 from springroll.trees import PyTree, named_leaves
 
 FORMAT = "springroll-checkpoint-1"
@@ -42,23 +44,7 @@ class Overwritable(Protocol):
 
 # Names of the safetensors format; a dtype without one is stored as U8, its own name kept in the
 # metadata.
-_NAMES = {
-    "bool": "BOOL",
-    "uint8": "U8",
-    "int8": "I8",
-    "uint16": "U16",
-    "int16": "I16",
-    "uint32": "U32",
-    "int32": "I32",
-    "uint64": "U64",
-    "int64": "I64",
-    "float16": "F16",
-    "bfloat16": "BF16",
-    "float32": "F32",
-    "float64": "F64",
-    "float8_e4m3fn": "F8_E4M3",
-    "float8_e5m2": "F8_E5M2",
-}
+_NAMES = {np.dtype(kind).name: name for name, kind in DTYPES.items()}
 
 
 class Damaged(Exception):
@@ -118,16 +104,13 @@ def load(sidecar: Path, template: PyTree, *, prefix: str = "") -> Loaded:
     """
     about = _read_sidecar(sidecar)
     tensors = sidecar.with_suffix(".safetensors")
-    try:
-        with open(tensors, "rb") as file:
-            if hashlib.file_digest(file, "sha256").hexdigest() != about["sha256"]:
-                raise Damaged(f"{tensors} is damaged: its checksum does not hold")
-            leaves = _read_header(file)
-            wanted = _described(template)
-            _compare(tensors, leaves, wanted, prefix)
-            arrays = [_read_leaf(file, leaves[_join(prefix, name)]) for name in wanted]
-    except OSError as error:
-        raise Damaged(f"cannot read {tensors}: {error.strerror}") from None
+    with opened(tensors, Damaged) as file:
+        if hashlib.file_digest(file, "sha256").hexdigest() != about["sha256"]:
+            raise Damaged(f"{tensors} is damaged: its checksum does not hold")
+        leaves = _read_header(file, tensors)
+        wanted = _described(template)
+        _compare(tensors, leaves, wanted, prefix)
+        arrays = [_read_leaf(file, leaves[_join(prefix, name)]) for name in wanted]
     like, structure = jax.tree.flatten(template)
     tree = jax.tree.unflatten(structure, map(_placed, arrays, like))
     return Loaded(tree, about["generation"], about["meta"])
@@ -175,6 +158,7 @@ class _Description(NamedTuple):
     dtype: str  # numpy's name, or "key<implementation>"
     shape: tuple[int, ...]  # of the stored array: for keys the shape of their data
     offset: int = 0  # in the file
+    bytes: int = 0  # there
 
     def __str__(self) -> str:
         return f"{self.dtype}[{','.join(map(str, self.shape))}]"
@@ -250,24 +234,28 @@ def _write_tensors(file: BinaryIO, tree: PyTree) -> tuple[str, int]:
     return digest.hexdigest(), size
 
 
-def _read_header(file: BinaryIO) -> dict[str, _Description]:
+def _read_header(file: BinaryIO, path: Path) -> dict[str, _Description]:
+    """What the file holds, as the reader of models finds it."""
     file.seek(0)
-    length = int.from_bytes(file.read(8), "little")
-    header = json.loads(file.read(length))
-    special = header.pop("__metadata__")
-    names = {stored: name for name, stored in _NAMES.items()}
+    try:
+        header = read_header(file, path)
+    except InputError as error:
+        raise Damaged(str(error)) from None
     return {
         name: _Description(
-            special.get(name, names[about["dtype"]]),
-            tuple(about["shape"]),
-            8 + length + about["data_offsets"][0],
+            header.metadata.get(name, np.dtype(DTYPES[entry.dtype]).name),
+            entry.shape,
+            entry.begin,
+            entry.end - entry.begin,
         )
-        for name, about in header.items()
+        for name, entry in header.entries.items()
     }
 
 
 def _read_leaf(file: BinaryIO, leaf: _Description) -> np.ndarray:
     array = np.empty(leaf.shape, "uint32" if leaf.dtype.startswith("key<") else leaf.dtype)
+    if array.nbytes != leaf.bytes:
+        raise Damaged(f"{file.name} is damaged: {leaf} has {leaf.bytes} bytes there")
     file.seek(leaf.offset)
     file.readinto(array.reshape(-1).view(np.uint8).data)  # type: ignore[attr-defined]
     return array

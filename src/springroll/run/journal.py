@@ -17,6 +17,7 @@ an error.
 """
 
 import json
+import math
 import os
 import struct
 import zlib
@@ -27,7 +28,8 @@ from typing import NamedTuple
 
 import numpy as np
 
-from springroll.errors import InputError
+from springroll.bounded import parse_json
+from springroll.errors import InputError, brief
 
 try:
     import fcntl
@@ -39,6 +41,12 @@ MAGIC = b"SPRGJRN1"
 MARK = b"SRGR"
 _HEAD = struct.Struct("<4sQQI8sB")
 _WORD = struct.Struct("<I")
+_DTYPES = {
+    kind.newbyteorder("<").str.encode(): kind.newbyteorder("<")
+    for kind in map(np.dtype, np.typecodes["AllInteger"] + np.typecodes["Float"] + "?")
+}
+_MAX_AXES = 64  # of a NumPy array
+_MAX_RATIO = 1040  # zlib packs no better
 
 
 class Record(NamedTuple):
@@ -174,7 +182,12 @@ class Journal:
         content = _whole_record(self._handle, start, self._size)
         if content is None:
             raise InputError(f"the journal {self.path} changed while open: damaged at byte {start}")
-        return decode(content)
+        try:
+            return decode(content)
+        except ValueError as error:
+            raise InputError(
+                f"the journal {self.path} is damaged at byte {start}: {error}"
+            ) from None
 
     def __len__(self) -> int:
         return len(self._starts)
@@ -210,22 +223,42 @@ def encode(record: Record) -> bytes:
 
 
 def decode(content: bytes) -> Record:
-    """The inverse of `encode`, for bytes whose checksum is known to hold."""
-    _, generation, seed, _, dtype, ndim = _HEAD.unpack_from(content)
+    """The inverse of `encode`, for bytes whose checksum is known to hold.
+
+    Raises:
+        ValueError: they are no record all the same. No more is unpacked than the shape says, and
+            that is at most what zlib can have packed.
+    """
+    _, generation, seed, length, name, ndim = _HEAD.unpack_from(content)
     shape = struct.unpack_from(f"<{ndim}I", content, _HEAD.size)
-    raw = zlib.decompress(content[_HEAD.size + 4 * ndim : -_WORD.size])
-    fitness = np.frombuffer(raw, np.dtype(dtype.rstrip(b"\0").decode())).reshape(shape)
-    return Record(generation, seed, fitness)
+    dtype = _DTYPES.get(name.rstrip(b"\0"))
+    size = math.prod(shape) * (dtype.itemsize if dtype else 1)
+    if dtype is None or ndim > _MAX_AXES or size > _MAX_RATIO * length:
+        raise ValueError("its dtype or shape is none of a fitness")
+    try:
+        unpack = zlib.decompressobj()
+        raw = unpack.decompress(content[_HEAD.size + 4 * ndim : -_WORD.size], size + 1)
+    except zlib.error as error:
+        raise ValueError(str(error)) from None
+    if len(raw) != size or not unpack.eof or unpack.unused_data:
+        raise ValueError("its payload has another size than its shape")
+    return Record(generation, seed, np.frombuffer(raw, dtype).reshape(shape))
 
 
-def _whole_record(handle: int, position: int, total: int) -> bytes | None:
-    """The bytes of the record at `position`, or None when no undamaged one stands there."""
+def _record_size(handle: int, position: int, total: int) -> int | None:
+    """Bytes of the record that begins at `position`; None where none does or it is cut off."""
     head = _read_at(handle, _HEAD.size, position)
     if len(head) < _HEAD.size or head[:4] != MARK:
         return None
     _, _, _, length, _, ndim = _HEAD.unpack(head)
     size = _HEAD.size + 4 * ndim + length + _WORD.size
-    if position + size > total:
+    return size if position + size <= total else None
+
+
+def _whole_record(handle: int, position: int, total: int) -> bytes | None:
+    """The bytes of the record at `position`, or None when no undamaged one stands there."""
+    size = _record_size(handle, position, total)
+    if size is None:
         return None
     content = _read_at(handle, size, position)
     whole = len(content) == size and zlib.crc32(content[:-4]) == _WORD.unpack(content[-4:])[0]
@@ -233,13 +266,19 @@ def _whole_record(handle: int, position: int, total: int) -> bytes | None:
 
 
 def _whole_record_after(handle: int, position: int, total: int, block: int = 1 << 20) -> bool:
-    """Whether any whole record starts after the damaged one at `position`."""
+    """Whether any whole record starts after the damaged one at `position`.
+
+    A file may be made so that each of its bytes could begin a record as long as the file. After 16
+    times its size and some the answer is yes: it was no kill that left this.
+    """
+    left = 16 * total + (64 << 20)
     position += 1
     while position < total:
         window = _read_at(handle, block + len(MARK) - 1, position)
         found = window.find(MARK)
         while found >= 0:
-            if _whole_record(handle, position + found, total) is not None:
+            left -= _record_size(handle, position + found, total) or 0
+            if left < 0 or _whole_record(handle, position + found, total) is not None:
                 return True
             found = window.find(MARK, found + 1)
         position += block
@@ -264,13 +303,16 @@ def _read_header(path: Path, handle: int) -> tuple[str, int]:
     content = _read_at(handle, end, 0) if length < 1 << 16 else b""
     if len(content) < end or zlib.crc32(content[:-4]) != _WORD.unpack(content[-4:])[0]:
         raise InputError(f"the journal {path} is damaged at byte 0 (its header); restore the file")
-    header = json.loads(content[len(start) : -4])
-    if header["version"] != VERSION:
+    header = parse_json(content[len(start) : -4], f"the header of the journal {path}")
+    version, run_id = (
+        header.get(name) if isinstance(header, dict) else None for name in ("version", "run_id")
+    )
+    if version != VERSION or not isinstance(run_id, str):
         raise InputError(
-            f"the journal {path} has format version {header['version']}; "
+            f"the journal {path} has format version {brief(version)}; "
             f"this springroll reads version {VERSION}"
         )
-    return header["run_id"], end
+    return run_id, end
 
 
 def _read_at(handle: int, size: int, position: int) -> bytes:

@@ -1,11 +1,11 @@
 """Plain bytes as tokens, and the same as a `tokenizer.json` that other programs load."""
 
-import json
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TypeAlias
 
+from springroll import atomic
 from springroll.atomic import JsonObject, write_json
 from springroll.errors import InputError
 from springroll.tokens.chat_template import Messages
@@ -75,10 +75,10 @@ def is_byte_tokenizer(path: Path) -> bool:
     if path.stat().st_size > 100_000:  # most are megabytes and need not be parsed for this
         return False
     try:
-        parsed = json.loads(path.read_bytes())
-        return all(parsed[part] == written[part] for part in ("model", "post_processor"))
-    except (ValueError, KeyError, TypeError):
+        parsed = atomic.read_json(path)
+    except InputError:
         return False
+    return all(parsed.get(part) == written[part] for part in ("model", "post_processor"))
 
 
 def _tokenizer_json() -> JsonObject:

@@ -1,33 +1,30 @@
-"""Messages as the text a model was trained to answer: the Jinja template of its folder, sandboxed.
+"""Messages as the text a model was trained to answer: the Jinja template of its folder.
 
-A template comes with the checkpoint and is a program: it runs where it can change nothing and call
-nothing but what is given here, which is what templates are written for by Hugging Face.
+A template comes with the checkpoint and is a program: it runs in a process of its own (see
+`template_worker`), which is killed when it takes too long.
 """
 
-import datetime
+import atexit
 import functools
-import importlib
 import json
+import threading
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import Any, Protocol, TypeAlias
+from typing import TypeAlias
 
 from springroll import atomic
 from springroll.atomic import JsonObject
+from springroll.bounded import read_text
 from springroll.errors import InputError
-from springroll.program import pip_install
+from springroll.worker import Worker, WorkerLost
 
 Messages: TypeAlias = Sequence[Mapping[str, str]]
 """What was said: {"role": ..., "content": ...}."""
 Render: TypeAlias = Callable[..., str]
 
-
-class Template(Protocol):
-    """A compiled template of the package jinja2."""
-
-    def render(self, **variables: object) -> str: ...
-
-
+SECONDS = 10.0  # that a text may take; usual ones take a thousandth
+_ONE_AT_A_TIME = threading.Lock()
+_LONGEST = 1_000_000  # bytes of a template; the largest published has a twentieth
 _FILE = "chat_template.jinja"
 _SPECIAL = ("bos_token", "eos_token", "unk_token", "pad_token", "sep_token", "cls_token")
 
@@ -38,19 +35,18 @@ def template_text(folder: str | Path) -> str | None:
     Of several named ones it is that of the name "default".
     """
     folder = Path(folder)
-    try:
-        return (folder / _FILE).read_text(encoding="utf-8")
-    except FileNotFoundError:
-        template = settings(folder).get("chat_template")
-    except (OSError, ValueError) as error:
-        raise InputError(f"cannot read {folder / _FILE}: {error}") from None
+    if (folder / _FILE).exists():
+        return read_text(folder / _FILE, _LONGEST)
+    template = settings(folder).get("chat_template")
     if isinstance(template, list):
         named = {
             entry.get("name"): entry.get("template")
             for entry in template
-            if isinstance(entry, dict)
+            if isinstance(entry, dict) and isinstance(entry.get("name"), str)
         }
         template = named.get("default")
+    if isinstance(template, str) and len(template) > _LONGEST:
+        raise InputError(f"the chat template of {folder} is larger than 1 MB")
     return template if isinstance(template, str) else None
 
 
@@ -62,7 +58,8 @@ def settings(folder: str | Path) -> JsonObject:
 
 def special_tokens(folder: str | Path) -> dict[str, str]:
     """The special tokens that tokenizer_config.json names, as text."""
-    named = {name: settings(folder).get(name) for name in _SPECIAL}
+    said = settings(folder)
+    named = {name: said.get(name) for name in _SPECIAL}
     texts = {name: t.get("content") if isinstance(t, dict) else t for name, t in named.items()}
     return {name: text for name, text in texts.items() if isinstance(text, str)}
 
@@ -71,72 +68,51 @@ def chat_template(folder: str | Path) -> Render | None:
     """A function of messages to text; None where the folder has no template.
 
     Its further arguments are variables of the template, such as `enable_thinking=False`;
-    `add_generation_prompt` is true unless said otherwise.
+    `add_generation_prompt` is true unless said otherwise. They are what JSON can say.
 
-    The function raises InputError when the package `jinja2` is missing, the template is none, or
-    it refuses the messages.
+    The function raises InputError when the package `jinja2` is missing, the template is none, it
+    refuses the messages, or exceeds a limit: `SECONDS`, and the memory and length of
+    `template_worker`.
     """
     text = template_text(folder)
     if text is None:
         return None
-    compiled = functools.cache(lambda: _compiled(text, folder))  # at first use: needs a package
     tokens = special_tokens(folder)
 
     def render(messages: Messages, **variables: object) -> str:
-        template = compiled()
         defaults = {"add_generation_prompt": True, "tools": None, "documents": None}
-        try:
-            return template.render(**tokens | defaults | variables, messages=list(messages))
-        except Exception as error:  # a template may fail in any way
-            raise InputError(
-                f"the chat template of {folder} refuses these messages: {_first_line(error)}"
-            ) from None
+        said = list(map(dict, messages))
+        return _rendered(text, str(folder), tokens | defaults | variables | {"messages": said})
 
     return render
 
 
-def _compiled(text: str, folder: str | Path) -> Template:
+def _rendered(text: str, folder: str, variables: Mapping[str, object]) -> str:
     try:
-        sandbox = importlib.import_module("jinja2.sandbox")
-        ext = importlib.import_module("jinja2.ext")
-        nodes = importlib.import_module("jinja2.nodes")
-    except ImportError:
+        request = json.dumps({"template": text, "variables": dict(variables)}).encode()
+    except (TypeError, ValueError, RecursionError) as error:
         raise InputError(
-            f"the chat template of {folder} needs the package 'jinja2': {pip_install('hf')}"
+            f"the chat template of {folder} takes what JSON can say, and not: {error}"
         ) from None
-
-    class Generation(ext.Extension):
-        """`{% generation %}` marks what a model says, for training; here it changes nothing."""
-
-        tags = {"generation"}  # noqa: RUF012
-
-        def parse(self, parser: Any) -> Any:
-            line = next(parser.stream).lineno
-            body = parser.parse_statements(("name:endgeneration",), drop_needle=True)
-            return nodes.Scope(body, lineno=line)
-
-    environment = sandbox.ImmutableSandboxedEnvironment(
-        trim_blocks=True, lstrip_blocks=True, extensions=[ext.loopcontrols, Generation]
-    )
-    environment.filters["tojson"] = _tojson
-    environment.globals["raise_exception"] = _raise_exception
-    environment.globals["strftime_now"] = lambda form: datetime.datetime.now().strftime(form)
     try:
-        return environment.from_string(text)
-    except Exception as error:  # whatever a compiler raises over a text
-        raise InputError(f"the chat template of {folder} is none: {_first_line(error)}") from None
+        with _ONE_AT_A_TIME:
+            answer, rendered = _renderer().ask({}, request)
+    except WorkerLost as lost:
+        reason = f"it takes more than {SECONDS:g} s" if lost.kind == "timeout" else "it crashes"
+        answer, rendered = {"refused": reason}, b""
+    if "none" in answer:
+        raise InputError(f"the chat template of {folder} is none: {answer['none']}")
+    if "refused" in answer:
+        raise InputError(
+            f"the chat template of {folder} refuses these messages: {answer['refused']}"
+        )
+    return rendered.decode(errors="surrogatepass")
 
 
-def _tojson(
-    value: object, ensure_ascii: bool = False, indent: int | None = None, **options: Any
-) -> str:
-    """JSON as it is; Jinja's own filter would write <, > and & in another way."""
-    return json.dumps(value, ensure_ascii=ensure_ascii, indent=indent, **options)
-
-
-def _raise_exception(message: str) -> None:
-    raise ValueError(message)
-
-
-def _first_line(error: Exception) -> str:
-    return (str(error).strip() or type(error).__name__).split("\n")[0][:200]
+@functools.cache
+def _renderer() -> Worker:
+    """One process for all templates, which starts with the first text."""
+    module = "springroll.tokens.template_worker"
+    worker = Worker(module, limit=SECONDS, what="the renderer of chat templates")
+    atexit.register(worker.end)
+    return worker

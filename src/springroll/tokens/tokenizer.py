@@ -3,19 +3,23 @@
 The tokenizer.json of a Hugging Face folder, with what the other files say about its tokens.
 """
 
+import contextlib
 import importlib
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Protocol
+from typing import Protocol, TypeGuard
 
 from springroll import atomic
 from springroll.atomic import JsonObject
+from springroll.bounded import read_bytes
 from springroll.errors import InputError
 from springroll.program import pip_install
 from springroll.tokens.byte_tokenizer import TokenIds, byte_tokenizer, is_byte_tokenizer
 from springroll.tokens.chat_template import Messages, Render, chat_template, special_tokens
 from springroll.tokens.world_tokenizer import FILE, world_tokenizer
+
+_MOST = 100_000_000  # bytes of a tokenizer.json; that of the largest vocabulary has a third
 
 
 class Encoding(Protocol):
@@ -50,14 +54,20 @@ class HfTokenizer:
         return self.template is not None
 
     def encode(self, text: str, special: bool = True) -> TokenIds:
-        return self.loaded.encode(text, add_special_tokens=special).ids
+        with self._said():
+            return self.loaded.encode(text, add_special_tokens=special).ids
 
     def encode_all(self, texts: Sequence[str]) -> list[TokenIds]:
-        return [encoding.ids for encoding in self.loaded.encode_batch(list(texts))]
+        with self._said():
+            return [encoding.ids for encoding in self.loaded.encode_batch(list(texts))]
 
     def decode(self, tokens: Sequence[int]) -> str:
         in_vocabulary = [int(token) for token in tokens if 0 <= token < self.vocab]
-        return self.loaded.decode(in_vocabulary, skip_special_tokens=True)
+        with self._said():
+            return self.loaded.decode(in_vocabulary, skip_special_tokens=True)
+
+    def _said(self) -> contextlib.AbstractContextManager[None]:
+        return _of_the_package(f"the tokenizer of {self.folder} fails")
 
     def chat(self, messages: Messages, **variables: object) -> str:
         if self.template is None:
@@ -82,22 +92,22 @@ def hf_tokenizer(folder: str | Path) -> HfTokenizer:
         package = importlib.import_module("tokenizers")
     except ImportError:
         raise InputError(f"{path} needs the package 'tokenizers': {pip_install('hf')}") from None
-    try:
-        loaded = package.Tokenizer.from_file(str(path))
-    except Exception as error:  # the package raises plain Exception
-        raise InputError(f"cannot read {path}: {error}") from None
-    loaded.no_padding()  # settings of training that some files still hold
-    loaded.no_truncation()
+    content = read_bytes(path, _MOST)
     tokens = special_tokens(folder)
-    end = _end(folder, loaded.token_to_id(tokens.get("eos_token", "")))
-    pad = loaded.token_to_id(tokens.get("pad_token", ""))
+    with _of_the_package(f"cannot read {path}"):
+        loaded = package.Tokenizer.from_buffer(content)
+        loaded.no_padding()  # settings of training that some files still hold
+        loaded.no_truncation()
+        vocab = max(loaded.get_vocab(with_added_tokens=True).values(), default=-1) + 1
+        named, pad = (loaded.token_to_id(tokens.get(f"{x}_token", "")) for x in ("eos", "pad"))
+    end = _end(folder, named)
     if pad is None:
         pad = _config(folder, "config.json").get("pad_token_id")
     return HfTokenizer(
         folder=folder,
         loaded=loaded,
-        vocab=max(loaded.get_vocab(with_added_tokens=True).values(), default=-1) + 1,
-        pad=pad if isinstance(pad, int) else min(end, default=0),
+        vocab=vocab,
+        pad=pad if _is_token(pad) else min(end, default=0),
         end=end,
         template=chat_template(folder),
     )
@@ -108,7 +118,22 @@ def _end(folder: Path, named: int | None) -> frozenset[int]:
     for file in ("generation_config.json", "config.json"):
         stated = _config(folder, file).get("eos_token_id")
         tokens += stated if isinstance(stated, list) else [stated]
-    return frozenset(token for token in tokens if isinstance(token, int))
+    return frozenset(filter(_is_token, tokens))
+
+
+def _is_token(value: object) -> TypeGuard[int]:
+    return type(value) is int and 0 <= value < 1 << 31
+
+
+@contextlib.contextmanager
+def _of_the_package(trouble: str) -> Iterator[None]:
+    """Whatever the package `tokenizers` raises as an InputError; a panic of it is no Exception."""
+    try:
+        yield
+    except (KeyboardInterrupt, SystemExit):
+        raise
+    except BaseException as error:
+        raise InputError(f"{trouble}: {error}") from None
 
 
 def _config(folder: Path, file: str) -> JsonObject:

@@ -11,16 +11,21 @@ rwkv_vocab_v20230424.txt, which the package `rwkv` carries too.
 
 import ast
 import importlib.util
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from springroll.bounded import read_text
 from springroll.errors import InputError
 from springroll.tokens.byte_tokenizer import TokenIds
 from springroll.tokens.chat_template import Messages, Render, chat_template
 
 FILE = "rwkv_vocab_v20230424.txt"
+
+_MOST = 2_000_000  # bytes of a vocabulary; the published one has half
+_LITERAL = re.compile(r"""b?(?:'(?:[^'\\]|\\.)*'|"(?:[^"\\]|\\.)*")""")  # one, of text or bytes
 
 # A node of the trie: by byte the next node, and under -1 the token that ends here.
 Trie = dict[int, Any]
@@ -92,18 +97,17 @@ def read_vocabulary(path: Path) -> dict[int, bytes]:
     Raises:
         InputError: the file cannot be read, a line is damaged, or a byte has no token.
     """
-    try:
-        lines = path.read_text(encoding="utf-8").removesuffix("\n").split("\n")
-    except (OSError, ValueError) as error:
-        raise InputError(f"cannot read {path}: {error}") from None
+    lines = read_text(path, _MOST).removesuffix("\n").split("\n")
     words: dict[int, bytes] = {}
     for number, line in enumerate(lines, 1):
         try:
             token, _, rest = line.partition(" ")
             literal, _, length = rest.rpartition(" ")
+            if _LITERAL.fullmatch(literal) is None:
+                raise ValueError
             word = ast.literal_eval(literal)
-            word = word.encode() if isinstance(word, str) else bytes(word)
-            if len(word) != int(length):
+            word = word.encode() if isinstance(word, str) else word
+            if len(word) != int(length) or not 0 < int(token) < 1 << 31:
                 raise ValueError
             words[int(token)] = word
         except (ValueError, SyntaxError, TypeError):

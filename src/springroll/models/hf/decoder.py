@@ -6,26 +6,30 @@ the one that gives the same shape is taken.
 """
 
 import dataclasses
-import itertools
 from collections.abc import Callable, Iterator
 
 from springroll.atomic import JsonObject
-from springroll.errors import InputError
+from springroll.errors import InputError, brief
 from springroll.models.decoder import decoder
 from springroll.models.decoder_config import DecoderConfig, shapes
+from springroll.models.hf.config_values import Values
 from springroll.models.hf.family import Family, Naming, Stored
 from springroll.models.rope import Llama3Scaling, RopeScaling, YarnScaling
 
-FAMILIES: dict[str, Callable[[JsonObject], JsonObject]] = {
+FAMILIES: dict[str, Callable[[Values], JsonObject]] = {
     "llama": lambda c: _biases(c),
     "qwen2": lambda c: {"qkv_bias": True},
     "qwen3": lambda c: {"qk_norm": "head", **_biases(c)},
     "qwen3_moe": lambda c: {
         "qk_norm": "head",
         **_biases(c),
-        **_experts(c, c["moe_intermediate_size"]),
+        **_experts(c, c.whole("moe_intermediate_size")),
     },
-    "olmoe": lambda c: {"qk_norm": "whole", **_biases(c), **_experts(c, c["intermediate_size"])},
+    "olmoe": lambda c: {
+        "qk_norm": "whole",
+        **_biases(c),
+        **_experts(c, c.whole("intermediate_size")),
+    },
 }
 
 
@@ -33,96 +37,106 @@ def hf_config(values: JsonObject, where: str = "config.json") -> DecoderConfig:
     """The configuration that the keys of a `config.json` describe, in its old and new spelling.
 
     Raises:
-        InputError: another architecture, an unknown rope type, a sliding window, a missing key.
+        InputError: another architecture, an unknown rope type, a sliding window; a key that is
+            missing, of another type, or out of range.
     """
     family = values.get("model_type")
-    if family not in FAMILIES:
-        raise InputError(f"{where}: model_type is {family!r}; known are {', '.join(FAMILIES)}")
-    _refuse_others(values, str(family), where)
+    if not isinstance(family, str) or family not in FAMILIES:
+        raise InputError(f"{where}: model_type is {brief(family)}; known are {', '.join(FAMILIES)}")
+    said = Values(values, where)
+    _refuse_others(said, family)
+    heads, hidden = said.whole("num_attention_heads"), said.whole("hidden_size")
+    fields: JsonObject = {
+        "vocab": said.whole("vocab_size"),
+        "hidden": hidden,
+        "layers": said.whole("num_hidden_layers"),
+        "heads": heads,
+        "kv_heads": said.whole("num_key_value_heads", heads),
+        "head_dim": said.whole("head_dim", max(hidden // heads, 1)),
+        "ffn": said.whole("intermediate_size"),
+        "norm_eps": said.number("rms_norm_eps", 1e-6),
+        "tied": said.flag("tie_word_embeddings"),
+        "init_std": said.number("initializer_range", 0.02),
+    }
     try:
-        heads = values["num_attention_heads"]
-        fields: JsonObject = {
-            "vocab": values["vocab_size"],
-            "hidden": values["hidden_size"],
-            "layers": values["num_hidden_layers"],
-            "heads": heads,
-            "kv_heads": values.get("num_key_value_heads") or heads,
-            "head_dim": values.get("head_dim") or values["hidden_size"] // heads,
-            "ffn": values["intermediate_size"],
-            "norm_eps": values.get("rms_norm_eps", 1e-6),
-            "tied": values.get("tie_word_embeddings", False),
-            "init_std": values.get("initializer_range", 0.02),
-        }
-        return DecoderConfig(**(fields | _rope(values, where) | FAMILIES[family](values)))
-    except KeyError as missing:
-        raise InputError(f"{where}: the key {missing} is missing") from None
-    except TypeError as error:
-        raise InputError(f"{where}: a value is of another type than expected ({error})") from None
+        return DecoderConfig(**(fields | _rope(said) | FAMILIES[family](said)))
+    except InputError as error:
+        line = str(error)
+        raise InputError(line if line.startswith(where) else f"{where}: {line}") from None
 
 
-def _refuse_others(values: JsonObject, family: str, where: str) -> None:
+def _refuse_others(said: Values, family: str) -> None:
     """Raise InputError for settings of a family that this decoder has not."""
-    windows = {"sliding_attention", "chunked_attention"} & set(values.get("layer_types") or ())
-    if values.get("use_sliding_window") or windows:
-        raise InputError(f"{where}: attention within a sliding window is not supported")
-    if family == "llama" and values.get("sliding_window") is not None:
-        raise InputError(f"{where}: attention within a sliding window is not supported")
-    if family == "qwen3_moe" and (
-        values.get("mlp_only_layers") or values.get("decoder_sparse_step", 1) != 1
-    ):
-        raise InputError(f"{where}: layers with and without experts in turns are not supported")
+    kinds = said.items("layer_types")
+    windows = any(kind in kinds for kind in ("sliding_attention", "chunked_attention"))
+    window = family == "llama" and said.get("sliding_window") is not None
+    if said.get("use_sliding_window") or windows or window:
+        raise InputError(f"{said.where}: attention within a sliding window is not supported")
+    in_turns = said.get("mlp_only_layers") or said.get("decoder_sparse_step") not in (None, 1)
+    if family == "qwen3_moe" and in_turns:
+        raise InputError(
+            f"{said.where}: layers with and without experts in turns are not supported"
+        )
     for name, only in (("mlp_bias", False), ("clip_qkv", None), ("hidden_act", "silu")):
-        if (values.get(name, only) or None) != (only or None):
-            raise InputError(f"{where}: {name} {values[name]!r} is not supported, only {only}")
+        given = said.get(name)
+        if given and given != only:
+            raise InputError(f"{said.where}: {name} {brief(given)} is not supported, only {only}")
 
 
-def _biases(values: JsonObject) -> JsonObject:
+def _biases(said: Values) -> JsonObject:
     """`attention_bias` is of all four matrices (Qwen2 has its own rule)."""
-    return dict.fromkeys(("qkv_bias", "o_bias"), bool(values.get("attention_bias", False)))
+    return dict.fromkeys(("qkv_bias", "o_bias"), said.flag("attention_bias"))
 
 
-def _experts(values: JsonObject, ffn: int) -> JsonObject:
+def _experts(said: Values, ffn: int) -> JsonObject:
+    # transformers 5 writes the second for Qwen3-MoE, though all its folders have the first.
+    name = "num_local_experts" if said.get("num_experts") is None else "num_experts"
     return {
-        # transformers 5 writes the second for Qwen3-MoE, though all its folders have the first.
-        "experts": values.get("num_experts") or values["num_local_experts"],
-        "top_k": values["num_experts_per_tok"],
-        "renormalise": values.get("norm_topk_prob", False),
+        "experts": said.whole(name),
+        "top_k": said.whole("num_experts_per_tok"),
+        "renormalise": said.flag("norm_topk_prob"),
         "ffn": ffn,
     }
 
 
-def _rope(values: JsonObject, where: str) -> JsonObject:
+def _rope(said: Values) -> JsonObject:
     """Base and scaling: `rope_parameters`, or before transformers 5 `rope_theta` and
     `rope_scaling`."""
-    rope = values.get("rope_parameters") or values.get("rope_scaling") or {}
-    theta = rope.get("rope_theta", values.get("rope_theta", 10000.0))
-    kind = rope.get("rope_type", rope.get("type", "default"))
-    length: int = rope.get("original_max_position_embeddings") or values.get(
-        "max_position_embeddings", 0
-    )
-    if rope.get("partial_rotary_factor", values.get("partial_rotary_factor", 1.0)) != 1.0:
-        raise InputError(f"{where}: partial_rotary_factor, other than 1, is not supported")
+    rope = said.section("rope_parameters" if said.get("rope_parameters") else "rope_scaling")
+    theta = rope.number("rope_theta", said.number("rope_theta", 10000.0))
+    kind = rope.get("rope_type") or rope.get("type") or "default"
+    if rope.number("partial_rotary_factor", said.number("partial_rotary_factor", 1.0)) != 1.0:
+        raise InputError(f"{said.where}: partial_rotary_factor, other than 1, is not supported")
     scaling: RopeScaling | None
     if kind == "default":
         scaling = None
     elif kind == "llama3":
         scaling = Llama3Scaling(
-            factor=rope["factor"],
-            low_freq_factor=rope["low_freq_factor"],
-            high_freq_factor=rope["high_freq_factor"],
-            original_length=length,
+            factor=rope.number("factor"),
+            low_freq_factor=rope.number("low_freq_factor"),
+            high_freq_factor=rope.number("high_freq_factor"),
+            original_length=_original_length(said, rope),
         )
-    elif kind == "yarn" and not {"mscale", "attention_factor"} & {k for k in rope if rope[k]}:
+    elif kind == "yarn" and not (rope.get("mscale") or rope.get("attention_factor")):
         scaling = YarnScaling(
-            factor=rope["factor"],
-            beta_fast=rope.get("beta_fast") or 32.0,
-            beta_slow=rope.get("beta_slow") or 1.0,
-            original_length=length,
-            truncate=rope.get("truncate", True),
+            factor=rope.number("factor"),
+            beta_fast=rope.number("beta_fast", 32.0),
+            beta_slow=rope.number("beta_slow", 1.0),
+            original_length=_original_length(said, rope),
+            truncate=rope.flag("truncate", True),
         )
     else:
-        raise InputError(f"{where}: rope type {kind!r}, with these settings, is not supported")
+        raise InputError(
+            f"{said.where}: rope type {brief(kind)}, with these settings, is not supported"
+        )
     return {"rope_theta": float(theta), "rope_scaling": scaling}
+
+
+def _original_length(said: Values, rope: Values) -> int:
+    name, most = "original_max_position_embeddings", 2**40
+    if rope.get(name) is None:
+        return said.whole("max_position_embeddings", most=most)
+    return rope.whole(name, most=most)
 
 
 ARCHITECTURES = {
@@ -251,8 +265,9 @@ def checkpoint_names(
         yield (), stem + kind if leaf == "lm_head" else f"model.{stem}{kind}"
         return
     layers = range(shape[0]) if layer is None else (layer,)
-    experts = [range(shape[1])] if "experts" in inside else []
-    for index in itertools.product(layers, *experts):
+    experts = range(shape[1]) if "experts" in inside else None
+    # Not `itertools.product`, which makes all of a range at once: sizes are as a file says.
+    for index in ((i, *e) for i in layers for e in ([()] if experts is None else zip(experts))):
         parts = ["model.layers", str(index[0]), *inside[1:], *map(str, index[1:])]
         yield index, ".".join([*parts, stem]) + kind
 
@@ -268,8 +283,11 @@ DECODER = Family(
     config=DecoderConfig,
     model=decoder,
     shapes=shapes,
-    # The head of tied models; a table of old checkpoints.
-    naming=Naming(_stored, unread=("lm_head.weight", "rotary_emb.inv_freq")),
+    naming=Naming(
+        _stored,
+        unread=("rotary_emb.inv_freq",),  # a table of old checkpoints
+        copies={"lm_head.weight": "model.embed_tokens.weight"},  # of tied models
+    ),
     read=hf_config,
     write=config_json,
 )

@@ -1,7 +1,7 @@
 """What a checkpoint and a parameter tree must know of each other, for any kind of model."""
 
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass, field
 from typing import Generic, NamedTuple, TypeAlias, TypeVar
 
 import numpy as np
@@ -44,11 +44,13 @@ class Naming(Generic[C]):
 
     `stored(config, path, shape, layer)` yields every tensor of the leaf at that path, whose whole
     shape is given, or with a layer those of that layer. A leaf may have parts that no checkpoint
-    has; they are zero. `unread` are endings of names that are passed over.
+    has; they are zero. `unread` are endings of names that are passed over. `copies` are names that
+    a model may not need, and of which tensor they are then copies.
     """
 
     stored: Callable[[C, str, tuple[int, ...], int | None], Iterator[Stored]]
     unread: tuple[str, ...] = ()
+    copies: Mapping[str, str] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)

@@ -1,9 +1,9 @@
 """The files of a model: which there are, what model they hold, and views of all its tensors."""
 
-import json
+import os
 from collections.abc import Mapping
 from dataclasses import dataclass
-from pathlib import Path
+from pathlib import Path, PurePosixPath, PureWindowsPath
 from typing import Any
 
 import jax.numpy as jnp
@@ -11,14 +11,14 @@ import numpy as np
 
 from springroll import atomic
 from springroll.atomic import JsonObject
-from springroll.errors import InputError
+from springroll.errors import InputError, brief
 from springroll.models.decoder_config import shape_leaves
 from springroll.models.hf.decoder import DECODER
 from springroll.models.hf.decoder import FAMILIES as DECODERS
 from springroll.models.hf.family import Config, Family, Naming, Stored
 from springroll.models.hf.pth import mapped_pth
 from springroll.models.hf.rwkv7 import RWKV7_FAMILY, blinkdl, blinkdl_config
-from springroll.safetensors_map import mapped
+from springroll.safetensors_map import forget, mapped
 
 INDEX = "model.safetensors.index.json"
 SINGLE = "model.safetensors"
@@ -53,8 +53,8 @@ def read_config(folder: str | Path) -> Config:
         return blinkdl_config(_tensors_of(lone), str(lone))
     values, where = read_json(folder), Path(folder) / "config.json"
     kind = values.get("model_type")
-    if kind not in FAMILIES:
-        raise InputError(f"{where}: model_type is {kind!r}; known are {', '.join(FAMILIES)}")
+    if not isinstance(kind, str) or kind not in FAMILIES:
+        raise InputError(f"{where}: model_type is {brief(kind)}; known are {', '.join(FAMILIES)}")
     return FAMILIES[kind].read(values, str(where))
 
 
@@ -66,12 +66,15 @@ def read_json(folder: str | Path) -> JsonObject:
 def open_hf(folder: str | Path, config: Config | None = None) -> Checkpoint:
     """Open a folder; no weights are read, but all that can be wrong with them is found.
 
+    Only a head that the config calls a copy of the embedding is compared with it, where a folder
+    holds one.
+
     Args:
         config: by default that of the folder's config.json, or of a lone file's tensors.
 
     Raises:
         InputError: a file is missing, truncated or damaged, a tensor is missing, has another shape
-            than the config says, is quantized, or would not be read.
+            than the config says, is quantized, or would not be read; a copy is none.
     """
     config = read_config(folder) if config is None else config
     lone = _lone_file(Path(folder))
@@ -82,7 +85,11 @@ def open_hf(folder: str | Path, config: Config | None = None) -> Checkpoint:
         for stored in naming.stored(config, path, shape, None):
             _check(tensors, stored, path)
             needed.add(stored.name)
-    unread = [n for n in tensors if n not in needed and not n.endswith(naming.unread)]
+    others = tensors.keys() - needed
+    for name in others & naming.copies.keys():
+        _check_copy(folder, tensors, name, naming.copies[name])
+    known = (*naming.unread, *naming.copies)
+    unread = [n for n in tensors if n in others and not n.endswith(known)]
     if unread:
         raise InputError(
             f"{folder} holds {len(unread)} tensors that the model of its config.json has not, "
@@ -111,12 +118,28 @@ def _check(tensors: Mapping[str, np.ndarray], stored: Stored, path: str) -> None
         )
 
 
+def _check_copy(folder: str | Path, tensors: Mapping[str, np.ndarray], name: str, of: str) -> None:
+    """Raise InputError unless a tensor has the bytes of another; compared some rows at a time."""
+    copy, original = tensors[name], tensors[of]
+    same = copy.shape == original.shape and copy.dtype == original.dtype
+    rows = max(1, (1 << 24) * len(original) // original.nbytes)  # 16 MiB
+    for start in range(0, len(original), rows) if same else ():
+        a, b = copy[start : start + rows], original[start : start + rows]
+        same = same and np.array_equal(a.view(np.uint8), b.view(np.uint8))
+        forget(a)
+        forget(b)
+    if not same:
+        raise InputError(
+            f"{folder} holds a {name} that differs from {of}, and its config.json says that they "
+            "are one (tie_word_embeddings); set it to false there, or remove the tensor"
+        )
+
+
 def _config_values(folder: Path) -> JsonObject:
     try:
-        values = json.loads((folder / "config.json").read_text())
-    except (OSError, ValueError):
+        return read_json(folder)
+    except InputError:
         return {}
-    return values if isinstance(values, dict) else {}
 
 
 def _lone_file(path: Path) -> Path | None:
@@ -136,21 +159,37 @@ def _tensors_of(file: Path) -> dict[str, np.ndarray]:
 
 def _tensors(folder: Path) -> dict[str, np.ndarray]:
     """Tensor name -> view of the mapped file that holds it."""
-    index = folder / INDEX
-    if index.exists():
-        try:
-            where: dict[str, str] = json.loads(index.read_text())["weight_map"]
-            names = sorted(set(where.values()))
-        except (OSError, ValueError, KeyError, TypeError, AttributeError):
-            raise InputError(f"cannot read {index}: expected JSON with a weight_map") from None
-        lost = [name for name in names if not (folder / name).is_file()]
-        if lost:
-            raise InputError(
-                f"{folder} lacks {len(lost)} of its {len(names)} shards, {lost[0]} first; "
-                "download it again"
-            )
+    if (folder / INDEX).exists():
+        names = _shards(folder)
     elif (folder / SINGLE).exists():
         names = [SINGLE]
     else:
         raise InputError(f"{folder} holds neither {SINGLE} nor {INDEX}")
-    return {name: view for file in names for name, view in mapped(folder / file).items()}
+    tensors: dict[str, np.ndarray] = {}
+    for file in names:
+        found = mapped(folder / file)
+        twice = next((name for name in found if name in tensors), None)
+        if twice is not None:
+            raise InputError(f"{folder} holds {twice} twice, the second time in {file}")
+        tensors |= found
+    return tensors
+
+
+def _shards(folder: Path) -> list[str]:
+    """The files that an index names, all of which are there."""
+    index = folder / INDEX
+    where = atomic.read_json(index).get("weight_map")
+    if not isinstance(where, dict) or not all(isinstance(name, str) for name in where.values()):
+        raise InputError(f"cannot read {index}: expected JSON with a weight_map of texts")
+    names = sorted(set(where.values()))
+    for name in names:
+        paths = PurePosixPath(name), PureWindowsPath(name)
+        if any(path.anchor or ".." in path.parts for path in paths):
+            raise InputError(f"{index} names {name}, which lies outside of the folder")
+    lost = [name for name in names if not os.path.isfile(folder / name)]
+    if lost:
+        raise InputError(
+            f"{folder} lacks {len(lost)} of its {len(names)} shards, {lost[0]} first; "
+            "download it again"
+        )
+    return names

@@ -6,6 +6,7 @@ one by one into their place, so that the peak is what they are copied into; the 
 that were read are given back.
 """
 
+import math
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -15,6 +16,7 @@ import numpy as np
 from jax.typing import DTypeLike
 
 from springroll.hub import hf_folder
+from springroll.memory import available_bytes, check_fits
 from springroll.models.hf.family import Config, Model, Stored
 from springroll.models.hf.files import Checkpoint, family_of, leaves_of, open_hf
 from springroll.safetensors_map import forget
@@ -34,10 +36,12 @@ def load_hf(folder: str | Path, dtype: DTypeLike | None = None) -> tuple[Model, 
         (a `Decoder` or `RWKV7`, params); params are on the default device, read leaf by leaf.
 
     Raises:
-        InputError: an architecture that is not supported; a missing, truncated or other file.
+        InputError: an architecture that is not supported; a missing, truncated or other file; more
+            weights than memory has room for.
     """
     checkpoint = open_hf(hf_folder(folder))
     config = checkpoint.config
+    _check_fits(checkpoint, dtype, str(folder), available_bytes())
     leaves = (jnp.asarray(leaf) for leaf in _leaves(checkpoint, dtype))
     return family_of(config).model(config), jax.tree.unflatten(_structure(config), leaves)
 
@@ -49,9 +53,11 @@ def read_params(folder: str | Path, config: Config, dtype: DTypeLike | None = No
         dtype: of all leaves; by default as stored.
 
     Raises:
-        InputError: as `open_hf`, before anything is allocated.
+        InputError: as `open_hf`, or more than memory has room for; before anything is allocated.
     """
-    return jax.tree.unflatten(_structure(config), _leaves(open_hf(folder, config), dtype))
+    checkpoint = open_hf(folder, config)
+    _check_fits(checkpoint, dtype, str(folder))
+    return jax.tree.unflatten(_structure(config), _leaves(checkpoint, dtype))
 
 
 def read_layer(checkpoint: Checkpoint, layer: int, dtype: DTypeLike | None = None) -> Params:
@@ -118,6 +124,16 @@ def _leaves(checkpoint: Checkpoint, dtype: DTypeLike | None) -> Iterator[np.ndar
         leaf = np.zeros(shape, _dtype(checkpoint, path, shape, dtype))
         read_into(checkpoint, path, leaf)
         yield leaf
+
+
+def _check_fits(
+    checkpoint: Checkpoint, dtype: DTypeLike | None, folder: str, free: int | None = None
+) -> None:
+    kinds = (
+        (shape, _dtype(checkpoint, at, shape, dtype)) for at, shape in leaves_of(checkpoint.config)
+    )
+    needed = sum(math.prod(shape) * kind.itemsize for shape, kind in kinds)
+    check_fits(needed, f"the weights of {folder}", free)
 
 
 def _dtype(

@@ -7,11 +7,13 @@ The shape of an RWKV-7 as the `config.json` of flash-linear-attention's folders,
 import dataclasses
 import math
 from collections.abc import Callable, Iterator, Mapping
+from typing import Any
 
 import numpy as np
 
 from springroll.atomic import JsonObject
-from springroll.errors import InputError
+from springroll.errors import InputError, brief
+from springroll.models.hf.config_values import Values
 from springroll.models.hf.family import Family, Naming, Stored
 from springroll.models.rwkv7.config import RWKV7Config, shapes
 from springroll.models.rwkv7.model import RWKV7
@@ -33,32 +35,41 @@ def fla_config(values: JsonObject, where: str = "config.json") -> RWKV7Config:
         InputError: a setting that this model has not, or a missing key.
     """
     for name, expected in _FIXED.items():
-        if values.get(name, expected) != expected:
-            raise InputError(f"{where}: {name} {values[name]!r} is not supported, only {expected}")
+        given = values.get(name, expected)
+        if given != expected:
+            raise InputError(f"{where}: {name} {brief(given)} is not supported, only {expected}")
+    said = Values(values, where)
+    hidden, layers = said.whole("hidden_size"), said.whole("num_hidden_layers")
+    if any(width != hidden for width in said.items("value_dim")):
+        raise InputError(f"{where}: values of another width than the model are not supported")
+    of_heads = 64 if not said.get("num_heads") else max(hidden // said.whole("num_heads"), 1)
+    head_dim = said.whole("head_dim", of_heads)
+    eps = said.number("norm_eps", 1e-5)
+    fields = {
+        "vocab": said.whole("vocab_size"),
+        "ffn": said.whole("intermediate_size", _ffn(hidden, said.number("hidden_ratio", 4.0))),
+        "decay_rank": said.whole("decay_low_rank_dim"),
+        "a_rank": said.whole("a_low_rank_dim"),
+        "v_rank": said.whole("v_low_rank_dim"),
+        "gate_rank": said.whole("gate_low_rank_dim"),
+    }
+    return _built(
+        where,
+        **fields,
+        hidden=hidden,
+        layers=layers,
+        head_dim=head_dim,
+        norm_eps=eps,
+        group_eps=head_dim * eps,
+    )
+
+
+def _built(where: str, **fields: Any) -> RWKV7Config:
+    """The configuration of these fields; its InputError says where they stand."""
     try:
-        hidden, layers = values["hidden_size"], values["num_hidden_layers"]
-        if any(width != hidden for width in values.get("value_dim") or ()):
-            raise InputError(f"{where}: values of another width than the model are not supported")
-        heads = values.get("num_heads")
-        head_dim = values.get("head_dim") or (hidden // heads if heads else 64)
-        eps = values.get("norm_eps", 1e-5)
-        return RWKV7Config(
-            vocab=values["vocab_size"],
-            hidden=hidden,
-            layers=layers,
-            ffn=values.get("intermediate_size") or _ffn(hidden, values.get("hidden_ratio")),
-            head_dim=head_dim,
-            decay_rank=values["decay_low_rank_dim"],
-            a_rank=values["a_low_rank_dim"],
-            v_rank=values["v_low_rank_dim"],
-            gate_rank=values["gate_low_rank_dim"],
-            norm_eps=eps,
-            group_eps=head_dim * eps,
-        )
-    except KeyError as missing:
-        raise InputError(f"{where}: the key {missing} is missing") from None
-    except TypeError as error:
-        raise InputError(f"{where}: a value is of another type than expected ({error})") from None
+        return RWKV7Config(**fields)
+    except InputError as error:
+        raise InputError(f"{where}: {error}") from None
 
 
 def fla_json(
@@ -113,9 +124,9 @@ def fla_json(
     }
 
 
-def _ffn(hidden: int, ratio: float | None) -> int:
+def _ffn(hidden: int, ratio: float) -> int:
     """The format's width where none is said: a multiple of 32."""
-    return -(-int(hidden * (ratio or 4)) // 32) * 32
+    return -(-int(hidden * ratio) // 32) * 32
 
 
 def _same(a: float, b: float) -> bool:
@@ -272,4 +283,4 @@ def blinkdl_config(tensors: Mapping[str, np.ndarray], where: str) -> RWKV7Config
             f"{where}: a tensor of an RWKV-7 has another name or number of axes"
         ) from None
     shape = {"vocab": vocab, "hidden": hidden, "layers": layers, "ffn": ffn, "head_dim": head_dim}
-    return RWKV7Config(**shape, **ranks)
+    return _built(where, **shape, **ranks)

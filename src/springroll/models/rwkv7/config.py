@@ -24,6 +24,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from springroll.errors import InputError
+from springroll.models.config_checks import check_numbers, check_sizes
 from springroll.models.decoder_config import Fields, Shapes, size
 
 
@@ -83,9 +84,8 @@ class RWKV7Config:
     group_eps: float = GROUP_EPS  # of the norm of each head's output
 
     def __post_init__(self) -> None:
-        for name in ("vocab", "hidden", "layers", "ffn", "head_dim", *RANKS):
-            if getattr(self, name) < 1:
-                raise InputError(f"{name} is {getattr(self, name)}; it must be at least 1")
+        check_sizes(self, "vocab", "hidden", "layers", "ffn", "head_dim", *RANKS)
+        check_numbers(self, "norm_eps", "group_eps")
         if self.hidden % self.head_dim:
             raise InputError(
                 f"hidden is {self.hidden}; heads of width {self.head_dim} must divide it evenly"

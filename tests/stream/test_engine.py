@@ -1,17 +1,22 @@
 """A streamed step is the step of the whole model: gradients, updates, clipping, skipping, bytes."""
 
+import dataclasses
 import functools
 from typing import Any, cast
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
 
 from springroll.errors import InputError
 from springroll.stream.clipping import Clip
+from springroll.stream.device_update import DeviceUpdate
+from springroll.stream.fill_store import stacked_leaves
 from springroll.stream.streamed import Streamed
 from springroll.stream.visit_order import checkpointed, layer_major
+from springroll.trees import named_leaves
 from tests.stream.streaming import (
     adam,
     arrays,
@@ -92,7 +97,6 @@ def test_n_steps_end_where_the_whole_model_does(where, options):
 def test_layers_are_adjusted_with_the_figures_of_their_experts():
     from springroll.models.decoder import leaves
     from springroll.models.moe import balance
-    from springroll.stream.fill_store import stacked_leaves
     from tests.stream.streaming import shapes
 
     moe = model("moe-tiny")
@@ -220,8 +224,64 @@ def test_the_score_is_the_mean_loss():
     np.testing.assert_allclose(float(found["nats"]), float(expected), rtol=1e-6)
 
 
+@dataclasses.dataclass(frozen=True)
+class Pictures:
+    """A classifier of pictures whose inputs are a dictionary of integers."""
+
+    stack = "layers"
+
+    def embed(self, rest, inputs):
+        flat = inputs["picture"].reshape(-1, 100).astype(jnp.float32) / 255
+        return flat @ rest["embed"]
+
+    def block(self, layer, x, index):
+        return x + jnp.tanh(x @ layer["w"]), {}
+
+    def finish(self, rest, x, stats, inputs):
+        log_p = jax.nn.log_softmax(x @ rest["head"])
+        return -jnp.mean(jnp.take_along_axis(log_p, inputs["label"], axis=1)), {}
+
+    def loss(self, params, inputs):
+        x = self.embed(params, inputs)
+        for w in params["layers"]["w"]:
+            x, _ = self.block({"w": w}, x, 0)
+        return self.finish(params, x, {}, inputs)
+
+
+@pytest.mark.parametrize("parts", [1, 2])
+def test_a_batch_may_be_a_dictionary_of_pictures_and_is_read_whole(parts):
+    rng = np.random.default_rng(0)
+    draw = lambda *shape: jnp.asarray(rng.standard_normal(shape) / 4, jnp.float32)
+    params = {"embed": draw(100, 8), "head": draw(8, 3), "layers": {"w": draw(2, 8, 8)}}
+    batch = {
+        "picture": jnp.asarray(rng.integers(0, 256, (4, 10, 10)), jnp.uint8),
+        "label": jnp.asarray(rng.integers(0, 3, (4, 1)), jnp.int32),
+    }
+    like = jax.tree.map(lambda w: jax.ShapeDtypeStruct(w.shape, w.dtype), params)
+    trainer = Streamed(Pictures(), like, DeviceUpdate(optax.sgd(0.1)), parts=parts)
+    state, metrics = trainer.step(trainer.fill(stacked_leaves(named_leaves(params).items())), batch)
+    (loss, _), grads = jax.value_and_grad(Pictures().loss, has_aux=True)(params, batch)
+    np.testing.assert_allclose(float(metrics["loss"]), float(loss), rtol=1e-6)
+    expected = jax.tree.map(lambda w, g: w - 0.1 * g, params, grads)
+    new = jax.tree.map(np.asarray, state.params)
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=1e-6), new, expected)
+    score = float(trainer.score(state, batch, 2)["loss"])
+    np.testing.assert_allclose(score, Pictures().loss(new, batch)[0], rtol=1e-6)
+    with pytest.raises(InputError, match="expected one first axis, the rows of the batch"):
+        trainer.step(state, {**batch, "label": batch["label"][:3]})
+
+
 def test_what_cannot_be_streamed_is_said():
-    with pytest.raises(InputError, match="has no embed and no block and no finish"):
+    with pytest.raises(InputError, match="expected a dictionary with stacked layers in 'layers'"):
+        Streamed(model(), {"layers": [{"w": jnp.ones(3)}]}, update("device"))
+    uneven = {"layers": {"a": jnp.ones((2, 3)), "b": jnp.ones((3, 3))}}
+    with pytest.raises(InputError, match="expected the same number of layers in all"):
+        Streamed(model(), uneven, update("device"))
+    with pytest.raises(InputError, match="on_device names bundle 99; there are 0 to 3"):
+        streamed(model(), on_device=[99])
+    with pytest.raises(InputError, match="depth is 0; expected at least 1"):
+        streamed(model(), depth=0)
+    with pytest.raises(InputError, match="object has no stack, embed, block, finish"):
         Streamed(cast(Any, object()), {"layers": {}}, update("device"))
     with pytest.raises(InputError, match="clip_by is 'all'"):
         streamed(model(), clip=Clip(1.0, cast(Any, "all")))

@@ -9,7 +9,7 @@ import functools
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jax import Array
+from jax import Array, lax
 
 from springroll.models.decoder_config import DecoderConfig
 from springroll.models.layers import linear, rms_norm
@@ -86,10 +86,12 @@ def attend(
 
 def _mask(time: int, window: Array | None) -> Array:
     """Which keys each query sees: (1, 1, 1, T, S) bool."""
-    back = np.arange(time)[:, None] - np.arange(time)[None, :]
-    mask = jnp.asarray(back >= 0)
+    # Computed where it is used: as a constant it would take T^2 numbers in the program.
+    position = functools.partial(lax.broadcasted_iota, jnp.int32, (time, time))
+    back = position(0) - position(1)
+    mask = back >= 0
     if window is not None:
-        mask = mask & (jnp.asarray(back, jnp.int32) < window.reshape(1, 1))
+        mask = mask & (back < window.reshape(1, 1))
     return mask[None, None, None]
 
 

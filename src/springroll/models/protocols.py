@@ -7,6 +7,7 @@ one, and `Generative` what `springroll.generate` needs to write text.
 from collections.abc import Callable
 from typing import Protocol, TypeAlias
 
+import jax
 import jax.numpy as jnp
 from jax import Array
 from jax.typing import DTypeLike
@@ -95,18 +96,23 @@ PARTS = ("stack", "embed", "block", "finish")
 def read_part(inputs: PyTree) -> PyTree:
     """What `Stages.embed` reads of the inputs that `finish` gets.
 
-    Of tokens, an array of integers (..., time + 1), these are all but the last, which is only
-    predicted; other trees are read whole.
+    Of tokens, an array of integers (time + 1,) or (batch, time + 1), these are all but the last,
+    which is only predicted; other trees, such as pictures, are read whole.
     """
-    tokens = hasattr(inputs, "shape") and jnp.issubdtype(inputs.dtype, jnp.integer)
+    array = hasattr(inputs, "shape") and inputs.ndim in (1, 2)
+    tokens = array and jnp.issubdtype(inputs.dtype, jnp.integer)
     return inputs[..., :-1] if tokens else inputs
 
 
 def checked_stages(model: Stages, params: PyTree) -> Stages:
     """The model, if it has all parts and `params` its stack of layers.
 
+    Args:
+        model: what is to be walked layer by layer.
+        params: its parameters, or their shapes.
+
     Raises:
-        InputError: a part is missing, or the stack.
+        InputError: a part is missing, or the stack; leaves of the stack differ in their first axis.
     """
     missing = [name for name in PARTS if not hasattr(model, name)]
     if missing:
@@ -120,7 +126,23 @@ def checked_stages(model: Stages, params: PyTree) -> Stages:
             f"the parameters hold {names}; expected a dictionary with stacked layers in "
             f"{model.stack!r}"
         )
+    stack_depth(params[model.stack], model.stack)
     return model
+
+
+def stack_depth(layers: PyTree, stack: str) -> int:
+    """The number of layers of a stack, which is the first axis of each of its leaves.
+
+    Raises:
+        InputError: it is not; the message names the stack.
+    """
+    sizes = {jnp.shape(leaf)[:1] for leaf in jax.tree.leaves(layers)}
+    if len(sizes) != 1 or () in sizes:
+        raise InputError(
+            f"arrays below {stack!r} begin with axes of {sorted(sizes)}; expected the same number "
+            "of layers in all"
+        )
+    return sizes.pop()[0]
 
 
 class Generative(Protocol):

@@ -19,6 +19,7 @@ from typing import Generic, NamedTuple, TypeVar
 
 import jax
 
+from springroll.errors import InputError
 from springroll.stream.link import Link
 from springroll.stream.store import Fields, Store
 from springroll.trees import PyTree, tree_bytes
@@ -122,6 +123,8 @@ class Conveyor(Generic[S]):
     """Sends bundles of a store to the device and takes them down again."""
 
     def __init__(self, store: S, link: Link, depth: int = 3):
+        if depth < 1:
+            raise InputError(f"depth is {depth}; expected at least 1 bundle on the device")
         self.store, self.link = store, link
         self.ledger = Ledger(depth)
 

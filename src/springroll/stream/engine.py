@@ -84,18 +84,33 @@ class Engine:
 
     def score(self, tokens: PyTree, rows: int) -> Metrics:
         """Metrics of the model on tokens (n, time + 1), a mean; at most `rows` rows at a time."""
-        count = tokens.shape[0]
+        count = rows_of(tokens)
         together = next(n for n in range(min(rows, count), 0, -1) if count % n == 0)
-        parts = [tokens[i : i + together] for i in range(0, count, together)]
-        return _Forward(self, parts).metrics()
+        piece = lambda start: jax.tree.map(lambda x: x[start : start + together], tokens)
+        return _Forward(self, [piece(start) for start in range(0, count, together)]).metrics()
 
     def _cut(self, tokens: PyTree, parts: int) -> list[PyTree]:
         """Every parts-th row, as gradients are accumulated elsewhere."""
-        if tokens.shape[0] % parts:
-            raise InputError(
-                f"a batch of {tokens.shape[0]} sequences cannot be cut into {parts} equal parts"
-            )
-        return [tokens[i::parts] for i in range(parts)]
+        count = rows_of(tokens)
+        if count % parts:
+            raise InputError(f"a batch of {count} sequences cannot be cut into {parts} equal parts")
+        return [jax.tree.map(lambda x, i=i: x[i::parts], tokens) for i in range(parts)]
+
+
+def rows_of(inputs: PyTree) -> int:
+    """The length of the first axis, which all arrays of a batch share.
+
+    Raises:
+        InputError: they do not share it, or there is none.
+    """
+    shapes = {jnp.shape(leaf) for leaf in jax.tree.leaves(inputs)}
+    counts = {shape[:1] for shape in shapes}
+    if len(counts) != 1 or counts <= {(), (0,)}:
+        raise InputError(
+            f"the arrays of a batch have the shapes {sorted(shapes)}; expected one first axis, the "
+            "rows of the batch"
+        )
+    return counts.pop()[0]
 
 
 class _Forward:

@@ -16,6 +16,7 @@ from springroll.errors import InputError
 from springroll.evolve.layer_population import layer_of, rest_of
 from springroll.evolve.perturbation import Perturbation
 from springroll.evolve.strategy import EvolutionState, Population, Strategy
+from springroll.models.protocols import stack_depth
 from springroll.trees import PyTree, map_named, named_leaves, path_of
 
 ByPath: TypeAlias = dict[str, PyTree]
@@ -91,7 +92,7 @@ def by_layers(strategy: Strategy, params: PyTree, stack: str) -> LayeredStrategy
     population, make = strategy.parts
     if population.mesh is not None:
         raise InputError("streaming is for one device; make the strategy without a mesh")
-    layers = _length(params[stack], stack)
+    layers = stack_depth(params[stack], stack)
     others = {name: x for name, x in params.items() if name != stack}
     cut = lambda x: jax.ShapeDtypeStruct((1, *x.shape[1:]), x.dtype)
     whole = population.perturbation(params)
@@ -122,16 +123,6 @@ def with_leaves(like: PyTree, arrays: ByPath) -> PyTree:
 def tree_of(shapes: PyTree) -> PyTree:
     """Arrays as their shapes."""
     return jax.tree.map(lambda x: jax.ShapeDtypeStruct(np.shape(x), x.dtype), shapes)
-
-
-def _length(layers: PyTree, stack: str) -> int:
-    sizes = {path: x.shape[:1] for path, x in named_leaves(layers).items()}
-    if len(set(sizes.values())) != 1 or () in sizes.values():
-        raise InputError(
-            f"arrays below {stack!r} begin with axes of {sorted(set(sizes.values()))}; expected "
-            "the same number of layers in all"
-        )
-    return next(iter(sizes.values()))[0]
 
 
 def _check(parts: LayeredStrategy) -> None:

@@ -7,7 +7,7 @@ import jax.numpy as jnp
 from jax import Array
 
 from springroll.errors import InputError
-from springroll.models.protocols import Metrics, Stages
+from springroll.models.protocols import Metrics, Stages, checked_stages
 from springroll.stream.bundles import Bundles, whole_layers
 from springroll.stream.clipping import Clip
 from springroll.stream.conveyor import Conveyor
@@ -75,16 +75,17 @@ class Streamed:
         kept_inputs: int | None = None,
         order: VisitOrder = "layer-major",
     ):
-        missing = [part for part in ("embed", "block", "finish") if not hasattr(model, part)]
-        if missing or "layers" not in shapes:
-            raise InputError(
-                f"a {type(model).__name__} cannot be streamed: it has no "
-                f"{' and no '.join(missing) or 'parameters in layers'}; give its three parts and "
-                "blocks stacked in layers, such as a Decoder"
-            )
+        checked_stages(model, shapes)
+        if model.stack != "layers":
+            raise InputError(f"the layers are in {model.stack!r}; a trainer streams 'layers'")
         self.link = link or Link()
         self.shapes = shapes
         self.bundles = whole_layers(shapes) if bundles is None else bundles
+        outside = sorted(i for i in on_device if not 0 <= i < len(self.bundles))
+        if outside:
+            raise InputError(
+                f"on_device names bundle {outside[0]}; there are 0 to {len(self.bundles) - 1}"
+            )
         self.store = HostStore(self.link, on_device)
         blank(self.store, update, self.bundles, narrow)
         conveyor = Conveyor(self.store, self.link, depth)

@@ -5,12 +5,13 @@ megabytes can be JSON that takes gigabytes. Each of them is one InputError inste
 """
 
 import contextlib
+import io
 import json
 import os
 import stat
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import Any
 
 from springroll.errors import InputError, brief
 from springroll.memory import check_fits
@@ -23,7 +24,7 @@ _PARSED = 25  # bytes of memory for a byte of JSON, at most: "{}," is an object 
 @contextlib.contextmanager
 def opened(
     path: str | Path, failure: Callable[[str], Exception] = InputError
-) -> Iterator[BinaryIO]:
+) -> Iterator[io.BufferedReader]:
     """A file to read.
 
     Args:
@@ -88,11 +89,12 @@ def parse_json(content: bytes | str, where: str, *, distinct: bool = False) -> A
     """
     if len(content) > 1_000_000:
         check_fits(_PARSED * len(content), f"the JSON of {where}")
+    value, deep = None, True
     try:
         value = json.loads(content, object_pairs_hook=_distinct if distinct else None)
         deep = _deep(value)
     except RecursionError:
-        deep = True
+        pass  # deeper than Python can read
     except ValueError as error:
         raise InputError(f"{where} is not JSON: {error}") from None
     if deep:

@@ -3,12 +3,10 @@
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any, TypeVar
+from typing import Any
 
 from springroll.errors import InputError, brief
 from springroll.models.config_checks import MOST
-
-V = TypeVar("V")
 
 
 @dataclass(frozen=True)
@@ -61,7 +59,7 @@ class Values:
             raise self._unlike(key, "an object")
         return Values(value, f"{self.where}, {key}")
 
-    def _given(self, key: str, default: V | None) -> Any:
+    def _given(self, key: str, default: object) -> Any:
         value = self.values.get(key)
         value = default if value is None else value
         if value is None:

@@ -14,9 +14,9 @@ import mmap
 import pickle
 import zipfile
 from collections import OrderedDict
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Any, BinaryIO, NamedTuple
+from typing import Any, BinaryIO, ClassVar, NamedTuple
 
 import ml_dtypes
 import numpy as np
@@ -109,6 +109,9 @@ _CODES = b"".join(
 class _Tensors(pickle._Unpickler):
     """Builds dictionaries of `Part`s."""
 
+    stack: list[Any]
+    pop_mark: Callable[[], list[Any]]
+
     def find_class(self, module: str, name: str) -> object:
         if (module, name) == ("collections", "OrderedDict"):
             return _ordered
@@ -144,7 +147,8 @@ class _Tensors(pickle._Unpickler):
         """What a dictionary has besides its items: the versions of modules."""
         self.stack.pop()
 
-    dispatch = {code: pickle._Unpickler.dispatch[code] for code in _CODES} | {
+    dispatch: ClassVar[dict[int, Any]] = {
+        **{code: pickle._Unpickler.dispatch[code] for code in _CODES},
         pickle.SETITEM[0]: load_setitem,
         pickle.SETITEMS[0]: load_setitems,
         pickle.BUILD[0]: load_build,

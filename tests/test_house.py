@@ -15,7 +15,7 @@ import springroll
 SOURCE = Path(springroll.__file__).parent
 GROUND = (
     *("errors", "deprecation", "memory", "bounded", "atomic", "markdown", "compat", "cpu"),
-    *("program", "hub", "trees", "safetensors_map", "worker"),
+    *("program", "hub", "trees", "safetensors_map", "keeper", "worker"),
 )
 ROOMS = (
     *("tokens", "noise", "thin", "quant", "models", "evolve", "subspace", "stream", "planner"),

@@ -1,15 +1,21 @@
 """A worker process by itself: messages, progress, and what is left when it goes."""
 
+import contextlib
 import io
 import os
+import signal
+import subprocess
+import sys
 import time
 
 import numpy as np
 import pytest
 
+from springroll import worker as module
 from springroll.errors import InputError
 from springroll.tasks.user_code import arguments_taken
 from springroll.worker import Progress, Worker, WorkerLost, read_message, serve, write_message
+from tests.tasks.reward_functions import holding
 from tests.tasks.test_function_task import gone
 
 
@@ -17,6 +23,8 @@ def main(progress, *arguments):
     """What the worker of these tests does; it runs there."""
 
     def answer(message, payload):
+        if "hold" in message:
+            holding(message["hold"])
         for item in range(message.get("calls", 0)):
             progress.begin(item)
             time.sleep(message["each"])
@@ -94,3 +102,51 @@ def test_how_many_arguments_a_function_is_given():
     given[2] = [lambda a, b: 0, lambda a, b=None: 0, lambda *a: 0, lambda a, b, c: 0]
     for count, functions in given.items():
         assert [arguments_taken(function) for function in functions] == [count] * len(functions)
+
+
+def test_nothing_outlives_a_parent_that_is_killed(tmp_path):
+    """Neither the worker, nor what it started, whatever session that put itself in."""
+    code = """
+import json, sys
+from tests.test_worker import made
+worker = made()
+print(worker.ask({"hold": sys.argv[1]})[0]["pid"], flush=True)
+worker.ask({"calls": 1, "each": 1000})
+"""
+    pids = tmp_path / "pids"
+    command = [sys.executable, "-c", code, str(pids)]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as parent:
+        assert parent.stdout is not None
+        started = [int(parent.stdout.readline()), *map(int, pids.read_text().split())]
+        assert len(started) == 3
+        parent.kill()
+    assert all(map(gone, started))
+
+
+def test_a_killed_worker_takes_along_what_it_started(tmp_path):
+    worker = made()
+    pids = tmp_path / "pids"
+    answer, _ = worker.ask({"hold": str(pids)})
+    os.kill(answer["pid"], signal.SIGKILL)
+    assert all(gone(int(pid)) for pid in pids.read_text().split())
+    with contextlib.suppress(WorkerLost):  # whoever notices it first
+        worker.ask({})
+    assert worker.ask({})[0]["pid"] != answer["pid"]
+    worker.end()
+
+
+def test_without_a_keeper_the_socket_keeps_nobody_either(monkeypatch, tmp_path):
+    """As on systems that do not hand orphans to anybody: what left the session stays."""
+    monkeypatch.setattr(module, "keepers_exist", lambda: False)
+    worker = made()
+    pids = tmp_path / "pids"
+    with pytest.raises(WorkerLost, match="crashed"):
+        worker.ask({"hold": str(pids), "die at": 3})
+    for pid in map(int, pids.read_text().split()):
+        os.kill(pid, signal.SIGKILL)
+    worker = made(limit=1.5)
+    pids.unlink()
+    with pytest.raises(WorkerLost, match="timeout"):
+        worker.ask({"hold": str(pids), "calls": 1, "each": 1000})
+    for pid in map(int, pids.read_text().split()):
+        os.kill(pid, signal.SIGKILL)

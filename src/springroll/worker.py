@@ -1,11 +1,12 @@
 """A process that runs a user's code and is killed when it takes too long.
 
-A worker is a fresh interpreter in a session of its own, so that what it started dies with it.
-Nothing of this process is copied into it, nothing is pickled: they speak over pipes.
+A worker is a fresh interpreter. Nothing of this process is copied into it, nothing is pickled: they
+speak over a socket. What it started dies with it (see `keeper`), and what else may hold its end of
+the socket keeps nobody waiting: the socket is closed when the process has ended.
 
 Inside the worker `serve` reads requests and writes answers. A message is a line of JSON and, where
 its field `bytes` says so, that many raw bytes behind it. The first one a worker writes says that it
-is ready: {"ready": true}, or {"refused": line}.
+is ready: {"ready": true, "pid": number}, or {"refused": line}.
 """
 
 import contextlib
@@ -14,6 +15,7 @@ import json
 import mmap
 import os
 import signal
+import socket
 import subprocess
 import sys
 import tempfile
@@ -24,6 +26,7 @@ from typing import IO, Any, TypeAlias
 
 from springroll.atomic import JsonObject
 from springroll.errors import InputError
+from springroll.keeper import PATIENCE, keepers_exist
 
 Message: TypeAlias = JsonObject
 Answer: TypeAlias = Callable[[Message, bytes], tuple[Message, bytes]]
@@ -78,12 +81,15 @@ def serve(load: Callable[[], Answer], limit: float) -> None:
     except InputError as error:
         write_message(answers, {"refused": str(error)})
         return
-    write_message(answers, {"ready": True})
+    write_message(answers, {"ready": True, "pid": os.getpid()})
     nowhere = open(os.devnull, "w")  # noqa: SIM115  (for the life of the process)
+    worker = os.getpid()
     while (request := read_message(requests)) is not None:
         faulthandler.dump_traceback_later(limit, exit=True, file=nowhere)
         answered = answer(*request)
         faulthandler.cancel_dump_traceback_later()
+        if os.getpid() != worker:
+            os._exit(0)  # a child that the user's code forked came back from the call as well
         write_message(answers, *answered)
 
 
@@ -114,7 +120,8 @@ LOADING = 120.0  # seconds that importing a user's module may take
 _ONE_THREAD = dict.fromkeys(("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS"), "1")
 
 _BOOT = (
-    "import importlib, json, sys; sys.path[:] = json.loads(sys.argv[1]); "
+    "import importlib, json, sys; path, parent = json.loads(sys.argv[1]); sys.path[:] = path; "
+    "from springroll.keeper import keep; parent and keep(parent); "
     "from springroll.worker import Progress; "
     "importlib.import_module(sys.argv[2]).main(Progress(sys.argv[3]), *sys.argv[4:])"
 )
@@ -151,7 +158,7 @@ class Worker:
 
     @property
     def pid(self) -> int | None:
-        return self._running.process.pid if self._running else None
+        return self._running.pid if self._running else None
 
     def start(self) -> None:
         """Start the process anew.
@@ -174,6 +181,7 @@ class Worker:
         if "refused" in answer:
             self.end()
             raise InputError(answer["refused"])
+        self._running.pid = answer["pid"]
 
     def ask(self, message: Message, *payload: Any) -> tuple[Message, bytes]:
         """The answer to a request; `payload` is bytes and contiguous arrays.
@@ -224,7 +232,7 @@ class Worker:
 
 
 class _Running:
-    """A process, its pipes, and a thread that kills it when a call takes too long."""
+    """A process, our end of the socket, and a thread that kills it when a call takes too long."""
 
     def __init__(self, arguments: list[str]) -> None:
         handle, self._path = tempfile.mkstemp(prefix="springroll-worker-")
@@ -233,16 +241,27 @@ class _Running:
         self.progress = Progress(self._path)
         self.progress.rest()
         module, *rest = arguments
-        command = [sys.executable, "-c", _BOOT, json.dumps(sys.path), module, self._path, *rest]
+        outlived = os.getpid() if keepers_exist() else None
+        where = json.dumps([sys.path, outlived])
+        command = [sys.executable, "-c", _BOOT, where, module, self._path, *rest]
+        ours, theirs = (None, None) if os.name == "nt" else socket.socketpair()
         self.process = subprocess.Popen(
             command,
-            stdin=subprocess.PIPE,
-            stdout=subprocess.PIPE,
+            stdin=theirs.fileno() if theirs else subprocess.PIPE,
+            stdout=theirs.fileno() if theirs else subprocess.PIPE,
             env=_ONE_THREAD | os.environ | {"JAX_PLATFORMS": "cpu"},  # the device is the training's
             start_new_session=True,
         )
-        assert self.process.stdin is not None and self.process.stdout is not None
-        self.requests, self.answers = self.process.stdin, self.process.stdout
+        self.pid: int | None = None  # of the worker itself, once it is ready
+        self._ours: socket.socket | None = ours  # None on Windows, where it is two pipes
+        self.requests: IO[bytes]
+        self.answers: IO[bytes]
+        if ours is None or theirs is None:
+            assert self.process.stdin is not None and self.process.stdout is not None
+            self.requests, self.answers = self.process.stdin, self.process.stdout
+        else:
+            theirs.close()
+            self.requests, self.answers = ours.makefile("wb"), ours.makefile("rb")
         self.late = False
         self._limit: float | None = None
         self._since = 0.0
@@ -264,15 +283,15 @@ class _Running:
 
     def end(self) -> None:
         self._over.set()
-        _kill(self.process)
-        self.process.wait()
+        self._kill()
         self.forget_path()
-        for pipe in (self.requests, self.answers):
+        for end in (self.requests, self.answers, self._ours):
             with contextlib.suppress(OSError):  # what was not sent yet is lost with its reader
-                pipe.close()
+                if end is not None:
+                    end.close()
 
     def _guard(self) -> None:
-        """Killing the process also ends the read or write that waits for it."""
+        """Kill a process that is late. Once it has ended, nobody waits for it any longer."""
         last_calls = self.progress.calls
         while True:
             limit = self._limit
@@ -283,19 +302,29 @@ class _Running:
                 last_calls, self._since = calls, now
             elif limit is not None and limit is self._limit and now - self._since > limit:
                 self.late = True
-                _kill(self.process)
+            if self.late or self.process.poll() is not None:
+                self._kill()
                 return
+
+    def _kill(self) -> None:
+        """End the process and all that it started, and the reads and writes that wait for it."""
+        with contextlib.suppress(ProcessLookupError, PermissionError):  # it ended before
+            if keepers_exist():
+                self.process.terminate()  # the keeper ends the others, and itself
+            elif os.name == "nt":
+                self.process.kill()
+            else:
+                os.killpg(self.process.pid, signal.SIGKILL)
+        try:
+            self.process.wait(PATIENCE + 1)
+        except subprocess.TimeoutExpired:  # somebody stopped the keeper
+            self.process.kill()
+            self.process.wait()
+        if self._ours is not None:
+            with contextlib.suppress(OSError):  # it was closed before
+                self._ours.shutdown(socket.SHUT_RDWR)
 
 
 def end_all(workers: Iterable[Worker]) -> None:
     for worker in workers:
         worker.end()
-
-
-def _kill(process: subprocess.Popen[bytes]) -> None:
-    """End a process and the others of its session."""
-    if not hasattr(os, "killpg"):
-        process.kill()
-        return
-    with contextlib.suppress(ProcessLookupError, PermissionError):  # all of them ended before
-        os.killpg(process.pid, signal.SIGKILL)

@@ -170,6 +170,31 @@ def raises_at_a_step():
     return Raising()
 
 
+class Paying(Walk):
+    def __init__(self, reward):
+        self._reward = reward
+
+    def step(self, action):
+        observation, _, *rest = super().step(action)
+        return observation, self._reward, *rest
+
+
+def pays_nothing():
+    return Paying(None)
+
+
+def pays_too_much():
+    return Paying(10**400)
+
+
+def pays_more_than_32_bits_hold():
+    return Paying(1e300)
+
+
+def pays_more_than_32_bits_hold_in_the_end():
+    return Paying(3e38)
+
+
 def says_nan():
     class Nan(Walk):
         def step(self, action):

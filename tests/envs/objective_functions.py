@@ -41,6 +41,10 @@ WRONG = {
     8: lambda weights: time.sleep(1000),
     9: lambda weights: os.kill(os.getpid(), 9),
     10: lambda weights: says_that_it_sleeps(),
+    11: lambda weights: 10**400,
+    12: lambda weights: None,
+    13: lambda weights: 1e300,
+    14: lambda weights: (1 / 0 for _ in weights),
 }
 
 

@@ -286,6 +286,14 @@ def test_processes_that_only_die_are_not_started_for_ever(monkeypatch):
     pool.close()
 
 
+def test_a_return_that_32_bits_do_not_hold_costs_its_episode():
+    pool = opened("pays_more_than_32_bits_hold_in_the_end", workers=1)
+    found = pool._run(Acted().actor(), np.arange(12))
+    assert np.isnan(found.returns).all() and found.failures.counts == {"nan": 12}
+    assert "the return is 1.2e+40; expected a finite float" in found.failures.line
+    pool.close()
+
+
 def test_a_first_generation_without_a_score_ends_the_run(state, members):
     pool = opened("only_members_fail", workers=1)
     with pytest.raises(
@@ -317,6 +325,9 @@ def test_what_cannot_work_is_one_line_before_anything_runs(function, options, me
         ("old_api", "wrong", r"reset returned something else than \(observation, info\)"),
         ("raises_at_a_step", "raised", r"RuntimeError: no step \(gymnasium_environments"),
         ("says_nan", "nan", "an observation holds NaN or infinity"),
+        ("pays_nothing", "wrong", "the reward is None; expected a finite float"),
+        ("pays_too_much", "nan", "the reward is a number too large for a float; expected a"),
+        ("pays_more_than_32_bits_hold", "nan", r"the reward is 1e\+300"),
         ("without_actions", "wrong", "a SimpleNamespace without action_space; expected an env"),
         ("unbounded", "wrong", "its actions have no bounds; wrap it in gymnasium.wrappers.Resc"),
     ],

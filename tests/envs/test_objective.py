@@ -16,9 +16,10 @@ import springroll as sr
 from springroll.envs import objective as objective_members
 from springroll.envs.objective import open_objective
 from springroll.envs.objective_weights import packed, shapes, unpacked
-from springroll.envs.python_calls import Failures, pair_seeds, reason
+from springroll.envs.python_calls import pair_seeds
 from springroll.errors import InputError
 from springroll.evolve.members import evaluate
+from springroll.tasks.failures import Failures, reason
 from tests.envs import objective_functions as functions
 
 HERE = Path(__file__).with_name("objective_functions.py")
@@ -111,19 +112,21 @@ def test_calls_are_apart_and_random_numbers_come_from_the_seed(strategy, state):
 def test_a_call_that_fails_costs_its_member(bad, strategy, state, capfd):
     seeds = np.zeros((POP, 1), np.int64)
     wrong = {2: 1, 5: 2, 6: 3, 9: 4, 10: 5, 13: 6, 14: 7, 17: 8, 20: 9, 23: 2}
+    wrong |= {0: 11, 3: 12, 7: 13, 21: 14}
     for member, seed in wrong.items():
         seeds[member] = seed
     found, figures = bad.evaluate(state.params, strategy.ask(state), seeds)
-    assert np.flatnonzero(np.isnan(found)).tolist() == list(wrong)
+    assert np.flatnonzero(np.isnan(found)).tolist() == sorted(wrong)
     expected = np.asarray(evaluate(as_jax, state, strategy.ask(state)))
     fine = ~np.isnan(found)
     np.testing.assert_allclose(found[fine], expected[fine], rtol=1e-5)
-    assert bad.failures.counts == {"crashed": 2, "timeout": 1, "raised": 3, "nan": 2, "wrong": 2}
+    assert bad.failures.counts == {"crashed": 2, "timeout": 1, "raised": 3, "nan": 4, "wrong": 4}
     assert figures["unscored"] == len(wrong)
     line = bad.failures.line
     assert line.startswith("calls that could not be scored: 2 crashed; 1 took too long, the")
     assert "3 raised, the first: KeyError: 'a key" in line and "(objective_functions.py:" in line
-    assert "misbehaves returned nan" in line and "\n" not in line
+    assert "misbehaves returned a number too large for a float; expected" in line
+    assert "misbehaves returned None; expected a finite float" in line and "\n" not in line
     assert "this must not reach the pipe" in capfd.readouterr().err
     moved, metrics = strategy.tell(state, strategy.ask(state), jnp.asarray(found))
     assert int(metrics["dropped"]) == len(wrong) and np.isfinite(moved.params["a"]).all()

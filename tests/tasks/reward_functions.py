@@ -1,10 +1,12 @@
 """Reward functions for the tests, good ones and bad ones."""
 
 import asyncio
+import itertools
 import os
 import subprocess
 import sys
 import time
+from fractions import Fraction
 
 import numpy as np
 
@@ -27,8 +29,67 @@ def nothing_to_call():
     return []
 
 
+class Unreadable:
+    """Numbers that do not let themselves be read."""
+
+    def item(self):
+        return 1 / 0
+
+
+class Unprintable(Exception):
+    def __str__(self):
+        raise ZeroDivisionError
+
+
+def broken():
+    yield 1.0
+    raise OSError("the line is cut")
+
+
+def raising(error):
+    raise error
+
+
+ONE = {  # what a text is said to be worth
+    "none": lambda: None,
+    "word": lambda: "1.0",
+    "array": lambda: np.ones(2),
+    "dict": lambda: {"score": 1},
+    "nan": lambda: float("nan"),
+    "inf": lambda: np.float32("inf"),
+    "large": lambda: {"reward": 1e300},
+    "huge": lambda: 10**400,
+    "fraction": lambda: Fraction(10**5000, 3),
+    "unreadable": Unreadable,
+}
+ALL = {  # what comes of all texts together
+    "two": lambda: [1.0, 2.0],
+    "no list": lambda: 1.0,
+    "nothing": lambda: None,
+    "text": lambda: "1",
+    "empty": lambda: [],
+    "endless": lambda: itertools.repeat(1.0),
+    "broken generator": broken,
+    "broken error": lambda: raising(Unprintable()),
+    "raise": lambda: raising(KeyError("a key\nof two lines")),
+    "leave": lambda: sys.exit(1),
+}
+calls = []
+
+
 def misbehave(texts):
-    """What the text says."""
+    """What the texts say."""
+    print("this must not reach the pipe")
+    calls.append(len(texts))
+    words = [text.partition(" \x1b")[0] for text in texts]
+    for word in words:
+        if word in ALL:
+            return ALL[word]()
+    return [ONE[word]() if word in ONE else float(len(word)) for word in words]
+
+
+def hangs_or_dies(texts):
+    """What the text says, to the process that runs this."""
     print("this must not reach the pipe")
     what, _, argument = texts[0].partition(" ")
     if what == "sleep":
@@ -43,17 +104,36 @@ def misbehave(texts):
         time.sleep(1000)
     if what == "die":
         os._exit(3)
-    if what == "leave":
-        raise SystemExit(1)
-    if what == "raise":
-        raise KeyError("a key\nof two lines")
+    if what == "hold":  # a child in a session of its own keeps the socket, and its parent ends
+        holding(argument)
+        time.sleep(1000)
+    if what == "hold-and-die":
+        holding(argument)
+        os._exit(3)
+    if what == "come-back":  # the child answers as well
+        os.fork()
+        return [float(len(what))]
     if what == "read":
         return [float(len(sys.stdin.read()))]
-    if what == "nan":
-        return [float("nan")]
-    if what == "two":
-        return [1.0, 2.0]
-    return [float(len(texts[0]))]
+    return misbehave(texts)
+
+
+def holding(path):
+    """Write the numbers of a grandchild and of its child, both in sessions of their own."""
+    if os.fork() == 0:
+        os.setsid()
+        if os.fork() == 0:
+            os.setsid()
+            grandchild = os.fork()
+            if grandchild:
+                with open(path + ".new", "w") as file:
+                    file.write(f"{os.getpid()} {grandchild}")
+                os.rename(path + ".new", path)
+            time.sleep(1000)
+        os._exit(0)
+    os.wait()
+    while not os.path.exists(path):
+        time.sleep(0.01)
 
 
 waiting = [0]  # how many calls of `waits` ran at once, after every begin
@@ -65,6 +145,10 @@ async def waits(texts):
         await asyncio.sleep(1000)
     if "raise" in texts:
         raise OSError("no answer")
+    if "leave" in texts:
+        sys.exit(1)
+    if "cancel" in texts:
+        raise asyncio.CancelledError
     await asyncio.sleep(0.05)
     waiting.append(waiting[-1] - 1)
-    return [float(len(text)) for text in texts]
+    return [float("nan" if text == "nan" else len(text)) for text in texts]

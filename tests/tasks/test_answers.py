@@ -77,6 +77,28 @@ def test_the_answer_is_found(text, style, answer):
         ("1/0", None),
         ("none", None),
         ("9" * 65, None),
+        ("\u0664\u0666", None),  # 46 in Arabic digits, in wide ones, in Devanagari
+        ("\uff14\uff16", None),
+        ("\u096a\u096c", None),
+        ("4\u0666", None),
+        ("\u06646", None),
+        ("4.\u0666", None),
+        ("\u0664 or 46", 46),
+        ("3/\u0664", None),
+        ("1e2", 100),
+        ("-1.5E3", -1500),
+        ("2.5e-1", Fraction(1, 4)),
+        ("1e+2 apples", 100),
+        ("1e64", 10**64),
+        ("1e65", None),
+        ("1e" + "9" * 60, None),
+        ("1e2e3", None),
+        ("1e2x", None),
+        ("1e\u0662", None),
+        ("3e", 3),  # a unit
+        ("3 em", 3),
+        ("1,234e1", 12340),
+        ("12,34,567", 12),
     ],
 )
 def test_numbers_are_read_exactly(text, value):
@@ -104,7 +126,16 @@ def test_the_last_number(text, value):
 
 @pytest.mark.parametrize(
     ("text", "value"),
-    [("46", 46), (" 46 ", 46), ("46.", None), ("46 apples", None), ("4+2", None), ("-6", -6)],
+    [
+        ("46", 46),
+        (" 46 ", 46),
+        ("1e2", 100),
+        ("\u0664\u0666", None),
+        ("46.", None),
+        ("46 apples", None),
+        ("4+2", None),
+        ("-6", -6),
+    ],
 )
 def test_a_whole_answer_is_nothing_but_the_number(text, value):
     assert find_number(text, "whole") == value

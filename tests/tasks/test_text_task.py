@@ -36,7 +36,7 @@ def test_a_task_is_recognised_by_its_options(name):
     identity = lambda **options: text_task(name, **options).identity
     assert identity() == identity(seed=0) != identity(seed=1)
     assert identity(reward="exact") != identity() != identity(style="instruct")
-    assert text_task(name).train_size is None and text_task(name).failures == {}
+    assert text_task(name).train_size is None and text_task(name).failures.total == 0
 
 
 def test_the_first_stop_ends_a_text():

@@ -12,7 +12,7 @@ from typing import NamedTuple
 import numpy as np
 
 from springroll.envs.gymnasium_actor import Actor, seats_for
-from springroll.envs.python_calls import Failures
+from springroll.tasks.failures import LARGEST, Failures
 from springroll.worker import IDLE, Message, Worker, WorkerLost
 
 GIVE_UP = 32  # processes lost one after the other, without a single answer
@@ -80,6 +80,11 @@ class Lockstep:
                 self._reseat()
             if self._live.any():
                 self._step()
+        too_large = np.abs(self._returns) > LARGEST
+        if too_large.any():
+            said = f"the return is {self._returns[too_large][0]:g}; expected a finite float"
+            self._failures.add("nan", said, int(too_large.sum()))
+            self._returns[too_large] = np.nan
         failed = np.isnan(self._returns)
         self._lengths[failed], self._sums[failed] = 0, 0
         returns = self._returns.astype(np.float32)

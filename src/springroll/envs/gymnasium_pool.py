@@ -22,10 +22,10 @@ from springroll.envs.gymnasium_actor import (
 )
 from springroll.envs.gymnasium_lockstep import EpisodeResults, Lockstep
 from springroll.envs.observation_scaling import Scaling
-from springroll.envs.python_calls import Failures, reason
 from springroll.errors import InputError
 from springroll.evolve.members import Members
 from springroll.models.policy import Policy, PolicyNetwork
+from springroll.tasks.failures import Failures, reason
 from springroll.tasks.records import file_digest
 from springroll.trees import PyTree
 from springroll.worker import Message, Worker, WorkerLost, end_all

@@ -12,8 +12,6 @@ Of environments that failed the answer also says how: {"failed": [[place, kind, 
 """
 
 import difflib
-import math
-import numbers
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, Protocol
@@ -24,6 +22,7 @@ from springroll.envs.environment import Actions, Box, Discrete
 from springroll.envs.gymnasium_spaces import actions_of, flat_of
 from springroll.errors import InputError
 from springroll.program import pip_install
+from springroll.tasks.failures import LARGEST, Unusable, finite_number
 from springroll.tasks.user_code import named_function, raised_line
 from springroll.worker import Message, Progress, serve
 
@@ -77,7 +76,7 @@ class Slots:
             action = self._native(_any_action(self._actions))[0]
             self._progress.begin(0)
             first, reward, _ = self._stepped(environment.step(action))
-            if not (np.isfinite(first).all() and math.isfinite(reward)):
+            if not (np.isfinite(first).all() and abs(reward) <= LARGEST):
                 raise _not_finite(reward)
         except (Exception, SystemExit) as error:  # whatever the user's environment raises
             return {"failed": self._given_up(0, 0, error)}
@@ -98,7 +97,7 @@ class Slots:
             environment = self._maker.make()
             if not hasattr(environment, "action_space"):
                 kind = type(environment).__name__
-                raise _Wrong("wrong", f"a {kind} without action_space; expected an environment")
+                raise Unusable("wrong", f"a {kind} without action_space; expected an environment")
             self._flat = flat_of(getattr(environment, "observation_space", None))
             self._actions, self._native = actions_of(environment.action_space)
             self._environments[slot] = environment
@@ -135,7 +134,7 @@ class Slots:
                 observations[place], rewards[place], ended[place] = stepped
             except (Exception, SystemExit) as error:  # whatever the user's environment raises
                 failed.append(self._given_up(place, slot, error))
-        finite = np.isfinite(observations).all(axis=1) & np.isfinite(rewards)
+        finite = np.isfinite(observations).all(axis=1) & (np.abs(rewards) <= LARGEST)
         for place in np.flatnonzero(~finite).tolist():
             failed.append(self._given_up(place, slots[place], _not_finite(rewards[place])))
         parts = (rewards, ended, observations)
@@ -146,18 +145,18 @@ class Slots:
         self._environments.pop(slot, None)
         if isinstance(error, InputError):
             return place, "wrong", str(error)
-        if isinstance(error, _Wrong):
+        if isinstance(error, Unusable):
             return place, error.kind, error.line
         return place, "raised", raised_line(error)
 
     def _observed(self, reset: Any) -> np.ndarray:
         if not isinstance(reset, tuple) or len(reset) != 2:
-            raise _Wrong("wrong", "reset returned something else than (observation, info)")
+            raise Unusable("wrong", "reset returned something else than (observation, info)")
         return self._vector(reset[0])
 
     def _stepped(self, step: Any) -> tuple[np.ndarray, float, Any]:
         if not isinstance(step, tuple) or len(step) != 5:
-            raise _Wrong(
+            raise Unusable(
                 "wrong",
                 "step returned something else than (observation, reward, terminated, truncated, "
                 "info)",
@@ -170,27 +169,20 @@ class Slots:
     def _vector(self, observation: Any) -> np.ndarray:
         flat = self._flat(observation)
         if self._size is not None and len(flat) != self._size:
-            raise _Wrong("wrong", f"{len(flat)} observations; expected {self._size}")
+            raise Unusable("wrong", f"{len(flat)} observations; expected {self._size}")
         return flat
 
 
-class _Wrong(Exception):
-    def __init__(self, kind: str, line: str) -> None:
-        super().__init__(line)
-        self.kind, self.line = kind, line
-
-
-def _not_finite(reward: float) -> _Wrong:
+def _not_finite(reward: float) -> Unusable:
     what = "an observation holds NaN or infinity"
-    return _Wrong("nan", what if math.isfinite(reward) else f"the reward is {reward}")
+    return Unusable("nan", what if abs(reward) <= LARGEST else f"the reward is {reward}")
 
 
-def _number(reward: Any) -> float:
-    if getattr(reward, "shape", None) == ():
-        reward = reward.item()  # a NumPy scalar
-    if not isinstance(reward, numbers.Real):
-        raise _Wrong("wrong", f"the reward is of type {type(reward).__name__}")
-    return float(reward)
+def _number(reward: object) -> float:
+    try:
+        return finite_number(reward)
+    except Unusable as error:
+        raise Unusable(error.kind, f"the reward is {error.line}") from None
 
 
 def _any_action(actions: Actions) -> np.ndarray:

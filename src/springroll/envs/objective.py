@@ -22,9 +22,9 @@ import numpy as np
 from jax import Array
 
 from springroll.envs.objective_weights import Layout, shapes, unpacked
-from springroll.envs.python_calls import Failures, reason
 from springroll.errors import InputError
 from springroll.evolve.members import Members, chunks_of
+from springroll.tasks.failures import Failures, reason
 from springroll.tasks.records import file_digest
 from springroll.thin.factored_array import Factored
 from springroll.trees import PyTree, tree_bytes

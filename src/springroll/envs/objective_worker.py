@@ -6,8 +6,6 @@
 """
 
 import inspect
-import math
-import numbers
 import random
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -17,6 +15,7 @@ import numpy as np
 
 from springroll.envs.objective_weights import Weights, packed, unpacked
 from springroll.errors import InputError
+from springroll.tasks.failures import Unusable, finite_number
 from springroll.tasks.user_code import arguments_taken, named_function, raised_line
 from springroll.worker import Answer, Message, Progress, serve
 
@@ -73,7 +72,9 @@ class _Objective:
                 return self._first(request["initial"])
             weights = unpacked(request["layout"], bytearray(payload))
             result = _seeded(self.function, [weights], 1, request["seed"])
-            return self._checked(result), b""
+            return {"value": finite_number(result)}, b""
+        except Unusable as error:
+            return {"failed": error.kind, "line": f"{self.name} returned {error.line}"}, b""
         except InputError as error:
             return {"failed": "wrong", "line": str(error)}, b""
         except (Exception, SystemExit) as error:  # whatever the user's function raises
@@ -82,20 +83,6 @@ class _Objective:
     def _first(self, seed: int) -> tuple[Message, bytes]:
         layout, payload = packed(_seeded(self.initial, [], 0, seed), self.initial_name)
         return {"layout": layout}, payload
-
-    def _checked(self, result: Any) -> Message:
-        if getattr(result, "shape", None) == ():
-            result = result.item()  # a NumPy or JAX scalar
-        if not isinstance(result, numbers.Real):
-            shape = getattr(result, "shape", None)
-            what = (
-                f"a {type(result).__name__}" if shape is None else f"an array of shape {[*shape]}"
-            )
-            raise InputError(f"{self.name} returned {what}; expected one float")
-        value = float(result)
-        if math.isfinite(value):
-            return {"value": value}
-        return {"failed": "nan", "line": f"{self.name} returned {value}; expected a finite float"}
 
 
 def _seeded(function: Callable[..., Any], given: list[Weights], place: int, seed: int) -> Any:

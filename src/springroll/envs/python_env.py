@@ -4,8 +4,8 @@ from typing import Literal
 
 from springroll.envs.environment import Environment
 from springroll.envs.gymnasium_worker import PREFIX
-from springroll.envs.python_calls import reason
 from springroll.errors import InputError
+from springroll.tasks.failures import reason
 from springroll.tasks.user_code import named_function
 from springroll.worker import Worker, WorkerLost
 

@@ -35,8 +35,7 @@ def build(config: FinetuneConfig) -> job.Prepared[FinetuneConfig]:
 
     def close() -> list[str]:
         setup.task.close()
-        kinds = ", ".join(f"{n:,} {kind}" for kind, n in setup.task.failures.items())
-        return [f"answers that could not be scored: {kinds}"] if kinds else []
+        return list(filter(None, [setup.task.failures.line]))
 
     return job.Prepared(config=config, task=task_of(config, setup), opening=[opening], close=close)
 

@@ -31,13 +31,16 @@ INSTRUCTIONS = {
 }
 
 # An optional sign that is no minus between two terms, a currency, digits with or without commas, a
-# decimal part, and the other half of a fraction.
+# decimal part, a power of ten, and the other half of a fraction. Only the digits 0 to 9 count: a
+# number that touches a digit of another script, [^\D0-9], is none.
 _NUMBER = re.compile(
     r"(?P<sign>(?<![\w.)\]}])[-+\u2212])?(?:\\?[$€£]\s?(?P<inner>[-\u2212])?)?"
-    r"(?P<number>\d{1,3}(?:,\d{3})+(?!\d)|\d+|(?=\.\d))(?P<decimals>\.\d+)?"
-    r"(?:\s?/\s?(?P<under>\d+)(?!\.?\d))?"
+    r"(?<![^\D0-9])(?<!\d[eE])(?<!\d[eE][-+\u2212])"
+    r"(?P<number>[0-9]{1,3}(?:,[0-9]{3})+|[0-9]+|(?=\.[0-9]))(?P<decimals>\.[0-9]+)?(?![0-9])"
+    r"(?P<power>[eE][-+\u2212]?[0-9]+(?!\w))?(?![eE][-+\u2212]?\d)"
+    r"(?![./]?[^\D0-9])(?:\s?/\s?(?P<under>[0-9]+)(?!\.?\d))?"
 )
-_LATEX_FRACTION = re.compile(r"\\[dt]?frac\s*\{\s*(-?\d+)\s*\}\s*\{\s*(\d+)\s*\}")
+_LATEX_FRACTION = re.compile(r"\\[dt]?frac\s*\{\s*(-?[0-9]+)\s*\}\s*\{\s*([0-9]+)\s*\}")
 _MAX_DIGITS = 64
 
 
@@ -68,8 +71,9 @@ def find_answer(text: str, style: str) -> str | None:
 def find_number(text: str, style: str) -> Fraction | None:
     """The number that a text answers, exactly; None where there is none.
 
-    Commas, signs, currencies, units after the number, decimals and fractions are understood. Of an
-    equation the right side counts. With `last` it is the last number, else the first of the answer;
+    Commas, signs, currencies, units after the number, decimals, fractions and powers of ten (`1e2`
+    is 100) are understood; digits are 0 to 9, not those of other scripts. Of an equation the right
+    side counts. With `last` it is the last number, else the first of the answer;
     with `whole` there must be nothing but the number.
 
     >>> find_number("#### $1,234.50 per year", "hash")
@@ -103,7 +107,10 @@ def _fraction(match: re.Match[str]) -> Fraction | None:
     if len(match.group()) > _MAX_DIGITS:
         return None
     integer, decimals = match["number"].replace(",", ""), match["decimals"] or ""
-    value = Fraction(f"{integer or 0}{decimals}")
+    power = int((match["power"] or "e0")[1:].replace("\u2212", "-"))
+    if abs(power) > _MAX_DIGITS:
+        return None
+    value = Fraction(f"{integer or 0}{decimals}") * Fraction(10) ** power
     if match["under"]:
         if int(match["under"]) == 0:
             return None

@@ -9,13 +9,13 @@ Training and held-out problems are pure functions of (seed, index), so that a re
 cursor, and no problem is ever on both sides.
 """
 
-from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
 from springroll.errors import InputError
 from springroll.tasks.answers import check_style
+from springroll.tasks.failures import Failures
 from springroll.tasks.verdicts import Verdict, check_reward
 
 
@@ -61,8 +61,8 @@ class TextTask:
     """What follows the first of these in a text is not judged, so generation may end there."""
     identity: Mapping[str, str] = field(default_factory=dict)
     """What must be the same when a run goes on: options, digests of files."""
-    failures: Counter[str] = field(default_factory=Counter)
-    """How many texts could not be scored so far, by kind: "timeout", "crashed", "raised"."""
+    failures: Failures = field(default_factory=lambda: Failures("answers"))
+    """The texts that could not be scored so far, counted by kind, and the first of each kind."""
     close: Callable[[], None] = _nothing
     """Ends the processes of an isolated reward function."""
 

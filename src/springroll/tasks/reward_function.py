@@ -3,28 +3,43 @@
     def shortness(texts: list[str]) -> list[float]:
         return [1 / (1 + len(text)) for text in texts]
 
-With a second parameter (without a default, or None) it is also given the records of the problems.
-It returns one result per text: a float, or a dict {"reward": float, "correct": bool, "formatted":
+What else it may be given follows from the names of its parameters (see `reward_signature`). It
+returns one result per text: a float, or a dict {"reward": float, "correct": bool, "formatted":
 bool} whose last two may be left out. It may be `async def`.
 
-Run as a worker process (see `springroll.worker`), this module serves an isolated reward function:
+A text whose result is no finite number, or whose call raises, cannot be scored: it is `Failed`.
+Whatever a function does, it costs the texts that it did it for.
 
-    {"texts": [...], "records": [...]}  ->  {"verdicts": [[reward, correct, formatted], ...]}
-                                            {"raised": line} or {"refused": line}
+Run as a worker process (see `worker`), this module serves an isolated reward function:
+
+    {"texts": [...], "records": [...]}  ->  {"outcomes": [[reward, correct, formatted] of a verdict,
+                                                          [kind, line] of one that failed, ...]}
 """
 
 import asyncio
-import functools
 import inspect
-import math
-import numbers
+import json
 from collections.abc import Callable, Iterable, Sequence
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypeAlias
 
-from springroll.errors import InputError
-from springroll.tasks.user_code import arguments_taken, named_function, raised_line
+from springroll.tasks.failures import Unusable, as_many, finite_number
+from springroll.tasks.records import Record
+from springroll.tasks.reward_signature import Arguments, arguments_of
+from springroll.tasks.user_code import named_function, raised_line
 from springroll.tasks.verdicts import Verdict
 from springroll.worker import Message, Progress, serve
+
+GIVE_UP = 32  # texts that fail one after the other, and the function is taken to be at fault
+
+
+class Failed(NamedTuple):
+    """Why a text could not be scored."""
+
+    kind: str  # see `failures.KINDS`
+    line: str
+
+
+Outcome: TypeAlias = Verdict | Failed
 
 
 class RewardFunction(NamedTuple):
@@ -32,97 +47,129 @@ class RewardFunction(NamedTuple):
 
     name: str
     function: Callable[..., Any]
-    takes_records: bool
+    arguments: Arguments
     is_async: bool
 
-    def __call__(self, texts: Sequence[str], records: Sequence[object]) -> Any:
+    def __call__(self, texts: Sequence[str], records: Sequence[Record]) -> Any:
         """What the function returns: results, or of an async one a coroutine."""
-        arguments = [list(texts), list(records)]
-        return self.function(*arguments[: 1 + self.takes_records])
+        positional, named = self.arguments.of(texts, records)
+        return self.function(*positional, **named)
+
+    def outcomes(
+        self,
+        texts: Sequence[str],
+        records: Sequence[Record],
+        begin: Callable[[], None] = lambda: None,
+    ) -> list[Outcome]:
+        """Judge texts in one call; where that fails as a whole, in one call each.
+
+        Args:
+            begin: called before every call of the function.
+        """
+        begin()
+        try:
+            results = self(texts, records)
+            return outcomes_of(asyncio.run(results) if self.is_async else results, len(texts))
+        except (Exception, SystemExit) as error:  # whatever the user's function raises
+            whole = failure_of(error)
+        if len(texts) == 1:
+            return [whole]
+        found: list[Outcome] = []
+        for text, record in zip(texts, records, strict=True):
+            if len(found) >= GIVE_UP and all(isinstance(each, Failed) for each in found):
+                return [*found, *[whole] * (len(texts) - len(found))]
+            found += self.outcomes([text], [record], begin)
+        return found
+
+    async def outcomes_side_by_side(
+        self, texts: Sequence[str], records: Sequence[Record], timeout: float
+    ) -> list[Outcome]:
+        """The same of an async function, all calls at once, each with `timeout` seconds."""
+
+        async def call() -> Any:
+            try:
+                return await self(texts, records)
+            except SystemExit as error:  # would end the loop and all other calls
+                raise RuntimeError(f"SystemExit: {error}") from None
+
+        try:
+            return outcomes_of(await asyncio.wait_for(call(), timeout), len(texts))
+        except TimeoutError:
+            return [Failed("timeout", f"more than {timeout:g} s")] * len(texts)
+        except (Exception, asyncio.CancelledError) as error:  # whatever the user's function raises
+            whole = failure_of(error)
+        if len(texts) == 1:
+            return [whole]
+        alone = zip(texts, records, strict=True)
+        calls = (self.outcomes_side_by_side([text], [record], timeout) for text, record in alone)
+        return [outcome for part in await asyncio.gather(*calls) for outcome in part]
 
 
-def load_function(name: str) -> RewardFunction:
+def load_function(name: str, fields: Iterable[str] = ("prompt",)) -> RewardFunction:
     """Find a function by its name.
 
     Modules are looked for where Python does and in the working folder.
 
+    Args:
+        fields: of the records, which the function may be given by their names.
+
     Raises:
-        InputError: the module or file, or the function in it, is missing or cannot be called with
-            texts; importing it raises.
+        InputError: the module or file, or the function in it, is missing or takes what there is
+            not; importing it raises.
     """
     _, function = named_function(name, "the reward function")
-    count = arguments_taken(function)
-    if not count:
-        raise InputError(
-            f"the reward function {name} takes no argument; expected (texts) or (texts, records)"
-        )
     called = type(function).__call__ if not inspect.isroutine(function) else function
     is_async = any(map(inspect.iscoroutinefunction, (function, called)))
-    return RewardFunction(name, function, count > 1, is_async)
+    return RewardFunction(name, function, arguments_of(function, name, [*fields]), is_async)
 
 
-def verdicts(results: Iterable[object], count: int, name: str) -> list[Verdict]:
-    """The results of a reward function, checked.
+def outcomes_of(results: object, count: int) -> list[Outcome]:
+    """The results of a reward function for `count` texts, checked one by one.
 
     A plain float counts as correct from 1 on, and always as formatted.
 
     Raises:
-        InputError: they are not `count`, or one is no finite number.
+        Unusable: they are not one per text.
+        Exception: what a generator of the user's raises.
     """
+    return [_outcome(result) for result in as_many(results, count)]
+
+
+def failure_of(error: BaseException) -> Failed:
+    """What raising this amounts to."""
+    if isinstance(error, Unusable):
+        return Failed(error.kind, f"it returned {error.line}")
+    return Failed("raised", raised_line(error))
+
+
+def _outcome(result: object) -> Outcome:
     try:
-        values = list(results)
-    except TypeError:
-        raise InputError(
-            f"the reward function {name} returned {type(results).__name__}; expected a list of "
-            f"{count} floats"
-        ) from None
-    if isinstance(results, str | dict) or len(values) != count:
-        raise InputError(
-            f"the reward function {name} returned {len(values)} results for {count} texts; "
-            "expected one float per text"
-        )
-    return [_verdict(result, name, place) for place, result in enumerate(values)]
+        fields = result if isinstance(result, dict) else {"reward": result}
+        if "reward" not in fields:
+            raise Unusable("wrong", "a dict without 'reward'")
+        reward = finite_number(fields["reward"])
+        correct = bool(fields.get("correct", reward >= 1))
+        return Verdict(reward, correct, bool(fields.get("formatted", True)))
+    except Exception as error:  # of an object of the user's that does not let itself be read
+        return failure_of(error)
 
 
-def what_raised(error: BaseException, name: str) -> str:
-    """One line: what a reward function raised, and where."""
-    return f"the reward function {name} raised {raised_line(error)}"
+def main(progress: Progress, name: str, fields: str, limit: str) -> None:
+    """Serve the reward function `name` for records with `fields` (JSON).
 
+    Without us a request ends after `limit` seconds.
+    """
 
-def _verdict(result: object, name: str, place: int) -> Verdict:
-    fields = result if isinstance(result, dict) else {"reward": result}
-    reward: Any = fields.get("reward")
-    if getattr(reward, "ndim", 1) == 0:
-        reward = reward.item()  # a NumPy or JAX scalar
-    if not isinstance(reward, numbers.Real) or not math.isfinite(reward):
-        raise InputError(
-            f"the reward function {name} returned {str(reward)[:40]} for text {place}; expected a "
-            "finite float"
-        )
-    reward = float(reward)
-    correct = bool(fields.get("correct", reward >= 1))
-    return Verdict(reward, correct, bool(fields.get("formatted", True)))
+    def load() -> Callable[[Message, bytes], tuple[Message, bytes]]:
+        function = load_function(name, json.loads(fields))
 
+        def answer(request: Message, payload: bytes) -> tuple[Message, bytes]:
+            del payload
+            texts, records = request["texts"], request["records"]
+            found = function.outcomes(texts, records, lambda: progress.begin(0))
+            progress.rest()
+            return {"outcomes": found}, b""
 
-def main(progress: Progress, name: str, timeout: str) -> None:
-    """Serve the reward function `name`, whose calls may take `timeout` seconds."""
-    del progress  # a request is one call
-    serve(lambda: functools.partial(_answer, load_function(name)), 2 * float(timeout) + 5)
+        return answer
 
-
-def _answer(function: RewardFunction, request: Message, payload: bytes) -> tuple[Message, bytes]:
-    return _judged(function, request), payload
-
-
-def _judged(function: RewardFunction, request: Message) -> Message:
-    texts = request["texts"]
-    try:
-        results = function(texts, request["records"])
-        if function.is_async:
-            results = asyncio.run(results)
-    except Exception as error:  # whatever the user's function raises
-        return {"raised": what_raised(error, function.name)}
-    try:
-        return {"verdicts": verdicts(results, len(texts), function.name)}
-    except InputError as error:
-        return {"refused": str(error)}
+    serve(load, float(limit))

@@ -11,7 +11,7 @@ from pathlib import Path
 from types import ModuleType
 from typing import Any
 
-from springroll.errors import InputError
+from springroll.errors import InputError, one_line
 
 
 def named_function(name: str, what: str = "the function") -> tuple[ModuleType, Callable[..., Any]]:
@@ -58,8 +58,7 @@ def raised_line(error: BaseException) -> str:
     """One line: what was raised, and where: `KeyError: 'a' (file.py:7)`."""
     frames = traceback.extract_tb(error.__traceback__)
     place = f" ({Path(frames[-1].filename).name}:{frames[-1].lineno})" if frames else ""
-    message = str(error).strip().split("\n")[0][:200]
-    return f"{type(error).__name__}{': ' if message else ''}{message}{place}"
+    return f"{_one_line(error)}{place}"
 
 
 def _from_module(where: str, asked: str) -> ModuleType:
@@ -93,4 +92,9 @@ def _from_file(where: str, asked: str) -> ModuleType:
 
 
 def _one_line(error: BaseException) -> str:
-    return f"{type(error).__name__}: {error}".split("\n")[0][:200]
+    try:
+        said = str(error)
+    except Exception:  # an error of the user's own that cannot even be printed
+        said = ""
+    message = one_line(said.strip().partition("\n")[0], 200)
+    return f"{type(error).__name__}{': ' if message else ''}{message}"

@@ -4,31 +4,35 @@ A reward function in processes of its own, which are killed when they take too l
 """
 
 import asyncio
+import json
 import queue
+import sys
 import weakref
-from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import TypeAlias
 
-from springroll.errors import InputError
+from springroll.errors import InputError, one_line
 from springroll.tasks.draws import is_held_out
+from springroll.tasks.failures import Failures, reason
 from springroll.tasks.problem import Problem, TextTask, answer_style, option_line, until_stop
 from springroll.tasks.records import Record, file_digest, read_records, shuffled
-from springroll.tasks.reward_function import RewardFunction, load_function, verdicts, what_raised
-from springroll.tasks.verdicts import Verdict, unscored
+from springroll.tasks.reward_function import Failed, Outcome, RewardFunction, load_function
+from springroll.tasks.verdicts import UNSCORED, Verdict
 from springroll.worker import Worker, WorkerLost, end_all
+
+SHOWN = 80  # characters of a prompt and of an answer that could not be scored
 
 
 class WorkerPool:
     """Calls of a reward function, each with a time limit, spread over some processes.
 
-    Texts of a call that fails get a NaN reward and are counted in `failures` by kind: "timeout",
-    "crashed" or "raised". The next call gets a new process.
+    A call that takes too long or ends its process costs its texts; the next one gets a new process.
 
     Args:
         name: of the function (see `load_function`).
+        fields: of the records.
         workers: processes.
         timeout: seconds per call.
         rows: texts per call.
@@ -37,11 +41,13 @@ class WorkerPool:
         InputError: the function cannot be loaded.
     """
 
-    def __init__(self, name: str, *, workers: int, timeout: float, rows: int) -> None:
-        self.failures: Counter[str] = Counter()
+    def __init__(
+        self, name: str, fields: Iterable[str], *, workers: int, timeout: float, rows: int
+    ) -> None:
         self._rows = rows
         module, what = "springroll.tasks.reward_function", f"the reward function {name}"
-        make = lambda: Worker(module, name, str(timeout), limit=timeout, what=what)
+        arguments = (name, json.dumps([*fields]), str((1 + rows) * (2 * timeout + 5)))
+        make = lambda: Worker(module, *arguments, limit=timeout, what=what)
         self._all = [make() for _ in range(workers)]
         self._idle: queue.SimpleQueue[Worker] = queue.SimpleQueue()
         for worker in self._all:
@@ -49,41 +55,34 @@ class WorkerPool:
         self._end = weakref.finalize(self, end_all, self._all)
         self._all[0].start()  # a function that cannot be loaded is found now
 
-    def score(self, texts: Sequence[str], records: Sequence[Record]) -> list[Verdict]:
-        """One verdict per text.
-
-        Raises:
-            InputError: the function returned something else than one finite float per text.
-        """
+    def score(self, texts: Sequence[str], records: Sequence[Record]) -> list[Outcome]:
+        """One outcome per text."""
         starts = range(0, len(texts), self._rows)
         calls = [(texts[i : i + self._rows], records[i : i + self._rows]) for i in starts]
-        threads = ThreadPoolExecutor(len(self._all))
-        try:
-            return [verdict for part in threads.map(self._call, calls) for verdict in part]
-        finally:
-            threads.shutdown(cancel_futures=True)  # after an error the rest need not be scored
+        with ThreadPoolExecutor(len(self._all)) as threads:
+            return [outcome for part in threads.map(self._call, calls) for outcome in part]
 
     def close(self) -> None:
         """End the processes. The pool starts new ones should it be used again."""
         end_all(self._all)
 
-    def _call(self, call: tuple[Sequence[str], Sequence[Record]]) -> list[Verdict]:
+    def _call(self, call: tuple[Sequence[str], Sequence[Record]]) -> list[Outcome]:
         texts, records = call
         worker = self._idle.get()
         try:
             answer, _ = worker.ask({"texts": list(texts), "records": list(records)})
         except WorkerLost as lost:
-            return unscored(self.failures, lost.kind, len(texts))
+            return [Failed(lost.kind, lost.line)] * len(texts)
+        except InputError as error:  # it could be loaded before
+            return [Failed("crashed", str(error))] * len(texts)
         finally:
             self._idle.put(worker)
-        if "refused" in answer:
-            raise InputError(answer["refused"])
-        if "raised" in answer:
-            return unscored(self.failures, "raised", len(texts), answer["raised"])
-        return [Verdict(*verdict) for verdict in answer["verdicts"]]
+        return [
+            Failed(*x) if len(x) == len(Failed._fields) else Verdict(*x) for x in answer["outcomes"]
+        ]
 
 
-Score: TypeAlias = Callable[[Sequence[str], Sequence[Record]], list[Verdict]]
+Score: TypeAlias = Callable[[Sequence[str], Sequence[Record]], list[Outcome]]
 
 
 def function_task(
@@ -106,6 +105,10 @@ def function_task(
     calls of `rows` texts go to `workers` processes, and one that takes longer than `timeout`
     seconds is killed: a function that hangs or crashes costs its own texts and nothing else.
 
+    Whichever way it is called, a text whose call raises or whose result is no finite number cannot
+    be scored: its reward is NaN, and the task counts it by kind in `failures`. The first of each
+    kind is shown on stderr, with prompt and answer.
+
     Args:
         function: `module:function` or `path/file.py:function`.
         data: a JSONL file; every record has a field `prompt`, and the whole record is passed on.
@@ -125,22 +128,36 @@ def function_task(
         )
     stop = (stop,) if isinstance(stop, str) else tuple(stop)
     train, held_out, identity = _sides(data, held_out_data)
-    failures: Counter[str] = Counter()
+    fields = dict.fromkeys(field for record in (*train, *held_out) for field in record)
     close: Callable[[], None] = lambda: None
     if isolated:
-        pool = WorkerPool(function, workers=workers, timeout=timeout, rows=rows)
-        score, failures, close = pool.score, pool.failures, pool.close
+        pool = WorkerPool(function, fields, workers=workers, timeout=timeout, rows=rows)
+        score, close = pool.score, pool.close
     else:
-        loaded = load_function(function)
-        score = _side_by_side(loaded, timeout, rows, failures) if loaded.is_async else _here(loaded)
+        loaded = load_function(function, fields)
+        score = _side_by_side(loaded, timeout, rows) if loaded.is_async else loaded.outcomes
     train_at, held_out_at = shuffled(train, seed), shuffled(held_out, 0)
     make = lambda record: Problem(record["prompt"], record)
+    failures = Failures("answers")
 
     def judge(problems: Sequence[Problem], texts: Sequence[str]) -> list[Verdict]:
         if len(problems) != len(texts):
             raise ValueError(f"{len(problems)} problems and {len(texts)} texts")
         cut = [until_stop(text, stop) for text in texts]
-        return score(cut, [problem.reference for problem in problems])
+        outcomes = score(cut, [problem.reference for problem in problems])
+        return [
+            outcome if isinstance(outcome, Verdict) else unscored(outcome, problem, text)
+            for outcome, problem, text in zip(outcomes, problems, cut, strict=True)
+        ]
+
+    def unscored(failed: Failed, problem: Problem, text: str) -> Verdict:
+        """Count it, and show the first of its kind."""
+        about = f"prompt '{one_line(problem.prompt, SHOWN)}', answer '{one_line(text, SHOWN)}'"
+        if not failures.counts[failed.kind]:
+            line = f"the reward function {function}: {reason(*failed)}; {about}"
+            print(one_line(line), file=sys.stderr, flush=True)
+        failures.add(failed.kind, "; ".join(filter(None, (one_line(failed.line), about))))
+        return UNSCORED
 
     return TextTask(
         name=function,
@@ -175,38 +192,17 @@ def _sides(data: str, held_out_data: str | None) -> tuple[list[Record], list[Rec
     return train, held_out, identity
 
 
-def _here(function: RewardFunction) -> Score:
-    def score(texts: Sequence[str], records: Sequence[Record]) -> list[Verdict]:
-        try:
-            results = function(texts, records)
-        except (Exception, SystemExit) as error:  # whatever the user's function raises
-            raise InputError(what_raised(error, function.name)) from error
-        return verdicts(results, len(texts), function.name)
+def _side_by_side(function: RewardFunction, timeout: float, rows: int) -> Score:
+    """Calls of an async function in one event loop, `rows` texts each."""
 
-    return score
-
-
-def _side_by_side(
-    function: RewardFunction, timeout: float, rows: int, failures: Counter[str]
-) -> Score:
-    """Calls of an async function in one event loop; a call that fails costs its own texts."""
-
-    async def call(texts: Sequence[str], records: Sequence[Record]) -> list[Verdict]:
-        try:
-            results = await asyncio.wait_for(function(texts, records), timeout)
-        except Exception as error:  # whatever the user's function raises
-            kind = "timeout" if isinstance(error, TimeoutError) else "raised"
-            return unscored(failures, kind, len(texts), what_raised(error, function.name))
-        return verdicts(results, len(texts), function.name)
-
-    async def gathered(texts: Sequence[str], records: Sequence[Record]) -> list[Verdict]:
-        starts = range(0, len(texts), rows)
-        parts = await asyncio.gather(
-            *(call(texts[i : i + rows], records[i : i + rows]) for i in starts)
+    async def gathered(texts: Sequence[str], records: Sequence[Record]) -> list[Outcome]:
+        calls = (
+            function.outcomes_side_by_side(texts[i : i + rows], records[i : i + rows], timeout)
+            for i in range(0, len(texts), rows)
         )
-        return [verdict for part in parts for verdict in part]
+        return [outcome for part in await asyncio.gather(*calls) for outcome in part]
 
-    def score(texts: Sequence[str], records: Sequence[Record]) -> list[Verdict]:
+    def score(texts: Sequence[str], records: Sequence[Record]) -> list[Outcome]:
         with ThreadPoolExecutor(1) as thread:  # where a loop runs already, as in a notebook
             return thread.submit(lambda: asyncio.run(gathered(texts, records))).result()
 

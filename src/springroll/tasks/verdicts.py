@@ -6,9 +6,6 @@ reward tells its members apart all the same.
 """
 
 import math
-import sys
-import threading
-from collections import Counter
 from collections.abc import Sequence
 from typing import NamedTuple
 
@@ -27,23 +24,6 @@ class Verdict(NamedTuple):
 
 
 UNSCORED = Verdict(math.nan, False, False)
-
-
-_COUNTING = threading.Lock()
-
-
-def unscored(
-    failures: Counter[str], kind: str, count: int, line: str | None = None
-) -> list[Verdict]:
-    """Verdicts on `count` texts that could not be scored, counted by kind.
-
-    The first of a kind prints its line to stderr; the others are only counted.
-    """
-    with _COUNTING:
-        if line and not failures[kind]:
-            print(line, file=sys.stderr, flush=True)
-        failures[kind] += count
-    return [UNSCORED] * count
 
 
 def verdict(kind: str, *, formatted: bool, partial: float, correct: bool) -> Verdict:

@@ -65,15 +65,6 @@ def test_bad_input_is_one_line_without_a_traceback(capsys, command):
     assert capsys.readouterr().err == "springroll: the file is empty\n"
 
 
-def test_our_own_bugs_keep_their_traceback(command):
-    def fails(argv):
-        raise ZeroDivisionError
-
-    command(fails)
-    with pytest.raises(ZeroDivisionError):
-        cli.main(["eval"])
-
-
 def test_ctrl_c_outside_the_loop(command):
     def interrupted(argv):
         raise KeyboardInterrupt

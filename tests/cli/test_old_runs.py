@@ -100,9 +100,22 @@ def test_old_options_go_on_with_an_old_run_and_others_do_not(job, capsys):
     given = config_of(job_of(job), [*go_on, *old])
     assert capsys.readouterr().err.count("note: --") == sum(word[0] == "-" for word in old)
     folder, config = open_run(given, kind())
+    folder.write_config(config)
     assert config == replace(folder.options(kind), resume=True)
     with pytest.raises(InputError, match=r"lr is 0\.25, but the run to resume has"):
         open_run(config_of(job_of(job), [*go_on, "--lr", "0.25"]), kind())
+
+
+def test_options_of_an_old_run_that_were_changed_are_refused(job, capsys):
+    """Under the names that options had then, and after a later version has written today's."""
+    for _ in range(2):
+        whole = (Path(job) / "config.json").read_text()
+        (Path(job) / "config.json").write_text(whole.replace('"seed": 0', '"seed": 1'))
+        with pytest.raises(InputError, match=r"config\.json was changed after the run began"):
+            RunFolder.resume(job).options(job_of(job).config)
+        (Path(job) / "config.json").write_text(whole)
+        folder = RunFolder.resume(job)
+        folder.write_config(folder.options(job_of(job).config))
 
 
 def test_an_old_factor_is_kept_to_the_last_bit_of_float32():

@@ -17,8 +17,9 @@ from springroll.models.egg import EggConfig, egg
 from springroll.pretrain import JOB
 from springroll.pretrain.config import PretrainConfig
 from springroll.pretrain.trained import byte_model
-from springroll.run.config import from_json
+from springroll.run.config import from_json, stored_id
 from springroll.run.job import SampleOptions
+from springroll.run.sidecar import read_sidecar, write_sidecar
 from tests.cli.newest import newest_weights
 from tests.cli.tiny import files, pretrain, text_file
 
@@ -118,24 +119,52 @@ def test_resuming_what_is_not_there(capsys, tmp_path):
     assert not (tmp_path / "none").exists()
 
 
-def test_resuming_when_the_text_has_changed(capsys, place, copy, monkeypatch):
-    changed = copy.parent / "text.py"
-    changed.write_text((place / "text.py").read_text() + "# more\n")
-    config = json.loads((copy / "config.json").read_text())
-    config["config"]["data"] = str(changed)
-    (copy / "config.json").write_text(json.dumps(config))
-    before = files(copy / "checkpoints")
-    assert main(["pretrain", "--resume", "--out", str(copy), "--generations", "9"]) == 2
-    assert "the corpus is" in capsys.readouterr().err
-    assert files(copy / "checkpoints") == before
-    assert main(["eval", str(copy)]) == 0
-    assert "has changed since the run began" in capsys.readouterr().err
+def test_resuming_when_the_text_has_changed(capsys, place, copy):
+    text = (place / "text.py").read_text()
+    before = files(copy)
+    try:
+        (place / "text.py").write_text(text + "# more\n")
+        assert main(["pretrain", "--resume", "--out", str(copy), "--generations", "9"]) == 2
+        assert "the corpus is" in capsys.readouterr().err
+        assert files(copy) == before
+        assert main(["eval", str(copy)]) == 0
+        assert "has changed since the run began" in capsys.readouterr().err
+    finally:
+        (place / "text.py").write_text(text)
+
+
+def change(run, **options):
+    """Edit options in config.json."""
+    stored = json.loads((run / "config.json").read_text())
+    stored["config"] |= options
+    (run / "config.json").write_text(json.dumps(stored))
+    return stored
+
+
+@pytest.mark.parametrize(
+    "options", [{"sigma": 0.5}, {"seed": 1}, {"hidden": 16}, {"data": "another"}]
+)
+def test_an_edited_config_touches_nothing(capsys, copy, options):
+    change(copy, **options)
+    before = files(copy)
+    resume = ["pretrain", "--resume", "--out", str(copy), "--generations", "9"]
+    for command in (resume, ["eval", str(copy)], ["replay", str(copy)]):
+        assert main(command) == 2
+        said = capsys.readouterr().err
+        assert "config.json was changed after the run began" in said and said.count("\n") == 1
+    assert files(copy) == before
+
+
+def test_a_budget_may_be_edited(copy):
+    change(copy, generations=5)
+    assert main(["pretrain", "--resume", "--out", str(copy)]) == 0
+    assert summary(copy)["generations"] == 5
 
 
 def test_a_checkpoint_of_another_architecture(capsys, copy):
-    config = json.loads((copy / "config.json").read_text())
-    config["config"]["hidden"] = 16
-    (copy / "config.json").write_text(json.dumps(config))
+    stored = change(copy, hidden=16)
+    stored["options_id"] = stored_id(PretrainConfig, stored["config"])
+    (copy / "config.json").write_text(json.dumps(stored))
     before = files(copy)
     for command in (["eval"], ["sample"], ["replay"]):
         assert main([*command, str(copy)]) == 2
@@ -288,9 +317,9 @@ def test_replay_says_what_differs(capsys, copy):
     where = json.loads(content[8 : 8 + header])["state/params/embed"]["data_offsets"][0]
     content[8 + header + where] ^= 1
     tensors.write_bytes(content)
-    about = json.loads(newest.read_text())
-    about["sha256"] = hashlib.sha256(content).hexdigest()
-    newest.write_text(json.dumps(about))
+    about = read_sidecar(newest)
+    digest = hashlib.sha256(content).hexdigest()
+    write_sidecar(newest, digest=digest, size=about["bytes"], meta=about["meta"])
     assert main(["replay", str(copy)]) == 1
     said = capsys.readouterr().out
     assert f"NOT equal to the checkpoint of generation {GENERATIONS}:\n  params/embed" in said

@@ -46,6 +46,8 @@ def test_a_run_is_opened_anew_or_to_go_on(tmp_path):
     again, config = open_run(Example(out=out, resume=True, generations=9), defaults)
     assert again == folder
     assert config == Example(out=out, resume=True, width=8, generations=9)
+    assert again.read_config()["config"]["generations"] == 3  # until the lock is held
+    again.write_config(config)
     assert again.read_config()["config"]["generations"] == 9
     with pytest.raises(InputError, match="already holds a run"):
         open_run(started, defaults)

@@ -23,6 +23,7 @@ def write(path, generations, run_id="run"):
     """A journal of some generations; the byte offset at which each record ends."""
     ends = []
     with Journal.open(path, run_id) as journal:
+        journal.begin()
         for generation in range(len(journal), generations):
             journal.append(generation, 7, fitness(generation))
             ends.append(os.path.getsize(path))
@@ -109,6 +110,8 @@ def test_the_last_record_torn_at_every_byte_is_dropped_and_said_so(tmp_path):
                 f"the last journal record was torn: dropped {size - ends[1]} bytes "
                 f"after generation 1"
             )
+            assert path.stat().st_size == size
+            journal.begin()
         assert path.read_bytes() == whole[: ends[1]]
     write(path, 3)
     assert path.read_bytes() == whole
@@ -130,6 +133,7 @@ def test_an_end_of_junk_is_dropped(tmp_path, junk):
     with Journal.open(path, "run") as journal:
         assert len(journal) == 3
         assert f"dropped {len(junk)} bytes" in journal.note
+        journal.begin()
     assert path.read_bytes() == whole
 
 
@@ -247,12 +251,36 @@ def test_a_full_disk_leaves_whole_records(tmp_path, monkeypatch):
 
     with Journal.open(path, "run") as journal:
         monkeypatch.setattr(os, "write", full)
-        with pytest.raises(InputError, match="No space left on device; make room"):
+        with pytest.raises(OSError, match=r"No space left on device: .*j'"):
             journal.append(2, 7, fitness(2))
         monkeypatch.undo()
         assert path.read_bytes() == whole
         journal.append(2, 7, fitness(2))
     assert_holds(path, 3)
+
+
+@pytest.mark.parametrize(
+    "other",
+    [
+        Record(1, 8, fitness(1)),
+        Record(1, 7, fitness(1).astype(np.float64)),
+        Record(1, 7, fitness(1, size=8)),
+    ],
+)
+def test_records_of_another_seed_dtype_or_population_are_refused(tmp_path, other):
+    path = tmp_path / "j"
+    write(path, 1)
+    whole = path.read_bytes()
+    path.write_bytes(whole + encode(other))
+    with pytest.raises(InputError, match=r"where those before have seed 7, 16 x float32"):
+        Journal.open(path, "run")
+    path.write_bytes(whole)
+    with (
+        Journal.open(path, "run") as journal,
+        pytest.raises(InputError, match="is of seed 7, 16 x float32, and this run of seed"),
+    ):
+        journal.append(*other)
+    assert path.read_bytes() == whole
 
 
 def test_random_damage_never_yields_a_wrong_record(tmp_path):

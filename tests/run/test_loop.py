@@ -13,11 +13,11 @@ from jax.sharding import PartitionSpec as P
 from rich.console import Console
 
 from springroll.errors import InputError
-from springroll.run import session
+from springroll.run import checkpoint, session
 from springroll.run.checkpoint import load_newest, saved
 from springroll.run.config import RunConfig
 from springroll.run.folder import RunFolder
-from springroll.run.journal import Journal
+from springroll.run.journal import Journal, encode
 from springroll.run.loop import run
 from springroll.run.metrics import read_rows
 from springroll.run.task import Training
@@ -139,14 +139,158 @@ def test_without_carry_nothing_is_evaluated_again(tmp_path, monkeypatch):
     assert len(count) == GENERATIONS - 19
 
 
-def test_a_torn_journal_is_said_and_made_whole(tmp_path, undisturbed):
+def contents(path):
+    return {p: p.read_bytes() for p in path.rglob("*") if p.is_file()}
+
+
+def cut_to(generations):
+    def cut(journal):
+        with Journal.read_only(journal) as whole:
+            journal.write_bytes(journal.read_bytes()[: whole._starts[generations]])
+
+    return cut
+
+
+@pytest.mark.parametrize(
+    ("lose", "left"),
+    [
+        (lambda journal: journal.unlink(), 0),
+        (lambda journal: journal.write_bytes(b""), 0),
+        (lambda journal: journal.write_bytes(journal.read_bytes()[:20]), 0),
+        (cut_to(0), 0),  # the header alone
+        (cut_to(7), 7),
+        (lambda journal: journal.write_bytes(journal.read_bytes()[:-3]), 11),
+    ],
+)
+@pytest.mark.parametrize("finished", [True, False])
+def test_a_lost_journal_touches_nothing_and_names_the_way_out(
+    tmp_path, undisturbed, lose, left, finished
+):
     train(tmp_path, generations=12)
-    journal = tmp_path / "journal"
-    journal.write_bytes(journal.read_bytes()[:-3])
+    lose(tmp_path / "journal")
+    later = [*saved(tmp_path / "checkpoints"), tmp_path / "summary.json"]
+    if not finished:
+        later.pop().unlink()
+    before = contents(tmp_path)
+    with pytest.raises(InputError, match=r"but the run was further: .* restore the") as error:
+        train(tmp_path)
+    assert contents(tmp_path) == before and (tmp_path / "journal").exists() == (
+        tmp_path / "journal" in before
+    )
+    later = [path for path in later if path.stem == "summary" or int(path.stem) > left]
+    assert all(str(path.relative_to(tmp_path)) in str(error.value) for path in later)
+    assert "\n" not in str(error.value)
+
+    for path in later:  # the way out
+        path.unlink()
     _, printed = train(tmp_path)
-    assert "the last journal record was torn: dropped" in printed
-    assert "000000012.json, which is later than generation 11" in printed
+    assert ("the last journal record was torn: dropped" in printed) == (left == 11)
     assert final_bytes(tmp_path) == undisturbed[True]
+
+
+def test_where_checkpoints_are_lost_the_summary_tells_that_the_run_was_further(tmp_path):
+    train(tmp_path, generations=12)
+    for path in (tmp_path / "checkpoints").iterdir():
+        path.unlink()
+    (tmp_path / "journal").unlink()
+    with pytest.raises(InputError, match=r"is missing, but the run was further: summary\.json"):
+        train(tmp_path)
+
+
+def edit(path, **changes):
+    about = json.loads(path.read_text())
+    path.write_text(json.dumps(about | changes))
+
+
+@pytest.mark.parametrize("generation", [5, 1_000_000_000, -1, 0])
+@pytest.mark.parametrize("checksum", [True, False])
+def test_a_checkpoint_of_another_generation_touches_nothing(tmp_path, generation, checksum):
+    """With and without a checksum, which checkpoints of earlier versions have none of."""
+    train(tmp_path, generations=6)
+    newest = saved(tmp_path / "checkpoints")[-1]
+    edit(newest, generation=generation)
+    if not checksum:
+        about = json.loads(newest.read_text())
+        del about["checksum"]
+        newest.write_text(json.dumps(about | {"format": checkpoint.FORMAT}))
+    before = contents(tmp_path)
+    with pytest.raises(InputError, match=r"000000006\.json was changed after it was written") as e:
+        train(tmp_path)
+    assert contents(tmp_path) == before and "\n" not in str(e.value)
+
+
+def test_a_checkpoint_whose_counts_were_changed_touches_nothing(tmp_path):
+    train(tmp_path, generations=6)
+    newest = saved(tmp_path / "checkpoints")[-1]
+    about = json.loads(newest.read_text())
+    about["meta"]["seconds"] = 1e9
+    newest.write_text(json.dumps(about))
+    with pytest.raises(InputError, match="its checksum does not hold; restore it, or move it"):
+        train(tmp_path)
+
+
+@pytest.mark.parametrize("value", ["abc", -1, None, 2**70, [1], float("inf"), float("nan")])
+def test_counts_of_an_earlier_versions_checkpoint_are_looked_at(tmp_path, value):
+    train(tmp_path, generations=6)
+    newest = saved(tmp_path / "checkpoints")[-1]
+    about = json.loads(newest.read_text())
+    del about["checksum"]
+    about["meta"]["seconds"] = value
+    newest.write_text(json.dumps(about | {"format": checkpoint.FORMAT}))
+    with pytest.raises(InputError, match=r"has seconds .*; restore it, or move it"):
+        train(tmp_path)
+
+
+def test_a_journal_of_another_seed_or_type_touches_nothing(tmp_path):
+    for name, change in (
+        ("seed", lambda r: r._replace(seed=1)),
+        ("population", lambda r: r._replace(fitness=r.fitness[:4])),
+        ("dtype", lambda r: r._replace(fitness=r.fitness.astype(np.float64))),
+    ):
+        path = tmp_path / name
+        train(path, generations=3)
+        with Journal.read_only(path / "journal") as journal:
+            records = [encode(change(record)) for record in journal]
+            start = journal._starts[0]
+        header = (path / "journal").read_bytes()[:start]
+        (path / "journal").write_bytes(header + b"".join(records))
+        before = contents(path)
+        with pytest.raises(InputError, match="and this run of seed 0, 8 x float"):
+            train(path)
+        assert contents(path) == before
+
+
+def test_what_refuses_a_resume_changes_no_byte(tmp_path):
+    """A torn end of the journal and a new budget stay as they are until all is looked at."""
+    train(tmp_path, toy(identity={"corpus": "1234"}), generations=6)
+    with open(tmp_path / "journal", "ab") as file:
+        file.write(b"torn")
+    before = contents(tmp_path)
+    with pytest.raises(InputError, match="the corpus is 5678"):
+        train(tmp_path, toy(identity={"corpus": "5678"}))
+    with (
+        Journal.open(tmp_path / "journal"),
+        pytest.raises(InputError, match="is being written by another process"),
+    ):
+        train(tmp_path)
+    (tmp_path / "metrics.jsonl").rename(tmp_path / "kept")
+    (tmp_path / "metrics.jsonl").mkdir()
+    with pytest.raises(InputError, match=r"cannot read .*metrics\.jsonl: Is a directory"):
+        train(tmp_path)
+    (tmp_path / "metrics.jsonl").rmdir()
+    (tmp_path / "kept").rename(tmp_path / "metrics.jsonl")
+    assert contents(tmp_path) == before
+
+
+def test_other_things_among_the_checkpoints_are_left_alone(tmp_path, undisturbed):
+    train(tmp_path, generations=6)
+    strays = ("5.backup", "000000099.json.old", "\u0661.json", "000000003.json")
+    for name in strays:
+        (tmp_path / "checkpoints" / name).mkdir()
+        (tmp_path / "checkpoints" / name / "x").write_text("mine")
+    train(tmp_path)
+    assert final_bytes(tmp_path) == undisturbed[True]
+    assert all((tmp_path / "checkpoints" / name / "x").exists() for name in strays)
 
 
 @pytest.mark.parametrize("lost", [1, 2])
@@ -157,14 +301,6 @@ def test_corrupted_checkpoints_fall_back_and_say_so(tmp_path, undisturbed, lost)
         sidecar.with_suffix(".safetensors").write_bytes(b"garbage")
     _, printed = train(tmp_path)
     assert printed.count("its checksum does not hold; falling back") == lost
-    assert final_bytes(tmp_path) == undisturbed[True]
-
-
-def test_a_lost_journal_restarts_the_run(tmp_path, undisturbed):
-    train(tmp_path, generations=12)
-    (tmp_path / "journal").unlink()
-    _, printed = train(tmp_path)
-    assert "which is later than generation 0" in printed
     assert final_bytes(tmp_path) == undisturbed[True]
 
 
@@ -231,7 +367,7 @@ def test_a_full_disk_at_a_save_is_one_line(tmp_path, monkeypatch):
         raise OSError(28, "No space left on device")
 
     monkeypatch.setattr(session.checkpoint, "save", full)
-    with pytest.raises(InputError, match=r"cannot save a checkpoint in .*: No space left"):
+    with pytest.raises(InputError, match=r"cannot write .*: No space left on device; make room"):
         train(tmp_path)
 
 

@@ -9,6 +9,7 @@ import sys
 from collections.abc import Sequence
 from typing import NamedTuple
 
+from springroll.cli.faults import BAD_INPUT, quiet_output, told
 from springroll.cli.jobs import JOBS
 from springroll.errors import InputError, one_line, suggestion
 
@@ -32,20 +33,29 @@ COMMANDS: dict[str, Command] = {
     "bench": Command("springroll.cli.bench", "measure one of the claims on this machine"),
 }
 
-BAD_INPUT = 2  # exit codes
-INTERRUPTED = 130
+INTERRUPTED = 130  # exit code
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Run one command; the exit code is 0, 1 (a check failed), 2 (bad input) or 130 (Ctrl-C)."""
+    """Run one command.
+
+    Returns:
+        The exit code: 0, 1 (a check failed), 2 (bad input, disk or memory), 70 (a fault of ours),
+        130 (Ctrl-C) or 141 (whoever read the output stopped).
+    """
     argv = list(sys.argv[1:] if argv is None else argv)
     try:
-        return dispatch(argv)
-    except InputError as error:
-        print(f"springroll: {one_line(str(error))}", file=sys.stderr)
-        return BAD_INPUT
+        code = dispatch(argv)
+        sys.stdout.flush()  # a full disk behind it is told below
+        return code
     except KeyboardInterrupt:
         return INTERRUPTED
+    except Exception as error:
+        quiet_output()
+        line, code = told(error, argv)
+        if line is not None:
+            print(f"springroll: {one_line(line)}", file=sys.stderr)
+        return code
 
 
 def dispatch(argv: list[str]) -> int:

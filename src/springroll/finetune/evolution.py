@@ -121,6 +121,7 @@ def es_task(config: FinetuneConfig, setup: Setup) -> Task:
         identity=setup.identity,
         curve=curve_of(config, setup),
         keep_best=True,
+        validation_tokens=config.eval_problems * config.max_tokens,
     )
 
 

@@ -134,6 +134,7 @@ def grpo_task(config: FinetuneConfig, setup: Setup) -> Task:
         identity=setup.identity,
         curve=curve_of(config, setup),
         keep_best=True,
+        validation_tokens=config.eval_problems * config.max_tokens,
     )
 
 

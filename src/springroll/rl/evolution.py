@@ -80,6 +80,7 @@ def evolution_task(config: RLConfig, scorer: Scorer, strategy: Strategy) -> Task
         identity=scorer.identity,
         curve=curve_of(config, scorer),
         keep_best=True,
+        validation_tokens=config.eval_episodes * scorer.steps,
     )
 
 

@@ -146,6 +146,8 @@ def ppo_task(
         curve=curve
         or Curve(train="train_return", valid="eval_return", label="return of an episode"),
         keep_best=True,
+        validation_tokens=config.eval_episodes * environment.max_steps,
+        guarded="carry/(actor|critic)_ts/",  # environments may have infinite bounds
     )
 
 

@@ -13,6 +13,7 @@ reader opens it.
 import hashlib
 import json
 import math
+import re
 from collections.abc import Mapping
 from pathlib import Path
 from typing import BinaryIO, NamedTuple, Protocol, TypeAlias, TypeGuard, cast, runtime_checkable
@@ -21,13 +22,22 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from springroll.atomic import JsonObject, read_json, replacing, write_json
+from springroll.atomic import JsonObject, replacing
 from springroll.bounded import opened
 from springroll.errors import InputError
+from springroll.run.finite import refuse_not_finite
+from springroll.run.sidecar import (
+    VERSION_1,
+    Damaged,
+    files_of_checkpoints,
+    read_sidecar,
+    saved,
+    write_sidecar,
+)
 from springroll.safetensors_map import DTYPES, read_header
 from springroll.trees import PyTree, named_leaves
 
-FORMAT = "springroll-checkpoint-1"
+FORMAT = VERSION_1  # of the tensors, whose bytes are those of earlier versions
 
 Leaf: TypeAlias = jax.Array | np.ndarray | np.generic | jax.ShapeDtypeStruct | bool | int | float
 """What a state is made of; typed keys are arrays."""
@@ -47,10 +57,6 @@ class Overwritable(Protocol):
 _NAMES = {np.dtype(kind).name: name for name, kind in DTYPES.items()}
 
 
-class Damaged(Exception):
-    """A checkpoint whose bytes are not the ones that were written; an older one may serve."""
-
-
 class Loaded(NamedTuple):
     """A state read back."""
 
@@ -59,7 +65,15 @@ class Loaded(NamedTuple):
     meta: JsonObject
 
 
-def save(folder: Path, generation: int, tree: PyTree, meta: JsonObject, *, keep: int = 2) -> Path:
+def save(
+    folder: Path,
+    generation: int,
+    tree: PyTree,
+    meta: JsonObject,
+    *,
+    keep: int = 2,
+    finite: str | None = None,
+) -> Path:
     """Write `tree` as the checkpoint of `generation` (so many are done); keep the newest few.
 
     Args:
@@ -68,25 +82,31 @@ def save(folder: Path, generation: int, tree: PyTree, meta: JsonObject, *, keep:
         tree: pytree of arrays of any dtype, typed PRNG keys among them, and Python numbers.
         meta: JSON values to find again in `Loaded.meta`.
         keep: how many checkpoints stay: this one and the newest others.
+        finite: refuse to write leaves whose paths match this pattern where they hold NaN or
+            infinity.
 
     Returns:
         The path of the JSON file, which is the checkpoint's name everywhere.
+
+    Raises:
+        NotFinite: such a leaf; no file was changed.
     """
     folder.mkdir(parents=True, exist_ok=True)
     sidecar = folder / f"{generation:09d}.json"
     tensors = sidecar.with_suffix(".safetensors")
     with replacing(tensors) as file:
-        digest, size = _write_tensors(file, tree)
-    about = {"format": FORMAT, "generation": generation, "sha256": digest, "bytes": size}
-    write_json(sidecar, {**about, "meta": dict(meta)})
+        digest, size = _write_tensors(file, tree, finite)
+    write_sidecar(sidecar, digest=digest, size=size, meta=meta)
     others = [path.stem for path in saved(folder) if path != sidecar]
     _clear(folder, {sidecar.stem, *others[max(0, len(others) - keep + 1) :]})
     return sidecar
 
 
-def saved(folder: Path) -> list[Path]:
-    """The checkpoints in a folder (their JSON files), oldest first."""
-    return sorted(path for path in folder.glob("*.json") if path.stem.isdigit())
+def remove(folder: Path, generation: int) -> None:
+    """Remove one checkpoint."""
+    sidecar = folder / f"{generation:09d}.json"
+    sidecar.unlink(missing_ok=True)
+    sidecar.with_suffix(".safetensors").unlink(missing_ok=True)
 
 
 def load(sidecar: Path, template: PyTree, *, prefix: str = "") -> Loaded:
@@ -102,7 +122,7 @@ def load(sidecar: Path, template: PyTree, *, prefix: str = "") -> Loaded:
         Damaged: the bytes are not those that were saved.
         InputError: the saved tree is another one; the first path that differs is named.
     """
-    about = _read_sidecar(sidecar)
+    about = read_sidecar(sidecar)
     tensors = sidecar.with_suffix(".safetensors")
     with opened(tensors, Damaged) as file:
         if hashlib.file_digest(file, "sha256").hexdigest() != about["sha256"]:
@@ -134,16 +154,6 @@ def load_newest(
         except Damaged as damage:
             notes.append(f"{damage}; falling back to the checkpoint before it")
     return None, notes
-
-
-def newest_meta(folder: Path) -> JsonObject:
-    """The meta of the newest checkpoint whose JSON can be read; empty where there is none."""
-    for sidecar in reversed(saved(folder)):
-        try:
-            return _read_sidecar(sidecar)["meta"]
-        except Damaged:
-            continue
-    return {}
 
 
 def differing_paths(left: PyTree, right: PyTree) -> list[str]:
@@ -206,7 +216,7 @@ def _described(tree: PyTree) -> dict[str, _Description]:
     return {name: _describe(leaf) for name, leaf in _named_leaves(tree).items()}
 
 
-def _write_tensors(file: BinaryIO, tree: PyTree) -> tuple[str, int]:
+def _write_tensors(file: BinaryIO, tree: PyTree, finite: str | None) -> tuple[str, int]:
     """Write the safetensors file, one leaf on the host at a time; its SHA-256 and bytes."""
     named = _named_leaves(tree)
     header: JsonObject = {"__metadata__": {"format": FORMAT}}
@@ -227,8 +237,11 @@ def _write_tensors(file: BinaryIO, tree: PyTree) -> tuple[str, int]:
     for part in (len(text).to_bytes(8, "little"), text):
         size += file.write(part)
         digest.update(part)
-    for leaf in named.values():
-        part = np.ascontiguousarray(_raw(leaf)).reshape(-1).view(np.uint8)
+    for name, leaf in named.items():
+        array = _raw(leaf)
+        if finite is not None and re.match(finite, name):
+            refuse_not_finite(name, array)
+        part = np.ascontiguousarray(array).reshape(-1).view(np.uint8)
         size += file.write(part.data)
         digest.update(part.data)
     return digest.hexdigest(), size
@@ -263,19 +276,9 @@ def _read_leaf(file: BinaryIO, leaf: _Description) -> np.ndarray:
 
 def _clear(folder: Path, keep: set[str]) -> None:
     """Remove every checkpoint but those to keep, and what a kill left half written."""
-    for path in sorted(folder.iterdir()):  # a JSON before its tensors
-        if path.name.split(".")[0].isdigit() and path.stem not in keep:
+    for path in files_of_checkpoints(folder):
+        if path.stem not in keep:
             path.unlink()
-
-
-def _read_sidecar(sidecar: Path) -> JsonObject:
-    try:
-        about = read_json(sidecar)
-    except InputError as error:
-        raise Damaged(str(error)) from None
-    if about.get("format") != FORMAT or not {"sha256", "generation", "meta"} <= about.keys():
-        raise Damaged(f"{sidecar} does not describe a checkpoint")
-    return about
 
 
 def _join(prefix: str, name: str) -> str:

@@ -21,12 +21,21 @@ from springroll.run.options import (
     SECONDS,
     SEED,
     check_ranges,
+    former_names,
     is_changeable,
     option,
     renamed_options,
 )
 
-__all__ = ["CHANGEABLE", "RunConfig", "from_json", "resumed", "run_id", "to_json"]
+__all__ = [
+    "CHANGEABLE",
+    "RunConfig",
+    "from_json",
+    "resumed",
+    "run_id",
+    "stored_id",
+    "to_json",
+]
 
 C = TypeVar("C")
 
@@ -112,16 +121,34 @@ def run_id(config: Any) -> str:
     Fields marked `CHANGEABLE` are left out, so an interrupted run and an undisturbed one carry the
     same name and can be compared byte by byte.
     """
-    text = json.dumps(_fixed(config), sort_keys=True, separators=(",", ":"))
+    return stored_id(type(config), to_json(config))
+
+
+def stored_id(kind: Any, options: Mapping[str, Any]) -> str:
+    """The `run_id` of a config as it was stored, also by an earlier version: under the names that
+    options had, and without those that there were not.
+
+    Args:
+        kind: the dataclass of the config.
+        options: what `to_json` made of one, then or now.
+    """
+    text = json.dumps(_fixed(kind, options), sort_keys=True, separators=(",", ":"))
     return hashlib.sha256(text.encode()).hexdigest()[:16]
 
 
-def _fixed(value: Any) -> Any:
-    """The JSON of a config without its changeable fields, at every depth."""
-    if not dataclasses.is_dataclass(value):
-        return _plain(value)
-    fixed = [field.name for field in dataclasses.fields(value) if not is_changeable(field)]
-    return {name: _fixed(getattr(value, name)) for name in fixed}
+def _fixed(kind: Any, options: Mapping[str, Any]) -> dict[str, Any]:
+    """Stored options without the changeable ones, at every depth."""
+    fields = {field.name: field for field in dataclasses.fields(kind)}
+    fields |= {former: fields[name] for former, (name, _) in former_names(kind).items()}
+    hints, fixed = typing.get_type_hints(kind), {}
+    for name, value in options.items():
+        field = fields.get(name)
+        if field is not None and is_changeable(field):
+            continue
+        part = hints[field.name] if field is not None else None
+        inside = dataclasses.is_dataclass(part) and isinstance(value, Mapping)
+        fixed[name] = _fixed(part, value) if inside else value
+    return fixed
 
 
 def _merged(stored: Any, given: Any, defaults: Any, where: str) -> Any:

@@ -12,16 +12,19 @@
 Imports no jax.
 """
 
+import contextlib
+import re
 import sys
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TypeVar
+from typing import NoReturn, TypeVar
 
-from springroll.atomic import JsonObject, read_json, write_json
+from springroll.atomic import JsonObject, os_line, read_json, saving, write_json
 from springroll.errors import InputError
 from springroll.program import program
-from springroll.run.config import RunConfig, from_json, resumed, run_id, to_json
+from springroll.run.config import RunConfig, from_json, resumed, run_id, stored_id, to_json
 from springroll.run.options import renamed_options
+from springroll.run.sidecar import saved
 
 C = TypeVar("C", bound=RunConfig)
 
@@ -77,10 +80,14 @@ class RunFolder:
         folder = cls(path, run_id(config))
         try:
             path.mkdir(parents=True, exist_ok=True)
-            folder.write_config(config)  # first: from here on the folder is known to hold a run
+            # First: from here on the folder is known to hold a run. Of two processes that come to
+            # this line together, one is refused.
+            write_json(folder.config, folder._described(config), new=True)
             folder.checkpoints.mkdir(exist_ok=True)
+        except FileExistsError:
+            folder._refuse_used()
         except OSError as error:
-            raise InputError(f"cannot write the run folder {path}: {error.strerror}") from None
+            raise InputError(f"cannot write the run folder {os_line(error, path)}") from None
         return folder
 
     @staticmethod
@@ -90,14 +97,18 @@ class RunFolder:
         if path.exists() and not path.is_dir():
             raise InputError(f"the run folder {path} is a file; give another --out")
         if (path / "config.json").exists():
-            raise InputError(
-                f"{path} already holds a run; continue it with --resume, or give another --out "
-                f"(nothing was overwritten)"
-            )
-        if path.is_dir() and any(item.name != "config.json.tmp" for item in path.iterdir()):
+            RunFolder(path, "")._refuse_used()
+        unfinished = re.compile(r"config\.json(\.\d+)?\.tmp")  # of a process killed at its start
+        if path.is_dir() and not all(unfinished.fullmatch(item.name) for item in path.iterdir()):
             raise InputError(
                 f"the run folder {path} is not empty and holds no run; give another --out"
             )
+
+    def _refuse_used(self) -> NoReturn:
+        raise InputError(
+            f"{self.path} already holds a run; continue it with --resume, or give another --out "
+            f"(nothing was overwritten)"
+        )
 
     @classmethod
     def resume(cls, path: str | Path) -> "RunFolder":
@@ -116,11 +127,28 @@ class RunFolder:
         return cls(path, str(folder.read_config()["run_id"]))
 
     def write_config(self, config: RunConfig) -> None:
-        """Write the resolved config (on resume: with its new budget)."""
-        command = getattr(config, "command", "")
-        write_json(
-            self.config, {"run_id": self.run_id, "command": command, "config": to_json(config)}
-        )
+        """Write the resolved config where it is another: a new budget, or today's names of options.
+
+        Only for whoever holds the lock of the journal.
+
+        Raises:
+            InputError: it cannot be written.
+        """
+        described = self._described(config)
+        if self.read_config() != described:
+            with saving(self.config):
+                write_json(self.config, described)
+
+    def _described(self, config: RunConfig) -> JsonObject:
+        """What config.json holds. A run keeps the id of its beginning, also where a later version
+        calls options by other names; then the id of what is written stands beside it."""
+        now = run_id(config)
+        return {
+            "run_id": self.run_id,
+            **({} if now == self.run_id else {"options_id": now}),
+            "command": getattr(config, "command", ""),
+            "config": to_json(config),
+        }
 
     def read_config(self) -> JsonObject:
         """The file's `{"run_id": ..., "command": ..., "config": {...}}`.
@@ -132,6 +160,8 @@ class RunFolder:
             raise InputError(
                 f"{self.config} is not the config of a run: no 'run_id' and 'config' in it"
             )
+        if not isinstance(data.get("options_id", ""), str):
+            raise InputError(f"{self.config} is not the config of a run: a wrong 'options_id'")
         if not isinstance(data.get("command", ""), str):
             raise InputError(f"{self.config} is not the config of a run: 'command' is not a text")
         return data
@@ -140,19 +170,42 @@ class RunFolder:
         """The stored config as `kind`; says so when it has options under former names.
 
         Raises:
-            InputError: a key or a value is none of `kind`.
+            InputError: a key or a value is none of `kind`; the options are not those that the run
+                began with.
         """
-        stored = self.read_config()["config"]
-        for note in renamed_options(kind, stored)[1]:
+        data = self.read_config()
+        stored, wanted = data["config"], data.get("options_id", data["run_id"])
+        notes = renamed_options(kind, stored)[1]
+        config = from_json(kind, stored, where=str(self.config))
+        found = stored_id(kind, stored)
+        if found != wanted:
+            raise InputError(
+                f"{self.config} was changed after the run began: its options are those of run "
+                f"{found}, not of {wanted}; restore it, or start a new run with another --out "
+                f'(where an earlier version of springroll wrote it so, add "options_id": "{found}")'
+            )
+        for note in notes:
             print(f"note: {self.config} is of an earlier version: {note}", file=sys.stderr)
-        return from_json(kind, stored, where=str(self.config))
+        return config
+
+    def later_than(self, generation: int) -> list[Path]:
+        """What says that the run was once further than a generation, the furthest first."""
+        found = {}
+        for path in [*saved(self.checkpoints), *saved(self.best)]:
+            found[path] = int(path.stem)
+        with contextlib.suppress(InputError):  # one that cannot be read says nothing
+            done = read_json(self.summary).get("generations")
+            found[self.summary] = done if isinstance(done, int) else 0
+        later = [path for path, done in found.items() if done > generation]
+        return sorted(later, key=lambda path: -found[path])
 
 
 def open_run(config: C, defaults: C) -> tuple[RunFolder, C]:
     """The folder of a run and its config: new ones, or with `resume` those that are stored.
 
     A resumed run keeps the config it was started with, but for the fields marked `CHANGEABLE` that
-    `config` sets to something else than `defaults` (see `config.resumed`).
+    `config` sets to something else than `defaults` (see `config.resumed`). Of a resumed run nothing
+    is written here: `run` does that once it holds the lock.
 
     Raises:
         InputError: the folder is occupied, nothing is there to resume, or it is another run.
@@ -167,5 +220,4 @@ def open_run(config: C, defaults: C) -> tuple[RunFolder, C]:
             f"{program()} {command} --resume --out {config.out}"
         )
     config = replace(resumed(folder.options(type(config)), config, defaults), out=config.out)
-    folder.write_config(config)
     return folder, config

@@ -228,10 +228,12 @@ def run_job(job: Job[C], config: C, console: "Console | None" = None) -> "Result
     """
     from springroll.run.folder import RunFolder, open_run
     from springroll.run.loop import run
+    from springroll.run.rebuild import open_journal
 
     job.set_up(config)
     if config.resume:
         folder, config = open_run(config, job.config())
+        open_journal(folder).close()  # a run in use, or without its journal, before what takes long
         ready = job.build(config)
     else:
         RunFolder.refuse_occupied(config.out)  # before what takes long

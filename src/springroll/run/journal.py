@@ -11,11 +11,14 @@ Layout, little-endian:
     head    = "SRGR" | u64 generation | u64 seed | u32 payload bytes | 8 bytes dtype | u8 ndim
     payload = zlib of the fitness array's raw bytes
 
+All records of a journal have one seed, one dtype and one number of members.
+
 A record that is torn or damaged and has no whole record after it was being written when the machine
 stopped: it is dropped, and said so. Damage before a whole record is not explained by that, and is
 an error.
 """
 
+import contextlib
 import json
 import math
 import os
@@ -28,7 +31,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from springroll.bounded import parse_json
+from springroll.atomic import json_object, naming, os_line
 from springroll.errors import InputError, brief
 
 try:
@@ -57,26 +60,39 @@ class Record(NamedTuple):
     fitness: np.ndarray  # as the loop saw it, usually (pop_size,) float32 or int32
 
 
+class Kind(NamedTuple):
+    """What all records of a journal have in common."""
+
+    seed: int
+    dtype: str  # NumPy's name
+    members: int  # the first dimension of every fitness
+
+    def __str__(self) -> str:
+        return f"seed {self.seed}, {self.members} x {self.dtype}"
+
+
 class Journal:
     """An open journal; `len(journal)` generations, numbered from 0, can be read back.
 
     Open it with `Journal.open` (to append; takes a lock) or `Journal.read_only`.
     """
 
-    def __init__(self, path: Path, handle: int, run_id: str, starts: array, size: int, note: str):
+    def __init__(self, path: Path, handle: int, run_id: str):
         self.path = path
         self.run_id = run_id
-        self.note = note  # one line about a dropped last record; empty when all was whole
+        self.note = ""  # one line about a dropped last record; empty when all was whole
+        self.kind: Kind | None = None  # None while there is no record
         self._handle = handle
-        self._starts = starts  # byte offset of every record
-        self._size = size  # bytes that are whole
+        self._starts = array("Q")  # byte offset of every record
+        self._size = 0  # bytes that are whole
+        self._begun = False
 
     @classmethod
     def open(cls, path: str | Path, run_id: str | None = None) -> "Journal":
-        """Open for appending; made when missing, and cut back to its last whole record.
+        """Open for appending: takes the lock, and changes nothing that is there before `begin`.
 
         Args:
-            path: the journal file.
+            path: the journal file, made (empty) where it is missing.
             run_id: the run that writes; None takes what the file says.
 
         Raises:
@@ -84,26 +100,19 @@ class Journal:
                 before its last record.
         """
         path = Path(path)
-        try:
-            handle = os.open(
-                path, os.O_RDWR | os.O_CREAT | os.O_APPEND | getattr(os, "O_BINARY", 0), 0o644
-            )
-        except OSError as error:
-            raise InputError(f"cannot open the journal {path}: {error.strerror}") from None
+        handle = _opened(path, os.O_RDWR | os.O_CREAT | os.O_APPEND)
         try:
             _lock(handle, path)
             header = _header(run_id or "")
             start = _read_at(handle, len(header), 0)
             if len(start) < len(header) and header.startswith(start):  # new, or killed at birth
-                os.ftruncate(handle, 0)
-                _write(handle, header)
+                return cls(path, handle, run_id or "")
             journal = cls._scan(path, handle)
             if run_id is not None and journal.run_id != run_id:
                 raise InputError(
                     f"the journal {path} belongs to run {journal.run_id}, not to {run_id}; "
                     f"give another --out"
                 )
-            os.ftruncate(handle, journal._size)
         except BaseException:
             os.close(handle)
             raise
@@ -113,10 +122,7 @@ class Journal:
     def read_only(cls, path: str | Path) -> "Journal":
         """Open for reading; nothing is changed, and a run may be appending meanwhile."""
         path = Path(path)
-        try:
-            handle = os.open(path, os.O_RDONLY | getattr(os, "O_BINARY", 0))
-        except OSError as error:
-            raise InputError(f"cannot open the journal {path}: {error.strerror}") from None
+        handle = _opened(path, os.O_RDONLY)
         try:
             return cls._scan(path, handle)
         except BaseException:
@@ -126,32 +132,58 @@ class Journal:
     @classmethod
     def _scan(cls, path: Path, handle: int) -> "Journal":
         run_id, position = _read_header(path, handle)
+        journal = cls(path, handle, run_id)
         total = os.fstat(handle).st_size
-        starts = array("Q")
         while position < total:
             content = _whole_record(handle, position, total)
             if content is None:
                 if _whole_record_after(handle, position, total):
                     raise InputError(
                         f"the journal {path} is damaged at byte {position}, before its last "
-                        f"record (generation {len(starts)}); restore the file, or start a new run"
+                        f"record (generation {len(journal)}); restore the file, or start a new run"
                     )
                 break
-            generation = _HEAD.unpack_from(content)[1]
-            if generation != len(starts):
+            generation, kind = _described(content)
+            if generation != len(journal):
                 raise InputError(
                     f"the journal {path} has generation {generation} at byte {position}, where "
-                    f"{len(starts)} belongs; restore the file, or start a new run"
+                    f"{len(journal)} belongs; restore the file, or start a new run"
                 )
-            starts.append(position)
+            if journal.kind not in (None, kind):
+                raise InputError(
+                    f"the journal {path} has a record of {kind} at byte {position}, where those "
+                    f"before have {journal.kind}; restore the file, or start a new run"
+                )
+            journal._add(position, len(content), kind)
             position += len(content)
-        note = ""
         if position < total:
-            note = (
+            journal.note = (
                 f"the last journal record was torn: dropped {total - position} bytes "
-                f"after generation {len(starts) - 1}"
+                f"after generation {len(journal) - 1}"
             )
-        return cls(path, handle, run_id, starts, position, note)
+        journal._size = position
+        return journal
+
+    def _add(self, position: int, size: int, kind: Kind) -> None:
+        self.kind = kind
+        self._starts.append(position)
+        self._size = position + size
+
+    def begin(self) -> None:
+        """Make the file whole: write its header, cut off a torn end. `append` begins by itself.
+
+        Raises:
+            OSError: the disk is full.
+        """
+        with naming(self.path):
+            if not self._size:
+                header = _header(self.run_id)
+                os.ftruncate(self._handle, 0)
+                _write(self._handle, header)
+                self._size = len(header)
+            if os.fstat(self._handle).st_size != self._size:
+                os.ftruncate(self._handle, self._size)
+        self._begun = True
 
     def append(self, generation: int, seed: int, fitness: np.ndarray) -> None:
         """Write one generation with a single unbuffered write: it survives a kill -9 from here on.
@@ -160,19 +192,34 @@ class Journal:
             generation: must be `len(journal)`; nothing is appended twice and nothing left out.
             seed: the run's seed.
             fitness: any shape, a dtype of numpy's own.
+
+        Raises:
+            OSError: the disk is full; the record is not there.
+            InputError: the records before have another seed, dtype or number of members.
         """
         if generation != len(self._starts):
             raise ValueError(f"generation {generation} cannot follow {len(self._starts)} records")
         record = encode(Record(generation, seed, fitness))
+        _, kind = _described(record)
+        self.refuse_other(kind)
+        if not self._begun:
+            self.begin()
         try:
-            _write(self._handle, record)
-        except OSError as error:
-            os.ftruncate(self._handle, self._size)
+            with naming(self.path):
+                _write(self._handle, record)
+        except OSError:
+            with contextlib.suppress(OSError):  # else the next to open it drops the torn record
+                os.ftruncate(self._handle, self._size)
+            raise
+        self._add(self._size, len(record), kind)
+
+    def refuse_other(self, kind: Kind) -> None:
+        """Raise InputError where records of this kind do not belong to those that are there."""
+        if self.kind not in (None, kind):
             raise InputError(
-                f"cannot append to {self.path}: {error.strerror}; make room and go on with --resume"
-            ) from None
-        self._starts.append(self._size)
-        self._size += len(record)
+                f"the journal {self.path} is of {self.kind}, and this run of {kind}; restore the "
+                f"file, or start a new run with another --out"
+            )
 
     def read(self, generation: int) -> Record:
         """The record of one generation."""
@@ -197,7 +244,8 @@ class Journal:
 
     def sync(self) -> None:
         """Have the operating system put it on disk, so that it outlives a power cut too."""
-        os.fsync(self._handle)
+        with naming(self.path):
+            os.fsync(self._handle)
 
     def close(self) -> None:
         os.close(self._handle)
@@ -243,6 +291,14 @@ def decode(content: bytes) -> Record:
     if len(raw) != size or not unpack.eof or unpack.unused_data:
         raise ValueError("its payload has another size than its shape")
     return Record(generation, seed, np.frombuffer(raw, dtype).reshape(shape))
+
+
+def _described(content: bytes) -> tuple[int, Kind]:
+    """The generation and the kind of a record whose checksum holds."""
+    _, generation, seed, _, name, ndim = _HEAD.unpack_from(content)
+    members = _WORD.unpack_from(content, _HEAD.size)[0] if ndim else 1
+    dtype = _DTYPES.get(name.rstrip(b"\0"))  # what is none is refused when the record is read
+    return generation, Kind(seed, str(dtype or brief(name)), members)
 
 
 def _record_size(handle: int, position: int, total: int) -> int | None:
@@ -303,16 +359,20 @@ def _read_header(path: Path, handle: int) -> tuple[str, int]:
     content = _read_at(handle, end, 0) if length < 1 << 16 else b""
     if len(content) < end or zlib.crc32(content[:-4]) != _WORD.unpack(content[-4:])[0]:
         raise InputError(f"the journal {path} is damaged at byte 0 (its header); restore the file")
-    header = parse_json(content[len(start) : -4], f"the header of the journal {path}")
-    version, run_id = (
-        header.get(name) if isinstance(header, dict) else None for name in ("version", "run_id")
-    )
-    if version != VERSION or not isinstance(run_id, str):
+    header = json_object(content[len(start) : -4], f"the header of the journal {path}")
+    if header.get("version") != VERSION or not isinstance(header.get("run_id"), str):
         raise InputError(
-            f"the journal {path} has format version {brief(version)}; "
+            f"the journal {path} has format version {brief(header.get('version'))}; "
             f"this springroll reads version {VERSION}"
         )
-    return run_id, end
+    return header["run_id"], end
+
+
+def _opened(path: Path, flags: int) -> int:
+    try:
+        return os.open(path, flags | getattr(os, "O_BINARY", 0), 0o644)
+    except OSError as error:
+        raise InputError(f"cannot open the journal {os_line(error, path)}") from None
 
 
 def _read_at(handle: int, size: int, position: int) -> bytes:

@@ -18,10 +18,9 @@ from rich.console import Console
 
 from springroll.run.config import RunConfig
 from springroll.run.folder import RunFolder
-from springroll.run.journal import Journal
 from springroll.run.metrics import Row
 from springroll.run.progress import Display
-from springroll.run.rebuild import restore
+from springroll.run.rebuild import open_journal, restore
 from springroll.run.session import Session
 from springroll.run.signals import Stop
 from springroll.run.task import Carry, State, Task
@@ -54,19 +53,20 @@ def run(
         console: where progress goes; None prints none.
 
     Raises:
-        InputError: no member has a finite fitness, as often as the task allows; the folder belongs
-            to another model or other data, is damaged, or is being written by another process.
+        InputError: no member has a finite fitness, as often as the task allows; weights, moments or
+            steps are not finite; the disk is full; the folder belongs to another model or other
+            data, is damaged, or is being written by another process (nothing in it was changed).
     """
     with (
         Display(console=console, iteration=task.iteration) as display,
         Stop(display.stopping, display.release) as stop,
-        Journal.open(folder.journal, folder.run_id) as journal,
+        open_journal(folder) as journal,
     ):
         start = restore(config, task, folder, journal, display.note)
         state, carry = start.state, start.carry
         with Session(config, task, folder, journal, display, start) as session:
             del start  # else it would hold on to the first state
-            if session.generation == 0:
+            if session.generation == 0 or session.candidate():
                 session.validate(state, carry)
             batch = task.batch(session.generation)
             while not stop.signal and not session.budget_spent():
@@ -79,7 +79,7 @@ def run(
                 session.record(fitness, {**scored, **step_metrics})
                 if session.log_due():
                     session.log()
-                if session.eval_due():
+                if session.eval_due() or session.candidate():
                     session.validate(state, carry)
                 if session.save_due():
                     session.save(state, carry)

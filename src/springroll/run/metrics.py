@@ -6,8 +6,9 @@ import sys
 from pathlib import Path
 from typing import TypeAlias
 
-from springroll.atomic import JsonObject, replacing
+from springroll.atomic import JsonObject, json_object, naming, os_line, replacing
 from springroll.errors import InputError
+from springroll.run.board import Board
 
 Row: TypeAlias = JsonObject
 """One line of metrics.jsonl: figures by their names; null for what is not finite."""
@@ -27,10 +28,15 @@ class MetricsFile:
         path: the JSON-lines file; continued when it exists.
         tensorboard: folder for the events; None writes none.
         after: the generation that the run goes on from; 0 begins anew.
+
+    Raises:
+        InputError: the file cannot be read.
+        OSError: it cannot be written; as does `write`.
     """
 
     def __init__(self, path: Path, tensorboard: Path | None = None, *, after: int = 0):
-        rows = [row for row in read_rows(path) if row["generation"] <= after] if after else []
+        self._path = path
+        rows = [row for row in read_rows(path) if after and row["generation"] <= after]
         with replacing(path) as file:
             file.writelines(map(_line, rows))
         self.newest: Row = {}
@@ -45,17 +51,13 @@ class MetricsFile:
         """Add one row; numbers that are not finite are written as null."""
         row = {name: _finite(value) for name, value in row.items()}
         self._note(row)
-        try:
-            self._file.write(_line(row))
-        except OSError as error:
-            raise InputError(
-                f"cannot write {self._file.name}: {error.strerror}; "
-                f"make room and go on with --resume"
-            ) from None
-        if self._board:
-            for name, value in row.items():
-                if isinstance(value, int | float) and name != "generation":
-                    self._board.add_scalar(name, value, row["generation"])
+        with naming(self._path):
+            line = memoryview(_line(row))
+            while line:  # a disk that gets full takes a part first
+                line = line[self._file.write(line) :]
+            if self._board:
+                numbers = {k: v for k, v in row.items() if isinstance(v, int | float)}
+                self._board.add(numbers.pop("generation"), numbers)
 
     def _note(self, row: Row) -> None:
         self.newest |= row
@@ -74,15 +76,27 @@ def read_rows(path: Path) -> list[Row]:
         lines = path.read_bytes().splitlines()
     except FileNotFoundError:
         return []
+    except OSError as error:
+        raise InputError(f"cannot read {os_line(error, path)}") from None
     rows = []
     for line in lines:
         try:
-            row = json.loads(line)
-        except ValueError:
+            row = json_object(line, path)
+        except InputError:
             continue
-        if isinstance(row, dict) and isinstance(row.get("generation"), int):
+        if _is_row(row):
             rows.append(row)
     return rows
+
+
+def _is_row(row: Row) -> bool:
+    """Whether every value is one that `MetricsFile.write` writes."""
+    return type(row.get("generation")) is int and all(map(_is_figure, row.values()))
+
+
+def _is_figure(value: object) -> bool:
+    number = isinstance(value, int | float) and abs(value) < 2**63  # NaN and infinity are not
+    return value is None or isinstance(value, str) or number
 
 
 def peak_memory_bytes() -> int:
@@ -109,8 +123,5 @@ def _finite(value: float | str | None) -> float | str | None:
     return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
-def _board(folder: Path, after: int):
-    from tensorboardX import SummaryWriter
-
-    # TensorBoard hides what an earlier sitting wrote from the purged step on.
-    return SummaryWriter(str(folder), purge_step=after + 1 if after else None, flush_secs=10)
+def _board(folder: Path, after: int) -> Board | None:
+    return Board(folder, after)

@@ -18,6 +18,11 @@ from springroll.run.journal import Journal
 from springroll.run.progress import counted
 from springroll.run.task import Carry, State, Task, Training
 
+COUNTED = {  # in the meta of a checkpoint
+    *("seconds", "steady_seconds", "steady_generations", "tokens", "steady_tokens"),
+    *("dropped", "lost_in_a_row", "peak_memory_bytes"),
+}
+
 
 class Start(NamedTuple):
     """The first generation to run, and what it starts from."""
@@ -29,6 +34,34 @@ class Start(NamedTuple):
     meta: JsonObject  # what the session before had counted; empty for a new run
 
 
+def open_journal(folder: RunFolder) -> Journal:
+    """The journal of a run, locked; nothing in the folder is changed.
+
+    Raises:
+        InputError: another process has it; it is lost, or shorter than what stands beside it says.
+    """
+    if not folder.journal.exists():
+        _refuse_lost(folder, 0, "is missing")
+    journal = Journal.open(folder.journal, folder.run_id)
+    try:
+        _refuse_lost(folder, len(journal), f"holds {counted(len(journal), 'generation')}")
+    except BaseException:
+        journal.close()
+        raise
+    return journal
+
+
+def _refuse_lost(folder: RunFolder, generations: int, state: str) -> None:
+    later = folder.later_than(generations)
+    if later:
+        names = ", ".join(str(path.relative_to(folder.path)) for path in later)
+        raise InputError(
+            f"the journal {folder.journal} {state}, but the run was further: {names}; restore the "
+            f"journal from a copy, or, to run again what it lacks, move those away (nothing was "
+            f"changed)"
+        )
+
+
 def restore(
     config: RunConfig,
     task: Task,
@@ -38,22 +71,24 @@ def restore(
 ) -> Start:
     """The state to go on from; a new run's is `task.init()`.
 
-    A checkpoint ahead of the journal (the journal's end was lost) is passed over: its generations
-    are run again, so that journal and weights keep telling the same story. When members keep
-    nothing between generations, those that the journal is ahead are replayed without evaluation.
+    Nothing in the folder is changed. When members keep nothing between generations, those that the
+    journal is ahead are replayed without evaluation.
 
     Args:
         say: is given one line for everything out of the ordinary.
 
     Raises:
-        InputError: the checkpoint is of another model, run or corpus.
+        InputError: the checkpoint is of another model, run or corpus; the journal is of another
+            seed or population.
     """
     if journal.note:
         say(journal.note)
+    if journal.kind is not None:
+        journal.refuse_other(journal.kind._replace(seed=task.seed, members=task.pop_size))
     loaded = None
     if checkpoint.saved(folder.checkpoints):
         template = Training(*(task.template or task.init)())
-        loaded, notes = checkpoint.load_newest(folder.checkpoints, template, at_most=len(journal))
+        loaded, notes = checkpoint.load_newest(folder.checkpoints, template)
         del template  # else it would hold on to arrays that are not needed
         for note in notes:
             say(note)
@@ -64,7 +99,7 @@ def restore(
         state, carry = loaded.tree
         generation = saved = loaded.generation
         meta = loaded.meta
-        _refuse_others(task, folder, meta)
+        _refuse_others(task, folder, journal, meta)
     if not jax.tree.leaves(carry) and generation < len(journal):
         end = len(journal) if config.generations is None else min(len(journal), config.generations)
         state = replayed(task, journal, state, generation, end)
@@ -78,14 +113,23 @@ def restore(
     return Start(state, carry, generation, saved, meta)
 
 
-def _refuse_others(task: Task, folder: RunFolder, meta: JsonObject) -> None:
-    if meta["run_id"] != folder.run_id:
+def _refuse_others(task: Task, folder: RunFolder, journal: Journal, meta: JsonObject) -> None:
+    if meta.get("run_id") != folder.run_id:
         raise InputError(
-            f"the checkpoints in {folder.checkpoints} are of run {meta['run_id']}, "
+            f"the checkpoints in {folder.checkpoints} are of run {meta.get('run_id')}, "
             f"the folder is of run {folder.run_id}; restore them, or start a new run"
         )
+    if journal.kind is not None and meta.get("dtype") not in (None, journal.kind.dtype):
+        journal.refuse_other(journal.kind._replace(dtype=str(meta["dtype"])))
+    for name in COUNTED & meta.keys():
+        if not isinstance(meta[name], int | float) or not 0 <= meta[name] < 2**63:
+            raise InputError(
+                f"the checkpoint in {folder.checkpoints} has {name} {meta[name]!r}; restore it, or "
+                f"move it away to take the one before it"
+            )
+    identity = meta.get("identity")
     for name, value in task.identity.items():
-        stored = meta["identity"].get(name)
+        stored = identity.get(name) if isinstance(identity, dict) else None
         if stored != value:
             raise InputError(
                 f"the {name} is {value}, but the run in {folder.path} began with {stored}; "
@@ -131,6 +175,8 @@ def replay(task: Task, folder: RunFolder, *, generations: int | None = None) -> 
         InputError: the journal is shorter than asked, damaged, or of another run.
     """
     with Journal.read_only(folder.journal) as journal:
+        if journal.kind is not None:
+            journal.refuse_other(journal.kind._replace(seed=task.seed, members=task.pop_size))
         if journal.run_id != folder.run_id:
             raise InputError(
                 f"the journal {folder.journal} is of run {journal.run_id}, not of {folder.run_id}"

@@ -2,17 +2,20 @@
 
 import math
 from collections import deque
+from collections.abc import Sequence
 from pathlib import Path
 
 import jax
 import numpy as np
 
-from springroll.atomic import write_json
+from springroll.atomic import saving, write_json
 from springroll.errors import InputError
 from springroll.run import checkpoint
+from springroll.run.best import Best, Store
 from springroll.run.clocks import Clock, Stopwatch
 from springroll.run.config import RunConfig
 from springroll.run.curve import draw_curve
+from springroll.run.finite import NotFinite
 from springroll.run.folder import RunFolder
 from springroll.run.journal import Journal
 from springroll.run.metrics import MetricsFile, Row, peak_memory_bytes, read_rows
@@ -23,10 +26,12 @@ from springroll.run.task import Carry, Metrics, Scalar, State, Task, Training
 SAVE_SHARE = 0.05  # of the time: small models are saved at nearly every generation
 EVAL_SHARE = 0.10
 WINDOW = 256  # generations at most whose figures are averaged between two logs
+STEPS = ("step_ratio", "grad_norm")  # figures that are not finite where a step is not
 
 
 class Session:
-    """Everything around the three calls of a generation. Entered, it holds the metrics files open.
+    """Everything around the three calls of a generation. Made, it has read all that there is to
+    read; entered, it writes, and holds the metrics files open.
 
     Args:
         config: budget and intervals.
@@ -55,6 +60,9 @@ class Session:
         self._steady_generations = meta.get("steady_generations", 0)
         self._dropped = meta.get("dropped", 0)  # members whose fitness was not finite
         self._lost_in_a_row = meta.get("lost_in_a_row", 0)
+        for told in range(start.saved or 0, start.generation):  # from the journal alone
+            self._count_lost(journal.read(told).fitness)
+        self._stuck_in_a_row = 0  # generations whose step was not finite
         self._peak = meta.get("peak_memory_bytes", 0)
         self._tokens = meta.get("tokens", self.generation * task.tokens)
         self._steady_tokens = meta.get("steady_tokens", self._steady_generations * task.tokens)
@@ -69,20 +77,30 @@ class Session:
         self._first = True
         self._warned = False
         self._saved = start.saved
+        self._best = Best(folder.best, task)
         self._validated: int | None = None
+        read_rows(folder.metrics)  # what cannot be read is refused before anything is written
 
     def __enter__(self) -> "Session":
-        self._metrics = MetricsFile(
-            self._folder.metrics, self._folder.tensorboard, after=self.generation
-        )
+        self._folder.write_config(self._config)
+        with saving(self._journal.path):
+            self._journal.begin()
+        with saving(self._folder.metrics):
+            self._metrics = MetricsFile(
+                self._folder.metrics, self._folder.tensorboard, after=self.generation
+            )
         self._validated = self._metrics.newest_at.get(self._task.curve.valid)
-        self._best = checkpoint.newest_meta(self._folder.best).get("figure", -math.inf)
         # Generations that were told from the journal alone were counted before.
-        self._tokens = max(self._tokens, int(self._metrics.newest.get(self._task.unit, 0)))
+        self._tokens = max(self._tokens, int(self._metrics.newest.get(self._task.unit) or 0))
         return self
 
-    def __exit__(self, *_: object) -> None:
-        self._metrics.close()
+    def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
+        try:
+            with saving(self._folder.metrics):
+                self._metrics.close()
+        except InputError:
+            if kind is None:  # else what ended the run is what is told
+                raise
 
     def budget_spent(self) -> bool:
         """Whether the generations or the seconds of the config are used up."""
@@ -100,6 +118,10 @@ class Session:
     def save_due(self) -> bool:
         return self._save_clock.due()
 
+    def candidate(self) -> bool:
+        """Whether the weights of this generation may become the best, and were not validated."""
+        return self._best.due(self.generation) and self._validated != self.generation
+
     def settle(self, fitness: np.ndarray) -> np.ndarray:
         """The fitness to tell: the computed one, or the journal's where it has this generation.
 
@@ -108,21 +130,31 @@ class Session:
         """
         if self.generation < len(self._journal):
             recorded = self._journal.read(self.generation).fitness
-            if fitness.dtype != recorded.dtype or fitness.tobytes() != recorded.tobytes():
+            if fitness.dtype != recorded.dtype or fitness.shape != recorded.shape:
+                raise InputError(
+                    f"the journal {self._journal.path} holds a fitness of {recorded.dtype}"
+                    f"{list(recorded.shape)} for {self._task.iteration} {self.generation}, where "
+                    f"{fitness.dtype}{list(fitness.shape)} was computed; restore the file"
+                )
+            if fitness.tobytes() != recorded.tobytes():
                 self._warn_of_difference()
             fitness = recorded
+        self._count_lost(fitness)
+        if self._lost_in_a_row >= self._task.lost_limit:
+            raise InputError(self._all_lost(fitness.size))
+        return fitness
+
+    def _count_lost(self, fitness: np.ndarray) -> None:
         if fitness.dtype.kind == "f":
             lost = int(fitness.size - np.count_nonzero(np.isfinite(fitness)))
             self._dropped += lost
             self._lost_in_a_row = self._lost_in_a_row + 1 if lost == fitness.size else 0
-            if self._lost_in_a_row >= self._task.lost_limit:
-                raise InputError(self._all_lost(lost))
-        return fitness
 
     def record(self, fitness: np.ndarray, figures: Metrics) -> None:
         """Close a generation: fitness to the journal, figures to the next log."""
         if self.generation == len(self._journal):
-            self._journal.append(self.generation, self._task.seed, fitness)
+            with saving(self._journal.path):
+                self._journal.append(self.generation, self._task.seed, fitness)
         tokens = int(figures.get(self._task.unit, self._task.tokens))
         self._window.append({k: v for k, v in figures.items() if k != self._task.unit})
         self.generation += 1
@@ -136,21 +168,39 @@ class Session:
         self._ended = now
 
     def log(self) -> None:
-        """Write and show the figures since the last log."""
+        """Write and show the figures since the last log.
+
+        Raises:
+            InputError: no step was finite, in too many generations in a row; the disk is full.
+        """
         with self._log_clock.spending():
+            fetched = jax.device_get(list(self._window))
             now = self._watch()
             before, read, then = self._logged
             self._logged = (self.generation, self._tokens, now)
             per_second = 1 / (now - then) if now > then else 0.0
             self._row = row = {
-                **_means(self._window),
+                **_means(fetched),
                 **self._counted(now),
                 f"{self._task.unit}_per_second": per_second * (self._tokens - read),
                 "members_per_second": per_second * (self.generation - before) * self._task.pop_size,
             }
             self._window.clear()
-            self._metrics.write(row)
+            self._write(row)
             self._show(row)
+            self._refuse_stuck(fetched)
+
+    def _write(self, row: Row) -> None:
+        with saving(self._folder.metrics):
+            self._metrics.write(row)
+
+    def _refuse_stuck(self, fetched: Sequence[Metrics]) -> None:
+        """Raise where steps are not finite in as many generations in a row as may be lost."""
+        for figures in fetched:
+            wrong = [name for name in STEPS if not math.isfinite(figures.get(name, 0.0))]
+            self._stuck_in_a_row = self._stuck_in_a_row + 1 if wrong else 0
+            if self._stuck_in_a_row >= self._task.lost_limit:
+                raise InputError(self._stopped(f"{wrong[0]} is NaN or infinite", "learning rate"))
 
     def validate(self, state: State, carry: Carry) -> None:
         """Score the weights themselves; the training clock stands still meanwhile."""
@@ -161,18 +211,18 @@ class Session:
             figures = {
                 name: _number(value) for name, value in self._task.validate(state, carry).items()
             }
-            self._metrics.write({**self._counted(self._watch()), **figures})
+            # First, so that whatever is in the metrics was looked at.
+            self._best.consider(self.generation, figures, self._storing(state, carry))
+            self._write({**self._counted(self._watch()), **figures})
             self._validated = self.generation
-            best = figures.get(self._task.curve.valid, -math.inf)
-            if self._task.keep_best and best > self._best:
-                self._best = best
-                self._store(self._folder.best, state, carry, {"figure": best}, keep=1)
+
+    def _storing(self, state: State, carry: Carry) -> Store:
+        return lambda folder, meta, keep: self._store(folder, state, carry, meta, keep=keep)
 
     def save(self, state: State, carry: Carry) -> None:
         """Write a checkpoint; what it says was done is in the journal before."""
         jax.block_until_ready((state, carry))
         with self._save_clock.spending():
-            self._journal.sync()
             meta = {
                 "seconds": self._watch(),
                 "steady_seconds": self._steady_seconds,
@@ -183,18 +233,23 @@ class Session:
                 "lost_in_a_row": self._lost_in_a_row,
                 "peak_memory_bytes": self._peak_memory(),
             }
+            if self._journal.kind is not None:
+                meta["dtype"] = self._journal.kind.dtype
             self._store(self._folder.checkpoints, state, carry, meta, keep=2)
             self._saved = self.generation
 
     def _store(self, folder: Path, state: State, carry: Carry, meta: dict, *, keep: int) -> None:
+        """Save a checkpoint; never one that is not finite, or is ahead of the journal."""
         meta |= {"run_id": self._folder.run_id, "identity": dict(self._task.identity)}
+        tree, guarded = Training(state, carry), self._task.guarded
+        if guarded is None:
+            guarded = "state/" if jax.tree.leaves(state) else "carry/"
         try:
-            checkpoint.save(folder, self.generation, Training(state, carry), meta, keep=keep)
-        except OSError as error:
-            raise InputError(
-                f"cannot save a checkpoint in {folder}: {error.strerror}; "
-                f"make room and go on with --resume"
-            ) from None
+            with saving(folder):
+                self._journal.sync()
+                checkpoint.save(folder, self.generation, tree, meta, keep=keep, finite=guarded)
+        except NotFinite as found:
+            raise InputError(self._stopped(f"{found}", "learning rate or sigma")) from None
 
     def finish(self, state: State, carry: Carry, signal: int | None) -> None:
         """The last save, validation (unless stopped), curve and summary."""
@@ -202,22 +257,25 @@ class Session:
             self.save(state, carry)
         if signal is None:
             self.validate(state, carry)
+            self._best.close(self.generation, self._metrics.newest, self._storing(state, carry))
         if self._window:
             self.log()
         if self._row:
             self._show(self._row, last=True)
         curve = self._task.curve
-        draw_curve(
-            self._folder.curve,
-            read_rows(self._folder.metrics),
-            train=curve.train,
-            valid=curve.valid,
-            label=curve.label,
-            lines=curve.lines,
-            title=curve.title,
-            unit=self._task.unit,
-        )
-        write_json(self._folder.summary, self.summary())
+        with saving(self._folder.curve):
+            draw_curve(
+                self._folder.curve,
+                read_rows(self._folder.metrics),
+                train=curve.train,
+                valid=curve.valid,
+                label=curve.label,
+                lines=curve.lines,
+                title=curve.title,
+                unit=self._task.unit,
+            )
+        with saving(self._folder.summary):
+            write_json(self._folder.summary, self.summary())
         if signal is not None:
             self._display.note(
                 f"stopped at {self._task.iteration} {self.generation}, all saved; "
@@ -303,12 +361,14 @@ class Session:
     def _all_lost(self, members: int) -> str:
         whose = "the loss" if members == 1 else f"the fitness of all {members} members"
         limit = self._task.lost_limit
-        word = self._task.iteration
-        times = f" for {limit} {word}s in a row" if limit > 1 else ""
-        saved = "none was saved yet" if self._saved is None else f"the newest is {self._saved}"
+        times = f" for {limit} {self._task.iteration}s in a row" if limit > 1 else ""
         remedy = "learning rate" if members == 1 else "sigma or learning rate"
+        return self._stopped(f"{whose} is NaN or infinite{times}", remedy)
+
+    def _stopped(self, why: str, remedy: str) -> str:
+        saved = "none was saved yet" if self._saved is None else f"the newest is {self._saved}"
         return (
-            f"{word} {self.generation}: {whose} is NaN or infinite{times}; stopped, the "
+            f"{self._task.iteration} {self.generation}: {why}; stopped, the "
             f"checkpoints in {self._folder.checkpoints} are kept ({saved}); try a smaller {remedy}"
         )
 
@@ -321,9 +381,8 @@ class Session:
             )
 
 
-def _means(window: deque[Metrics]) -> Row:
-    """The mean of every figure over the generations that have it, fetched in one go."""
-    fetched = jax.device_get(list(window))
+def _means(fetched: Sequence[Metrics]) -> Row:
+    """The mean of every figure over the generations that have it."""
     names = dict.fromkeys(name for figures in fetched for name in figures)
     return {
         name: float(np.mean([np.float64(f[name]) for f in fetched if name in f])) for name in names

@@ -104,3 +104,10 @@ class Task:
     curve: Curve = field(default_factory=Curve)
     keep_best: bool = False
     """Keep, beside the newest checkpoints, the one with the highest `curve.valid`."""
+    validation_tokens: int = 0
+    """What a validation takes in the same unit as `tokens`; where it is much, generations that may
+    become the best one are further apart."""
+    guarded: str | None = None
+    """Pattern of the paths in a checkpoint (`state/...`, `carry/...`) of weights and moments: what
+    holds NaN or infinity there is never saved, and the run stops. None: all of the state, or of the
+    carry where there is no state."""

@@ -1,0 +1,56 @@
+"""Scalars as TensorBoard events, written by whoever logs them.
+
+tensorboardX's own `SummaryWriter` writes in a thread behind a queue of ten: on a full disk the
+thread dies, and the next row but ten waits for it for ever. Its `EventsWriter` writes where it is
+called, so that an error is the caller's.
+"""
+
+import os
+import time
+from pathlib import Path
+
+FLUSH_EVERY = 10.0  # seconds
+
+
+class Board:
+    """An event file of one sitting.
+
+    Args:
+        folder: made where it is missing.
+        after: the generation that the run goes on from; TensorBoard hides what an earlier sitting
+            wrote later than that.
+
+    Raises:
+        OSError: nothing can be written there; as do all methods.
+    """
+
+    def __init__(self, folder: Path, after: int = 0):
+        from tensorboardX.event_file_writer import EventsWriter
+        from tensorboardX.proto import event_pb2, summary_pb2
+
+        self._event, self._summary = event_pb2, summary_pb2
+        folder.mkdir(parents=True, exist_ok=True)
+        # Two sittings may begin within the second that tensorboardX names a file by.
+        self._file = EventsWriter(str(folder / "events"), f".{os.getpid()}.{after}")
+        self._flushed = time.monotonic()
+        if after:
+            start = event_pb2.SessionLog(status=event_pb2.SessionLog.START)
+            self._write(after + 1, file_version="brain.Event:2")
+            self._write(after + 1, session_log=start)
+
+    def add(self, step: int, scalars: dict[str, float]) -> None:
+        """Write numbers by their names."""
+        value = self._summary.Summary.Value
+        for name, number in scalars.items():
+            summary = self._summary.Summary(value=[value(tag=name, simple_value=number)])
+            self._write(step, summary=summary)
+        if time.monotonic() - self._flushed >= FLUSH_EVERY:
+            self._flushed = time.monotonic()
+            self._file.flush()
+
+    def _write(self, step: int, **content: object) -> None:
+        self._file.write_event(self._event.Event(step=step, wall_time=time.time(), **content))
+
+    def close(self) -> None:
+        """Write the rest."""
+        self._file.close()

@@ -1,5 +1,6 @@
 """Tokenizers and chat templates of whatever content: a text, or one line, in little memory."""
 
+import base64
 import json
 import os
 
@@ -9,6 +10,7 @@ from hypothesis import strategies as st
 from springroll.errors import InputError
 from springroll.tokens import chat_template as module
 from springroll.tokens.chat_template import chat_template
+from springroll.tokens.growth import growth
 from springroll.tokens.tokenizer import HfTokenizer, open_tokenizer
 from springroll.tokens.world_tokenizer import FILE, read_vocabulary
 from springroll.worker import Worker
@@ -103,7 +105,8 @@ _TEMPLATES = st.recursive(
 def test_chat_templates(examples, tmp_path):
     def read(text):
         (tmp_path / "chat_template.jinja").write_bytes(text.encode(errors="surrogatepass"))
-        assert isinstance(chat_template(tmp_path)(MESSAGES, x="y"), str)
+        template = chat_template(tmp_path)
+        assert template is not None and isinstance(template(MESSAGES, x="y"), str)
 
     whole = "{% for m in messages %}{{ m.role }}: {{ m.content | tojson }}{% endfor %}"
     as_text = lambda content: content.decode(errors="replace")
@@ -134,7 +137,9 @@ def hasty(monkeypatch):
 
 def render(folder, text, **variables):
     (folder / "chat_template.jinja").write_text(text)
-    return chat_template(folder)(MESSAGES, **variables)
+    template = chat_template(folder)
+    assert template is not None
+    return template(MESSAGES, **variables)
 
 
 def refused(folder, text, message, **variables):
@@ -236,3 +241,77 @@ def test_tokens_that_are_none_are_passed_over(tmp_path):
 def test_anything_is_what_json_can_say():
     """The inputs of these tests reach the readers."""
     fuzz(50, anything, lambda value: json.loads(json.dumps(value)))
+
+
+def changed_tokenizer(folder, **parts):
+    llama_like(folder)
+    path = folder / "tokenizer.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | parts))
+
+
+def replace(content, **pattern):
+    return {"type": "Replace", "pattern": pattern, "content": content}
+
+
+_DOUBLED = [replace("aa", String="a")] * 64
+_A = {"Sequence": {"id": "A", "type_id": 0}}
+
+
+@pytest.mark.parametrize(
+    "parts",
+    [
+        {"normalizer": {"type": "Sequence", "normalizers": _DOUBLED}},
+        {
+            "normalizer": {
+                "type": "Sequence",
+                "normalizers": [{"type": "Sequence", "normalizers": _DOUBLED}],
+            }
+        },
+        {"decoder": {"type": "Sequence", "decoders": _DOUBLED}},
+        {"normalizer": replace("b" * 2000, Regex="x*")},
+        {"normalizer": {"type": "Prepend", "prepend": "b" * 2000}},
+        {
+            "post_processor": {
+                "type": "TemplateProcessing",
+                "single": [_A] * 2000,
+                "pair": [_A],
+                "special_tokens": {},
+            }
+        },
+    ],
+)
+def test_a_tokenizer_that_makes_much_of_little_is_refused(tmp_path, parts):
+    changed_tokenizer(tmp_path, **parts)
+    with pytest.raises(InputError, match=r"can make a text more than 1,000 times as long"):
+        open_tokenizer(tmp_path)
+
+
+def test_steps_of_published_tokenizers_are_read(tmp_path):
+    llama2 = [{"type": "Prepend", "prepend": "\u2581"}, replace("\u2581", String=" ")]
+    changed_tokenizer(tmp_path, normalizer={"type": "Sequence", "normalizers": llama2})
+    assert open_tokenizer(tmp_path).vocab == 260
+    entries = b"ab\0" + "\ufdfa".encode() * 11 + b"\0"
+    charsmap = base64.b64encode((8).to_bytes(4, "little") + bytes(8) + entries).decode()
+    assert growth({"type": "Precompiled", "precompiled_charsmap": charsmap}) == 33
+
+
+def test_a_token_has_a_length(tmp_path):
+    changed_tokenizer(
+        tmp_path, model={"type": "BPE", "vocab": {"a": 0, "b" * 10_001: 1}, "merges": []}
+    )
+    with pytest.raises(InputError, match="has a token of 10,001 characters"):
+        open_tokenizer(tmp_path)
+
+
+def test_a_regular_expression_that_never_ends_is_one_line(tmp_path, capfd):
+    """The package gives up after some tries, with a panic that no `except Exception` sees."""
+    split = {
+        "type": "Split",
+        "pattern": {"Regex": "(a+)+$"},
+        "behavior": "Isolated",
+        "invert": False,
+    }
+    changed_tokenizer(tmp_path, pre_tokenizer=split)
+    with pytest.raises(InputError, match=r"the tokenizer of .* fails: .*retry-limit"):
+        open_tokenizer(tmp_path).encode("a" * 40 + "b")
+    assert "panicked" in capfd.readouterr().err  # which the package prints and we cannot prevent

@@ -2,6 +2,7 @@
 
 import functools
 import hashlib
+import os
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -12,6 +13,7 @@ import jax.numpy as jnp
 from jax import Array
 from jax.typing import ArrayLike, DTypeLike
 
+from springroll.bounded import opened
 from springroll.errors import InputError
 from springroll.finetune.config import FinetuneConfig
 from springroll.finetune.judging import Judged, judged
@@ -155,8 +157,8 @@ def fingerprint(folder: Path) -> str:
     whole = hashlib.sha256()
     for path in sorted(folder.iterdir()):
         if path.suffix in (".json", ".safetensors", ".pth"):
-            size = path.stat().st_size
-            with path.open("rb") as file:
+            with opened(path) as file:
+                size = os.fstat(file.fileno()).st_size
                 start = file.read(ENDS)
                 file.seek(max(0, size - ENDS))
                 whole.update(f"{path.name} {size}".encode() + start + file.read())

@@ -2,12 +2,12 @@
 
 import functools
 import hashlib
-import json
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TypeAlias, TypeVar
 
 from springroll.atomic import JsonObject
+from springroll.bounded import parse_json
 from springroll.errors import InputError
 
 Record: TypeAlias = JsonObject
@@ -41,10 +41,7 @@ def read_records(path: Path, *fields: str) -> list[Record]:
 def _record(line: str, where: str, fields: Sequence[str]) -> Record | None:
     if not line.strip():
         return None
-    try:
-        record = json.loads(line)
-    except ValueError as error:
-        raise InputError(f"{where} is not JSON: {error}") from None
+    record = parse_json(line, where)
     for field in fields:
         if not isinstance(record, dict) or not isinstance(record.get(field), str):
             raise InputError(f"{where} has no text under {field!r}")

@@ -5,6 +5,7 @@ The tokenizer.json of a Hugging Face folder, with what the other files say about
 
 import contextlib
 import importlib
+import os
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,6 +18,7 @@ from springroll.errors import InputError
 from springroll.program import pip_install
 from springroll.tokens.byte_tokenizer import TokenIds, byte_tokenizer, is_byte_tokenizer
 from springroll.tokens.chat_template import Messages, Render, chat_template, special_tokens
+from springroll.tokens.growth import check_growth
 from springroll.tokens.world_tokenizer import FILE, world_tokenizer
 
 _MOST = 100_000_000  # bytes of a tokenizer.json; that of the largest vocabulary has a third
@@ -98,7 +100,9 @@ def hf_tokenizer(folder: str | Path) -> HfTokenizer:
         loaded = package.Tokenizer.from_buffer(content)
         loaded.no_padding()  # settings of training that some files still hold
         loaded.no_truncation()
-        vocab = max(loaded.get_vocab(with_added_tokens=True).values(), default=-1) + 1
+        tokens_by_text = loaded.get_vocab(with_added_tokens=True)
+        check_growth(loaded, tokens_by_text, str(path))
+        vocab = max(tokens_by_text.values(), default=-1) + 1
         named, pad = (loaded.token_to_id(tokens.get(f"{x}_token", "")) for x in ("eos", "pad"))
     end = _end(folder, named)
     if pad is None:
@@ -130,7 +134,7 @@ def _of_the_package(trouble: str) -> Iterator[None]:
     """Whatever the package `tokenizers` raises as an InputError; a panic of it is no Exception."""
     try:
         yield
-    except (KeyboardInterrupt, SystemExit):
+    except (KeyboardInterrupt, SystemExit, InputError):
         raise
     except BaseException as error:
         raise InputError(f"{trouble}: {error}") from None
@@ -201,9 +205,9 @@ def open_tokenizer(folder: str | Path, vocab: int | None = None) -> Tokenizer:
         InputError: the folder holds none, its file is damaged, a package is missing, or it has
             tokens that the model has not.
     """
-    lone = Path(folder).is_file()
+    lone = os.path.isfile(folder)
     folder = Path(folder).parent if lone else Path(folder)
-    if not folder.is_dir():
+    if not os.path.isdir(folder):
         raise InputError(f"{folder} is no folder; give one with a config.json and a tokenizer")
     path = folder / "config.json"
     config = atomic.read_json(path) if path.exists() else {}

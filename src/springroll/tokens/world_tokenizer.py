@@ -25,6 +25,7 @@ from springroll.tokens.chat_template import Messages, Render, chat_template
 FILE = "rwkv_vocab_v20230424.txt"
 
 _MOST = 2_000_000  # bytes of a vocabulary; the published one has half
+_LONGEST = 1000  # bytes of a token; the longest published one has 128
 _LITERAL = re.compile(r"""b?(?:'(?:[^'\\]|\\.)*'|"(?:[^"\\]|\\.)*")""")  # one, of text or bytes
 
 # A node of the trie: by byte the next node, and under -1 the token that ends here.
@@ -107,7 +108,7 @@ def read_vocabulary(path: Path) -> dict[int, bytes]:
                 raise ValueError
             word = ast.literal_eval(literal)
             word = word.encode() if isinstance(word, str) else word
-            if len(word) != int(length) or not 0 < int(token) < 1 << 31:
+            if len(word) != int(length) or len(word) > _LONGEST or not 0 < int(token) < 1 << 31:
                 raise ValueError
             words[int(token)] = word
         except (ValueError, SyntaxError, TypeError):

@@ -145,9 +145,9 @@ def _config_values(folder: Path) -> JsonObject:
 def _lone_file(path: Path) -> Path | None:
     """The file of weights that is a model by itself: given, or alone in a folder without config."""
     kinds = (".pth", ".safetensors")
-    if path.is_file():
+    if os.path.isfile(path):  # which takes names of any length
         return path if path.suffix in kinds else None
-    if not path.is_dir() or (path / "config.json").exists():
+    if not os.path.isdir(path) or (path / "config.json").exists():
         return None
     models = [file for file in sorted(path.iterdir()) if file.suffix in kinds]
     return models[0] if len(models) == 1 and models[0].name != SINGLE else None

@@ -91,7 +91,7 @@ def save_hf(
     _check_room(folder, sum(shard.bytes for shard in plan))
     folder.mkdir(parents=True, exist_ok=True)
     for source in () if like is None else map(Path(like).joinpath, OF_TEXT):
-        if source.exists():
+        if source.is_file():
             shutil.copyfile(source, folder / source.name)
     with replacing(folder / "config.json") as file:
         file.write((json.dumps(described, indent=2) + "\n").encode())

@@ -16,6 +16,7 @@ from springroll.models.decoder_config import CONFIGS
 from springroll.run.job import SampleOptions
 from springroll.subspace.optimizers import OPTIMIZERS
 from springroll.train import build
+from springroll.train.build import resolved
 from springroll.train.config import TrainConfig
 from springroll.train.step_memory import Memory
 from tests.cli.newest import newest_weights
@@ -234,9 +235,15 @@ def test_explain_reads_a_run_and_a_model_by_name(run, capsys):
 
 
 def test_the_schedule_is_that_of_the_steps_the_run_began_with():
-    assert TrainConfig(generations=50).resolved().schedule_steps == 50
-    assert TrainConfig(generations=50, schedule_steps=9).resolved().schedule_steps == 9
-    assert TrainConfig(seconds=3.0).resolved().schedule_steps is None
+    assert resolved(TrainConfig(generations=50)).schedule_steps == 50
+    assert resolved(TrainConfig(generations=50, schedule_steps=9)).schedule_steps == 9
+    assert resolved(TrainConfig(seconds=3.0)).schedule_steps is None
+
+
+def test_a_pretrained_model_is_trained_at_a_smaller_rate_unless_told(hf_folder):
+    assert resolved(TrainConfig()).lr is None
+    assert resolved(TrainConfig(model=str(hf_folder))).lr == 2.5e-3 / 25
+    assert resolved(TrainConfig(model=str(hf_folder), lr=0.5)).lr == 0.5
 
 
 @pytest.fixture

@@ -22,6 +22,7 @@ from springroll.models.hf.load import read_params
 from springroll.models.protocols import LanguageModel
 from springroll.models.rwkv7.config import RWKV7_CONFIGS, RWKV7Config
 from springroll.run.task import Curve, Metrics, Task
+from springroll.subspace.optimizers import OPTIMIZERS
 from springroll.tasks.corpus import Corpus, load_corpus
 from springroll.tasks.text import (
     Streams,
@@ -39,6 +40,7 @@ from springroll.train.streamed import stream_learner
 from springroll.trees import PyTree
 
 BYTES = 256  # the vocabulary of raw text
+PRETRAINED = 25  # the default learning rate of a model made anew over that of a pretrained one
 LOST_LIMIT = 10  # steps in a row whose loss is not finite, and the run stops
 AXIS = "batch"  # of the mesh
 
@@ -60,6 +62,20 @@ class Placement(NamedTuple):
 
     state: NamedSharding
     batch: NamedSharding
+
+
+def resolved(config: TrainConfig) -> TrainConfig:
+    """The config of a new run, with what its continuations must not decide anew.
+
+    The schedule is fixed to the steps that the run begins with. The default learning rates are
+    those of small models made anew; what a pretrained model knows, they would destroy.
+    """
+    if config.schedule_steps is None and config.generations:
+        config = dataclasses.replace(config, schedule_steps=config.generations)
+    if config.lr is None and is_hf_folder(config.model):
+        rate = OPTIMIZERS[config.optimizer].learning_rate / PRETRAINED
+        config = dataclasses.replace(config, lr=rate)
+    return config
 
 
 def build(config: TrainConfig) -> Training:

@@ -1,6 +1,5 @@
 """The options of language-model training by gradients. Imports no JAX: commands read them first."""
 
-import dataclasses
 from dataclasses import dataclass
 from typing import Annotated, ClassVar, Literal
 
@@ -43,7 +42,8 @@ class TrainConfig(RunConfig):
     """Optimizer of the matrices in blocks; Adam takes care of the rest. `lowgrad` never forms a
     full gradient; `galore`, `apollo`, `apollo-mini` and `fira` project full gradients."""
     lr: float | None = option(None, POSITIVE)
-    """Peak learning rate; default: one for each optimizer, set for small models."""
+    """Peak learning rate; default: one for each optimizer, set for small models made anew, and a 25th
+    of it for a pretrained model."""
     weight_decay: float = option(0.0, NOT_NEGATIVE)
     """Decoupled weight decay of matrices, times the learning rate."""
     b1: float = option(0.9, SHARE)
@@ -150,9 +150,3 @@ class TrainConfig(RunConfig):
     def host_bytes(self) -> int | None:
         """The host memory in bytes."""
         return None if self.host_memory is None else parse_bytes(self.host_memory, "host_memory")
-
-    def resolved(self) -> "TrainConfig":
-        """The config with the schedule fixed to the steps that the run begins with."""
-        if self.schedule_steps is None and self.generations:
-            return dataclasses.replace(self, schedule_steps=self.generations)
-        return self

@@ -30,7 +30,7 @@ def build(config: TrainConfig) -> job.Prepared[TrainConfig]:
     from springroll.run.text_job import lines_to_beat
     from springroll.train import build as parts
 
-    made = parts.build(config if config.resume else config.resolved())
+    made = parts.build(config if config.resume else parts.resolved(config))
     config, model = made.config, made.model.config
     active = f" ({model.active_parameters:,} active)" if getattr(model, "experts", 0) else ""
     per_step = config.batch * config.accumulate * config.sequence

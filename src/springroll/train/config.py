@@ -42,8 +42,8 @@ class TrainConfig(RunConfig):
     """Optimizer of the matrices in blocks; Adam takes care of the rest. `lowgrad` never forms a
     full gradient; `galore`, `apollo`, `apollo-mini` and `fira` project full gradients."""
     lr: float | None = option(None, POSITIVE)
-    """Peak learning rate; default: one for each optimizer, set for small models made anew, and a 25th
-    of it for a pretrained model."""
+    """Peak learning rate; default: one for each optimizer, set for small models made anew, and a
+    25th of it for a pretrained model."""
     weight_decay: float = option(0.0, NOT_NEGATIVE)
     """Decoupled weight decay of matrices, times the learning rate."""
     b1: float = option(0.9, SHARE)

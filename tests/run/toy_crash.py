@@ -1,18 +1,21 @@
-"""Kills a run at every file operation, one after another, and resumes it. Run by test_crash.py.
+"""Kills a run at every file operation, one after another, and resumes it; then the same with a disk
+that gets full there. Run by test_crash.py.
 
-    python toy_crash.py FOLDER
+    python -m tests.run.toy_crash FOLDER APART
 
-Every run is a fork of this process that sends itself SIGKILL just before its n-th file operation,
-or in the middle of it when it is a write; the next fork goes on in the same folder, undisturbed.
-The task is NumPy alone, as forks and JAX's threads do not mix. Prints one JSON object.
+At every operation with APART 1; with 3 at every third one, and the disk is full at others than
+those at which it is killed.
+
+Every run is a fork of this process; the next fork goes on in the same folder, undisturbed. The task
+is NumPy alone, as forks and JAX's threads do not mix. Prints one JSON object.
 """
 
 import io
 import json
-import os
 import random
 import signal
 import sys
+import traceback
 from pathlib import Path
 
 import numpy as np
@@ -20,13 +23,16 @@ from rich.console import Console
 
 import springroll.run.metrics
 import springroll.run.session
+from springroll.atomic import replacing
+from springroll.errors import InputError
 from springroll.run.config import RunConfig
 from springroll.run.folder import RunFolder
 from springroll.run.loop import run
 from springroll.run.task import Task
+from tests.run.file_faults import forked
 
-GENERATIONS = 4
-OPERATIONS = ("write", "fsync", "replace", "ftruncate", "unlink")
+GENERATIONS = 3
+REFUSED = 2
 
 
 def evaluate(state, members, carry, batch):
@@ -51,82 +57,87 @@ TASK = Task(
     validate=lambda state, carry: {"valid_bits_per_byte": float(np.abs(state["w"]).sum())},
     pop_size=4,
     tokens=4,
+    keep_best=True,
 )
 
 
 def train(folder):
+    """Begin or go on; 2 where an InputError ended it."""
     config = RunConfig(generations=GENERATIONS, log_every=0.0)
-    if (folder / "config.json").exists():
-        place = RunFolder.resume(folder)
-    else:
-        place = RunFolder.create(folder, config)
-    run(config, TASK, place, console=Console(file=io.StringIO()))
-
-
-def die_at(point):
-    """Have the n-th file operation from here on be the last thing this process does."""
-    count = 0
-
-    def hooked(real, name):
-        def call(*arguments, **named):
-            nonlocal count
-            count += 1
-            if count == point:
-                if name == "write":
-                    real(arguments[0], arguments[1][: len(arguments[1]) // 2])
-                os.kill(os.getpid(), signal.SIGKILL)
-            return real(*arguments, **named)
-
-        return call
-
-    for name in OPERATIONS:
-        setattr(os, name, hooked(getattr(os, name), name))
-
-
-def fork(folder, point=None):
-    """Train in a process of its own; whether it came to its end."""
-    child = os.fork()
-    if child:
-        _, status = os.waitpid(child, 0)
-        if status not in (0, signal.SIGKILL):
-            raise SystemExit(f"point {point}: a resumed run failed, see above")
-        return status == 0
-    code = 1
     try:
-        if point:
-            die_at(point)
-        train(folder)
-        code = 0
-    finally:
-        os._exit(code)
+        if (folder / "config.json").exists():
+            place = RunFolder.resume(folder)
+        else:
+            place = RunFolder.create(folder, config)
+        run(config, TASK, place, console=Console(file=io.StringIO()))
+    except InputError as error:
+        assert "No space left on device" in str(error), error
+        return REFUSED
+    except BaseException:
+        traceback.print_exc()
+        raise
+    return 0
 
 
-def final_bytes(folder):
-    names = ("journal", f"checkpoints/{GENERATIONS:09d}.safetensors")
-    return [(folder / name).read_bytes() for name in names]
+def sitting(folder, point=None, **faults):
+    """Train in a process of its own; its exit code."""
+    code = forked(lambda: train(folder), folder, point, **faults)
+    expected = (0, REFUSED) if faults else (0, -signal.SIGKILL) if point else (0,)
+    if code not in expected:
+        raise SystemExit(f"{folder} at {point}: exit code {code}, see above")
+    return code
 
 
-def main(base):
+def final_files(folder):
+    """All that follows from what was trained."""
+    found = [folder / "journal", folder / f"checkpoints/{GENERATIONS:09d}.safetensors"]
+    found += sorted((folder / "best").iterdir())
+    return {str(path.relative_to(folder)): path.read_bytes() for path in found}
+
+
+def at_every_point(base, wanted, first, apart, **faults):
+    """(the last point there is, those after which a resumed run ended otherwise)."""
+    different, point = [], first
+    while sitting(base / f"at-{point}", point, **faults):
+        sitting(base / f"at-{point}")
+        if final_files(base / f"at-{point}") != wanted:
+            different.append(point)
+        point += apart
+    return point - apart, different
+
+
+def often(base, wanted, **faults):
+    """(how many sittings were cut short, whether the run came to its end with the same bytes)."""
+    count, rng = 0, random.Random(0)
+    while sitting(base, rng.randint(1, 60), **faults):
+        count += 1
+    return count, final_files(base) == wanted
+
+
+def main(base, apart):
     springroll.run.session.SAVE_SHARE = float("inf")  # a checkpoint after every generation
     springroll.run.session.peak_memory_bytes = lambda: 0
-    springroll.run.session.draw_curve = lambda *_, **__: None
-    springroll.run.metrics._board = lambda *_: None
-    assert fork(base / "undisturbed")
-    wanted = final_bytes(base / "undisturbed")
+    springroll.run.session.draw_curve = drawn
+    springroll.run.best.EVERY = 1
+    import tensorboardX.event_file_writer  # noqa: F401  (once, and not in every fork)
 
-    different, point = [], 1
-    while not fork(base / f"at-{point}", point):
-        assert fork(base / f"at-{point}")
-        if final_bytes(base / f"at-{point}") != wanted:
-            different.append(point)
-        point += 1
+    sitting(base / "undisturbed")
+    wanted = final_files(base / "undisturbed")
+    found = {
+        "killed": [*at_every_point(base / "killed", wanted, 1, apart), *often(base / "k", wanted)],
+        "full": [
+            *at_every_point(base / "full", wanted, apart, apart, full=True),
+            *often(base / "f", wanted, full=True),
+        ],
+    }
+    print(json.dumps(found))
 
-    kills, rng = 0, random.Random(0)
-    while not fork(base / "often", rng.randint(1, 40)):
-        kills += 1
-    often = final_bytes(base / "often") == wanted
-    print(json.dumps({"points": point - 1, "different": different, "kills": kills, "often": often}))
+
+def drawn(path, *_, **__):
+    """Drawing takes a tenth of a second; what matters here is that it writes."""
+    with replacing(path) as file:
+        file.write(b"picture")
 
 
 if __name__ == "__main__":
-    main(Path(sys.argv[1]))
+    main(Path(sys.argv[1]), int(sys.argv[2]))

@@ -75,15 +75,28 @@ class Best:
 
     def close(self, generation: int, figures: dict, store: Store) -> None:
         """At the end of a sitting: keep the last generation too where it is better."""
-        if not self._keeps:
-            return
+        if self._keeps:
+            self.tidy(passing=generation)
+            figure = _figure(figures.get(self._name))
+            if generation not in self._metas() and figure > self._figure:
+                store(self._folder, {"figure": figure, "passing": True}, 2)
+
+    def tidy(self, passing: int | None = None) -> None:
+        """Remove what is superseded, as a kill may come before that is done.
+
+        Args:
+            passing: the only generation whose passing checkpoint stays; None: any that is the best.
+        """
         metas = self._metas()
-        for other, meta in metas.items():
-            if meta.get("passing") and other != generation:
-                checkpoint.remove(self._folder, other)
-        figure = _figure(figures.get(self._name))
-        if generation not in metas and figure > self._figure:
-            store(self._folder, {"figure": figure, "passing": True}, 2)
+        best = max((at for at, meta in metas.items() if not meta.get("passing")), default=-1)
+        stale = {
+            at
+            for at, meta in metas.items()
+            if at < best or (meta.get("passing") and passing not in (None, at))
+        }
+        if self._folder.is_dir():
+            stay = (path.stem for path in saved(self._folder) if int(path.stem) not in stale)
+            checkpoint.clear(self._folder, set(stay))
 
     def _metas(self) -> dict[int, dict]:
         """What is known of the checkpoints there that can be read, by generation."""

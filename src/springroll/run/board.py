@@ -1,11 +1,12 @@
 """Scalars as TensorBoard events, written by whoever logs them.
 
 tensorboardX's own `SummaryWriter` writes in a thread behind a queue of ten: on a full disk the
-thread dies, and the next row but ten waits for it for ever. Its `EventsWriter` writes where it is
+thread dies, and the next row but ten waits for it for ever. Its `RecordWriter` writes where it is
 called, so that an error is the caller's.
 """
 
 import os
+import socket
 import time
 from pathlib import Path
 
@@ -25,17 +26,18 @@ class Board:
     """
 
     def __init__(self, folder: Path, after: int = 0):
-        from tensorboardX.event_file_writer import EventsWriter
         from tensorboardX.proto import event_pb2, summary_pb2
+        from tensorboardX.record_writer import RecordWriter
 
         self._event, self._summary = event_pb2, summary_pb2
         folder.mkdir(parents=True, exist_ok=True)
-        # Two sittings may begin within the second that tensorboardX names a file by.
-        self._file = EventsWriter(str(folder / "events"), f".{os.getpid()}.{after}")
+        # The number of the process, as two sittings may begin within a second.
+        name = f"events.out.tfevents.{int(time.time())}.{socket.gethostname()}.{os.getpid()}"
+        self._file = RecordWriter(str(folder / name))
         self._flushed = time.monotonic()
+        self._write(0, file_version="brain.Event:2")
         if after:
             start = event_pb2.SessionLog(status=event_pb2.SessionLog.START)
-            self._write(after + 1, file_version="brain.Event:2")
             self._write(after + 1, session_log=start)
 
     def add(self, step: int, scalars: dict[str, float]) -> None:
@@ -49,8 +51,9 @@ class Board:
             self._file.flush()
 
     def _write(self, step: int, **content: object) -> None:
-        self._file.write_event(self._event.Event(step=step, wall_time=time.time(), **content))
+        event = self._event.Event(step=step, wall_time=time.time(), **content)
+        self._file.write(event.SerializeToString())
 
     def close(self) -> None:
-        """Write the rest."""
+        """Write the rest; the file is closed also where there is no room for it."""
         self._file.close()

@@ -14,7 +14,7 @@ import hashlib
 import json
 import math
 import re
-from collections.abc import Mapping
+from collections.abc import Container, Mapping
 from pathlib import Path
 from typing import BinaryIO, NamedTuple, Protocol, TypeAlias, TypeGuard, cast, runtime_checkable
 
@@ -98,15 +98,15 @@ def save(
         digest, size = _write_tensors(file, tree, finite)
     write_sidecar(sidecar, digest=digest, size=size, meta=meta)
     others = [path.stem for path in saved(folder) if path != sidecar]
-    _clear(folder, {sidecar.stem, *others[max(0, len(others) - keep + 1) :]})
+    clear(folder, {sidecar.stem, *others[max(0, len(others) - keep + 1) :]})
     return sidecar
 
 
-def remove(folder: Path, generation: int) -> None:
-    """Remove one checkpoint."""
-    sidecar = folder / f"{generation:09d}.json"
-    sidecar.unlink(missing_ok=True)
-    sidecar.with_suffix(".safetensors").unlink(missing_ok=True)
+def clear(folder: Path, keep: Container[str]) -> None:
+    """Remove every checkpoint but those of these names, and what a kill left half written."""
+    for path in files_of_checkpoints(folder):
+        if path.stem not in keep:
+            path.unlink()
 
 
 def load(sidecar: Path, template: PyTree, *, prefix: str = "") -> Loaded:
@@ -272,13 +272,6 @@ def _read_leaf(file: BinaryIO, leaf: _Description) -> np.ndarray:
     file.seek(leaf.offset)
     file.readinto(array.reshape(-1).view(np.uint8).data)  # type: ignore[attr-defined]
     return array
-
-
-def _clear(folder: Path, keep: set[str]) -> None:
-    """Remove every checkpoint but those to keep, and what a kill left half written."""
-    for path in files_of_checkpoints(folder):
-        if path.stem not in keep:
-            path.unlink()
 
 
 def _join(prefix: str, name: str) -> str:

@@ -1,5 +1,6 @@
 """Where a run's figures go: metrics.jsonl and TensorBoard. Also the peak of memory. No jax."""
 
+import contextlib
 import json
 import math
 import sys
@@ -45,7 +46,11 @@ class MetricsFile:
             self._note(row)
         # Line by line and unbuffered: what was logged survives a kill.
         self._file = open(path, "ab", buffering=0)  # noqa: SIM115
-        self._board = _board(tensorboard, after) if tensorboard else None
+        try:
+            self._board = _board(tensorboard, after) if tensorboard else None
+        except BaseException:
+            self._file.close()
+            raise
 
     def write(self, row: Row) -> None:
         """Add one row; numbers that are not finite are written as null."""
@@ -65,9 +70,10 @@ class MetricsFile:
         self.newest_at |= {name: generation for name in row}
 
     def close(self) -> None:
-        self._file.close()
-        if self._board:
-            self._board.close()
+        with contextlib.ExitStack() as closing:
+            if self._board:
+                closing.callback(self._board.close)
+            self._file.close()
 
 
 def read_rows(path: Path) -> list[Row]:

@@ -85,6 +85,8 @@ class Session:
         self._folder.write_config(self._config)
         with saving(self._journal.path):
             self._journal.begin()
+        with saving(self._folder.best):
+            self._best.tidy()
         with saving(self._folder.metrics):
             self._metrics = MetricsFile(
                 self._folder.metrics, self._folder.tensorboard, after=self.generation
@@ -257,7 +259,9 @@ class Session:
             self.save(state, carry)
         if signal is None:
             self.validate(state, carry)
-            self._best.close(self.generation, self._metrics.newest, self._storing(state, carry))
+            with saving(self._folder.best):
+                newest, store = self._metrics.newest, self._storing(state, carry)
+                self._best.close(self.generation, newest, store)
         if self._window:
             self.log()
         if self._row:

@@ -82,6 +82,18 @@ def test_nothing_varies_outside_shard_map():
     assert compat.size(X) == 6
 
 
+def test_what_varies_inside_shard_map():
+    mesh = jax.make_mesh((2,), ("d",), axis_types=(jax.sharding.AxisType.Auto,))
+
+    def inside(rows, whole):
+        assert compat.varying(rows) == {"d"} and compat.varying(whole) == frozenset()
+        assert compat.varying(compat.vary(whole, ["d"])) == {"d"}
+        return rows
+
+    share = jax.shard_map(inside, mesh=mesh, in_specs=(jax.P("d"), jax.P()), out_specs=jax.P("d"))
+    assert jax.eval_shape(share, X, X).shape == X.shape
+
+
 def test_importing_the_room_starts_no_backend():
     code = (
         "import springroll.thin.discovery, springroll.thin.report;"

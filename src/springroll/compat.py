@@ -4,7 +4,7 @@ import contextlib
 import functools
 import math
 import os
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Any, Protocol, TypeAlias, cast
 
 import jax
@@ -121,7 +121,9 @@ def open_jaxpr(jaxpr: Jaxpr) -> tuple[jex.Jaxpr, list[ArrayLike]]:
 
 def varying(x: ArrayLike) -> frozenset[str]:
     """The manual mesh axes along which a value varies (inside shard_map)."""
-    return frozenset(getattr(jax.typeof(x), "vma", frozenset()))
+    aval = jax.typeof(x)
+    kind = getattr(aval, "manual_axis_type", None)  # before it, `vma` was a field of its own
+    return frozenset(getattr(aval, "vma", ()) if kind is None else kind.varying)
 
 
 def vary(x: Array, axes: Iterable[str]) -> Array:
@@ -145,10 +147,23 @@ def prune(closed: jex.ClosedJaxpr) -> jex.ClosedJaxpr:
     return closed.replace(jaxpr=jaxpr)
 
 
-def used_inputs(closed: jex.ClosedJaxpr) -> list[bool]:
-    """For each input of a closed jaxpr, whether an output or an effect depends on it."""
-    _, used = _partial_eval.dce_jaxpr(closed.jaxpr, [True] * len(closed.jaxpr.outvars))
+def used_inputs(closed: jex.ClosedJaxpr, outputs: Sequence[bool] | None = None) -> list[bool]:
+    """For each input of a closed jaxpr, whether an output or an effect depends on it.
+
+    outputs: those that count; by default all.
+    """
+    wanted = [True] * len(closed.jaxpr.outvars) if outputs is None else list(outputs)
+    _, used = _partial_eval.dce_jaxpr(closed.jaxpr, wanted)
     return list(used)
+
+
+def callers_of(eqn: jex.JaxprEqn) -> list[str]:
+    """The qualified names of the functions that an equation was traced in, the innermost first."""
+    traceback = getattr(eqn.source_info, "traceback", None)
+    if traceback is None:
+        return []
+    codes, _ = traceback.raw_frames()
+    return [code.co_qualname for code in codes]
 
 
 class OutermostJit(Protocol):

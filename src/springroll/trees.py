@@ -1,12 +1,16 @@
 """Pytrees of arrays: leaves by their paths, sizes, and the one squared norm."""
 
 import dataclasses
+import fnmatch
+import sys
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any, TypeAlias, TypeVar
 
 import jax
 import jax.numpy as jnp
 from jax import Array
+
+from springroll.errors import InputError, nearest
 
 PyTree: TypeAlias = Any
 """Any nesting of tuples, lists, dicts and registered classes; parameters, states, batches."""
@@ -16,6 +20,8 @@ KeyPath: TypeAlias = tuple[Any, ...]
 """What `jax.tree_util` calls a leaf's path: one key for each level."""
 Metrics: TypeAlias = dict[str, Array]
 """Scalars of a step by name, left on the device until they are logged."""
+Select: TypeAlias = Callable[[str], bool] | str | Sequence[str] | None
+"""Which parameters, by path: a function, a pattern ("layers/*_proj"), several, or the default."""
 
 
 def path_of(path: KeyPath) -> str:
@@ -42,6 +48,35 @@ def map_named(
     """`function(path, leaf, *others)` in the place of every leaf; paths are those of `path_of`."""
     named = lambda path, *leaves: function(path_of(path), *leaves)
     return jax.tree_util.tree_map_with_path(named, tree, *rest, is_leaf=is_leaf)
+
+
+def selector(select: Select, paths: Sequence[str]) -> Callable[[str], bool] | None:
+    """path -> whether it is selected; None for the default.
+
+    Raises:
+        InputError: a pattern that matches none of `paths`.
+    """
+    if select is None or callable(select):
+        return select
+    patterns = [select] if isinstance(select, str) else list(select)
+    for pattern in patterns:
+        if not any(fnmatch.fnmatchcase(path, pattern) for path in paths):
+            near = nearest(pattern, paths, cutoff=0.0)
+            hint = f"; the nearest is {near!r}" if near else ""
+            raise InputError(f"select pattern {pattern!r} matches no parameter{hint}")
+    return lambda path: any(fnmatch.fnmatchcase(path, pattern) for pattern in patterns)
+
+
+def check_arrays(params: PyTree) -> None:
+    """Raise InputError unless every leaf of the parameters is an array or a number."""
+    for path, leaf in named_leaves(params).items():
+        if not hasattr(leaf, "dtype") and not isinstance(leaf, int | float | complex):
+            name = getattr(leaf, "__name__", type(leaf).__name__)
+            raise InputError(
+                f"{path or 'params'} is no array but {name!r}; give arrays alone: of a module with"
+                " other fields eqx.filter(model, eqx.is_array), nnx.state(model, nnx.Param) or "
+                "the like"
+            )
 
 
 def tree_bytes(tree: PyTree) -> int:
@@ -106,6 +141,46 @@ def tree_dataclass(
             build,
             lambda value: (leaves(value), fixed(value)),
         )
-        return cls
+        return serializable(cls, arrays)
 
     return decorate
+
+
+_UNKNOWN_TO_FLAX: dict[type, Sequence[str]] = {}
+
+
+def serializable(cls: Class, fields: Sequence[str]) -> Class:
+    """The dataclass, whose instances flax.serialization will store by these fields.
+
+    `known_to_flax` tells flax, which need not be installed.
+    """
+    _UNKNOWN_TO_FLAX[cls] = fields
+    return cls
+
+
+def known_to_flax() -> None:
+    """Register what is `serializable`, if flax.serialization is loaded and was not told yet.
+
+    Whatever makes an instance calls this. Without it `to_bytes` would take the instance for an
+    array and fail.
+    """
+    flax = sys.modules.get("flax.serialization")
+    while flax is not None and _UNKNOWN_TO_FLAX:
+        cls, fields = _UNKNOWN_TO_FLAX.popitem()
+        flax.register_serialization_state(cls, *_state_dicts(flax, fields), override=True)
+
+
+def _state_dicts(flax: Any, fields: Sequence[str]) -> tuple[Callable[..., Any], ...]:
+    def to_dict(value: Any) -> dict[str, Any]:
+        return {name: flax.to_state_dict(getattr(value, name)) for name in fields}
+
+    def from_dict(target: Any, stored: Mapping[str, Any]) -> Any:
+        if set(stored) != set(fields):
+            raise InputError(
+                f"a stored {type(target).__name__} has {', '.join(sorted(stored))}; expected "
+                f"{', '.join(sorted(fields))}"
+            )
+        restore = lambda name: flax.from_state_dict(getattr(target, name), stored[name], name=name)
+        return dataclasses.replace(target, **{name: restore(name) for name in fields})
+
+    return to_dict, from_dict

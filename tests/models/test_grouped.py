@@ -127,3 +127,29 @@ def test_no_array_holds_a_weight_per_block_and_the_weight_buffer_is_updated_in_p
     weight_bytes = groups * width * out * 4
     # A weight per block would be four times all weights; a second buffer would be once.
     assert temporary_bytes(compiled) < weight_bytes
+
+
+@pytest.mark.parametrize("transposed", [False, True])
+def test_gradients_under_shard_map_with_its_checks(transposed):
+    """Rows and their groups dealt out over 2 devices; weights on both."""
+    x, w, block_group, dy = draw()
+    w = w.swapaxes(1, 2) if transposed else w
+    rows, whole = jax.P("d"), jax.P()
+    share = functools.partial(
+        jax.shard_map, mesh=jax.make_mesh((2,), ("d",), axis_types=(jax.sharding.AxisType.Auto,))
+    )
+
+    def loss(x, w, block_group, dy):
+        return jnp.sum(grouped_dot(x, w, block_group, transposed=transposed) * dy)
+
+    gradients = jax.grad(loss, argnums=(0, 1))
+    inside = share(gradients, in_specs=(rows, whole, rows, rows), out_specs=(rows, whole))
+    losses = share(
+        lambda *args: loss(*args)[None], in_specs=(rows, whole, rows, rows), out_specs=rows
+    )
+    outside = jax.grad(lambda *args: jnp.sum(losses(*args)), argnums=(0, 1))
+    every = quick_jit(lambda *args: [fn(*args) for fn in (gradients, inside, outside)])
+    expected, *found = every(x, w, block_group, dy)
+    for pair in found:
+        for a, b in zip(pair, expected, strict=True):
+            np.testing.assert_allclose(a, b, atol=1e-4)

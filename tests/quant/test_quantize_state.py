@@ -113,6 +113,17 @@ def test_small_leaves_names_of_parameters_and_other_state_stay_exact():
     assert isinstance(FAST(accumulated.init)(params).acc_grads["mu"], jax.Array)
 
 
+def test_select_keeps_the_moments_of_others_exact():
+    params = {"embed": jnp.ones((64, 64)), "layers": {"w": jnp.ones((64, 64))}}
+    for select in ("layers/*", ["layers/w"], lambda path: "embed" not in path):
+        state = FAST(quantize_state(optax.adam(1e-3), select=select).init)(params)
+        for moments in (state[0].mu, state[0].nu):
+            assert isinstance(moments["embed"], jax.Array)
+            assert isinstance(moments["layers"]["w"], Quantized)
+    with pytest.raises(InputError, match="select pattern 'embd' matches no parameter; the nearest"):
+        quantize_state(optax.adam(1e-3), select="embd").init(params)
+
+
 def test_optax_finds_what_it_looks_for():
     tx = quantize_state(optax.inject_hyperparams(optax.adam)(learning_rate=1e-2))
     state = optax.tree.set(tx.init(PARAMS), learning_rate=5e-3)

@@ -191,3 +191,13 @@ def test_gradients_that_wait_are_bounded_and_change_nothing():
     trainer = Streamed(model(), shapes(model()), update("host", waiting=1))
     state = trainer.fill(stacked_leaves(leaves(model().config, jax.random.key(0))))
     assert bits(run(trainer, state, 0, 2)[0].params) == expected
+
+
+@pytest.mark.parametrize("where", ["device", "host"])
+def test_what_looks_at_all_gradients_together_is_refused(where):
+    """A bundle's own norm would be clipped; `clip` of `Streamed` knows that of the whole."""
+    clipped = optax.chain(optax.clip_by_global_norm(1.0), adam())
+    with pytest.raises(InputError, match=r"optax\.clip_by_global_norm looks at.*clip=Clip\("):
+        Streamed(model(), shapes(model()), update(where, clipped))
+    with pytest.raises(InputError, match=r"optax\.clip_by_global_norm looks at"):
+        Streamed(model(), shapes(model()), update(where, adam(), rest=clipped))

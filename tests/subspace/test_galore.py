@@ -158,6 +158,40 @@ def test_full_rank_and_a_linear_optimizer_change_nothing():
     close(ours, run(inner, 5, params, grads)[0], 1e-5)
 
 
+def test_a_rank_above_a_matrix_is_its_smaller_side():
+    params = {"wide": PARAMS["w"], "narrow": PARAMS["w"][..., :3]}
+    grads = lambda step: {"wide": tree(step + 1)["w"], "narrow": tree(step + 1)["w"][..., :3]}
+    every: list[ProjectionOptions] = [{}, {"refresh": "svd"}, {"side": "out"}, {"side": "full"}]
+    for options in every:
+        tx = galore(optax.adam(0.05), {"*": 100}, **options)
+        start: Any = jax.eval_shape(tx.init, params)
+        assert {x.shape[-1] for x in jax.tree.leaves(start.projectors["narrow"])} == {3}
+    exact, _ = run(galore(optax.adam(0.05), 3, refresh="svd"), 1, params, grads)
+    capped = galore(optax.adam(0.05), {"*": 100, "wide": 3}, refresh="svd")
+    capped, _ = run(capped, 1, params, grads)
+    np.testing.assert_array_equal(capped["narrow"], exact["narrow"])
+
+
+def test_each_parameter_may_have_a_rank_and_an_interval():
+    """Later patterns win; a matrix of its own pace is renewed at its own steps."""
+    params = {"a": PARAMS["w"], "b": PARAMS["w"]}
+    grads = lambda step: {"a": tree(step + 1)["w"], "b": tree(step + 1)["w"]}
+    tx = galore(
+        *(optax.adam(0.05), {"*": 4, "b": 2}),
+        refresh_interval={"*": 100, "b": 1},
+        stagger=False,
+    )
+    update = jax.jit(tx.update)
+    _, one = update(grads(0), tx.init(params))
+    _, two = update(grads(1), one)
+    assert one.projectors["a"].left.shape == (L, M, 4)
+    assert one.inner[0].mu["b"].shape == (L, 2, N)
+    np.testing.assert_array_equal(one.projectors["a"].left, two.projectors["a"].left)
+    assert far(one.projectors["b"].left, two.projectors["b"].left, 1e-2)
+    with pytest.raises(InputError, match=r"no pattern of rank matches w: scale; give '\*'"):
+        galore(optax.adam(0.1), {"scale": 4}).init(PARAMS)
+
+
 def test_without_parameters():
     tx = galore(optax.adam(0.1), R)
     state, update = tx.init(PARAMS), jax.jit(tx.update)
@@ -216,12 +250,15 @@ def test_one_line_for_wrong_input():
         ),
         "moments is 'rotat'; .*did you mean 'rotate'": dict(moments="rotat"),
         "refresh_interval is 0; expected an integer of at least 1": dict(refresh_interval=0),
+        "refresh_interval is 2.5; expected an integer": dict(refresh_interval=2.5),
+        "refresh_interval is -1; expected": dict(refresh_interval={"*": -1}),
         "compat is 'galore'; expected one of galore-torch": dict(compat="galore"),
     }
     for message, options in wrong.items():
         with pytest.raises(InputError, match=message):
             galore(optax.adam(0.1), R, **options)
-    with pytest.raises(InputError, match=r"rank 9 is above min\(m, n\) of w \[3, 8, 12\]"):
-        galore(optax.adam(0.1), 9).init(PARAMS)
     with pytest.raises(InputError, match=r"scale \[8\] is selected but has no matrix to project"):
         galore(optax.adam(0.1), R, select="scale").init(PARAMS)
+    with pytest.raises(InputError, match="act is no array but 'tanh'; give arrays alone"):
+        params: Any = {**PARAMS, "act": jnp.tanh}
+        galore(optax.adam(0.1), R).init(params)

@@ -17,8 +17,8 @@ def shape(*dims):
 PARAMS = {"experts": shape(2, 3, 8, 12), "head": shape(8, 4), "norm": shape(8)}
 
 
-def views(params=PARAMS, rank=4, **options):
-    return {v.path: v for v in matrix_views(params, rank, **options) if v}
+def views(params=PARAMS, **options):
+    return {v.path: v for v in matrix_views(params, **options) if v}
 
 
 def test_without_roles_the_last_two_axes_are_the_matrix():
@@ -38,7 +38,7 @@ def test_select():
 @pytest.mark.parametrize("roles", ["smn", "snm", "msn", "nms", "mmn", "nmm", "mns", "mn"])
 def test_views_can_be_undone(roles):
     dims = (3, 4, 5)[: len(roles)]
-    view = views({"w": shape(*dims)}, 2, roles=fake_roles(roles, dims))["w"]
+    view = views({"w": shape(*dims)}, roles=fake_roles(roles, dims))["w"]
     x = jnp.arange(float(np.prod(dims))).reshape(dims)
     matrix = view.matrix(x)
     assert matrix.shape == (*view.stack, view.size("m"), view.size("n"))
@@ -59,7 +59,7 @@ def test_roles_tell_inputs_from_outputs():
         return jnp.einsum("bi,ihd->bhd", x, p["q"]).reshape(2, 8) @ p["o"].T + p["b"][None]
 
     roles = discover(fn, params, shape(2, 8))
-    found = views(params, 4, roles=roles)
+    found = views(params, roles=roles)
     assert {path: v.roles for path, v in found.items()} == {"q": "mnn", "o": "nm"}
     assert found["q"].size("n") == 8 and found["o"].sides("in") == (True, False)
 
@@ -79,7 +79,7 @@ def test_one_layer_of_a_discovered_stack():
     ],
 )
 def test_sides(roles, dims, sides):
-    view = views({"w": shape(*dims)}, 2, roles=fake_roles(roles, dims))["w"]
+    view = views({"w": shape(*dims)}, roles=fake_roles(roles, dims))["w"]
     for side, projected in {**sides, "in": "in", "out": "out"}.items():
         assert view.sides(side) == (projected == "in", projected == "out"), side
     assert view.sides("full") == (True, True)
@@ -87,11 +87,6 @@ def test_sides(roles, dims, sides):
 
 def test_one_line_for_what_cannot_be():
     cases = [
-        (
-            r"rank 9 is above min\(m, n\) of experts \[2, 3, 8, 12\], .* 8 x 12; "
-            "lower the rank or leave it out with select",
-            dict(rank=9, select="experts"),
-        ),
         (r"norm \[8\] is selected but has no matrix", dict(select=["norm"])),
         ("select pattern 'hed' matches no parameter; the nearest is 'head'", dict(select="hed")),
         (

@@ -249,7 +249,7 @@ def test_mistakes_in_use():
     strange = optax.GradientTransformation(
         init, lambda updates, state, params=None: (updates, state)
     )
-    with pytest.raises(InputError, match="shaped like S"):
+    with pytest.raises(InputError, match="shaped like the low-rank gradient of w1"):
         tiny(strange).init(mlp_params())
     assert tiny(strange, moments="keep").init(mlp_params()).opt
 

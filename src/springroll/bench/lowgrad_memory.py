@@ -19,9 +19,8 @@ from springroll.bench.measure import peak_bytes
 from springroll.models.decoder import Decoder, decoder
 from springroll.models.decoder_config import CONFIGS
 from springroll.subspace.lowgrad import lowgrad
-from springroll.subspace.matrix_view import Select
 from springroll.subspace.trainer import Program
-from springroll.trees import PyTree
+from springroll.trees import PyTree, Select
 
 GIB = 2**30
 Shapes: TypeAlias = PyTree  # parameters and batches as `jax.ShapeDtypeStruct`

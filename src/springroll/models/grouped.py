@@ -13,6 +13,7 @@ import jax.numpy as jnp
 from jax import Array, lax
 from jax.typing import DTypeLike
 
+from springroll import compat
 from springroll.thin.custom_product import product
 
 
@@ -33,7 +34,12 @@ def grouped_dot(x: Array, w: Array, block_group: Array, transposed: bool = False
 
     Forward, the gradient of x and that of w cost 2 rows k n FLOPs each. The gradient of w is
     summed in float32 within a group.
+
+    In `jax.shard_map` operands may vary along different axes of the mesh: rows dealt out, a weight
+    that all devices hold. Its gradient is then summed over the devices.
     """
+    axes = compat.varying(x) | compat.varying(w) | compat.varying(block_group)
+    x, w, block_group = (compat.vary(operand, axes) for operand in (x, w, block_group))
     return _product(x, w, block_group, transposed)
 
 
@@ -75,13 +81,14 @@ def _outer(a: Array, b: Array, block_group: Array, like: Array) -> Array:
     Group by group, so that each sum stays in one small buffer and is written once.
     """
     a, b = _blocks(a, block_group), _blocks(b, block_group)
+    zeros = compat.vary(jnp.zeros(like.shape[1:], jnp.float32), compat.varying(like))
     groups = jnp.arange(like.shape[0], dtype=jnp.int32)
     ends = jnp.sum(block_group[None, :] <= groups[:, None], axis=1, dtype=jnp.int32)
     starts = jnp.concatenate([jnp.zeros((1,), jnp.int32), ends[:-1]])
 
     def one(_: None, span: tuple[Array, Array]) -> tuple[None, Array]:
         add = lambda i, total: total + _dot(_pick(a, i), _pick(b, i), 0, 0, jnp.float32)
-        total = lax.fori_loop(*span, add, jnp.zeros(like.shape[1:], jnp.float32))
+        total = lax.fori_loop(*span, add, zeros)
         return None, total.astype(like.dtype)
 
     return lax.scan(one, None, (starts, ends))[1]

@@ -25,7 +25,8 @@ from jax.tree_util import GetAttrKey, keystr
 from springroll.errors import InputError
 from springroll.quant.root_companding import Quantized, dequantize, quantize, requantize
 from springroll.quant.sliced_update import update_in_slices
-from springroll.trees import KeyPath, PyTree
+from springroll.quant.transformation import transformation, whole
+from springroll.trees import KeyPath, PyTree, Select, path_of, selector
 
 # Fields of optimizer states, by what they hold. `v` is missing on purpose: a second moment in some
 # optimizers, an average of differences in Adan.
@@ -44,6 +45,7 @@ def quantize_state(
     seed: int = 0,
     first: Sequence[str] = FIRST,
     second: Sequence[str] = SECOND,
+    select: Select = None,
 ) -> optax.GradientTransformationExtraArgs:
     """`inner` with its moments in codes of `bits` bits and one float32 scale per block.
 
@@ -64,17 +66,22 @@ def quantize_state(
         seed: of that randomness.
         first: names of fields with signed moments.
         second: names of fields with moments that are never negative.
+        select: the parameters whose moments are coded, by path: a function, a pattern
+            ("layers/*") or several; by default all. `lambda path: "embed" not in path` keeps those
+            of embeddings exact.
 
     Raises:
         InputError: bits other than 8 and 4, a block below 2; at init, a state with big float
-            leaves but without a moment by any of these names.
+            leaves but without a moment by any of these names, or a pattern of `select` that
+            matches no parameter with a moment.
 
     Source: block-wise codes of optimizer state are from arXiv 2110.02861, 4 bits from 2309.01507;
     roots instead of tables are ours.
     """
+    bits, min_size, seed = whole(bits, "bits"), whole(min_size, "min_size", 0), int(seed)
     if bits not in _BLOCK:
         raise InputError(f"quantize_state(bits={bits}): expected 8 or 4")
-    if block is not None and block < 2:
+    if block is not None and whole(block, "block") < 2:
         raise InputError(f"quantize_state(block={block}): expected at least 2 numbers per scale")
     make = functools.partial(
         quantize,
@@ -89,6 +96,8 @@ def quantize_state(
         leaves, treedef = jax.tree_util.tree_flatten_with_path(state)
         big = [path for path, leaf in leaves if _is_big(leaf, min_size)]
         kinds = {keystr(path): _kind(path, first, second) for path in big}
+        paths = [below for path, _ in leaves if (below := _parameter(path, first, second))]
+        selected = selector(select, paths) if paths else None
         if big and not any(kinds.values()):
             raise InputError(
                 f"quantize_state finds no moments in the state of the transformation it wraps: "
@@ -99,6 +108,7 @@ def quantize_state(
             [
                 make(leaf, signed=kind == "first", seed=seed ^ zlib.crc32(keystr(path).encode()))
                 if (kind := kinds.get(keystr(path)))
+                and (selected is None or selected(_parameter(path, first, second) or ""))
                 else leaf
                 for path, leaf in leaves
             ]
@@ -114,7 +124,7 @@ def quantize_state(
         with jax.named_scope("quantize_state"):
             return update_in_slices(floats, updates, state)
 
-    return optax.GradientTransformationExtraArgs(init, update)
+    return transformation(init, update)
 
 
 def dequantize_state(state: PyTree) -> PyTree:
@@ -151,9 +161,18 @@ def _is_big(leaf: PyTree, min_size: int) -> bool:
 
 
 def _kind(path: KeyPath, first: Sequence[str], second: Sequence[str]) -> str | None:
-    for key in path:
-        if isinstance(key, GetAttrKey) and key.name in first:
-            return "first"
-        if isinstance(key, GetAttrKey) and key.name in second:
-            return "second"
-    return None
+    at = _field(path, first, second)
+    return None if at is None else "first" if path[at].name in first else "second"
+
+
+def _parameter(path: KeyPath, first: Sequence[str], second: Sequence[str]) -> str | None:
+    """The path of the parameter that a leaf is a moment of."""
+    at = _field(path, first, second)
+    return None if at is None else path_of(path[at + 1 :])
+
+
+def _field(path: KeyPath, first: Sequence[str], second: Sequence[str]) -> int | None:
+    """Where on its path the field of moments is."""
+    names = {*first, *second}
+    named = (isinstance(key, GetAttrKey) and key.name in names for key in path)
+    return next((at for at, found in enumerate(named) if found), None)

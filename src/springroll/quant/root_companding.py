@@ -25,6 +25,8 @@ import numpy as np
 from jax import Array
 from jax.typing import ArrayLike
 
+from springroll.trees import serializable
+
 # Below, a scale is taken for zero: quotients would leave the range of float32.
 _TINY = np.float32(1e-37)
 
@@ -60,6 +62,9 @@ class Quantized:
     @property
     def shape(self) -> tuple[int, ...]:
         return (*self.codes.shape[:-1], *self.tail)
+
+
+serializable(Quantized, ("codes", "scales", "draws"))
 
 
 def quantize(

@@ -20,6 +20,7 @@ import optax
 from jax import Array, lax
 
 from springroll.errors import InputError
+from springroll.quant.transformation import check_types_kept, transformation
 from springroll.trees import PyTree
 
 _QUIET_NAN = np.uint32(0x7FC00000)
@@ -101,7 +102,8 @@ def with_split_master(
         A transformation with the state `SplitMasterState(low, inner_state)`.
 
     Raises:
-        InputError: `update` is called without the weights.
+        InputError: `update` is called without the weights; it has bfloat16 gradients inside of
+            `optax.apply_if_finite`, whose branches must have the type of the gradients.
     """
     inner = optax.with_extra_args_support(inner)
 
@@ -119,9 +121,10 @@ def with_split_master(
         columns = [tree.flatten_up_to(x) for x in (params, full, state.low, steps)]
         moved = [_moved(*leaf) for leaf in zip(*columns, strict=True)]
         changes, low = (tree.unflatten([pair[i] for pair in moved]) for i in (0, 1))
+        check_types_kept(updates, changes, "with_split_master")
         return changes, SplitMasterState(low, inner_state)
 
-    return optax.GradientTransformationExtraArgs(init, update)
+    return transformation(init, update)
 
 
 def as_float32(tree: PyTree) -> PyTree:

@@ -15,6 +15,7 @@ from jax import Array, lax
 
 from springroll.errors import InputError
 from springroll.quant.split_master import as_float32, required
+from springroll.quant.transformation import check_types_kept, transformation
 from springroll.trees import KeyPath, PyTree
 
 
@@ -66,7 +67,8 @@ def with_stochastic_rounding(
         A transformation with the state `StochasticRoundingState(steps, inner_state)`.
 
     Raises:
-        InputError: `update` is called without the weights.
+        InputError: `update` is called without the weights; it has bfloat16 gradients inside of
+            `optax.apply_if_finite`, whose branches must have the type of the gradients.
     """
     inner = optax.with_extra_args_support(inner)
 
@@ -93,7 +95,8 @@ def with_stochastic_rounding(
             rounded = round_stochastically(full + step.astype(jnp.float32), bits)
             return rounded.astype(jnp.float32) - full
 
-        updates = jax.tree_util.tree_map_with_path(moved, params, full, steps)
-        return updates, StochasticRoundingState(state.steps + np.uint32(1), inner_state)
+        changes = jax.tree_util.tree_map_with_path(moved, params, full, steps)
+        check_types_kept(updates, changes, "with_stochastic_rounding")
+        return changes, StochasticRoundingState(state.steps + np.uint32(1), inner_state)
 
-    return optax.GradientTransformationExtraArgs(init, update)
+    return transformation(init, update)

@@ -13,6 +13,7 @@ from jax import Array
 from springroll.stream.conveyor import Conveyor, Passing, Stop
 from springroll.stream.store import HostStore
 from springroll.stream.update import Gradient, Held, or_fail
+from springroll.subspace.inner_reads import check_each_by_itself
 from springroll.trees import PyTree
 
 Adjust: TypeAlias = Callable[[PyTree, PyTree], PyTree]
@@ -23,8 +24,8 @@ class DeviceUpdate:
     """Any optax transformation, a bundle at a time.
 
     As in `sr.layerwise`, it sees {"layers": one layer} and the extra argument `layer`; for the rest
-    (embedding, last norm, head) there may be another one. What mixes bundles, such as a global
-    norm, sees one at a time.
+    (embedding, last norm, head) there may be another one. What looks at all gradients together,
+    such as a global norm, would see one bundle at a time, and is refused where states are made.
 
     Args:
         adjust: what moves weights that have no gradient (balancing of experts).
@@ -45,8 +46,12 @@ class DeviceUpdate:
         self.of_rest = jax.jit(self._others, donate_argnums=(0, 1))
 
     def init(self, weights: PyTree, layer: bool) -> PyTree:
-        """The state of a bundle, from its float32 weights."""
-        return self._layers.init({"layers": weights}) if layer else self._rest.init(weights)
+        """The state of a bundle, from its float32 weights.
+
+        Raises:
+            InputError: the optimizer looks at all gradients together.
+        """
+        return init_bundle(self._layers, self._rest, weights, layer)
 
     def apply(self, conveyor: Conveyor[HostStore], passing: Passing, gradient: Gradient) -> None:
         bundle, arrays = passing.bundle, passing.arrays
@@ -99,6 +104,25 @@ class DeviceUpdate:
         self, weights: PyTree, state: PyTree, grads: PyTree, factor: Array, good: Array
     ) -> tuple[PyTree, PyTree]:
         return apply_update(self._rest, weights, state, grads, factor, good)
+
+
+def init_bundle(
+    layers: optax.GradientTransformation,
+    rest: optax.GradientTransformation,
+    weights: PyTree,
+    layer: bool,
+) -> PyTree:
+    """The state of a bundle, from its float32 weights.
+
+    Raises:
+        InputError: the optimizer looks at all gradients together.
+    """
+    optimizer, weights = (layers, {"layers": weights}) if layer else (rest, weights)
+    extra = {"layer": jnp.int32(0)} if layer else {}
+    check_each_by_itself(
+        optimizer, weights, "leave it out, and clip by clip=Clip(...) of Streamed", **extra
+    )
+    return optimizer.init(weights)
 
 
 def apply_update(

@@ -19,7 +19,7 @@ import optax
 from springroll.cpu import cores
 from springroll.errors import InputError
 from springroll.stream.conveyor import Conveyor, Passing
-from springroll.stream.device_update import Adjust
+from springroll.stream.device_update import Adjust, init_bundle
 from springroll.stream.host_adamw import AdamW
 from springroll.stream.priority_pool import PriorityPool
 from springroll.stream.step_programs import narrow
@@ -65,10 +65,12 @@ class HostUpdate:
         self._pool = PriorityPool(threads or cores())
 
     def init(self, weights: PyTree, layer: bool) -> PyTree:
-        """The state of a bundle, from its float32 weights."""
-        if layer:
-            return self._optimizer.init({"layers": weights})
-        return self._rest.init(weights)
+        """The state of a bundle, from its float32 weights.
+
+        Raises:
+            InputError: the optimizer looks at all gradients together, as the kernels do not.
+        """
+        return init_bundle(self._optimizer, self._rest, weights, layer)
 
     def apply(self, conveyor: Conveyor[HostStore], passing: Passing, gradient: Gradient) -> None:
         self._room.acquire()

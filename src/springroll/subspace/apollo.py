@@ -14,10 +14,11 @@ import optax
 from jax import Array
 
 from springroll.deprecation import renamed_keywords
+from springroll.quant.transformation import number
 from springroll.subspace.channels import GAMMA, Per, energy, length, limit_growth, stretch
 from springroll.subspace.hf_adam import adam_direction, hf_step
 from springroll.subspace.low_rank import Rule, Step, low_rank
-from springroll.subspace.matrix_view import one_of
+from springroll.subspace.matrix_view import PerPath, one_of
 from springroll.subspace.projection import Projection, ProjectionOptions
 
 Compat = Literal["apollo-torch"]
@@ -29,7 +30,7 @@ RELEASED: ProjectionOptions = {"rows": "out"}
 @renamed_keywords(update_gap="refresh_interval", plan="roles")
 def apollo(
     learning_rate: optax.ScalarOrSchedule,
-    rank: int,
+    rank: PerPath,
     *,
     scale: float = 1.0,
     per: Per = "channel",
@@ -55,7 +56,8 @@ def apollo(
 
     Args:
         learning_rate: number or schedule.
-        rank: r, at most min(m, n) of every selected matrix.
+        rank: r; min(m, n) where a matrix is smaller. One number, or patterns on paths and a
+            number for each, {"*": 256, "*head": 64}.
         scale: alpha: 1 for APOLLO, 128 for APOLLO-Mini.
         per: one s for each "channel" (column of R) or for the "tensor", that is, the matrix.
         b1, b2, eps: Adam's; eps is added before the bias correction.
@@ -83,13 +85,14 @@ def apollo(
     projection = Projection.of(rank, OURS, RELEASED if compat else {}, options)
     projection = dataclasses.replace(projection, stored=projection.refresh != "random")
     projection.check_side("apollo")
+    root = math.sqrt(scale) if isinstance(scale, int | float) else jnp.sqrt(number(scale))
 
     def scaled(step: Step) -> tuple[Array, Array | None]:
-        factors, norm = math.sqrt(scale) * stretch(step, per), step.norm
+        factors, norm = root * stretch(step, per), step.norm
         if norm is not None and gamma is not None:
             # The norm of G s without G s, which is only formed where it is added to the weight.
             size = length(jnp.square(factors) * energy(step.gradient, step))
-            shorter, norm = limit_growth(size, norm, gamma)
+            shorter, norm = limit_growth(size, norm, number(gamma))
             factors = factors * shorter[..., None, None]
         return factors * step.gradient.astype(jnp.float32), norm
 
@@ -104,7 +107,7 @@ def apollo(
 @renamed_keywords(update_gap="refresh_interval", plan="roles")
 def apollo_mini(
     learning_rate: optax.ScalarOrSchedule,
-    rank: int = 1,
+    rank: PerPath = 1,
     *,
     scale: float = 128.0,
     b1: float = 0.9,
@@ -122,7 +125,7 @@ def apollo_mini(
 
     Args:
         learning_rate: a number, or a schedule of the number of updates so far.
-        rank: of the subspaces in which Adam sees the gradients.
+        rank: of the subspaces in which Adam sees the gradients; as of `apollo`.
         scale: alpha; the update is multiplied by its square root.
         b1, b2, eps, weight_decay, gamma, direction, compat, options: as of `apollo`.
 

@@ -8,6 +8,7 @@ from typing import Literal
 
 import jax.numpy as jnp
 from jax import Array
+from jax.typing import ArrayLike
 
 from springroll.subspace.low_rank import Step
 
@@ -35,7 +36,7 @@ def length(squares: Array) -> Array:
     return jnp.sqrt(jnp.maximum(jnp.sum(squares, axis=(-2, -1)), 0.0))
 
 
-def limit_growth(norm: Array, before: Array, gamma: float = GAMMA) -> tuple[Array, Array]:
+def limit_growth(norm: Array, before: Array, gamma: ArrayLike = GAMMA) -> tuple[Array, Array]:
     """The norm-growth limiter of Fira (arXiv 2410.01623, section 4.2): no sudden long steps.
 
     What to multiply updates by so that no norm grows by more than `gamma`, and their norms then.

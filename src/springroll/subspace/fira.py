@@ -5,13 +5,15 @@ from typing import Literal, Unpack
 import jax.numpy as jnp
 import optax
 from jax import Array
+from jax.typing import ArrayLike
 
 from springroll.deprecation import renamed_keywords
+from springroll.quant.transformation import number
 from springroll.subspace.channels import GAMMA, energy, length, limit_growth, stretch
 from springroll.subspace.galore import RELEASED
 from springroll.subspace.hf_adam import adam_direction, hf_step
 from springroll.subspace.low_rank import Rule, Step, low_rank
-from springroll.subspace.matrix_view import one_of
+from springroll.subspace.matrix_view import PerPath, one_of
 from springroll.subspace.projection import Projection, ProjectionOptions
 
 Compat = Literal["fira"]
@@ -20,14 +22,14 @@ Compat = Literal["fira"]
 @renamed_keywords(update_gap="refresh_interval", plan="roles")
 def fira(
     learning_rate: optax.ScalarOrSchedule,
-    rank: int,
+    rank: PerPath,
     *,
-    scale: float = 0.25,
+    scale: ArrayLike = 0.25,
     b1: float = 0.9,
     b2: float = 0.999,
     eps: float = 1e-6,
     weight_decay: float = 0.0,
-    gamma: float = GAMMA,
+    gamma: ArrayLike = GAMMA,
     direction: optax.GradientTransformation | None = None,
     compat: Compat | None = None,
     **options: Unpack[ProjectionOptions],
@@ -48,7 +50,8 @@ def fira(
 
     Args:
         learning_rate: number or schedule.
-        rank: r, at most min(m, n) of every selected matrix.
+        rank: r; min(m, n) where a matrix is smaller. One number, or patterns on paths and a
+            number for each, as of `galore`.
         scale: alpha.
         b1, b2, eps: Adam's; eps is added before the bias correction.
         weight_decay: decoupled, of the weight after the step.
@@ -71,7 +74,8 @@ def fira(
         one_of(compat, Compat, "compat")
     projection = Projection.of(rank, RELEASED if compat else {}, options)
     projection.check_side("fira")
-    inside = scale if compat else 1.0
+    alpha = number(scale)
+    inside = alpha if compat else 1.0
 
     def with_residual(step: Step) -> tuple[Array, Array | None]:
         assert step.norm is not None
@@ -79,10 +83,10 @@ def fira(
         # P is orthonormal, so R tells how long the columns of G - inside PR are.
         lost = inside * (2 - inside) * energy(low, step)
         size = length(jnp.square(factors) * (energy(step.gradient, step) - lost))
-        shorter, norm = limit_growth(size, step.norm, gamma)
+        shorter, norm = limit_growth(size, step.norm, number(gamma))
         factors = factors * shorter[..., None, None]
         # P commutes with factors of columns: both terms in P take one product.
-        low = scale * step.low_update - inside * factors * low
+        low = alpha * step.low_update - inside * factors * low
         return factors * step.gradient.astype(jnp.float32) + step.projector.up(low), norm
 
     return optax.chain(

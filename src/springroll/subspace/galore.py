@@ -6,8 +6,9 @@ import optax
 from jax import Array
 
 from springroll.deprecation import renamed_keywords
+from springroll.quant.transformation import number
 from springroll.subspace.low_rank import Rule, Step, low_rank
-from springroll.subspace.matrix_view import one_of
+from springroll.subspace.matrix_view import PerPath, one_of
 from springroll.subspace.projection import Projection, ProjectionOptions
 
 Compat = Literal["galore-torch"]
@@ -25,7 +26,7 @@ RELEASED: ProjectionOptions = {
 @renamed_keywords(update_gap="refresh_interval", plan="roles")
 def galore(
     inner: optax.GradientTransformation,
-    rank: int,
+    rank: PerPath,
     *,
     scale: float = 0.25,
     compat: Compat | None = None,
@@ -36,8 +37,11 @@ def galore(
     R = PᵀG (r, n), W <- W + scale P inner(R).
 
     The inner optimizer holds moments of shape (r, n) instead of (m, n). Its weight decay is for the
-    whole weight, as it would be without projection. Parameters that are not selected are left to
-    it as they are. Every matrix of a stack (layers, experts) has a projector of its own.
+    whole weight, as it would be without projection. One that reads weights for more than that
+    (Adafactor, LAMB, LARS, adaptive clipping) sees PᵀW, so that norms and decay are those of the
+    subspace, at 2mnr FLOPs more; one that keeps copies of weights (Prodigy, schedule-free) is
+    refused. Parameters that are not selected are left to it as they are. Every matrix of a stack
+    (layers, experts) has a projector of its own.
 
         tx = sr.galore(optax.adamw(1e-2), rank=128, roles=sr.discover(fn, params, x))
 
@@ -47,7 +51,8 @@ def galore(
 
     Args:
         inner: any optax transformation, `quantize_state(...)` and `optax.contrib.muon` among them.
-        rank: r, at most min(m, n) of every selected matrix.
+        rank: r; min(m, n) where a matrix is smaller. One number, or patterns on paths and a
+            number for each, {"*": 128, "*head": 64}; of several that match the last.
         scale: alpha of the paper.
         compat: "galore-torch" makes the choices of the released code (1.0): parameters are (out,
             in), `side` "std", SVD, moments kept, all matrices on one step. With
@@ -61,9 +66,9 @@ def galore(
     FLOPs a step; a refresh 4mnr and a QR of (m, r).
 
     Raises:
-        InputError: a name that does not exist; in `init`, a rank above min(m, n) of a selected
-            parameter, a selected vector, a pattern that matches nothing, roles of other
-            parameters.
+        InputError: a name that does not exist, a rank below 1; in `init`, a selected vector, a
+            pattern that matches nothing, roles of other parameters, an inner optimizer that keeps
+            copies of weights, or state of which nothing tells how it changes with the basis.
 
     Source: arXiv 2403.03507; the power step is that of PowerSGD (1905.13727), rotated moments are
     from LDAdam (2410.16103).
@@ -73,6 +78,6 @@ def galore(
     projection = Projection.of(rank, RELEASED if compat else {}, options)
 
     def back(step: Step) -> tuple[Array, None]:
-        return scale * step.projector.up(step.low_update), None
+        return number(scale) * step.projector.up(step.low_update), None
 
     return low_rank(inner, projection, Rule(back, limited=False))

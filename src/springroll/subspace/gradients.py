@@ -29,15 +29,19 @@ def gradients(
     frozen: PyTree,
     projectors: Mapping[str, Array],
     batch: PyTree,
+    in_axes: PyTree = 0,
 ) -> tuple[Array, PyTree, PyTree]:
-    """(loss, aux, gradient of the trainable tree), averaged over `parts` micro-batches."""
+    """(loss, aux, gradient of the trainable tree), averaged over `parts` micro-batches.
+
+    in_axes: see `averaged`.
+    """
 
     def objective(trainable: PyTree, *micro: PyTree) -> tuple[Array, PyTree]:
         base = layout.base(trainable, frozen)
         return run(layout.weights(base, projectors, layout.low(trainable)), *micro)
 
     of = jax.value_and_grad(objective, has_aux=True)
-    (loss, aux), grads = averaged(lambda *micro: of(trainable, *micro), batch, parts)
+    (loss, aux), grads = averaged(lambda *micro: of(trainable, *micro), batch, parts, in_axes)
     return loss, aux, grads
 
 
@@ -50,6 +54,7 @@ def power(
     low: Mapping[str, Array],
     grads: Mapping[str, Array],
     batch: PyTree,
+    in_axes: PyTree = 0,
 ) -> dict[str, Array]:
     """Z = G Gᵀ P up to a scale, per stream: one block power step on the batch's own gradient.
 
@@ -67,7 +72,7 @@ def power(
 
     of = jax.value_and_grad(objective, has_aux=True)
     zero = {name: jnp.zeros_like(p) for name, p in projectors.items()}
-    return averaged(lambda *micro: of(zero, *micro), batch, parts)[1]
+    return averaged(lambda *micro: of(zero, *micro), batch, parts, in_axes)[1]
 
 
 def _largest(grads: Mapping[str, Array], stream: Stream) -> Array:
@@ -76,27 +81,72 @@ def _largest(grads: Mapping[str, Array], stream: Stream) -> Array:
     return jnp.where(top > 0, top, 1.0)
 
 
-def averaged(of: Callable[..., Result], batch: PyTree, parts: int) -> Result:
+def averaged(of: Callable[..., Result], batch: PyTree, parts: int, in_axes: PyTree = 0) -> Result:
     """The mean of of(*micro) over `parts` equal pieces of the batch's leading axis.
 
     Only the result is summed, in place: the pieces' gradients are as small as S.
+
+    Args:
+        in_axes: as of `jax.vmap`, for a tree of the batch or beginnings of it: 0 for what is cut,
+            None for what all pieces share. Numbers without axes are shared, whatever it says.
+            Typed PRNG keys without axes, or shared ones, are folded with the number of the piece.
     """
     if parts == 1:
         return of(*batch)
-    pieces = jax.tree.map(lambda a: _pieces(a, parts), batch)
-    first = jax.tree.map(lambda a: a[0], pieces)
-    total = jax.tree.map(lambda s: jnp.zeros(s.shape, s.dtype), jax.eval_shape(of, *first))
-    add = lambda total, micro: (jax.tree.map(jnp.add, total, of(*micro)), None)
-    total, _ = lax.scan(add, total, pieces)
+    leaves, tree = jax.tree.flatten(batch)
+    cut = [
+        _pieces(a, parts) if axis == 0 and jnp.ndim(a) else None
+        for a, axis in zip(leaves, _axes(in_axes, batch), strict=True)
+    ]
+
+    def micro(part: Array | int, pieces: list[Array | None]) -> Result:
+        pairs = zip(leaves, pieces, strict=True)
+        return of(*tree.unflatten([_shared(a, part) if p is None else p for a, p in pairs]))
+
+    first = [None if p is None else p[0] for p in cut]
+    total = jax.tree.map(lambda s: jnp.zeros(s.shape, s.dtype), jax.eval_shape(micro, 0, first))
+    add = lambda total, xs: (jax.tree.map(jnp.add, total, micro(*xs)), None)
+    total, _ = lax.scan(add, total, (jnp.arange(parts), cut))
     mean = lambda a: a / parts if jnp.issubdtype(a.dtype, jnp.floating) else a
     return jax.tree.map(mean, total)
 
 
+def _axes(in_axes: PyTree, batch: PyTree) -> list[int | None]:
+    """0 or None for every leaf of the batch."""
+    prefix = tuple(in_axes) if isinstance(in_axes, list) else in_axes
+    shared = lambda axis: axis is None
+    spread = lambda axis, part: [axis] * len(jax.tree.leaves(part))
+    try:
+        if prefix in (0, None):
+            found: list[int | None] = spread(prefix, batch)
+        else:
+            lists = jax.tree.map(spread, prefix, batch, is_leaf=shared)
+            found = jax.tree.leaves(lists, is_leaf=shared)
+    except ValueError:  # another tree
+        found = [-1]
+    if any(axis not in (0, None) for axis in found):
+        raise InputError(
+            f"in_axes is {in_axes}; expected 0 (cut into parts) or None (shared by all parts) for"
+            f" each of the {len(batch)} arguments of a batch, or trees of these like them"
+        )
+    return found
+
+
+def _shared(a: Array, part: Array | int) -> Array:
+    """What all pieces see; a random key, another for each."""
+    if not jnp.issubdtype(jnp.result_type(a), jax.dtypes.prng_key):
+        return a
+    fold = lambda key: jax.random.fold_in(key, part)
+    for _ in range(jnp.ndim(a)):
+        fold = jax.vmap(fold)
+    return fold(a)
+
+
 def _pieces(a: Array, parts: int) -> Array:
-    if jnp.ndim(a) == 0 or a.shape[0] % parts:
+    if a.shape[0] % parts:
         raise InputError(
             f"a batch of shape {list(jnp.shape(a))} cannot be accumulated in {parts} equal parts;"
-            " its first axis must be a multiple of accumulate."
+            " its first axis must be a multiple of accumulate, or in_axes say that it is no batch"
         )
     # Every parts-th row: rows that lie on many devices stay where they are, in every piece.
     return jnp.swapaxes(jnp.reshape(a, (a.shape[0] // parts, parts, *a.shape[1:])), 0, 1)

@@ -11,7 +11,9 @@ import jax
 import jax.numpy as jnp
 import optax
 from jax import Array
+from jax.typing import ArrayLike
 
+from springroll.quant.transformation import transformation
 from springroll.trees import PyTree
 
 
@@ -48,7 +50,7 @@ def adam_direction(
         return optax.ScaleByAdamState(jnp.zeros((), jnp.int32), zeros(), zeros())
 
     def update(
-        grads: PyTree, state: optax.ScaleByAdamState, params: PyTree = None
+        grads: PyTree, state: optax.ScaleByAdamState, params: PyTree = None, **extra: object
     ) -> tuple[PyTree, optax.ScaleByAdamState]:
         average = lambda b: lambda old, new: b * old + (1 - b) * new
         mu = jax.tree.map(average(b1), state.mu, grads)
@@ -56,7 +58,7 @@ def adam_direction(
         direction = jax.tree.map(lambda m, v: m / (jnp.sqrt(v) + eps), mu, nu)
         return direction, optax.ScaleByAdamState(optax.safe_increment(state.count), mu, nu)
 
-    return optax.GradientTransformation(init, update)  # pyright: ignore[reportArgumentType]
+    return transformation(init, update)
 
 
 def hf_step(
@@ -78,19 +80,26 @@ def hf_step(
             lr = jnp.asarray(rate(state.count), jnp.float32)
         length = lr * correction(jnp.asarray(state.count) + 1, b1, b2)
         steps = jax.tree.map(lambda x: -length.astype(x.dtype) * x, directions)
-        if weight_decay and params is None:
+        decays = not isinstance(weight_decay, int | float) or weight_decay != 0
+        if decays and params is None:
             raise ValueError("weight decay needs the parameters: update(grads, state, params)")
-        if weight_decay:
+        if decays:
             decay = (lr * weight_decay).astype
             steps = jax.tree.map(
                 lambda x, w: x - decay(x.dtype) * (w.astype(x.dtype) + x), steps, params
             )
         return steps, optax.ScaleByScheduleState(optax.safe_increment(state.count))
 
-    return optax.GradientTransformationExtraArgs(init, update)  # pyright: ignore[reportArgumentType]
+    return transformation(init, update)
 
 
-def correction(t: Array, b1: float, b2: float) -> Array:
+def correction(t: Array, b1: ArrayLike, b2: ArrayLike) -> Array:
     """k_t. 1 - b^t as -expm1(t log b): float32 powers lose four digits of it at t = 1."""
-    lacking = lambda b: -jnp.expm1(t.astype(jnp.float32) * (math.log(b) if b > 0 else -math.inf))
+
+    def log(b: ArrayLike) -> Array | float:
+        if isinstance(b, int | float):
+            return math.log(b) if b > 0 else -math.inf
+        return jnp.log(jnp.asarray(b, jnp.float32))  # of optax.inject_hyperparams
+
+    lacking = lambda b: -jnp.expm1(t.astype(jnp.float32) * log(b))
     return jnp.sqrt(lacking(b2)) / lacking(b1)

@@ -2,24 +2,33 @@
 
 A state is walked by path. An array whose path is a known field name followed by the path of a
 parameter is a moment of its low-rank gradient: for Adam `[0].mu["layers"]["w"]` and
-`[0].nu["layers"]["w"]`. What bears other names is left alone. Moments stored in fewer bits
-(`quant.quantize_state`) are decoded, and coded again afterwards.
+`[0].nu["layers"]["w"]`. Names that mean different things in different optimizers are known with
+their class. Moments stored in fewer bits (`quant.quantize_state`) are decoded, and coded again
+afterwards. Means of a moment over one of its axes (Adafactor's) are left as they are, as in the
+released code of GaLore.
 """
 
-from collections.abc import Collection
+from collections.abc import Collection, Mapping
 from typing import NamedTuple, TypeAlias
 
 import jax
 from jax import Array
 
+from springroll.errors import InputError
 from springroll.quant.quantize_state import FIRST as FIRST_MOMENTS
 from springroll.quant.quantize_state import SECOND
 from springroll.quant.root_companding import Quantized, dequantize, requantize
-from springroll.subspace.basis import Order
-from springroll.trees import PyTree, path_of
+from springroll.subspace.basis import Moments, Order
+from springroll.subspace.inner_reads import owner_of
+from springroll.trees import KeyPath, PyTree, path_of
 
 # Averages of the gradient itself turn with its coordinates; those of its square stay positive.
-FIRST = (*FIRST_MOMENTS, "acc_grads")
+FIRST = (*FIRST_MOMENTS, "acc_grads", "grad_acc", "grad_sum", "ema")
+OF_CLASS: dict[tuple[str, str], Order] = {
+    ("FactoredState", "v"): "second",
+    ("ScaleByAdanState", "v"): "first",
+    ("ScaleByAdanState", "g"): "first",
+}
 
 
 Leaf: TypeAlias = Array | Quantized  # of an optimizer's state
@@ -38,12 +47,34 @@ def find_moments(state: PyTree, paths: Collection[str]) -> list[Moment]:
     moments = []
     leaves = jax.tree_util.tree_leaves_with_path(state, is_leaf=_coded)
     for at, (path, _) in enumerate(leaves):
-        for i, key in enumerate(path):
-            order = _order(getattr(key, "name", ""))
+        for i in range(len(path)):
+            order = _order(state, path, i)
             if order is not None and path_of(path[i + 1 :]) in paths:
                 moments.append(Moment(at, path_of(path[i + 1 :]), order))
                 break
     return moments
+
+
+def check_moments(state: PyTree, shapes: Mapping[str, tuple[int, ...]], how: Moments) -> None:
+    """Raise InputError if a state holds something shaped like a low-rank gradient that is unknown.
+
+    Args:
+        state: of the inner optimizer.
+        shapes: path of each parameter in a subspace -> the shape of its low-rank gradient.
+        how: what becomes of moments; those that are kept need not be known.
+    """
+    known = {moment.at for moment in find_moments(state, shapes)}
+    leaves = jax.tree_util.tree_leaves_with_path(state, is_leaf=_coded)
+    for at, (path, leaf) in enumerate(leaves) if how != "keep" else ():
+        ends = (path_of(path[i:]) for i in range(len(path)))
+        parameter = next((end for end in ends if end in shapes), None)
+        if parameter is not None and at not in known and leaf.shape == shapes[parameter]:
+            raise InputError(
+                f"optimizer state {owner_of(state, path)} {path_of(path)} is shaped like the"
+                f" low-rank gradient of {parameter}, and nothing tells how it changes with the"
+                " basis; use moments='keep' or an optimizer whose averages are called mu and nu, as"
+                " in optax.adam"
+            )
 
 
 def state_leaves(state: PyTree) -> tuple[list[Leaf], PyTree]:
@@ -65,5 +96,9 @@ def _coded(node: object) -> bool:
     return isinstance(node, Quantized)
 
 
-def _order(field: str) -> Order | None:
+def _order(state: PyTree, path: KeyPath, at: int) -> Order | None:
+    """What the field on place `at` of the path to a leaf holds."""
+    field = getattr(path[at], "name", "")
+    if any(name == field for _, name in OF_CLASS):
+        return OF_CLASS.get((owner_of(state, path[: at + 1]), field))
     return "first" if field in FIRST else "second" if field in SECOND else None

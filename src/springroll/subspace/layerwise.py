@@ -23,6 +23,7 @@ from jax import Array, lax
 
 from springroll.errors import InputError
 from springroll.models.protocols import Metrics, Stages, read_part
+from springroll.subspace.inner_reads import check_each_by_itself
 from springroll.trees import Params, PyTree, squared_norm
 
 
@@ -55,7 +56,8 @@ def layerwise(
     """A training step that updates each layer as soon as its gradient is known.
 
     The result is that of one gradient of the whole loss and `optimizer` applied to every layer by
-    itself: a transformation that mixes layers (a global norm) sees one at a time.
+    itself. A transformation that looks at all gradients together (a global norm) is refused: it
+    would see one layer's at a time.
 
         trainer = layerwise(model, sr.apollo_mini(1e-2), optax.adam(1e-3))
         state = trainer.init(params)
@@ -80,7 +82,8 @@ def layerwise(
     nothing from there on. `loss` is NaN then, and the norm of the state stays as it was.
 
     Raises:
-        InputError: a clip that is not positive, another `clip_by`.
+        InputError: a clip that is not positive, another `clip_by`; in `init`, an optimizer that
+            looks at all gradients together.
     """
     if clip is not None and not clip > 0:
         raise InputError(f"clip is {clip}; expected a positive norm, or None")
@@ -91,6 +94,11 @@ def layerwise(
 
     def init(params: Params) -> LayerwiseState:
         layers, others = parted(params)
+        shape = lambda w: jax.ShapeDtypeStruct(w.shape[1:], w.dtype)
+        advice = "leave it out, and clip by clip=... of sr.layerwise"
+        layer = {"layers": jax.tree.map(shape, layers)}
+        check_each_by_itself(for_layer, layer, advice, layer=jnp.zeros((), jnp.int32))
+        check_each_by_itself(for_rest, others, advice)
         states = jax.vmap(lambda layer: for_layer.init({"layers": layer}))(layers)
         return LayerwiseState(states, for_rest.init(others), jnp.zeros((), jnp.float32))
 

@@ -11,7 +11,7 @@ import numpy as np
 from jax import Array
 
 from springroll.errors import InputError
-from springroll.subspace.streams import Stream, ThinLeaf, place
+from springroll.subspace.streams import Stream, ThinLeaf, axes_of, place
 from springroll.thin.factored_array import Blocks, Factored
 from springroll.trees import PyTree, named_leaves
 
@@ -36,7 +36,7 @@ class Layout:
     def of(cls, params: PyTree, streams: Sequence[Stream], rank: int) -> Layout:
         leaves = named_leaves(params)
         shapes = [tuple(jnp.shape(leaf)) for leaf in leaves.values()]
-        dtypes = [jnp.dtype(leaf.dtype) for leaf in leaves.values()]
+        dtypes = [jnp.dtype(jnp.result_type(leaf)) for leaf in leaves.values()]
         tree = jax.tree.structure(params)
         return cls(tree, tuple(leaves), tuple(shapes), tuple(dtypes), tuple(streams), rank)
 
@@ -78,6 +78,31 @@ class Layout:
     def base(self, trainable: PyTree, frozen: PyTree) -> PyTree:
         """The parameters as of the last refresh: without P S."""
         return self.map(lambda _, new, old: new if old is None else old, trainable, frozen)
+
+    def with_low(self, trainable: PyTree, low: Mapping[str, Array]) -> PyTree:
+        """The trainable tree with these S."""
+        return self.map(lambda path, leaf: low.get(path, leaf), trainable)
+
+    def projected(
+        self, trainable: PyTree, frozen: PyTree, projectors: Mapping[str, Array]
+    ) -> PyTree:
+        """The trainable tree with the weights' own coordinates, (Pᵀ W)ᵀ + Sᵀ, in the place of Sᵀ.
+
+        float32; as large as S, but it reads all of W.
+        """
+        thin = self.thin
+
+        def one(path: str, low: Array, base: Array) -> Array:
+            if path not in thin:
+                return low
+            user = thin[path]
+            at = lambda letter: "".join(chr(ord("a") + i) for i in axes_of(user.roles, letter))
+            all_axes = "".join(chr(ord("a") + i) for i in range(len(user.roles)))
+            spec = f"{all_axes},{at('s') + at('m')}z->{at('s') + at('n')}z"
+            wide = base.astype(jnp.float32)
+            return low + jnp.einsum(spec, wide, projectors[user.stream])
+
+        return self.map(one, trainable, frozen)
 
     def low(self, trainable: PyTree) -> dict[str, Array]:
         """path -> Sᵀ of every weight in a subspace."""

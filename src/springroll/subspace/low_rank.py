@@ -5,8 +5,8 @@ step there; a rule makes of G, R and that low-rank step the step of the full wei
 selected goes through the inner optimizer as it is.
 """
 
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from collections.abc import Callable, Hashable, Mapping
+from dataclasses import dataclass, field
 from typing import NamedTuple, TypeAlias
 
 import jax
@@ -14,7 +14,9 @@ import jax.numpy as jnp
 import optax
 from jax import Array
 
-from springroll.subspace.inner_state import find_moments, state_leaves
+from springroll.quant.transformation import is_placeholder, transformation
+from springroll.subspace.inner_reads import check_keeps_no_weights, reads_weights
+from springroll.subspace.inner_state import check_moments, find_moments, state_leaves
 from springroll.subspace.matrix_view import MatrixView
 from springroll.subspace.projection import Projection, Projector
 from springroll.subspace.projector_refresh import renewed, turn
@@ -57,27 +59,43 @@ class LowRank:
     optimizer says and not `scale` times it. An update is linear in the weights that decay, so the
     inner optimizer is shown zeros in place of a projected weight, and the derivative of its update
     in the direction of ones is the decay: a constant to the compiler, exact, and no second run.
+
+    An inner optimizer whose update depends on weights in another way (their norms) is shown the
+    projected weights, PᵀW, and its decay is of those. Its program tells which of the two it is.
     """
 
     inner: optax.GradientTransformationExtraArgs
     projection: Projection
     rule: Rule
+    reading: dict[Hashable, bool] = field(default_factory=dict, compare=False, repr=False)
 
     def init(self, params: PyTree) -> LowRankState:
+        if is_placeholder(params):  # only the inner state has trees like the parameters
+            return LowRankState(jnp.zeros((), jnp.int32), 0, 0, self.inner.init(params))
         views = self.projection.views(params)
         leaves, structure = jax.tree.flatten(params)
         low = [
             x if v is None else jnp.zeros(self.projection.low_shape(v))
             for x, v in zip(leaves, views, strict=True)
         ]
+        at = [i for i, v in enumerate(views) if v]
+
+        def from_low(projected: list[Array]) -> PyTree:
+            given = dict(enumerate(low)) | dict(zip(at, projected, strict=True))
+            return self.inner.init(structure.unflatten(list(given.values())))
+
+        check_keeps_no_weights(from_low, [low[i] for i in at])
         per_view = lambda make: structure.unflatten([v and make(v) for v in views])
+        inner = self.inner.init(structure.unflatten(low))
+        shapes = {v.path: low[i].shape for i, v in enumerate(views) if v}
+        check_moments(inner, shapes, self.projection.moments)
         return LowRankState(
             step=jnp.zeros((), jnp.int32),
             projectors=per_view(
                 lambda v: self.projection.start(v) if self.projection.stored else None
             ),
             norms=per_view(lambda v: jnp.zeros(v.stack) if self.rule.limited else None),
-            inner=self.inner.init(structure.unflatten(low)),
+            inner=inner,
         )
 
     def update(
@@ -108,7 +126,15 @@ class LowRank:
             projectors = [v and self.projection.drawn(v, state.step, layer) for v in views]
             inner, after = state.inner, state.projectors
         low = [p.down(x) if p else x for p, x in zip(projectors, matrices, strict=True)]
-        steps, decays, inner = self._inner_update(views, structure, low, weights, inner, extra)
+
+        def shown(i: int) -> Array:
+            view, projector = views[i], projectors[i]
+            assert view is not None and projector is not None and weights is not None
+            return projector.down(view.matrix(weights[i]))
+
+        steps, decays, inner = self._inner_update(
+            views, structure, low, weights, shown, inner, extra
+        )
         for i, (view, projector) in enumerate(zip(views, projectors, strict=True)):
             if view is None or projector is None:
                 continue
@@ -165,10 +191,14 @@ class LowRank:
         structure: PyTree,
         low: list[Array],
         weights: list[Array] | None,
+        shown: Callable[[int], Array],
         state: PyTree,
         extra: Mapping[str, object],
     ) -> tuple[list[Array], list[Array | None], PyTree]:
-        """The inner steps, the decay of each projected weight (*stack, 1, 1), and the state."""
+        """The inner steps, the decay of each projected weight (*stack, 1, 1), and the state.
+
+        `shown(i)` is the projection of the weight number i.
+        """
         gradients = structure.unflatten(low)
 
         def run(projected: list[Array] | None) -> tuple[list[Array], PyTree]:
@@ -183,6 +213,10 @@ class LowRank:
         if weights is None:
             steps, after = run(None)
             return steps, [None] * len(low), after
+        if self._reads(run, low, structure, (weights, state, extra)):
+            pairs = enumerate(zip(views, low, strict=True))
+            steps, after = run([shown(i) if v else x for i, (v, x) in pairs])
+            return steps, [None] * len(low), after
         zeros, ones = [jnp.zeros_like(x) for x in low], [jnp.ones_like(x) for x in low]
         steps, slopes, after = jax.jvp(run, (zeros,), (ones,), has_aux=True)
         return (
@@ -191,10 +225,24 @@ class LowRank:
             after,
         )
 
+    def _reads(
+        self, run: Callable[..., PyTree], low: list[Array], params: PyTree, given: PyTree
+    ) -> bool:
+        """Whether the inner optimizer reads weights; asked once for arguments of these types.
+
+        params: the structure of the parameters; given: all else that `run` depends on.
+        """
+        leaves, structure = jax.tree.flatten((low, given))
+        kind = lambda x: (getattr(x, "shape", ()), str(getattr(x, "dtype", type(x))))
+        key = params, structure, tuple(map(kind, leaves))
+        if key not in self.reading:
+            self.reading[key] = reads_weights(run, low)
+        return self.reading[key]
+
 
 def low_rank(
     inner: optax.GradientTransformation, projection: Projection, rule: Rule
 ) -> optax.GradientTransformationExtraArgs:
     """The optax transformation of a rule."""
     frame = LowRank(optax.with_extra_args_support(inner), projection, rule)
-    return optax.GradientTransformationExtraArgs(frame.init, frame.update)  # pyright: ignore[reportArgumentType]
+    return transformation(frame.init, frame.update)

@@ -12,13 +12,13 @@ from springroll.deprecation import renamed_keywords
 from springroll.errors import InputError
 from springroll.subspace.basis import Moments
 from springroll.subspace.leaves import Layout
-from springroll.subspace.matrix_view import Select
+from springroll.subspace.refresh import MERGED
 from springroll.subspace.streams import streams_of
 from springroll.subspace.trainer import Options, Refresh, Trainer
 from springroll.thin.discovery import discover
 from springroll.thin.roles import WeightRoles
 from springroll.thin.transform import factored
-from springroll.trees import PyTree
+from springroll.trees import PyTree, Select, check_arrays
 
 
 @renamed_keywords(period="refresh_interval", plan="roles")
@@ -38,6 +38,7 @@ def lowgrad(
     widen: float | None = None,
     scale: float | None = None,
     accumulate: int = 1,
+    in_axes: PyTree = 0,
     has_aux: bool = False,
     seed: int = 0,
 ) -> Trainer:
@@ -70,7 +71,10 @@ def lowgrad(
         params: arrays or ShapeDtypeStructs; only shapes are read.
         optimizer: any optax transformation, over the parameters' structure with Sᵀ (stacked,
             outputs, rank) in place of the weights in subspaces. Weight decay pulls S to zero, that
-            is, the weights to where they were last merged. Clipping sees the gradients of S.
+            is, the weights to where they were last merged. Clipping sees the gradients of S. One
+            that reads weights for more than their decay (Adafactor, LAMB, LARS, adaptive clipping)
+            sees (PᵀW)ᵀ + Sᵀ instead, real norms and decay; one that keeps copies of weights
+            (Prodigy, schedule-free) is refused.
         *example: a batch, or its shapes; not needed with `roles`.
         rank: columns of P. A quarter of the model's width keeps the quality of full gradients.
         roles: what `sr.discover(loss, params, *batch)` returned.
@@ -88,6 +92,9 @@ def lowgrad(
         scale: factor on the updates of S; None is sqrt(inputs / rank), with which Adam moves W as
             far per entry as with full gradients, so that learning rates carry over.
         accumulate: equal parts in which a batch is computed; only gradients of S are summed.
+        in_axes: what of a batch is cut into those parts, as in `jax.vmap`: 0, or None for what all
+            parts share, for each argument or tree of them, (0, 0, None). Numbers without axes are
+            always shared. Typed PRNG keys that are shared are folded with the number of the part.
         has_aux: see loss; the mean of aux over the parts is `metrics["aux"]`.
         seed: of initial bases, random bases and rounding; these depend on the step alone.
 
@@ -97,14 +104,18 @@ def lowgrad(
 
     Raises:
         InputError: a rank above a selected matrix, a selected vector, nothing to select, an
-            unknown option value, optimizer state of unknown meaning; in training a batch unlike
-            the example.
+            unknown option value, parameters that are no arrays, weights of another type than
+            float32, bfloat16 and int8, optimizer state of unknown meaning; in training a batch
+            unlike the example.
 
     Source: gradients in a subspace are from GaLore (arXiv 2403.03507), the power step from PowerSGD
     (1905.13727), turning the moments from LDAdam (2410.16103).
     """
-    options = Options(refresh_interval, turns, refresh, moments, widen, scale, accumulate, seed)
+    options = Options(
+        *(refresh_interval, turns, refresh, moments, widen, scale, accumulate, seed), in_axes
+    )
     _check(options)
+    check_arrays(params)
     if roles is None:
         if not example:
             raise InputError(
@@ -113,6 +124,7 @@ def lowgrad(
             )
         roles = discover(loss, params, *example)
     layout = Layout.of(params, streams_of(roles, rank, select, own_experts), rank)
+    _check_types(layout)
     thin_loss = factored(loss, densify_limit=0)
 
     def run(weights: PyTree, *batch: PyTree) -> tuple[Array, PyTree]:
@@ -121,6 +133,16 @@ def lowgrad(
 
     shape = lambda a: jax.ShapeDtypeStruct(jnp.shape(a), jnp.result_type(a))
     return Trainer(roles, layout, options, optimizer, run, jax.tree.map(shape, example) or None)
+
+
+def _check_types(layout: Layout) -> None:
+    """Raise InputError for weights that could not be merged."""
+    for path, dtype in zip(layout.paths, layout.dtypes, strict=True):
+        if path in layout.thin and dtype not in MERGED:
+            raise InputError(
+                f"{path} is {dtype}; weights in a subspace are float32, bfloat16 or int8. Cast it,"
+                " or leave it out with select."
+            )
 
 
 def _check(options: Options) -> None:

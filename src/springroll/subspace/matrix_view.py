@@ -2,21 +2,22 @@
 
 import fnmatch
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Literal, get_args
 
 import jax.numpy as jnp
 from jax import Array
 
-from springroll.errors import InputError, nearest, suggestion
+from springroll.errors import InputError, suggestion
+from springroll.quant.transformation import whole
 from springroll.thin.roles import WeightRole
-from springroll.trees import PyTree, named_leaves
+from springroll.trees import PyTree, Select, named_leaves, selector
 
 Side = Literal["in", "out", "std", "reverse_std", "left", "right", "full"]
 Rows = Literal["in", "out"]
-Select = Callable[[str], bool] | str | Sequence[str] | None
-"""Which parameters, by path: a function, a pattern ("layers/*_proj"), several, or the default."""
+PerPath = int | Mapping[str, int]
+"""A number for all parameters, or patterns on their paths and a number for each; later ones win."""
 
 
 @dataclass(frozen=True)
@@ -70,7 +71,6 @@ class MatrixView:
 
 def matrix_views(
     params: PyTree,
-    rank: int,
     *,
     select: Select = None,
     roles: Mapping[str, WeightRole] | None = None,
@@ -81,8 +81,8 @@ def matrix_views(
     Without `roles` the last two axes are the matrix, its rows the inputs or, with rows="out", the
     outputs. A parameter that lacks the first, stacked axis of its role is one layer by itself.
 
-    Raises InputError for a rank above min(m, n), for a selected vector, for a pattern that matches
-    nothing and for roles of other parameters.
+    Raises InputError for a selected vector, for a pattern that matches nothing and for roles of
+    other parameters. A tree without leaves has no views.
     """
     shapes = {path: tuple(jnp.shape(leaf)) for path, leaf in named_leaves(params).items()}
     selected = selector(select, list(shapes))
@@ -97,14 +97,8 @@ def matrix_views(
                 f"{path} {list(shape)} is selected but has no matrix to project; "
                 f"leave it out of select"
             )
-        view = MatrixView(path, shape, letters, sum(v is not None for v in views))
-        if rank > min(view.size("m"), view.size("n")):
-            raise InputError(
-                f"rank {rank} is above min(m, n) of {path} {list(shape)}, a matrix of "
-                f"{view.size('m')} x {view.size('n')}; lower the rank or leave it out with select"
-            )
-        views.append(view)
-    if not any(views) and select is None:
+        views.append(MatrixView(path, shape, letters, sum(v is not None for v in views)))
+    if shapes and not any(views) and select is None:
         raise InputError("no parameter is projected: none is a matrix; give select or roles")
     return views
 
@@ -117,21 +111,28 @@ def one_of(value: str, known: object, name: str) -> None:
         raise InputError(f"{name} is {value!r}; expected one of {', '.join(names)}{hint}")
 
 
-def selector(select: Select, paths: Sequence[str]) -> Callable[[str], bool] | None:
-    """path -> whether it is selected; None for the default.
+def per_path(value: PerPath, name: str) -> PerPath:
+    """The same as Python integers.
 
     Raises:
-        InputError: a pattern that matches none of `paths`.
+        InputError: a number below 1 or none at all, or an array that a function is traced with.
     """
-    if select is None or callable(select):
-        return select
-    patterns = [select] if isinstance(select, str) else list(select)
-    for pattern in patterns:
-        if not any(fnmatch.fnmatchcase(path, pattern) for path in paths):
-            near = nearest(pattern, paths, cutoff=0.0)
-            hint = f"; the nearest is {near!r}" if near else ""
-            raise InputError(f"select pattern {pattern!r} matches no parameter{hint}")
-    return lambda path: any(fnmatch.fnmatchcase(path, pattern) for pattern in patterns)
+    if isinstance(value, Mapping):
+        return {pattern: whole(number, name) for pattern, number in value.items()}
+    return whole(value, name)
+
+
+def number_of(value: PerPath, path: str, name: str) -> int:
+    """The number of one parameter."""
+    if not isinstance(value, Mapping):
+        return value
+    found = [n for pattern, n in value.items() if fnmatch.fnmatchcase(path, pattern)]
+    if not found:
+        raise InputError(
+            f"no pattern of {name} matches {path}: {', '.join(value)}; give '*' a number, or leave "
+            "the parameter out with select"
+        )
+    return found[-1]
 
 
 def _letters(
@@ -140,7 +141,7 @@ def _letters(
     """A letter per axis; none for what is not a matrix."""
     if roles is None:
         return "s" * (len(shape) - 2) + matrix if len(shape) >= 2 else ""
-    leaf = roles.get(path)
+    leaf = roles.get(path) or roles.get(f"{path}/value")  # of an nnx.State
     if leaf is not None and leaf.shape == shape:
         return leaf.roles or ""
     if leaf is not None and leaf.shape[1:] == shape and (leaf.roles or "s")[0] == "s":

@@ -10,11 +10,10 @@ import jax
 import jax.numpy as jnp
 from jax import Array, lax
 
-from springroll.errors import InputError
 from springroll.subspace.basis import Moments, rotate_moment
 from springroll.subspace.inner_state import Leaf, Moment, decode, encode, find_moments, state_leaves
 from springroll.subspace.streams import ThinLeaf
-from springroll.trees import PyTree, path_of
+from springroll.trees import PyTree
 
 
 def rotated(
@@ -57,26 +56,6 @@ def _rotated(
         return jnp.swapaxes(rotated, -1, -2).reshape(part.shape)
 
     return encode(leaf, update_layers(one, decode(leaf), *chosen, user.stacked))
-
-
-def check(
-    opt: PyTree, thin: Mapping[str, ThinLeaf], low: Mapping[str, Array], how: Moments
-) -> None:
-    """Raise InputError if the state holds something shaped like S of which nothing is known."""
-    known = {moment.at for moment in find_moments(opt, thin)} if how != "keep" else None
-    leaves = jax.tree_util.tree_leaves_with_path(opt)
-    if known is None or len(leaves) != len(state_leaves(opt)[0]):  # few bits: only moments are
-        return
-    for at, (path, leaf) in enumerate(leaves):
-        end = next((i for i in range(len(path)) if path_of(path[i:]) in thin), None)
-        if end is None or at in known:
-            continue
-        if jnp.shape(leaf) == low[path_of(path[end:])].shape:
-            raise InputError(
-                f"optimizer state {path_of(path)} is shaped like S, and nothing tells how it"
-                " changes with the basis; use moments='keep' or an optimizer whose averages are"
-                " called mu and nu, as in optax.adam."
-            )
 
 
 def update_layers(

@@ -15,6 +15,7 @@ import jax.numpy as jnp
 import optax
 import optax.contrib
 
+from springroll.errors import InputError
 from springroll.models.protocols import LanguageModel
 from springroll.quant.quantize_state import quantize_state
 from springroll.subspace.apollo import apollo, apollo_mini
@@ -257,21 +258,29 @@ def axis_roles(model: LanguageModel) -> WeightRoles:
 def subspaces(entry: OptimizerEntry, model: LanguageModel, rank: int | None = None) -> Subspaces:
     """The subspaces that an optimizer works in; nothing is computed.
 
-    A rank that was asked for is that of every matrix of a block, and refused later where it is too
-    large. With the default rank, matrices that are narrower (keys and values of grouped attention)
-    are left to Adam.
+    A rank that was asked for is that of every matrix of a block. With the default rank, matrices
+    that are narrower (keys and values of grouped attention) are left to Adam.
 
     Args:
         entry: of the table.
         model: whose parameters are trained.
         rank: as asked for, or None.
+
+    Raises:
+        InputError: the rank that was asked for is above a matrix of a block.
     """
     if not entry.projects:
         return {}
     roles = axis_roles(model)
+    matrices = [leaf for leaf in roles.values() if is_block_matrix(leaf.path)]
     if rank is not None:
+        for leaf in matrices:
+            if rank > smaller_side(leaf):
+                raise InputError(
+                    f"rank {rank} is above min(m, n) of {leaf.path} {list(leaf.shape)}, whose "
+                    f"smaller side is {smaller_side(leaf)}; lower the rank"
+                )
         return {"rank": rank, "select": is_block_matrix, "roles": roles}
     default = entry.rank or max(1, model.config.hidden // 4)
-    matrices = (leaf for leaf in roles.values() if is_block_matrix(leaf.path))
     wide = {leaf.path for leaf in matrices if smaller_side(leaf) >= default}
     return {"rank": default, "select": wide.__contains__, "roles": roles}

@@ -18,10 +18,20 @@ from jax.typing import DTypeLike
 from springroll.errors import InputError
 from springroll.noise import counter
 from springroll.noise.kinds import normal_from_bits
+from springroll.quant.transformation import whole
 from springroll.subspace.basis import Moments, Order, change_of_basis, rotate_moment
-from springroll.subspace.matrix_view import MatrixView, Rows, Select, Side, matrix_views, one_of
+from springroll.subspace.matrix_view import (
+    MatrixView,
+    PerPath,
+    Rows,
+    Side,
+    matrix_views,
+    number_of,
+    one_of,
+    per_path,
+)
 from springroll.thin.roles import WeightRole
-from springroll.trees import PyTree
+from springroll.trees import PyTree, Select
 
 Refresh = Literal["power", "svd", "random"]
 
@@ -74,7 +84,9 @@ def _product(spec: str, a: Array, b: Array) -> Array:
 class ProjectionOptions(TypedDict, total=False):
     """Keywords that `galore`, `apollo` and `fira` share.
 
-    refresh_interval: steps from one refresh of a projector to the next (200).
+    refresh_interval: steps from one refresh of a projector to the next (200); like the rank one
+        number, or patterns on the parameters' paths with a number for each, {"*": 200, "*head": 50}
+        (of several that match the last).
     side: which side of a matrix gets short: its inputs "in", its outputs "out", the smaller of them
         "std" (inputs if equal), the larger "reverse_std", what is first or second in the layout
         "left" or "right", or both "full".
@@ -94,7 +106,7 @@ class ProjectionOptions(TypedDict, total=False):
     seed: of random bases.
     """
 
-    refresh_interval: int
+    refresh_interval: PerPath
     side: Side
     refresh: Refresh
     moments: Moments
@@ -113,8 +125,8 @@ class Projection:
     Raises InputError for a rank or interval below one and for names that do not exist.
     """
 
-    rank: int
-    refresh_interval: int = 200
+    rank: PerPath
+    refresh_interval: PerPath = 200
     side: Side = "in"
     refresh: Refresh = "power"
     moments: Moments = "rotate"
@@ -127,21 +139,27 @@ class Projection:
     stored: bool = True  # else drawn anew whenever it is needed, the same for the interval
 
     def __post_init__(self) -> None:
-        for name, value in (("rank", self.rank), ("refresh_interval", self.refresh_interval)):
-            if value < 1:
-                raise InputError(f"{name} is {value}; expected an integer of at least 1")
+        for name in ("rank", "refresh_interval"):
+            object.__setattr__(self, name, per_path(getattr(self, name), name))
+        object.__setattr__(self, "seed", whole(self.seed, "seed", least=None))
         one_of(self.side, Side, "side")
         one_of(self.refresh, Refresh, "refresh")
         one_of(self.moments, Moments, "moments")
         one_of(self.rows, Rows, "rows")
 
     @classmethod
-    def of(cls, rank: int, *options: ProjectionOptions) -> Projection:
-        """From options of which later ones win."""
-        merged: ProjectionOptions = {}
+    def of(cls, rank: PerPath, *options: ProjectionOptions) -> Projection:
+        """From options of which later ones win.
+
+        `optax.inject_hyperparams` gives what a signature calls **options as one keyword of that
+        name, which is opened here.
+        """
+        merged: dict[str, object] = {}
         for later in options:
-            merged.update(later)
-        return cls(rank, **merged)
+            given: dict[str, object] = {**later}
+            inside = given.pop("options", {})
+            merged |= given | (inside if isinstance(inside, dict) else {})
+        return cls(rank, **merged)  # pyright: ignore[reportArgumentType]
 
     def check_side(self, method: str) -> None:
         """Raise InputError where a method that scales channels would project them away."""
@@ -152,13 +170,21 @@ class Projection:
 
     def views(self, params: PyTree) -> list[MatrixView | None]:
         """A view per leaf, None for those that are not projected."""
-        return matrix_views(params, self.rank, select=self.select, roles=self.roles, rows=self.rows)
+        return matrix_views(params, select=self.select, roles=self.roles, rows=self.rows)
+
+    def rank_of(self, view: MatrixView) -> int:
+        """Its own rank: at most the smaller side of the matrix, with which nothing is lost."""
+        return min(number_of(self.rank, view.path, "rank"), view.size("m"), view.size("n"))
+
+    def interval_of(self, view: MatrixView) -> int:
+        """Steps between two refreshes of its projector."""
+        return number_of(self.refresh_interval, view.path, "refresh_interval")
 
     def low_shape(self, view: MatrixView) -> tuple[int, ...]:
         """The shape of the low-rank gradient."""
         left, right = view.sides(self.side)
-        m, n = view.size("m"), view.size("n")
-        return (*view.stack, self.rank if left else m, self.rank if right else n)
+        m, n, rank = view.size("m"), view.size("n"), self.rank_of(view)
+        return (*view.stack, rank if left else m, rank if right else n)
 
     def start(self, view: MatrixView) -> Projector:
         """Random directions for the first gradient to take a power step from, otherwise zeros.
@@ -178,8 +204,8 @@ class Projection:
         """
         matrices = math.prod(view.stack)
         numbers = layer * matrices + jnp.arange(matrices)
-        normal = self.gaussian(view, step // self.refresh_interval, numbers)
-        shorter = self.rank**-0.5
+        normal = self.gaussian(view, step // self.interval_of(view), numbers)
+        shorter = self.rank_of(view) ** -0.5
         return jax.tree.map(lambda x: x.reshape(*view.stack, *x.shape[1:]) * shorter, normal)
 
     def gaussian(self, view: MatrixView, epoch: Array | int, numbers: Array) -> Projector:
@@ -189,11 +215,12 @@ class Projection:
         tenth of the time of threefry, which APOLLO would take on every step.
         """
         seed = jnp.array([self.seed & 0xFFFFFFFF, self.seed >> 32 & 0xFFFFFFFF], jnp.uint32)
+        rank = self.rank_of(view)
 
         def normal(role: str) -> Array:
             words = counter.stream(seed, epoch, f"{view.path}/{role}")
-            bits = counter.bits(words, numbers.astype(jnp.uint32), view.size(role) * self.rank)
-            return normal_from_bits(bits).reshape(-1, view.size(role), self.rank)
+            bits = counter.bits(words, numbers.astype(jnp.uint32), view.size(role) * rank)
+            return normal_from_bits(bits).reshape(-1, view.size(role), rank)
 
         left, right = view.sides(self.side)
         return Projector(normal("m") if left else None, normal("n") if right else None)

@@ -36,7 +36,7 @@ def turn(
     stack, counted from `layer` times the stack's size, is due j steps after matrix 0, and the
     `views` projected parameters are spread evenly over the interval.
     """
-    interval, matrices = projection.refresh_interval, math.prod(view.stack)
+    interval, matrices = projection.interval_of(view), math.prod(view.stack)
     zero, base = jnp.zeros((), jnp.int32), layer * matrices
     if not projection.stagger:
         return Turn(zero, zero + 1, jnp.where(step % interval == 0, matrices, 0), base)
@@ -99,7 +99,7 @@ def next_projector(projection: Projection, gradient: Array, old: Projector) -> P
         if old is None:
             return None
         svd = projection.refresh == "svd"
-        new = svd_basis(gradient, projection.rank) if svd else power_step(gradient, old)
+        new = svd_basis(gradient, old.shape[-1]) if svd else power_step(gradient, old)
         return new.astype(old.dtype)
 
     return Projector(basis(gradient, old.left), basis(jnp.matrix_transpose(gradient), old.right))

@@ -14,7 +14,6 @@ import jax
 import jax.numpy as jnp
 from jax import Array
 
-from springroll.errors import InputError
 from springroll.quant.stochastic_rounding import round_stochastically
 from springroll.subspace import moments
 from springroll.subspace.basis import Moments, change_of_basis, orthonormal, random_basis
@@ -24,6 +23,8 @@ from springroll.subspace.streams import Stream, place
 from springroll.thin.factored_array import Factored
 from springroll.trees import PyTree
 
+MERGED = tuple(map(jnp.dtype, ("float32", "bfloat16", "int8")))  # types that weights can have
+
 
 def merged(weight: Factored, key: Array) -> Array:
     """The dense weight in the type of its base; short types are rounded at random."""
@@ -32,13 +33,9 @@ def merged(weight: Factored, key: Array) -> Array:
     exact = weight.dense(jnp.float32)
     if weight.dtype == jnp.bfloat16:
         return round_stochastically(exact, jax.random.bits(key, exact.shape, jnp.uint32))
-    if weight.dtype == jnp.int8:
-        up = jax.random.uniform(key, exact.shape)
-        return jnp.clip(jnp.floor(exact + up), -127, 127).astype(jnp.int8)
-    raise InputError(
-        f"{weight.path or 'a weight'} is {weight.dtype}; weights in a subspace are float32,"
-        " bfloat16 or int8."
-    )
+    assert weight.dtype == jnp.int8  # lowgrad lets no other in
+    up = jax.random.uniform(key, exact.shape)
+    return jnp.clip(jnp.floor(exact + up), -127, 127).astype(jnp.int8)
 
 
 def random_bases(layout: Layout, key: Array) -> dict[str, Array]:

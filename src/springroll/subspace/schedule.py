@@ -72,7 +72,9 @@ def refreshed(
 
 def advanced(schedule: Schedule) -> Schedule:
     """One call later."""
-    return dataclasses.replace(schedule, step=schedule.step + 1)
+    step = schedule.step + 1  # of NumPy a scalar, which is no array
+    step = np.asarray(step) if isinstance(step, np.integer) else step
+    return dataclasses.replace(schedule, step=step)
 
 
 def turn_of(stream: Stream, streams: Sequence[Stream], turns: int) -> np.ndarray:

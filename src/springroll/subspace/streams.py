@@ -12,9 +12,8 @@ from dataclasses import dataclass
 import jax
 
 from springroll.errors import InputError
-from springroll.subspace.matrix_view import Select, selector
 from springroll.thin.roles import WeightRole, WeightRoles
-from springroll.trees import PyTree
+from springroll.trees import PyTree, Select, selector
 
 Chosen = Callable[[str], bool]
 

@@ -1,7 +1,6 @@
 """`Trainer`: steps, refreshes and merges of weights whose gradients exist in subspaces only."""
 
 import dataclasses
-import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Literal, TypeAlias
@@ -11,24 +10,26 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 from jax import Array
+from jax.core import Tracer
 from jax.stages import Lowered, Wrapped
 
 from springroll.deprecation import warn_renamed
 from springroll.errors import InputError
-from springroll.subspace import gradients, moments, refresh, schedule
+from springroll.subspace import gradients, refresh, schedule
 from springroll.subspace.basis import Moments
 from springroll.subspace.gradients import Run
+from springroll.subspace.inner_reads import check_keeps_no_weights
+from springroll.subspace.inner_state import check_moments
+from springroll.subspace.inner_step import Moving, inner_step
 from springroll.subspace.leaves import Layout
 from springroll.subspace.schedule import Schedule
 from springroll.thin.factored_array import Factored
 from springroll.thin.roles import WeightRoles
-from springroll.trees import PyTree, squared_norm, tree_dataclass
+from springroll.trees import PyTree, known_to_flax, tree_dataclass
 
 Refresh = Literal["power", "random"]
 Program = Literal["step", "probe", "refresh"]
 Metrics: TypeAlias = dict[str, PyTree]
-# (trainable tree, optimizer state, skipped steps): what the hot step writes, in place.
-Moving: TypeAlias = tuple[PyTree, PyTree, Array]
 
 
 @tree_dataclass(static=["layout"], saved_as={"base": "params"})
@@ -81,6 +82,7 @@ class Options:
     scale: float | None
     accumulate: int
     seed: int
+    in_axes: PyTree = 0
 
 
 @dataclass(frozen=True)
@@ -104,17 +106,33 @@ class Trainer:
         warn_renamed("Trainer.plan", "Trainer.roles")
         return self.roles
 
-    def init(self, params: PyTree) -> LowGradState:
-        """The state of step 0. `params` are used up; projectors are random until `update`."""
+    def init(self, params: PyTree, *, donate: bool = False) -> LowGradState:
+        """The state of step 0; projectors are random until `update`.
+
+        Args:
+            params: arrays as the trainer was made for.
+            donate: take the arrays themselves, which the first update deletes, and not a copy.
+
+        Raises:
+            InputError: other parameters; an optimizer that keeps copies of weights, or averages
+                of which nothing tells how they change with a basis.
+        """
         self.layout.check(params)
-        params = jax.tree.map(jnp.asarray, params)
+        params = jax.tree.map(jnp.asarray if donate else jnp.array, params)
         low = self.layout.zeros()
-        opt = self.optimizer.init(self.layout.trainable(params, low))
-        moments.check(opt, self.layout.thin, low, self.options.moments)
+        trainable = lambda low: self.layout.trainable(params, dict(zip(paths, low, strict=True)))
+        paths = list(low)
+        check_keeps_no_weights(
+            lambda low: self.optimizer.init(trainable(low)), [low[path] for path in paths]
+        )
+        opt = self.optimizer.init(trainable(low.values()))
+        shapes = {path: leaf.shape for path, leaf in low.items()}
+        check_moments(opt, shapes, self.options.moments)
         return self.begin(params, low, opt)
 
     def begin(self, base: PyTree, low: dict[str, Array], opt: PyTree) -> LowGradState:
-        """The state of step 0 with these parts."""
+        """The state of step 0 with these parts, which it takes over."""
+        known_to_flax()
         projectors = refresh.random_bases(self.layout, self.key(0))
         timing = schedule.start(self.layout.streams, self.options.refresh_interval)
         return LowGradState(
@@ -126,7 +144,12 @@ class Trainer:
         return self.refresh(state, *batch) if self.due(state) else self.step(state, *batch)
 
     def due(self, state: LowGradState) -> bool:
-        """Whether any layer's subspace is to be refreshed at this step. Decided on the host."""
+        """Whether any layer's subspace is to be refreshed at this step. Decided on the host.
+
+        Raises:
+            InputError: the state is one of a function that is being traced.
+        """
+        _check_concrete(state)
         return any(layers.any() for layers in schedule.due(state.schedule).values())
 
     def step(self, state: LowGradState, *batch: PyTree) -> tuple[LowGradState, Metrics]:
@@ -140,6 +163,7 @@ class Trainer:
         self, state: LowGradState, *batch: PyTree, everything: bool = False
     ) -> tuple[LowGradState, Metrics]:
         """A step on this batch, then new subspaces from it for the layers that are due, or all."""
+        _check_concrete(state)
         self._check_batch(batch)
         now = state.schedule
         chosen = schedule.due(now)
@@ -177,6 +201,7 @@ class Trainer:
 
     def merge(self, state: LowGradState) -> LowGradState:
         """All of P S written into the weights, S = 0, same bases and moments."""
+        _check_concrete(state)
         layers, counts = listed({s.name: np.ones(s.depth, bool) for s in self.layout.streams})
         key = self.key(3, state.schedule.step)
         merged, _ = self._jit("refresh")(_untimed(state), None, layers, counts, key)
@@ -246,7 +271,7 @@ class Trainer:
         self, moving: Moving, frozen: PyTree, projectors: Mapping[str, Array], batch: PyTree
     ) -> tuple[Moving, Metrics]:
         loss, aux, grads = self._gradients(moving, frozen, projectors, batch)
-        return self._updated(moving, loss, aux, grads)
+        return self._updated(moving, loss, aux, grads, (frozen, projectors))
 
     def _probe(
         self, moving: Moving, frozen: PyTree, projectors: Mapping[str, Array], batch: PyTree
@@ -263,14 +288,16 @@ class Trainer:
             layout.low(moving[0]),
             layout.low(grads),
             batch,
+            self.options.in_axes,
         )
-        return *self._updated(moving, loss, aux, grads), directions
+        return *self._updated(moving, loss, aux, grads, (frozen, projectors)), directions
 
     def _gradients(
         self, moving: Moving, frozen: PyTree, projectors: Mapping[str, Array], batch: PyTree
     ) -> tuple[Array, PyTree, PyTree]:
+        parts, axes = self.options.accumulate, self.options.in_axes
         return gradients.gradients(
-            self.run, self.layout, self.options.accumulate, moving[0], frozen, projectors, batch
+            self.run, self.layout, parts, moving[0], frozen, projectors, batch, axes
         )
 
     def _apply(self, moving: Moving, loss: Array, grads: PyTree) -> tuple[Moving, Metrics]:
@@ -278,37 +305,18 @@ class Trainer:
         return self._updated(moving, loss, None, grads)
 
     def _updated(
-        self, moving: Moving, loss: Array, aux: PyTree, grads: PyTree
+        self,
+        moving: Moving,
+        loss: Array,
+        aux: PyTree,
+        grads: PyTree,
+        fixed: tuple[PyTree, Mapping[str, Array]] | None = None,
     ) -> tuple[Moving, Metrics]:
-        """The inner optimizer's step, unless loss or gradient is not finite.
-
-        A branch, not a select: a select would keep old and new moments alive side by side.
-        """
-        trainable, opt, skipped = moving
-        norm = jnp.sqrt(squared_norm(grads))
-        finite = jnp.isfinite(loss) & jnp.isfinite(norm)
-
-        def take(trainable: PyTree, opt: PyTree, grads: PyTree) -> tuple[PyTree, PyTree]:
-            with jax.numpy_dtype_promotion("standard"):  # optimizers need not be strict
-                updates, opt = self.optimizer.update(grads, opt, trainable)
-            return optax.apply_updates(trainable, self._scaled(updates)), opt
-
-        skip = lambda trainable, opt, grads: (trainable, opt)
-        trainable, opt = jax.lax.cond(finite, take, skip, trainable, opt, grads)
-        skipped = skipped + jnp.where(finite, 0, 1).astype(jnp.int32)
-        metrics = {"loss": loss, "grad_norm": norm, "skipped": skipped, "aux": aux}
-        return (trainable, opt, skipped), metrics
-
-    def _scaled(self, updates: PyTree) -> PyTree:
-        thin, scale = self.layout.thin, self.options.scale
-
-        def one(path: str, update: Array) -> Array:
-            if path not in thin:
-                return update
-            by = math.sqrt(thin[path].inputs / self.layout.rank) if scale is None else scale
-            return update * jnp.asarray(by, update.dtype)
-
-        return self.layout.map(one, updates)
+        """The inner optimizer's step; `fixed`: the frozen weights and the projectors."""
+        moving, metrics = inner_step(
+            self.optimizer, self.layout, self.options.scale, moving, loss, grads, fixed
+        )
+        return moving, {"loss": loss, **metrics, "aux": aux}
 
     def _refresh(
         self,
@@ -335,6 +343,16 @@ class Trainer:
         )
         state = dataclasses.replace(state, base=base, projectors=projectors, low=low, opt=opt)
         return state, overlap
+
+
+def _check_concrete(state: LowGradState) -> None:
+    """Raise InputError for a state of a traced function, whose schedule nobody can read."""
+    if isinstance(state.schedule.step, Tracer):
+        raise InputError(
+            "which layers are due is decided on the host, not under jit, scan or vmap: call"
+            " trainer.update outside of them (its programs are compiled), or trainer.step inside"
+            " and trainer.refresh outside where trainer.due(state)"
+        )
 
 
 def _untimed(state: LowGradState) -> LowGradState:

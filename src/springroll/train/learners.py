@@ -150,7 +150,7 @@ def lowgrad_learner(
         return dataclasses.replace(state, base=base), {"loss": loss, "grad_norm": norm}
 
     def start(key: Array) -> LowGradState:
-        return trainer.init(init(key))
+        return trainer.init(init(key), donate=True)
 
     gradients = lambda state: tree_bytes(trainer.layout.trainable(state.base, state.low))
     lower = lambda state, batch: trainer.lower("step", state, batch)

@@ -1,0 +1,127 @@
+"""What an optimizer reads beside its gradients, asked of its traced program.
+
+An optax transformation is two functions of which nothing is known but what they compute. Their
+programs tell which results follow from which inputs, whatever the transformation is called; its
+name, for messages, is that of the function in which an equation was written.
+"""
+
+import re
+from collections.abc import Callable, Sequence
+
+import jax
+import jax.numpy as jnp
+import optax
+from jax import Array
+from jax.extend import core as jex
+
+from springroll import compat
+from springroll.errors import InputError
+from springroll.trees import PyTree, path_of
+
+Run = Callable[[list[Array]], tuple[list[Array], PyTree]]  # weights -> (steps, state)
+UPDATE = re.compile(r"(\w+)\.<locals>\.update(_fn)?$")  # of optax's "scale_by_adam.<locals>.update"
+
+
+def reads_weights(run: Run, weights: Sequence[Array]) -> bool:
+    """Whether steps or state depend on weights in another way than that these decay.
+
+    Weights decay where the derivative of the step by them is the same whatever they are, and where
+    the state does not depend on them.
+
+    Args:
+        run: weights -> (steps, state), with all else fixed.
+        weights: float arrays; only shapes and types are read.
+    """
+
+    def slopes(weights: list[Array]) -> tuple[list[Array], PyTree]:
+        ones = [jnp.ones_like(w) for w in weights]
+        _, slopes, state = jax.jvp(run, (weights,), (ones,), has_aux=True)
+        return slopes, state
+
+    return any(compat.used_inputs(jax.make_jaxpr(slopes)([_shape(w) for w in weights])))
+
+
+def check_keeps_no_weights(init: Callable[[list[Array]], PyTree], weights: list[Array]) -> None:
+    """Raise InputError if `init(weights)` makes a state that depends on what the weights are.
+
+    Weights in a subspace are coordinates in a basis that changes; a copy of them would not.
+    """
+    closed, state = jax.make_jaxpr(init, return_shape=True)([_shape(w) for w in weights])
+    if not any(compat.used_inputs(closed)):
+        return
+    leaves = jax.tree_util.tree_leaves_with_path(state)
+    for number, (path, _) in enumerate(leaves):
+        if any(compat.used_inputs(closed, [number == i for i in range(len(leaves))])):
+            raise InputError(
+                f"{owner_of(state, path)} keeps a copy of the weights in its state"
+                f" ({path_of(path)}); weights in a subspace change their coordinates with it, and"
+                " the copy would not: use this optimizer without a subspace"
+            )
+
+
+def check_each_by_itself(
+    optimizer: optax.GradientTransformation, weights: PyTree, advice: str, **extra: Array
+) -> None:
+    """Raise InputError if the step of one parameter follows from gradients of others.
+
+    Where parameters are updated a bundle at a time, such a transformation (a global norm) would see
+    only those of a bundle.
+
+    Args:
+        optimizer: Any transformation.
+        weights: Of a bundle; only shapes and types are read.
+        advice: What to do instead, the end of the message.
+        **extra: Arguments of its update.
+    """
+    shapes = jax.tree.map(_shape, weights)
+    leaves, tree = jax.tree.flatten(shapes)
+    state = jax.eval_shape(optimizer.init, shapes)
+    update = optax.with_extra_args_support(optimizer).update
+
+    def steps(leaves: list[Array], weights: PyTree, state: PyTree) -> list[Array]:
+        with jax.numpy_dtype_promotion("standard"):  # optimizers need not be strict
+            return jax.tree.leaves(update(tree.unflatten(leaves), state, weights, **extra)[0])
+
+    closed = jax.make_jaxpr(steps)(leaves, shapes, state)
+    count = len(leaves)
+    for number in range(count):
+        used = compat.used_inputs(closed, [number == i for i in range(count)])[:count]
+        if any(used[:number] + used[number + 1 :]):
+            raise InputError(
+                f"{_mixer(closed, count)} looks at all gradients together, and would see one bundle"
+                f" of them at a time; {advice}"
+            )
+
+
+def owner_of(state: PyTree, path: tuple) -> str:
+    """The innermost class with fields on the way to a leaf, such as "ScaleByAdamState"."""
+    node, owner = state, type(state).__name__
+    for key in path:
+        if isinstance(key, jax.tree_util.GetAttrKey):
+            owner, node = type(node).__name__, getattr(node, key.name)
+        elif isinstance(key, jax.tree_util.SequenceKey):
+            node = node[key.idx]
+        elif isinstance(key, jax.tree_util.DictKey):
+            node = node[key.key]
+        else:
+            break
+    return owner
+
+
+def _shape(x: Array) -> jax.ShapeDtypeStruct:
+    return jax.ShapeDtypeStruct(jnp.shape(x), jnp.result_type(x))
+
+
+def _mixer(closed: jex.ClosedJaxpr, count: int) -> str:
+    """The name of the transformation that first brings two of the first inputs together."""
+    seen: dict[jex.Var, frozenset[int]] = {
+        var: frozenset([i]) for i, var in enumerate(closed.jaxpr.invars[:count])
+    }
+    for eqn in closed.jaxpr.eqns:
+        inputs = [a for a in eqn.invars if not isinstance(a, compat.Literal)]
+        together = frozenset[int]().union(*(seen.get(a, frozenset()) for a in inputs))
+        names = [found[1] for name in compat.callers_of(eqn) if (found := UPDATE.search(name))]
+        if len(together) > 1 and names:
+            return f"optax.{names[0]}" if hasattr(optax, names[0]) else names[0]
+        seen |= dict.fromkeys(eqn.outvars, together)
+    return "the optimizer"

@@ -1,0 +1,199 @@
+"""Inner optimizers that read weights see those of the subspace; copies of weights are refused."""
+
+import functools
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import optax.contrib
+import pytest
+
+import springroll as sr
+from springroll.errors import InputError
+from springroll.subspace.inner_reads import check_each_by_itself, reads_weights
+from tests.compiling import normal, quick_jit
+
+X, TARGET = normal(0, 32, 8), normal(1, 8, 12)
+PARAMS = {"w": normal(2, 8, 12), "b": jnp.zeros(12)}
+
+
+def loss(params, x):
+    return jnp.mean(
+        jnp.square(jnp.tanh(x @ params["w"] + params["b"][None]) - jnp.tanh(x @ TARGET))
+    )
+
+
+START = float(loss(PARAMS, X))
+
+
+def trained(tx, steps=40):
+    """The parameters and the loss after some steps."""
+    step = lambda carry, _: (advanced(tx, *carry), None)
+    run = quick_jit(lambda p: jax.lax.scan(step, (p, tx.init(p)), None, length=steps)[0][0])
+    params = run(PARAMS)
+    return params, float(loss(params, X))
+
+
+def advanced(tx, params, state):
+    with jax.numpy_dtype_promotion("standard"):  # for optax's own arithmetic
+        updates, state = tx.update(jax.grad(loss)(params, X), state, params)
+        return optax.apply_updates(params, updates), state
+
+
+READERS = {
+    "adafactor": lambda: optax.adafactor(1e-1),
+    "adaptive_grad_clip": lambda: optax.chain(optax.adaptive_grad_clip(0.1), optax.adam(1e-1)),
+    "lamb": lambda: optax.lamb(1e-1, weight_decay=0.01),
+}
+
+
+@pytest.mark.parametrize("name", READERS)
+def test_it_trains_in_a_subspace(name):
+    """To most of what it learns without one; before, weights of zero kept it where it began."""
+    make = READERS[name]
+    _, alone = trained(make())
+    _, inside = trained(sr.galore(make(), 6, scale=1.0, refresh_interval=10))
+    assert inside < START - 0.6 * (START - alone)
+
+
+ROTATED = {
+    "trust ratio": lambda: optax.chain(optax.scale_by_trust_ratio(), optax.sgd(0.1)),
+    "lars": lambda: optax.lars(0.3, weight_decay=0.1),
+    "norm of a block": lambda: optax.chain(optax.scale_by_param_block_norm(), optax.sgd(0.1)),
+    "decay before momentum": lambda: optax.chain(
+        optax.add_decayed_weights(0.1), optax.sgd(0.1, momentum=0.9)
+    ),
+    "adaptive clipping": lambda: optax.chain(optax.adaptive_grad_clip(0.01), optax.sgd(0.1)),
+    "decoupled decay": lambda: optax.chain(
+        optax.sgd(0.1, momentum=0.9), optax.add_decayed_weights(-0.01)
+    ),
+}
+
+
+@pytest.mark.parametrize("name", ROTATED)
+def test_in_a_subspace_that_is_everything_it_is_as_without(name):
+    """Norms do not feel a rotation, so at full rank nothing must change."""
+    make = ROTATED[name]
+    inside, _ = trained(sr.galore(make(), 8, scale=1.0, refresh_interval=3), steps=7)
+    alone, _ = trained(make(), steps=7)
+    for leaf in PARAMS:
+        np.testing.assert_allclose(inside[leaf], alone[leaf], atol=2e-4)
+    assert float(jnp.max(jnp.abs(alone["w"] - PARAMS["w"]))) > 1e-2
+
+
+COPIES = {
+    "ProdigyState keeps a copy of the weights in its state": optax.contrib.prodigy,
+    "ScheduleFreeState keeps": lambda: optax.contrib.schedule_free_adamw(1e-1),
+    "DoGState keeps": optax.contrib.dog,
+    "ScaleByRpropState 0/step_sizes/w is shaped like the low-rank": lambda: optax.rprop(1e-2),
+}
+
+
+@pytest.mark.parametrize("message", COPIES)
+def test_copies_of_weights_and_unknown_state_are_refused_by_name(message):
+    inner = COPIES[message]()
+    for tx in (sr.galore(inner, 4), sr.fira(0.1, 4, direction=inner)):
+        with pytest.raises(InputError, match=message) as error:
+            jax.eval_shape(tx.init, PARAMS)
+        assert "\n" not in str(error.value)
+    trainer = sr.lowgrad(loss, PARAMS, inner, X, rank=4)
+    with pytest.raises(InputError, match=message):
+        jax.eval_shape(trainer.init, PARAMS)
+
+
+def test_adafactor_trains_in_lowgrad():
+    trainer = sr.lowgrad(
+        loss, PARAMS, optax.adafactor(1e-1), X, rank=6, refresh_interval=10, turns=1
+    )
+    state, metrics = trainer.init(PARAMS), {}
+    for _ in range(30):
+        state, metrics = trainer.update(state, X)
+    assert float(metrics["loss"]) < 0.3 * START
+
+
+def test_lowgrad_shows_the_weights_own_coordinates():
+    trainer = sr.lowgrad(loss, PARAMS, optax.adam(1e-1), X, rank=4)
+    state = trainer.init(PARAMS)
+    state, _ = trainer.update(state, X)
+    layout = trainer.layout
+    seen = layout.projected(
+        layout.trainable(state.base, state.low), layout.frozen(state.base), state.projectors
+    )
+    expected = np.asarray(state.projectors["w"]).T @ np.asarray(state.params["w"])
+    np.testing.assert_allclose(seen["w"], expected.T, atol=1e-5)
+    assert seen["b"] is state.base["b"]
+
+
+def test_where_weights_are_elsewhere_a_reader_is_refused():
+    trainer = sr.lowgrad(loss, PARAMS, optax.adafactor(1e-1), X, rank=4)
+    state = trainer.init(PARAMS)
+    grads = jax.tree.map(jnp.zeros_like, trainer.layout.trainable(state.base, state.low))
+    with pytest.raises(InputError, match="the optimizer reads the weights, and not only"):
+        trainer.apply(state, jnp.float32(1.0), grads)
+
+
+@pytest.mark.parametrize("name", READERS)
+def test_coded_moments_leave_weights_as_they_are(name):
+    """`quantize_state` hands on the real weights, so near to all is as without it."""
+    coded, _ = trained(
+        sr.quantize_state(READERS[name](), min_size=8, block=8, second=["nu", "v"]), 4
+    )
+    alone, _ = trained(READERS[name](), 4)
+    gap, moved = (float(jnp.linalg.norm(alone["w"] - x["w"])) for x in (coded, PARAMS))
+    assert gap < 0.1 * moved
+
+
+def test_what_reads_weights():
+    weights = [jnp.ones((3, 4))]
+
+    def of(tx):
+        state = tx.init({"w": weights[0]})
+
+        def run(weights):
+            with jax.numpy_dtype_promotion("standard"):
+                steps, after = tx.update({"w": jnp.ones((3, 4))}, state, {"w": weights[0]})
+            return jax.tree.leaves(steps), after
+
+        return reads_weights(run, weights)
+
+    decays = optax.adamw(optax.linear_schedule(0.1, 0.2, 3), weight_decay=0.1)
+    for tx in (optax.adam(0.1), decays, optax.MultiSteps(decays, 2), optax.lion(0.1)):
+        assert not of(tx)
+    for make in (*READERS.values(), ROTATED["lars"], ROTATED["decay before momentum"]):
+        assert of(make())
+
+
+MIXERS = {
+    r"optax\.clip_by_global_norm": optax.chain(optax.clip_by_global_norm(1.0), optax.adam(0.1)),
+    "apply_if_finite": optax.apply_if_finite(optax.adam(0.1), 3),
+    "prodigy": optax.contrib.prodigy(),
+}
+
+
+@pytest.mark.parametrize("name", MIXERS)
+def test_what_looks_at_all_gradients_together_is_named(name):
+    with pytest.raises(InputError, match=f"{name} looks at all gradients together.*; do that"):
+        check_each_by_itself(MIXERS[name], PARAMS, "do that")
+
+
+def test_what_looks_at_each_gradient_by_itself_passes():
+    each: Any = (
+        *(sr.galore(optax.adam(0.1), 4), sr.apollo_mini(0.1), sr.quantize_state(optax.adam(0.1))),
+        *(optax.contrib.muon(0.1), optax.lamb(0.1), optax.adafactor(0.1)),
+        *(optax.MultiSteps(optax.adamw(0.1), 2), sr.with_split_master(optax.adam(0.1))),
+        optax.chain(optax.clip(1.0), optax.clip_by_block_rms(1.0), optax.adam(0.1)),
+    )
+    for tx in each:
+        check_each_by_itself(tx, PARAMS, "")
+
+
+def test_layerwise_refuses_a_global_norm():
+    model = functools.partial  # any object: only shapes of parameters are read
+    trainer = sr.layerwise(model, MIXERS[r"optax\.clip_by_global_norm"])  # pyright: ignore
+    params = {"layers": {"w": jnp.ones((2, 3, 4)), "b": jnp.ones((2, 4))}, "head": jnp.ones(3)}
+    with pytest.raises(
+        InputError, match=r"clip_by_global_norm.*clip by clip=\.\.\. of sr\.layerwise"
+    ):
+        jax.eval_shape(trainer.init, params)

@@ -221,6 +221,7 @@ def test_shards_stay_in_the_folder_and_links_of_a_cache_work(tmp_path):
         ({"num_key_value_heads": 0}, "num_key_value_heads is 0; expected"),
         ({"hidden_size": "4096"}, "hidden_size is '4096'; expected a whole number"),
         ({"hidden_size": 10**12}, "hidden_size is 1000000000000; expected .* to 16,777,216"),
+        ({"num_hidden_layers": 10_001}, "num_hidden_layers is 10001; expected .* to 10,000"),
         ({"num_hidden_layers": 2.0}, r"num_hidden_layers is 2\.0; expected a whole number"),
         ({"vocab_size": True}, "vocab_size is True; expected a whole number"),
         ({"rope_theta": "abc"}, "rope_theta is 'abc'; expected a number above 0"),
@@ -276,7 +277,7 @@ def test_configurations_of_python_have_too(build, message):
 
 
 def test_layers_without_number_are_not_counted_before_one_is_missing(tmp_path):
-    values = config_of("olmoe") | {"num_hidden_layers": 2**24, "num_experts": 2**24}
+    values = config_of("olmoe") | {"num_hidden_layers": 10_000, "num_experts": 10_000}
     write(tmp_path, values, {"model.embed_tokens.weight": np.zeros((48, 32), np.float32)})
     refused("no tensor model.layers", open_hf, tmp_path)
 

@@ -7,6 +7,7 @@ import numpy as np
 from springroll.errors import InputError, brief
 
 MOST = 1 << 24  # of any size; the largest published vocabulary has a fiftieth of that
+MOST_STACKED = 10_000  # layers, and experts of a layer: each is a tensor of its own in a file
 
 
 def check_sizes(config: object, *names: str, least: int = 1, most: int = MOST) -> None:

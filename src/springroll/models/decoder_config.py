@@ -26,7 +26,7 @@ from dataclasses import dataclass
 from typing import Any, Literal, TypeAlias, TypeVar, get_args, overload
 
 from springroll.errors import InputError, suggestion
-from springroll.models.config_checks import check_numbers, check_sizes
+from springroll.models.config_checks import MOST_STACKED, check_numbers, check_sizes
 from springroll.models.rope import Llama3Scaling, RopeScaling, YarnScaling
 from springroll.trees import PyTree, named_leaves
 
@@ -144,8 +144,10 @@ class DecoderConfig:
     swiglu_limit: float = 0.0  # experts compute (up + 1) gate sigmoid(1.702 gate), clipped; 0: not
 
     def __post_init__(self) -> None:
-        check_sizes(self, "vocab", "hidden", "layers", "heads", "kv_heads", "head_dim", "ffn")
-        check_sizes(self, "experts", "top_k", "window", least=0)
+        check_sizes(self, "vocab", "hidden", "heads", "kv_heads", "head_dim", "ffn")
+        check_sizes(self, "layers", most=MOST_STACKED)
+        check_sizes(self, "experts", "top_k", least=0, most=MOST_STACKED)
+        check_sizes(self, "window", least=0)
         check_numbers(self, "rope_theta", "norm_eps")
         check_numbers(self, "init_std", "switch_loss", "z_loss", "swiglu_limit", zero=True)
         if self.heads % self.kv_heads:

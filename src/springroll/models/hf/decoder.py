@@ -10,6 +10,7 @@ from collections.abc import Callable, Iterator
 
 from springroll.atomic import JsonObject
 from springroll.errors import InputError, brief
+from springroll.models.config_checks import MOST_STACKED
 from springroll.models.decoder import decoder
 from springroll.models.decoder_config import DecoderConfig, shapes
 from springroll.models.hf.config_values import Values
@@ -49,7 +50,7 @@ def hf_config(values: JsonObject, where: str = "config.json") -> DecoderConfig:
     fields: JsonObject = {
         "vocab": said.whole("vocab_size"),
         "hidden": hidden,
-        "layers": said.whole("num_hidden_layers"),
+        "layers": said.whole("num_hidden_layers", most=MOST_STACKED),
         "heads": heads,
         "kv_heads": said.whole("num_key_value_heads", heads),
         "head_dim": said.whole("head_dim", max(hidden // heads, 1)),
@@ -92,7 +93,7 @@ def _experts(said: Values, ffn: int) -> JsonObject:
     # transformers 5 writes the second for Qwen3-MoE, though all its folders have the first.
     name = "num_local_experts" if said.get("num_experts") is None else "num_experts"
     return {
-        "experts": said.whole(name),
+        "experts": said.whole(name, most=MOST_STACKED),
         "top_k": said.whole("num_experts_per_tok"),
         "renormalise": said.flag("norm_topk_prob"),
         "ffn": ffn,

@@ -13,6 +13,7 @@ import numpy as np
 
 from springroll.atomic import JsonObject
 from springroll.errors import InputError, brief
+from springroll.models.config_checks import MOST_STACKED
 from springroll.models.hf.config_values import Values
 from springroll.models.hf.family import Family, Naming, Stored
 from springroll.models.rwkv7.config import RWKV7Config, shapes
@@ -39,7 +40,8 @@ def fla_config(values: JsonObject, where: str = "config.json") -> RWKV7Config:
         if given != expected:
             raise InputError(f"{where}: {name} {brief(given)} is not supported, only {expected}")
     said = Values(values, where)
-    hidden, layers = said.whole("hidden_size"), said.whole("num_hidden_layers")
+    hidden = said.whole("hidden_size")
+    layers = said.whole("num_hidden_layers", most=MOST_STACKED)
     if any(width != hidden for width in said.items("value_dim")):
         raise InputError(f"{where}: values of another width than the model are not supported")
     of_heads = 64 if not said.get("num_heads") else max(hidden // said.whole("num_heads"), 1)

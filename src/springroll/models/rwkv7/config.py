@@ -24,7 +24,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from springroll.errors import InputError
-from springroll.models.config_checks import check_numbers, check_sizes
+from springroll.models.config_checks import MOST_STACKED, check_numbers, check_sizes
 from springroll.models.decoder_config import Fields, Shapes, size
 
 
@@ -84,7 +84,8 @@ class RWKV7Config:
     group_eps: float = GROUP_EPS  # of the norm of each head's output
 
     def __post_init__(self) -> None:
-        check_sizes(self, "vocab", "hidden", "layers", "ffn", "head_dim", *RANKS)
+        check_sizes(self, "vocab", "hidden", "ffn", "head_dim", *RANKS)
+        check_sizes(self, "layers", most=MOST_STACKED)
         check_numbers(self, "norm_eps", "group_eps")
         if self.hidden % self.head_dim:
             raise InputError(

@@ -4,7 +4,7 @@ import os
 import re
 from pathlib import Path
 
-from springroll.errors import InputError
+from springroll.errors import InputError, brief
 
 UNITS = {"B": 1, "KIB": 2**10, "MIB": 2**20, "GIB": 2**30, "TIB": 2**40}
 UNITS |= {"KB": 10**3, "MB": 10**6, "GB": 10**9, "TB": 10**12}
@@ -19,15 +19,25 @@ def parse_bytes(text: str, name: str = "memory") -> int:
     Raises:
         InputError: it is not a number and a unit.
     """
-    match = re.fullmatch(r"\s*(\d+(?:\.\d+)?)\s*([a-z]+)\s*", text, re.IGNORECASE)
+    match = re.fullmatch(r"\s*([0-9]+(?:\.[0-9]+)?)\s*([a-z]+)\s*", text, re.IGNORECASE)
     if not match or match[2].upper() not in UNITS:
-        raise InputError(f"{name} is {text!r}; expected a number and a unit, such as 24GiB")
-    return int(float(match[1]) * UNITS[match[2].upper()])
+        raise InputError(f"{name} is {brief(text)}; expected a number and a unit, such as 24GiB")
+    size = float(match[1]) * UNITS[match[2].upper()]
+    if size >= 2**63:
+        raise InputError(f"{name} is {brief(text)}; no machine has as much")
+    return int(size)
 
 
 def spelt(size: float) -> str:
     """Bytes in the smallest binary unit in which three digits suffice: '1.5 GiB', '0.996 GiB'."""
-    for power, unit in ((2**40, "TiB"), (2**30, "GiB"), (2**20, "MiB"), (2**10, "KiB")):
+    for power, unit in (
+        (2**60, "EiB"),
+        (2**50, "PiB"),
+        (2**40, "TiB"),
+        (2**30, "GiB"),
+        (2**20, "MiB"),
+        (2**10, "KiB"),
+    ):
         if size >= power * 999.5 / 1024:
             return f"{size / power:.3g} {unit}"
     return f"{size:.3g} B"
@@ -50,6 +60,15 @@ def host_memory() -> int | None:
     """Bytes of host memory that are left; None where the system does not tell."""
     limits = [free for free in (_free_memory(), _free_in_container()) if free is not None]
     return min(limits, default=None)
+
+
+def all_memory() -> int | None:
+    """Bytes of host memory and of accelerators together; None where the system does not tell."""
+    import jax
+
+    host = host_memory()
+    stats = [device.memory_stats() or {} for device in jax.local_devices()]
+    return None if host is None else host + sum(each.get("bytes_limit", 0) for each in stats)
 
 
 def check_fits(needed: int, what: str, free: int | None = None) -> None:

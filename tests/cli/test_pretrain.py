@@ -87,7 +87,7 @@ def refused(tmp_path, capsys):
         ("--sigma nan", "sigma is nan; it must be above 0"),
         ("--tokens-per-member 0", "tokens_per_member is 0; it must be at least 1"),
         ("--streams 3", "streams is 3; the 8 pairs of pop_size 16 must divide evenly over them"),
-        ("--seconds -1", "seconds is -1.0; it must be a number of seconds, 0 or more"),
+        ("--seconds -1", "seconds is -1.0; it must be a number of seconds, from 0 to 10^9"),
         ("--generations -1", "generations is -1; it must be 0 or more"),
         ("--seed -1", "seed is -1; it must be between 0 and 2^63 - 1"),
         ("--precision float32 --rule residual", "rule 'residual' moves integer weights"),

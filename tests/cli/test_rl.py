@@ -200,7 +200,7 @@ def test_a_search_prints_every_trial_and_goes_on(tmp_path, capsys):
         ("--recipe ant-opens", "did you mean"),
         ("--tune", "--seconds"),
         ("--tune --seconds 1 --trials many", "whole number"),
-        ("--tune --seconds 1 --trials 1", "nothing to choose"),
+        ("--tune --seconds 1 --trials 1", "trials is 1; it must be from 2 to 1,000,000"),
     ],
 )
 def test_what_is_wrong_is_one_line_and_touches_nothing(tmp_path, mine, capsys, options, said):

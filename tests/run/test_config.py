@@ -75,7 +75,7 @@ def test_missing_keys_take_their_defaults():
         ({"noise": 3}, "config.noise: expected the fields of Noise, got 3"),
         ({"size": [1, 2, 3]}, "config.size: expected tuple[int, int], got [1, 2, 3]"),
         ({"exclude": ["a", 3]}, "config.exclude[1]: expected str, got 3"),
-        ({"seconds": -1}, "seconds is -1.0; it must be a number of seconds, 0 or more"),
+        ({"seconds": -1}, "seconds is -1.0; it must be a number of seconds, from 0 to 10^9"),
         ({"seconds": float("nan")}, "seconds is nan"),
         ({"generations": -5}, "generations is -5; it must be 0 or more"),
         ({"seed": -1}, "seed is -1; it must be between"),

@@ -6,18 +6,19 @@ Options may be spelt with hyphens or underscores. Former names of options (see
 
 import contextlib
 import dataclasses
+import functools
 import inspect
 import io
 import re
 import sys
 import types
 import typing
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, Literal, NamedTuple, TypeVar
 
 from springroll.cli.help import help_text
-from springroll.errors import InputError, suggestion
-from springroll.run.options import FormerName, converted
+from springroll.errors import InputError, brief, one_line, suggestion
+from springroll.run.options import FormerName, converted, number_kind, read_number
 
 C = TypeVar("C")
 
@@ -47,7 +48,7 @@ def parse(
         InputError: an unknown option or choice (the nearest is named), a value that does not fit.
         SystemExit: after --help.
     """
-    argv = _renamed(kind, argv)
+    argv, notes = _renamed(kind, argv)
     if "--help" in argv or "-h" in argv:
         text = inspect.getdoc(kind) if description is None else description
         help = help_text(
@@ -64,13 +65,19 @@ def parse(
     extra: dict[str, Any] = {} if default is None else {"default": default}
     try:
         with contextlib.redirect_stderr(said):
-            return tyro.cli(kind, args=argv, prog=prog, **extra)
-    except SystemExit:
+            parsed = tyro.cli(kind, args=argv, prog=prog, **extra)
+    except SystemExit as end:
+        ours = _input_error(end)
+        if ours is not None:  # tyro would print it in a frame
+            raise InputError(f"{ours} (see {prog} --help)") from None
         # tyro names what it was building: the dataclass, or a part of it such as `ppo`.
         reason = re.sub(r"^Error parsing [\w.]+: ", "", _one_line(said.getvalue()))
         missing = re.search(r"Missing from .*?: \w+ (.*?)\.? \(required\)", reason)
         reason = f"an argument is missing: {missing[1]}" if missing else reason
         raise InputError(f"{reason} (see {prog} --help)") from None
+    for note in notes:
+        print(one_line(note), file=sys.stderr)
+    return parsed
 
 
 def taken(argv: Sequence[str], option: str) -> tuple[str | None, list[str]]:
@@ -99,7 +106,8 @@ class Flag(NamedTuple):
     now: str = ""  # of a former name: the flag that it is called by now
 
 
-def _flags(kind: type) -> dict[str, Flag]:
+@functools.cache
+def _flags(kind: type) -> Mapping[str, Flag]:
     """The options of a dataclass by their flags; those of its parts as `--part.option`."""
     hints = typing.get_type_hints(kind, include_extras=True)
     flags: dict[str, Flag] = {}
@@ -132,10 +140,10 @@ def _flags_of(name: str, hint: Any) -> list[str]:
     return flags + [alias for note in spellings for alias in note.aliases or ()]
 
 
-def _renamed(kind: type, argv: Sequence[str]) -> list[str]:
-    """The arguments with options under today's names; says which were given under former ones."""
+def _renamed(kind: type, argv: Sequence[str]) -> tuple[list[str], list[str]]:
+    """The arguments with options under today's names, and a note on each under a former one."""
     former = {flag: about for flag, about in _flags(kind).items() if about.former}
-    renamed, rest = [], iter(argv)
+    renamed, notes, rest = [], [], iter(argv)
     for token in rest:
         flag, equals, value = token.partition("=")
         flag = _hyphens(flag)
@@ -152,9 +160,9 @@ def _renamed(kind: type, argv: Sequence[str]) -> list[str]:
             new = converted(flag, spelling, value)
             equals, said = "=", f"note: {flag} {value} is now {now} {new}"
             value = str(new)
-        print(said, file=sys.stderr)
+        notes.append(said)
         renamed.append(f"{now}{equals}{value}")
-    return renamed
+    return renamed, notes
 
 
 def _within(part: str, flag: str) -> str:
@@ -178,17 +186,16 @@ def _refuse_values(kind: type, argv: Sequence[str]) -> None:
         if hint is bool or former is not None:
             continue
         value = taken(argv, flag)[0]
-        choices, number = _choices(hint), _number(hint)
+        choices, number = _choices(hint), number_kind(hint)
         if value is None or (value == "None" and type(None) in _members(hint)):
             continue
         if choices and value not in choices:
             raise InputError(
-                f"{flag} is {value!r}; expected one of {', '.join(choices)}"
+                f"{flag} is {brief(value)}; expected one of {', '.join(choices)}"
                 f"{suggestion(value, choices)}"
             )
-        if number is not None and not _reads_as(number, value):
-            expected = "a whole number" if number is int else "a number"
-            raise InputError(f"{flag} is {value!r}; expected {expected}")
+        if number is not None:
+            read_number(flag, value, number.kind)
 
 
 def _members(hint: Any) -> tuple[Any, ...]:
@@ -204,20 +211,15 @@ def _choices(hint: Any) -> list[str]:
     return [str(choice) for member in literals for choice in typing.get_args(member)]
 
 
-def _number(hint: Any) -> type | None:
-    return next((member for member in _members(hint) if member in (int, float)), None)
-
-
-def _reads_as(number: type, value: str) -> bool:
-    try:
-        number(value)
-    except ValueError:
-        return False
-    return True
+def _input_error(error: BaseException | None) -> InputError | None:
+    """The InputError that this one was raised over, if there is one."""
+    while error is not None and not isinstance(error, InputError):
+        error = error.__cause__ or error.__context__
+    return error
 
 
 def _one_line(box: str) -> str:
     """The first paragraph of what tyro prints in a frame."""
     lines = [line.strip("│ ") for line in box.splitlines() if line.startswith("│")]
     rule = next((i for i, line in enumerate(lines) if line.startswith("─")), len(lines))
-    return " ".join(lines[:rule]) or " ".join(box.split())
+    return one_line(" ".join(lines[:rule]) or box, 500)

@@ -10,6 +10,7 @@ import tyro
 from springroll.cli.jobs import open_path
 from springroll.cli.options import parse
 from springroll.errors import InputError
+from springroll.run.options import NOT_NEGATIVE, check_ranges, option
 
 if TYPE_CHECKING:
     from springroll.trees import PyTree
@@ -26,10 +27,15 @@ class ReplayOptions:
 
     run: Annotated[str, tyro.conf.Positional]
     """The folder of a run; it is only read."""
-    generations: Annotated[int | None, tyro.conf.arg(aliases=["--to-generation"])] = None
+    generations: Annotated[int | None, tyro.conf.arg(aliases=["--to-generation"])] = option(
+        None, NOT_NEGATIVE
+    )
     """How far to go; default: to the end of the journal."""
     out: str | None = None
     """Write the rebuilt weights to this safetensors file."""
+
+    def __post_init__(self) -> None:
+        check_ranges(self)
 
 
 def run(argv: Sequence[str]) -> int:

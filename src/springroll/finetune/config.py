@@ -1,5 +1,6 @@
 """The options of reward fine-tuning. Imports no JAX: commands read them first."""
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Annotated, ClassVar, Literal
 
@@ -143,6 +144,14 @@ class FinetuneConfig(RunConfig):
         for name, usual in (("answers", 1), ("unperturbed", 0), ("weights", "float32")):
             if getattr(self, name) != usual:
                 raise InputError(f"{name} is {getattr(self, name)}; that is of --method es")
+
+    def sizes(self) -> Mapping[str, int]:
+        """The tokens of all answers of a generation."""
+        members, prompts = self.population + self.unperturbed, self.num_prompts * self.answers
+        asked = f"pop_size {self.population:,}, unperturbed {self.unperturbed:,}"
+        asked += f", prompts {self.num_prompts:,}, answers {self.answers:,}"
+        what = f"the answers of a generation ({asked}, max_tokens {self.max_tokens:,})"
+        return {what: 4 * members * prompts * self.max_tokens}
 
     @property
     def population(self) -> int:

@@ -19,7 +19,7 @@ from springroll.finetune.config import FinetuneConfig
 from springroll.finetune.judging import Judged, judged
 from springroll.generate.generator import Generated, Generator
 from springroll.hub import hf_folder
-from springroll.memory import available_bytes
+from springroll.memory import available_bytes, check_fits
 from springroll.models.decoder_config import size
 from springroll.models.hf.files import family_of, open_hf
 from springroll.models.hf.load import load_hf
@@ -30,6 +30,7 @@ from springroll.tasks.task_line import task_of_line
 from springroll.tokens.tokenizer import Tokenizer, end_tokens, open_tokenizer, prompt_tokens
 from springroll.trees import PyTree
 
+PROBLEM = 500  # bytes of a problem, at least
 ENDS = 1 << 16  # bytes of both ends of a file that go into its fingerprint
 
 
@@ -139,6 +140,8 @@ def prepare(config: FinetuneConfig) -> Setup:
         held_out=Asked([], []),
     )
     most = min(config.eval_problems, task.held_out_size or config.eval_problems)
+    needed = most * (4 * config.max_tokens + PROBLEM)
+    check_fits(needed, f"{most:,} held-out problems (eval_problems) and their answers")
     return replace(setup, held_out=setup.asked([task.held_out(i) for i in range(most)]))
 
 

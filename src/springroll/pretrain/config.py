@@ -1,6 +1,7 @@
 """The options of pretraining by evolution. Imports no JAX: commands read them first."""
 
 import math
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import ClassVar, Literal
 
@@ -12,6 +13,7 @@ from springroll.run.options import (
     NOT_NEGATIVE,
     PAIRS,
     POSITIVE,
+    PROCESSES,
     SHARE,
     accepts_former_names,
     option,
@@ -60,7 +62,7 @@ class PretrainConfig(RunConfig):
     """MiB of low-rank factors to keep during a generation; more are redrawn where they are used."""
     members_per_chunk: int | None = option(None, COUNT, changeable=True)
     """Members that run at once on one device; default: as many as fit 1 GiB of activations."""
-    devices: int | None = option(None, COUNT, changeable=True)
+    devices: int | None = option(None, PROCESSES, changeable=True)
     """Devices to split the population over; default: all, and on a CPU one per core."""
     engine: Literal["auto", "resident", "stream"] = option("auto", changeable=True)
     """Where weights live: on the device (`resident`), or in host memory, from where each layer
@@ -96,6 +98,17 @@ class PretrainConfig(RunConfig):
             )
         if self.engine == "stream" and self.devices not in (None, 1):
             raise InputError(f"devices is {self.devices}; --engine stream runs on one device")
+
+    def sizes(self) -> Mapping[str, int]:
+        """The weights, and what members remember and read in a generation."""
+        width, layers = self.hidden, self.n_layers
+        each = {"float32": 4, "bfloat16": 2}.get(self.precision, 1)
+        weights = 513 * width + layers * (4 * width + 12 * width**2)
+        member = layers * width * (1 if self.integer else 4) + self.tokens_per_member + 1
+        return {
+            f"the weights (hidden {width:,}, n_layers {layers:,})": each * weights,
+            f"the members' memories and texts (pop_size {self.pop_size:,})": self.pop_size * member,
+        }
 
     @property
     def device_bytes(self) -> int | None:

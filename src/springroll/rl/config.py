@@ -11,11 +11,15 @@ from springroll.errors import InputError
 from springroll.run.config import RunConfig
 from springroll.run.options import (
     COUNT,
+    LARGEST,
     NOT_NEGATIVE,
     NOT_ZERO,
     PAIRS,
     POSITIVE,
+    PROCESSES,
     SECONDS,
+    TIMEOUT,
+    TINIEST,
     UNIT_INTERVAL,
     FormerName,
     accepts_former_names,
@@ -23,6 +27,7 @@ from springroll.run.options import (
     option,
 )
 
+ARRAYS = 1000  # bytes that the arrays of a layer take, however small
 ACTIVATIONS = ("relu", "swish", "tanh")
 
 
@@ -134,7 +139,7 @@ def half_life_of(factor: float) -> float | None:
     >>> half_life_of(0.5), half_life_of(1.0), round(half_life_of(0.999), 2)
     (1.0, None, 692.8)
     """
-    if not 0 < factor < math.inf:
+    if not TINIEST <= factor <= LARGEST:
         raise InputError(f"a factor per generation is {factor}; it must be above 0")
     if factor == 1:
         return None
@@ -225,11 +230,11 @@ class RLConfig(RunConfig):
     """Steps after which episodes are cut; default: the environment's own limit."""
     ppo: PPOSettings = field(default_factory=PPOSettings)
     """Options of `--method ppo`."""
-    workers: int | None = option(None, COUNT, changeable=True)
+    workers: int | None = option(None, PROCESSES, changeable=True)
     """Worker processes for environments that are not written in JAX; default: one per core."""
-    timeout: float = option(60.0, POSITIVE, changeable=True)
+    timeout: float = option(60.0, TIMEOUT, changeable=True)
     """Seconds that a call of an environment that is not written in JAX may take."""
-    devices: int | None = option(None, COUNT, changeable=True)
+    devices: int | None = option(None, PROCESSES, changeable=True)
     """Devices to spread episodes over; default: all, and on a CPU one per core."""
     eval_every: float = option(3.0, SECONDS, changeable=True)
     """Seconds between two validations, which never take more than a tenth of the time."""
@@ -237,3 +242,15 @@ class RLConfig(RunConfig):
     """Episodes that the weights themselves are validated on."""
     gif: bool = option(True, changeable=True)
     """Draw an episode of the final policy, where the suite can."""
+
+    def sizes(self) -> Mapping[str, int]:
+        """The weights of the paper's policy, and the episodes of a generation."""
+        layer = max(4 * self.width**2, ARRAYS)
+        sizes = {f"the policy (width {self.width:,}, layers {self.layers:,})": layer * self.layers}
+        if self.policy is not None or ":" in self.env:
+            sizes = {}
+        if self.method == "ppo":
+            what = f"ppo.num_envs {self.ppo.num_envs:,}, ppo.num_steps {self.ppo.num_steps:,}"
+            return sizes | {f"the steps of an iteration ({what})": 16 * self.ppo.steps}
+        what = f"pop_size {self.pop_size:,}, episodes {self.episodes:,}"
+        return sizes | {f"the episodes of a generation ({what})": 4 * self.pop_size * self.episodes}

@@ -2,9 +2,9 @@
 
 import sys
 
-from springroll.errors import InputError
 from springroll.rl.config import RLConfig
 from springroll.run.job import CommandLine
+from springroll.run.options import read_number
 
 WIDE = 110  # columns where nothing says how many there are
 
@@ -18,7 +18,8 @@ def search(line: CommandLine[RLConfig]) -> int:
     trials, line = line.take("--trials")
     factor, line = line.take("--factor")
     given = {"trials": trials, "factor": factor}
-    tuning = Tuning(**{name: whole(f"--{name}", x) for name, x in given.items() if x is not None})
+    read = lambda name, text: int(read_number(f"--{name}", text, int))
+    tuning = Tuning(**{name: read(name, text) for name, text in given.items() if text is not None})
     config = line.config()
 
     from rich.console import Console
@@ -34,14 +35,6 @@ def search(line: CommandLine[RLConfig]) -> int:
     Console(width=None if sys.stdout.isatty() else WIDE).print(table(records, budget_of(config)[0]))
     print(f"\nbest: {best_command(Path(config.out))}\ntable: {config.out}/trials.md")
     return 0
-
-
-def whole(name: str, value: str) -> int:
-    """A whole number of the command line."""
-    try:
-        return int(value)
-    except ValueError:
-        raise InputError(f"{name} is {value!r}; expected a whole number") from None
 
 
 def list_environments(line: CommandLine[RLConfig]) -> int:

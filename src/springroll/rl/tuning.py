@@ -19,7 +19,7 @@ from typing import Any, NamedTuple, TypeAlias, TypeVar
 
 from springroll.errors import InputError
 from springroll.rl.config import RLConfig, half_life_of
-from springroll.run.options import renamed_options
+from springroll.run.options import Range, check_ranges, option, renamed_options
 
 C = TypeVar("C")
 Setting: TypeAlias = bool | int | float | str | None
@@ -69,16 +69,13 @@ SHAPES = ("pop_size", "episodes", "rank", "deterministic", "ppo.num_envs", "ppo.
 class Tuning:
     """How much is searched."""
 
-    trials: int = 20
+    trials: int = option(20, Range(at_least=2, at_most=10**6))
     """Settings that are drawn."""
-    factor: int = 3
+    factor: int = option(3, Range(at_least=2))
     """Of each round, one in so many goes on to the next, with so many times the budget."""
 
     def __post_init__(self) -> None:
-        if self.trials < 2:
-            raise InputError(f"trials is {self.trials}; there is nothing to choose below 2")
-        if self.factor < 2:
-            raise InputError(f"factor is {self.factor}; it must be 2 or more")
+        check_ranges(self)
 
 
 class Rung(NamedTuple):

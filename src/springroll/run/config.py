@@ -14,7 +14,8 @@ from pathlib import Path
 from types import UnionType
 from typing import Any, ClassVar, Literal, TypeVar
 
-from springroll.errors import InputError, suggestion
+from springroll.errors import InputError, brief, suggestion
+from springroll.memory import all_memory, check_fits
 from springroll.run.options import (
     CHANGEABLE,
     NOT_NEGATIVE,
@@ -65,6 +66,27 @@ class RunConfig:
 
     def __post_init__(self) -> None:
         check_ranges(self)
+        if not self.out or not self.out.isprintable():
+            raise InputError(f"out is {brief(self.out)}; expected the name of a folder")
+
+    def sizes(self) -> Mapping[str, int]:
+        """What a run takes in bytes at least, and for what, as far as the options alone say."""
+        return {}
+
+
+def check_sizes(config: RunConfig, free: int | None = None) -> None:
+    """Refuse a run whose options alone say that no memory of this machine holds it.
+
+    Args:
+        config: the options.
+        free: bytes there are; by default those of the host and of accelerators together.
+
+    Raises:
+        InputError: it takes more; with the options and the bytes.
+    """
+    sizes = {what: size for what, size in config.sizes().items() if size}
+    if sizes:
+        check_fits(sum(sizes.values()), " and ".join(sizes), free or all_memory())
 
 
 def to_json(config: Any) -> dict[str, Any]:

@@ -226,11 +226,13 @@ def run_job(job: Job[C], config: C, console: "Console | None" = None) -> "Result
     Raises:
         InputError: the options cannot be, the folder holds another run or is occupied.
     """
+    from springroll.run.config import check_sizes
     from springroll.run.folder import RunFolder, open_run
     from springroll.run.loop import run
     from springroll.run.rebuild import open_journal
 
     job.set_up(config)
+    check_sizes(config)  # before anything is allocated
     if config.resume:
         folder, config = open_run(config, job.config())
         open_journal(folder).close()  # a run in use, or without its journal, before what takes long

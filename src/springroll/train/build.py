@@ -82,6 +82,8 @@ def build(config: TrainConfig) -> Training:
     """Load the text, make model and learner, see that a step fits, and join them to a task."""
     corpus = load_corpus(config.data)
     lines = baselines(validation(corpus, config.valid_streams, config.valid_tokens))
+    if not is_hf_folder(config.model):  # tokens are bytes: what is too much of them is said at once
+        streams(corpus.train, config.batch * config.accumulate, config.sequence)
     placement = place(config)
     config, model, learner, memory = engine(config, placement)
     text = text_for(config, corpus)

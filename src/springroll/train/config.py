@@ -1,5 +1,6 @@
 """The options of language-model training by gradients. Imports no JAX: commands read them first."""
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Annotated, ClassVar, Literal
 
@@ -12,6 +13,7 @@ from springroll.run.options import (
     COUNT,
     NOT_NEGATIVE,
     POSITIVE,
+    PROCESSES,
     SHARE,
     Range,
     accepts_former_names,
@@ -50,12 +52,12 @@ class TrainConfig(RunConfig):
     """Decay of the first moment."""
     b2: float = option(0.999, SHARE)
     """Decay of the second moment."""
-    rank: int | None = option(None, POSITIVE)
+    rank: int | None = option(None, COUNT)
     """Rank of the subspace; default: a quarter of the hidden size (1 for APOLLO-Mini)."""
     refresh: Literal["random", "power"] = "random"
     """Source of a new subspace of `lowgrad`: a random draw, or a power step on the gradient, for
     which the step is computed twice."""
-    refresh_interval: int | None = option(None, POSITIVE, formerly="gap")
+    refresh_interval: int | None = option(None, COUNT, formerly="gap")
     """Steps between two refreshes of a subspace; default: 10 for `lowgrad` with random subspaces,
     which cost nothing to find, and 200 for all others."""
     scale: float | None = option(None, POSITIVE)
@@ -73,7 +75,7 @@ class TrainConfig(RunConfig):
     device."""
     depth: int = option(3, COUNT, changeable=True)
     """Streamed layers on the device at a time."""
-    experts_per_bundle: int | None = option(None, POSITIVE)
+    experts_per_bundle: int | None = option(None, COUNT)
     """Experts per transfer when streaming a mixture of experts: a layer then passes as attention
     and as groups of so many experts, and `depth` and clipping by layer mean these groups.
     Default: whole layers."""
@@ -93,7 +95,7 @@ class TrainConfig(RunConfig):
     schedule: Literal["cosine", "linear", "constant"] = "cosine"
     """Learning-rate schedule after the warm-up, down to a tenth. Without --steps or
     --schedule-steps it stays constant."""
-    schedule_steps: int | None = option(None, POSITIVE)
+    schedule_steps: int | None = option(None, COUNT)
     """Steps that the schedule is made for; default: the steps that the run began with."""
     warmup: float = option(0.1, Range(at_least=0, below=1, refusal=WARMUP))
     """Share of the schedule's steps (or of 1,000) during which the learning rate rises."""
@@ -108,7 +110,7 @@ class TrainConfig(RunConfig):
     device_memory: str | None = option(None, memory=True, changeable=True, formerly="memory")
     """Memory that a step may use on a device, such as 24GiB; default: what the device or host has.
     A step that needs more is refused or streamed."""
-    devices: int | None = option(None, COUNT, changeable=True)
+    devices: int | None = option(None, PROCESSES, changeable=True)
     """Devices to split a batch over; default: all accelerators, or one CPU."""
     valid_streams: int = option(64, COUNT, changeable=True)
     """Rows of the validation sample."""
@@ -133,6 +135,12 @@ class TrainConfig(RunConfig):
             raise InputError(
                 "lowgrad holds no full gradient that layerwise could save; leave out --layerwise"
             )
+
+    def sizes(self) -> Mapping[str, int]:
+        """The tokens of a step."""
+        rows = self.batch * self.accumulate
+        what = f"batch {self.batch:,}, accumulate {self.accumulate:,}, sequence {self.sequence:,}"
+        return {f"the tokens of a step ({what})": rows * (self.sequence + 1)}
 
     @property
     def steps_between(self) -> int:

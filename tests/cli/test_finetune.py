@@ -199,7 +199,11 @@ def test_another_model_is_not_resumed(tmp_path, place, finished, capsys):
 
 def test_a_reward_that_is_no_number_is_one_line(tmp_path, place, capsys):
     assert main(command(place, tmp_path / "run", *ES.split(), reward="broken")) == 2
-    assert "broken returned nan for text 0; expected a finite float" in capsys.readouterr().err
+    *_, shown, last = capsys.readouterr().err.splitlines()
+    assert "is NaN or infinite for 3 generations in a row; stopped" in last
+    assert "came to NaN or infinity, the first: it returned nan; expected a finite float" in last
+    assert last.endswith("'") and "; prompt '" in last and ", answer '" in last
+    assert shown.startswith("answers that could not be scored: ")
 
 
 def test_explain_shows_what_is_perturbed(finished, capsys):

@@ -2,6 +2,7 @@
 taken, or the command ends with exit code 2 and one line, and nothing is written."""
 
 import dataclasses
+import functools
 import typing
 
 import pytest
@@ -10,6 +11,7 @@ from springroll.cli import bench, doctor, export, job, options, plan, replay
 from springroll.cli import explain as explain_command
 from springroll.cli import main as cli
 from springroll.cli.jobs import JOBS, job_of
+from springroll.planner import measured_rates
 from springroll.rl.tuning import Tuning
 from springroll.run.config import check_sizes
 from springroll.run.job import EvalOptions, SampleOptions
@@ -47,7 +49,10 @@ TAKEN = "the options were taken"
 FREE = 1 << 40  # bytes of memory there are
 
 
-class Taken(Exception):
+RATES = functools.cache(measured_rates.quick_rates)  # measured once
+
+
+class Taken(BaseException):
     """The options were taken; the command would begin now."""
 
 
@@ -65,6 +70,7 @@ def nothing_runs(monkeypatch, tmp_path):
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(job, "run_job", run_job)
     monkeypatch.setattr("springroll.planner.alternatives.capacity", taken)
+    monkeypatch.setattr(measured_rates, "quick_rates", RATES)
     monkeypatch.setattr("springroll.cli.doctor.self_test", taken)
     monkeypatch.setattr("springroll.cli.doctor.integer_speed", taken)
     monkeypatch.setattr(bench, "measure", taken)
@@ -83,16 +89,13 @@ def ended(command, arguments, capfd, tmp_path):
         code = cli.main([command, *NEEDED.get(command, []), *arguments])
     except Taken:
         code = None
-    except Exception as error:
-        code, fault = None, f"a traceback: {error!r}"
-        return fault, ""
     out, line = capfd.readouterr()
     if [*tmp_path.iterdir()]:
         return f"{[*tmp_path.iterdir()]} was written", line
     if code in (None, 0):
         return "", TAKEN
     safe = line[:-1].isprintable() and line.startswith("springroll: ") and line.endswith("\n")
-    if code != 2 or out or not safe or len(line) > 1500:
+    if code != 2 or out or not safe or len(line) > 2100:
         return f"exit code {code}, {line[:300]!r}", line
     return "", TAKEN if RUNNING in line else line
 
@@ -102,7 +105,7 @@ def test_every_option_takes_a_hostile_value_or_refuses_it_in_one_line(command, c
     wrong = []
     for place, (flag, about) in enumerate(flags(command)):
         number = about.hint is not bool and number_kind(about.hint)
-        for value in HOSTILE:
+        for value in HOSTILE if about.hint is not bool else HOSTILE[-2:]:
             spelt = [flag, value] if place % 2 else [f"{flag}={value}"]
             fault, line = ended(command, spelt, capfd, tmp_path)
             never = value in NEVER and not (number and number.kind is float and value == LARGE)
@@ -155,7 +158,7 @@ def test_every_number_is_declared_with_a_range_that_is_bounded(kind):
         ("pretrain --sigma 1e-300", "sigma is 1e-300; floats of 32 bits hold 1.2e-38 to 3.4e+38"),
         ("pretrain --lr 1e308", "lr is 1e+308; floats of 32 bits hold"),
         ("train --tokens 1000000000000", "sequence is 1000000000000; it must be at most 2,147,48"),
-        ("train --batch 2147483647", "sequence 256) would take 514 GiB"),
+        ("train --batch 2147483647 --sequence 4096", "sequence 4,096) would take 8 TiB"),
         ("finetune --prompts 2147483647 --model x", "max_tokens 64) would take 128 TiB"),
         ("rl --width 2147483647", "the policy (width 2,147,483,647, layers 3) and the episodes"),
         ("rl --layers 2147483647", "layers 2,147,483,647) and the episodes of a generation"),

@@ -87,7 +87,7 @@ def test_a_window_of_experts_is_what_the_figures_say(mode):
     ("options", "message"),
     [
         ("--experts-per-bundle 3", "is 3; it must divide the 4 experts; take 2"),
-        ("--experts-per-bundle 0", "experts_per_bundle is 0; it must be above 0"),
+        ("--experts-per-bundle 0", "experts_per_bundle is 0; it must be at least 1"),
         ("--experts-per-bundle 2 --optimizer lowgrad", "lowgrad streams whole layers; leave out"),
         ("--experts-per-bundle 2 --model llama-tiny", "for mixtures of experts; the model has"),
         ("--device-memory 200KiB", "on the device, 200 KiB are .* or pass --experts-per-bundle 2"),

@@ -124,7 +124,7 @@ def test_what_fits_in_no_way_is_refused(tmp_path, text, capsys):
         ("--optimizer galore --rank 33", "rank 33 is above min(m, n) of"),
         ("--optimizer lowgrad --rank 33", "rank 33 is above min(m, n) of"),
         ("--optimizer lowgrad --weight-decay 0.1", "weight_decay would not act"),
-        ("--rank 0", "rank is 0; it must be above 0"),
+        ("--rank 0", "rank is 0; it must be at least 1"),
         ("--warmup 1", "warmup is 1.0; it must be a share from 0 to below 1"),
         ("--b2 1", "b2 is 1.0; it must be from 0 to below 1"),
         ("--batch 3 --devices 2", "batch is 3; it must divide evenly over 2 devices"),

@@ -14,11 +14,13 @@ import sys
 import types
 import typing
 from collections.abc import Iterable, Mapping, Sequence
+from types import MappingProxyType
 from typing import Any, Literal, NamedTuple, TypeVar
 
 from springroll.cli.help import help_text
 from springroll.errors import InputError, brief, one_line, suggestion
-from springroll.run.options import FormerName, converted, number_kind, read_number
+from springroll.memory import parse_bytes
+from springroll.run.options import FormerName, check_number, converted, number_kind, read_number
 
 C = TypeVar("C")
 
@@ -102,6 +104,8 @@ class Flag(NamedTuple):
     """An option as it stands on a command line."""
 
     hint: Any  # the type of its value
+    name: str = ""  # of the field, such as `ppo.lr`
+    declared: Mapping[str, Any] = MappingProxyType({})  # see `run.options.option`
     former: FormerName | None = None  # set for the flag of a former name
     now: str = ""  # of a former name: the flag that it is called by now
 
@@ -117,13 +121,15 @@ def _flags(kind: type) -> Mapping[str, Flag]:
             part = _hyphens(field.name)
             for flag, inner in _flags(typing.cast(type, hint)).items():
                 now = inner.now and _within(part, inner.now)
-                flags[_within(part, flag)] = inner._replace(now=now)
+                name = f"{field.name}.{inner.name}"
+                flags[_within(part, flag)] = inner._replace(now=now, name=name)
             continue
         names = _flags_of(field.name, hint)
-        flags |= dict.fromkeys(names, Flag(hint))
+        option = Flag(hint, field.name, field.metadata)
+        flags |= dict.fromkeys(names, option)
         former: FormerName | None = field.metadata.get("former")
         if former is not None:
-            flags["--" + _hyphens(former.name)] = Flag(hint, former, names[0])
+            flags["--" + _hyphens(former.name)] = option._replace(former=former, now=names[0])
     return flags
 
 
@@ -150,7 +156,7 @@ def _renamed(kind: type, argv: Sequence[str]) -> tuple[list[str], list[str]]:
         if flag not in former:
             renamed.append(token)
             continue
-        _, spelling, now = former[flag]
+        spelling, now = former[flag].former, former[flag].now
         assert spelling is not None
         said = f"note: {flag} is now called {now}"
         if spelling.convert is not None:
@@ -181,9 +187,12 @@ def _refuse_unknown(kind: type, argv: Sequence[str], prog: str, others: Iterable
 
 
 def _refuse_values(kind: type, argv: Sequence[str]) -> None:
-    """A missing value, one that is not among an option's choices, or one that is no number."""
-    for flag, (hint, former, _) in _flags(kind).items():
-        if hint is bool or former is not None:
+    """A missing value, one that is not among an option's choices, no number or out of range.
+
+    What makes the dataclass checks the same; here it is said before tyro is loaded."""
+    for flag, about in _flags(kind).items():
+        hint = about.hint
+        if hint is bool or about.former is not None:
             continue
         value = taken(argv, flag)[0]
         choices, number = _choices(hint), number_kind(hint)
@@ -195,7 +204,10 @@ def _refuse_values(kind: type, argv: Sequence[str]) -> None:
                 f"{suggestion(value, choices)}"
             )
         if number is not None:
-            read_number(flag, value, number.kind)
+            read = read_number(flag, value, number.kind)
+            check_number(about.name, read, number.kind, about.declared.get("range"))
+        if about.declared.get("memory"):
+            parse_bytes(value, about.name)
 
 
 def _members(hint: Any) -> tuple[Any, ...]:

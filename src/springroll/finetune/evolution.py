@@ -95,9 +95,8 @@ def es_task(config: FinetuneConfig, setup: Setup) -> Task:
             "occupancy": generated.occupancy,
         }
         if config.unperturbed:
-            floor = np.nanstd(np.nanmean(reward[count:], axis=1))
-            spread = np.nanstd(np.nanmean(reward[:count], axis=1))
-            figures |= {"noise_floor": float(floor), "fitness_spread": float(spread)}
+            floor, spread = spread_of(reward[count:]), spread_of(reward[:count])
+            figures |= {"noise_floor": floor, "fitness_spread": spread}
         return reward[:count], carry, figures
 
     def tell(
@@ -118,6 +117,7 @@ def es_task(config: FinetuneConfig, setup: Setup) -> Task:
         tokens=config.population * config.num_prompts * config.answers * config.max_tokens,
         seed=config.seed,
         lost_limit=LOST_LIMIT,
+        unscored=lambda: setup.task.failures.line,
         identity=setup.identity,
         curve=curve_of(config, setup),
         keep_best=True,
@@ -211,6 +211,12 @@ def per_prompt(scores: Array) -> Array:
     there = finite(scores).sum(axis=1).astype(jnp.float32)
     fitness = centred.sum(axis=1) / jnp.maximum(there, 1.0) * jnp.sqrt(jnp.float32(prompts))
     return jnp.where(there > 0, fitness, jnp.nan)
+
+
+def spread_of(reward: np.ndarray) -> float:
+    """The deviation of the members' mean rewards (N, P), of those that were scored at all."""
+    scored = reward[np.isfinite(reward).any(axis=1)]
+    return float(np.std(np.nanmean(scored, axis=1))) if scored.size else math.nan
 
 
 def sampling_seed(seed: int, generation: int) -> int:

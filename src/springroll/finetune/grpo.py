@@ -131,6 +131,7 @@ def grpo_task(config: FinetuneConfig, setup: Setup) -> Task:
         tokens=config.population * config.num_prompts * config.max_tokens,
         seed=config.seed,
         lost_limit=LOST_LIMIT,
+        unscored=lambda: setup.task.failures.line,
         identity=setup.identity,
         curve=curve_of(config, setup),
         keep_best=True,

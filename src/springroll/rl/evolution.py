@@ -77,6 +77,7 @@ def evolution_task(config: RLConfig, scorer: Scorer, strategy: Strategy) -> Task
         unit="env_steps",
         seed=config.seed,
         lost_limit=LOST_LIMIT,
+        unscored=scorer.failures,
         identity=scorer.identity,
         curve=curve_of(config, scorer),
         keep_best=True,

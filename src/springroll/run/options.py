@@ -166,6 +166,8 @@ def check_ranges(config: Any, prefix: str = "") -> None:
             parse_bytes(value, name)
         elif field.name in kinds and not (value is None and kinds[field.name].optional):
             check_number(name, value, kinds[field.name].kind, field.metadata.get("range"))
+        elif isinstance(value, int | float) and not isinstance(value, bool):
+            check_number(name, value, type(value), field.metadata.get("range"))
 
 
 class NumberKind(NamedTuple):
@@ -176,13 +178,16 @@ class NumberKind(NamedTuple):
 
 
 def number_kind(hint: Any) -> NumberKind | None:
-    """What numbers an annotation admits: `int`, `float | None`, Annotated or not; else None."""
+    """What numbers an annotation admits: `int`, `float | None`, Annotated or not.
+
+    None where it admits something else as well, or no numbers."""
     if typing.get_origin(hint) is typing.Annotated:
         hint = typing.get_args(hint)[0]
     union = typing.get_origin(hint) in (typing.Union, types.UnionType)
     members = typing.get_args(hint) if union else (hint,)
+    others = [member for member in members if member not in (int, float, type(None))]
     found = [member for member in members if member in (int, float)]
-    return NumberKind(found[-1], type(None) in members) if found else None
+    return NumberKind(found[-1], type(None) in members) if found and not others else None
 
 
 @functools.cache
@@ -250,7 +255,7 @@ def converted(name: str, former: FormerName, value: Any) -> Any:
     """The value of an option under a former name as it is given now."""
     assert former.convert is not None
     try:
-        number = float(value)
+        number = read_number(name, value, float) if isinstance(value, str) else float(value)
     except (TypeError, ValueError, OverflowError):
         raise InputError(f"{name} is {brief(value)}; expected a number") from None
     try:

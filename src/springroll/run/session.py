@@ -25,6 +25,7 @@ from springroll.run.task import Carry, Metrics, Scalar, State, Task, Training
 
 SAVE_SHARE = 0.05  # of the time: small models are saved at nearly every generation
 EVAL_SHARE = 0.10
+SMALLER = "try a smaller {}"
 WINDOW = 256  # generations at most whose figures are averaged between two logs
 STEPS = ("step_ratio", "grad_norm")  # figures that are not finite where a step is not
 
@@ -202,7 +203,9 @@ class Session:
             wrong = [name for name in STEPS if not math.isfinite(figures.get(name, 0.0))]
             self._stuck_in_a_row = self._stuck_in_a_row + 1 if wrong else 0
             if self._stuck_in_a_row >= self._task.lost_limit:
-                raise InputError(self._stopped(f"{wrong[0]} is NaN or infinite", "learning rate"))
+                raise InputError(
+                    self._stopped(f"{wrong[0]} is NaN or infinite", SMALLER.format("learning rate"))
+                )
 
     def validate(self, state: State, carry: Carry) -> None:
         """Score the weights themselves; the training clock stands still meanwhile."""
@@ -251,7 +254,9 @@ class Session:
                 self._journal.sync()
                 checkpoint.save(folder, self.generation, tree, meta, keep=keep, finite=guarded)
         except NotFinite as found:
-            raise InputError(self._stopped(f"{found}", "learning rate or sigma")) from None
+            raise InputError(
+                self._stopped(f"{found}", SMALLER.format("learning rate or sigma"))
+            ) from None
 
     def finish(self, state: State, carry: Carry, signal: int | None) -> None:
         """The last save, validation (unless stopped), curve and summary."""
@@ -366,14 +371,15 @@ class Session:
         whose = "the loss" if members == 1 else f"the fitness of all {members} members"
         limit = self._task.lost_limit
         times = f" for {limit} {self._task.iteration}s in a row" if limit > 1 else ""
-        remedy = "learning rate" if members == 1 else "sigma or learning rate"
+        smaller = "learning rate" if members == 1 else "sigma or learning rate"
+        remedy = self._task.unscored() or SMALLER.format(smaller)
         return self._stopped(f"{whose} is NaN or infinite{times}", remedy)
 
     def _stopped(self, why: str, remedy: str) -> str:
         saved = "none was saved yet" if self._saved is None else f"the newest is {self._saved}"
         return (
             f"{self._task.iteration} {self.generation}: {why}; stopped, the "
-            f"checkpoints in {self._folder.checkpoints} are kept ({saved}); try a smaller {remedy}"
+            f"checkpoints in {self._folder.checkpoints} are kept ({saved}); {remedy}"
         )
 
     def _warn_of_difference(self) -> None:

@@ -97,6 +97,8 @@ class Task:
     """Goes to the journal."""
     lost_limit: int = 1
     """Stop after so many generations in a row without one finite fitness."""
+    unscored: Callable[[], str] = lambda: ""
+    """What could not be scored so far and why, in a line; empty where the task does not know."""
     identity: Mapping[str, str] = field(default_factory=dict)
     """What else must be the same when a run goes on: for text, the hash of the corpus."""
     summary: Mapping[str, float | int | str] = field(default_factory=dict)

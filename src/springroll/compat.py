@@ -132,6 +132,11 @@ def vary(x: Array, axes: Iterable[str]) -> Array:
     return jax.lax.pcast(x, missing, to="varying") if missing else x
 
 
+def vary_as(x: Array, *others: ArrayLike) -> Array:
+    """x, marked as varying along the mesh axes of any of the others: a loop's first value."""
+    return vary(x, sorted(frozenset[str]().union(*map(varying, others))))
+
+
 def shard_map_options(eqn: jex.JaxprEqn) -> dict[str, Any]:
     """The keywords of jax.shard_map that rebuild a shard_map equation (specs aside)."""
     p = eqn.params

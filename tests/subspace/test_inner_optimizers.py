@@ -74,7 +74,7 @@ def test_moments_are_found_by_name(inner, orders):
     state = jax.eval_shape(inner.init, PARAMS)
     leaves, _ = state_leaves(state)
     paths = jax.tree_util.tree_leaves_with_path(state)
-    found = find_moments(state, {"w"})
+    found = find_moments(state, {"w": (L, M, N)})
     names = {}
     for moment in found:
         assert moment.path == "w" and leaves[moment.at].shape == (L, M, N)

@@ -88,6 +88,8 @@ COPIES = {
     "ScheduleFreeState keeps": lambda: optax.contrib.schedule_free_adamw(1e-1),
     "DoGState keeps": optax.contrib.dog,
     "ScaleByRpropState 0/step_sizes/w is shaped like the low-rank": lambda: optax.rprop(1e-2),
+    "ScaleByRStdDevState 0/nu/w is shaped": lambda: optax.rmsprop(1e-2, centered=True),
+    "ScaleByAdamState 0/mu is shaped like no parameter": lambda: optax.flatten(optax.adam(1e-2)),
 }
 
 

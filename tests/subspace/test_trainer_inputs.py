@@ -12,6 +12,7 @@ import optax
 import orbax.checkpoint
 import pytest
 
+import springroll as sr
 from springroll.errors import InputError
 from springroll.quant.quantize_state import quantize_state
 from springroll.subspace.lowgrad import lowgrad
@@ -94,6 +95,12 @@ def test_a_module_of_arrays_trains_and_one_with_functions_gets_one_line():
 def test_types_that_cannot_be_merged_are_refused_at_once():
     with pytest.raises(InputError, match="w1 is float16; weights in a subspace are float32"):
         tiny(params=mlp_params(jnp.float16))
+    roles = tiny().roles
+    params = mlp_params() | {"b": jnp.zeros(24, jnp.complex64)}
+    with pytest.raises(InputError, match="b is complex64; lowgrad trains real numbers"):
+        lowgrad(mlp, params, optax.adam(1e-2), rank=9, roles=roles)
+    with pytest.raises(InputError, match="w is complex64; gradients are projected as real"):
+        sr.galore(optax.adam(1e-2), 4).init({"w": jnp.ones((8, 8), jnp.complex64)})
 
 
 @pytest.mark.parametrize("method", ["update", "refresh", "due", "merge"])

@@ -11,6 +11,8 @@ import jax.numpy as jnp
 import numpy as np
 from jax import Array, lax
 
+from springroll import compat
+
 CHUNK = 1 << 22  # logits alive at a time: 16 MiB of float32
 
 
@@ -28,7 +30,8 @@ def cross_entropy(x_BTD: Array, head_VD: Array, targets_BT: Array, chunk: int = 
     if pieces is None:
         return _nats(x_BTD, head_VD, targets_BT) / counted
     step = jax.checkpoint(lambda x, t: _nats(x, head_VD, t), prevent_cse=False)
-    total, _ = lax.scan(lambda sum, xt: (sum + step(*xt), None), jnp.float32(0), pieces)
+    zero = compat.vary_as(jnp.float32(0), x_BTD, head_VD, targets_BT)
+    total, _ = lax.scan(lambda sum, xt: (sum + step(*xt), None), zero, pieces)
     return total / counted
 
 

@@ -38,8 +38,8 @@ def grouped_dot(x: Array, w: Array, block_group: Array, transposed: bool = False
     In `jax.shard_map` operands may vary along different axes of the mesh: rows dealt out, a weight
     that all devices hold. Its gradient is then summed over the devices.
     """
-    axes = compat.varying(x) | compat.varying(w) | compat.varying(block_group)
-    x, w, block_group = (compat.vary(operand, axes) for operand in (x, w, block_group))
+    operands = (x, w, block_group)
+    x, w, block_group = (compat.vary_as(operand, *operands) for operand in operands)
     return _product(x, w, block_group, transposed)
 
 
@@ -81,7 +81,7 @@ def _outer(a: Array, b: Array, block_group: Array, like: Array) -> Array:
     Group by group, so that each sum stays in one small buffer and is written once.
     """
     a, b = _blocks(a, block_group), _blocks(b, block_group)
-    zeros = compat.vary(jnp.zeros(like.shape[1:], jnp.float32), compat.varying(like))
+    zeros = compat.vary_as(jnp.zeros(like.shape[1:], jnp.float32), a, like)
     groups = jnp.arange(like.shape[0], dtype=jnp.int32)
     ends = jnp.sum(block_group[None, :] <= groups[:, None], axis=1, dtype=jnp.int32)
     starts = jnp.concatenate([jnp.zeros((1,), jnp.int32), ends[:-1]])

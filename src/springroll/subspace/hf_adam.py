@@ -54,11 +54,18 @@ def adam_direction(
     ) -> tuple[PyTree, optax.ScaleByAdamState]:
         average = lambda b: lambda old, new: b * old + (1 - b) * new
         mu = jax.tree.map(average(b1), state.mu, grads)
-        nu = jax.tree.map(average(b2), state.nu, jax.tree.map(jnp.square, grads))
+        nu = jax.tree.map(average(b2), state.nu, jax.tree.map(_squared, grads))
         direction = jax.tree.map(lambda m, v: m / (jnp.sqrt(v) + eps), mu, nu)
         return direction, optax.ScaleByAdamState(optax.safe_increment(state.count), mu, nu)
 
     return transformation(init, update)
+
+
+def _squared(g: Array) -> Array:
+    """|g|², in the type of g."""
+    if jnp.issubdtype(g.dtype, jnp.complexfloating):
+        return (g * jnp.conj(g)).astype(g.dtype)
+    return jnp.square(g)
 
 
 def hf_step(

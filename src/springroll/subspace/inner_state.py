@@ -12,6 +12,7 @@ from collections.abc import Collection, Mapping
 from typing import NamedTuple, TypeAlias
 
 import jax
+import jax.numpy as jnp
 from jax import Array
 
 from springroll.errors import InputError
@@ -23,12 +24,15 @@ from springroll.subspace.inner_reads import owner_of
 from springroll.trees import KeyPath, PyTree, path_of
 
 # Averages of the gradient itself turn with its coordinates; those of its square stay positive.
-FIRST = (*FIRST_MOMENTS, "acc_grads", "grad_acc", "grad_sum", "ema")
-OF_CLASS: dict[tuple[str, str], Order] = {
+FIRST = (*FIRST_MOMENTS, "acc_grads", "grad_acc", "grad_sum", "ema", "previous_gradient")
+# Fields that mean different things in different classes; None: a change of basis would break it.
+OF_CLASS: dict[tuple[str, str], Order | None] = {
     ("FactoredState", "v"): "second",
     ("ScaleByAdanState", "v"): "first",
     ("ScaleByAdanState", "g"): "first",
+    ("ScaleByRStdDevState", "nu"): None,  # nu - mu^2, a variance, would become negative
 }
+Shapes: TypeAlias = Mapping[str, tuple[int, ...]]  # of low-rank gradients, by path
 
 
 Leaf: TypeAlias = Array | Quantized  # of an optimizer's state
@@ -42,38 +46,46 @@ class Moment(NamedTuple):
     order: Order
 
 
-def find_moments(state: PyTree, paths: Collection[str]) -> list[Moment]:
-    """All moments of the parameters at `paths` (parts joined by "/")."""
+def find_moments(state: PyTree, shapes: Shapes) -> list[Moment]:
+    """All moments of the parameters in `shapes`."""
     moments = []
     leaves = jax.tree_util.tree_leaves_with_path(state, is_leaf=_coded)
-    for at, (path, _) in enumerate(leaves):
+    for at, (path, leaf) in enumerate(leaves):
         for i in range(len(path)):
-            order = _order(state, path, i)
-            if order is not None and path_of(path[i + 1 :]) in paths:
-                moments.append(Moment(at, path_of(path[i + 1 :]), order))
+            order, parameter = _order(state, path, i), path_of(path[i + 1 :])
+            if order is not None and _shape(leaf) == shapes.get(parameter):
+                moments.append(Moment(at, parameter, order))
                 break
     return moments
 
 
-def check_moments(state: PyTree, shapes: Mapping[str, tuple[int, ...]], how: Moments) -> None:
-    """Raise InputError if a state holds something shaped like a low-rank gradient that is unknown.
+def check_moments(state: PyTree, shapes: Shapes, paths: Collection[str], how: Moments) -> None:
+    """Raise InputError if a state holds something that a change of basis should move, and cannot.
+
+    That is what is shaped like a low-rank gradient and bears no known name, and what bears the name
+    of a moment and belongs to no parameter.
 
     Args:
         state: of the inner optimizer.
-        shapes: path of each parameter in a subspace -> the shape of its low-rank gradient.
+        shapes: of all low-rank gradients.
+        paths: of all parameters, those without a subspace among them.
         how: what becomes of moments; those that are kept need not be known.
     """
     known = {moment.at for moment in find_moments(state, shapes)}
     leaves = jax.tree_util.tree_leaves_with_path(state, is_leaf=_coded)
     for at, (path, leaf) in enumerate(leaves) if how != "keep" else ():
-        ends = (path_of(path[i:]) for i in range(len(path)))
+        ends = [path_of(path[i:]) for i in range(len(path) + 1)]
         parameter = next((end for end in ends if end in shapes), None)
-        if parameter is not None and at not in known and leaf.shape == shapes[parameter]:
+        like = parameter is not None and _shape(leaf) == shapes[parameter]
+        named = [i for i in range(len(path)) if _order(state, path, i) is not None]
+        of = ends[named[0] + 1] if named else ""
+        homeless = named and _shape(leaf) and not any(f"{of}/".startswith(f"{p}/") for p in paths)
+        if (like and at not in known) or homeless:
+            about = f"like the low-rank gradient of {parameter}" if like else "like no parameter"
             raise InputError(
-                f"optimizer state {owner_of(state, path)} {path_of(path)} is shaped like the"
-                f" low-rank gradient of {parameter}, and nothing tells how it changes with the"
-                " basis; use moments='keep' or an optimizer whose averages are called mu and nu, as"
-                " in optax.adam"
+                f"optimizer state {owner_of(state, path)} {path_of(path)} is shaped {about}, and"
+                " nothing tells how it changes with the basis; use moments='keep' or an optimizer"
+                " whose averages are called mu and nu, as in optax.adam"
             )
 
 
@@ -92,6 +104,10 @@ def encode(leaf: Leaf, moment: Array) -> Leaf:
     return requantize(leaf, moment) if isinstance(leaf, Quantized) else moment
 
 
+def _shape(leaf: Leaf) -> tuple[int, ...]:
+    return leaf.shape if isinstance(leaf, Quantized) else tuple(jnp.shape(leaf))
+
+
 def _coded(node: object) -> bool:
     return isinstance(node, Quantized)
 
@@ -99,6 +115,7 @@ def _coded(node: object) -> bool:
 def _order(state: PyTree, path: KeyPath, at: int) -> Order | None:
     """What the field on place `at` of the path to a leaf holds."""
     field = getattr(path[at], "name", "")
-    if any(name == field for _, name in OF_CLASS):
-        return OF_CLASS.get((owner_of(state, path[: at + 1]), field))
+    in_class = owner_of(state, path[: at + 1]), field
+    if in_class in OF_CLASS:
+        return OF_CLASS[in_class]
     return "first" if field in FIRST else "second" if field in SECOND else None

@@ -20,7 +20,7 @@ from springroll.subspace.inner_state import check_moments, find_moments, state_l
 from springroll.subspace.matrix_view import MatrixView
 from springroll.subspace.projection import Projection, Projector
 from springroll.subspace.projector_refresh import renewed, turn
-from springroll.trees import PyTree
+from springroll.trees import PyTree, named_leaves
 
 Views: TypeAlias = list[MatrixView | None]
 
@@ -88,7 +88,7 @@ class LowRank:
         per_view = lambda make: structure.unflatten([v and make(v) for v in views])
         inner = self.inner.init(structure.unflatten(low))
         shapes = {v.path: low[i].shape for i, v in enumerate(views) if v}
-        check_moments(inner, shapes, self.projection.moments)
+        check_moments(inner, shapes, named_leaves(params), self.projection.moments)
         return LowRankState(
             step=jnp.zeros((), jnp.int32),
             projectors=per_view(
@@ -165,7 +165,8 @@ class LowRank:
         projection = self.projection
         leaves, structure = state_leaves(state.inner)
         chosen = {v.path: v for v in views if v}
-        moments = find_moments(state.inner, chosen) if projection.moments != "keep" else []
+        shapes = {v.path: projection.low_shape(v) for v in chosen.values()}
+        moments = find_moments(state.inner, shapes) if projection.moments != "keep" else []
         projectors = list(projectors)
         for i, (view, projector) in enumerate(zip(views, projectors, strict=True)):
             if view is None or projector is None:

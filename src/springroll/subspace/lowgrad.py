@@ -138,6 +138,11 @@ def lowgrad(
 def _check_types(layout: Layout) -> None:
     """Raise InputError for weights that could not be merged."""
     for path, dtype in zip(layout.paths, layout.dtypes, strict=True):
+        if jnp.issubdtype(dtype, jnp.complexfloating):
+            raise InputError(
+                f"{path} is {dtype}; lowgrad trains real numbers. Keep its real and imaginary part"
+                " as two parameters."
+            )
         if path in layout.thin and dtype not in MERGED:
             raise InputError(
                 f"{path} is {dtype}; weights in a subspace are float32, bfloat16 or int8. Cast it,"

@@ -84,7 +84,9 @@ def matrix_views(
     Raises InputError for a selected vector, for a pattern that matches nothing and for roles of
     other parameters. A tree without leaves has no views.
     """
-    shapes = {path: tuple(jnp.shape(leaf)) for path, leaf in named_leaves(params).items()}
+    leaves = named_leaves(params)
+    shapes = {path: tuple(jnp.shape(leaf)) for path, leaf in leaves.items()}
+    dtypes = {path: jnp.result_type(leaf) for path, leaf in leaves.items()}
     selected = selector(select, list(shapes))
     views: list[MatrixView | None] = []
     for path, shape in shapes.items():
@@ -96,6 +98,11 @@ def matrix_views(
             raise InputError(
                 f"{path} {list(shape)} is selected but has no matrix to project; "
                 f"leave it out of select"
+            )
+        if jnp.issubdtype(dtypes[path], jnp.complexfloating):
+            raise InputError(
+                f"{path} is {dtypes[path]}; gradients are projected as real numbers: leave it out"
+                " with select, or keep real and imaginary part as two parameters"
             )
         views.append(MatrixView(path, shape, letters, sum(v is not None for v in views)))
     if shapes and not any(views) and select is None:

@@ -30,7 +30,10 @@ def rotated(
     are rotated, one by one and in place. Moments in few bits are decoded and coded again.
     """
     leaves, structure = state_leaves(opt)
-    for moment in find_moments(opt, thin) if how != "keep" else ():
+    shapes = {
+        path: (*user.sizes("sn"), change[user.stream].shape[-1]) for path, user in thin.items()
+    }
+    for moment in find_moments(opt, shapes) if how != "keep" else ():
         user = thin[moment.path]
         chosen = layers[user.stream], counts[user.stream]
         leaves[moment.at] = _rotated(

@@ -127,7 +127,7 @@ class Trainer:
         )
         opt = self.optimizer.init(trainable(low.values()))
         shapes = {path: leaf.shape for path, leaf in low.items()}
-        check_moments(opt, shapes, self.options.moments)
+        check_moments(opt, shapes, self.layout.paths, self.options.moments)
         return self.begin(params, low, opt)
 
     def begin(self, base: PyTree, low: dict[str, Array], opt: PyTree) -> LowGradState:

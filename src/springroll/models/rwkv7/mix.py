@@ -12,6 +12,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax import Array, lax
 
+from springroll import compat
 from springroll.models import layers
 from springroll.models.rwkv7.config import RWKV7Config
 from springroll.models.rwkv7.wkv import Inputs, by_chunk, by_token
@@ -41,7 +42,9 @@ def _standard(x: Array, eps: float) -> Array:
 
 def linear(x: Array, w: Array | Int8) -> Array:
     """x (..., in) times a weight (out, in): (..., out); `Int8` weights are not trained by it."""
-    return layers.linear(x, w) if isinstance(w, Int8) else _linear(x, w)
+    if isinstance(w, Int8):
+        return layers.linear(x, w)
+    return _linear(compat.vary_as(x, w), compat.vary_as(w, x))
 
 
 @jax.custom_vjp

@@ -18,6 +18,8 @@ import jax.numpy as jnp
 import numpy as np
 from jax import Array, lax
 
+from springroll import compat
+
 LONGEST = 128  # tokens in a chunk: exp(0.61 * 128) = 7e33 is still a float32
 
 
@@ -35,7 +37,7 @@ class Inputs(NamedTuple):
 def by_token(inputs: Inputs, state: Array) -> tuple[Array, Array]:
     """(y (B, T, H, N), state after the last token), one token after the other."""
     steps = jax.tree.map(lambda x: x.swapaxes(0, 1), inputs)
-    state, y = lax.scan(_token, state, steps)
+    state, y = lax.scan(_token, compat.vary_as(state, inputs.r), steps)
     return y.swapaxes(0, 1), state
 
 
@@ -91,7 +93,7 @@ def by_chunk(inputs: Inputs, state: Array, chunk: int = 32) -> tuple[Array, Arra
         y = y + _dot(late, state) + _times(a_rq, u)
         return state * jnp.exp(total) + _sum(u, q_left) + added, y
 
-    state, y = lax.scan(step, state, (*parts, total))
+    state, y = lax.scan(step, compat.vary_as(state, total), (*parts, total))
     y = y.transpose(1, 0, 3, 2, 4).reshape(batch, count * chunk, heads, width)
     return y[:, :time], state
 

@@ -104,26 +104,22 @@ def parse_json(content: bytes | str, where: str, *, distinct: bool = False) -> A
 
 def _deep(value: object) -> bool:
     """Whether it is nested deeper than `JSON_DEPTH`; looks at one level after the other."""
-    level = [value]
-    for _ in range(JSON_DEPTH + 1):
-        inner: list[object] = []
-        for node in level:
-            if isinstance(node, dict):
-                inner.extend(node.values())
-            elif isinstance(node, list):
-                inner.extend(node)
-        if not inner:
+    holders = (dict, list)
+    level = [value] if isinstance(value, holders) else []
+    for _ in range(JSON_DEPTH):
+        inside = [node.values() if type(node) is dict else node for node in level]
+        level = [x for nodes in inside for x in nodes if type(x) in holders]
+        if not level:
             return False
-        level = inner
     return True
 
 
 def _distinct(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    found: dict[str, Any] = {}
-    for name, value in pairs:
-        if name in found:
-            raise ValueError(f"it has the name {brief(name)} twice")
-        found[name] = value
+    found = dict(pairs)
+    if len(found) < len(pairs):
+        seen: set[str] = set()
+        twice = next(name for name, _ in pairs if name in seen or seen.add(name))
+        raise ValueError(f"it has the name {brief(twice)} twice")
     return found
 
 

@@ -3,10 +3,9 @@
 The tokenizer.json of a Hugging Face folder, with what the other files say about its tokens.
 """
 
-import contextlib
 import importlib
 import os
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol, TypeGuard
@@ -56,20 +55,26 @@ class HfTokenizer:
         return self.template is not None
 
     def encode(self, text: str, special: bool = True) -> TokenIds:
-        with self._said():
+        try:
             return self.loaded.encode(text, add_special_tokens=special).ids
+        except BaseException as error:
+            raise self._failure(error) from None
 
     def encode_all(self, texts: Sequence[str]) -> list[TokenIds]:
-        with self._said():
+        try:
             return [encoding.ids for encoding in self.loaded.encode_batch(list(texts))]
+        except BaseException as error:
+            raise self._failure(error) from None
 
     def decode(self, tokens: Sequence[int]) -> str:
         in_vocabulary = [int(token) for token in tokens if 0 <= token < self.vocab]
-        with self._said():
+        try:
             return self.loaded.decode(in_vocabulary, skip_special_tokens=True)
+        except BaseException as error:
+            raise self._failure(error) from None
 
-    def _said(self) -> contextlib.AbstractContextManager[None]:
-        return _of_the_package(f"the tokenizer of {self.folder} fails")
+    def _failure(self, error: BaseException) -> BaseException:
+        return _failure(f"the tokenizer of {self.folder} fails", error)
 
     def chat(self, messages: Messages, **variables: object) -> str:
         if self.template is None:
@@ -96,7 +101,7 @@ def hf_tokenizer(folder: str | Path) -> HfTokenizer:
         raise InputError(f"{path} needs the package 'tokenizers': {pip_install('hf')}") from None
     content = read_bytes(path, _MOST)
     tokens = special_tokens(folder)
-    with _of_the_package(f"cannot read {path}"):
+    try:
         loaded = package.Tokenizer.from_buffer(content)
         loaded.no_padding()  # settings of training that some files still hold
         loaded.no_truncation()
@@ -104,6 +109,8 @@ def hf_tokenizer(folder: str | Path) -> HfTokenizer:
         check_growth(loaded, tokens_by_text, str(path))
         vocab = max(tokens_by_text.values(), default=-1) + 1
         named, pad = (loaded.token_to_id(tokens.get(f"{x}_token", "")) for x in ("eos", "pad"))
+    except BaseException as error:
+        raise _failure(f"cannot read {path}", error) from None
     end = _end(folder, named)
     if pad is None:
         pad = _config(folder, "config.json").get("pad_token_id")
@@ -129,15 +136,10 @@ def _is_token(value: object) -> TypeGuard[int]:
     return type(value) is int and 0 <= value < 1 << 31
 
 
-@contextlib.contextmanager
-def _of_the_package(trouble: str) -> Iterator[None]:
-    """Whatever the package `tokenizers` raises as an InputError; a panic of it is no Exception."""
-    try:
-        yield
-    except (KeyboardInterrupt, SystemExit, InputError):
-        raise
-    except BaseException as error:
-        raise InputError(f"{trouble}: {error}") from None
+def _failure(trouble: str, error: BaseException) -> BaseException:
+    """What the package `tokenizers` raises as an InputError: it may be a panic, no Exception."""
+    ours = isinstance(error, KeyboardInterrupt | SystemExit | InputError)
+    return error if ours else InputError(f"{trouble}: {error}")
 
 
 def _config(folder: Path, file: str) -> JsonObject:

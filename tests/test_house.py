@@ -14,7 +14,17 @@ import springroll
 
 SOURCE = Path(springroll.__file__).parent
 GROUND = (
-    *("errors", "deprecation", "memory", "bounded", "atomic", "markdown", "compat", "cpu"),
+    *(
+        "errors",
+        "ranges",
+        "deprecation",
+        "memory",
+        "bounded",
+        "atomic",
+        "markdown",
+        "compat",
+        "cpu",
+    ),
     *("program", "hub", "trees", "safetensors_map", "keeper", "worker"),
 )
 ROOMS = (

@@ -83,9 +83,9 @@ def serve(load: Callable[[], Answer], limit: float) -> None:
         return
     write_message(answers, {"ready": True, "pid": os.getpid()})
     nowhere = open(os.devnull, "w")  # noqa: SIM115  (for the life of the process)
-    worker = os.getpid()
+    worker, until = os.getpid(), min(limit, threading.TIMEOUT_MAX / 2)
     while (request := read_message(requests)) is not None:
-        faulthandler.dump_traceback_later(limit, exit=True, file=nowhere)
+        faulthandler.dump_traceback_later(until, exit=True, file=nowhere)
         answered = answer(*request)
         faulthandler.cancel_dump_traceback_later()
         if os.getpid() != worker:

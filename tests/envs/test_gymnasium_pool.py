@@ -310,7 +310,7 @@ def test_a_first_generation_without_a_score_ends_the_run(state, members):
         ("raises", {}, r"cannot be stepped: it raised RuntimeError: no display \(gymnasium_env"),
         ("dies", {}, "cannot be stepped: it crashed"),
         ("hangs", {"timeout": 0.4}, "cannot be stepped: it took more than"),
-        ("walk", {"timeout": 0.0}, "1 workers, 0.0 seconds: both must be above 0"),
+        ("walk", {"timeout": 0.0}, "timeout is 0.0; it must be above 0 and at most"),
     ],
 )
 def test_what_cannot_work_is_one_line_before_anything_runs(function, options, message):

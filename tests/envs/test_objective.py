@@ -180,7 +180,7 @@ def test_a_killed_process_costs_the_call_it_was_at(strategy, state, monkeypatch,
         ),
         ("distance", {"initial": f"{HERE}:raises"}, r"it raised OSError: no such .*\(objective_f"),
         ("distance", {"initial": f"{HERE}:hanging_start", "timeout": 0.5}, "it took more than"),
-        ("distance", {"workers": 0}, "0 workers, 20.0 seconds: both must be above 0"),
+        ("distance", {"workers": 0}, "workers is 0; it must be from 1 to 1,024"),
     ],
 )
 def test_what_cannot_work_is_one_line_before_anything_runs(function, options, message):

@@ -240,8 +240,14 @@ def test_a_function_that_cannot_be_loaded_is_found_at_once(monkeypatch, tmp_path
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"workers": 0}, "all must be above 0"),
-        ({"timeout": 0.0}, "all must be above 0"),
+        ({"workers": 0}, "workers is 0; it must be from 1 to 1,024"),
+        ({"workers": 10**30}, "workers is 10+; it must be from 1 to 1,024"),
+        ({"workers": 1.5}, "workers is 1.5; expected a whole number"),
+        ({"rows": -1}, "rows is -1; it must be at least 1"),
+        ({"rows": 10**400}, "rows is a number of over 40 digits; it must be at most 2,147,483,6"),
+        ({"timeout": 0.0}, "timeout is 0.0; it must be above 0 and at most 1,000,000"),
+        ({"timeout": math.nan}, "timeout is nan; it must be above 0 and at most 1,000,000"),
+        ({"timeout": math.inf}, "timeout is inf; it must be above 0 and at most 1,000,000"),
         ({"style": "loud"}, "expected plain or instruct"),
         ({"data": "./absent.jsonl"}, r"cannot read absent\.jsonl"),
     ],

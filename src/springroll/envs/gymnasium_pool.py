@@ -25,6 +25,7 @@ from springroll.envs.observation_scaling import Scaling
 from springroll.errors import InputError
 from springroll.evolve.members import Members
 from springroll.models.policy import Policy, PolicyNetwork
+from springroll.ranges import PROCESSES, TIMEOUT, check_number
 from springroll.tasks.failures import Failures, reason
 from springroll.tasks.records import file_digest
 from springroll.trees import PyTree
@@ -202,9 +203,9 @@ def open_gymnasium(
         InputError: there is no such environment, gymnasium is not installed, or the environment
             fails at its first step.
     """
+    check_number("workers", workers or 1, int, PROCESSES)
     workers = workers or cores()
-    if workers < 1 or timeout <= 0:
-        raise InputError(f"{workers} workers, {timeout} seconds: both must be above 0")
+    check_number("timeout", timeout, float, TIMEOUT)
     slots = -(-seats // workers)
     module, what = "springroll.envs.gymnasium_worker", f"the environment {name}"
     make = lambda: Worker(module, name, str(slots), str(timeout), limit=timeout, what=what)

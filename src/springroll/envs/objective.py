@@ -24,6 +24,7 @@ from jax import Array
 from springroll.envs.objective_weights import Layout, shapes, unpacked
 from springroll.errors import InputError
 from springroll.evolve.members import Members, chunks_of
+from springroll.ranges import PROCESSES, TIMEOUT, check_number
 from springroll.tasks.failures import Failures, reason
 from springroll.tasks.records import file_digest
 from springroll.thin.factored_array import Factored
@@ -211,8 +212,8 @@ def open_objective(
     Raises:
         InputError: something cannot be found, or the initial weights cannot be made or scored.
     """
-    if workers < 1 or timeout <= 0:
-        raise InputError(f"{workers} workers, {timeout} seconds: both must be above 0")
+    check_number("workers", workers, int, PROCESSES)
+    check_number("timeout", timeout, float, TIMEOUT)
     arguments = (name, initial or "", str(timeout))
     module, what = "springroll.envs.objective_worker", f"the objective {name}"
     pool = [Worker(module, *arguments, limit=timeout, what=what) for _ in range(workers)]

@@ -9,7 +9,8 @@ from collections.abc import Callable, Mapping
 from functools import partial
 from typing import Any, TypeAlias
 
-from springroll.errors import InputError, suggestion
+from springroll.errors import InputError, brief, suggestion
+from springroll.ranges import read_number
 from springroll.tasks.arithmetic import arithmetic_task
 from springroll.tasks.countdown import countdown_task
 from springroll.tasks.gsm8k import gsm8k_task
@@ -98,10 +99,7 @@ def typed(what: str, value: str, parameter: inspect.Parameter) -> Option:
         return None
     for name, read in READERS.items():
         if name in allowed:
-            try:
-                return read(value)
-            except (ValueError, KeyError):
-                raise InputError(f"{what} is {value!r}; expected {KINDS[name]}") from None
+            return read(what, value)
     return value
 
 
@@ -110,9 +108,14 @@ def _spelling(parameter: inspect.Parameter) -> str:
     return kind if isinstance(kind, str) else getattr(kind, "__name__", str(kind))
 
 
-KINDS = {"bool": "true or false", "int": "a whole number", "float": "a number"}
-READERS: Mapping[str, Callable[[str], Option]] = {
-    "bool": lambda text: {"true": True, "false": False}[text.lower()],
-    "int": int,
-    "float": float,
+def _truth(what: str, text: str) -> bool:
+    if text.lower() not in ("true", "false"):
+        raise InputError(f"{what} is {brief(text)}; expected true or false")
+    return text.lower() == "true"
+
+
+READERS: Mapping[str, Callable[[str, str], Option]] = {  # (what it is, its text) -> its value
+    "bool": _truth,
+    "int": lambda what, text: read_number(what, text, int),
+    "float": lambda what, text: read_number(what, text, float),
 }

@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import TypeAlias
 
 from springroll.errors import InputError, one_line
+from springroll.ranges import COUNT, PROCESSES, TIMEOUT, check_number
 from springroll.tasks.draws import is_held_out
 from springroll.tasks.failures import Failures, reason
 from springroll.tasks.problem import Problem, TextTask, answer_style, option_line, until_stop
@@ -122,10 +123,9 @@ def function_task(
         InputError: the function or the data cannot be loaded.
     """
     answer_style(style)
-    if workers < 1 or rows < 1 or timeout <= 0:
-        raise InputError(
-            f"{workers} workers, {rows} rows per call, {timeout} seconds: all must be above 0"
-        )
+    check_number("workers", workers, int, PROCESSES)
+    check_number("rows", rows, int, COUNT)
+    check_number("timeout", timeout, float, TIMEOUT)
     stop = (stop,) if isinstance(stop, str) else tuple(stop)
     train, held_out, identity = _sides(data, held_out_data)
     fields = dict.fromkeys(field for record in (*train, *held_out) for field in record)

@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+import os
 import struct
 import zlib
 
@@ -134,3 +135,13 @@ def test_a_header_of_a_journal_is_an_object(tmp_path):
         (tmp_path / "journal").write_bytes(body + struct.pack("<I", zlib.crc32(body)))
         with pytest.raises(InputError, match=r"is not a JSON|nested deeper|format version"):
             Journal.read_only(tmp_path / "journal")
+
+
+def test_a_pipe_or_a_folder_in_place_of_a_journal_is_refused(tmp_path):
+    path = tmp_path / "journal"
+    for make, remove in ((os.mkfifo, os.unlink), (os.mkdir, os.rmdir)):
+        make(path)
+        for opened in (Journal.read_only, Journal.open):
+            with pytest.raises(InputError, match="cannot open the journal"):
+                opened(path)
+        remove(path)

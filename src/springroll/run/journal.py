@@ -22,6 +22,7 @@ import contextlib
 import json
 import math
 import os
+import stat
 import struct
 import zlib
 from array import array
@@ -369,10 +370,15 @@ def _read_header(path: Path, handle: int) -> tuple[str, int]:
 
 
 def _opened(path: Path, flags: int) -> int:
+    flags |= getattr(os, "O_BINARY", 0) | getattr(os, "O_NONBLOCK", 0)  # a pipe is not waited for
     try:
-        return os.open(path, flags | getattr(os, "O_BINARY", 0), 0o644)
+        handle = os.open(path, flags, 0o644)
     except OSError as error:
         raise InputError(f"cannot open the journal {os_line(error, path)}") from None
+    if not stat.S_ISREG(os.fstat(handle).st_mode):
+        os.close(handle)
+        raise InputError(f"cannot open the journal {path}: it is no file")
+    return handle
 
 
 def _read_at(handle: int, size: int, position: int) -> bytes:

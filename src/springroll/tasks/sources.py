@@ -105,10 +105,10 @@ def documents(source: str, max_bytes: int | None = None) -> Iterator[bytes]:
         return hub_documents(source.removeprefix("hub:"), max_bytes)
     if source.startswith("task:"):
         return task_documents(source.removeprefix("task:"))
-    path = Path(source).expanduser()
-    if path.is_dir():
+    path = Path(os.path.expanduser(source))
+    if os.path.isdir(path):  # which takes names of any length
         return folder_documents(path)
-    if path.is_file():
+    if os.path.isfile(path):
         return file_documents(path, max_bytes)
     if source.count("/") == 1 and not source.startswith((".", "/", "~")) and not path.suffix:
         return hub_documents(source, max_bytes)

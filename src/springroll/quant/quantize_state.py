@@ -25,7 +25,7 @@ from jax.tree_util import GetAttrKey, keystr
 from springroll.errors import InputError
 from springroll.quant.root_companding import Quantized, dequantize, quantize, requantize
 from springroll.quant.sliced_update import update_in_slices
-from springroll.quant.transformation import transformation, whole
+from springroll.quant.transformation import transformation, whole, wrapped
 from springroll.trees import KeyPath, PyTree, Select, path_of, selector
 
 # Fields of optimizer states, by what they hold. `v` is missing on purpose: a second moment in some
@@ -89,7 +89,7 @@ def quantize_state(
         block=block or _BLOCK[bits],
         stochastic=bits == 4 if stochastic is None else stochastic,
     )
-    inner = optax.with_extra_args_support(inner)
+    inner = wrapped(inner, "quantize_state")
 
     def init(params: PyTree) -> PyTree:
         state = inner.init(params)

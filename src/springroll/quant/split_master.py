@@ -20,7 +20,7 @@ import optax
 from jax import Array, lax
 
 from springroll.errors import InputError
-from springroll.quant.transformation import check_types_kept, transformation
+from springroll.quant.transformation import check_types_kept, transformation, wrapped
 from springroll.trees import PyTree
 
 _QUIET_NAN = np.uint32(0x7FC00000)
@@ -105,7 +105,7 @@ def with_split_master(
         InputError: `update` is called without the weights; it has bfloat16 gradients inside of
             `optax.apply_if_finite`, whose branches must have the type of the gradients.
     """
-    inner = optax.with_extra_args_support(inner)
+    inner = wrapped(inner, "with_split_master")
 
     def init(params: PyTree) -> SplitMasterState:
         return SplitMasterState(jax.tree.map(_low, params), inner.init(as_float32(params)))

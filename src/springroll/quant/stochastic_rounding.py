@@ -15,7 +15,7 @@ from jax import Array, lax
 
 from springroll.errors import InputError
 from springroll.quant.split_master import as_float32, required
-from springroll.quant.transformation import check_types_kept, transformation
+from springroll.quant.transformation import check_types_kept, transformation, wrapped
 from springroll.trees import KeyPath, PyTree
 
 
@@ -70,7 +70,7 @@ def with_stochastic_rounding(
         InputError: `update` is called without the weights; it has bfloat16 gradients inside of
             `optax.apply_if_finite`, whose branches must have the type of the gradients.
     """
-    inner = optax.with_extra_args_support(inner)
+    inner = wrapped(inner, "with_stochastic_rounding")
 
     def init(params: PyTree) -> StochasticRoundingState:
         return StochasticRoundingState(jnp.zeros((), jnp.uint32), inner.init(as_float32(params)))

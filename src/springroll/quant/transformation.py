@@ -17,7 +17,7 @@ from jax import Array
 from jax.core import Tracer
 from jax.typing import ArrayLike
 
-from springroll.errors import InputError
+from springroll.errors import InputError, brief
 from springroll.trees import PyTree, check_arrays, known_to_flax
 
 CONDITIONAL = "_conditionality"  # optax's module of apply_if_finite and its kin
@@ -49,6 +49,20 @@ def transformation(
         return steps, state
 
     return optax.GradientTransformationExtraArgs(plain_init, plain_update)
+
+
+def wrapped(inner: Any, who: str) -> optax.GradientTransformationExtraArgs:
+    """The transformation that `who` wraps, with support of extra arguments.
+
+    Raises:
+        InputError: it is none, such as a function that makes one, or arguments that were swapped.
+    """
+    if not callable(getattr(inner, "init", None)) or not callable(getattr(inner, "update", None)):
+        raise InputError(
+            f"{who} wraps an optax transformation, such as optax.adam(1e-3); it was given"
+            f" {brief(inner)}"
+        )
+    return optax.with_extra_args_support(inner)
 
 
 def plain(tree: PyTree) -> PyTree:

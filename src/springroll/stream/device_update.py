@@ -10,6 +10,7 @@ import numpy as np
 import optax
 from jax import Array
 
+from springroll.quant.transformation import wrapped
 from springroll.stream.conveyor import Conveyor, Passing, Stop
 from springroll.stream.store import HostStore
 from springroll.stream.update import Gradient, Held, or_fail
@@ -39,8 +40,8 @@ class DeviceUpdate:
         rest: optax.GradientTransformation | None = None,
         adjust: Adjust | None = None,
     ):
-        self._layers = optax.with_extra_args_support(optimizer)
-        self._rest = optax.with_extra_args_support(optimizer if rest is None else rest)
+        self._layers = wrapped(optimizer, "DeviceUpdate")
+        self._rest = wrapped(optimizer if rest is None else rest, "DeviceUpdate")
         self._adjust = adjust
         self.of_layer = jax.jit(self._layer, donate_argnums=(0, 1))
         self.of_rest = jax.jit(self._others, donate_argnums=(0, 1))

@@ -98,7 +98,10 @@ def apollo(
 
     return optax.chain(
         low_rank(
-            direction or adam_direction(b1, b2, eps), projection, Rule(scaled, gamma is not None)
+            direction or adam_direction(b1, b2, eps),
+            projection,
+            Rule(scaled, gamma is not None),
+            "apollo's direction",
         ),
         hf_step(learning_rate, b1, b2, weight_decay=weight_decay),
     )

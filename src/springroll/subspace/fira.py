@@ -90,6 +90,11 @@ def fira(
         return factors * step.gradient.astype(jnp.float32) + step.projector.up(low), norm
 
     return optax.chain(
-        low_rank(direction or adam_direction(b1, b2, eps), projection, Rule(with_residual, True)),
+        low_rank(
+            direction or adam_direction(b1, b2, eps),
+            projection,
+            Rule(with_residual, True),
+            "fira's direction",
+        ),
         hf_step(learning_rate, b1, b2, weight_decay=weight_decay),
     )

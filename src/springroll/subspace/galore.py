@@ -80,4 +80,4 @@ def galore(
     def back(step: Step) -> tuple[Array, None]:
         return number(scale) * step.projector.up(step.low_update), None
 
-    return low_rank(inner, projection, Rule(back, limited=False))
+    return low_rank(inner, projection, Rule(back, limited=False), "galore")

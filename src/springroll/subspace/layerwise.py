@@ -23,6 +23,7 @@ from jax import Array, lax
 
 from springroll.errors import InputError
 from springroll.models.protocols import Metrics, Stages, read_part
+from springroll.quant.transformation import wrapped
 from springroll.subspace.inner_reads import check_each_by_itself
 from springroll.trees import Params, PyTree, squared_norm
 
@@ -89,8 +90,8 @@ def layerwise(
         raise InputError(f"clip is {clip}; expected a positive norm, or None")
     if clip_by not in ("layer", "previous"):
         raise InputError(f"clip_by is {clip_by!r}; expected 'layer' or 'previous'")
-    for_layer = optax.with_extra_args_support(optimizer)
-    for_rest = optax.with_extra_args_support(optimizer if rest is None else rest)
+    for_layer = wrapped(optimizer, "layerwise")
+    for_rest = wrapped(optimizer if rest is None else rest, "layerwise")
 
     def init(params: Params) -> LayerwiseState:
         layers, others = parted(params)

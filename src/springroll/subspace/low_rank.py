@@ -14,7 +14,7 @@ import jax.numpy as jnp
 import optax
 from jax import Array
 
-from springroll.quant.transformation import is_placeholder, transformation
+from springroll.quant.transformation import is_placeholder, transformation, wrapped
 from springroll.subspace.inner_reads import check_keeps_no_weights, reads_weights
 from springroll.subspace.inner_state import check_moments, find_moments, state_leaves
 from springroll.subspace.matrix_view import MatrixView
@@ -242,8 +242,8 @@ class LowRank:
 
 
 def low_rank(
-    inner: optax.GradientTransformation, projection: Projection, rule: Rule
+    inner: optax.GradientTransformation, projection: Projection, rule: Rule, who: str
 ) -> optax.GradientTransformationExtraArgs:
-    """The optax transformation of a rule."""
-    frame = LowRank(optax.with_extra_args_support(inner), projection, rule)
+    """The optax transformation of a rule; `who` is its name."""
+    frame = LowRank(wrapped(inner, who), projection, rule)
     return transformation(frame.init, frame.update)

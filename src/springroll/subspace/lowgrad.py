@@ -9,7 +9,8 @@ import optax
 from jax import Array
 
 from springroll.deprecation import renamed_keywords
-from springroll.errors import InputError
+from springroll.errors import InputError, brief
+from springroll.quant.transformation import whole, wrapped
 from springroll.subspace.basis import Moments
 from springroll.subspace.leaves import Layout
 from springroll.subspace.refresh import MERGED
@@ -111,10 +112,16 @@ def lowgrad(
     Source: gradients in a subspace are from GaLore (arXiv 2403.03507), the power step from PowerSGD
     (1905.13727), turning the moments from LDAdam (2410.16103).
     """
+    if not callable(loss):
+        raise InputError(
+            f"loss is {brief(loss)}; expected a function, as in lowgrad(loss, params, optimizer)"
+        )
+    wrapped(optimizer, "lowgrad")
     options = Options(
         *(refresh_interval, turns, refresh, moments, widen, scale, accumulate, seed), in_axes
     )
     _check(options)
+    whole(rank, "rank")
     check_arrays(params)
     if roles is None:
         if not example:
@@ -156,5 +163,4 @@ def _check(options: Options) -> None:
         if given not in get_args(kind):
             raise InputError(f"{name}={given!r} is unknown; expected one of {get_args(kind)}.")
     for name in ("refresh_interval", "turns", "accumulate"):
-        if getattr(options, name) < 1:
-            raise InputError(f"{name} is {getattr(options, name)}; expected at least 1.")
+        whole(getattr(options, name), name)

@@ -14,7 +14,7 @@ from jax.core import Tracer
 from jax.stages import Lowered, Wrapped
 
 from springroll.deprecation import warn_renamed
-from springroll.errors import InputError
+from springroll.errors import InputError, brief
 from springroll.subspace import gradients, refresh, schedule
 from springroll.subspace.basis import Moments
 from springroll.subspace.gradients import Run
@@ -154,6 +154,7 @@ class Trainer:
 
     def step(self, state: LowGradState, *batch: PyTree) -> tuple[LowGradState, Metrics]:
         """One step of the inner optimizer on S and the other leaves, bases as they are."""
+        _check_state(state)
         self._check_batch(batch)
         moving, frozen = self._apart(state)
         moving, metrics = self._jit("step")(moving, frozen, state.projectors, batch)
@@ -345,8 +346,18 @@ class Trainer:
         return state, overlap
 
 
+def _check_state(state: LowGradState) -> None:
+    """Raise InputError for what is no state."""
+    if not isinstance(state, LowGradState):
+        raise InputError(
+            f"the first argument is {brief(state)}; expected the state, as trainer.init(params) and"
+            " trainer.update(state, *batch) return it"
+        )
+
+
 def _check_concrete(state: LowGradState) -> None:
     """Raise InputError for a state of a traced function, whose schedule nobody can read."""
+    _check_state(state)
     if isinstance(state.schedule.step, Tracer):
         raise InputError(
             "which layers are due is decided on the host, not under jit, scan or vmap: call"

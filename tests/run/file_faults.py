@@ -84,7 +84,7 @@ class Faults:
 
         class File(io.FileIO):
             def write(self, content):
-                done = faults.before("write", super().write, memoryview(content).cast("B"))
+                done = faults.before("write", super().write, bytes(content))
                 return super().write(content) if done is None else done
 
         def open(file, mode="r", buffering=-1, *arguments, **named):

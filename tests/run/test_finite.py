@@ -82,7 +82,7 @@ def train(path, task, generations=8):
     return run(config, task, folder, console=Console(file=io.StringIO()))
 
 
-def breaking_at(generation, value=np.nan, **figures):
+def breaking_at(generation, value: float = np.nan, /, **figures):
     """The toy, whose step breaks the weights while every fitness stays finite."""
 
     def breaks(state, members, fitness):
@@ -159,6 +159,18 @@ def test_steps_lost_now_and_then_do_not_stop_a_run(tmp_path):
         train(tmp_path / "b", toy(tell=sometimes, lost_limit=2))
 
 
+def test_a_run_that_is_too_short_for_the_limit_does_not_end_well(tmp_path):
+    """Ten lost steps stop a run; a run of four of which three were lost is no success either."""
+
+    def lost(state, members, carry, batch):
+        fitness, carry, figures = evaluate_memoryless(state, members, carry, batch)
+        return fitness * np.float32(np.nan if state["generation"] >= 1 else 1), carry, figures
+
+    with pytest.raises(InputError, match="the last generations had no finite fitness or step"):
+        train(tmp_path, toy(carry=False, evaluate=lost, lost_limit=10), generations=4)
+    assert [path.stem for path in saved(tmp_path / "checkpoints")][-1] == "000000004"
+
+
 def test_generations_told_from_the_journal_count_as_lost(tmp_path, monkeypatch):
     """A run that is killed again and again cannot outlive the limit."""
     monkeypatch.setattr(session, "SAVE_SHARE", 0.0)
@@ -173,9 +185,9 @@ def test_generations_told_from_the_journal_count_as_lost(tmp_path, monkeypatch):
     task = toy(carry=False, evaluate=lost, batch=numbered, lost_limit=5)
     with pytest.raises(KeyboardInterrupt):
         train(tmp_path, task)
-    limited = toy(
-        carry=False, evaluate=lambda *a: lost(*a[:3], np.full((1, 5), 5, np.float32)), lost_limit=5
-    )
+    fifth = np.full((1, 5), 5, np.float32)
+    again = lambda state, members, carry, _: lost(state, members, carry, fifth)
+    limited = toy(carry=False, evaluate=again, lost_limit=5)
     with pytest.raises(InputError, match="generation 6: the fitness of all 8 members is NaN"):
         train(tmp_path, limited)
     about = json.loads(saved(tmp_path / "checkpoints")[-1].read_text())

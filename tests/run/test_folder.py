@@ -1,6 +1,7 @@
 """The run folder and the files that are whole or absent."""
 
 import json
+import os
 from dataclasses import dataclass
 
 import pytest
@@ -78,6 +79,22 @@ def test_a_folder_that_holds_a_run_is_left_alone(tmp_path):
     assert snapshot(tmp_path) == before
 
 
+def test_of_two_that_make_a_run_at_once_one_is_refused(tmp_path, monkeypatch):
+    """Both have looked before either wrote."""
+    monkeypatch.setattr(RunFolder, "refuse_occupied", lambda path: None)
+    RunFolder.create(tmp_path, Example())
+    before = snapshot(tmp_path)
+    for links in (True, False):  # not all file systems have them
+        if not links:
+            monkeypatch.setattr("os.link", lambda *_: os.stat("/gone"))
+        with pytest.raises(InputError, match="already holds a run"):
+            RunFolder.create(tmp_path, Example(width=5))
+        assert snapshot(tmp_path) == before
+    (tmp_path / "config.json").unlink()
+    RunFolder.create(tmp_path, Example(width=5))
+    assert from_json(Example, RunFolder.resume(tmp_path).read_config()["config"]).width == 5
+
+
 def test_a_folder_with_other_things_in_it_is_left_alone(tmp_path):
     (tmp_path / "thesis.tex").write_text("precious")
     with pytest.raises(InputError, match="is not empty and holds no run"):
@@ -87,6 +104,7 @@ def test_a_folder_with_other_things_in_it_is_left_alone(tmp_path):
 
 def test_an_empty_folder_and_a_half_made_one_can_be_used(tmp_path):
     (tmp_path / "config.json.tmp").write_text('{"run_')  # killed while creating
+    (tmp_path / "config.json.123.tmp").write_text('{"run_')
     assert RunFolder.create(tmp_path, Example()).config.is_file()
 
 

@@ -2,11 +2,13 @@
 
 import json
 import math
+import os
 import struct
 
 import numpy as np
 import pytest
 
+from springroll.errors import InputError
 from springroll.run.metrics import MetricsFile, peak_memory_bytes, read_rows
 
 
@@ -74,6 +76,64 @@ def test_torn_lines_are_left_out(tmp_path):
     path.write_bytes(path.read_bytes()[:-4] + b'\n[1]\n"x"\n{"loss": 1}\n\xff\n')
     assert read_rows(path) == rows(1, 2)
     assert read_rows(tmp_path / "none") == []
+
+
+@pytest.mark.parametrize(
+    "value", ["[1]", '{"a": 1}', "1e999", "1" + "0" * 400, "NaN", "9" * 5000, "[" * 10_000]
+)
+def test_rows_that_nobody_wrote_are_left_out(tmp_path, value):
+    path = tmp_path / "metrics.jsonl"
+    write(path, 1)
+    with open(path, "a") as file:
+        file.write(f'{{"generation": 2, "loss": {value}}}\n{{"generation": {value}}}\n')
+    assert read_rows(path) == rows(1)
+
+
+def test_what_is_no_file_is_refused(tmp_path):
+    (tmp_path / "folder").mkdir()
+    os.mkfifo(tmp_path / "pipe")
+    for name in ("folder", "pipe"):
+        with pytest.raises(InputError, match=f"cannot read .*{name}: "):
+            read_rows(tmp_path / name)
+
+
+def test_a_disk_that_gets_full_takes_a_part_of_a_row(tmp_path):
+    class Short:
+        def __init__(self, file):
+            self._file = file
+
+        def write(self, content):
+            if len(content) < 8:
+                raise OSError(28, "No space left on device")
+            return self._file.write(content[: len(content) // 2])
+
+    metrics = MetricsFile(tmp_path / "m")
+    whole = metrics._file
+    metrics._file = Short(whole)  # pyright: ignore[reportAttributeAccessIssue]
+    with pytest.raises(OSError, match=r"No space left on device: .*m'"):
+        metrics.write({"generation": 1, "loss": 0.5})
+    metrics._file = whole
+    metrics.close()
+    assert (tmp_path / "m").stat().st_size > 0 and read_rows(tmp_path / "m") == []
+
+
+def test_a_board_that_cannot_be_written_is_an_error_and_closed(tmp_path):
+    """TensorBoard's own thread would die, and the run wait for it for ever."""
+    metrics = MetricsFile(tmp_path / "m", tmp_path / "board")
+    assert metrics._board
+    metrics._board._file.close()
+    metrics._board._file._writer = open("/dev/full", "wb")  # noqa: SIM115
+    for generation in range(300):
+        try:
+            metrics.write({"generation": generation, "loss": 0.5})
+        except OSError as error:
+            assert "No space left on device" in str(error)
+            break
+    else:
+        pytest.fail("events went nowhere")
+    with pytest.raises(OSError, match="No space left on device"):
+        metrics.close()
+    assert metrics._board._file._writer.closed and metrics._file.closed
 
 
 def test_what_is_not_finite_is_null(tmp_path):

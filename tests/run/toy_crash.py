@@ -21,7 +21,7 @@ from pathlib import Path
 import numpy as np
 from rich.console import Console
 
-import springroll.run.metrics
+import springroll.run.best
 import springroll.run.session
 from springroll.atomic import replacing
 from springroll.errors import InputError

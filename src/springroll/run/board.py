@@ -8,7 +8,9 @@ called, so that an error is the caller's.
 import os
 import socket
 import time
+from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 FLUSH_EVERY = 10.0  # seconds
 
@@ -26,10 +28,11 @@ class Board:
     """
 
     def __init__(self, folder: Path, after: int = 0):
-        from tensorboardX.proto import event_pb2, summary_pb2
+        from tensorboardX.proto import event_pb2, summary_pb2  # whose classes are made at run time
         from tensorboardX.record_writer import RecordWriter
 
-        self._event, self._summary = event_pb2, summary_pb2
+        self._event: Any = event_pb2
+        self._summary: Any = summary_pb2
         folder.mkdir(parents=True, exist_ok=True)
         # The number of the process, as two sittings may begin within a second.
         name = f"events.out.tfevents.{int(time.time())}.{socket.gethostname()}.{os.getpid()}"
@@ -37,10 +40,10 @@ class Board:
         self._flushed = time.monotonic()
         self._write(0, file_version="brain.Event:2")
         if after:
-            start = event_pb2.SessionLog(status=event_pb2.SessionLog.START)
+            start = self._event.SessionLog(status=self._event.SessionLog.START)
             self._write(after + 1, session_log=start)
 
-    def add(self, step: int, scalars: dict[str, float]) -> None:
+    def add(self, step: int, scalars: Mapping[str, float]) -> None:
         """Write numbers by their names."""
         value = self._summary.Summary.Value
         for name, number in scalars.items():

@@ -7,7 +7,8 @@ import sys
 from pathlib import Path
 from typing import TypeAlias
 
-from springroll.atomic import JsonObject, json_object, naming, os_line, replacing
+from springroll.atomic import JsonObject, json_object, naming, replacing
+from springroll.bounded import opened
 from springroll.errors import InputError
 from springroll.run.board import Board
 
@@ -62,7 +63,8 @@ class MetricsFile:
                 line = line[self._file.write(line) :]
             if self._board:
                 numbers = {k: v for k, v in row.items() if isinstance(v, int | float)}
-                self._board.add(numbers.pop("generation"), numbers)
+                del numbers["generation"]
+                self._board.add(row["generation"], numbers)
 
     def _note(self, row: Row) -> None:
         self.newest |= row
@@ -78,12 +80,10 @@ class MetricsFile:
 
 def read_rows(path: Path) -> list[Row]:
     """The rows of a metrics file; lines torn by a kill are left out, a missing file has none."""
-    try:
-        lines = path.read_bytes().splitlines()
-    except FileNotFoundError:
+    if not path.exists():
         return []
-    except OSError as error:
-        raise InputError(f"cannot read {os_line(error, path)}") from None
+    with opened(path) as file:
+        lines = file.read().splitlines()
     rows = []
     for line in lines:
         try:

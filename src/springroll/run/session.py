@@ -1,6 +1,5 @@
 """One sitting of a run: what it counts, when it logs, validates, saves, and what it writes."""
 
-import math
 from collections import deque
 from collections.abc import Sequence
 from pathlib import Path
@@ -17,6 +16,7 @@ from springroll.run.config import RunConfig
 from springroll.run.curve import draw_curve
 from springroll.run.finite import NotFinite
 from springroll.run.folder import RunFolder
+from springroll.run.guard import SMALLER, Guard
 from springroll.run.journal import Journal
 from springroll.run.metrics import MetricsFile, Row, peak_memory_bytes, read_rows
 from springroll.run.progress import Display, clock, gibibytes, si
@@ -25,9 +25,7 @@ from springroll.run.task import Carry, Metrics, Scalar, State, Task, Training
 
 SAVE_SHARE = 0.05  # of the time: small models are saved at nearly every generation
 EVAL_SHARE = 0.10
-SMALLER = "try a smaller {}"
 WINDOW = 256  # generations at most whose figures are averaged between two logs
-STEPS = ("step_ratio", "grad_norm")  # figures that are not finite where a step is not
 
 
 class Session:
@@ -59,11 +57,9 @@ class Session:
         # Without the first generation of a sitting, which compiles.
         self._steady_seconds = meta.get("steady_seconds", 0.0)
         self._steady_generations = meta.get("steady_generations", 0)
-        self._dropped = meta.get("dropped", 0)  # members whose fitness was not finite
-        self._lost_in_a_row = meta.get("lost_in_a_row", 0)
+        self._guard = Guard(task, folder.checkpoints, meta)
         for told in range(start.saved or 0, start.generation):  # from the journal alone
-            self._count_lost(journal.read(told).fitness)
-        self._stuck_in_a_row = 0  # generations whose step was not finite
+            self._guard.count(journal.read(told).fitness)
         self._peak = meta.get("peak_memory_bytes", 0)
         self._tokens = meta.get("tokens", self.generation * task.tokens)
         self._steady_tokens = meta.get("steady_tokens", self._steady_generations * task.tokens)
@@ -77,7 +73,7 @@ class Session:
         self._row: Row = {}  # of the last log
         self._first = True
         self._warned = False
-        self._saved = start.saved
+        self._guard.saved = start.saved
         self._best = Best(folder.best, task)
         self._validated: int | None = None
         read_rows(folder.metrics)  # what cannot be read is refused before anything is written
@@ -142,16 +138,8 @@ class Session:
             if fitness.tobytes() != recorded.tobytes():
                 self._warn_of_difference()
             fitness = recorded
-        self._count_lost(fitness)
-        if self._lost_in_a_row >= self._task.lost_limit:
-            raise InputError(self._all_lost(fitness.size))
+        self._guard.look_at_fitness(self.generation, fitness)
         return fitness
-
-    def _count_lost(self, fitness: np.ndarray) -> None:
-        if fitness.dtype.kind == "f":
-            lost = int(fitness.size - np.count_nonzero(np.isfinite(fitness)))
-            self._dropped += lost
-            self._lost_in_a_row = self._lost_in_a_row + 1 if lost == fitness.size else 0
 
     def record(self, fitness: np.ndarray, figures: Metrics) -> None:
         """Close a generation: fitness to the journal, figures to the next log."""
@@ -191,21 +179,11 @@ class Session:
             self._window.clear()
             self._write(row)
             self._show(row)
-            self._refuse_stuck(fetched)
+            self._guard.look_at_steps(self.generation, fetched)
 
     def _write(self, row: Row) -> None:
         with saving(self._folder.metrics):
             self._metrics.write(row)
-
-    def _refuse_stuck(self, fetched: Sequence[Metrics]) -> None:
-        """Raise where steps are not finite in as many generations in a row as may be lost."""
-        for figures in fetched:
-            wrong = [name for name in STEPS if not math.isfinite(figures.get(name, 0.0))]
-            self._stuck_in_a_row = self._stuck_in_a_row + 1 if wrong else 0
-            if self._stuck_in_a_row >= self._task.lost_limit:
-                raise InputError(
-                    self._stopped(f"{wrong[0]} is NaN or infinite", SMALLER.format("learning rate"))
-                )
 
     def validate(self, state: State, carry: Carry) -> None:
         """Score the weights themselves; the training clock stands still meanwhile."""
@@ -234,14 +212,14 @@ class Session:
                 "steady_generations": self._steady_generations,
                 "tokens": self._tokens,
                 "steady_tokens": self._steady_tokens,
-                "dropped": self._dropped,
-                "lost_in_a_row": self._lost_in_a_row,
+                "dropped": self._guard.dropped,
+                "lost_in_a_row": self._guard.lost_in_a_row,
                 "peak_memory_bytes": self._peak_memory(),
             }
             if self._journal.kind is not None:
                 meta["dtype"] = self._journal.kind.dtype
             self._store(self._folder.checkpoints, state, carry, meta, keep=2)
-            self._saved = self.generation
+            self._guard.saved = self.generation
 
     def _store(self, folder: Path, state: State, carry: Carry, meta: dict, *, keep: int) -> None:
         """Save a checkpoint; never one that is not finite, or is ahead of the journal."""
@@ -254,13 +232,12 @@ class Session:
                 self._journal.sync()
                 checkpoint.save(folder, self.generation, tree, meta, keep=keep, finite=guarded)
         except NotFinite as found:
-            raise InputError(
-                self._stopped(f"{found}", SMALLER.format("learning rate or sigma"))
-            ) from None
+            remedy = SMALLER.format("learning rate or sigma")
+            raise self._guard.stopped(self.generation, str(found), remedy) from None
 
     def finish(self, state: State, carry: Carry, signal: int | None) -> None:
         """The last save, validation (unless stopped), curve and summary."""
-        if self._saved != self.generation:
+        if self._guard.saved != self.generation:
             self.save(state, carry)
         if signal is None:
             self.validate(state, carry)
@@ -271,6 +248,7 @@ class Session:
             self.log()
         if self._row:
             self._show(self._row, last=True)
+        self._guard.look_at_end(self.generation)
         curve = self._task.curve
         with saving(self._folder.curve):
             draw_curve(
@@ -321,7 +299,7 @@ class Session:
             "generation": self.generation,
             "seconds": now,
             self._task.unit: self._tokens,
-            "dropped": self._dropped,
+            "dropped": self._guard.dropped,
             "peak_memory_bytes": self._peak_memory(),
         }
 
@@ -355,8 +333,8 @@ class Session:
         if self._task.pop_size > 1:
             figures["members/s"] = si(row["members_per_second"])
         figures["memory"] = gibibytes(row["peak_memory_bytes"])
-        if self._dropped:
-            figures["dropped"] = str(self._dropped)
+        if self._guard.dropped:
+            figures["dropped"] = str(self._guard.dropped)
         left = self._seconds_left()
         figures["left" if left is not None else "time"] = clock(
             self._watch() if left is None else left
@@ -366,21 +344,6 @@ class Session:
     def _peak_memory(self) -> int:
         self._peak = max(self._peak, peak_memory_bytes())
         return self._peak
-
-    def _all_lost(self, members: int) -> str:
-        whose = "the loss" if members == 1 else f"the fitness of all {members} members"
-        limit = self._task.lost_limit
-        times = f" for {limit} {self._task.iteration}s in a row" if limit > 1 else ""
-        smaller = "learning rate" if members == 1 else "sigma or learning rate"
-        remedy = self._task.unscored() or SMALLER.format(smaller)
-        return self._stopped(f"{whose} is NaN or infinite{times}", remedy)
-
-    def _stopped(self, why: str, remedy: str) -> str:
-        saved = "none was saved yet" if self._saved is None else f"the newest is {self._saved}"
-        return (
-            f"{self._task.iteration} {self.generation}: {why}; stopped, the "
-            f"checkpoints in {self._folder.checkpoints} are kept ({saved}); {remedy}"
-        )
 
     def _warn_of_difference(self) -> None:
         if not self._warned:

@@ -10,8 +10,10 @@ import pytest
 
 import springroll as sr
 from springroll.cli.main import main
+from springroll.finetune.config import FinetuneConfig
 from springroll.models.decoder import decoder
 from springroll.models.decoder_config import CONFIGS
+from springroll.run.config import stored_id
 from springroll.tokens.byte_tokenizer import write_byte_tokenizer
 from tests.cli.tiny import files
 
@@ -186,6 +188,7 @@ def test_another_model_is_not_resumed(tmp_path, place, finished, capsys):
     write_byte_tokenizer(copy / "model")
     config = json.loads((out / "config.json").read_text())
     config["config"]["model"] = str(copy / "model")
+    config["options_id"] = stored_id(FinetuneConfig, config["config"])
     (out / "config.json").write_text(json.dumps(config))
     before = files(out)
     resumed = [x for x in command(place, out, "--resume") if x != str(place / "model")]

@@ -135,7 +135,7 @@ def test_a_killed_worker_takes_along_what_it_started(tmp_path):
     worker.end()
 
 
-def test_without_a_keeper_the_socket_keeps_nobody_either(monkeypatch, tmp_path):
+def test_without_a_keeper_the_pipe_keeps_nobody_either(monkeypatch, tmp_path):
     """As on systems that do not hand orphans to anybody: what left the session stays."""
     monkeypatch.setattr(module, "keepers_exist", lambda: False)
     worker = made()
@@ -148,5 +148,19 @@ def test_without_a_keeper_the_socket_keeps_nobody_either(monkeypatch, tmp_path):
     pids.unlink()
     with pytest.raises(WorkerLost, match="timeout"):
         worker.ask({"hold": str(pids), "calls": 1, "each": 1000})
+    for pid in map(int, pids.read_text().split()):
+        os.kill(pid, signal.SIGKILL)
+
+
+def test_a_request_that_nobody_reads_keeps_nobody(monkeypatch, tmp_path):
+    """More than a pipe holds, to a process that hangs and whose child holds the pipe."""
+    monkeypatch.setattr(module, "keepers_exist", lambda: False)
+    worker = made(limit=1.5)
+    pids = tmp_path / "pids"
+    worker.start()
+    worker.send({"hold": str(pids), "calls": 1, "each": 1000})
+    worker.send({}, bytes(1 << 20))
+    with pytest.raises(WorkerLost, match="timeout"):
+        worker.receive()
     for pid in map(int, pids.read_text().split()):
         os.kill(pid, signal.SIGKILL)

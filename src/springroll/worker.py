@@ -1,8 +1,8 @@
 """A process that runs a user's code and is killed when it takes too long.
 
 A worker is a fresh interpreter. Nothing of this process is copied into it, nothing is pickled: they
-speak over a socket. What it started dies with it (see `keeper`), and what else may hold its end of
-the socket keeps nobody waiting: the socket is closed when the process has ended.
+speak over pipes. What it started dies with it (see `keeper`), and whoever else may hold its ends of
+the pipes keeps nobody waiting: reads and writes wait for the process.
 
 Inside the worker `serve` reads requests and writes answers. A message is a line of JSON and, where
 its field `bytes` says so, that many raw bytes behind it. The first one a worker writes says that it
@@ -11,11 +11,12 @@ is ready: {"ready": true, "pid": number}, or {"refused": line}.
 
 import contextlib
 import faulthandler
+import io
 import json
 import mmap
 import os
+import select
 import signal
-import socket
 import subprocess
 import sys
 import tempfile
@@ -114,6 +115,7 @@ def write_message(pipe: IO[bytes], message: Message, *payload: Any) -> None:
     pipe.flush()
 
 
+LOOK = 100  # milliseconds between two looks whether a process that says nothing has ended
 LOADING = 120.0  # seconds that importing a user's module may take
 
 # There is about a process per core; what the user's own environment says comes first.
@@ -232,7 +234,7 @@ class Worker:
 
 
 class _Running:
-    """A process, our end of the socket, and a thread that kills it when a call takes too long."""
+    """A process, our ends of its pipes, and a thread that kills it when a call takes too long."""
 
     def __init__(self, arguments: list[str]) -> None:
         handle, self._path = tempfile.mkstemp(prefix="springroll-worker-")
@@ -244,24 +246,17 @@ class _Running:
         outlived = os.getpid() if keepers_exist() else None
         where = json.dumps([sys.path, outlived])
         command = [sys.executable, "-c", _BOOT, where, module, self._path, *rest]
-        ours, theirs = (None, None) if os.name == "nt" else socket.socketpair()
         self.process = subprocess.Popen(
             command,
-            stdin=theirs.fileno() if theirs else subprocess.PIPE,
-            stdout=theirs.fileno() if theirs else subprocess.PIPE,
+            bufsize=0,
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
             env=_ONE_THREAD | os.environ | {"JAX_PLATFORMS": "cpu"},  # the device is the training's
             start_new_session=True,
         )
         self.pid: int | None = None  # of the worker itself, once it is ready
-        self._ours: socket.socket | None = ours  # None on Windows, where it is two pipes
-        self.requests: IO[bytes]
-        self.answers: IO[bytes]
-        if ours is None or theirs is None:
-            assert self.process.stdin is not None and self.process.stdout is not None
-            self.requests, self.answers = self.process.stdin, self.process.stdout
-        else:
-            theirs.close()
-            self.requests, self.answers = ours.makefile("wb"), ours.makefile("rb")
+        self.requests = io.BufferedWriter(_Pipe(self.process, self.process.stdin))
+        self.answers = io.BufferedReader(_Pipe(self.process, self.process.stdout))
         self.late = False
         self._limit: float | None = None
         self._since = 0.0
@@ -285,13 +280,12 @@ class _Running:
         self._over.set()
         self._kill()
         self.forget_path()
-        for end in (self.requests, self.answers, self._ours):
+        for pipe in (self.requests, self.answers):
             with contextlib.suppress(OSError):  # what was not sent yet is lost with its reader
-                if end is not None:
-                    end.close()
+                pipe.close()
 
     def _guard(self) -> None:
-        """Kill a process that is late. Once it has ended, nobody waits for it any longer."""
+        """Kill a process that is late, and what is left of one that has ended."""
         last_calls = self.progress.calls
         while True:
             limit = self._limit
@@ -307,7 +301,7 @@ class _Running:
                 return
 
     def _kill(self) -> None:
-        """End the process and all that it started, and the reads and writes that wait for it."""
+        """End the process and all that it started; so end reads and writes that wait for it."""
         with contextlib.suppress(ProcessLookupError, PermissionError):  # it ended before
             if keepers_exist():
                 self.process.terminate()  # the keeper ends the others, and itself
@@ -320,9 +314,51 @@ class _Running:
         except subprocess.TimeoutExpired:  # somebody stopped the keeper
             self.process.kill()
             self.process.wait()
-        if self._ours is not None:
-            with contextlib.suppress(OSError):  # it was closed before
-                self._ours.shutdown(socket.SHUT_RDWR)
+
+
+class _Pipe(io.RawIOBase):
+    """Our end of a pipe. Reads and writes wait until the process has ended, and not for others that
+    hold the other end, as a child of the process may."""
+
+    def __init__(self, process: subprocess.Popen[bytes], pipe: IO[bytes] | None) -> None:
+        assert pipe is not None
+        self._process, self._pipe = process, pipe
+        self._poll = None
+        if hasattr(select, "poll"):  # all but Windows, where pipes are waited for
+            os.set_blocking(pipe.fileno(), False)
+            self._poll = select.poll()
+            self._poll.register(pipe, select.POLLOUT if pipe.writable() else select.POLLIN)
+
+    def readable(self) -> bool:
+        return self._pipe.readable()
+
+    def writable(self) -> bool:
+        return self._pipe.writable()
+
+    def readinto(self, buffer: Any) -> int:
+        while self._ready():
+            count = self._pipe.readinto(buffer)  # type: ignore[attr-defined]
+            if count is not None:  # it would not have to wait after all
+                return count
+        return 0
+
+    def write(self, data: Any) -> int:
+        while self._ready():
+            count: int | None = self._pipe.write(data)
+            if count is not None:
+                return count
+        raise BrokenPipeError
+
+    def close(self) -> None:
+        super().close()
+        self._pipe.close()
+
+    def _ready(self) -> bool:
+        """Wait until there is something to read or room to write; False if there never will be."""
+        while self._poll is not None and not self._poll.poll(LOOK):
+            if self._process.poll() is not None:
+                return bool(self._poll.poll(0))
+        return True
 
 
 def end_all(workers: Iterable[Worker]) -> None:

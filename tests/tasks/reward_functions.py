@@ -104,7 +104,7 @@ def hangs_or_dies(texts):
         time.sleep(1000)
     if what == "die":
         os._exit(3)
-    if what == "hold":  # a child in a session of its own keeps the socket, and its parent ends
+    if what == "hold":  # a child in a session of its own keeps the pipe, and its parent ends
         holding(argument)
         time.sleep(1000)
     if what == "hold-and-die":

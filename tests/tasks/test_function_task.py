@@ -179,7 +179,7 @@ def test_a_worker_that_misbehaves_costs_its_own_texts(data, tmp_path, capfd):
 
 @pytest.mark.parametrize(("end", "kind"), [("hold", "timeout"), ("hold-and-die", "crashed")])
 def test_no_child_keeps_the_run_or_outlives_its_worker(data, tmp_path, end, kind):
-    """Two processes in sessions of their own hold the socket that the answer is awaited on."""
+    """Two processes in sessions of their own hold the pipes that the answer is awaited on."""
     task = task_of("hangs_or_dies", data, isolated=True, workers=1, timeout=2.0)
     pids = tmp_path / "pids"
     task.score([task.train(0)], [f"{end} {pids}"])

@@ -129,11 +129,15 @@ def test_lowgrad_shows_the_weights_own_coordinates():
 
 
 def test_where_weights_are_elsewhere_a_reader_is_refused():
-    trainer = sr.lowgrad(loss, PARAMS, optax.adafactor(1e-1), X, rank=4)
-    state = trainer.init(PARAMS)
-    grads = jax.tree.map(jnp.zeros_like, trainer.layout.trainable(state.base, state.low))
-    with pytest.raises(InputError, match="the optimizer reads the weights, and not only"):
-        trainer.apply(state, jnp.float32(1.0), grads)
+    for inner, name in {
+        optax.adafactor(1e-1): "scale_by_param_block_rms",
+        optax.lamb(1e-1, weight_decay=0.1): r"optax\.scale_by_trust_ratio",
+    }.items():
+        trainer = sr.lowgrad(loss, PARAMS, inner, X, rank=4)
+        state = jax.eval_shape(trainer.init, PARAMS)
+        grads = trainer.layout.trainable(state.base, state.low)
+        with pytest.raises(InputError, match=f"{name} reads the weights, and not only"):
+            jax.eval_shape(trainer.apply, state, jnp.float32(1.0), grads)
 
 
 @pytest.mark.parametrize("name", READERS)

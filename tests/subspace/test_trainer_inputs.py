@@ -117,11 +117,12 @@ def test_what_the_host_decides_is_refused_under_jit(method):
 def test_swapped_and_wrong_arguments_get_one_line():
     adam: Any = optax.adam(1e-3)
     four: Any = 4
-    params = mlp_params()
+    uncalled: Any = optax.adam
+    params: Any = mlp_params()
     cases = {
         "loss is .*; expected a function": lambda: lowgrad(params, mlp, adam, X, Y),
         "lowgrad wraps an optax transformation.*given <function adam": lambda: lowgrad(
-            *(mlp, params, optax.adam, X, Y)
+            *(mlp, params, uncalled, X, Y)
         ),
         "galore wraps an optax transformation.*given 4": lambda: sr.galore(four, 4),
         "rank is Gradient.*; expected an integer": lambda: sr.galore(four, adam),
@@ -131,7 +132,7 @@ def test_swapped_and_wrong_arguments_get_one_line():
         "with_stochastic_rounding wraps an": lambda: sr.with_stochastic_rounding(four),
         "rank is 4.5; expected an integer": lambda: tiny(rank=4.5),
         "accumulate is nan; expected an integer": lambda: tiny(accumulate=float("nan")),
-        "the first argument is .*; expected the state": lambda: tiny().update(X, Y),
+        "the first argument is .*; expected the state": lambda: tiny().update(params, Y),
         "the first argument is 4; expected the state": lambda: tiny().step(four, X, Y),
     }
     for message, make in cases.items():

@@ -41,6 +41,12 @@ def reads_weights(run: Run, weights: Sequence[Array]) -> bool:
     return any(compat.used_inputs(jax.make_jaxpr(slopes)([_shape(w) for w in weights])))
 
 
+def reader(run: Run, weights: Sequence[Array]) -> str:
+    """The name of what `reads_weights`, for messages."""
+    closed = jax.make_jaxpr(run)([_shape(w) for w in weights])
+    return _named(closed, len(weights), 1, but="add_decayed_weights")
+
+
 def check_keeps_no_weights(init: Callable[[list[Array]], PyTree], weights: list[Array]) -> None:
     """Raise InputError if `init(weights)` makes a state that depends on what the weights are.
 
@@ -88,8 +94,8 @@ def check_each_by_itself(
         used = compat.used_inputs(closed, [number == i for i in range(count)])[:count]
         if any(used[:number] + used[number + 1 :]):
             raise InputError(
-                f"{_mixer(closed, count)} looks at all gradients together, and would see one bundle"
-                f" of them at a time; {advice}"
+                f"{_named(closed, count, 2)} looks at all gradients together, and would see one"
+                f" bundle of them at a time; {advice}"
             )
 
 
@@ -112,16 +118,21 @@ def _shape(x: Array) -> jax.ShapeDtypeStruct:
     return jax.ShapeDtypeStruct(jnp.shape(x), jnp.result_type(x))
 
 
-def _mixer(closed: jex.ClosedJaxpr, count: int) -> str:
-    """The name of the transformation that first brings two of the first inputs together."""
+def _named(closed: jex.ClosedJaxpr, count: int, least: int, but: str = "") -> str:
+    """The name of the transformation in which `least` of the first inputs come together first.
+
+    but: a name that is only given where there is no other.
+    """
     seen: dict[jex.Var, frozenset[int]] = {
         var: frozenset([i]) for i, var in enumerate(closed.jaxpr.invars[:count])
     }
+    found: list[str] = []
     for eqn in closed.jaxpr.eqns:
         inputs = [a for a in eqn.invars if not isinstance(a, compat.Literal)]
         together = frozenset[int]().union(*(seen.get(a, frozenset()) for a in inputs))
-        names = [found[1] for name in compat.callers_of(eqn) if (found := UPDATE.search(name))]
-        if len(together) > 1 and names:
-            return f"optax.{names[0]}" if hasattr(optax, names[0]) else names[0]
         seen |= dict.fromkeys(eqn.outvars, together)
-    return "the optimizer"
+        if len(together) >= least:
+            names = (UPDATE.search(name) for name in compat.callers_of(eqn))
+            found += [name[1] for name in names if name][:1]
+    name = next((name for name in found if name != but), but or "the optimizer")
+    return f"optax.{name}" if hasattr(optax, name) else name

@@ -10,7 +10,7 @@ import optax
 from jax import Array
 
 from springroll.errors import InputError
-from springroll.subspace.inner_reads import reads_weights
+from springroll.subspace.inner_reads import Run, reader, reads_weights
 from springroll.subspace.leaves import Layout
 from springroll.trees import Metrics, PyTree, squared_norm
 
@@ -45,11 +45,12 @@ def inner_step(
         InputError: The optimizer reads weights, and they are elsewhere.
     """
     trainable, opt, skipped = moving
-    reads = _reads(optimizer, layout, moving, grads)
+    run, low = _of_low(optimizer, layout, moving, grads)
+    reads = reads_weights(run, low)
     if reads and fixed is None:
         raise InputError(
-            "the optimizer reads the weights, and not only to let them decay; it cannot where these"
-            " are streamed: use one such as optax.adam"
+            f"{reader(run, low)} reads the weights, and not only to let them decay; it cannot where"
+            " these are streamed: use an optimizer such as optax.adam"
         )
     norm = jnp.sqrt(squared_norm(grads))
     finite = jnp.isfinite(loss) & jnp.isfinite(norm)
@@ -66,10 +67,10 @@ def inner_step(
     return (trainable, opt, skipped), {"grad_norm": norm, "skipped": skipped}
 
 
-def _reads(
+def _of_low(
     optimizer: optax.GradientTransformation, layout: Layout, moving: Moving, grads: PyTree
-) -> bool:
-    """Whether the optimizer reads weights, so that S alone would mislead it."""
+) -> tuple[Run, list[Array]]:
+    """The optimizer's update as a function of all S, and these."""
     trainable, opt, _ = moving
     paths = list(layout.thin)
 
@@ -80,7 +81,7 @@ def _reads(
         return jax.tree.leaves(updates), after
 
     low = layout.low(trainable)
-    return reads_weights(run, [low[path] for path in paths])
+    return run, [low[path] for path in paths]
 
 
 def _scaled(layout: Layout, scale: float | None, updates: PyTree) -> PyTree:

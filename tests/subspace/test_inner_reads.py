@@ -49,7 +49,12 @@ READERS = {
 }
 
 
-@pytest.mark.parametrize("name", READERS)
+def mostly_slow(names, quick):
+    """All of them under `make test-slow`, some always."""
+    return [pytest.param(n, marks=() if n in quick else pytest.mark.slow) for n in names]
+
+
+@pytest.mark.parametrize("name", mostly_slow(READERS, ["adafactor", "adaptive_grad_clip"]))
 def test_it_trains_in_a_subspace(name):
     """To most of what it learns without one; before, weights of zero kept it where it began."""
     make = READERS[name]
@@ -72,7 +77,7 @@ ROTATED = {
 }
 
 
-@pytest.mark.parametrize("name", ROTATED)
+@pytest.mark.parametrize("name", mostly_slow(ROTATED, ["lars", "adaptive clipping"]))
 def test_in_a_subspace_that_is_everything_it_is_as_without(name):
     """Norms do not feel a rotation, so at full rank nothing must change."""
     make = ROTATED[name]
@@ -140,7 +145,7 @@ def test_where_weights_are_elsewhere_a_reader_is_refused():
             jax.eval_shape(trainer.apply, state, jnp.float32(1.0), grads)
 
 
-@pytest.mark.parametrize("name", READERS)
+@pytest.mark.parametrize("name", mostly_slow(READERS, ["adafactor"]))
 def test_coded_moments_leave_weights_as_they_are(name):
     """`quantize_state` hands on the real weights, so near to all is as without it."""
     coded, _ = trained(

@@ -18,7 +18,8 @@ from springroll.memory import check_fits
 
 JSON_BYTES = 32_000_000  # of a file; the index of a model with 100,000 tensors has a third
 JSON_DEPTH = 64  # objects and lists within each other
-_PARSED = 25  # bytes of memory for a byte of JSON, at most: "{}," is an object and its place
+JSON_PARTS = 500_000  # objects and lists; each may take 100 bytes and its share of clearing up
+_PARSED = 20  # bytes of memory for another byte of JSON, at most
 
 
 @contextlib.contextmanager
@@ -84,10 +85,13 @@ def parse_json(content: bytes | str, where: str, *, distinct: bool = False) -> A
         distinct: refuse an object that has a name twice; by default the last one counts.
 
     Raises:
-        InputError: it is not JSON, nested deeper than `JSON_DEPTH`, or could take more memory than
-            is left.
+        InputError: it is not JSON, nested deeper than `JSON_DEPTH`, made of more than `JSON_PARTS`,
+            or could take more memory than is left.
     """
     if len(content) > 1_000_000:
+        begins = ("{", "[") if isinstance(content, str) else (b"{", b"[")
+        if sum(content.count(begin) for begin in begins) > JSON_PARTS:
+            raise InputError(f"{where} is JSON of more than {JSON_PARTS:,} objects and lists")
         check_fits(_PARSED * len(content), f"the JSON of {where}")
     value, deep = None, True
     try:

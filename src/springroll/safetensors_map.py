@@ -16,7 +16,7 @@ from typing import Any, BinaryIO, NamedTuple, TypeGuard
 import ml_dtypes
 import numpy as np
 
-from springroll.bounded import opened, parse_json
+from springroll.bounded import JSON_BYTES, opened, parse_json
 from springroll.errors import InputError, brief
 
 DTYPES: dict[str, type] = {
@@ -38,7 +38,6 @@ DTYPES: dict[str, type] = {
 }
 _SIZES = {name: np.dtype(kind).itemsize for name, kind in DTYPES.items()}
 _LENGTH = 8
-_MAX_HEADER = 100_000_000  # bytes, as in the format's own library
 _MAX_AXES = 64  # of a NumPy array
 
 
@@ -83,7 +82,7 @@ def read_header(file: BinaryIO, path: Path) -> Header:
     """
     size = os.fstat(file.fileno()).st_size
     length = int.from_bytes(file.read(_LENGTH), "little")
-    if size < _LENGTH or length > min(size - _LENGTH, _MAX_HEADER):
+    if size < _LENGTH or length > min(size - _LENGTH, JSON_BYTES):
         raise InputError(f"cannot read {path}: no safetensors file, or cut short ({size} bytes)")
     start = _LENGTH + length
     try:

@@ -177,6 +177,14 @@ def test_tensors_that_overlap_or_leave_a_gap_are_refused(tmp_path):
     refused("nested deeper than 64 levels", mapped, path)
 
 
+def test_json_has_a_number_of_parts(tmp_path):
+    text = b'{"a":[' + b"{}," * 500_000 + b"1]}"
+    (tmp_path / "config.json").write_bytes(text)
+    refused("more than 500,000 objects and lists", read_config, tmp_path)
+    (tmp_path / "x.safetensors").write_bytes(len(text).to_bytes(8, "little") + text)
+    refused("more than 500,000 objects and lists", mapped, tmp_path / "x.safetensors")
+
+
 def test_a_pipe_in_place_of_a_file_is_not_waited_for(tmp_path):
     os.mkfifo(tmp_path / "config.json")
     refused("a pipe or a device", read_config, tmp_path)

@@ -89,8 +89,8 @@ def parse_json(content: bytes | str, where: str, *, distinct: bool = False) -> A
             or could take more memory than is left.
     """
     if len(content) > 1_000_000:
-        begins = ("{", "[") if isinstance(content, str) else (b"{", b"[")
-        if sum(content.count(begin) for begin in begins) > JSON_PARTS:
+        raw = content.encode(errors="replace") if isinstance(content, str) else content
+        if raw.count(b"{") + raw.count(b"[") > JSON_PARTS:
             raise InputError(f"{where} is JSON of more than {JSON_PARTS:,} objects and lists")
         check_fits(_PARSED * len(content), f"the JSON of {where}")
     value, deep = None, True

@@ -1,6 +1,7 @@
 """The only file that touches JAX internals or anything that differs between jax 0.10.2 and 0.12."""
 
 import contextlib
+import contextvars
 import functools
 import math
 import os
@@ -57,11 +58,33 @@ def dtype_of(atom: jex.Var | jex.Literal) -> np.dtype:
     return cast("_core.ShapedArray", atom.aval).dtype
 
 
+_enclosing: contextvars.ContextVar[tuple[jex.JaxprEqn, ...]] = contextvars.ContextVar(
+    "equations under way, innermost first", default=()
+)
+
+
+@contextlib.contextmanager
+def inside(eqn: jex.JaxprEqn) -> Iterator[None]:
+    """While the programs inside an equation are walked."""
+    token = _enclosing.set((eqn, *_enclosing.get()))
+    try:
+        yield
+    finally:
+        _enclosing.reset(token)
+
+
 def source_of(eqn: jex.JaxprEqn) -> str:
-    """'file.py:12 (function)' of the user's line behind an equation."""
+    """'file.py:12 (function)' of the user's line behind an equation.
+
+    What JAX's own functions (`jnp.where`) consist of has no such line; theirs is that of the call.
+    """
     if _source_info is None:
         return "an unknown line"
-    return shortened(_source_info.summarize(eqn.source_info), os.getcwd()) or "an unknown line"
+    for each in (eqn, *_enclosing.get()):
+        line = shortened(_source_info.summarize(each.source_info), os.getcwd())
+        if line:
+            return line
+    return "an unknown line"
 
 
 def shortened(source: str, folder: str) -> str:

@@ -81,3 +81,18 @@ def suggestion(
     if name is None:
         return f"; {otherwise}" if otherwise else ""
     return f"; did you mean {name!r}?" if quoted else f"; did you mean {name}?"
+
+
+def kind_of(value: object) -> str:
+    """What a value is, in a few words: the type and shape of an array, else its class.
+
+    >>> import numpy as np
+    >>> kind_of(np.zeros((3, 4), np.float32)), kind_of("adam"), kind_of(None), kind_of([1, 2])
+    ('a float32[3,4]', "'adam'", 'None', 'a list')
+    """
+    if isinstance(value, str | None):
+        return repr(value)
+    shape, dtype = getattr(value, "shape", None), getattr(value, "dtype", None)
+    if shape is None or dtype is None:
+        return f"a {type(value).__name__}"
+    return f"a {dtype}[{','.join(map(str, shape))}]"

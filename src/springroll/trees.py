@@ -8,6 +8,7 @@ from typing import Any, TypeAlias, TypeVar
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jax import Array
 
 from springroll.errors import InputError, nearest
@@ -77,6 +78,12 @@ def check_arrays(params: PyTree) -> None:
                 " other fields eqx.filter(model, eqx.is_array), nnx.state(model, nnx.Param) or "
                 "the like"
             )
+
+
+def is_numeric(x: PyTree) -> bool:
+    """Whether JAX takes it for an array: a number, an array, or what is made one."""
+    numbers = (Array, np.ndarray, np.generic, bool, int, float, complex)
+    return isinstance(x, (*numbers, jax.ShapeDtypeStruct)) or hasattr(x, "__jax_array__")
 
 
 def tree_bytes(tree: PyTree) -> int:

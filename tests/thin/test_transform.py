@@ -133,7 +133,7 @@ def test_above_the_limit_it_is_an_error_that_says_what_to_do():
         factored(lambda p: jnp.exp(p["w"]), densify_limit=191)({"w": W})
     text = str(error.value)
     assert text.startswith("w (float32[6,8], 192 bytes per member) cannot stay low-rank")
-    assert "mark it dense" in text and "densify_limit" in text and "\n" not in text
+    assert "roles={'w': 'dense'}" in text and "densify_limit" in text and "\n" not in text
 
 
 def test_the_default_limit_is_a_mebibyte_and_none_never_raises():

@@ -14,7 +14,7 @@ at random.
 import dataclasses
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import TypeAlias
+from typing import ClassVar, TypeAlias
 
 import jax
 import jax.core
@@ -43,6 +43,8 @@ class Int8:
         values: (..., out, in) int8, -127 to 127.
         scale: (..., out) float32, above 0.
     """
+
+    codes_of_floats: ClassVar[bool] = True  # for `sr.discover`: they are evolved like floats
 
     values: Array
     scale: Array

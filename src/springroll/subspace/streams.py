@@ -124,10 +124,10 @@ def _stream(users: Sequence[ThinLeaf]) -> Stream:
 def _chosen(leaf: WeightRole, rank: int, select: Chosen | None) -> bool:
     if select is None:
         products = bool(leaf.meets) and None not in leaf.meets
-        return leaf.kind == "low-rank" and products and rank < smaller_side(leaf)
+        return leaf.program_kind == "low-rank" and products and rank < smaller_side(leaf)
     if not select(leaf.path):
         return False
-    if leaf.kind != "low-rank":
+    if leaf.program_kind != "low-rank":
         raise InputError(
             f"{leaf.path} {list(leaf.shape)} was selected for a projector but is {leaf.kind}:"
             f" {leaf.reason}. Leave it out of select."
@@ -144,7 +144,7 @@ def _chosen(leaf: WeightRole, rank: int, select: Chosen | None) -> bool:
 def _nothing(roles: WeightRoles, rank: int, select: Chosen | None) -> str:
     if select is not None:
         return f"select chose none of the {len(roles)} parameters; it is called with their paths."
-    thin = [leaf for leaf in roles.values() if leaf.kind == "low-rank"]
+    thin = [leaf for leaf in roles.values() if leaf.program_kind == "low-rank"]
     if not thin:
         return "no parameter is a matrix in a product, so there is nothing to train in a subspace."
     widest = max(thin, key=smaller_side)

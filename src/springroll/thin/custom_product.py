@@ -16,12 +16,22 @@ from dataclasses import dataclass
 from typing import Concatenate, TypeAlias, TypeVar
 
 import jax
+import jax.numpy as jnp
 from jax import Array, lax
 from jax.extend import core as jex
 
 from springroll import compat
-from springroll.thin.factored_array import SIDES, Factored, Side, cast, scale_rank, wide_dtype
-from springroll.thin.interpreter import Frame, Operand, Outputs
+from springroll.thin.factored_array import (
+    SIDES,
+    Factored,
+    Side,
+    cast,
+    common_type,
+    is_tiny,
+    scale_rank,
+    wide_dtype,
+)
+from springroll.thin.interpreter import Frame, Operand, Outputs, is_coded
 
 Roles: TypeAlias = str | Callable[..., str]
 Kernel: TypeAlias = Callable[Concatenate[Array, Array, ...], Array]  # of (x, w, *rest)
@@ -113,6 +123,8 @@ def thin_product(
     stacked = [{i for i in spec.axes("s") if i in w.axes(side)} for side in SIDES]
     if (
         w.lattice is not None
+        or is_tiny(w.dtype)
+        or (is_coded(w) and not jnp.issubdtype(x.dtype, jnp.inexact))
         or not fits
         or not all(s in (set(), {*spec.axes("s")}) for s in stacked)
     ):
@@ -129,7 +141,8 @@ def thin_product(
 def _times_factor(spec: Product, x: Array, w: Factored, side: Side, rest: Sequence[Array]) -> Array:
     """x times one factor, whose rank stands in for the axis of w that it lacks."""
     carried = w.axes(side)
-    factor = cast(w.factor(side), x.dtype)
+    common = x.dtype if is_coded(w) else common_type(x.dtype, w.dtype)
+    x, factor = cast(x, common), cast(w.factor(side), common)
     rank = len(carried)
     if spec.axes("s") and not set(spec.axes("s")) <= set(carried):  # one for all groups
         summed = 0 if side == "left" else rank

@@ -27,15 +27,25 @@ class Densified:
     primitive: str
     source: str
     bytes: int
+    codes: bool = False  # int8 with a real thin term, which sr.eggroll cannot perturb densely
 
     def __str__(self) -> str:
-        name = self.path or "a weight"
-        dims = ",".join(map(str, self.shape))
-        return (
-            f"{name} ({self.dtype}[{dims}], {self.bytes:,} bytes per member) cannot stay low-rank:"
-            f" consumed by '{self.primitive}' at {self.source}."
-            " Exclude it, mark it dense, or add a rule."
-        )
+        reason = f"consumed by '{self.primitive}' at {self.source}"
+        return formed_whole(self.path, self.shape, self.dtype, self.bytes, reason, self.codes)
+
+
+def formed_whole(
+    path: str, shape: tuple[int, ...], dtype: str, size: int, reason: str, codes: bool = False
+) -> str:
+    """What is said of a weight that every member forms in full, and what to do about it."""
+    dims = ",".join(map(str, shape))
+    mark = lambda role: f"roles={{{path or '*'!r}: {role!r}}}"
+    dense = "" if codes else f"mark it dense if that is meant, {mark('dense')}, "
+    advice = f"{dense}freeze it, {mark('frozen')}, or add a rule."
+    return (
+        f"{path or 'a weight'} ({dtype}[{dims}], {size:,} bytes per member) cannot stay low-rank:"
+        f" {reason}. {advice[0].upper()}{advice[1:]}"
+    )
 
 
 @dataclass
@@ -54,14 +64,18 @@ class Policy:
 
     def _report(self, weight: Factored, primitive: str, source: str) -> None:
         size = compat.size(weight.base) * jnp.dtype(weight.dtype).itemsize
+        codes = weight.lattice is None and jnp.issubdtype(weight.dtype, jnp.integer)
         report = Densified(
-            weight.path, tuple(weight.shape), str(weight.dtype), primitive, source, size
+            weight.path, tuple(weight.shape), str(weight.dtype), primitive, source, size, codes
         )
         if report in self.reports:
             return
         self.reports.append(report)
         if self.limit is not None and size > self.limit:
-            raise InputError(f"{report} (The limit is {self.limit:,} bytes: densify_limit.)")
+            raise InputError(
+                f"{report} (Above {self.limit:,} bytes it is refused; sr.factored takes a"
+                " densify_limit.)"
+            )
         if not self.quiet:
             warnings.warn(str(report), DensifyWarning, stacklevel=2)
 

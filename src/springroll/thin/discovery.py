@@ -5,10 +5,12 @@ interpreter runs abstractly with those roles, and whatever it would densify beco
 """
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import replace
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jax import Array
 from jax.typing import DTypeLike
 
@@ -19,8 +21,8 @@ from springroll.thin.factored_array import Factored, Lattice
 from springroll.thin.interpreter import Operand
 from springroll.thin.roles import Kind, WeightRole, WeightRoles
 from springroll.thin.rules import RULES
-from springroll.thin.transform import Call, Program, run_program
-from springroll.trees import PyTree
+from springroll.thin.transform import UNSIGNED, Call, Program, run_program
+from springroll.trees import PyTree, path_of
 
 SMALL = 4096  # numbers per layer, for weights that are only used elementwise
 
@@ -51,6 +53,7 @@ def discover(
     ('mn', 'dense')
     """
     program = Program(fn)
+    params = jax.tree.map(_as_array, params)
     call = Call.of((params, *args), kwargs)
     params_at = [k for k, i in enumerate(call.traced) if call.is_param[i]]
     closed, _ = program.trace(call)
@@ -67,19 +70,48 @@ def discover(
         if used[k] and perturbable(call.arrays[k].dtype)
     }
     roles, reports = settle_roles(program, call, choices)
-    return WeightRoles(
-        tuple(
-            weight_role(call, k, used[k], trace.uses.get(k, []), roles.get(k), reports)
-            for k in params_at
-        )
-    )
+    leaves = [
+        weight_role(call, k, used[k], trace.uses.get(k, []), roles.get(k), reports)
+        for k in params_at
+    ]
+    return WeightRoles(tuple(_as_evolved(leaves, params)))
+
+
+def _as_array(x: PyTree) -> PyTree:
+    """Python floats are parameters too; other Python values may decide what the program is."""
+    return np.asarray(x, jnp.result_type(float)) if type(x) is float else x
+
+
+def _as_evolved(leaves: list[WeightRole], params: PyTree) -> Iterator[WeightRole]:
+    """The roles as sr.eggroll takes them: beside floats, int8 stands still.
+
+    Not so the values of `quant.Int8` nodes, which stand for floats; there the scale stands still.
+    """
+    is_codes = lambda node: getattr(node, "codes_of_floats", False)
+    nodes = jax.tree_util.tree_leaves_with_path(params, is_leaf=is_codes)
+    coded = {
+        path_of((*path, *rest))
+        for path, node in nodes
+        if is_codes(node)
+        for rest, _ in jax.tree_util.tree_leaves_with_path(node)
+    }
+    moves = [leaf for leaf in leaves if leaf.kind not in ("frozen", "unused")]
+    floats = any(leaf.path in coded or leaf.dtype != "int8" for leaf in moves)
+    for leaf in leaves:
+        if leaf in moves and leaf.path in coded and leaf.dtype != "int8":
+            yield replace(leaf, kind="frozen", reason="the scale of int8 weights", roles=None)
+        elif leaf in moves and leaf.path not in coded and leaf.dtype == "int8" and floats:
+            why = "int8 beside floats: sr.eggroll evolves those, sr.lattice int8"
+            yield replace(leaf, kind="frozen", reason=why, integer_kind=leaf.kind)
+        else:
+            yield leaf
 
 
 def perturbable(dtype: DTypeLike) -> bool:
-    """Floats, and integers of at most 8 bits (weights on the lattice)."""
+    """Floats that have a sign, and int8 (weights on the lattice)."""
     if jnp.issubdtype(dtype, jnp.floating):
-        return True
-    return jnp.issubdtype(dtype, jnp.signedinteger) and jnp.iinfo(dtype).bits <= 8
+        return jnp.dtype(dtype) != UNSIGNED
+    return dtype == jnp.int8
 
 
 def candidates(shape: Sequence[int], uses: Sequence[Use], stacked: set[int]) -> list[str]:
@@ -159,14 +191,18 @@ def weight_role(
     array, path = call.arrays[k], call.paths[call.traced[k]]
     report = next((r for r in reports if r.path == path), None)
     kind: Kind
+    formed = False
     if not used:
         kind, reason = "unused", "no output depends on it"
     elif not perturbable(array.dtype):
-        kind, reason = "frozen", f"{array.dtype} is neither a float nor a short integer"
+        kind, reason = "frozen", f"{array.dtype} is neither a float nor int8"
+        if jnp.issubdtype(array.dtype, jnp.complexfloating):
+            reason += "; two real arrays in its place would be evolved"
     elif roles is not None:
         kind, reason = "low-rank", ""
     elif report is not None:
         kind, reason = "dense", f"consumed by '{report.primitive}' at {report.source}"
+        formed = True
     elif uses and all(use.elementwise for use in uses) and len(array.shape) > 1:
         kind, reason = "dense", f"small and only used elementwise: {uses[0]}"
     else:
@@ -181,4 +217,5 @@ def weight_role(
         uses=tuple(dict.fromkeys(map(str, uses))),
         meets=tuple(dict.fromkeys(use.meets for use in uses)),
         dealt=tuple(sorted(frozenset.intersection(*(u.dealt for u in uses)))) if uses else (),
+        formed=formed,
     )

@@ -144,8 +144,9 @@ class Factored:
     (in int8, int32 or float32 registers) and each rank-one product is rounded.
 
     Args:
-        base: the weight (...), any floating dtype, or integers of at most 32 bits.
-        left: (s and m axes of base, r); `Blocks` may stand in its place.
+        base: the weight (...), any floating or complex dtype, or signed integers.
+        left: (s and m axes of base, r); `Blocks` may stand in its place. It may have another type
+            than base; complex factors need a complex base.
         right: (s and n axes of base, r); `Blocks` may stand in its place.
         gain: None, () or (r,).
         roles: one of s, m, n per axis of base.
@@ -212,45 +213,44 @@ class Factored:
     def dense(self, dtype: DTypeLike | None = None) -> Array:
         """The full weight, in the dtype of `base` or in `dtype`. Costs an array of base's shape.
 
-        An int8 base is clipped to +-127 after the thin term is added; real factors, in units of
-        its codes, are first rounded to nearest.
+        A base of at most 8 bits is clipped after the thin term is added, int8 to +-127 and int4 to
+        +-7; real factors, in units of its codes, are first rounded to nearest.
         """
+        wide = wide_dtype(common_dtype(self.base, self.left, self.right))
         if self.lattice is None and self.rank > MANY:
-            return settled(self._product(), dtype or self.dtype)
+            return settled(cast(self.base, wide) + self._product(wide), dtype or self.dtype)
         left = self._spread("left")
         right = self._spread("right")
         if self.lattice is not None:
-            wide = jnp.int32 if jnp.issubdtype(self.dtype, jnp.integer) else self.dtype
-            total = cast(self.base, wide)
+            register = jnp.int32 if jnp.issubdtype(self.dtype, jnp.integer) else self.dtype
+            total = cast(self.base, register)
             for j in range(self.rank):
                 gain = gain_of(self.gain, j)
-                total = total + self.lattice.entry(left[..., j], right[..., j], gain, wide)
+                total = total + self.lattice.entry(left[..., j], right[..., j], gain, register)
             return saturate(total, dtype or self.dtype)
-        wide = wide_dtype(common_dtype(self.base, self.left, self.right))
         thin = jnp.sum(
             lax.mul(*_same_shape(scale_rank(cast(left, wide), self.gain), cast(right, wide))),
             axis=-1,
         )
         return settled(cast(self.base, wide) + thin, dtype or self.dtype)
 
-    def _product(self) -> Array:
-        """`dense` as one matrix product, for ranks at which a sum of outer products is slow."""
+    def _product(self, wide: np.dtype) -> Array:
+        """The thin term in `wide`, as one matrix product: a sum of many outer ones is slow."""
         left, right = (list(self.axes(side)) for side in ("left", "right"))
         shared = [i for i in left if i in right]
-        wide = common_dtype(self.left, self.right)
+        short = common_dtype(self.left, self.right) if self.gain is None else wide
         thin = lax.dot_general(
-            scale_rank(cast(self.left, wide), self.gain),
-            cast(self.right, wide),
+            scale_rank(cast(self.left, short), self.gain),
+            cast(self.right, short),
             (
                 ((len(left),), (len(right),)),
                 ([left.index(i) for i in shared], [right.index(i) for i in shared]),
             ),
             precision=lax.Precision.HIGHEST,
-            preferred_element_type=wide_dtype(wide),
+            preferred_element_type=wide_dtype(short),
         )
         order = [*shared, *(i for i in (*left, *right) if i not in shared)]
-        thin = lax.transpose(thin, [order.index(i) for i in range(self.ndim)])
-        return cast(self.base, thin.dtype) + thin
+        return cast(lax.transpose(thin, [order.index(i) for i in range(self.ndim)]), wide)
 
     def _spread(self, side: Side) -> Array:
         """A factor with a size-1 axis for every axis of base that it does not carry."""
@@ -269,8 +269,42 @@ def wide_dtype(dtype: DTypeLike) -> np.dtype:
 
 def common_dtype(*arrays: Array) -> np.dtype:
     """The type all arrays fit in, also where JAX is told to promote nothing silently."""
+    return common_type(*(a.dtype for a in arrays))
+
+
+def common_type(*dtypes: DTypeLike) -> np.dtype:
+    """The type that numbers of all these types fit in.
+
+    JAX promotes no floats of 8 bits or fewer and no integers of fewer than 8. Beside others they
+    count as bfloat16 and int8, which hold them exactly.
+
+    >>> common_type(jnp.float8_e4m3fn, jnp.float8_e5m2), common_type(jnp.int4, jnp.float16)
+    (dtype(bfloat16), dtype('float16'))
+    """
+    if len({jnp.dtype(each) for each in dtypes}) > 1:
+        dtypes = tuple(map(computable, dtypes))
     with jax.numpy_dtype_promotion("standard"):
-        return jnp.result_type(*(a.dtype for a in arrays))
+        return jnp.result_type(*dtypes)
+
+
+def computable(dtype: DTypeLike) -> DTypeLike:
+    """bfloat16 for floats of 8 bits or fewer, int8 for integers of fewer; else `dtype`."""
+    if is_tiny(dtype):
+        return jnp.bfloat16
+    small = jnp.issubdtype(dtype, jnp.integer) and jnp.iinfo(dtype).bits < 8
+    return jnp.int8 if small else dtype
+
+
+def whole_bytes(dtype: DTypeLike) -> DTypeLike:
+    """`dtype`, or of numbers of fewer than 8 bits the next one of XLA's own."""
+    number = jnp.issubdtype(dtype, jnp.inexact) or jnp.issubdtype(dtype, jnp.integer)
+    info = jnp.finfo if jnp.issubdtype(dtype, jnp.inexact) else jnp.iinfo
+    return computable(dtype) if number and info(dtype).bits < 8 else dtype
+
+
+def is_tiny(dtype: DTypeLike) -> bool:
+    """Whether it is a float of 8 bits or fewer, too coarse for the factors of a weight."""
+    return jnp.issubdtype(dtype, jnp.floating) and jnp.finfo(dtype).bits <= 8
 
 
 def scale_rank(t: Array, gain: Gain) -> Array:
@@ -287,9 +321,10 @@ def gain_of(gain: Gain, component: int) -> Gain:
 
 
 def saturate(total: Array, dtype: DTypeLike) -> Array:
-    """To `dtype`; int8 is clipped to +-127 (never -128), anything else is converted."""
-    if jnp.dtype(dtype) == jnp.int8:
-        total = lax.clamp(jnp.array(-127, total.dtype), total, jnp.array(127, total.dtype))
+    """To `dtype`; int8 is clipped to +-127 (never -128), int4 to +-7, others are converted."""
+    if jnp.issubdtype(dtype, jnp.signedinteger) and jnp.iinfo(dtype).bits <= 8:
+        most = jnp.array(jnp.iinfo(dtype).max, total.dtype)
+        total = lax.clamp(-most, total, most)
     return cast(total, dtype)
 
 

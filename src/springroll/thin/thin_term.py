@@ -17,8 +17,11 @@ from springroll.thin.factored_array import (
     Lattice,
     cast,
     common_dtype,
+    common_type,
     gain_of,
+    is_tiny,
     scale_rank,
+    whole_bytes,
 )
 from springroll.thin.walk import Memo
 
@@ -43,13 +46,14 @@ class Thin(NamedTuple):
     right_labels: list[int]
     gain: Gain = None
     lattice: Lattice | None = None
+    dtype: np.dtype | None = None  # of the weight; None: not narrower than what meets it
 
     @classmethod
     def of(cls, w: Factored, labels: list[int]) -> Thin:
         """The thin term of `w`, given the labels of base's axes."""
         left = [*(labels[i] for i in w.axes("left")), RANK]
         right = [*(labels[i] for i in w.axes("right")), RANK]
-        return cls(w.left, left, w.right, right, w.gain, w.lattice)
+        return cls(w.left, left, w.right, right, w.gain, w.lattice, w.dtype)
 
 
 def thin_term(
@@ -67,6 +71,9 @@ def thin_term(
     `memo` remembers products of an activation with a factor, for other weights that meet the same
     two: x P is computed, kept for the gradient and differentiated once for q, k and v.
 
+    x meets the factors in the type in which it meets the weight: that which holds both. So a thin
+    term is as exact as the product with the formed weight, and complex where that is.
+
     x meets first the factor with which it sums over more, so the intermediate has x's free axes
     and the rank; the gain is applied there. On a lattice the second factor must not be summed
     (see `stays_on_lattice`).
@@ -83,6 +90,8 @@ def thin_term(
         exact = _exact_dtype(x, x_labels, middle)
         options = {"dtype": exact, "precision": lax.Precision.HIGHEST}
         x, first = cast(x, options["dtype"]), cast(first, options["dtype"])
+    elif thin.dtype is not None:
+        x = _promoted(x, thin.dtype, memo)
     rank = first.shape[-1]
     rows = math.prod(n for c, n in zip(x_labels, x.shape, strict=True) if c not in f_labels)
     if rank > 1 or rows < FEW_ROWS:
@@ -109,6 +118,14 @@ def thin_term(
             for t, part in zip(ts, _components(second), strict=True)
         ]
     return sum(parts[1:], parts[0])
+
+
+def _promoted(x: Array, dtype: np.dtype, memo: Memo | None) -> Array:
+    """x in the type that holds both it and a weight of `dtype`."""
+    wanted = common_type(x.dtype, dtype)
+    if x.dtype == wanted or memo is None:
+        return cast(x, wanted)
+    return memo.once(lambda: cast(x, wanted), (x,), "promoted", wanted)
 
 
 def _once(
@@ -171,8 +188,13 @@ def _exact_dtype(x: Array, x_labels: list[int], middle: list[int]) -> np.dtype:
     return jnp.dtype(jnp.float32 if floats or small else jnp.int32)
 
 
-def stays_on_lattice(x_labels: list[int], thin: Thin, out: list[int]) -> bool:
-    """Whether every rank-one product appears by itself, so that it can be rounded by itself."""
+def stays_on_lattice(x: Array, x_labels: list[int], thin: Thin, out: list[int]) -> bool:
+    """Whether every rank-one product appears by itself, so that it can be rounded by itself.
+
+    Complex numbers cannot be rounded.
+    """
+    if jnp.issubdtype(x.dtype, jnp.complexfloating):
+        return False
     _, (_, s_labels) = _order(thin, x_labels, out)
     return all(c in out for c in s_labels if c != RANK)
 
@@ -202,7 +224,7 @@ def contract(
     summed = [c for c in a_labels if c in b_labels and c not in out]
     if not summed:
         return _multiply(spread(a, a_labels, out), spread(b, b_labels, out), dtype)
-    a, b = _same_dtype(a, b)
+    a, b = same_dtype(a, b)
     batch = [c for c in a_labels if c in b_labels and c in out]
 
     def where(labels: Sequence[int], wanted: Sequence[int]) -> list[int]:
@@ -217,16 +239,21 @@ def contract(
     return lax.transpose(result, where(order, out)) if order != out else result
 
 
-def _same_dtype(a: Array, b: Array) -> tuple[Array, Array]:
-    """The activation is the big operand, so the factor takes its type if that loses nothing big."""
-    if a.dtype == b.dtype:
-        return a, b
-    if jnp.issubdtype(a.dtype, jnp.floating):
-        return a, cast(b, a.dtype)
-    if jnp.issubdtype(b.dtype, jnp.floating):
-        return cast(a, b.dtype), b
-    wider = common_dtype(a, b)
-    return cast(a, wider), cast(b, wider)
+def same_dtype(x: Array, factor: Array) -> tuple[Array, Array]:
+    """Both in one type: that of x, the big operand, if it has room for numbers like the factor's.
+
+    A complex factor has no room in floats, a float none in integers, and nothing in floats of 8
+    bits: then both take their common type.
+    """
+    x, factor = cast(x, whole_bytes(x.dtype)), cast(factor, whole_bytes(factor.dtype))
+    if x.dtype == factor.dtype:
+        return x, factor
+    kinds = (jnp.integer, jnp.floating, jnp.complexfloating)
+    kind = lambda a: max((i for i, k in enumerate(kinds) if jnp.issubdtype(a.dtype, k)), default=0)
+    if kind(x) >= max(1, kind(factor)) and not is_tiny(x.dtype):
+        return x, cast(factor, x.dtype)
+    wider = common_dtype(x, factor)
+    return cast(x, wider), cast(factor, wider)
 
 
 def spread(a: Array, labels: list[int], out: list[int]) -> Array:

@@ -10,15 +10,18 @@ from dataclasses import dataclass, field
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax import Array
 from jax.extend import core as jex
 
 from springroll import compat
-from springroll.errors import InputError
+from springroll.errors import InputError, kind_of
 from springroll.thin.densify import DEFAULT_LIMIT, Policy
-from springroll.thin.factored_array import SIDES, Factored
+from springroll.thin.factored_array import SIDES, Blocks, Factored, cast, computable
 from springroll.thin.interpreter import Operand, interpret
 from springroll.thin.rules import RULES
-from springroll.trees import PyTree, path_of
+from springroll.trees import PyTree, is_numeric, path_of
+
+UNSIGNED = jnp.dtype(jnp.float8_e8m0fnu)  # a float without a sign and without zero
 
 
 @dataclass
@@ -86,7 +89,11 @@ def _flatten(fn: Callable[..., PyTree], call: Call) -> Callable[..., PyTree]:
     @functools.wraps(fn)
     def flat(*arrays: jax.Array) -> PyTree:
         args, kwargs = jax.tree.unflatten(call.tree, statics.with_arrays(arrays).leaves)
-        return fn(*args, **kwargs)
+        result = fn(*args, **kwargs)
+        for x in jax.tree.leaves(result):
+            if not is_numeric(x):
+                raise InputError(f"fn returned {kind_of(x)}; expected arrays")
+        return result
 
     return flat
 
@@ -156,7 +163,15 @@ def prepare(weight: Factored, path: str) -> Factored:
     parts = jax.tree.leaves((weight.left, weight.right, weight.gain))
     mesh_axes = frozenset[str]().union(*map(compat.varying, parts))
     base = compat.vary(weight.base, sorted(mesh_axes))
-    return dataclasses.replace(weight, base=base, path=path)
+    left, right = map(_computable, (weight.left, weight.right))
+    return dataclasses.replace(weight, base=base, left=left, right=right, path=path)
+
+
+def _computable(factor: Array | Blocks) -> Array | Blocks:
+    """A factor in a type that JAX adds and multiplies, which holds it exactly."""
+    if isinstance(factor, Blocks):
+        return factor
+    return cast(factor, computable(factor.dtype))
 
 
 def check(weight: Factored, path: str) -> None:
@@ -187,10 +202,31 @@ def check(weight: Factored, path: str) -> None:
         raise InputError(
             f"{name}: gain has shape {jnp.shape(weight.gain)}; it must be () or ({weight.rank},)."
         )
-    wide = jnp.issubdtype(weight.dtype, jnp.integer) and weight.dtype.itemsize > 1
-    if weight.lattice is None and wide:
-        parts = jax.tree.leaves((weight.left, weight.right, weight.gain))
-        if not all(jnp.issubdtype(p.dtype, jnp.integer) for p in parts):
+    _check_dtypes(weight, name)
+
+
+def _check_dtypes(weight: Factored, name: str) -> None:
+    """Raise InputError unless base + gain * left @ right.T has a meaning in the type of base."""
+    dtypes = {"base": weight.dtype, "left": weight.left.dtype, "right": weight.right.dtype}
+    if weight.gain is not None:
+        dtypes["gain"] = jnp.result_type(weight.gain)
+    is_a = lambda part, kind: jnp.issubdtype(dtypes[part], kind)
+    for part, dtype in dtypes.items():
+        if not (is_a(part, jnp.inexact) or is_a(part, jnp.signedinteger)) or dtype == UNSIGNED:
             raise InputError(
-                f"{name}: an {weight.dtype} base with real factors needs a lattice (how to round)."
+                f"{name}: {part} is {dtype}; expected floats, complex numbers or signed integers."
             )
+        if is_a(part, jnp.complexfloating) and weight.lattice is not None:
+            raise InputError(f"{name}: {part} is {dtype}; a lattice rounds real numbers only.")
+        if is_a(part, jnp.complexfloating) and not is_a("base", jnp.complexfloating):
+            raise InputError(
+                f"{name}: {part} is {dtype} and base {dtypes['base']}, which has no room for"
+                " imaginary parts; make the base complex or the factors real."
+            )
+    real = [part for part in dtypes if is_a(part, jnp.inexact)]
+    codes = weight.dtype.itemsize == 1 and {"left", "right"} & {*real}
+    if weight.lattice is None and is_a("base", jnp.integer) and real and not codes:
+        raise InputError(
+            f"{name}: an {weight.dtype} base with a {real[0]} in {dtypes[real[0]]} needs a lattice"
+            " (how to round)."
+        )

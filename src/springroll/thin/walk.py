@@ -37,7 +37,8 @@ def walk(
         return constant(atom.val) if isinstance(atom, compat.Literal) else values[atom]
 
     for eqn in opened.eqns:
-        outs = step(eqn, [read(atom) for atom in eqn.invars])
+        with compat.inside(eqn):
+            outs = step(eqn, [read(atom) for atom in eqn.invars])
         values.update(zip(eqn.outvars, outs, strict=True))
     return [read(atom) for atom in opened.outvars]
 

@@ -5,9 +5,18 @@ import dataclasses
 import jax.numpy as jnp
 from jax import Array, lax
 from jax.extend import core as jex
+from jax.typing import DTypeLike
 
 from springroll import compat
-from springroll.thin.factored_array import SIDES, Factored, Side, cast
+from springroll.thin.factored_array import (
+    SIDES,
+    Factored,
+    Side,
+    cast,
+    common_dtype,
+    computable,
+    is_tiny,
+)
 from springroll.thin.interpreter import Frame, Operand, Outputs
 from springroll.thin.rules.joining import add_factored
 
@@ -15,22 +24,38 @@ from springroll.thin.rules.joining import add_factored
 def convert_element_type(frame: Frame, eqn: jex.JaxprEqn, w: Factored) -> Outputs:
     """Casts the base, and the factors of a real weight; lattice factors keep their integers.
 
-    The gain keeps its own type: it carries sigma, which short floats would round.
+    The gain keeps its own type: it carries sigma, which short floats would round. So do factors
+    beside a base of 8 bits. The real part of a complex product is not that of its factors.
     """
     new = eqn.params["new_dtype"]
+    base = cast(w.base, new)
     if w.lattice is not None:
-        numeric = jnp.issubdtype(new, jnp.integer) or jnp.issubdtype(new, jnp.floating)
-        return [dataclasses.replace(w, base=cast(w.base, new))] if numeric else None
-    real = any(jnp.issubdtype(part.dtype, jnp.inexact) for part in (w.base, w.left, w.right))
-    if real and not jnp.issubdtype(new, jnp.inexact):
-        return None
-    return [w.map(lambda a, axes: cast(a, new))]
+        return [dataclasses.replace(w, base=base)] if _holds_int8(new) else None
+    if jnp.issubdtype(w.dtype, jnp.integer) and jnp.issubdtype(new, jnp.integer):
+        return None  # it may wrap around
+    for kind in (jnp.inexact, jnp.complexfloating):
+        loses = any(jnp.issubdtype(part.dtype, kind) for part in (w.base, w.left, w.right))
+        if loses and not jnp.issubdtype(new, kind):
+            return None
+    if is_tiny(new):
+        return [dataclasses.replace(w, base=base)]
+    left, right = (cast(w.factor(side), computable(new)) for side in SIDES)
+    return [dataclasses.replace(w, base=base, left=left, right=right)]
+
+
+def _holds_int8(dtype: DTypeLike) -> bool:
+    if jnp.issubdtype(dtype, jnp.integer):
+        return jnp.iinfo(dtype).bits >= 8
+    return jnp.issubdtype(dtype, jnp.floating) and not is_tiny(dtype)
 
 
 def reduce_precision(frame: Frame, eqn: jex.JaxprEqn, w: Factored) -> Outputs:
     if w.lattice is not None:
         return None
-    return [w.map(lambda a, axes: compat.bind(eqn, a)[0])]
+    round_floats = lambda a, axes: (
+        compat.bind(eqn, a)[0] if jnp.issubdtype(a.dtype, jnp.inexact) else a
+    )
+    return [w.map(round_floats)]
 
 
 def neg(frame: Frame, eqn: jex.JaxprEqn, w: Factored) -> Outputs:
@@ -73,8 +98,9 @@ def _scale(
     by = jnp.asarray(by)
     op = lax.mul if eqn.primitive.name == "mul" else lax.div
     base = op(w.base, jnp.broadcast_to(by, w.shape))
-    factor = w.factor(side)
-    small = cast(_only(by, varies), factor.dtype)
+    exact = common_dtype(w.base, w.factor(side))  # integer noise would lose the scale
+    factor = cast(w.factor(side), exact)
+    small = cast(_only(by, varies), exact)
     if small.ndim:
         own = w.axes(side)
         small = lax.squeeze(small, [i for i in range(w.ndim) if i not in own])

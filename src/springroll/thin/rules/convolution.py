@@ -12,7 +12,7 @@ from springroll import compat
 from springroll.thin.axis_trace import AxisTrace, Refs, used_up
 from springroll.thin.factored_array import Factored, cast, scale_rank, wide_dtype
 from springroll.thin.interpreter import Frame, Operand, Outputs
-from springroll.thin.thin_term import RANK, contract
+from springroll.thin.thin_term import RANK, Options, contract, same_dtype
 
 WIDEST = 4  # taps * rank may be this many times the input channels
 
@@ -37,7 +37,8 @@ def conv_general_dilated(frame: Frame, eqn: jex.JaxprEqn, x: Operand, w: Factore
     t = scale_rank(jnp.moveaxis(t, channel, -1), w.gain)
     labels = list(range(t.ndim - 1))
     output = t.ndim
-    term = contract(t, [*labels, RANK], last, [output, RANK], [*labels, output], dtype=wide)
+    options: Options = {"dtype": wide, "precision": p["precision"]}
+    term = contract(t, [*labels, RANK], last, [output, RANK], [*labels, output], **options)
     main = compat.bind(eqn, x, w.base, preferred_element_type=wide)[0]
     return [cast(main + jnp.moveaxis(term, -1, channel), dtype)]
 
@@ -66,11 +67,12 @@ def _with_kernel(
     width = math.prod(taps) * rank
     if width > WIDEST * inputs:
         kernel = jnp.moveaxis(kernel, range(len(rhs)), (*rhs[1:], rhs[0]))
-        return compat.bind(eqn, x, cast(kernel, x.dtype), preferred_element_type=wide)[0]
+        return compat.bind(eqn, *same_dtype(x, kernel), preferred_element_type=wide)[0]
     labels = list(range(x.ndim))
     out = [x.ndim if i == lhs[1] else c for i, c in enumerate(labels)]
     flat = lax.reshape(kernel, (inputs, width))
-    y = contract(x, labels, flat, [lhs[1], x.ndim], out, dtype=wide)
+    precision = eqn.params["precision"]
+    y = contract(x, labels, flat, [lhs[1], x.ndim], out, dtype=wide, precision=precision)
     shifts = jnp.asarray(_shifts(taps, rank, rhs), wide)
     return compat.bind(eqn, y, shifts, preferred_element_type=wide)[0]
 

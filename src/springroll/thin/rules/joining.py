@@ -17,6 +17,7 @@ from springroll.thin.factored_array import (
     cast,
     common_dtype,
     scale_rank,
+    wide_dtype,
 )
 from springroll.thin.interpreter import Frame, Operand, Outputs
 
@@ -56,6 +57,8 @@ def _concatenate(parts: list[Operand], axis: int) -> Outputs:
     parts = [_aligned(p, first.roles) if isinstance(p, Factored) else p for p in parts]
     thin = [p for p in parts if isinstance(p, Factored)]
     if any(p.roles != first.roles or p.lattice != first.lattice for p in thin):
+        return None
+    if first.roles[axis] == "s" and any(map(_rounded_with_gain, thin)):
         return None
     base = lax.concatenate([p.base if isinstance(p, Factored) else p for p in parts], axis)
     factors = _stack_shared if first.roles[axis] == "s" else _stack_blocks
@@ -106,18 +109,28 @@ def _stack_shared(parts: list[Operand], thin: list[Factored], axis: int) -> dict
     def stacked(side: Side) -> Array:
         at = thin[0].axes(side).index(axis)
         dtype = common_dtype(*(p.factor(side) for p in thin))
+        if side == "left" and thin[0].lattice is None and any(p.gain is not None for p in thin):
+            # The gain becomes a part of the factor, which must have room for it.
+            dtype = wide_dtype(common_dtype(*(part for p in thin for part in (p.base, p.left))))
         rows = []
         for part in parts:
             if isinstance(part, Factored):
-                f = part.factor(side)
+                f = cast(part.factor(side), dtype)
                 f = scale_rank(f, part.gain) if side == "left" else f
-                rows.append(cast(_padded(f, f.ndim - 1, 0, rank - part.rank), dtype))
+                rows.append(_padded(f, f.ndim - 1, 0, rank - part.rank))
             else:
                 shape = [part.shape[i] for i in thin[0].axes(side)]
                 rows.append(jnp.zeros((*shape, rank), dtype))
         return lax.concatenate(rows, at)
 
     return {"left": stacked("left"), "right": stacked("right"), "gain": None}
+
+
+def _rounded_with_gain(w: Factored) -> bool:
+    """Whether the gain cannot become a part of the factors, since it counts before rounding."""
+    if w.lattice is None or w.gain is None:
+        return False
+    return jnp.issubdtype(jnp.result_type(w.gain), jnp.inexact)
 
 
 def _aligned(w: Factored, roles: str) -> Factored:

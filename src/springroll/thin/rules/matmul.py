@@ -11,7 +11,7 @@ from jax.extend import core as jex
 from springroll import compat
 from springroll.thin.axis_trace import AxisTrace, Refs, used_up
 from springroll.thin.densify import is_free
-from springroll.thin.factored_array import Factored, Side, cast, scale_rank, wide_dtype
+from springroll.thin.factored_array import Factored, Side, cast, scale_rank, whole_bytes, wide_dtype
 from springroll.thin.interpreter import Frame, Operand, Outputs
 from springroll.thin.rules.joining import side_by_side
 from springroll.thin.thin_term import (
@@ -50,14 +50,16 @@ def _times_activation(
     else:
         x_labels, w_labels, out = dot_labels(eqn, x.ndim, w.ndim)
     thin = Thin.of(w, w_labels)
-    if w.lattice is not None and not stays_on_lattice(x_labels, thin, out):
+    if w.lattice is not None and not stays_on_lattice(x, x_labels, thin, out):
         return None
     dtype = compat.dtype_of(eqn.outvars[0])
     wide = wide_dtype(dtype)
     precision = _precision(eqn, w)
     x = _written_once(frame, x, x_labels, w_labels, w)
     term = thin_term(x, x_labels, thin, out, dtype=wide, precision=precision, memo=frame.memo)
-    operands = (w.base, x) if weight_first else (x, w.base)
+    # XLA multiplies no numbers of fewer than 8 bits on a CPU.
+    operands = [cast(v, whole_bytes(v.dtype)) for v in (x, w.base)]
+    operands = operands[::-1] if weight_first else operands
     changed = {"preferred_element_type": wide, "precision": precision}
     if isinstance(eqn.params["precision"], lax.DotAlgorithmPreset):
         changed = {}  # an algorithm fixes the types of its products
@@ -224,8 +226,8 @@ def ragged_thin(eqn: jex.JaxprEqn, x: Array, w: Factored, sizes: Array) -> Array
         return jnp.take(factor, expert, axis=0, mode="clip"), [rows, *labels]
 
     left, right = own(w.left, w.axes("left")), own(w.right, w.axes("right"))
-    thin = Thin(*left, *right, w.gain, w.lattice)
-    if w.lattice is not None and not stays_on_lattice([rows, m], thin, [rows, n]):
+    thin = Thin(*left, *right, w.gain, w.lattice, w.dtype)
+    if w.lattice is not None and not stays_on_lattice(x, [rows, m], thin, [rows, n]):
         return None
     wide = wide_dtype(compat.dtype_of(eqn.outvars[0]))
     precision = lax.Precision.HIGHEST if w.lattice is not None else eqn.params["precision"]

@@ -9,8 +9,8 @@ from jax.extend import core as jex
 
 from springroll import compat
 from springroll.thin.axis_trace import AxisTrace, Flow, Ref, Refs, moved
-from springroll.thin.factored_array import Factored
-from springroll.thin.interpreter import Frame, Operand, Outputs
+from springroll.thin.factored_array import Factored, cast, common_dtype
+from springroll.thin.interpreter import Frame, Operand, Outputs, is_coded
 
 
 def identity(frame: Frame, eqn: jex.JaxprEqn, *ws: Operand) -> Outputs:
@@ -33,8 +33,11 @@ def each_part(frame: Frame, eqn: jex.JaxprEqn, w: Factored) -> Outputs:
 def settle(w: Factored) -> Operand:
     """A row of a weight (nothing left of one factor's own axes) as a plain array.
 
-    It is no bigger than the factor it came from, so this costs nothing and is not reported.
+    It is no bigger than the factor it came from, so this costs nothing and is not reported. Codes
+    stay as they are: what the thin term adds to them is not to be rounded.
     """
+    if is_coded(w):
+        return w
     for own in "mn":
         if all(w.shape[i] == 1 for i, role in enumerate(w.roles) if role == own):
             return w.dense()
@@ -272,7 +275,8 @@ def reduce_sum(frame: Frame, eqn: jex.JaxprEqn, w: Factored) -> Outputs:
         return None
 
     def go(a: Array, axes: tuple[int, ...]) -> Array:
-        return jnp.sum(a, axis=tuple(axes.index(i) for i in gone if i in axes))
+        own = tuple(axes.index(i) for i in gone if i in axes)
+        return jnp.sum(cast(a, common_dtype(a, w.base)), axis=own) if own else a
 
     roles = "".join(role for i, role in enumerate(w.roles) if i not in gone)
     return [settle(w.map(go, roles))]

@@ -6,6 +6,7 @@ import pytest
 
 from springroll.errors import InputError
 from springroll.evolve import shaping
+from springroll.evolve.strategy import fitness_metrics
 
 F = np.array([3.0, -1.0, 2.5, 2.5, 0.0, 7.0, -4.0, 1.0], np.float32)
 HOLES = np.array([3.0, np.nan, 2.5, np.inf, 0.0, 7.0, -np.inf, 1.0], np.float32)
@@ -92,3 +93,79 @@ def test_bad_input():
         shaping.group_centred(3)(jnp.asarray(F))
     with pytest.raises(InputError, match=r"group has shape \[2\]; expected \[8\]"):
         shaping.group_centred(np.array([0, 1]))(jnp.asarray(F))
+
+
+def plain_z(values):
+    values = np.asarray(values, np.float64)
+    return (values - values.mean()) / np.sqrt(values.var() + 1e-5)
+
+
+@pytest.mark.parametrize("shape", [*shaping.SHAPINGS.values(), shaping.group_centred(4)])
+@pytest.mark.parametrize(
+    "values",
+    [
+        [3e38, 2e38] * 4,
+        [3e38, -3e38] * 4,
+        [3.4e38] * 8,
+        [-3.4e38, 3.4e38, 1, 2, 3, 4, 5, 6],
+        [-1e20, 1, 2, 3, 4, 5, 6, 7],
+        [1e20, 1, 2, 3, 4, 5, 6, 7],
+        [-1e20, 0, 0, 0, 0, 0, 0, 1],
+        [1e-40, 2e-40, 0, 0, 0, 0, 0, 1e-39],
+    ],
+)
+def test_finite_fitness_of_any_size_gives_finite_weights(shape, values):
+    got = np.asarray(shape(jnp.asarray(values, jnp.float32)))
+    assert np.isfinite(got).all() and abs(got.sum()) < 1e-4 * max(1, np.abs(got).sum())
+    assert np.abs(got).max() <= len(values) ** 0.5 + 1e-5
+
+
+def test_large_fitness_is_shaped_like_small():
+    for values in ([3, 2, 1, -2, 0, 1, 2, 3], [1, -1, 1, -1, 1, -1, 1, -1]):
+        for shape in (shaping.z_score, shaping.pair_difference, shaping.group_centred(4)):
+            small, large = (shape(jnp.asarray(values, jnp.float32) * s) for s in (1e3, 1e38))
+            np.testing.assert_allclose(large, small, rtol=1e-5, atol=1e-6)
+    equal = shaping.z_score(jnp.full(8, 3.3e38))
+    np.testing.assert_array_equal(equal, np.zeros(8))
+
+
+@pytest.mark.parametrize("penalty", [-1e3, -1e6, -1e12, -1e20, -3.4e38])
+@pytest.mark.parametrize("name", ["z_score", "pair_difference", "centred_ranks", "groups"])
+def test_a_penalty_of_any_size_costs_that_member_only(name, penalty):
+    shape = {**shaping.SHAPINGS, "groups": shaping.group_centred(4)}[name]
+    rest = [1.0, 2, 4, 3, 5, 9, 7]
+    got = np.asarray(shape(jnp.asarray([penalty, *rest], jnp.float32)))
+    bounded = np.asarray(shape(jnp.asarray([-1e20, *rest], jnp.float32)))
+    np.testing.assert_allclose(got, bounded, rtol=1e-3, atol=1e-3)  # its size does not matter
+    assert got.argmin() == 0 and got[2:].max() - got[2:].min() > 0.4
+
+
+def test_penalties_of_a_quarter_of_the_members():
+    rest = np.arange(12.0)
+    values = np.concatenate([rest, [-1e20, -1e20, -2e30, -3e38]]).astype(np.float32)
+    got = np.asarray(shaping.z_score(jnp.asarray(values)))
+    np.testing.assert_allclose(got, plain_z([*rest, *[-11.0] * 4]), rtol=1e-5, atol=1e-6)
+
+
+@pytest.mark.parametrize(
+    "values", [[0, 0, 0, 1], [0, 1], [5, -90, 3, 2], [1, 1, 1, 1, 1, 1, 1, -9]]
+)
+def test_what_is_no_penalty_counts_in_full(values):
+    got = shaping.z_score(jnp.asarray(values, jnp.float32))
+    np.testing.assert_allclose(got, plain_z(values), rtol=1e-5)
+
+
+def test_integer_differences_do_not_wrap():
+    whole = jnp.array([2**31 - 1, -(2**31), 5, 4, 7, 9, 0, 3], jnp.int32)
+    got = np.asarray(shaping.pair_difference(whole))
+    assert got[0] > 0 and got.argmax() == 0
+    assert (np.sign(got) == np.asarray(shaping.pair_sign(whole))).all()
+    small = jnp.array([1, 3, 200, 2], jnp.uint8)
+    np.testing.assert_array_equal(np.sign(shaping.pair_difference(small)), [-1, 1, 1, -1])
+
+
+def test_the_metrics_do_not_overflow():
+    fitness = jnp.asarray([3e38, 1e38] * 2)
+    metrics = fitness_metrics(fitness, shaping.finite(fitness))
+    np.testing.assert_allclose(metrics["fitness_mean"], 2e38, rtol=1e-5)
+    np.testing.assert_allclose(metrics["fitness_std"], 1e38, rtol=1e-5)

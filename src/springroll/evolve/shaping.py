@@ -3,6 +3,13 @@
 Every shaping is a pure function (N,) -> (N,) float32. A member whose fitness is NaN or infinite has
 weight zero and does not count in any mean, deviation or rank. Members `2 p` and `2 p + 1` are an
 antithetic pair.
+
+Finite fitness of any size gives finite weights, and a penalty costs those who got it only. A member
+whose fitness lies further below all others than a hundred times what separates these counts as
+worse than the worst of them by what separates them. Without that bound the deviation would be its
+distance, and all others would weigh the same. It holds for up to a quarter of the members, and
+for the differences of `pair_difference` as for fitness. Populations without such members are
+shaped by the plain formulas.
 """
 
 from collections.abc import Callable
@@ -17,6 +24,8 @@ from springroll.errors import InputError
 
 Shaping: TypeAlias = Callable[[Array], Array]
 _EPSILON = 1e-5
+_FAR = 100.0  # times the range of all better members: from there on a fitness is a penalty
+_BITS = 40  # numbers above 2^48 are scaled to below 2^40, so that sums of their squares are finite
 
 
 def finite(fitness: Array) -> Array:
@@ -24,10 +33,45 @@ def finite(fitness: Array) -> Array:
     return jnp.isfinite(fitness.astype(jnp.float32))
 
 
+def scale_of(values: Array) -> Array:
+    """1, or the power of two that makes finite float32 values small enough to be squared."""
+    most = jnp.abs(values).max(initial=0.0)
+    shrink = jnp.ldexp(jnp.float32(1), _BITS - jnp.frexp(most)[1])
+    return jnp.where(most > 2.0 ** (_BITS + 8), shrink, jnp.float32(1))
+
+
+def without_penalties(values: Array, valid: Array, top: ArrayLike | None = None) -> Array:
+    """Finite float32 values (N,) with penalties drawn up to the others, see the module.
+
+    In ascending order v, what comes up to i is a penalty if v[i + 1] - v[i] is more than a hundred
+    times the range top - v[i + 1] of all that is better, and that is not zero. `top` is the highest
+    valid value unless it is given.
+    """
+    ordered = jnp.sort(jnp.where(valid, values, jnp.inf))
+    better = ordered[1:]
+    top = jnp.where(valid, values, -jnp.inf).max() if top is None else top
+    spread = top - better
+    few = 4 * jnp.arange(1, values.shape[0]) <= valid.sum()
+    far = few & (spread > 0) & (better - ordered[:-1] > _FAR * spread)
+    return jnp.maximum(values, jnp.where(far, better - spread, -jnp.inf).max(initial=-jnp.inf))
+
+
+def moderate(fitness: Array) -> Array:
+    """(N,) float32 fitness that formulas may square: NaN where it is not finite, see the module."""
+    valid = finite(fitness)
+    values = without_penalties(jnp.where(valid, fitness.astype(jnp.float32), 0.0), valid)
+    lowest, highest = (
+        f(jnp.where(valid, values, x)) for f, x in ((jnp.min, jnp.inf), (jnp.max, -jnp.inf))
+    )
+    values = jnp.where(lowest == highest, 0.0, values)  # the mean of equal numbers is a rounded one
+    return jnp.where(valid, values * scale_of(jnp.where(valid, values, 0.0)), jnp.nan)
+
+
 def _moments(fitness: Array) -> tuple[Array, Array, Array, Array]:
     """(values with zero where invalid, valid as float32, mean, variance) over the valid members."""
+    fitness = moderate(fitness)
     valid = finite(fitness).astype(jnp.float32)
-    values = jnp.where(valid > 0, fitness.astype(jnp.float32), 0.0)
+    values = jnp.where(valid > 0, fitness, 0.0)
     count = jnp.maximum(valid.sum(), 1.0)
     mean = values.sum() / count
     variance = (valid * (values - mean) ** 2).sum() / count
@@ -82,10 +126,28 @@ def pair_difference(fitness: Array) -> Array:
     """
     pairs = _in_pairs(fitness)
     both = finite(pairs).all(axis=1)
-    difference = jnp.where(both, (pairs[:, 0] - pairs[:, 1]).astype(jnp.float32), 0.0)
+    difference = _differences(pairs, both)
+    most = -without_penalties(-jnp.abs(difference), both, top=0.0)
+    difference = jnp.sign(difference) * most
+    difference = difference * scale_of(difference)
     square = jnp.sum(difference**2) / jnp.maximum(both.sum().astype(jnp.float32), 1.0)
     scaled = difference * jnp.where(square > 0, jax.lax.rsqrt(square), 0.0)
     return jnp.stack([scaled, -scaled], axis=1).reshape(-1)
+
+
+def _differences(pairs: Array, both: Array) -> Array:
+    """First minus second of (P, 2), float32, 0 where not `both`: of integers exactly.
+
+    Halves of all where one overflows.
+    """
+    first, second = (pairs[:, i].astype(jnp.float32) * 0.5 for i in (0, 1))
+    half = jnp.where(both, first - second, 0.0)
+    if jnp.issubdtype(pairs.dtype, jnp.integer):
+        wide = pairs if pairs.dtype == jnp.int64 else pairs.astype(jnp.int32)
+        exact = (wide[:, 0] - wide[:, 1]).astype(jnp.float32)
+        return jnp.where(both & (jnp.abs(half) < 2.0**29), exact, 2.0 * half)
+    exact = jnp.where(both, (pairs[:, 0] - pairs[:, 1]).astype(jnp.float32), 0.0)
+    return jnp.where(jnp.isfinite(exact).all(), exact, half)
 
 
 def group_centred(group: int | ArrayLike) -> Shaping:

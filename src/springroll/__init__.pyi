@@ -1,9 +1,11 @@
 """The public names of springroll."""
 
 from .errors import InputError as InputError
+from .evolve import best_member as best_member
 from .evolve import eggroll as eggroll
 from .evolve import evaluate as evaluate
 from .evolve import lattice as lattice
+from .evolve import member as member
 from .evolve import open_es as open_es
 from .models import load_hf as load_hf
 from .models import save_hf as save_hf

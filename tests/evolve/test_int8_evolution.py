@@ -279,7 +279,7 @@ def test_an_int8_model_learns():
 
 def test_scales_are_left_alone_with_and_without_discovered_roles():
     discovered = sr.discover(outputs, PARAMS, X)
-    assert discovered[UP].roles == "snm" and discovered["layers/up_proj/scale"].kind == "dense"
+    assert discovered[UP].roles == "snm" and discovered["layers/up_proj/scale"].kind == "frozen"
     for roles in (discovered, None):
         found = describe(PARAMS, rank=1, roles=roles)
         kinds = {leaf.path: (leaf.kind, leaf.dtype) for leaf in found.leaves}

@@ -4,6 +4,7 @@ from springroll.evolve.eggroll import eggroll, open_es
 from springroll.evolve.lattice import lattice
 from springroll.evolve.lattice_rules import RULES, Rule
 from springroll.evolve.members import Members, evaluate
+from springroll.evolve.one_member import best_member, member
 from springroll.evolve.roles import Roles
 from springroll.evolve.rows import Groups, PreparedRows, prepare_rows
 from springroll.evolve.shaping import SHAPINGS, Shaping, group_centred
@@ -21,10 +22,12 @@ __all__ = [
     "Shaping",
     "SigmaSchedule",
     "Strategy",
+    "best_member",
     "eggroll",
     "evaluate",
     "group_centred",
     "lattice",
+    "member",
     "open_es",
     "prepare_rows",
 ]

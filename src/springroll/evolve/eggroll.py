@@ -11,8 +11,9 @@ import jax.numpy as jnp
 import optax
 from jax import Array
 
-from springroll.errors import InputError
+from springroll.errors import InputError, kind_of
 from springroll.evolve import step
+from springroll.evolve.arguments import check_optimizer, is_positive
 from springroll.evolve.layer_population import check_elementwise
 from springroll.evolve.members import Members
 from springroll.evolve.roles import Roles, plan_keyword
@@ -24,6 +25,7 @@ from springroll.evolve.strategy import (
     SigmaSchedule,
     Strategy,
     as_arrays,
+    checked,
     fitness_metrics,
 )
 from springroll.evolve.update import direction
@@ -100,8 +102,8 @@ def eggroll(
 
     Args:
         pop_size: N, even with `antithetic` pairs. The update has rank min(N rank / 2, m, n).
-        sigma: Size of the perturbation in units of the weights, a number or a schedule of the
-            generation (an int32 scalar).
+        sigma: Size of the perturbation in units of the weights, a finite number or a schedule of
+            the generation (an int32 scalar).
         rank: Of E, at least 1.
         optimizer: Any optax optimizer (default `optax.sgd(0.1)`); it is handed minus the direction.
         roles: How each parameter is perturbed: what `sr.discover` returns, or path patterns with
@@ -110,7 +112,8 @@ def eggroll(
         noise: "gaussian" (float32), "rademacher" or "int8" (a quarter of the memory).
         noise_reuse: How many consecutive generations see the same noise; 1 is fresh every time.
         shaping: "z_score", "centred_ranks", "pair_sign", "pair_difference", or a function
-            (N,) -> (N,).
+            (N,) -> (N,). A fitness that is more than a hundred times further below the others than
+            these are apart counts as just worse than the worst of them (see `evolve.shaping`).
         lr_units: "sigma" hands the optimizer `-sigma / sqrt(N) sum fhat_i s_i E_i`, so that with
             SGD and z-scores the learning rate is the root mean square move per step in units of
             sigma, whatever N and sigma are; "paper" hands it `-1 / (N sigma) sum fhat_i s_i E_i`.
@@ -118,7 +121,8 @@ def eggroll(
             "stochastic" rounding without copies, "error_feedback", which is that for bfloat16 and
             one more byte per weight for `Int8` ones (see `quant.int8_weights`), or None, which
             loses them.
-        max_step_ratio: Bound on |step| / |weights| over all evolved parameters.
+        max_step_ratio: Bound on |step| / |weights| over all evolved parameters. With or without it
+            a weight or moment that would not be finite stays as it was.
         noise_budget_bytes: Factors up to this size (per device) are drawn once per generation and
             kept; beyond it they are drawn chunk by chunk, in the forward and again in the update.
         pairs_per_chunk: How many pairs the forward runs at once (per device), to bound activations.
@@ -126,12 +130,14 @@ def eggroll(
         antithetic: Whether members come in pairs of opposite sign.
 
     Returns:
-        The strategy. Its `tell` returns metrics: fitness_mean, fitness_max, fitness_std, sigma,
-        step_ratio, and dropped, the number of members whose fitness was NaN or infinite; they weigh
+        The strategy. Its `tell` takes fitness as an array or a list and returns metrics:
+        fitness_mean, fitness_max, fitness_std, sigma, step_ratio (not finite if the step was not),
+        and dropped, the number of members whose fitness was NaN or infinite; they weigh
         nothing, and if all of them are dropped nothing moves.
 
     Raises:
-        InputError: An argument is out of its range.
+        InputError: An argument is out of its range; in `init` also if a weight above 1 MiB would be
+            formed by every member although no role says so (see `docs/factored.md`).
 
     Source: arXiv 2511.16652v2, section 4, algorithm 1.
 
@@ -164,9 +170,12 @@ def eggroll(
     _check_step(lr_units, max_step_ratio)
     step.check_master(master)
     shape = shaping_named(shaping) if isinstance(shaping, str) else shaping
+    if not callable(shape):
+        raise InputError(f"shaping is {kind_of(shaping)}; expected a name or a function")
     if shape in (pair_sign, pair_difference) and not antithetic:
         raise InputError(f"shaping {shaping!r} compares antithetic pairs; it needs antithetic=True")
     optimizer = optimizer if optimizer is not None else optax.sgd(0.1)
+    check_optimizer(optimizer)
     return _by_direction(
         population,
         shape=shape,
@@ -190,7 +199,7 @@ def _by_direction(
 
     def init(key: Array, params: PyTree) -> EvolutionState:
         params = as_arrays(params)
-        perturbation = population.perturbation(params)
+        perturbation = population.announced(params)
         copies = step.master_copies(perturbation, params, master)
         weights = step.working_weights(perturbation, params, copies)
         seed = jax.random.bits(key, (2,), jnp.uint32)
@@ -208,8 +217,6 @@ def _by_direction(
     def tell(
         state: EvolutionState, members: Members, fitness: Array
     ) -> tuple[EvolutionState, Metrics]:
-        if fitness.shape != (members.size,):
-            raise InputError(f"fitness has shape {list(fitness.shape)}; expected [{members.size}]")
         perturbation, valid = members.perturbation, finite(fitness)
         sums = direction(members, shape(fitness))
         factor = _descent_factor(lr_units, members.sigma, valid)
@@ -218,7 +225,10 @@ def _by_direction(
         with jax.numpy_dtype_promotion("standard"):
             updates, opt_state = optimizer.update(gradients, state.opt_state, weights)
         updates, ratio = step.guarded(updates, weights, max_step_ratio)
-        moved = jax.tree.map(lambda w, u: w + u.astype(w.dtype), weights, updates)
+        moved = jax.tree.map(
+            lambda w, u: step.finite_or(w + u.astype(w.dtype), w), weights, updates
+        )
+        opt_state = jax.tree.map(step.finite_or, opt_state, state.opt_state)
         params, copies = step.stored(
             state.params, moved, state.master, master, state.seed, state.generation, members.first
         )
@@ -243,8 +253,8 @@ def _by_direction(
         max_step_ratio=max_step_ratio,
     )
     if max_step_ratio is not None:
-        return Strategy(init, ask, tell, "max_step_ratio bounds the step of all parameters")
-    return Strategy(init, ask, tell, Parts(population, make))
+        return checked(init, ask, tell, "max_step_ratio bounds the step of all parameters")
+    return checked(init, ask, tell, Parts(population, make))
 
 
 def _descent_factor(lr_units: str, sigma: Array, valid: Array) -> Array:
@@ -256,5 +266,5 @@ def _descent_factor(lr_units: str, sigma: Array, valid: Array) -> Array:
 def _check_step(lr_units: str, max_step_ratio: float | None) -> None:
     if lr_units not in ("sigma", "paper"):
         raise InputError(f"lr_units is {lr_units!r}; expected 'sigma' or 'paper'")
-    if max_step_ratio is not None and not max_step_ratio > 0:
+    if max_step_ratio is not None and not is_positive(max_step_ratio):
         raise InputError(f"max_step_ratio is {max_step_ratio}; expected a positive number or None")

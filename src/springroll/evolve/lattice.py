@@ -21,6 +21,8 @@ from springroll.evolve.strategy import (
     Population,
     SigmaSchedule,
     Strategy,
+    as_arrays,
+    checked,
     fitness_metrics,
 )
 from springroll.evolve.update import exact_sums
@@ -132,8 +134,8 @@ def by_votes(
     """
 
     def init(key: Array, params: PyTree) -> EvolutionState:
-        params = jax.tree.map(jnp.asarray, params)
-        evolved = {leaf.path for leaf in population.perturbation(params).evolved}
+        params = as_arrays(params)
+        evolved = {leaf.path for leaf in population.announced(params).evolved}
         memory = {path: rule.init(x) for path, x in named_leaves(params).items() if path in evolved}
         seed = jax.random.bits(key, (2,), jnp.uint32)
         return population.placed(EvolutionState(params, (), memory, seed, jnp.int32(0)))
@@ -146,8 +148,6 @@ def by_votes(
     def tell(
         state: EvolutionState, members: Members, fitness: Array
     ) -> tuple[EvolutionState, Metrics]:
-        if fitness.shape != (members.size,):
-            raise InputError(f"fitness has shape {list(fitness.shape)}; expected [{members.size}]")
         ballots = pair_votes(fitness)
         totals = exact_sums(members, ballots, registers=registers)
         votes = {
@@ -172,7 +172,7 @@ def by_votes(
         return new._replace(generation=state.generation + 1), metrics
 
     make = functools.partial(by_votes, rule=rule, noise_of=noise_of, registers=registers)
-    return Strategy(init, ask, tell, Parts(population, make))
+    return checked(init, ask, tell, Parts(population, make))
 
 
 def rule_named(name: str) -> Rule:

@@ -14,6 +14,7 @@ from jax import Array, lax
 
 from springroll.errors import InputError
 from springroll.evolve import lattice_rules
+from springroll.evolve.arguments import check_key
 from springroll.evolve.lattice import by_votes
 from springroll.evolve.lattice_rules import Rule
 from springroll.evolve.perturbation import AttachLeaf, DrawLeaf, Leaf, Perturbation
@@ -92,6 +93,7 @@ def published(
     strategy = by_votes(population, rule, noise_of, registers or fastest_registers())
 
     def init(key: Array, params: PyTree) -> EvolutionState:
+        check_key(key)
         root = jax.random.key_data(key)
         if root.shape != (2,):
             raise InputError(

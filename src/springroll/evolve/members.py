@@ -13,11 +13,13 @@ from jax import Array, lax
 from jax.sharding import PartitionSpec
 
 from springroll.compat import edge_jit
-from springroll.errors import InputError
+from springroll.errors import InputError, kind_of
+from springroll.evolve.arguments import check_leaves, check_population
 from springroll.evolve.perturbation import AXIS, Factors, Leaf, Perturbation, auto_mesh
+from springroll.evolve.recompiled import notice
 from springroll.evolve.rows import Groups
 from springroll.thin.transform import factored
-from springroll.trees import PyTree
+from springroll.trees import PyTree, is_numeric
 
 
 @jax.tree_util.register_dataclass
@@ -185,9 +187,17 @@ def evaluate(
         auxiliary pytree with a leading axis of N.
 
     Raises:
-        InputError: An argument's leading axis is not N, `fn` does not return a scalar, or the pairs
-            do not divide over the mesh.
+        InputError: An argument is no array or its leading axis is not N, `fn` does not return a
+            scalar, or the pairs do not divide over the mesh.
+
+    Warns once if `fn` is a new function in every call, such as a lambda made in the loop: each is
+    compiled.
     """
+    check_population(state, members, "sr.evaluate(fn, state, members, *args)")
+    if not callable(fn):
+        raise InputError(f"fn is {kind_of(fn)}; expected a function of (params, *args)")
+    check_leaves(args)
+    notice(fn)
     finish = _fitness_and_aux if has_aux else _fitness
     options = {"pairs_per_chunk": pairs_per_chunk, "mesh": mesh, "finish": finish}
     return each_member(fn, state.params, members, *args, in_axes=in_axes, **options)
@@ -324,13 +334,26 @@ def _at_once(call: _Call, params: PyTree, members: Members, leaves: list[Array])
 
 
 def _fitness(result: PyTree) -> Array:
+    if isinstance(result, tuple | list) and len(result) == 2:
+        raise InputError(
+            f"fn returned a {type(result).__name__} of 2; expected a scalar: for (fitness, aux) "
+            "give has_aux=True"
+        )
+    if not is_numeric(result):
+        raise InputError(f"fn returned {kind_of(result)} as fitness; expected a scalar")
     fitness = jnp.asarray(result)
     if fitness.shape != ():
         raise InputError(f"fn returned fitness of shape {list(fitness.shape)}; expected a scalar")
+    if jnp.issubdtype(fitness.dtype, jnp.complexfloating):
+        raise InputError(f"fn returned {fitness.dtype} as fitness; expected a real scalar")
     kind = jnp.int32 if jnp.issubdtype(fitness.dtype, jnp.integer) else jnp.float32
     return fitness.astype(kind)
 
 
 def _fitness_and_aux(result: PyTree) -> tuple[Array, PyTree]:
+    if not isinstance(result, tuple | list) or len(result) != 2:
+        raise InputError(
+            f"fn returned {kind_of(result)}; with has_aux=True expected (fitness, aux)"
+        )
     fitness, aux = result
     return _fitness(fitness), aux

@@ -3,19 +3,21 @@
 import fnmatch
 import functools
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from dataclasses import replace
 from typing import ParamSpec, TypeAlias, TypeVar, cast
 
 import jax
 import jax.numpy as jnp
 from jax import Array
+from jax.typing import DTypeLike
 
 from springroll.deprecation import warn_renamed
 from springroll.errors import InputError, nearest
 from springroll.evolve.perturbation import Leaf, Perturbation, auto_mesh, values_path
 from springroll.noise.kinds import Noise, noise_named
 from springroll.quant.int8_weights import is_int8
+from springroll.thin.discovery import perturbable
 from springroll.thin.roles import WeightRole
 from springroll.trees import KeyPath, PyTree, path_of
 
@@ -46,8 +48,8 @@ def describe(
 ) -> Perturbation:
     """Decide for every parameter how it is perturbed.
 
-    Parameters that are not floating are frozen; with `integers`, those that are not int8. `Int8`
-    weights are evolved like floats, their scale is frozen.
+    Parameters that are not floating are frozen; with `integers`, those that are not int8. So are
+    empty ones. `Int8` weights are evolved like floats, their scale is frozen.
 
     Args:
         params: The parameters, arrays of any shapes.
@@ -67,20 +69,19 @@ def describe(
         raise InputError(f"rank is {rank}; expected an integer of at least 1")
     kind = noise_named(noise) if isinstance(noise, str) else noise
     check_roles(roles)
-    leaves = [
-        leaf
-        for path, x in jax.tree_util.tree_leaves_with_path(params, is_leaf=is_int8)
-        for leaf in _leaves(path, x, roles or {}, integers)
-    ]
+    paths = jax.tree_util.tree_leaves_with_path(params, is_leaf=is_int8)
+    all_leaves = lambda roles: [leaf for p, x in paths for leaf in _leaves(p, x, roles, integers)]
+    fixed = frozenset(leaf.path for leaf in all_leaves({}) if leaf.kind == "frozen")
+    leaves = all_leaves(roles or {})
     for pattern, role in (roles or {}).items():
         if isinstance(role, str):
-            leaves = _override(leaves, pattern, role)
+            leaves = _override(leaves, pattern, role, fixed)
     for leaf in leaves:
         _check_rank(leaf, rank)
         if not integers:
             _check_int8(leaf)
     if all(leaf.kind == "frozen" for leaf in leaves):
-        raise InputError("no parameter is left to evolve: all are frozen or not floating")
+        raise InputError(_nothing_left(leaves, integers))
     return Perturbation(tuple(leaves), rank, kind, antithetic, mesh=auto_mesh(mesh))
 
 
@@ -141,8 +142,7 @@ def _leaves(path: KeyPath, x: PyTree, roles: Roles, integers: bool) -> tuple[Lea
 
 def _leaf(path: str, x: Array | jax.ShapeDtypeStruct, roles: Roles, integers: bool) -> Leaf:
     shape, dtype = tuple(jnp.shape(x)), jnp.result_type(x)
-    evolvable = dtype == jnp.int8 if integers else jnp.issubdtype(dtype, jnp.floating)
-    if not evolvable:
+    if not is_evolved(dtype, integers) or 0 in shape:
         return Leaf(path, shape, dtype.name, "frozen")
     role = roles.get(path)
     discovered = any(isinstance(other, WeightRole) for other in roles.values())
@@ -155,18 +155,48 @@ def _leaf(path: str, x: Array | jax.ShapeDtypeStruct, roles: Roles, integers: bo
             f"{path} {list(shape)} is not in what sr.discover returned ({known}); call sr.discover "
             "on these params"
         )
-    if role.kind == "low-rank":
+    kind = role.program_kind if integers else role.kind
+    if kind == "low-rank":
         return Leaf(path, shape, dtype.name, "low-rank", role.roles or "")
-    return Leaf(path, shape, dtype.name, "dense" if role.kind == "dense" else "frozen")
+    return Leaf(path, shape, dtype.name, "dense" if kind == "dense" else "frozen")
 
 
-def _override(leaves: list[Leaf], pattern: str, role: str) -> list[Leaf]:
-    matched = {leaf.path for leaf in leaves if fnmatch.fnmatchcase(leaf.path, pattern)}
+def is_evolved(dtype: DTypeLike, integers: bool) -> bool:
+    """Whether parameters of this type are evolved: floats, or with `integers` int8."""
+    return perturbable(dtype) and (dtype == jnp.int8) == integers
+
+
+def _nothing_left(leaves: list[Leaf], integers: bool) -> str:
+    """That all parameters stand still, and who would evolve them."""
+    others = [leaf for leaf in leaves if is_evolved(jnp.dtype(leaf.dtype), not integers)]
+    hint = ""
+    if others:
+        which = "sr.eggroll evolves floats" if integers else "sr.lattice evolves int8"
+        hint = f"; {others[0].path} is {others[0].dtype}: {which}"
+    kind = "int8" if integers else "floating"
+    return f"no parameter is left to evolve: all are frozen, empty or not {kind}{hint}"
+
+
+def matches(path: str, pattern: str) -> bool:
+    """Whether a pattern of `Roles` is about the parameter at `path`."""
+    return path == pattern or fnmatch.fnmatchcase(path, pattern)
+
+
+def _override(leaves: list[Leaf], pattern: str, role: str, fixed: Collection[str]) -> list[Leaf]:
+    """The leaves with a pattern applied; those that are `fixed` by their type stay frozen."""
+    matched = {leaf.path for leaf in leaves if matches(leaf.path, pattern)}
     if not matched:
         near = nearest(pattern, [leaf.path for leaf in leaves], cutoff=0.0)
         hint = f"; the nearest is {near!r}" if near else ""
         raise InputError(f"roles pattern {pattern!r} matches no parameter{hint}")
-    return [_with_role(leaf, role) if leaf.path in matched else leaf for leaf in leaves]
+    if pattern in matched & set(fixed) and role != "frozen":
+        leaf = next(leaf for leaf in leaves if leaf.path == pattern)
+        raise InputError(
+            f"{pattern} is {leaf.dtype}{list(leaf.shape)}, which cannot be evolved here, so it "
+            f"cannot be {role!r}; sr.eggroll evolves floats, sr.lattice int8"
+        )
+    moves = matched - set(fixed)
+    return [_with_role(leaf, role) if leaf.path in moves else leaf for leaf in leaves]
 
 
 def _with_role(leaf: Leaf, role: str) -> Leaf:

@@ -94,11 +94,17 @@ def norm(tree: PyTree) -> Array:
     return jnp.sqrt(squared_norm(tree))
 
 
+def finite_or(new: Array, old: Array) -> Array:
+    """`new`, and `old` where that is NaN or infinite: entry by entry, in the loop that makes it."""
+    return jnp.where(jnp.isfinite(new), new, old) if _is_floating(new) else new
+
+
 def guarded(updates: PyTree, weights: PyTree, max_step_ratio: float | None) -> tuple[PyTree, Array]:
     """(updates, |updates| / |weights|), scaled down where the ratio is above `max_step_ratio`.
 
     Norms are over all evolved parameters together. Weights that are all zero have no scale to
-    compare with: the ratio is 0 and nothing is scaled.
+    compare with: the ratio is 0 and nothing is scaled. Updates whose norm overflows become zero,
+    or NaN where they are infinite.
     """
     size = norm(weights)
     ratio = jnp.where(size > 0, norm(updates) / jnp.where(size > 0, size, 1.0), 0.0)
@@ -169,7 +175,11 @@ def _on_grid(
 
 
 def _is_short(x: Array) -> bool:
-    return jnp.issubdtype(x.dtype, jnp.floating) and jnp.finfo(x.dtype).bits < 32
+    return _is_floating(x) and jnp.finfo(x.dtype).bits < 32
+
+
+def _is_floating(x: Array) -> bool:
+    return jnp.issubdtype(x.dtype, jnp.floating)
 
 
 def _is_nothing(x: PyTree) -> bool:

@@ -5,7 +5,8 @@ Who is evaluated: the arguments all strategies share, checked once, and the memb
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import functools
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from typing import NamedTuple, TypeAlias
 
@@ -16,7 +17,16 @@ from jax import Array
 from jax.sharding import NamedSharding, PartitionSpec
 from jax.typing import ArrayLike
 
-from springroll.errors import InputError
+from springroll.errors import InputError, kind_of
+from springroll.evolve.announce import announce
+from springroll.evolve.arguments import (
+    check_key,
+    check_population,
+    check_state,
+    fitness_of,
+    is_positive,
+    whole_number,
+)
 from springroll.evolve.members import Members
 from springroll.evolve.perturbation import (
     AXIS,
@@ -28,7 +38,8 @@ from springroll.evolve.perturbation import (
     draw_counted,
 )
 from springroll.evolve.roles import Roles, check_roles, describe
-from springroll.noise.kinds import Noise
+from springroll.evolve.shaping import scale_of
+from springroll.noise.kinds import Noise, noise_named
 from springroll.trees import Metrics, PyTree, map_named
 
 SigmaSchedule: TypeAlias = float | Callable[[Array], ArrayLike]
@@ -56,27 +67,26 @@ class Population:
 
     def __post_init__(self) -> None:
         check_roles(self.roles)
-        if self.pop_size < 2:
-            raise InputError(f"pop_size is {self.pop_size}; expected at least 2")
+        whole_number("pop_size", self.pop_size, 2)
+        whole_number("rank", self.rank, 1, "an integer of at least 1")
+        sharing = "how many generations share noise, 1 or more"
+        whole_number("noise_reuse", self.noise_reuse, 1, sharing)
+        whole_number("noise_budget_bytes", self.noise_budget_bytes, 1)
+        if self.pairs_per_chunk is not None:
+            whole_number("pairs_per_chunk", self.pairs_per_chunk, 1, "at least 1 or None")
+        if isinstance(self.noise, str):
+            noise_named(self.noise)
+        elif not isinstance(self.noise, Noise):
+            raise InputError(f"noise is {kind_of(self.noise)}; expected a name or a Noise")
         if self.antithetic and self.pop_size % 2:
             raise InputError(
                 f"pop_size is {self.pop_size}; antithetic pairs need an even number, such as "
                 f"{self.pop_size + 1}"
             )
-        if not callable(self.sigma) and not self.sigma > 0:
-            raise InputError(f"sigma is {self.sigma}; expected a positive number or a schedule")
-        if self.noise_reuse < 1:
+        if not callable(self.sigma) and not is_positive(self.sigma):
             raise InputError(
-                f"noise_reuse is {self.noise_reuse}; expected how many generations share noise, "
-                "1 or more"
-            )
-        if self.noise_budget_bytes < 1:
-            raise InputError(
-                f"noise_budget_bytes is {self.noise_budget_bytes}; expected at least 1"
-            )
-        if self.pairs_per_chunk is not None and self.pairs_per_chunk < 1:
-            raise InputError(
-                f"pairs_per_chunk is {self.pairs_per_chunk}; expected at least 1 or None"
+                f"sigma is {self.sigma!r}; expected a positive number or a schedule (a number that "
+                "float32 holds, so neither infinite nor below 1e-45)"
             )
         if self.pairs % self.devices:
             raise InputError(
@@ -109,6 +119,13 @@ class Population:
         return self._within_budget(
             replace(described, attach_leaf=self.attach_leaf, draw_leaf=self.draw_leaf)
         )
+
+    def announced(self, params: PyTree) -> Perturbation:
+        """`perturbation`, once a run begins: what users may not expect of it is said."""
+        perturbation = self.perturbation(params)
+        if self.known is None:
+            announce(perturbation, self.roles)
+        return perturbation
 
     def of_part(self, part: Perturbation) -> Population:
         """The same members, of whose parameters these are a part.
@@ -170,12 +187,14 @@ def fitness_metrics(fitness: Array, valid: Array) -> Metrics:
     weight = valid.astype(jnp.float32)
     count = jnp.maximum(weight.sum(), 1.0)
     safe = jnp.where(valid, values, 0.0)
+    scale = scale_of(safe)
+    safe = safe * scale
     mean = safe.sum() / count
     spread = jnp.sqrt((weight * (safe - mean) ** 2).sum() / count)
     return {
-        "fitness_mean": mean,
+        "fitness_mean": mean / scale,
         "fitness_max": jnp.where(valid, values, -jnp.inf).max(),
-        "fitness_std": spread,
+        "fitness_std": spread / scale,
         "dropped": (~valid).sum().astype(jnp.int32),
     }
 
@@ -192,6 +211,13 @@ class EvolutionState(NamedTuple):
     generation: Array  # () int32
 
 
+Init: TypeAlias = Callable[[Array, PyTree], EvolutionState]
+Ask: TypeAlias = Callable[[EvolutionState], Members]
+Tell: TypeAlias = Callable[
+    [EvolutionState, Members, ArrayLike | Sequence[float]], tuple[EvolutionState, Metrics]
+]
+
+
 class Strategy(NamedTuple):
     """`init(key, params)`, `ask(state)`, `tell(state, members, fitness)`; higher is better.
 
@@ -199,10 +225,33 @@ class Strategy(NamedTuple):
     made for other members. Strategies that need all parameters together say why instead.
     """
 
-    init: Callable[[Array, PyTree], EvolutionState]
-    ask: Callable[[EvolutionState], Members]
-    tell: Callable[[EvolutionState, Members, Array], tuple[EvolutionState, Metrics]]
+    init: Init
+    ask: Ask
+    tell: Tell
     parts: Parts | str = "it does not say how it perturbs"
+
+
+def checked(init: Init, ask: Ask, tell: Tell, parts: Parts | str) -> Strategy:
+    """The strategy of three functions whose arguments are checked first, one line for each."""
+
+    @functools.wraps(init)
+    def checked_init(key: Array, params: PyTree) -> EvolutionState:
+        check_key(key)
+        return init(key, params)
+
+    @functools.wraps(ask)
+    def checked_ask(state: EvolutionState) -> Members:
+        check_state(state, "es.ask(state)")
+        return ask(state)
+
+    @functools.wraps(tell)
+    def checked_tell(
+        state: EvolutionState, members: Members, fitness: ArrayLike | Sequence[float]
+    ) -> tuple[EvolutionState, Metrics]:
+        check_population(state, members, "es.tell(state, members, fitness)")
+        return tell(state, members, fitness_of(fitness, members.size))
+
+    return Strategy(checked_init, checked_ask, checked_tell, parts)
 
 
 class Parts(NamedTuple):

@@ -221,8 +221,7 @@ class StreamedLowRank:
         put = lambda path, _: stacks[path] if path in stacks else self._device(others[path])
         params = self.layout.map(put, self._shapes)
         zeros = self.layout.zeros()
-        opt = self.trainer.optimizer.init(self.layout.trainable(params, zeros))
-        return self.trainer.begin(params, zeros, opt)
+        return self.trainer.begin(params, zeros, self.trainer.inner_state(params, zeros))
 
     def step(self, state: LowGradState, tokens: PyTree) -> tuple[LowGradState, Metrics]:
         """One step on tokens (batch, time + 1), and new subspaces if it is time."""

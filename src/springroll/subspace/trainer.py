@@ -120,15 +120,22 @@ class Trainer:
         self.layout.check(params)
         params = jax.tree.map(jnp.asarray if donate else jnp.array, params)
         low = self.layout.zeros()
+        return self.begin(params, low, self.inner_state(params, low))
+
+    def inner_state(self, params: PyTree, low: dict[str, Array]) -> PyTree:
+        """The inner optimizer's first state.
+
+        Raises:
+            InputError: it holds copies of weights, or averages of which nothing tells how they
+                change with a basis.
+        """
         trainable = lambda low: self.layout.trainable(params, dict(zip(paths, low, strict=True)))
-        paths = list(low)
-        check_keeps_no_weights(
-            lambda low: self.optimizer.init(trainable(low)), [low[path] for path in paths]
-        )
-        opt = self.optimizer.init(trainable(low.values()))
+        init, paths = lambda low: self.optimizer.init(trainable(low)), list(low)
+        check_keeps_no_weights(init, list(low.values()))
+        state = init(low.values())
         shapes = {path: leaf.shape for path, leaf in low.items()}
-        check_moments(opt, shapes, self.layout.paths, self.options.moments)
-        return self.begin(params, low, opt)
+        check_moments(state, shapes, self.layout.paths, self.options.moments)
+        return state
 
     def begin(self, base: PyTree, low: dict[str, Array], opt: PyTree) -> LowGradState:
         """The state of step 0 with these parts, which it takes over."""

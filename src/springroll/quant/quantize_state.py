@@ -78,7 +78,8 @@ def quantize_state(
     Source: block-wise codes of optimizer state are from arXiv 2110.02861, 4 bits from 2309.01507;
     roots instead of tables are ours.
     """
-    bits, min_size, seed = whole(bits, "bits"), whole(min_size, "min_size", 0), int(seed)
+    bits, seed = whole(bits, "bits"), whole(seed, "seed", least=None)
+    min_size = whole(min_size, "min_size", least=0)
     if bits not in _BLOCK:
         raise InputError(f"quantize_state(bits={bits}): expected 8 or 4")
     if block is not None and whole(block, "block") < 2:

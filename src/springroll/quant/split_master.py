@@ -21,7 +21,7 @@ from jax import Array, lax
 
 from springroll.errors import InputError
 from springroll.quant.transformation import check_types_kept, transformation, wrapped
-from springroll.trees import PyTree
+from springroll.trees import PyTree, check_arrays
 
 _QUIET_NAN = np.uint32(0x7FC00000)
 
@@ -62,8 +62,15 @@ def join(high: Array, low: Array) -> Array:
 
 
 def high_half(params: PyTree) -> PyTree:
-    """The bfloat16 weights to train, of a tree of float32 weights; other leaves stay."""
-    return jax.tree.map(lambda p: split(p)[0] if p.dtype == jnp.float32 else p, params)
+    """The bfloat16 weights to train, of a tree of float32 weights; other leaves stay.
+
+    Raises:
+        InputError: a leaf is no array.
+    """
+    check_arrays(params)
+    return jax.tree.map(
+        lambda p: split(jnp.asarray(p))[0] if jnp.result_type(p) == jnp.float32 else p, params
+    )
 
 
 class SplitMasterState(NamedTuple):
@@ -129,7 +136,8 @@ def with_split_master(
 
 def as_float32(tree: PyTree) -> PyTree:
     """bfloat16 leaves in float32, others as they are."""
-    return jax.tree.map(lambda x: x.astype(jnp.float32) if x.dtype == jnp.bfloat16 else x, tree)
+    wide = lambda x: x.astype(jnp.float32) if jnp.result_type(x) == jnp.bfloat16 else x
+    return jax.tree.map(wide, tree)
 
 
 def required(params: PyTree | None, who: str) -> PyTree:

@@ -9,7 +9,7 @@ import jax
 import jax.numpy as jnp
 import pytest
 
-from springroll.bench import measure, openes_ratio
+from springroll.bench import control, measure, openes_ratio
 
 
 def test_variants_run_in_turn_after_the_warmup():
@@ -77,3 +77,23 @@ def test_a_step_of_both_strategies_is_timed():
     result = openes_ratio.run(pop_size=8, repeats=1)
     assert result["name"] == "openes_ratio" and result["ratio"] > 0
     assert result["ratio"] == pytest.approx(result["baseline"] / result["ours"], rel=1e-2)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        (["--seconds", "nan"], "argument --seconds: --seconds is nan; it must be a number of sec"),
+        (["--seconds", "1e999"], "argument --seconds: --seconds is inf; it must be a number of"),
+        (["--seconds", "\x1b[31m"], "expected a number"),
+        (["--seeds", "0"], "argument --seeds: --seeds is 0; it must be at least 1"),
+        (["--seeds", "1.5"], "argument --seeds: --seeds is '1.5'; expected a whole number"),
+        (["--sedes", "1"], "unrecognized arguments: --sedes 1"),
+    ],
+)
+def test_the_arguments_of_a_benchmark_are_checked_in_one_line(capsys, monkeypatch, arguments, said):
+    monkeypatch.setattr("sys.argv", ["control", *arguments])
+    with pytest.raises(SystemExit) as end:
+        control.main()
+    error = capsys.readouterr().err
+    assert end.value.code == 2 and said in error and error.count("\n") == 1
+    assert error.startswith("springroll: ") and error[:-1].isprintable()

@@ -13,7 +13,6 @@ FOLDER/control.md, a table of interquartile means with 95 % intervals, and FOLDE
 return over seconds. By default half an hour a task.
 """
 
-import argparse
 import json
 import re
 import subprocess
@@ -24,6 +23,7 @@ from pathlib import Path
 from springroll.bench import measure
 from springroll.bench.control_runs import Run, draw, figures, over_all, read, table
 from springroll.bench.measure import command
+from springroll.ranges import COUNT, SECONDS
 from springroll.rl.config import RLConfig, settings_for
 from springroll.rl.recipes import QUICK
 from springroll.rl.tuning import OF_THE_SEARCH, changed, flags
@@ -110,11 +110,11 @@ def usual(task: str, method: str) -> tuple[str, ...]:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description="EGGROLL, OpenES and PPO at equal wall-clock.")
+    parser = measure.Arguments(description="EGGROLL, OpenES and PPO at equal wall-clock.")
     parser.add_argument("--tasks", nargs="+", default=TASKS, metavar="ID")
     parser.add_argument("--methods", nargs="+", default=METHODS, choices=METHODS)
-    parser.add_argument("--seconds", type=float, default=60.0)
-    parser.add_argument("--seeds", type=int, default=10)
+    parser.add_number("--seconds", float, SECONDS, default=60.0)
+    parser.add_number("--seeds", int, COUNT, default=10)
     parser.add_argument("--out", default="runs/control", metavar="FOLDER")
     parser.add_argument("--settings", type=Path, metavar="FOLDER")
     given = parser.parse_args()

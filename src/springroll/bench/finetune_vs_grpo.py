@@ -11,7 +11,6 @@ Runs are kept in FOLDER and not repeated: an interrupted bench goes on. It write
 picture there, finetune_vs_grpo.md and finetune_vs_grpo.png.
 """
 
-import argparse
 import json
 import statistics
 from pathlib import Path
@@ -19,6 +18,7 @@ from typing import TypeAlias
 
 from springroll.bench import measure
 from springroll.bench.measure import command
+from springroll.ranges import SECONDS
 
 SEEDS = (0, 1, 2)
 METHODS = {"es": ("arithmetic-es", "#c8442e"), "grpo": ("arithmetic-grpo", "#4c72b0")}
@@ -115,9 +115,9 @@ def draw(runs: dict[str, list[list[Row]]], path: Path) -> None:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=str(__doc__).splitlines()[0])
+    parser = measure.Arguments(description=str(__doc__).splitlines()[0])
     parser.add_argument("folder", nargs="?", default="runs/finetune_vs_grpo")
-    parser.add_argument("seconds", nargs="?", type=float, default=150.0)
+    parser.add_number("seconds", float, SECONDS, nargs="?", default=150.0)
     options = parser.parse_args()
     figures = run(options.folder, options.seconds)
     ours, grpo = figures.pop("es"), figures.pop("grpo")

@@ -4,6 +4,7 @@ Times of two variants are only comparable when they come from the same minutes o
 so variants run in turn (A B A B ...) and the ratio is that of their medians.
 """
 
+import argparse
 import datetime
 import json
 import os
@@ -14,9 +15,11 @@ import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, TypeAlias
+from typing import TYPE_CHECKING, Any, NoReturn, TypeAlias
 
 from springroll.cpu import cores
+from springroll.errors import InputError, one_line
+from springroll.ranges import Number, Range, check_number, read_number
 
 if TYPE_CHECKING:
     from jax.stages import Compiled, Wrapped
@@ -25,6 +28,26 @@ if TYPE_CHECKING:
 
 Result: TypeAlias = dict[str, Any]
 """A JSON object. Every benchmark has `ours`, `baseline` and `ratio`, and figures of its own."""
+
+
+class Arguments(argparse.ArgumentParser):
+    """A parser of a benchmark's own arguments: what does not fit is one line."""
+
+    def error(self, message: str) -> NoReturn:
+        self.exit(2, f"springroll: {one_line(message)}\n")
+
+    def add_number(self, name: str, kind: type, range: Range, **options: Any) -> None:
+        """An argument that is a number of a kind (int or float) in a range."""
+
+        def read(text: str) -> Number:
+            try:
+                value = read_number(name, text, kind)
+                check_number(name, value, kind, range)
+            except InputError as error:
+                raise argparse.ArgumentTypeError(str(error)) from None
+            return value
+
+        self.add_argument(name, type=read, **options)
 
 
 def pin_one_core(core: int | None = None) -> int:

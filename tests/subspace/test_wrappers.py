@@ -21,6 +21,7 @@ import springroll as sr
 from springroll.errors import InputError
 from springroll.quant.root_companding import Quantized
 from springroll.subspace.hf_adam import hf_adamw
+from springroll.subspace.inner_state import find_moments
 from tests.compiling import quick_jit
 
 LR, STEPS = 0.05, 3
@@ -284,3 +285,15 @@ def test_roles_of_an_nnx_state_fit_the_optimizer():
     assert "w/value" in roles
     optimizer = nnx.Optimizer(model, sr.galore(optax.adam(LR), 4, roles=roles), wrt=nnx.Param)
     assert optimizer.opt_state.projectors["w"].left.shape == (8, 4)
+
+
+def test_moments_of_an_nnx_state_follow_the_basis_in_lowgrad():
+    """`quantize_state` keeps them by paths without the variables' boxes."""
+    params = nnx.State({name: nnx.Param(leaf) for name, leaf in draw(0).items()})
+    fn = lambda p, x: jnp.mean(jnp.square(x @ p["w"].get_value() + p["b"].get_value()[None]))
+    inner = sr.quantize_state(optax.adam(LR), block=16, min_size=16)
+    trainer = sr.lowgrad(fn, params, inner, jnp.ones((2, 8)), rank=4)
+    state = jax.jit(trainer.init)(params)
+    shapes = {"w/value": (6, 4)}
+    found = [(moment.path, moment.order) for moment in find_moments(state.opt, shapes)]
+    assert found == [("w/value", "first"), ("w/value", "second")]

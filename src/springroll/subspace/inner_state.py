@@ -52,7 +52,7 @@ def find_moments(state: PyTree, shapes: Shapes) -> list[Moment]:
     leaves = jax.tree_util.tree_leaves_with_path(state, is_leaf=_coded)
     for at, (path, leaf) in enumerate(leaves):
         for i in range(len(path)):
-            order, parameter = _order(state, path, i), path_of(path[i + 1 :])
+            order, parameter = _order(state, path, i), _boxed(path_of(path[i + 1 :]), shapes)
             if order is not None and _shape(leaf) == shapes.get(parameter):
                 moments.append(Moment(at, parameter, order))
                 break
@@ -74,7 +74,7 @@ def check_moments(state: PyTree, shapes: Shapes, paths: Collection[str], how: Mo
     known = {moment.at for moment in find_moments(state, shapes)}
     leaves = jax.tree_util.tree_leaves_with_path(state, is_leaf=_coded)
     for at, (path, leaf) in enumerate(leaves) if how != "keep" else ():
-        ends = [path_of(path[i:]) for i in range(len(path) + 1)]
+        ends = [_boxed(path_of(path[i:]), paths) for i in range(len(path) + 1)]
         parameter = next((end for end in ends if end in shapes), None)
         like = parameter is not None and _shape(leaf) == shapes[parameter]
         named = [i for i in range(len(path)) if _order(state, path, i) is not None]
@@ -106,6 +106,12 @@ def encode(leaf: Leaf, moment: Array) -> Leaf:
 
 def _shape(leaf: Leaf) -> tuple[int, ...]:
     return leaf.shape if isinstance(leaf, Quantized) else tuple(jnp.shape(leaf))
+
+
+def _boxed(path: str, known: Collection[str]) -> str:
+    """The path of a parameter as it is known: ours see an nnx.State without its boxes."""
+    boxed = f"{path}/value"
+    return boxed if boxed in known and path not in known else path
 
 
 def _coded(node: object) -> bool:

@@ -13,6 +13,7 @@ import pytest
 
 import springroll as sr
 from springroll.errors import InputError
+from springroll.quant.int8_weights import int8_of
 
 KEY = jax.random.key(0)
 X = jnp.ones((3, 4))
@@ -225,3 +226,18 @@ def test_functions_that_stay_are_not_noticed(asked):
         for _ in range(6):
             for each in (*several, model.score, fn):
                 sr.evaluate(each, *asked, X)
+
+
+@pytest.mark.parametrize(
+    "master",
+    [
+        "error_feedback",
+        *(pytest.param(name, marks=pytest.mark.slow) for name in ("float32", "stochastic", None)),
+    ],
+)
+def test_int8_weights_stay_where_a_step_is_not_finite(master):
+    params = {"w": int8_of(jax.random.normal(KEY, (4, 6)))}
+    es = sr.eggroll(pop_size=4, sigma=0.1, optimizer=optax.sgd(float("inf")), master=master)
+    state = es.init(KEY, params)
+    new, _ = es.tell(state, es.ask(state), [1.0, 2.0, 3.0, 4.0])
+    jax.tree.map(np.testing.assert_array_equal, (new.params, new.master), (params, state.master))

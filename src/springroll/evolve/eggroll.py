@@ -225,9 +225,7 @@ def _by_direction(
         with jax.numpy_dtype_promotion("standard"):
             updates, opt_state = optimizer.update(gradients, state.opt_state, weights)
         updates, ratio = step.guarded(updates, weights, max_step_ratio)
-        moved = jax.tree.map(
-            lambda w, u: step.finite_or(w + u.astype(w.dtype), w), weights, updates
-        )
+        moved = step.moved(weights, updates)
         opt_state = jax.tree.map(step.finite_or, opt_state, state.opt_state)
         params, copies = step.stored(
             state.params, moved, state.master, master, state.seed, state.generation, members.first

@@ -20,7 +20,7 @@ from springroll.errors import InputError
 from springroll.noise import counter
 from springroll.noise.kinds import Noise
 from springroll.quant.int8_weights import is_int8
-from springroll.thin.factored_array import Factored
+from springroll.thin.factored_array import Factored, common_type
 from springroll.trees import KeyPath, PyTree, path_of
 
 AXIS = "population"  # the mesh axis over which pairs are split
@@ -93,7 +93,9 @@ def attach_real(
     """`base + sign * sigma * E` in real arithmetic: thin for low-rank leaves, formed for dense."""
     gain = sign * sigma * jnp.float32(perturbation.scale(leaf))
     if leaf.kind == "dense":
-        return (base.astype(jnp.float32) + gain * factors[0].astype(jnp.float32)).astype(base.dtype)
+        wide = common_type(base.dtype, jnp.float32)
+        noise = gain * factors[0].astype(jnp.float32)
+        return (base.astype(wide) + noise.astype(wide)).astype(base.dtype)
     left, right = factors
     return Factored(base=base, left=left, right=right, gain=gain, roles=leaf.roles)
 

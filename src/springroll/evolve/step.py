@@ -99,6 +99,20 @@ def finite_or(new: Array, old: Array) -> Array:
     return jnp.where(jnp.isfinite(new), new, old) if _is_floating(new) else new
 
 
+def moved(weights: PyTree, updates: PyTree) -> PyTree:
+    """The sum of both; a weight that would not be finite stays as it was.
+
+    Not so `Int8` weights, which `stored` keeps if they would not be finite.
+    """
+
+    def one(w: PyTree, u: PyTree) -> PyTree:
+        if is_int8(w):
+            return jax.tree.map(lambda w, u: w + u.astype(w.dtype), w, u)
+        return finite_or(w + u.astype(w.dtype), w)
+
+    return jax.tree.map(one, weights, updates, is_leaf=is_int8)
+
+
 def guarded(updates: PyTree, weights: PyTree, max_step_ratio: float | None) -> tuple[PyTree, Array]:
     """(updates, |updates| / |weights|), scaled down where the ratio is above `max_step_ratio`.
 
@@ -167,11 +181,13 @@ def _on_grid(
 ) -> tuple[Array, PyTree]:
     """(values, what is kept beside them) of an `Int8` that is to hold the float32 `weight`."""
     steps = weight / x.scale[..., None]
+    keep = lambda new, old: jnp.where(jnp.isfinite(steps), new, old)
     if master == "error_feedback":
-        return values_and_residual(steps, draw())
+        values, residual = values_and_residual(steps, draw())
+        return keep(values, x.values), keep(residual, copy)
     if master == "stochastic":
-        return nearest(rounded(steps, draw())), copy
-    return nearest(steps), copy if _is_nothing(copy) else weight
+        return keep(nearest(rounded(steps, draw())), x.values), copy
+    return keep(nearest(steps), x.values), copy if _is_nothing(copy) else finite_or(weight, copy)
 
 
 def _is_short(x: Array) -> bool:

@@ -168,12 +168,16 @@ def test_every_number_is_declared_with_a_range_that_is_bounded(kind):
         ("rl --tune --factor 1e3", "--factor is '1e3'; expected a whole number"),
         ("rl --seconds 1e30", "seconds is 1e+30; it must be a number of seconds, from 0 to 10^9"),
         ("replay --generations -1", "generations is -1; it must be 0 or more"),
+        ("sample --length 2147483647", "a text of length 2,147,483,647 would take 32 GiB"),
+        ("explain egg --hidden 32768", "the norms of precision int8 count in 32 bits, so that it"),
         ("plan --sequence 0", "sequence is 0; it must be at least 1"),
         ("plan --host-memory 99999999999TiB", "host_memory is '99999999999TiB'; no machine has"),
     ],
 )
-def test_what_no_memory_holds_and_what_means_nothing(line, message, capfd, tmp_path):
+def test_what_no_memory_holds_and_what_means_nothing(line, message, capfd, tmp_path, monkeypatch):
+    monkeypatch.setattr("springroll.memory.host_memory", lambda: 1 << 30)
     command, *arguments = line.split()
+    monkeypatch.setitem(NEEDED, "explain", [])
     fault, said = ended(command, arguments, capfd, tmp_path)
     assert message in said and not fault
 

@@ -158,3 +158,10 @@ def test_the_roles_keep_every_matrix_thin():
 def test_sizes_that_cannot_be(options):
     with pytest.raises(InputError, match="both must be at least 1"):
         model_of(**options)
+
+
+def test_a_width_whose_norms_32_bits_do_not_hold():
+    with pytest.raises(InputError, match="count in 32 bits, so that it is 32,767"):
+        EggConfig(hidden=2**15)
+    widest, published = EggConfig(hidden=2**15 - 1), EggConfig(hidden=2**15, precision="compat")
+    assert widest.hidden + 1 == published.hidden

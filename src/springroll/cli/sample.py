@@ -7,12 +7,16 @@ from pathlib import Path
 from springroll.atomic import replacing
 from springroll.cli.jobs import open_path
 from springroll.cli.options import parse
+from springroll.memory import check_fits
 from springroll.run.job import Sample, SampleOptions
+
+EACH = 16  # bytes that a byte or token of a text takes while it is written
 
 
 def run(argv: Sequence[str]) -> int:
     """Generate and print."""
     options = parse(SampleOptions, argv, prog="springroll sample")
+    check_fits(EACH * options.length, f"a text of length {options.length:,}")
     text, notes = written(options)
     for note in notes:
         print(note, file=sys.stderr)

@@ -35,6 +35,7 @@ from springroll.trees import Params
 VOCAB = 256
 SEPARATOR = 0  # the byte between documents: the state starts afresh
 
+WIDEST = 2**15 - 1  # of int8: 2**16 times the width fits int32
 MATRICES = ("w_f", "u_f", "w_h", "u_h", "w_up", "w_down")
 VECTORS_IN_STACKS = {"blocks/norm_*": "sd", "blocks/bias_*": "sd"}  # roles, unless discovered
 
@@ -52,6 +53,11 @@ class EggConfig:
         if self.n_layers < 1 or self.hidden < 1:
             raise InputError(
                 f"n_layers is {self.n_layers} and hidden {self.hidden}; both must be at least 1"
+            )
+        if self.precision == "int8" and self.hidden > WIDEST:
+            raise InputError(
+                f"hidden is {self.hidden}; the norms of precision int8 count in 32 bits, so that "
+                f"it is {WIDEST:,} at most; take another precision"
             )
 
     @property

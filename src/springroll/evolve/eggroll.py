@@ -16,6 +16,7 @@ from springroll.evolve import step
 from springroll.evolve.arguments import check_optimizer, is_positive
 from springroll.evolve.layer_population import check_elementwise
 from springroll.evolve.members import Members
+from springroll.evolve.momentum import Momentum, check_momentum, no_past, passed, past_direction
 from springroll.evolve.roles import Roles, plan_keyword
 from springroll.evolve.shaping import Shaping, finite, pair_difference, pair_sign, shaping_named
 from springroll.evolve.strategy import (
@@ -23,6 +24,7 @@ from springroll.evolve.strategy import (
     Parts,
     Population,
     SigmaSchedule,
+    Step,
     Strategy,
     as_arrays,
     checked,
@@ -30,7 +32,7 @@ from springroll.evolve.strategy import (
 )
 from springroll.evolve.update import direction
 from springroll.noise.kinds import Noise
-from springroll.trees import Metrics, PyTree
+from springroll.trees import Metrics, PyTree, squared_norm
 
 
 class _Options(TypedDict, total=False):
@@ -47,6 +49,7 @@ class _Options(TypedDict, total=False):
     pairs_per_chunk: int | None
     mesh: jax.sharding.Mesh | None
     antithetic: bool
+    momentum: Momentum | None
 
 
 def open_es(
@@ -93,6 +96,7 @@ def eggroll(
     pairs_per_chunk: int | None = None,
     mesh: jax.sharding.Mesh | None = None,
     antithetic: bool = True,
+    momentum: Momentum | None = None,
 ) -> Strategy:
     """Evolve any function's parameters by forward passes alone.
 
@@ -128,6 +132,8 @@ def eggroll(
         pairs_per_chunk: How many pairs the forward runs at once (per device), to bound activations.
         mesh: A mesh with an axis "population", over which the pairs are split.
         antithetic: Whether members come in pairs of opposite sign.
+        momentum: A moving average of the last estimates, made again from their noise: that of SGD
+            without its memory (see `evolve.momentum`).
 
     Returns:
         The strategy. Its `tell` takes fitness as an array or a list and returns metrics:
@@ -176,6 +182,7 @@ def eggroll(
         raise InputError(f"shaping {shaping!r} compares antithetic pairs; it needs antithetic=True")
     optimizer = optimizer if optimizer is not None else optax.sgd(0.1)
     check_optimizer(optimizer)
+    check_momentum(momentum)
     return _by_direction(
         population,
         shape=shape,
@@ -183,6 +190,7 @@ def eggroll(
         lr_units=lr_units,
         master=master,
         max_step_ratio=max_step_ratio,
+        momentum=momentum,
     )
 
 
@@ -194,8 +202,11 @@ def _by_direction(
     lr_units: str,
     master: step.Master,
     max_step_ratio: float | None,
+    momentum: Momentum | None,
 ) -> Strategy:
     """The strategy that hands the optimizer the sum of all members."""
+    if momentum is not None and (momentum.generations == 1 or not momentum.decay):
+        momentum = None
 
     def init(key: Array, params: PyTree) -> EvolutionState:
         params = as_arrays(params)
@@ -207,40 +218,71 @@ def _by_direction(
             opt_state = optimizer.init(weights)
         if population.known is not None:
             check_elementwise(optimizer, weights, opt_state)
-        return population.placed(EvolutionState(params, copies, opt_state, seed, jnp.int32(0)))
+        past = None if momentum is None else no_past(momentum, population.pop_size)
+        state = EvolutionState(params, copies, opt_state, seed, jnp.int32(0), past)
+        return population.placed(state)
 
     @jax.jit
     def ask(state: EvolutionState) -> Members:
         return population.members(state)
 
-    @jax.jit
-    def tell(
+    def proposed(
         state: EvolutionState, members: Members, fitness: Array
-    ) -> tuple[EvolutionState, Metrics]:
-        perturbation, valid = members.perturbation, finite(fitness)
+    ) -> tuple[PyTree, PyTree, PyTree]:
+        """(updates, the weights that they are added to, the optimizer's state after them)."""
         sums = direction(members, shape(fitness))
-        factor = _descent_factor(lr_units, members.sigma, valid)
-        gradients = step.by_path(state.params, {k: factor * v for k, v in sums.items()})
-        weights = step.working_weights(perturbation, state.params, state.master)
+        factor = _descent_factor(lr_units, members.sigma, finite(fitness))
+        sums = {path: factor * x for path, x in sums.items()}
+        if momentum is not None and state.past is not None:
+            before = past_direction(momentum, state.past, members)
+            sums = {path: x + before[path] for path, x in sums.items()}
+        weights = step.working_weights(members.perturbation, state.params, state.master)
         with jax.numpy_dtype_promotion("standard"):
-            updates, opt_state = optimizer.update(gradients, state.opt_state, weights)
-        updates, ratio = step.guarded(updates, weights, max_step_ratio)
+            updates, opt_state = optimizer.update(
+                step.by_path(state.params, sums), state.opt_state, weights
+            )
+        return updates, weights, opt_state
+
+    def squares(state: EvolutionState, members: Members, fitness: Array) -> Array:
+        updates, weights, _ = proposed(state, members, fitness)
+        return jnp.stack([squared_norm(updates), squared_norm(weights)])
+
+    def move(
+        state: EvolutionState, members: Members, fitness: Array, guard: step.Guard
+    ) -> EvolutionState:
+        updates, weights, opt_state = proposed(state, members, fitness)
+        if max_step_ratio is not None:
+            updates = jax.tree.map(lambda u: u * guard.shrink.astype(u.dtype), updates)
         moved = step.moved(weights, updates)
         opt_state = jax.tree.map(step.finite_or, opt_state, state.opt_state)
         params, copies = step.stored(
             state.params, moved, state.master, master, state.seed, state.generation, members.first
         )
+        past, valid = state.past, finite(fitness)
+        if past is not None:
+            factor = _descent_factor(lr_units, members.sigma, valid)
+            past = passed(past, factor * shape(fitness), members.epoch)
         # With no member left there is no direction: momentum must not move the weights either.
         keep = lambda new, old: jax.tree.map(lambda a, b: jnp.where(valid.any(), a, b), new, old)
-        metrics = fitness_metrics(fitness, valid) | {"sigma": members.sigma, "step_ratio": ratio}
-        state = EvolutionState(
+        return EvolutionState(
             params=keep(params, state.params),
             master=keep(copies, state.master),
             opt_state=keep(opt_state, state.opt_state),
             seed=state.seed,
             generation=state.generation + 1,
+            past=keep(past, state.past),
         )
-        return state, metrics
+
+    @jax.jit
+    def tell(
+        state: EvolutionState, members: Members, fitness: Array
+    ) -> tuple[EvolutionState, Metrics]:
+        guard = step.guard(squares(state, members, fitness), max_step_ratio)
+        metrics = fitness_metrics(fitness, finite(fitness)) | {
+            "sigma": members.sigma,
+            "step_ratio": guard.ratio,
+        }
+        return move(state, members, fitness, guard), metrics
 
     make = functools.partial(
         _by_direction,
@@ -249,10 +291,9 @@ def _by_direction(
         lr_units=lr_units,
         master=master,
         max_step_ratio=max_step_ratio,
+        momentum=momentum,
     )
-    if max_step_ratio is not None:
-        return checked(init, ask, tell, "max_step_ratio bounds the step of all parameters")
-    return checked(init, ask, tell, Parts(population, make))
+    return checked(init, ask, tell, Parts(population, make, Step(max_step_ratio, squares, move)))
 
 
 def _descent_factor(lr_units: str, sigma: Array, valid: Array) -> Array:

@@ -7,7 +7,7 @@ In the place of an `Int8` weight stands an `Int8` node with what is meant as its
 
 import dataclasses
 from collections.abc import Callable
-from typing import Literal, TypeAlias, get_args
+from typing import Literal, NamedTuple, TypeAlias, get_args
 
 import jax
 import jax.numpy as jnp
@@ -27,7 +27,7 @@ from springroll.quant.int8_weights import (
     values_only,
 )
 from springroll.quant.stochastic_rounding import round_stochastically
-from springroll.trees import KeyPath, PyTree, map_named, path_of, squared_norm
+from springroll.trees import KeyPath, PyTree, map_named, path_of
 
 Master: TypeAlias = Literal["float32", "stochastic", "error_feedback"] | None
 _NOTHING = optax.MaskedNode()
@@ -89,11 +89,6 @@ def by_path(params: PyTree, values: dict[str, Array]) -> PyTree:
     return map_named(lambda path, _: values.get(path, _NOTHING), params)
 
 
-def norm(tree: PyTree) -> Array:
-    """Euclidean norm over all leaves, float32."""
-    return jnp.sqrt(squared_norm(tree))
-
-
 def finite_or(new: Array, old: Array) -> Array:
     """`new`, and `old` where that is NaN or infinite: entry by entry, in the loop that makes it."""
     return jnp.where(jnp.isfinite(new), new, old) if _is_floating(new) else new
@@ -113,19 +108,27 @@ def moved(weights: PyTree, updates: PyTree) -> PyTree:
     return jax.tree.map(one, weights, updates, is_leaf=is_int8)
 
 
-def guarded(updates: PyTree, weights: PyTree, max_step_ratio: float | None) -> tuple[PyTree, Array]:
-    """(updates, |updates| / |weights|), scaled down where the ratio is above `max_step_ratio`.
+class Guard(NamedTuple):
+    """What the length of a step does to it: `shrink` () multiplies it, and `ratio` () is
+    |step| / |weights| after that."""
+
+    shrink: Array
+    ratio: Array
+
+
+def guard(squares: Array, max_step_ratio: float | None) -> Guard:
+    """The guard of a step, from the `squares` (2,) of the norms of all updates and all weights.
 
     Norms are over all evolved parameters together. Weights that are all zero have no scale to
     compare with: the ratio is 0 and nothing is scaled. Updates whose norm overflows become zero,
     or NaN where they are infinite.
     """
-    size = norm(weights)
-    ratio = jnp.where(size > 0, norm(updates) / jnp.where(size > 0, size, 1.0), 0.0)
+    length, size = jnp.sqrt(squares[0]), jnp.sqrt(squares[1])
+    ratio = jnp.where(size > 0, length / jnp.where(size > 0, size, 1.0), 0.0)
     if max_step_ratio is None:
-        return updates, ratio
+        return Guard(jnp.ones((), jnp.float32), ratio)
     shrink = max_step_ratio / jnp.maximum(ratio, max_step_ratio)
-    return jax.tree.map(lambda u: u * shrink.astype(u.dtype), updates), ratio * shrink
+    return Guard(shrink, ratio * shrink)
 
 
 def stored(

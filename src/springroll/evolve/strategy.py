@@ -28,6 +28,7 @@ from springroll.evolve.arguments import (
     whole_number,
 )
 from springroll.evolve.members import Members
+from springroll.evolve.momentum import Past
 from springroll.evolve.perturbation import (
     AXIS,
     AttachLeaf,
@@ -39,6 +40,7 @@ from springroll.evolve.perturbation import (
 )
 from springroll.evolve.roles import Roles, check_roles, describe
 from springroll.evolve.shaping import scale_of
+from springroll.evolve.step import Guard
 from springroll.noise.kinds import Noise, noise_named
 from springroll.trees import Metrics, PyTree, map_named
 
@@ -209,6 +211,7 @@ class EvolutionState(NamedTuple):
     opt_state: PyTree  # of the optax optimizer, over the evolved parameters
     seed: Array  # (2,) uint32
     generation: Array  # () int32
+    past: Past | None = None  # of momentum that is made again
 
 
 Init: TypeAlias = Callable[[Array, PyTree], EvolutionState]
@@ -254,8 +257,24 @@ def checked(init: Init, ask: Ask, tell: Tell, parts: Parts | str) -> Strategy:
     return Strategy(checked_init, checked_ask, checked_tell, parts)
 
 
+class Step(NamedTuple):
+    """`tell` in two: how long the step is, and the step, which its length may shorten.
+
+    limit: `max_step_ratio`. squares: (state, members, fitness) -> (2,), the squared norms of all
+    updates and of all weights. move: (state, members, fitness, guard) -> the state after the step.
+    """
+
+    limit: float | None
+    squares: Callable[[EvolutionState, Members, Array], Array]
+    move: Callable[[EvolutionState, Members, Array, Guard], EvolutionState]
+
+
 class Parts(NamedTuple):
-    """What a strategy is made of: `make(population)` is the same strategy on other parameters."""
+    """What a strategy is made of: `make(population)` is the same strategy on other parameters.
+
+    step: of strategies that follow the sum of the members; None: others.
+    """
 
     population: Population
     make: Callable[[Population], Strategy]
+    step: Step | None = None

@@ -76,6 +76,10 @@ class FinetuneConfig(RunConfig):
     estimates. Of `grpo`: any optimizer of springroll train, by default adamw."""
     momentum: float = option(0.9, SHARE)
     """Momentum of sgd, and decay of adam's first moment."""
+    momentum_generations: int | None = option(None, NOT_NEGATIVE)
+    """Generations that the momentum of sgd is summed over, with their noise drawn again, so that it
+    takes no memory. Default: as many as leave out a hundredth of the sum. 0: the sum is kept, in
+    the size of the weights."""
     state_bits: Literal[32, 8, 4] = 32
     """Bits per number of the optimizer's moments."""
     noise_reuse: int = option(1, COUNT)
@@ -126,6 +130,11 @@ class FinetuneConfig(RunConfig):
             raise InputError(
                 f"pop_size is {self.pop_size}; members come in pairs: an even number, 2 or more"
             )
+        if self.momentum_generations and (self.optimizer == "adam" or self.state_bits != 32):
+            raise InputError(
+                f"momentum_generations is {self.momentum_generations}; only the momentum of sgd is "
+                "made again, and nothing is left to hold in fewer bits; leave it out"
+            )
         if self.answers > 1 and not self.sampling_temperature:
             raise InputError(
                 f"{self.answers} answers to a prompt would all be the same at temperature 0; "
@@ -141,7 +150,13 @@ class FinetuneConfig(RunConfig):
             raise InputError(f"pop_size is {self.pop_size}; grpo compares 2 answers or more")
         if not self.sampling_temperature:
             raise InputError("grpo draws its answers; give a temperature above 0")
-        for name, usual in (("answers", 1), ("unperturbed", 0), ("weights", "float32")):
+        defaults = {
+            "answers": 1,
+            "unperturbed": 0,
+            "weights": "float32",
+            "momentum_generations": None,
+        }
+        for name, usual in defaults.items():
             if getattr(self, name) != usual:
                 raise InputError(f"{name} is {getattr(self, name)}; that is of --method es")
 

@@ -14,7 +14,9 @@ import optax
 from jax import Array
 
 from springroll.evolve.eggroll import eggroll
+from springroll.evolve.in_place import tell_in_place
 from springroll.evolve.members import Members
+from springroll.evolve.momentum import Momentum
 from springroll.evolve.shaping import finite, group_centred
 from springroll.evolve.step import Master
 from springroll.evolve.strategy import EvolutionState, Strategy
@@ -63,6 +65,9 @@ LOST_LIMIT = 3  # generations in a row without a single score, and the run stops
 def es_task(config: FinetuneConfig, setup: Setup) -> Task:
     """The loop's view of evolution on rewards."""
     strategy = strategy_for(config, setup)
+    # Codes of moments are of whole matrices; and runs from before this are updated as they were.
+    whole = config.momentum_generations is None or config.state_bits != 32
+    update = strategy.tell if whole else tell_in_place(strategy)
 
     def init() -> tuple[EvolutionState, None]:
         params = held(config, setup.params(loaded(config)))
@@ -102,7 +107,7 @@ def es_task(config: FinetuneConfig, setup: Setup) -> Task:
     def tell(
         state: EvolutionState, members: Members, scores: np.ndarray
     ) -> tuple[EvolutionState, Metrics]:
-        state, told = strategy.tell(state, members, per_prompt(jnp.asarray(scores)))
+        state, told = update(state, members, per_prompt(jnp.asarray(scores)))
         return state, {name: told[name] for name in ("sigma", "step_ratio")}
 
     return Task(
@@ -147,7 +152,16 @@ def strategy_for(config: FinetuneConfig, setup: Setup) -> Strategy:
         shaping=lambda fitness: fitness,  # `per_prompt` was there before
         master=master_of(config),
         max_step_ratio=config.max_step_ratio,
+        momentum=momentum_of(config),
     )
+
+
+def momentum_of(config: FinetuneConfig) -> Momentum | None:
+    """Of sgd, where it is made again from noise."""
+    generations = config.momentum_generations
+    if config.optimizer == "adam" or not generations:
+        return None
+    return Momentum(config.momentum, generations)
 
 
 def loaded(config: FinetuneConfig) -> str:
@@ -176,7 +190,8 @@ def optimizer_for(config: FinetuneConfig, sigma: float) -> optax.GradientTransfo
     if adam:
         tx = optax.adam(rate, b1=config.momentum, b2=0.99)
     else:
-        tx = optax.sgd(rate, momentum=config.momentum or None)
+        kept = config.momentum if momentum_of(config) is None else None
+        tx = optax.sgd(rate, momentum=kept or None)
     if config.state_bits != 32:
         tx = quantize_state(tx, bits=config.state_bits)
     return optax.chain(tx, anchored(config.anchor)) if config.anchor else tx

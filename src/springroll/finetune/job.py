@@ -23,8 +23,9 @@ Fine-tune a language model on a reward: forward passes only, or GRPO to compare 
 
 def build(config: FinetuneConfig) -> job.Prepared[FinetuneConfig]:
     """Read the model's files, the tokenizer and the problems."""
-    from springroll.finetune.setup import prepare
+    from springroll.finetune.setup import prepare, resolved
 
+    config = config if config.resume else resolved(config)
     setup = prepare(config)
     group = "answers per prompt" if config.method == "grpo" else "members"
     opening = (

@@ -15,6 +15,7 @@ from jax.typing import ArrayLike, DTypeLike
 
 from springroll.bounded import opened
 from springroll.errors import InputError
+from springroll.evolve.momentum import Momentum
 from springroll.finetune.config import FinetuneConfig
 from springroll.finetune.judging import Judged, judged
 from springroll.generate.generator import Generated, Generator
@@ -98,6 +99,19 @@ class Setup:
     def identity(self) -> dict[str, str]:
         """What must be the same when a run goes on."""
         return {"model": fingerprint(self.folder), **self.task.identity}
+
+
+def resolved(config: FinetuneConfig) -> FinetuneConfig:
+    """The config of a new run, with what its continuations must not decide anew.
+
+    Runs from before momentum could be made again say nothing of it (None): they keep theirs, and
+    are updated whole.
+    """
+    if config.momentum_generations is not None or config.method != "es":
+        return config
+    again = config.optimizer in (None, "sgd") and config.momentum > 0 and config.state_bits == 32
+    generations = Momentum.of(config.momentum).generations if again else 0
+    return replace(config, momentum_generations=generations)
 
 
 def prepare(config: FinetuneConfig) -> Setup:

@@ -89,7 +89,12 @@ def by_layers(strategy: Strategy, params: PyTree, stack: str) -> LayeredStrategy
         raise InputError(
             f"this strategy cannot evolve layer by layer: {strategy.parts}; evolve the model whole"
         )
-    population, make = strategy.parts
+    population, make, step = strategy.parts
+    if step is not None and step.limit is not None:
+        raise InputError(
+            "this strategy cannot evolve layer by layer: max_step_ratio bounds the step of all "
+            "parameters; evolve the model whole"
+        )
     if population.mesh is not None:
         raise InputError("streaming is for one device; make the strategy without a mesh")
     layers = stack_depth(params[stack], stack)

@@ -146,7 +146,8 @@ class Factored:
     Args:
         base: the weight (...), any floating or complex dtype, or signed integers.
         left: (s and m axes of base, r); `Blocks` may stand in its place. It may have another type
-            than base; complex factors need a complex base.
+            than base; complex factors need a complex base. Integers without a lattice are exact as
+            long as the formed weight fits its type.
         right: (s and n axes of base, r); `Blocks` may stand in its place.
         gain: None, () or (r,).
         roles: one of s, m, n per axis of base.
@@ -231,6 +232,7 @@ class Factored:
         thin = jnp.sum(
             lax.mul(*_same_shape(scale_rank(cast(left, wide), self.gain), cast(right, wide))),
             axis=-1,
+            dtype=wide,
         )
         return settled(cast(self.base, wide) + thin, dtype or self.dtype)
 
@@ -239,6 +241,7 @@ class Factored:
         left, right = (list(self.axes(side)) for side in ("left", "right"))
         shared = [i for i in left if i in right]
         short = common_dtype(self.left, self.right) if self.gain is None else wide
+        short = whole_bytes(short)
         thin = lax.dot_general(
             scale_rank(cast(self.left, short), self.gain),
             cast(self.right, short),

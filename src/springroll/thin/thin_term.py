@@ -234,7 +234,10 @@ def contract(
         (where(a_labels, summed), where(b_labels, summed)),
         (where(a_labels, batch), where(b_labels, batch)),
     )
-    result = lax.dot_general(a, b, dims, precision=precision, preferred_element_type=dtype)
+    holds = common_type(a.dtype, dtype) == dtype  # JAX sums in no narrower type than that of a
+    wide = dtype if holds else a.dtype
+    result = lax.dot_general(a, b, dims, precision=precision, preferred_element_type=wide)
+    result = cast(result, dtype)
     order = [*batch, *(c for c in (*a_labels, *b_labels) if c not in batch and c not in summed)]
     return lax.transpose(result, where(order, out)) if order != out else result
 

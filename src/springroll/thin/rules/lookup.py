@@ -31,8 +31,11 @@ def gather(frame: Frame, eqn: jex.JaxprEqn, w: Operand, index: Operand) -> Outpu
         return [settle(part)]
     wide = wide_dtype(base.dtype)
     thin = Thin(left, left_labels, right, right_labels, w.gain, w.lattice)
-    total = cast(base, wide) + product_term(thin, list(range(base.ndim)), dtype=wide)
-    return [cast(total, base.dtype) if w.lattice is None else saturate(total, base.dtype)]
+    term = product_term(thin, list(range(base.ndim)), dtype=wide)
+    total = saturate(cast(base, wide) + term, base.dtype)
+    if jnp.issubdtype(base.dtype, jnp.integer):  # what fills rows out of bounds is not clipped
+        total = jnp.where(term == 0, base, total)
+    return [total]
 
 
 def gather_flow(trace: AxisTrace, eqn: jex.JaxprEqn, refs: list[Refs]) -> list[Refs]:

@@ -10,9 +10,8 @@ import pytest
 
 import springroll as sr
 from springroll.errors import InputError
-from springroll.evolve.in_place import _Parameter, tell_in_place
+from springroll.evolve.in_place import programs_in_place, tell_in_place
 from springroll.evolve.momentum import Momentum
-from springroll.evolve.step import Guard
 from springroll.quant.int8_weights import quantize_weights
 from springroll.trees import named_leaves
 
@@ -79,22 +78,14 @@ def test_int8_weights_and_their_residuals():
 
 
 def test_an_update_takes_the_memory_of_a_slice():
-    """Compiled and not run: 1 MiB of weights, in slices of 8 KiB."""
+    """Compiled and not run: 1 MiB of weights, in slices of 64 KiB."""
     es = strategy(roles=None, max_step_ratio=0.1)
     shapes = jax.eval_shape(lambda: {"layers": {"up": jnp.zeros((32, 64, 256), jnp.bfloat16)}})
     state = jax.eval_shape(es.init, jax.random.key(0), shapes)
     members = jax.eval_shape(es.ask, state)
-    (leaf,) = members.perturbation.evolved
-    assert not isinstance(es.parts, str)
-    one = _Parameter(es.parts, members.perturbation, state, 1 << 16, leaf)
-    own, shared, mine = one.of(named_leaves(state), members)
-    rows, _ = next(one.slices())
-    number = lambda dtype, *shape: jax.ShapeDtypeStruct(shape, dtype)
-    given = (own, shared, mine, number(jnp.float32, POP), number(jnp.int32))
-    squares = one.squares.lower(*given, number(jnp.float32, 2), rows=rows)
-    bound = jax.eval_shape(lambda: Guard(jnp.ones(()), jnp.ones(())))
-    move = one.move.lower(*given, bound, rows=rows)
-    for program in (squares, move):
+    programs = list(programs_in_place(es, state, members, 1 << 16))
+    assert len(programs) == 2
+    for program in programs:
         used = program.compile().memory_analysis()
         assert used is not None
         assert used.temp_size_in_bytes + used.output_size_in_bytes < 4 * (1 << 16)

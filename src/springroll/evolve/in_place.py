@@ -22,6 +22,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from jax import Array, lax
+from jax.stages import Lowered
 
 from springroll.errors import InputError
 from springroll.evolve.members import Members
@@ -89,6 +90,29 @@ def tell_in_place(strategy: Strategy, slice_bytes: int = SLICE_BYTES) -> Tell:
         return map_named(lambda path, _: arrays[path], state), metrics
 
     return tell
+
+
+def programs_in_place(
+    strategy: Strategy,
+    state: EvolutionState,
+    members: Members,
+    slice_bytes: int = SLICE_BYTES,
+) -> Iterator[Lowered]:
+    """The lowered programs of `tell_in_place`, two for each parameter, whose memory can be asked.
+
+    `state` and `members` may be of `jax.ShapeDtypeStruct`s.
+    """
+    parts, perturbation = strategy.parts, members.perturbation
+    assert not isinstance(parts, str)
+    shape = jax.ShapeDtypeStruct
+    fitness, squares = shape((members.size,), jnp.float32), shape((2,), jnp.float32)
+    guard_of = jax.eval_shape(lambda: guard(jnp.ones((2,)), 1.0))
+    for leaf in perturbation.evolved:
+        one = _Parameter(parts, perturbation, state, slice_bytes, leaf)
+        rows, first = next(one.slices())
+        given = (*one.of(named_leaves(state), members), fitness, first)
+        yield one.squares.lower(*given, squares, rows=rows)
+        yield one.move.lower(*given, guard_of, rows=rows)
 
 
 @functools.partial(jax.jit, static_argnames="limit")

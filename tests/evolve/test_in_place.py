@@ -63,6 +63,16 @@ def test_the_state_is_that_of_tell(options, dtype):
         )
 
 
+def test_a_model_no_larger_than_a_slice_is_updated_whole():
+    es = strategy()
+    state = es.init(jax.random.key(0), params())
+    expected, _ = es.tell(state, es.ask(state), fitness(0))
+    given = state.params
+    new, _ = tell_in_place(es)(state, es.ask(state), fitness(0))
+    jax.tree.map(np.testing.assert_array_equal, new, expected)
+    assert given["emb"].is_deleted()
+
+
 def test_int8_weights_and_their_residuals():
     es = strategy(master="error_feedback", roles=None)
     held = quantize_weights({"up": params()["layers"]["up"]}, lambda path, x: True)

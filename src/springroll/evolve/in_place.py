@@ -42,8 +42,9 @@ Tell: TypeAlias = Callable[[EvolutionState, Members, Array], tuple[EvolutionStat
 def tell_in_place(strategy: Strategy, slice_bytes: int = SLICE_BYTES) -> Tell:
     """`strategy.tell` in little more memory than that of the state, which it uses up.
 
-    The arrays of the state that is handed over are deleted: their memory becomes that of the state
-    that is returned. The result is that of `strategy.tell` up to the order of float32 sums.
+    The arrays of the state that is handed over are deleted, and with the first one the parameters
+    that it was made of: their memory becomes that of the state that is returned. The result is that of `strategy.tell` up to the order of float32 sums. Models
+    that are no larger than a slice are updated whole, by one program.
 
     Args:
         strategy: made by `sr.eggroll` or `sr.open_es`, without a mesh, with an optimizer that moves
@@ -70,9 +71,14 @@ def tell_in_place(strategy: Strategy, slice_bytes: int = SLICE_BYTES) -> Tell:
         make = functools.partial(_Parameter, parts, perturbation, shapes.state(), slice_bytes)
         return [make(leaf) for leaf in perturbation.evolved]
 
+    whole = jax.jit(strategy.tell, donate_argnums=0)
+
     def tell(
         state: EvolutionState, members: Members, fitness: Array
     ) -> tuple[EvolutionState, Metrics]:
+        evolved = members.perturbation.evolved
+        if 4 * sum(math.prod(leaf.shape) for leaf in evolved) <= slice_bytes:
+            return whole(state, members, fitness)
         cut = parameters(members.perturbation, _Shapes(state))
         arrays, squares = named_leaves(state), jnp.zeros((2,), jnp.float32)
         for one in cut:

@@ -78,8 +78,8 @@ class FinetuneConfig(RunConfig):
     """Momentum of sgd, and decay of adam's first moment."""
     momentum_generations: int | None = option(None, NOT_NEGATIVE)
     """Generations that the momentum of sgd is summed over, with their noise drawn again, so that it
-    takes no memory. Default: as many as leave out a hundredth of the sum. 0: the sum is kept, in
-    the size of the weights."""
+    takes no memory. 0: the sum is kept, in the size of the weights in float32. Default: as many as
+    leave out a hundredth of the sum, and 0 for models of up to 17 million parameters."""
     state_bits: Literal[32, 8, 4] = 32
     """Bits per number of the optimizer's moments."""
     noise_reuse: int = option(1, COUNT)

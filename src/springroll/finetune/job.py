@@ -25,8 +25,8 @@ def build(config: FinetuneConfig) -> job.Prepared[FinetuneConfig]:
     """Read the model's files, the tokenizer and the problems."""
     from springroll.finetune.setup import prepare, resolved
 
-    config = config if config.resume else resolved(config)
     setup = prepare(config)
+    config = config if config.resume else resolved(config, setup.parameters)
     group = "answers per prompt" if config.method == "grpo" else "members"
     opening = (
         f"{config.model}: {setup.parameters:,} {config.weights} parameters; {setup.task.name}; "

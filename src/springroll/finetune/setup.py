@@ -46,6 +46,9 @@ class WritingModel(Generative, LanguageModel, Protocol):
     """A language model that writes, and whose probabilities have gradients."""
 
 
+LARGE = 1 << 24  # parameters from which on momentum is worth more memory than time
+
+
 @dataclass(frozen=True)
 class Setup:
     """A model that is to answer the problems of a task."""
@@ -101,7 +104,7 @@ class Setup:
         return {"model": fingerprint(self.folder), **self.task.identity}
 
 
-def resolved(config: FinetuneConfig) -> FinetuneConfig:
+def resolved(config: FinetuneConfig, parameters: int) -> FinetuneConfig:
     """The config of a new run, with what its continuations must not decide anew.
 
     Runs from before momentum could be made again say nothing of it (None): they keep theirs, and
@@ -110,6 +113,7 @@ def resolved(config: FinetuneConfig) -> FinetuneConfig:
     if config.momentum_generations is not None or config.method != "es":
         return config
     again = config.optimizer in (None, "sgd") and config.momentum > 0 and config.state_bits == 32
+    again = again and parameters > LARGE
     generations = Momentum.of(config.momentum).generations if again else 0
     return replace(config, momentum_generations=generations)
 

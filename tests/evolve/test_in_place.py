@@ -110,7 +110,7 @@ def test_what_cannot_be_told_in_place():
     es = strategy(optimizer=optax.chain(optax.clip_by_global_norm(1.0), optax.sgd(0.1)))
     state = es.init(jax.random.key(0), params())
     with pytest.raises(InputError, match="the optimizer takes a reduce_"):
-        tell_in_place(es)(state, es.ask(state), fitness(0))
+        tell_in_place(es, SLICE)(state, es.ask(state), fitness(0))
 
 
 @functools.cache

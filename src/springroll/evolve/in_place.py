@@ -43,8 +43,9 @@ def tell_in_place(strategy: Strategy, slice_bytes: int = SLICE_BYTES) -> Tell:
     """`strategy.tell` in little more memory than that of the state, which it uses up.
 
     The arrays of the state that is handed over are deleted, and with the first one the parameters
-    that it was made of: their memory becomes that of the state that is returned. The result is that of `strategy.tell` up to the order of float32 sums. Models
-    that are no larger than a slice are updated whole, by one program.
+    that it was made of: their memory becomes that of the state that is returned. The result is that
+    of `strategy.tell` up to the order of float32 sums. Models that are no larger than a slice are
+    updated whole, by one program.
 
     Args:
         strategy: made by `sr.eggroll` or `sr.open_es`, without a mesh, with an optimizer that moves

@@ -98,3 +98,13 @@ def test_what_follows_two_hyphens_goes_to_the_benchmark(prints, capsys):
     assert json.loads(capsys.readouterr().out)["given"] == ["--seeds", "3"]
     assert main(["bench", "all", "--", "--seeds", "3"]) == 2
     assert "of one benchmark" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("name", bench.BENCHES)
+def test_arguments_that_a_benchmark_does_not_know_are_one_line(monkeypatch, capsys, name):
+    module = importlib.import_module(f"springroll.bench.{name}")
+    monkeypatch.setattr(sys, "argv", [name, "--absent", "nan"])
+    with pytest.raises(SystemExit, match="2"):
+        module.main()
+    said = capsys.readouterr().err
+    assert said.startswith("springroll: ") and said.count("\n") == 1

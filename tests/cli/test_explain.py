@@ -25,6 +25,14 @@ def broken():
     return 3
 
 
+def needs_more(size):
+    return size
+
+
+def misnamed():
+    return (lambda params: params["absent"]), {"weight": 1.0}
+
+
 @pytest.fixture(autouse=True)
 def _named(monkeypatch):
     monkeypatch.setitem(sys.modules, "house", sys.modules[__name__])
@@ -48,19 +56,20 @@ def test_a_function_by_name(capsys, name):
 def test_a_module_in_the_current_folder(capsys, tmp_path, monkeypatch):
     (tmp_path / "my_model_17.py").write_text("from tests.cli.test_explain import linear\n")
     monkeypatch.chdir(tmp_path)
-    before = list(sys.path)
+    monkeypatch.setattr(sys, "path", list(sys.path))
     assert main(["explain", "my_model_17:linear"]) == 0
     assert "float32[4,3]" in capsys.readouterr().out
-    assert sys.path == before
 
 
 @pytest.mark.parametrize(
     ("target", "message"),
     [
         ("eg", "eg is no model, run folder or MODULE:FUNCTION; did you mean egg?; models: egg"),
-        ("nothing_here:f", "cannot import nothing_here: No module named 'nothing_here'"),
-        ("house:liner", "house has no function 'liner'; did you mean linear?"),
+        ("nothing_here:f", "no module 'nothing_here' for the function nothing_here:f"),
+        ("house:liner", "house has no function 'liner'; did you mean 'linear'?"),
         ("house:broken", "house:broken returned int; expected a tuple (fn, params, *args)"),
+        ("house:needs_more", "house:needs_more raised TypeError: needs_more() missing 1 required"),
+        ("house:misnamed", "the fn that house:misnamed returned raised KeyError: 'absent'"),
     ],
 )
 def test_what_cannot_be_explained(capsys, target, message):

@@ -3,6 +3,7 @@
 import contextlib
 import io
 import json
+import re
 from pathlib import Path
 
 import jax
@@ -317,6 +318,16 @@ def test_a_folder_cut_short_is_refused_before_anything_is_made(
     assert not (tmp_path / "run").exists()
 
 
-def test_a_folder_without_a_model_is_refused(tmp_path, text, capsys):
+@pytest.mark.parametrize(
+    ("content", "says"),
+    [
+        (None, "cannot read .*config.json: No such file"),
+        ('{"model_type": "llama", ', "config.json is not JSON"),
+        ("{}", "config.json: model_type is None; known are"),
+    ],
+)
+def test_a_folder_without_a_model_is_refused(tmp_path, text, capsys, content, says):
+    if content is not None:
+        (tmp_path / "config.json").write_text(content)
     assert main(command(text, tmp_path / "run", model=str(tmp_path))) == 2
-    assert "holds no model: no config.json with a model_type" in capsys.readouterr().err
+    assert re.search(says, capsys.readouterr().err)

@@ -241,3 +241,22 @@ def test_int8_weights_stay_where_a_step_is_not_finite(master):
     state = es.init(KEY, params)
     new, _ = es.tell(state, es.ask(state), [1.0, 2.0, 3.0, 4.0])
     jax.tree.map(np.testing.assert_array_equal, (new.params, new.master), (params, state.master))
+
+
+def test_random_keys_among_the_parameters_stand_still():
+    """As of dropout in the state of a Flax model."""
+
+    def fn(params, x):
+        return -jnp.sum((x @ params["w"] + jax.random.normal(params["key"], (2, 4))) ** 2)
+
+    params, x = {"w": jnp.ones((4, 4)), "key": jax.random.key(3)}, jnp.ones((2, 4))
+    es = sr.eggroll(pop_size=4, rank=1, sigma=0.1, optimizer=optax.sgd(0.1))
+    state = es.init(jax.random.key(0), params)
+    members = es.ask(state)
+    state, _ = es.tell(state, members, sr.evaluate(fn, state, members, x))
+    assert state.params["key"] == params["key"] and (state.params["w"] != params["w"]).any()
+    with pytest.raises(InputError, match="no parameter is left to evolve"):
+        es.init(jax.random.key(0), {"key": params["key"]})
+    trainer = sr.lowgrad(lambda *given: -fn(*given), params, optax.sgd(0.1), x, rank=1)
+    trained, _ = trainer.update(trainer.init(params), x)
+    assert trained.params["key"] == params["key"]

@@ -9,6 +9,7 @@ import pytest
 from rich.console import Console
 
 from springroll.errors import InputError
+from springroll.models.config_checks import MOST_STACKED
 from springroll.models.decoder_config import CONFIGS
 from springroll.planner import alternatives as compared
 from springroll.planner.alternatives import (
@@ -137,6 +138,9 @@ def test_the_deepest_model_uses_what_there_is():
     assert found == pytest.approx((116 + 10) * GIB / 12, rel=0.1)
     assert deepest(spec("adamw-8bit"), H200, budgets) > 1.8 * found
     assert deepest(spec(), H200, Budgets(GIB, GIB)) == 0
+    endless = Budgets(10**18, 10**18)
+    layers = dataclasses.replace(spec().config, layers=MOST_STACKED)
+    assert deepest(spec(), H200, endless) == layers.parameters
 
 
 # From here on the compiler is asked.

@@ -137,3 +137,12 @@ def test_moments_are_float32_and_missing_weights_are_named():
             tx.update(params, state)
     with pytest.raises(InputError, match="bfloat16; expected float32"):
         split(params["w"])
+
+
+def test_parameters_may_be_numbers_of_python():
+    tx = with_split_master(optax.adam(1e-1))
+    params = {"w": jnp.ones(3), "scale": 2.0}
+    state: PyTree = tx.init(params)
+    updates, state = tx.update(params, state, params)
+    moved: PyTree = optax.apply_updates(params, updates)
+    assert float(moved["scale"]) == pytest.approx(1.9)

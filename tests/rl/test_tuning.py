@@ -1,6 +1,7 @@
 """The search by itself: what is drawn, who goes on, what is printed. No training."""
 
 import itertools
+import json
 import math
 from collections import Counter
 
@@ -111,14 +112,14 @@ def test_a_search_goes_on_where_it_was_killed(tmp_path):
                     DRAWN, PLAN, score, told=lambda record, file=file: file.write(json_line(record))
                 )
             file.write('{"trial": 7, "ru')  # torn
-        assert len(read_records(path)) == survived
+        assert len(read_records(path, DRAWN)) == survived
 
         def rest(trial, budget, calls=calls):
             assert (trial, budget) not in calls
             calls.append((trial, budget))
             return quality(trial)
 
-        assert halving(DRAWN, PLAN, rest, read_records(path)) == whole
+        assert halving(DRAWN, PLAN, rest, read_records(path, DRAWN)) == whole
         assert len(calls) == 12
 
 
@@ -150,9 +151,10 @@ def test_records_survive_the_file(tmp_path):
         Record(1, 0, 3.0, -math.inf, {"lr": 0.2, "ranks": False}, "why"),
     ]
     path = tmp_path / "trials.jsonl"
-    assert read_records(path) == []
+    drawn = [record.settings for record in records]
+    assert read_records(path, drawn) == []
     path.write_text("".join(map(json_line, records)))
-    assert read_records(path) == records
+    assert read_records(path, drawn) == records
     assert cells(records) == [
         ["trial", "seconds", "return", "lr", "ranks"],
         ["0", "3", "1.5", "0.1", "yes"],
@@ -180,3 +182,30 @@ def test_the_best_is_a_command_and_a_change_of_a_config():
 def test_a_search_that_cannot_be_is_one_line(name, value):
     with pytest.raises(InputError, match=f"{name} is {value}; "):
         Tuning(**{name: value})
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        None,
+        {"trial": 2},
+        {"trial": -1},
+        {"trial": True},
+        {"score": "1.5"},
+        {"score": math.nan},
+        {"score": [1.5]},
+        {"budget": None},
+        {"settings": []},
+        {"settings": {"lr": 0.2}},
+        {"note": 3},
+        {"more": 1},
+    ],
+)
+def test_a_line_that_is_no_record_of_the_search_is_refused(tmp_path, changes):
+    record = Record(0, 0, 3.0, 1.5, {"lr": 0.1})
+    row = json.loads(json_line(record))
+    path = tmp_path / "trials.jsonl"
+    changed = "[]" if changes is None else json.dumps(row | changes)
+    path.write_text(f"{json_line(record)}{changed}\n")
+    with pytest.raises(InputError, match=r"line 2 of .*trials.jsonl is no record of a trial"):
+        read_records(path, [{"lr": 0.1}, {"lr": 0.3}])

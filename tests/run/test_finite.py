@@ -148,6 +148,12 @@ def test_a_run_stops_where_no_step_is_finite(tmp_path, name):
         train(tmp_path, breaking_at(-1, **{name: np.float32(np.inf)}))
 
 
+def test_a_run_stops_at_a_step_that_replaces_the_weights(tmp_path):
+    with pytest.raises(InputError, match=r"a step was 1e\+12 times as long as the weights"):
+        train(tmp_path, breaking_at(-1, step_ratio=np.float32(1e12)))
+    train(tmp_path / "b", breaking_at(-1, step_ratio=np.float32(1e5)))
+
+
 def test_steps_lost_now_and_then_do_not_stop_a_run(tmp_path):
     def sometimes(state, members, fitness):
         at = int(state["generation"])

@@ -250,6 +250,7 @@ def test_a_function_that_cannot_be_loaded_is_found_at_once(monkeypatch, tmp_path
         ({"timeout": math.inf}, "timeout is inf; it must be above 0 and at most 1,000,000"),
         ({"style": "loud"}, "expected plain or instruct"),
         ({"data": "./absent.jsonl"}, r"cannot read absent\.jsonl"),
+        ({"data": "/dev/zero"}, "cannot read /dev/zero: it is no file, but a pipe or a device"),
     ],
 )
 def test_impossible_function_tasks_are_one_line(data, options, message):

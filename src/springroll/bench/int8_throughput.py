@@ -80,6 +80,7 @@ def run(
 
 
 def main() -> None:
+    measure.Arguments(description=str(__doc__).splitlines()[0]).parse_args()
     measure.pin_one_core()
     for size in SIZES.values():
         for registers in ("int8", "float32"):

@@ -111,6 +111,7 @@ def run(model: str = "llama-7b", rank: int = 1024, tokens: int = 256) -> measure
 
 
 def main() -> None:
+    measure.Arguments(description=str(__doc__).splitlines()[0]).parse_args()
     measure.report(run())
 
 

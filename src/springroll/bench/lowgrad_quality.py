@@ -226,10 +226,13 @@ def draw(
 
 
 def main() -> None:
+    parser = measure.Arguments(description=str(__doc__).splitlines()[0])
+    parser.add_argument("folder", nargs="?", type=Path, default="runs/lowgrad_quality")
+    parser.add_argument("models", nargs="*", default=MODELS)
+    options = parser.parse_args()
     use_cpu_devices(1)
-    folder = Path(sys.argv[1] if len(sys.argv) > 1 else "runs/lowgrad_quality")
-    pages = []
-    for model in sys.argv[2:] or MODELS:
+    folder, pages = Path(options.folder), []
+    for model in options.models:
         result = run(folder, model)
         measure.report({k: v for k, v in result.items() if k not in ("curves", "tokens", "lines")})
         pages.append(f"### {model}\n\n{summary(result)}")

@@ -102,6 +102,7 @@ def run(
 
 
 def main() -> None:
+    measure.Arguments(description=str(__doc__).splitlines()[0]).parse_args()
     measure.pin_one_core()
     measure.report(run())
 

@@ -141,6 +141,7 @@ def run(name: str = "llama-60m", rank: int | None = None) -> measure.Result:
 
 
 def main() -> None:
+    measure.Arguments(description=str(__doc__).splitlines()[0]).parse_args()
     for name in MODELS:
         measure.report(run(name))
 

@@ -274,10 +274,14 @@ def line(row: measure.Result) -> str:
 
 
 def main() -> None:
-    if len(sys.argv) > 2:
-        print(json.dumps(measured(*sys.argv[1:])), flush=True)
-    elif len(sys.argv) > 1:
-        print(json.dumps(compared(sys.argv[1])), flush=True)
+    parser = measure.Arguments(description=str(__doc__).splitlines()[0])
+    parser.add_argument("case", nargs="?", choices=CASES, help="one of them, not all")
+    parser.add_argument("kind", nargs="?", choices=("bytes", "seconds"), help="in this process")
+    options = parser.parse_args()
+    if options.kind is not None:
+        print(json.dumps(measured(options.case, options.kind)), flush=True)
+    elif options.case is not None:
+        print(json.dumps(compared(options.case)), flush=True)
     else:
         measure.report(run())
 

@@ -17,7 +17,6 @@ recomputed layers is 4 * 32 of them, and 4 for the head. Each line is one case:
   3.5e9 updates per second). Target there: ours at least 1.5 times as fast.
 """
 
-import argparse
 import statistics
 import time
 from collections.abc import Mapping, Sequence
@@ -194,7 +193,7 @@ def draw(steps: Mapping[str, Sequence[Event]], path: Path) -> None:
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
-    parser = argparse.ArgumentParser(description=str(__doc__).splitlines()[0])
+    parser = measure.Arguments(description=str(__doc__).splitlines()[0])
     parser.add_argument("--timeline", type=Path, help="draw one step of both orders to this file")
     options = parser.parse_args(arguments)
     if options.timeline is not None:

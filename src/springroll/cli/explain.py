@@ -1,12 +1,12 @@
 """`springroll explain TARGET`: how each parameter of a model would be perturbed, and why."""
 
-import importlib
 import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Literal
 
+import jax
 import tyro
 
 from springroll.cli.jobs import JOBS, job_of, open_path
@@ -14,6 +14,7 @@ from springroll.cli.options import parse
 from springroll.errors import InputError, suggestion
 from springroll.run.job import Explained
 from springroll.run.options import COUNT, check_ranges, option
+from springroll.tasks.user_code import named_function, raised_line
 
 WIDE = 140  # columns where nothing says how many there are
 
@@ -81,24 +82,18 @@ def target_of(options: ExplainOptions) -> Explained:
 
 def from_function(target: str) -> Explained:
     """What MODULE:FUNCTION returns; modules in the current folder are found too."""
-    module_name, _, name = target.partition(":")
-    sys.path.insert(0, "")
+    _, function = named_function(target)
     try:
-        module = importlib.import_module(module_name)
-    except ModuleNotFoundError as error:
-        raise InputError(f"cannot import {module_name}: {error}") from None
-    finally:
-        sys.path.remove("")
-    function = getattr(module, name, None)
-    if not callable(function):
-        raise InputError(
-            f"{module_name} has no function {name!r}{suggestion(name, vars(module))}; "
-            f"expected one that returns (fn, params, *args)"
-        )
-    made = function()
+        made = function()
+    except Exception as error:  # whatever the user's function raises
+        raise InputError(f"{target} raised {raised_line(error)}") from None
     if not isinstance(made, tuple) or len(made) < 2 or not callable(made[0]):
         raise InputError(
             f"{target} returned {type(made).__name__}; expected a tuple (fn, params, *args)"
         )
     fn, params, *args = made
+    try:
+        jax.eval_shape(fn, params, *args)
+    except Exception as error:
+        raise InputError(f"the fn that {target} returned raised {raised_line(error)}") from None
     return Explained(fn, params, tuple(args))

@@ -30,7 +30,7 @@ def announce(perturbation: Perturbation, roles: Roles | None) -> None:
         role = roles.get(leaf.path)
         if isinstance(role, WeightRole) and role.formed and leaf.kind == "dense":
             _formed(leaf, role)
-        if jnp.issubdtype(jnp.dtype(leaf.dtype), jnp.complexfloating):
+        if leaf.numbers is not None and jnp.issubdtype(leaf.numbers, jnp.complexfloating):
             warnings.warn(
                 f"{leaf.path} ({leaf.dtype}{list(leaf.shape)}) is frozen, since it is complex; "
                 "hold its real and imaginary parts as two arrays to evolve it, or give "

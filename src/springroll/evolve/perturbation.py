@@ -41,6 +41,14 @@ class Leaf:
     stack: int | None = None  # layers of the stack of which this is a slice; None: it is no slice
 
     @property
+    def numbers(self) -> np.dtype | None:
+        """The type of its numbers; None of random keys, which hold none."""
+        try:
+            return jnp.dtype(self.dtype)
+        except TypeError:
+            return None
+
+    @property
     def stacked(self) -> int:
         """How many leading axes are shared.
 

@@ -168,7 +168,8 @@ def is_evolved(dtype: DTypeLike, integers: bool) -> bool:
 
 def _nothing_left(leaves: list[Leaf], integers: bool) -> str:
     """That all parameters stand still, and who would evolve them."""
-    others = [leaf for leaf in leaves if is_evolved(jnp.dtype(leaf.dtype), not integers)]
+    kinds = [(leaf, leaf.numbers) for leaf in leaves]
+    others = [leaf for leaf, kind in kinds if kind is not None and is_evolved(kind, not integers)]
     hint = ""
     if others:
         which = "sr.eggroll evolves floats" if integers else "sr.lattice evolves int8"

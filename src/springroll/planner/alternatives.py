@@ -9,6 +9,7 @@ from rich.table import Table
 
 from springroll.errors import InputError
 from springroll.memory import spelt
+from springroll.models.config_checks import MOST_STACKED
 from springroll.models.decoder_config import CONFIGS, DecoderConfig
 from springroll.planner.devices import Rates
 from springroll.planner.footprint import StepSpec
@@ -20,7 +21,6 @@ from springroll.planner.search import Options, fastest_plan, micro_batches, step
 SMALLEST = 50e6  # parameters: below are toys
 SHAPE = "llama-7b"  # whose layers are counted where no model is given
 COMPARED = ("adamw", "adamw-8bit", "muon-8bit", "galore-8bit", "apollo-mini", "lowgrad", "evolve")
-MOST_LAYERS = 1 << 14
 
 
 @dataclass(frozen=True)
@@ -73,8 +73,9 @@ def deepest(spec: StepSpec, rates: Rates, budgets: Budgets) -> int:
         return choose(longer, rates, budgets) is not None
 
     low, high = 0, 1
-    while high < MOST_LAYERS and fits(high):
+    while high <= MOST_STACKED and fits(high):
         low, high = high, 2 * high
+    high = min(high, MOST_STACKED + 1)
     while high - low > 1:
         middle = (low + high) // 2
         low, high = (middle, high) if fits(middle) else (low, middle)

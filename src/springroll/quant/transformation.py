@@ -66,10 +66,12 @@ def wrapped(inner: Any, who: str) -> optax.GradientTransformationExtraArgs:
 
 
 def plain(tree: PyTree) -> PyTree:
-    """A `flax.nnx.State` as nested dictionaries of arrays; any other tree as it is."""
+    """A `flax.nnx.State` as nested dictionaries, and Python's numbers as arrays; any other tree as
+    it is."""
     nnx = sys.modules.get("flax.nnx")
     if nnx is None or not isinstance(tree, nnx.State):
-        return tree
+        numbers = [isinstance(x, int | float | complex) for x in jax.tree.leaves(tree)]
+        return jax.tree.map(jnp.asarray, tree) if any(numbers) else tree
 
     def opened(node: Any) -> Any:
         if isinstance(node, nnx.Variable):

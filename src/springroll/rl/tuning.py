@@ -8,6 +8,7 @@ Sources: arXiv 2511.16652v2, appendix N.4 (the space; 20 trials); Karnin, Koren 
 "Almost optimal exploration in multi-armed bandits", 2013 (halving).
 """
 
+import contextlib
 import hashlib
 import json
 import math
@@ -17,6 +18,7 @@ from pathlib import Path
 from types import MappingProxyType
 from typing import Any, NamedTuple, TypeAlias, TypeVar
 
+from springroll.bounded import JSON_BYTES, parse_json, read_text
 from springroll.errors import InputError
 from springroll.rl.config import RLConfig, half_life_of
 from springroll.run.options import Range, check_ranges, option, renamed_options
@@ -227,18 +229,41 @@ def changed(config: Any, default: Any) -> dict[str, Any]:
     return found
 
 
-def read_records(path: Path) -> list[Record]:
-    """The records of an earlier sitting; a line torn by a kill is left out."""
+def read_records(path: Path, drawn: Sequence[Settings]) -> list[Record]:
+    """The records of an earlier sitting; a line torn by a kill is left out.
+
+    Args:
+        path: of `json_line`s.
+        drawn: the settings of each trial.
+
+    Raises:
+        InputError: the file cannot be read, or a whole line is no record of one of these trials.
+    """
     records = []
-    for line in path.read_text().splitlines() if path.exists() else ():
-        try:
-            row = json.loads(line)
-        except ValueError:
-            continue
-        row["score"] = -math.inf if row["score"] is None else row["score"]
-        row["settings"] = renamed_options(RLConfig, row["settings"])[0]
-        records.append(Record(**row))
-    return records
+    text = read_text(path, JSON_BYTES) if path.exists() else ""
+    for number, line in enumerate(text.splitlines(), 1):
+        where = f"line {number} of {path}"
+        with contextlib.suppress(InputError):
+            records.append((where, parse_json(line, where)))
+    return [_record(row, where, drawn) for where, row in records]
+
+
+def _record(row: Any, where: str, drawn: Sequence[Settings]) -> Record:
+    """The record that a line's JSON stands for."""
+    refused = InputError(f"{where} is no record of a trial of this search; remove the line")
+    types = {"trial": int, "rung": int, "budget": float, "settings": dict, "note": str}
+    if not isinstance(row, dict) or row.keys() != {*types, "score"}:
+        raise refused
+    if any(type(row[name]) is not kind for name, kind in types.items()):
+        raise refused
+    if row["score"] is None:
+        row["score"] = -math.inf
+    elif type(row["score"]) not in (int, float) or not math.isfinite(row["score"]):
+        raise refused
+    row["settings"] = renamed_options(RLConfig, row["settings"])[0]
+    if not 0 <= row["trial"] < len(drawn) or row["settings"] != drawn[row["trial"]]:
+        raise refused
+    return Record(**row)
 
 
 def json_line(record: Record) -> str:

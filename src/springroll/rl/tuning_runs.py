@@ -78,7 +78,7 @@ def tune(config: RLConfig, tuning: Tuning, console: "Console | None" = None) -> 
             if say:
                 say(f"trial {record.trial}: {record.note or f'{record.score:.4g}'}")
 
-        known = search.read_records(folder / "trials.jsonl")
+        known = search.read_records(folder / "trials.jsonl", drawn)
         records = search.halving(drawn, search.rungs(tuning, budget), score, known, told)
     written(folder, config, records)
     return records

@@ -15,6 +15,7 @@ from springroll.errors import InputError
 from springroll.run.task import Metrics, Task
 
 STEPS = ("step_ratio", "grad_norm")  # figures that are not finite where a step is not
+BEYOND_SENSE = 1e6  # |step| / |weights|: nothing is left of weights that such a step was added to
 SMALLER = "try a smaller {}"
 
 
@@ -53,7 +54,8 @@ class Guard:
             raise self.stopped(generation, f"{whose} is NaN or infinite{times}", remedy)
 
     def look_at_steps(self, generation: int, figures: Sequence[Metrics]) -> None:
-        """InputError where steps were not finite, in too many generations in a row.
+        """InputError where steps were not finite, in too many generations in a row, or where one
+        was so long that it replaced the weights.
 
         Args:
             generation: for the message.
@@ -64,6 +66,10 @@ class Guard:
             self._stuck_in_a_row = self._stuck_in_a_row + 1 if wrong else 0
             if self._stuck_in_a_row >= self._task.lost_limit:
                 why = f"{wrong[0]} is NaN or infinite"
+                raise self.stopped(generation, why, SMALLER.format("learning rate"))
+            ratio = float(found.get("step_ratio", 0.0))
+            if BEYOND_SENSE < ratio < math.inf:
+                why = f"a step was {ratio:.3g} times as long as the weights"
                 raise self.stopped(generation, why, SMALLER.format("learning rate"))
 
     def look_at_end(self, generations: int) -> None:

@@ -13,6 +13,7 @@ from concurrent.futures import Future
 from contextlib import AbstractContextManager
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import optax
 
@@ -27,6 +28,7 @@ from springroll.stream.store import HostStore, writable
 from springroll.stream.update import Gradient, Held, or_fail
 from springroll.trees import PyTree, path_of
 
+PROBE = 1024.0  # above the limit of any clip; its square shows any decay beside it
 MOMENTS = {"low": "low", "mu": "m", "nu": "v"}  # fields of optax's states -> names of `AdamW`
 
 
@@ -68,9 +70,12 @@ class HostUpdate:
         """The state of a bundle, from its float32 weights.
 
         Raises:
-            InputError: the optimizer looks at all gradients together, as the kernels do not.
+            InputError: the optimizer looks at all gradients together, or its moments are not those
+                of `adamw`: the kernels would compute something else.
         """
-        return init_bundle(self._optimizer, self._rest, weights, layer)
+        state = init_bundle(self._optimizer, self._rest, weights, layer)
+        check_moments(self._adamw, self._optimizer if layer else self._rest, weights, layer)
+        return state
 
     def apply(self, conveyor: Conveyor[HostStore], passing: Passing, gradient: Gradient) -> None:
         self._room.acquire()
@@ -180,10 +185,41 @@ def adam_state(state: PyTree, weights: PyTree) -> tuple[dict[str, PyTree], list[
                 f"updates on the host are AdamW's; the optimizer also keeps {path_of(path)}; "
                 "update on the device instead"
             )
-    moments = {name: tree.unflatten(leaves) for name, leaves in leaves_of.items()}
-    if not {"m", "v"} <= moments.keys() or not counts:
+    whole = all(len(leaves) == tree.num_leaves for leaves in leaves_of.values())
+    if not {"m", "v"} <= leaves_of.keys() or not counts or not whole:
         raise InputError("updates on the host are AdamW's; update on the device instead")
-    return moments, counts
+    return {name: tree.unflatten(leaves) for name, leaves in leaves_of.items()}, counts
+
+
+def check_moments(
+    adamw: AdamW, optimizer: optax.GradientTransformation, weights: PyTree, layer: bool
+) -> None:
+    """Raise InputError where the moments of an optimizer are not those of `adamw`.
+
+    Found by a step on small arrays with large gradients and larger weights. What stands before Adam
+    and changes them (a clip, a decay) would be left out in silence, for it need not have a state.
+    """
+    with on_processor(), jax.ensure_compile_time_eval():
+        small = jax.tree.map(lambda w: jnp.full((2,) * w.ndim, PROBE**2, jnp.float32), weights)
+        small = {"layers": small} if layer else small
+        grown = lambda w: np.arange(1, 1 + w.size, dtype=np.float32).reshape(w.shape)
+        grads = jax.tree.map(lambda w: jnp.asarray(np.float32(PROBE) * grown(w)), small)
+        extra = {"layer": jnp.int32(0)} if layer else {}
+        update = optax.with_extra_args_support(optimizer).update
+        with jax.numpy_dtype_promotion("standard"):  # optimizers need not be strict
+            state = update(grads, optimizer.init(small), small, **extra)[1]
+        moments, _ = adam_state(jax.device_get(state), small)
+    values = jax.tree.leaves(jax.device_get(grads))
+    expected = {"m": [(1 - adamw.b1) * g for g in values]}
+    expected["v"] = [(1 - adamw.b2) * g**2 for g in values]
+    for name, averages in expected.items():
+        pairs = zip(jax.tree.leaves(moments[name]), averages, strict=True)
+        if not all(np.allclose(a, b, rtol=1e-3) for a, b in pairs):
+            raise InputError(
+                "updates on the host are AdamW's on the gradients as they are; the optimizer's "
+                "averages are others: it changes gradients first, or has another b1 or b2; clip by "
+                "clip=Clip(...) of Streamed, or update on the device instead"
+            )
 
 
 def copy_changed(old: PyTree, new: PyTree) -> None:

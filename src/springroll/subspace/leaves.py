@@ -36,7 +36,7 @@ class Layout:
     def of(cls, params: PyTree, streams: Sequence[Stream], rank: int) -> Layout:
         leaves = named_leaves(params)
         shapes = [tuple(jnp.shape(leaf)) for leaf in leaves.values()]
-        dtypes = [jnp.dtype(jnp.result_type(leaf)) for leaf in leaves.values()]
+        dtypes = [jnp.result_type(leaf) for leaf in leaves.values()]
         tree = jax.tree.structure(params)
         return cls(tree, tuple(leaves), tuple(shapes), tuple(dtypes), tuple(streams), rank)
 

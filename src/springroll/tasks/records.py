@@ -2,13 +2,15 @@
 
 import functools
 import hashlib
+import os
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TypeAlias, TypeVar
 
 from springroll.atomic import JsonObject
-from springroll.bounded import parse_json
+from springroll.bounded import opened, parse_json
 from springroll.errors import InputError
+from springroll.memory import check_fits
 
 Record: TypeAlias = JsonObject
 T = TypeVar("T")
@@ -23,10 +25,11 @@ def read_records(path: Path, *fields: str) -> list[Record]:
     Raises:
         InputError: the file cannot be read or is empty, or a line is no object with these fields.
     """
+    with opened(path) as file:
+        check_fits(2 * os.fstat(file.fileno()).st_size, f"the text of {path}")
+        content = file.read()
     try:
-        lines = path.read_text(encoding="utf-8").split("\n")
-    except OSError as error:
-        raise InputError(f"cannot read {path}: {error.strerror}") from None
+        lines = content.decode().split("\n")
     except ValueError:
         raise InputError(f"{path} is no text in UTF-8; expected JSON, one object a line") from None
     parsed = [

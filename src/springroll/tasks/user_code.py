@@ -11,7 +11,7 @@ from pathlib import Path
 from types import ModuleType
 from typing import Any
 
-from springroll.errors import InputError, one_line
+from springroll.errors import InputError, one_line, suggestion
 
 
 def named_function(name: str, what: str = "the function") -> tuple[ModuleType, Callable[..., Any]]:
@@ -33,7 +33,8 @@ def named_function(name: str, what: str = "the function") -> tuple[ModuleType, C
     module = find(where, f"{what} {name}")
     function = getattr(module, function_name, None)
     if not callable(function):
-        raise InputError(f"{where} has no function {function_name!r}")
+        near = suggestion(function_name, vars(module), quoted=True)
+        raise InputError(f"{where} has no function {function_name!r}{near}")
     return module, function
 
 

@@ -3,6 +3,7 @@
 import contextlib
 import dataclasses
 import math
+import os
 from collections.abc import Iterator
 from pathlib import Path
 from typing import NamedTuple
@@ -138,10 +139,8 @@ def language_model(config: TrainConfig) -> LanguageModel:
 
 def model_config(name: str) -> DecoderConfig | RWKV7Config:
     """The configuration of that name with the 256 bytes for a vocabulary, or that of a folder."""
-    if is_hf_folder(name):
+    if is_hf_folder(name) or os.path.isdir(name):  # which says what is wrong with the folder
         return read_config(name)
-    if Path(name).is_dir():
-        raise InputError(f"{name} holds no model: no config.json with a model_type")
     return dataclasses.replace(named(name, CONFIGS | RWKV7_CONFIGS), vocab=BYTES)
 
 

@@ -240,11 +240,12 @@ def sampling_seed(seed: int, generation: int) -> int:
 
 
 def curve_of(config: FinetuneConfig, setup: Setup) -> Curve:
-    """Exact match over tokens."""
+    """Exact match, or the reward of a function of the user's own, over tokens."""
+    measure = setup.task.measure
     return Curve(
-        train="train_accuracy",
-        valid="valid_accuracy",
-        label="exact match",
-        short="accuracy",
+        train=f"train_{measure}",
+        valid=f"valid_{measure}",
+        label="exact match" if measure == "accuracy" else measure,
+        short=measure,
         title=f"{setup.task.name}, {setup.parameters:,} parameters, {config.method}",
     )

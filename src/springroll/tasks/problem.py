@@ -11,7 +11,7 @@ cursor, and no problem is ever on both sides.
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 from springroll.errors import InputError
 from springroll.tasks.answers import check_style
@@ -55,6 +55,9 @@ class TextTask:
     train_size: int | None = None
     """How many there are; None: endless."""
     held_out_size: int | None = None
+    measure: Literal["accuracy", "reward"] = "accuracy"
+    """What the curve shows and the best weights are chosen by: of a reward function of a user's own
+    only the reward means something."""
     chat: bool = False
     """The prompt is a message, to be put into the model's chat template where it has one."""
     stop: tuple[str, ...] = ()

@@ -166,6 +166,7 @@ def function_task(
         score=judge,
         train_size=len(train),
         held_out_size=len(held_out),
+        measure="reward",
         chat=style == "instruct",
         stop=stop,
         identity={"task": option_line(function, seed=seed, style=style, stop=stop), **identity},

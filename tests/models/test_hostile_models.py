@@ -234,6 +234,7 @@ def test_shards_stay_in_the_folder_and_links_of_a_cache_work(tmp_path):
         ({"vocab_size": True}, "vocab_size is True; expected a whole number"),
         ({"rope_theta": "abc"}, "rope_theta is 'abc'; expected a number above 0"),
         ({"rope_theta": float("nan")}, "rope_theta is nan; expected a number above 0"),
+        ({"rope_theta": 1e-300}, "rope_theta is 1e-300; it must be at least 1"),
         ({"rms_norm_eps": float("inf")}, "rms_norm_eps is inf; expected a number above 0"),
         ({"layer_types": 5}, "layer_types is 5; expected a list"),
         ({"tie_word_embeddings": "false"}, "tie_word_embeddings is 'false'; expected true or"),

@@ -155,7 +155,7 @@ def test_the_working_folder_is_searched(tmp_path, monkeypatch):
             "tests.tasks.reward_functions:absent",
             "tests.tasks.reward_functions has no function 'absent'",
         ),
-        ("tests.tasks.reward_functions:os", "has no function 'os'"),
+        ("tests.tasks.reward_functions:os", "has no function 'os'$"),
         ("tests.tasks.reward_functions:nothing_to_call", r"takes \(\), .*expected \(texts\)"),
         ("./absent.py:f", "no file ./absent.py for the reward function"),
     ],
@@ -214,6 +214,14 @@ def test_whatever_is_returned_is_a_verdict_or_a_failure_of_a_known_kind(results,
         else:
             assert math.isfinite(np.float32(outcome.reward))
     json.dumps(found)  # as a worker answers
+
+
+@pytest.mark.parametrize("results", [{0.5, 1.0}, frozenset([0.5, 1.0]), {0.5: 1, 1.0: 2}, "12"])
+def test_results_without_an_order_are_no_rewards(results):
+    with pytest.raises(Unusable) as error:
+        outcomes_of(results, 2)
+    kind, line = failure_of(error.value)
+    assert kind == "wrong" and line.endswith("; expected a list of 2 floats")
 
 
 def test_what_a_function_raises_is_one_line_with_its_place():

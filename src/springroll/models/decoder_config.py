@@ -150,6 +150,8 @@ class DecoderConfig:
         check_sizes(self, "window", least=0)
         check_numbers(self, "rope_theta", "norm_eps")
         check_numbers(self, "init_std", "switch_loss", "z_loss", "swiglu_limit", zero=True)
+        if self.rope_theta < 1:
+            raise InputError(f"rope_theta is {self.rope_theta:g}; it must be at least 1")
         if self.heads % self.kv_heads:
             raise InputError(
                 f"{self.heads} heads cannot share {self.kv_heads} key-value heads evenly; "

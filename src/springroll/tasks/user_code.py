@@ -33,7 +33,8 @@ def named_function(name: str, what: str = "the function") -> tuple[ModuleType, C
     module = find(where, f"{what} {name}")
     function = getattr(module, function_name, None)
     if not callable(function):
-        near = suggestion(function_name, vars(module), quoted=True)
+        functions = [name for name, value in vars(module).items() if callable(value)]
+        near = suggestion(function_name, functions, quoted=True)
         raise InputError(f"{where} has no function {function_name!r}{near}")
     return module, function
 

@@ -27,8 +27,11 @@ def replacing(path: Path) -> Iterator[BinaryIO]:
     When the block raises, `path` is left as it was.
 
     Raises:
-        OSError: it cannot be written; `filename` is set.
+        OSError: it cannot be written, or is a pipe or a device, which must not be replaced;
+            `filename` is set.
     """
+    if path.exists() and not path.is_file() and not path.is_dir():
+        raise OSError(errno.EINVAL, "it is no file, but a pipe or a device", str(path))
     with _written(path, path.with_name(path.name + ".tmp")) as (file, temporary):
         yield file
         _finished(file)

@@ -97,3 +97,14 @@ def test_the_arguments_of_a_benchmark_are_checked_in_one_line(capsys, monkeypatc
     error = capsys.readouterr().err
     assert end.value.code == 2 and said in error and error.count("\n") == 1
     assert error.startswith("springroll: ") and error[:-1].isprintable()
+
+
+def test_a_comparison_without_a_run_is_one_line(capsys, monkeypatch, tmp_path):
+    def fails(*arguments):
+        raise subprocess.CalledProcessError(2, "rl")
+
+    monkeypatch.setattr(control, "command", fails)
+    monkeypatch.setattr("sys.argv", ["control", "--tasks", "X", "--out", str(tmp_path)])
+    with pytest.raises(SystemExit, match="2"):
+        control.main()
+    assert capsys.readouterr().err.splitlines()[-1].startswith("springroll: no run of X ended well")

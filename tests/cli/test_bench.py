@@ -77,6 +77,11 @@ def test_a_benchmark_that_fails(prints, code):
     assert main(["bench", "openes_ratio"]) == 1
 
 
+def test_bad_input_of_a_benchmark_is_that_of_the_command(prints):
+    prints("raise SystemExit(2)")
+    assert main(["bench", "openes_ratio"]) == 2
+
+
 def test_a_misspelt_name(capsys):
     assert main(["bench", "openes_rato"]) == 2
     assert "unknown benchmark 'openes_rato'; did you mean openes_ratio?" in capsys.readouterr().err

@@ -148,3 +148,13 @@ def test_a_file_is_replaced_whole_or_not_at_all(tmp_path):
 def test_reading_a_missing_file_says_so(tmp_path):
     with pytest.raises(InputError, match=r"cannot read .*none\.json: No such file"):
         read_json(tmp_path / "none.json")
+
+
+def test_a_device_or_a_pipe_is_not_replaced(tmp_path):
+    os.mkfifo(tmp_path / "pipe")
+    os.symlink("/dev/null", tmp_path / "link")
+    for name in ("pipe", "link"):
+        refused = pytest.raises(OSError, match="it is no file, but a pipe or a device")
+        with refused, replacing(tmp_path / name) as file:
+            file.write(b"x")
+    assert (tmp_path / "pipe").is_fifo() and (tmp_path / "link").is_char_device()

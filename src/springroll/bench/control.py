@@ -23,6 +23,7 @@ from pathlib import Path
 from springroll.bench import measure
 from springroll.bench.control_runs import Run, draw, figures, over_all, read, table
 from springroll.bench.measure import command
+from springroll.errors import InputError
 from springroll.ranges import COUNT, SECONDS
 from springroll.rl.config import RLConfig, settings_for
 from springroll.rl.recipes import QUICK
@@ -73,6 +74,8 @@ def run(
         if done:  # what there is so far
             (root / "control.md").write_text(table(done, seconds))
             draw(done, seconds, root / "control.png")
+    if not any(made for methods_of in runs.values() for made in methods_of.values()):
+        raise InputError(f"no run of {', '.join(tasks)} ended well; there is nothing to compare")
     tasks_of_all, whole = over_all(runs)
     normalised = {method: interval.value for method, interval in whole.items()}
     return {"returns": figures(runs), "normalised": normalised, "normalised_tasks": tasks_of_all}
@@ -119,7 +122,10 @@ def main() -> None:
     parser.add_argument("--settings", type=Path, metavar="FOLDER")
     given = parser.parse_args()
     options = settings(given.tasks, given.methods, given.settings)
-    result = run(given.out, given.tasks, given.methods, given.seconds, given.seeds, options)
+    try:
+        result = run(given.out, given.tasks, given.methods, given.seconds, given.seeds, options)
+    except InputError as error:
+        parser.error(str(error))
     whole = result["normalised"]
     ours, theirs = whole.get("eggroll", float("nan")), whole.get("openes", float("nan"))
     about = {"unit": "normalised return, PPO is 1", "seconds": given.seconds, "seeds": given.seeds}

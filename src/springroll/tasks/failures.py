@@ -63,9 +63,8 @@ def as_many(results: object, count: int) -> list[object]:
         Unusable: it is no iterable, text, a dict, a set, which has no order, or of another length.
         Exception: what a generator of the user's raises.
     """
-    if isinstance(results, str | bytes | dict | set | frozenset) or not isinstance(
-        results, Iterable
-    ):
+    no_list = str | bytes | dict | set | frozenset
+    if isinstance(results, no_list) or not isinstance(results, Iterable):
         kind = "None" if results is None else f"a {type(results).__name__}"
         raise Unusable("wrong", f"{kind}; expected a list of {count} floats")
     values = list(itertools.islice(results, count + 1))

@@ -33,6 +33,7 @@ def in_layers(path):
     return path.startswith("layers") and "bias" not in path
 
 
+@pytest.mark.slow
 def test_half_of_adamws_memory_also_while_subspaces_change(model):
     weights = sum(leaf.size * 4 for leaf in jax.tree.leaves(model[1]))
     full = peak_bytes(adamw(*model)[""])

@@ -70,7 +70,9 @@ SAMPLED = f"{ES} --temperature 0.5 --answers 2 --rows 20 --state-bits 8 --weight
     [
         f"{ES} --noise-reuse 2 --anchor 0.01 --unperturbed 3 --sigma-half-life 9",
         pytest.param(SAMPLED, marks=pytest.mark.slow),
-        "--method grpo --pop-size 8 --lr 3e-3 --epochs 2 --kl 0.01",
+        pytest.param(
+            "--method grpo --pop-size 8 --lr 3e-3 --epochs 2 --kl 0.01", marks=pytest.mark.slow
+        ),
     ],
 )
 def test_it_learns_and_resumes_to_the_same_bytes(tmp_path, place, options):

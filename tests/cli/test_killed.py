@@ -3,6 +3,8 @@
 import signal
 import time
 
+import pytest
+
 from springroll.cli.main import main
 from springroll.run.journal import Journal
 from tests.cli.tiny import outcome, pretrain, start, text_file
@@ -23,6 +25,7 @@ def wait_for(process, run, records):
     raise AssertionError("nothing was journalled within two minutes")
 
 
+@pytest.mark.slow
 def test_kill_9_and_ctrl_c_leave_no_trace(tmp_path):
     text = text_file(tmp_path)
     end = ("--generations", str(GENERATIONS))

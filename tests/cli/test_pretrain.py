@@ -152,12 +152,12 @@ def test_the_article_without_a_network(monkeypatch, capsys, no_network, tmp_path
     assert not (tmp_path / "run").exists()
 
 
-def test_no_member_has_a_finite_fitness(tmp_path, capsys):
+def test_a_step_that_is_not_finite_stops_the_run(tmp_path, capsys):
     """Perturbations beyond float32: the run stops, says so, and keeps what it has."""
     text_file(tmp_path)
     overflow = ["--precision", "float32", "--sigma", "1e38", "--generations", "3"]
     assert main(pretrain(tmp_path / "text.py", tmp_path / "run", *overflow)) == 2
     lines = capsys.readouterr().err.splitlines()
-    assert re.match(r"springroll: generation \d: the fitness of all 16 members is NaN", lines[-1])
+    assert re.match(r"springroll: generation 1: step_ratio is NaN or infinite; stopped", lines[-1])
     assert json.loads((tmp_path / "run" / "config.json").read_text())["config"]["sigma"] == 1e38
     assert not (tmp_path / "run" / "summary.json").exists()

@@ -73,7 +73,7 @@ def test_it_streams_when_a_step_does_not_fit_and_learns_the_same(tmp_path, text,
             marks=pytest.mark.slow,
         ),
         "--optimizer muon --state-bits 8 --clip-by layer",
-        "--optimizer lowgrad --dtype bfloat16",
+        pytest.param("--optimizer lowgrad --dtype bfloat16", marks=pytest.mark.slow),
     ],
 )
 def test_it_resumes_to_the_same_bytes(tmp_path, text, options, monkeypatch, capsys):

@@ -113,6 +113,7 @@ def test_learning_rate_is_the_root_mean_square_step_in_units_of_sigma():
     assert 0.8 < step / (0.5 * 0.01) < 1.2
 
 
+@pytest.mark.slow
 def test_chunked_noise_and_devices_give_the_same_run():
     es = strategy()
     want, _ = run(es, es.init(jax.random.key(0), PARAMS), 2)

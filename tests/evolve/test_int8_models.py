@@ -86,6 +86,7 @@ def folder(tmp_path_factory):
     return folder
 
 
+@pytest.mark.slow
 def test_finetune_holds_the_weights_in_int8(tmp_path, folder):
     """The task of `springroll finetune --weights int8 --state-bits 8`, told made-up scores."""
     config = FinetuneConfig(

@@ -60,7 +60,10 @@ def slow_rule(name, rank, params):
 
 @pytest.mark.parametrize(
     ("n_layers", "hidden", "registers", "rank", "name"),
-    [(2, 16, "float32", 2, "residual"), (1, 48, "int8", 1, "threshold")],
+    [
+        (2, 16, "float32", 2, "residual"),
+        pytest.param(1, 48, "int8", 1, "threshold", marks=pytest.mark.slow),
+    ],
 )
 def test_generations_equal_the_slow_model(n_layers, hidden, registers, rank, name):
     model = egg(EggConfig(n_layers=n_layers, hidden=hidden, registers=registers))

@@ -117,7 +117,6 @@ def test_optimizers_that_mix_numbers_are_told(name):
 
 
 def test_who_cannot_be_parted_says_why():
-    assert "step of all parameters" in sr.eggroll(pop_size=2, sigma=1, max_step_ratio=0.1).parts
     assert "order of all parameters" in published(pop_size=2, table_bits=8).parts
     assert population_of(lattice(pop_size=4)).pop_size == 4
     other = dataclasses.replace(describe(PARAMS, rank=1), draw_leaf=lambda *_: ())

@@ -89,6 +89,7 @@ def test_a_budget_of_bytes_is_a_number_of_rows():
         generator(memory_bytes=row - 1).run(params, members, PROMPTS)
 
 
+@pytest.mark.slow
 def test_drawn_tokens_depend_on_seed_member_and_prompt_alone():
     _, params, members = tiny()
     drawn = {"temperature": 1.0, "log_probabilities": True}

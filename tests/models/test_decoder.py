@@ -139,6 +139,7 @@ def test_the_program_does_not_grow_with_depth(config):
     assert lines(3) == lines(30)
 
 
+@pytest.mark.slow
 def test_a_batch_split_over_devices_gives_the_same():
     model, params, tokens = case(MOE)
     mesh = jax.make_mesh((4,), ("data",), axis_types=(jax.sharding.AxisType.Auto,))

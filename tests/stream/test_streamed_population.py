@@ -206,6 +206,7 @@ def mapped(params):
     return MappedStore(rest, lambda index: jax.tree.map(lambda x: x[index], host), LAYERS, "blocks")
 
 
+@pytest.mark.slow
 def test_files_that_are_only_read():
     """bfloat16 with stochastic rounding: the steps since are taken anew in every passage."""
     params = params_of(jnp.bfloat16)

@@ -189,6 +189,7 @@ def test_a_loss_that_is_not_finite_changes_nothing():
     jax.tree.map(np.testing.assert_array_equal, (new, after), (broken, state))
 
 
+@pytest.mark.slow
 def test_state_in_eight_bits_and_split_masters_go_along():
     model, params = setup()
     small = quantize_state(optax.adam(1e-2), min_size=256)

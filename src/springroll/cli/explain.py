@@ -6,7 +6,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Literal
 
-import jax
 import tyro
 
 from springroll.cli.jobs import JOBS, job_of, open_path
@@ -82,6 +81,8 @@ def target_of(options: ExplainOptions) -> Explained:
 
 def from_function(target: str) -> Explained:
     """What MODULE:FUNCTION returns; modules in the current folder are found too."""
+    import jax
+
     _, function = named_function(target)
     try:
         made = function()

@@ -280,7 +280,7 @@ def _by_direction(
         guard = step.guard(squares(state, members, fitness), max_step_ratio)
         metrics = fitness_metrics(fitness, finite(fitness)) | {
             "sigma": members.sigma,
-            "step_ratio": guard.ratio,
+            "step_ratio": jnp.where(finite(fitness).any(), guard.ratio, 0.0),
         }
         return move(state, members, fitness, guard), metrics
 

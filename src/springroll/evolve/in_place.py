@@ -128,8 +128,9 @@ def _bound(
 ) -> tuple[Guard, Metrics]:
     """The guard of a step, and the metrics of a generation."""
     bound = guard(squares, limit)
-    metrics = fitness_metrics(fitness, finite(fitness))
-    return bound, metrics | {"sigma": sigma, "step_ratio": bound.ratio}
+    valid = finite(fitness)
+    ratio = jnp.where(valid.any(), bound.ratio, 0.0)
+    return bound, fitness_metrics(fitness, valid) | {"sigma": sigma, "step_ratio": ratio}
 
 
 @functools.partial(jax.jit, donate_argnums=0)

@@ -46,6 +46,11 @@ def one_line(text: str, most: int = 2000) -> str:
     return line if len(line) <= most else line[: most - 3] + "..."
 
 
+def first_line(error: Exception, most: int) -> str:
+    """What an error of a library says, in one line of so many characters, or its class."""
+    return (str(error).strip() or type(error).__name__).split("\n")[0][:most]
+
+
 def nearest(word: str, known: Iterable[str], *, cutoff: float = 0.6) -> str | None:
     """The known name that resembles a word most; None where none does.
 

@@ -8,7 +8,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from springroll.errors import InputError
+from springroll.errors import InputError, first_line
 from springroll.program import pip_install
 
 # OWNER/NAME, and the file of weights where a repository holds several models of one file each
@@ -83,11 +83,9 @@ def data_set(name: str, config: str | None, instead: str, **options: Any) -> Ite
     try:
         yield from datasets.load_dataset(name, config, **options)
     except Exception as error:  # the package raises whatever its many dependencies raise
-        raise InputError(f"cannot read the data set {name}: {_reason(error)}; {instead}") from None
-
-
-def _reason(error: Exception) -> str:
-    return str(error).strip().split("\n")[0][:160] or type(error).__name__
+        raise InputError(
+            f"cannot read the data set {name}: {first_line(error, 160)}; {instead}"
+        ) from None
 
 
 def _downloaded(name: str, file: str | None) -> Path:
@@ -104,7 +102,7 @@ def _downloaded(name: str, file: str | None) -> Path:
             return Path(hub.hf_hub_download(name, file, local_files_only=not online))
         return Path(hub.snapshot_download(name, local_files_only=not online, allow_patterns=_FILES))
     except Exception as error:  # the package raises whatever its many dependencies raise
-        reason = _reason(error)
+        reason = first_line(error, 160)
         if not online:
             reason = "huggingface.co cannot be reached from here, and it was not downloaded before"
         raise InputError(

@@ -12,7 +12,8 @@ from typing import NamedTuple
 import numpy as np
 
 from springroll.envs.gymnasium_actor import Actor, seats_for
-from springroll.tasks.failures import LARGEST, Failures
+from springroll.ranges import LARGEST
+from springroll.tasks.failures import Failures
 from springroll.worker import IDLE, Message, Worker, WorkerLost
 
 GIVE_UP = 32  # processes lost one after the other, without a single answer

@@ -22,7 +22,8 @@ from springroll.envs.environment import Actions, Box, Discrete
 from springroll.envs.gymnasium_spaces import actions_of, flat_of
 from springroll.errors import InputError
 from springroll.program import pip_install
-from springroll.tasks.failures import LARGEST, Unusable, finite_number
+from springroll.ranges import LARGEST
+from springroll.tasks.failures import Unusable, finite_number
 from springroll.tasks.user_code import named_function, raised_line
 from springroll.worker import Message, Progress, serve
 

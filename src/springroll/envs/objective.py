@@ -27,7 +27,7 @@ from springroll.evolve.members import Members, chunks_of
 from springroll.ranges import PROCESSES, TIMEOUT, check_number
 from springroll.tasks.failures import Failures, reason
 from springroll.tasks.records import file_digest
-from springroll.thin.factored_array import Factored
+from springroll.thin.factored_array import formed
 from springroll.trees import PyTree, tree_bytes
 from springroll.worker import Worker, WorkerLost, end_all
 
@@ -57,14 +57,9 @@ def member_weights(
 
 @functools.partial(jax.jit, static_argnums=0)
 def _formed(count: int, params: PyTree, members: Members, start: Array) -> PyTree:
-    dense = functools.partial(jax.tree.map, _dense, is_leaf=lambda x: isinstance(x, Factored))
     signs = jnp.asarray(members.perturbation.signs, jnp.float32)
-    formed = members.chunk(start, count).groups().each_row(dense, params, signs)
-    return jax.tree.map(lambda x: x.reshape(-1, *x.shape[2:]), formed)
-
-
-def _dense(x: Array | Factored) -> Array:
-    return x.dense() if isinstance(x, Factored) else x
+    weights = members.chunk(start, count).groups().each_row(formed, params, signs)
+    return jax.tree.map(lambda x: x.reshape(-1, *x.shape[2:]), weights)
 
 
 class Objective:

@@ -15,8 +15,8 @@ in a loop of one program XLA copies what it should write in place.
 import functools
 import math
 from collections.abc import Callable, Iterator
-from dataclasses import replace
-from typing import TypeAlias
+from dataclasses import dataclass, replace
+from typing import NamedTuple, TypeAlias
 
 import jax
 import jax.numpy as jnp
@@ -80,19 +80,20 @@ def tell_in_place(strategy: Strategy, slice_bytes: int = SLICE_BYTES) -> Tell:
         evolved = members.perturbation.evolved
         if 4 * sum(math.prod(leaf.shape) for leaf in evolved) <= slice_bytes:
             return whole(state, members, fitness)
-        cut = parameters(members.perturbation, _Shapes(state))
+        cut = parameters(members.perturbation, _Shapes.of(state))
         arrays, squares = named_leaves(state), jnp.zeros((2,), jnp.float32)
         for one in cut:
             for rows, first in one.slices():
-                squares = one.squares(*one.of(arrays, members), fitness, first, squares, rows=rows)
+                squares = one.squares(one.of(arrays, members), fitness, first, squares, rows=rows)
         bound, metrics = _bound(squares, fitness, members.sigma, limit=step.limit)
         shared: Arrays = {}
         for one in cut:
-            own, before, mine = one.of(arrays, members)
+            inputs = one.of(arrays, members)
             for rows, first in one.slices():
-                after, shared = one.move(own, before, mine, fitness, first, bound, rows=rows)
-                own = after if first is None else _put(own, after, first)
-            arrays |= own
+                after, shared = one.move(inputs, fitness, first, bound, rows=rows)
+                own = after if first is None else _put(inputs.own, after, first)
+                inputs = inputs._replace(own=own)
+            arrays |= inputs.own
         arrays |= shared
         return map_named(lambda path, _: arrays[path], state), metrics
 
@@ -117,7 +118,7 @@ def programs_in_place(
     for leaf in perturbation.evolved:
         one = _Parameter(parts, perturbation, state, slice_bytes, leaf)
         rows, first = next(one.slices())
-        given = (*one.of(named_leaves(state), members), fitness, first)
+        given = (one.of(named_leaves(state), members), fitness, first)
         yield one.squares.lower(*given, squares, rows=rows)
         yield one.move.lower(*given, guard_of, rows=rows)
 
@@ -141,25 +142,29 @@ def _put(whole: Arrays, rows: Arrays, first: Array) -> Arrays:
     return jax.tree.map(put, whole, rows)
 
 
+@dataclass(frozen=True)
 class _Shapes:
     """Structure, shapes and types of a state, hashable."""
 
-    def __init__(self, state: EvolutionState) -> None:
-        leaves, self._tree = jax.tree.flatten(state)
-        self._leaves = tuple(jax.ShapeDtypeStruct(x.shape, x.dtype) for x in leaves)
+    tree: PyTree  # its structure
+    leaves: tuple[jax.ShapeDtypeStruct, ...]
 
-    def __eq__(self, other: object) -> bool:
-        return isinstance(other, _Shapes) and self._key == other._key
-
-    def __hash__(self) -> int:
-        return hash(self._key)
-
-    @property
-    def _key(self) -> tuple:
-        return self._tree, self._leaves
+    @classmethod
+    def of(cls, state: EvolutionState) -> "_Shapes":
+        leaves, tree = jax.tree.flatten(state)
+        return cls(tree, tuple(jax.ShapeDtypeStruct(x.shape, x.dtype) for x in leaves))
 
     def state(self) -> EvolutionState:
-        return jax.tree.unflatten(self._tree, self._leaves)
+        return jax.tree.unflatten(self.tree, self.leaves)
+
+
+class _Inputs(NamedTuple):
+    """own: what belongs to a parameter, by path. shared: what is the same for all, such as counts.
+    members: with the factors of this parameter alone."""
+
+    own: Arrays
+    shared: Arrays
+    members: Members
 
 
 class _Parameter:
@@ -194,47 +199,33 @@ class _Parameter:
         for first in range(0, self._length, self._rows):
             yield min(self._rows, self._length - first), np.int32(first)
 
-    def of(self, arrays: Arrays, members: Members) -> tuple[Arrays, Arrays, Members]:
-        """What belongs to the parameter, what is the same for all, such as counts, and the members
-        with the factors of this parameter alone."""
+    def of(self, arrays: Arrays, members: Members) -> _Inputs:
+        """What the parameter's programs take of a whole state."""
         factors = members.factors and {self._leaf.path: members.factors[self._leaf.path]}
         own = {path: arrays[path] for path in self._own}
         shared = {path: arrays[path] for path in self._shared}
-        return own, shared, replace(members, factors=factors)
+        return _Inputs(own, shared, replace(members, factors=factors))
 
     def _squares(
-        self,
-        own: Arrays,
-        shared: Arrays,
-        members: Members,
-        fitness: Array,
-        first: Array | None,
-        squares: Array,
-        rows: int,
+        self, inputs: _Inputs, fitness: Array, first: Array | None, squares: Array, rows: int
     ) -> Array:
-        step, state, members = self._slice(own, shared, members, first, rows)
+        step, state, members = self._slice(inputs, first, rows)
         return squares + step.squares(state, members, fitness)
 
     def _move(
-        self,
-        own: Arrays,
-        shared: Arrays,
-        members: Members,
-        fitness: Array,
-        first: Array | None,
-        bound: Guard,
-        rows: int,
+        self, inputs: _Inputs, fitness: Array, first: Array | None, bound: Guard, rows: int
     ) -> tuple[Arrays, Arrays]:
         """(what belongs to these rows, what is the same for all) after the step."""
-        step, state, members = self._slice(own, shared, members, first, rows)
+        step, state, members = self._slice(inputs, first, rows)
         after = named_leaves(step.move(state, members, fitness, bound))
         some = lambda paths: {path: after[path] for path in paths}
         return some(self._own), some(self._shared)
 
     def _slice(
-        self, own: Arrays, shared: Arrays, members: Members, first: Array | None, rows: int
+        self, inputs: _Inputs, first: Array | None, rows: int
     ) -> tuple[Step, EvolutionState, Members]:
         """The step of so many rows, their state and their members."""
+        own, shared, members = inputs
         strategy, like, leaf = self._strategy(rows)
         if first is not None:
             own = {path: lax.dynamic_slice_in_dim(x, first, rows) for path, x in own.items()}

@@ -11,7 +11,7 @@ from jax.typing import ArrayLike
 from springroll.errors import InputError
 from springroll.evolve.arguments import check_population, fitness_of, whole_number
 from springroll.evolve.members import HasParams, Members
-from springroll.thin.factored_array import Factored
+from springroll.thin.factored_array import formed
 from springroll.thin.interpreter import is_coded
 from springroll.trees import PyTree
 
@@ -97,6 +97,4 @@ def _formed(params: PyTree, members: Members, pair: Array, sign: Array) -> PyTre
     }
     signs = jnp.asarray(perturbation.signs, jnp.float32)
     attached = perturbation.attach(params, one, signs[sign], members.sigma)
-    is_thin = lambda x: isinstance(x, Factored)
-    dense = lambda x: x.dense(jnp.float32 if is_coded(x) else None) if is_thin(x) else x
-    return jax.tree.map(dense, attached, is_leaf=is_thin)
+    return formed(attached, lambda weight: jnp.float32 if is_coded(weight) else None)

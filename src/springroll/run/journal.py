@@ -382,9 +382,8 @@ def _opened(path: Path, flags: int) -> int:
 
 
 def _read_at(handle: int, size: int, position: int) -> bytes:
-    os.lseek(
-        handle, position, os.SEEK_SET
-    )  # appends are not disturbed: the file is open with O_APPEND
+    # Appends are not disturbed: the file is open with O_APPEND.
+    os.lseek(handle, position, os.SEEK_SET)
     return os.read(handle, size)
 
 

@@ -23,7 +23,7 @@ from springroll.subspace.inner_state import check_moments
 from springroll.subspace.inner_step import Moving, inner_step
 from springroll.subspace.leaves import Layout
 from springroll.subspace.schedule import Schedule
-from springroll.thin.factored_array import Factored
+from springroll.thin.factored_array import formed
 from springroll.thin.roles import WeightRoles
 from springroll.trees import PyTree, known_to_flax, tree_dataclass
 
@@ -378,10 +378,7 @@ def _untimed(state: LowGradState) -> LowGradState:
     return dataclasses.replace(state, schedule=None)
 
 
-@jax.jit
-def _dense(weights: PyTree) -> PyTree:
-    is_thin = lambda leaf: isinstance(leaf, Factored)
-    return jax.tree.map(lambda w: w.dense() if is_thin(w) else w, weights, is_leaf=is_thin)
+_dense = jax.jit(formed)
 
 
 def listed(chosen: dict[str, np.ndarray]) -> tuple[dict[str, np.ndarray], dict[str, np.int32]]:

@@ -8,6 +8,8 @@ from collections.abc import Iterable
 from dataclasses import dataclass, field
 from typing import Any
 
+from springroll.ranges import LARGEST
+
 KINDS = {  # in the order in which they are told
     "crashed": "crashed",
     "timeout": "took too long",
@@ -15,9 +17,6 @@ KINDS = {  # in the order in which they are told
     "nan": "came to NaN or infinity",
     "wrong": "came to something else than a number",
 }
-
-LARGEST = 3.4028234663852886e38
-"""Numbers are kept in 32 bits; whatever is larger is infinite there."""
 
 
 class Unusable(Exception):

@@ -15,6 +15,7 @@ from jax import Array, lax
 from jax.typing import DTypeLike
 
 from springroll.errors import InputError
+from springroll.trees import PyTree
 
 Side: TypeAlias = Literal["left", "right"]
 Gain: TypeAlias = Array | None
@@ -346,3 +347,17 @@ def cast(x: Array, dtype: DTypeLike) -> Array:
 def _same_shape(a: Array, b: Array) -> tuple[Array, Array]:
     shape = np.broadcast_shapes(a.shape, b.shape)
     return jnp.broadcast_to(a, shape), jnp.broadcast_to(b, shape)
+
+
+def formed(
+    weights: PyTree, dtype_of: Callable[[Factored], DTypeLike | None] = lambda _: None
+) -> PyTree:
+    """The tree with a dense array in the place of every `Factored` leaf.
+
+    Args:
+        weights: a tree of arrays and `Factored` leaves.
+        dtype_of: the type of such an array; None is the type of its base.
+    """
+    is_thin = lambda leaf: isinstance(leaf, Factored)
+    dense = lambda leaf: leaf.dense(dtype_of(leaf)) if is_thin(leaf) else leaf
+    return jax.tree.map(dense, weights, is_leaf=is_thin)

@@ -16,7 +16,7 @@ import re
 from pathlib import Path
 from typing import Any, TypeAlias
 
-from springroll.errors import InputError
+from springroll.errors import InputError, first_line
 from springroll.program import pip_install
 from springroll.worker import Answer, Message, Progress, serve
 
@@ -49,13 +49,13 @@ def renderer() -> Answer:
         except MemoryError:
             return {"none": _OVER}, b""
         except Exception as error:  # whatever a compiler raises over a text
-            return {"none": _first_line(error)}, b""
+            return {"none": first_line(error, 200)}, b""
         try:
             return {}, rendered(template, request["variables"]).encode(errors="surrogatepass")
         except MemoryError:
             return {"refused": _OVER}, b""
         except Exception as error:  # a template may fail in any way
-            return {"refused": _first_line(error)}, b""
+            return {"refused": first_line(error, 200)}, b""
 
     return answer
 
@@ -146,7 +146,3 @@ def _limit_memory() -> None:
 
 
 _OVER = f"it takes more than {MEMORY >> 20} MiB of memory"
-
-
-def _first_line(error: Exception) -> str:
-    return (str(error).strip() or type(error).__name__).split("\n")[0][:200]

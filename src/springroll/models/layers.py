@@ -10,6 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax import Array, lax
 
+from springroll import compat
 from springroll.quant.int8_weights import Int8
 from springroll.trees import Params
 
@@ -42,7 +43,9 @@ def linear(x: Array, w: Array | Int8) -> Array:
     An `Int8` weight takes the type of x where the two meet, and its scale comes after the product.
     """
     if not isinstance(w, Int8):
-        return jnp.einsum("...i,oi->...o", x, w)
+        if not (is_short(x) and is_short(w)):
+            return jnp.einsum("...i,oi->...o", x, w)
+        return _short_linear(compat.vary_as(x, w), compat.vary_as(w, x))
     wide = x.dtype if x.dtype == jnp.float64 else jnp.float32
     # The barrier ties the conversion to its product: loops of decoding would convert the whole
     # model before they start, and hold it as floats.
@@ -50,6 +53,36 @@ def linear(x: Array, w: Array | Int8) -> Array:
     y = jnp.einsum("...i,oi->...o", x, values.astype(x.dtype), preferred_element_type=wide)
     scale = w.scale.astype(wide).reshape(*(1,) * (y.ndim - 1), -1)
     return (y * scale).astype(x.dtype)
+
+
+def is_short(x: Array) -> bool:
+    """Whether products of x should be asked for in float32, and rounded afterwards.
+
+    That is of bfloat16 on a CPU: XLA has products of bfloat16 with float32 sums there, four to six
+    times faster than those of float32 on a processor with AMX. Asked for a bfloat16 result it
+    converts both operands to float32 first. The value is the same up to the order of sums.
+    """
+    return x.dtype == jnp.bfloat16 and jax.default_backend() == "cpu"
+
+
+def rounded_einsum(spec: str, x: Array, y: Array) -> Array:
+    """`jnp.einsum(spec, x, y)`, summed in float32 and rounded to the type of x."""
+    return jnp.einsum(spec, x, y, preferred_element_type=jnp.float32).astype(x.dtype)
+
+
+@jax.custom_vjp
+def _short_linear(x: Array, w: Array) -> Array:
+    """x (..., in) times w (out, in), both bfloat16; so are the products of its gradient."""
+    return rounded_einsum("...i,oi->...o", x, w)
+
+
+_short_linear.defvjp(
+    lambda x, w: (_short_linear(x, w), (x, w)),
+    lambda saved, dy: (
+        rounded_einsum("...o,oi->...i", dy, saved[1]),
+        rounded_einsum("...o,...i->oi", dy, saved[0]),
+    ),
+)
 
 
 def swiglu(params: Params, x: Array) -> Array:

@@ -89,6 +89,7 @@ POSITIVE = Range(above=0)
 NOT_NEGATIVE = Range(at_least=0)
 NOT_ZERO = Range(other_than=0)
 UNIT_INTERVAL = Range(at_least=0, at_most=1)
+PORTION = Range(above=0, at_most=1)
 
 
 def check_number(name: str, value: Any, kind: type, range: Range | None = None) -> None:

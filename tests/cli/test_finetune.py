@@ -165,6 +165,8 @@ def test_it_prints_accuracy_beside_what_else_changed(tmp_path, finished, shown, 
         ("--momentum 1", "below 1"),
         ("--kl -1", "0 or more"),
         ("--temperature -1", "0 or more"),
+        ("--top-k 5", "at temperature 0 the likeliest token is taken"),
+        ("--temperature 1 --top-p 0", "top_p is 0.0; it must be above 0 and at most 1"),
     ],
 )
 def test_bad_input_is_one_line_and_leaves_nothing(tmp_path, place, capsys, options, said):

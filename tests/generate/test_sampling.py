@@ -3,8 +3,17 @@
 import jax
 import jax.numpy as jnp
 import numpy as np
+import pytest
 
-from springroll.generate.sampling import Draw, choose, log_probability, row_keys
+from springroll.errors import InputError
+from springroll.generate.sampling import (
+    Draw,
+    Sampling,
+    bounded,
+    choose,
+    log_probability,
+    row_keys,
+)
 
 DRAW = Draw(jax.random.key(0), jnp.float32(2.0))
 LOGITS = jnp.array([2.0, -1.0, 0.5, 2.0])
@@ -39,3 +48,57 @@ def test_log_probabilities_are_at_the_temperature_of_drawing():
         expected = jax.nn.log_softmax(logits / temperature)[jnp.arange(2), tokens]
         got = log_probability(DRAW, logits, tokens, sampled)
         np.testing.assert_allclose(got, expected, rtol=1e-6)
+
+
+def kept_by_numpy(scaled, top_k, top_p, min_p):
+    """Which tokens are kept, by sorting."""
+    kept = np.isfinite(scaled)
+    if top_k is not None and top_k < len(scaled):
+        kept &= scaled >= np.sort(scaled)[-top_k]
+    if top_p is not None:
+        p = np.where(kept, np.exp(scaled - scaled.max()), 0)
+        p = p / p.sum()
+        order = np.sort(p)[::-1]
+        reached = np.flatnonzero(np.cumsum(order) >= top_p)
+        kept &= p >= (order[reached[0]] if reached.size else 0)
+    if min_p is not None:
+        kept &= np.exp(scaled - scaled.max()) >= min_p
+    return kept
+
+
+@pytest.mark.parametrize(
+    "top_k, top_p, min_p",
+    [(5, None, None), (None, 0.7, None), (None, None, 0.1), (20, 0.9, 0.05), (1, 1e-6, 1.0)],
+)
+def test_tokens_are_kept_as_a_sort_keeps_them(top_k, top_p, min_p):
+    scaled = 2 * np.random.default_rng(0).standard_normal((16, 300)).astype(np.float32)
+    scaled[0, :9] = scaled[0].max()  # equal ones
+    scaled[1, :] = 0.0
+    scaled[1, 7] = -0.0
+    draw = Sampling(1.0, top_k, top_p, min_p).check().draw(0)
+    got = jax.jit(bounded)(draw, jnp.asarray(scaled))
+    for row, found in zip(scaled, np.asarray(got), strict=True):
+        kept = kept_by_numpy(row.astype(np.float64), top_k, top_p, min_p)
+        np.testing.assert_array_equal(found > -np.inf, kept)
+        np.testing.assert_array_equal(found[kept], row[kept])
+
+
+def test_more_tokens_than_there_are_keeps_all():
+    scaled = jnp.asarray(np.random.default_rng(1).standard_normal((2, 50)), jnp.float32)
+    for bounds in ({"top_k": 99}, {"top_p": 1.0}, {"min_p": 0.0}):
+        got = bounded(Sampling(1.0, **bounds).draw(0), scaled)
+        np.testing.assert_array_equal(got, scaled)
+
+
+@pytest.mark.parametrize(
+    "bounds, message",
+    [
+        ({"top_k": 0}, "top_k is 0; it must be at least 1"),
+        ({"top_p": 0.0}, "top_p is 0.0; it must be above 0 and at most 1"),
+        ({"top_p": float("nan")}, "top_p is nan"),
+        ({"min_p": 1.5}, "min_p is 1.5; it must be from 0 to 1"),
+    ],
+)
+def test_bounds_out_of_range_are_one_line(bounds, message):
+    with pytest.raises(InputError, match=message):
+        Sampling(1.0, **bounds).check()

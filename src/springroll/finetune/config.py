@@ -17,6 +17,7 @@ from springroll.run.options import (
     accepts_former_names,
     option,
 )
+from springroll.run.sampling_options import SamplingOptions
 from springroll.train.config import Optimizer
 
 Method = Literal["es", "grpo"]
@@ -25,7 +26,7 @@ ES_OPTIMIZERS = ("sgd", "adam")
 
 @accepts_former_names
 @dataclass(frozen=True, kw_only=True)
-class FinetuneConfig(RunConfig):
+class FinetuneConfig(SamplingOptions, RunConfig):
     """Options of `springroll finetune`: a language model learns from a reward."""
 
     command: ClassVar[str] = "finetune"
@@ -119,6 +120,7 @@ class FinetuneConfig(RunConfig):
         super().__post_init__()
         if self.anchor >= 1:
             raise InputError(f"anchor is {self.anchor}; it must be below 1")
+        self.check_drawn(self.sampling_temperature)
         (self._check_es if self.method == "es" else self._check_grpo)()
 
     def _check_es(self) -> None:

@@ -96,7 +96,7 @@ def es_task(config: FinetuneConfig, setup: Setup) -> Task:
         reward = best_of(found, config.answers).reward
         count = config.population
         figures = found.figures("train_") | {
-            "tokens": int(generated.lengths.sum() + generated.finished.sum()),
+            "tokens": int(generated.written.sum()),
             "occupancy": generated.occupancy,
         }
         if config.unperturbed:

@@ -114,7 +114,7 @@ def grpo_task(config: FinetuneConfig, setup: Setup) -> Task:
         for _ in range(config.epochs):
             learnt, metrics = learner.step(learnt, rollout)
         figures = found.figures("train_") | {
-            "tokens": int(generated.lengths.sum() + generated.finished.sum()),
+            "tokens": int(generated.written.sum()),
             "occupancy": generated.occupancy,
             "grad_norm": metrics["grad_norm"],
         }
@@ -187,7 +187,7 @@ def rollout_of(
     text = np.zeros((shape[0], time + 1), np.int32)
     targets = np.full(shape, -1, np.int32)
     old = np.zeros(shape, np.float32)
-    written = generated.lengths + generated.finished  # the end token is learnt too
+    written = generated.written  # the end token is learnt too
     assert generated.log_probabilities is not None
     for row, (member, prompt) in enumerate(np.ndindex(members, count)):
         start, made = len(prompts[prompt]), int(written[member, prompt])

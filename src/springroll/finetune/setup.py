@@ -19,6 +19,7 @@ from springroll.evolve.momentum import Momentum
 from springroll.finetune.config import FinetuneConfig
 from springroll.finetune.judging import Judged, judged
 from springroll.generate.generator import Generated, Generator
+from springroll.generate.stopping import StopStrings
 from springroll.hub import hf_folder
 from springroll.memory import available_bytes, check_fits
 from springroll.models.decoder_config import size
@@ -131,11 +132,14 @@ def prepare(config: FinetuneConfig) -> Setup:
     config_of = open_hf(folder).config
     family = family_of(config_of)
     model = family.model(config_of)
+    stop = StopStrings(task.stop, tokenizer.decode) if task.stop else None
     generator = Generator(
         model=model,
         end=end_tokens(tokenizer, task.stop),
         max_tokens=config.max_tokens,
         temperature=config.sampling_temperature,
+        **config.bounds,
+        stop=stop,
         rows=config.rows,
         memory_bytes=None if config.rows else memory_of(config),
         log_probabilities=config.method == "grpo",
@@ -143,6 +147,7 @@ def prepare(config: FinetuneConfig) -> Setup:
     greedy = Generator(
         model=model,
         end=generator.end,
+        stop=stop,
         max_tokens=config.max_tokens,
         rows=config.rows,
         memory_bytes=generator.memory_bytes,

@@ -1,13 +1,14 @@
 """A trained model that reads and writes bytes, whatever trained it."""
 
-from collections.abc import Callable
-from typing import NamedTuple, Protocol
+from collections.abc import Callable, Mapping
+from typing import Any, NamedTuple, Protocol
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 from jax import Array
 
+from springroll.generate.sampling import Sampling, bounded
 from springroll.models.egg import SEPARATOR
 from springroll.trees import PyTree
 
@@ -46,6 +47,11 @@ class Writing(Protocol):
         ...
 
     @property
+    def bounds(self) -> Mapping[str, Any]:
+        """`top_k`, `top_p` and `min_p` of `Sampling`."""
+        ...
+
+    @property
     def seed(self) -> int:
         """Equal seeds write equal text."""
         ...
@@ -54,10 +60,12 @@ class Writing(Protocol):
 def written(model: ByteModel, params: PyTree, options: Writing) -> bytes:
     """The prompt, and the bytes that follow the beginning of a document and it."""
 
+    sampling = Sampling(options.temperature, **options.bounds).check().draw(options.seed)
+
     def draw(logits: Array, key: Array) -> Array:
         if options.temperature == 0:
             return jnp.argmax(logits).astype(jnp.uint8)
-        scaled = logits / jnp.float32(options.temperature)
+        scaled = bounded(sampling, logits[None] / sampling.temperature)[0]
         return jax.random.categorical(key, scaled).astype(jnp.uint8)
 
     prompt = options.prompt.encode(errors="replace")

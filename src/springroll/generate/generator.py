@@ -13,22 +13,32 @@ import numpy as np
 from springroll.errors import InputError
 from springroll.evolve.members import Members
 from springroll.generate import programs
+from springroll.generate.prompts import Prompts, Reading, readings, rounded
 from springroll.generate.queue import Jobs, Slots, Waiting
-from springroll.generate.sampling import Draw
+from springroll.generate.sampling import Sampling
+from springroll.generate.stopping import StopStrings
 from springroll.models.protocols import Generative
 from springroll.trees import PyTree, tree_bytes
+
+STOP_SEGMENT = 8  # steps after which the host looks for stop strings
 
 
 class Generated(NamedTuple):
     """What N members wrote after P prompts, and at what cost."""
 
     tokens: np.ndarray  # (N, P, max_tokens) int32; the end token is among them, then zeros
-    lengths: np.ndarray  # (N, P) int32, tokens before the end token
-    finished: np.ndarray  # (N, P) bool; False: max_tokens came before an end token
+    lengths: np.ndarray  # (N, P) int32, tokens before the end token; those of a stop string count
+    finished: np.ndarray  # (N, P) bool; False: max_tokens came before an end token or stop string
+    stopped: np.ndarray  # (N, P) bool: finished by a stop string
     log_probabilities: np.ndarray | None  # (N, P, max_tokens) float32 of those tokens, then zeros
     steps: int  # forward passes of one token per row
     slot_steps: int  # rows times steps, idle rows too
     row_steps: int  # rows that wrote a token, summed over steps
+
+    @property
+    def written(self) -> np.ndarray:
+        """Tokens written, the end token too: (N, P) int32."""
+        return self.lengths + (self.finished & ~self.stopped)
 
     @property
     def occupancy(self) -> float:
@@ -45,6 +55,9 @@ class Generator:
         end: Tokens that end a row.
         max_tokens: A row is cut after so many, the end token among them.
         temperature: 0 takes the likeliest token, else tokens are drawn at that temperature.
+        top_k, top_p, min_p: Which tokens are kept before one is drawn; see `Sampling`.
+        stop: Strings that end a row, whichever tokens they consist of. The host looks for them
+            after every segment, of 8 steps at most; what was written after one is dropped.
         rows: How many rows run at once, at most. Where there are more, rows that end make room for
             others. With neither `rows` nor `memory_bytes` all run at once.
         memory_bytes: What the memory of rows may take, in place of `rows`.
@@ -62,6 +75,10 @@ class Generator:
     end: frozenset[int]
     max_tokens: int
     temperature: float = 0.0
+    top_k: int | None = None
+    top_p: float | None = None
+    min_p: float | None = None
+    stop: StopStrings | None = None
     rows: int | None = None
     memory_bytes: int | None = None
     segment: int = 32
@@ -74,10 +91,14 @@ class Generator:
             value = getattr(self, name)
             if value is not None and value < 1:
                 raise InputError(f"{name} is {value}; expected at least 1")
-        if not 0 <= self.temperature < float("inf"):
-            raise InputError(f"temperature is {self.temperature}; expected 0 or more")
+        self.sampling.check()
         if self.rows is not None and self.memory_bytes is not None:
             raise InputError("both rows and memory_bytes are given; expected one of them")
+
+    @property
+    def sampling(self) -> Sampling:
+        """How tokens are drawn."""
+        return Sampling(self.temperature, self.top_k, self.top_p, self.min_p)
 
     def run(
         self,
@@ -108,28 +129,6 @@ class Generator:
         return _Run(self, params, members, prompts, seed, unperturbed, copies).finish()
 
 
-class _Prompts(NamedTuple):
-    """Prompts in one array."""
-
-    tokens: np.ndarray  # (P, T) int32, padded on the left
-    lengths: np.ndarray  # (P,) int32
-
-    @classmethod
-    def of(cls, prompts: Sequence[Sequence[int]]) -> _Prompts:
-        if not len(prompts):
-            raise InputError("no prompt is given; expected at least one list of tokens")
-        for i, prompt in enumerate(prompts):
-            if not len(prompt):
-                raise InputError(
-                    f"prompt {i} has no token; begin it with the tokenizer's first token"
-                )
-        lengths = np.array([len(prompt) for prompt in prompts], np.int32)
-        tokens = np.zeros((len(prompts), _power_of_two(int(lengths.max()))), np.int32)
-        for row, prompt in zip(tokens, prompts, strict=True):
-            row[len(row) - len(prompt) :] = prompt
-        return cls(tokens, lengths)
-
-
 class _Transcript:
     """What N members have written after P prompts so far, and the steps it took."""
 
@@ -138,8 +137,9 @@ class _Transcript:
         self.tokens = np.zeros(shape, np.int32)
         self.log_p = np.zeros(shape, np.float32) if options.log_probabilities else None
         self.count = np.zeros(shape[:2], np.int32)
+        self.stopped = np.zeros(shape[:2], bool)
         self.steps = self.slot_steps = self.row_steps = 0
-        self._end, self._most = options.end, options.max_tokens
+        self._end, self._stop, self._most = options.end, options.stop, options.max_tokens
 
     def append(
         self, member: int, prompt: int, tokens: np.ndarray, log_p: np.ndarray | None
@@ -150,16 +150,25 @@ class _Transcript:
         self.tokens[member, prompt, start:stop] = tokens
         if log_p is not None and self.log_p is not None:
             self.log_p[member, prompt, start:stop] = log_p
+        ended = int(tokens[-1]) in self._end
+        text = self.tokens[member, prompt, : stop - ended]
+        cut = None if self._stop is None else self._stop.end(text, start)
+        if cut is not None:
+            self.tokens[member, prompt, cut:] = 0
+            if self.log_p is not None:
+                self.log_p[member, prompt, cut:] = 0
+            self.stopped[member, prompt], stop = True, cut
         self.count[member, prompt] = stop
-        return stop == self._most or int(self.tokens[member, prompt, stop - 1]) in self._end
+        return ended or cut is not None or stop == self._most
 
     def generated(self) -> Generated:
         last = np.take_along_axis(self.tokens, self.count[:, :, None] - 1, axis=2)[:, :, 0]
-        finished = np.isin(last, list(self._end))
+        ended = np.isin(last, list(self._end)) & ~self.stopped
         return Generated(
             tokens=self.tokens,
-            lengths=self.count - finished,
-            finished=finished,
+            lengths=self.count - ended,
+            finished=ended | self.stopped,
+            stopped=self.stopped,
             log_probabilities=self.log_p,
             steps=self.steps,
             slot_steps=self.slot_steps,
@@ -180,14 +189,14 @@ class _Run:
         unperturbed: int,
         copies: int,
     ):
-        self.options, self.prompts = options, _Prompts.of(prompts)
-        time = self.prompts.tokens.shape[1]
+        self.options, self.prompts = options, Prompts.of(prompts)
+        longest = rounded(self.prompts.longest)
         self.program = programs.Program(
             model=options.model,
             dtype=_floating(params),
             end=tuple(sorted(options.end)),
             max_tokens=options.max_tokens,
-            length=-(-(time + options.max_tokens) // 16) * 16,
+            length=-(-rounded(longest + options.max_tokens) // 16) * 16,
             sampled=options.temperature > 0,
             log_probabilities=options.log_probabilities,
         )
@@ -201,12 +210,12 @@ class _Run:
         self.transcript = _Transcript(int(self.jobs.member.max()) + 1, len(prompts), options)
         self.slots = Slots.empty(*self._shape(members))
 
-        draw = Draw(jax.random.key(seed), jnp.float32(options.temperature))
+        draw = options.sampling.draw(seed)
         self.source = programs.Source(params, members, draw)
         self.writer = programs.Writer(programs.step_weights(self.program, params), None, draw)
         self.memory = programs.memory(self.program, self.slots.job.size)
         self.rows = programs.idle(self.slots.job.size)
-        self.clock = jnp.int32(time % self.program.length)
+        self.clock = jnp.int32(longest % self.program.length)
 
     def finish(self) -> Generated:
         """Everything, until no job is left."""
@@ -238,7 +247,9 @@ class _Run:
         if members is None:
             return most, 1
         signs, prompts = len(members.perturbation.signs), len(self.prompts.lengths)
-        height = options.per_group or signs * (prompts if most == jobs else 1)
+        height = options.per_group or signs * (
+            prompts if most == jobs else self.prompts.most_copies
+        )
         height = min(height, most)
         pairs = int(self.jobs.pair.max()) + 1
         if most == jobs and height == signs * prompts:
@@ -253,62 +264,55 @@ class _Run:
             if not new:
                 return
             self._bind()
-            for rows in self._batches(new):
-                self._read(rows)
+            rows = np.asarray(new, np.int32)
+            job, height = self.slots.job.reshape(-1)[rows], self.slots.job.shape[1]
+            # Where few rows of few groups are new, each prompt has a copy of the factors.
+            shared = height > 1 and len(new) * 2 > self.slots.job.size
+            for reading in readings(
+                self.prompts, self.jobs, rows, job, shared, self.options.prefill_tokens
+            ):
+                self._read(reading)
 
-    def _batches(self, new: list[int]) -> list[np.ndarray]:
-        """Rows to be read in one call, each (U, h); -1 where there is none.
-
-        Entire groups share their factors. Where few rows of few groups are new, each has a copy.
-        """
-        total, height = self.slots.job.size, self.slots.job.shape[1]
-        entire = len(new) * 2 > total
-        h = height if entire else 1
-        at_once = max(1, self.options.prefill_tokens // (self.prompts.tokens.shape[1] * h))
-        if entire:
-            grid = np.full((total // height, height), -1, np.int32)
-            grid.reshape(-1)[new] = new
-            at_once = min(at_once, len(grid))
-        else:
-            grid = np.asarray(new, np.int32)[:, None]
-            at_once = min(at_once, _power_of_two(max(1, total // 8)))
-        short = -len(grid) % at_once
-        grid = np.concatenate([grid, np.full((short, h), -1, np.int32)])
-        return list(grid.reshape(-1, at_once, h))
-
-    def _read(self, rows: np.ndarray) -> None:
-        valid = rows >= 0
-        job = np.where(valid, self.slots.job.reshape(-1)[rows], 0)
-        total, height = self.slots.job.size, self.slots.job.shape[1]
-        beyond = total + np.arange(rows.size, dtype=np.int32).reshape(rows.shape)
-        pair = self.slots.pair[np.maximum(rows.max(axis=1), 0) // height]
-        prompt = self.jobs.prompt[job]
+    def _read(self, reading: Reading) -> None:
+        """One call: its rows remember their prompts and have their first tokens."""
+        valid = reading.row >= 0
+        job = np.where(valid, self.slots.job.reshape(-1)[reading.row], 0)
+        beyond = self.slots.job.size + np.arange(reading.row.size, dtype=np.int32)
         prompts = programs.Prompts(
-            row=np.where(valid, rows, beyond),
-            tokens=self.prompts.tokens[prompt],
-            length=self.prompts.lengths[prompt],
+            tokens=self.prompts.padded(reading.prompt),
+            length=np.where(reading.prompt >= 0, self.prompts.lengths[reading.prompt], 1),
+            sign=reading.sign,
+            pair=reading.pair,
+        )
+        begun = programs.Begun(
+            row=np.where(valid, reading.row, beyond),
+            source=reading.source,
             member=self.jobs.member[job],
-            prompt=prompt,
+            prompt=self.jobs.prompt[job],
             sign=self.jobs.sign[job],
-            pair=np.maximum(pair, 0),
         )
         self.memory, self.rows, token, log_p = programs.take_in(
-            self.program, self.source, self.clock, prompts, self.memory, self.rows
+            self.program, self.source, self.clock, prompts, begun, self.memory, self.rows
         )
         token, log_p = jax.device_get((token, log_p))
-        flat = valid.reshape(-1)
-        log_p = log_p[flat, None] if self.options.log_probabilities else None
-        self._collect(rows.reshape(-1)[flat], token[flat, None], log_p, np.ones(flat.sum(), int))
+        log_p = log_p[valid, None] if self.options.log_probabilities else None
+        self._collect(reading.row[valid], token[valid, None], log_p, np.ones(valid.sum(), int))
 
     def _write_on(self, live: int) -> None:
         """One segment."""
         slots = self.slots.job.size
+        segment = self.options.segment
+        if self.options.stop is not None:
+            segment = min(segment, STOP_SEGMENT)
+            # The device does not know of rows that the host found to have ended.
+            held = jnp.asarray(self.slots.job.reshape(-1) >= 0)
+            self.rows = self.rows._replace(live=held)
         least = live - max(1, slots // 8 if self.waiting else slots // 16)
         if not self.waiting:
             least = min(least, slots // 2)
         self.memory, self.rows, self.clock, written = programs.write_on(
             self.program,
-            self.options.segment,
+            segment,
             self.writer,
             jnp.int32(max(0, least)),
             self.clock,
@@ -359,11 +363,6 @@ class _Run:
         pairs = jnp.asarray(np.maximum(self.slots.pair, 0))
         groups = programs.step_groups(self.program, self.source.members, pairs)
         self.writer = self.writer._replace(groups=groups)
-
-
-def _power_of_two(count: int) -> int:
-    """The next power of two."""
-    return 1 << (count - 1).bit_length()
 
 
 def _floating(params: PyTree) -> np.dtype:

@@ -60,15 +60,22 @@ class Writer(NamedTuple):
 
 
 class Prompts(NamedTuple):
-    """Rows to be taken in: U groups of h. A row number past the last row is of a row to drop."""
+    """Prompts to be read: U lines of h, each of one pair."""
 
-    row: Array | np.ndarray  # (U, h) int32
     tokens: Array | np.ndarray  # (U, h, T) int32, padded on the left
     length: Array | np.ndarray  # (U, h) int32
-    member: Array | np.ndarray  # (U, h) int32
-    prompt: Array | np.ndarray  # (U, h) int32
     sign: Array | np.ndarray  # (U, h) float32
     pair: Array | np.ndarray  # (U,) int32
+
+
+class Begun(NamedTuple):
+    """Rows that go on from prompts; every array (R,). A row past the last is one to drop."""
+
+    row: Array | np.ndarray  # int32
+    source: Array | np.ndarray  # int32: which of the U h prompts
+    member: Array | np.ndarray  # int32
+    prompt: Array | np.ndarray  # int32
+    sign: Array | np.ndarray  # float32
 
 
 class Written(NamedTuple):
@@ -118,26 +125,30 @@ def memory(program: Program, rows: int) -> Memory:
 
 @functools.partial(jax.jit, static_argnums=0, donate_argnames="memory")
 def take_in(
-    program: Program, source: Source, clock: Array, prompts: Prompts, memory: Memory, rows: Rows
+    program: Program,
+    source: Source,
+    clock: Array,
+    prompts: Prompts,
+    begun: Begun,
+    memory: Memory,
+    rows: Rows,
 ) -> tuple[Memory, Rows, Array, Array]:
-    """Read prompts into rows and write the first token of each.
+    """Read prompts, and write the first token of each row that goes on from one.
 
-    Returns memory, rows, and of every prompt, in order, its token and log-probability.
+    Returns memory, rows, and of everything begun, in order, its token and log-probability.
     """
     model, draw, groups = program.model, source.draw, None
     if source.members is not None:
         groups = row_groups(program, source.members, jnp.asarray(prompts.pair))
     sign, tokens, lengths = (jnp.asarray(x) for x in (prompts.sign, prompts.tokens, prompts.length))
     logits, entries = read(model, groups, source.params, sign, tokens, lengths)
-    at = jnp.asarray(prompts.row).reshape(-1)
+    at, origin, member, prompt, sign = (jnp.asarray(x) for x in begun)
+    entries = jax.tree.map(lambda x: jnp.take(x, origin, axis=1), entries)
     memory = model.admit(memory, entries, at, clock)
-    member, prompt, seen, sign = (
-        jnp.asarray(x).reshape(-1)
-        for x in (prompts.member, prompts.prompt, prompts.length, prompts.sign)
-    )
     count = jnp.zeros(at.shape, jnp.int32)
-    token, log_p = _written(program, draw, logits, member, prompt, count)
+    token, log_p = _written(program, draw, logits[origin], member, prompt, count)
     live = _goes_on(program, token, count + 1)
+    seen = lengths.reshape(-1)[origin]
     new = Rows(token, seen, count + 1, live, member, prompt, sign)
     put = lambda old, new: old.at[at].set(new, mode="drop", unique_indices=True)
     return memory, jax.tree.map(put, rows, new), token, log_p

@@ -36,7 +36,10 @@ class Jobs:
             .reshape(pairs, len(signs), prompts)
             .swapaxes(1, 2)
             .reshape(-1),
-            np.arange(members * prompts, (members + unperturbed) * prompts),
+            # Copies of a prompt stand side by side: they are read once.
+            np.arange(members * prompts, (members + unperturbed) * prompts)
+            .reshape(unperturbed, prompts)
+            .T.reshape(-1),
         ]
         member, prompt = np.divmod(order, prompts)
         as_int = lambda x: x.astype(np.int32)

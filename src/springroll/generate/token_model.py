@@ -63,6 +63,7 @@ def written(model: TokenModel, options: Writing) -> str:
         end=tokenizer.end,
         max_tokens=options.length,
         temperature=options.temperature,
+        **options.bounds,
     )
     generated = generator.run(model.params, None, [start], seed=options.seed)
     answer = generated.tokens[0, 0, : generated.lengths[0, 0]].tolist()

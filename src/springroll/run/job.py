@@ -14,6 +14,7 @@ import tyro
 from springroll.errors import InputError
 from springroll.run.config import RunConfig
 from springroll.run.options import COUNT, NOT_NEGATIVE, SEED, check_ranges, option
+from springroll.run.sampling_options import SamplingOptions
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -109,7 +110,7 @@ class Evaluation(NamedTuple):
 
 
 @dataclass(frozen=True, kw_only=True)
-class SampleOptions:
+class SampleOptions(SamplingOptions):
     """Generate text with the weights of a run's newest checkpoint, or of a model, and print it."""
 
     run: Annotated[str, tyro.conf.Positional]
@@ -129,6 +130,7 @@ class SampleOptions:
 
     def __post_init__(self) -> None:
         check_ranges(self)
+        self.check_drawn(self.temperature)
 
 
 class Sample(NamedTuple):

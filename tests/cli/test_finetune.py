@@ -4,16 +4,21 @@ import contextlib
 import io
 import json
 import shutil
+from collections import Counter
+from dataclasses import replace
 
 import jax
 import pytest
 
 import springroll as sr
 from springroll.cli.main import main
+from springroll.finetune import setup
 from springroll.finetune.config import FinetuneConfig
 from springroll.models.decoder import decoder
 from springroll.models.decoder_config import CONFIGS
 from springroll.run.config import stored_id
+from springroll.tasks.task_line import task_of_line
+from springroll.tasks.verdicts import UNSCORED
 from springroll.tokens.byte_tokenizer import write_byte_tokenizer
 from tests.cli.tiny import files
 
@@ -24,6 +29,16 @@ def near_d(texts):
 
 def broken(texts):
     return [float("nan")] * len(texts)
+
+def flaky(completions, prompt, **kwargs):
+    wrong = [None, "3", float("nan"), [], {}, 10**400]
+    right = near_d(completions)
+    if len(completions) == 1 and fails(completions[0]) and len(completions[0]) % 2:
+        raise OSError("the judge is away")
+    return [wrong[len(c) % 6] if fails(c) else r for c, r in zip(completions, right, strict=True)]
+
+def fails(text):
+    return sum(map(ord, text)) % 20 == 7
 """
 
 
@@ -210,6 +225,55 @@ def test_a_reward_that_is_no_number_is_one_line(tmp_path, place, capsys):
     assert "came to NaN or infinity, the first: it returned nan; expected a finite float" in last
     assert last.endswith("'") and "; prompt '" in last and ", answer '" in last
     assert shown.startswith("answers that could not be scored: ")
+
+
+def left_out(place, monkeypatch):
+    """Tasks whose score is NaN where `fails` says so, which the function itself never hears of."""
+    names: dict = {}
+    exec(REWARDS, names)
+    counts = Counter()
+
+    def made(line, **options):
+        task = task_of_line(line.replace("flaky", "near_d"), **options)
+
+        def score(problems, texts):
+            counts.update(names["fails"](text) for text in texts)
+            found = task.score(problems, texts)
+            return [UNSCORED if names["fails"](t) else v for t, v in zip(texts, found, strict=True)]
+
+        return replace(task, score=score)
+
+    monkeypatch.setattr(setup, "task_of_line", made)
+    return counts
+
+
+def test_rewards_that_fail_are_as_if_their_texts_were_left_out(tmp_path, place, monkeypatch):
+    """One in twenty texts raises, or comes to None, NaN, text, a list or a number too large."""
+    options = {"reward": "flaky", "generations": 2}
+    assert main(command(place, tmp_path / "flaky", *ES.split(), **options)) == 0
+    counts = left_out(place, monkeypatch)
+    assert main(command(place, tmp_path / "left", *ES.split(), **options)) == 0
+    assert newest(tmp_path / "flaky", 2) == newest(tmp_path / "left", 2)
+    assert figures(tmp_path / "flaky", "train_reward") == figures(tmp_path / "left", "train_reward")
+    unscored = sum(figures(tmp_path / "flaky", "train_unscored"))
+    assert unscored and 0.01 < counts[True] / counts.total() < 0.2
+
+
+def test_several_rewards_are_shown_each(tmp_path, place, capsys):
+    """A sum of two; prompts of messages are refused by name where there is no chat template."""
+    task = f"{place}/rewards.py:near_d*0.5+{place}/rewards.py:flaky style=plain"
+    run = command(place, tmp_path / "run", *ES.split(), "--task", task, generations=1)
+    assert main(run) == 0
+    parts = [figures(tmp_path / "run", f"train_reward_{name}")[0] for name in ("near_d", "flaky")]
+    assert all(0 < part < 1 for part in parts)
+    assert len(figures(tmp_path / "run", "valid_reward_near_d")) == 2
+    talk = tmp_path / "talk.json"
+    talk.write_text(json.dumps([{"messages": [{"role": "user", "content": x}]} for x in "abcdef"]))
+    task = f"{place}/rewards.py:near_d"
+    assert main(command(place, tmp_path / "no", "--task", task, "--data", str(talk))) == 2
+    line = capsys.readouterr().err.splitlines()[-1]
+    assert f"record 1 of {talk} is no prompt: a model of plain bytes has no chat template" in line
+    assert not (tmp_path / "no").exists()
 
 
 def test_explain_shows_what_is_perturbed(finished, capsys):

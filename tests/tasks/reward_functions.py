@@ -54,7 +54,7 @@ ONE = {  # what a text is said to be worth
     "none": lambda: None,
     "word": lambda: "1.0",
     "array": lambda: np.ones(2),
-    "dict": lambda: {"score": 1},
+    "dict": lambda: {"points": 1},
     "nan": lambda: float("nan"),
     "inf": lambda: np.float32("inf"),
     "large": lambda: {"reward": 1e300},

@@ -10,7 +10,8 @@ import pytest
 from springroll import worker
 from springroll.errors import InputError
 from springroll.tasks.task_line import text_task
-from springroll.tasks.user_task import WorkerPool, function_task
+from springroll.tasks.user_task import function_task
+from springroll.tasks.worker_pool import WorkerPool
 from tests.tasks import reward_functions
 
 
@@ -71,10 +72,10 @@ WAYS = [{}, {"isolated": True, "workers": 1}, {"isolated": True, "workers": 1, "
 BAD = {  # what the function does to a text: kind, what is said of it
     "raise": ("raised", "it raised KeyError: 'a key\\nof two lines' (reward_functions.py:"),
     "leave": ("raised", "it raised SystemExit: 1 (reward_functions.py:"),
-    "none": ("wrong", "it returned None; expected a finite float"),
+    "none": ("none", "it returned None, which says that it does not apply"),
     "word": ("wrong", "it returned a str; expected a finite float"),
     "array": ("wrong", "it returned an array of shape [2]; expected a finite float"),
-    "dict": ("wrong", "it returned a dict without 'reward'"),
+    "dict": ("wrong", "it returned a dict without 'reward' or 'score'"),
     "nan": ("nan", "it returned nan; expected a finite float"),
     "inf": ("nan", "it returned inf; expected a finite float"),
     "large": ("nan", "it returned 1e+300; expected a finite float of 32 bits"),

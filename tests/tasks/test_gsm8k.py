@@ -64,7 +64,7 @@ def test_answers_are_numbers(folder):
 )
 def test_verdicts(text, answer, reward, correct, formatted):
     verdict = judge(text, "5/2", answer, "smooth")
-    assert verdict == (pytest.approx(reward), correct, formatted)
+    assert verdict[:3] == (pytest.approx(reward), correct, formatted)
     assert judge(text, "5/2", answer, "exact").reward == float(correct)
 
 
@@ -89,7 +89,7 @@ def test_the_files_are_part_of_the_identity(folder):
     [
         ("", "holds no records"),
         ("{}\n", "line 1 of .*train.jsonl has no text under 'question'"),
-        ("[]\n", "has no text under 'question'"),
+        ("[]\n", "line 1 of .*train.jsonl is a list; expected an object with named fields"),
         ('{"question": "a", "answer": 3}', "no text under 'answer'"),
         ('{"question": "a", "answer": "#### 1"}\n{"ques', "line 2 of .* is not JSON"),
         ('{"question": "a", "answer": "12"}', "has no number after ####: '12'"),
@@ -101,6 +101,19 @@ def test_damaged_files_are_one_line(folder, content, message):
     with pytest.raises(InputError, match=message) as error:
         gsm8k_task(data=str(folder))
     assert "\n" not in str(error.value)
+
+
+def test_files_of_another_kind(folder):
+    plain = gsm8k_task(data=str(folder))
+    (folder / "main").mkdir()
+    for name in ("train", "test"):
+        (folder / f"{name}.jsonl").rename(folder / "main" / f"{name}-00000-of-00001.ndjson")
+    task = gsm8k_task(data=str(folder / "main"))
+    assert [task.train(i) for i in range(6)] == [plain.train(i) for i in range(6)]
+    assert (task.held_out_size, task.identity) == (3, plain.identity)
+    (folder / "main" / "test-00000-of-00001.ndjson").unlink()
+    with pytest.raises(InputError, match="holds no test set: no file whose name begins with test"):
+        gsm8k_task(data=str(folder / "main"))
 
 
 def test_missing_and_unreadable_files_are_named(folder):

@@ -16,6 +16,8 @@ from hypothesis import strategies as st
 from springroll.errors import InputError, one_line
 from springroll.tasks.failures import KINDS, Unusable
 from springroll.tasks.reward_function import Failed, failure_of, load_function, outcomes_of
+from springroll.tasks.reward_signature import SIGNATURES
+from springroll.tasks.verdicts import Verdict
 
 HERE = Path(__file__).with_name("reward_functions.py")
 
@@ -111,9 +113,8 @@ def test_a_function_that_would_be_given_something_wrong_is_refused(tmp_path, par
         load_function(f"{tmp_path}/given.py:f", ["prompt", "answer", "id"])
     line = str(error.value)
     assert why in line and "\n" not in line and line.startswith("the reward function ")
-    assert line.endswith(
-        "; expected (texts), (texts, records) or (prompts, completions, **fields of the records)"
-    )
+    assert line.endswith(f"; expected {SIGNATURES}")
+    assert "TRL" in SIGNATURES and "verl" in SIGNATURES
 
 
 @pytest.mark.parametrize(
@@ -189,9 +190,10 @@ def test_results_of_many_kinds():
     assert [v[0] for v in outcomes_of(np.arange(3), 3)] == [0, 1, 2]
     assert [v[0] for v in outcomes_of(jnp.arange(3.0), 3)] == [0, 1, 2]
     given = [{"reward": 0.5, "correct": True, "formatted": False}, {"reward": 2}]
-    assert outcomes_of(given, 2) == [(0.5, True, False), (2, True, True)]
-    assert outcomes_of((x for x in [0.0]), 1) == [(0, False, True)]
-    assert outcomes_of([3.4e38, -3.4e38], 2) == [(3.4e38, True, True), (-3.4e38, False, True)]
+    assert outcomes_of(given, 2) == [Verdict(0.5, True, False), Verdict(2, True, True)]
+    assert outcomes_of((x for x in [0.0]), 1) == [Verdict(0, False, True)]
+    far = [Verdict(3.4e38, True, True), Verdict(-3.4e38, False, True)]
+    assert outcomes_of([3.4e38, -3.4e38], 2) == far
 
 
 SCALARS = [None, "x", b"", [], {}, {"reward": None}, 10**400, -(10**5000), math.nan, math.inf]

@@ -188,3 +188,25 @@ def test_other_files_are_not_taken_for_it(tmp_path, content):
     path = tmp_path / "tokenizer.json"
     path.write_text(content)
     assert not is_byte_tokenizer(path)
+
+
+def test_messages_are_put_into_the_template(llama, tmp_path):
+    """With their tools; what the assistant has begun is gone on with."""
+    template = (
+        "{% for m in messages %}[{{ m.role }}]{{ m.content }}</s>{% endfor %}"
+        "{% if tools %}{{ tools[0].name }}{% endif %}"
+        "{% if add_generation_prompt %}[assistant]{% endif %}"
+    )
+    (tmp_path / "chat_template.jinja").write_text(template)
+    found = open_tokenizer(tmp_path)
+    read = lambda *prompt, **more: found.loaded.decode(
+        prompt_tokens(found, [*prompt], **more), skip_special_tokens=False
+    )
+    user, begun = ({"role": r, "content": c} for r, c in [("user", "hi"), ("assistant", " So ")])
+    assert read(user) == "[user]hi</s>[assistant]"
+    assert read(user, tools=[{"name": "add"}]) == "[user]hi</s>add[assistant]"
+    assert read(user, begun, user) == "[user]hi</s>[assistant] So </s>[user]hi</s>[assistant]"
+    assert read(user, begun) == "[user]hi</s>[assistant] So"
+    (tmp_path / "chat_template.jinja").write_text("{{ messages[0].content }}")
+    with pytest.raises(InputError, match="changes the last message, which is to be continued"):
+        prompt_tokens(open_tokenizer(tmp_path), [user, begun])

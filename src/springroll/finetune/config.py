@@ -40,9 +40,11 @@ class FinetuneConfig(SamplingOptions, RunConfig):
     RWKV-7."""
     task: str = "countdown"
     """Task that gives the reward: `countdown`, `arithmetic`, `gsm8k`, or `module:function`, which
-    takes texts and returns rewards; with options, as in "countdown numbers=4 largest=50"."""
+    takes texts and returns rewards (of several a sum: `a.py:f*0.7+b.py:g`); with options, as in
+    "countdown numbers=4 largest=50"."""
     data: str | None = option(None, changeable=True)
-    """JSONL file with the problems of `gsm8k` or the prompts of `module:function`."""
+    """Problems of `gsm8k`, or prompts of `module:function`: a JSONL, JSON, CSV or parquet file, a
+    folder of them, or `hub:OWNER/NAME[:CONFIG[:SPLIT]]`."""
     method: Method = "es"
     """`es` perturbs weights and never forms a gradient; `grpo` is the gradient baseline."""
     pop_size: int | None = option(None, COUNT, formerly="members")

@@ -31,7 +31,8 @@ def build(config: FinetuneConfig) -> job.Prepared[FinetuneConfig]:
     opening = (
         f"{config.model}: {setup.parameters:,} {config.weights} parameters; {setup.task.name}; "
         f"{config.method} with {config.population:,} {group}, {config.num_prompts:,} prompts a "
-        f"generation, up to {config.max_tokens:,} tokens an answer"
+        f"generation, up to {config.max_tokens:,} tokens an answer; validated on "
+        f"{setup.held_out_line}"
     )
 
     def close() -> list[str]:
@@ -96,7 +97,7 @@ def evaluate(run: job.OpenRun[FinetuneConfig], options: job.EvalOptions) -> job.
         **setup.validated(weights.params),
     }
     title = f"{run.path} at generation {weights.generation:,}"
-    caption = f"{figures['problems']:,} problems, greedily"
+    caption = f"{setup.held_out_line}, greedily"
     table = Table("held-out", "", title=title, caption=caption)
     for name, value in figures.items():
         if name.startswith("valid_"):

@@ -1,6 +1,7 @@
 """What models wrote, judged: tokens to texts to rewards, and the figures that describe them."""
 
-from collections.abc import Sequence
+import math
+from collections.abc import Mapping, Sequence
 from typing import NamedTuple
 
 import numpy as np
@@ -19,12 +20,15 @@ class Judged(NamedTuple):
     formatted: np.ndarray  # bool
     truncated: np.ndarray  # bool
     length: np.ndarray  # int32, tokens
+    parts: Mapping[str, np.ndarray]  # of a sum of rewards each by name, NaN where it did not apply
 
     def figures(self, prefix: str = "") -> dict[str, float]:
         """See `report`: accuracy never stands alone."""
-        flat = [x.reshape(-1).tolist() for x in self]
+        flat = [x.reshape(-1).tolist() for x in self[:5]]
         verdicts = list(map(Verdict, *flat[:3]))
-        return {f"{prefix}{k}": v for k, v in report(verdicts, flat[4], flat[3]).items()}
+        found = report(verdicts, flat[4], flat[3])
+        found |= {f"reward_{name}": mean_of_finite(part) for name, part in self.parts.items()}
+        return {f"{prefix}{name}": value for name, value in found.items()}
 
 
 def judged(
@@ -50,7 +54,17 @@ def judged(
         formatted=spread([verdict.formatted for verdict in verdicts]),
         truncated=~generated.finished & ~spread(ended),
         length=generated.lengths,
+        parts={
+            name: spread([v.parts[i] if v.parts else math.nan for v in verdicts])
+            for i, name in enumerate(task.parts)
+        },
     )
+
+
+def mean_of_finite(values: np.ndarray) -> float:
+    """The mean of the finite numbers, NaN if there are none."""
+    there = values[np.isfinite(values)]
+    return float(there.mean()) if there.size else math.nan
 
 
 def text_of(task: TextTask, tokenizer: Tokenizer, tokens: list[int]) -> str:
@@ -76,4 +90,6 @@ def best_of(judged: Judged, answers: int) -> Judged:
 
     reward = split(judged.reward)
     best = np.argmax(np.where(np.isfinite(reward), reward, -np.inf), axis=-1)[..., None]
-    return Judged(*(np.take_along_axis(split(x), best, axis=-1)[..., 0] for x in judged))
+    chosen = lambda x: np.take_along_axis(split(x), best, axis=-1)[..., 0]
+    parts = {name: chosen(part) for name, part in judged.parts.items()}
+    return Judged(*(chosen(x) for x in judged[:5]), parts=parts)

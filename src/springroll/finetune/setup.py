@@ -81,9 +81,22 @@ class Setup:
 
     def asked(self, problems: Sequence[Problem]) -> Asked:
         """Problems with their prompts."""
-        chat = self.task.chat and self.tokenizer.chats
-        prompts = [prompt_tokens(self.tokenizer, each.prompt, chat) for each in problems]
-        return Asked(list(problems), prompts)
+        return Asked(list(problems), [self.tokens_of(each) for each in problems])
+
+    def tokens_of(self, problem: Problem) -> list[int]:
+        """The prompt of a problem as the model reads it.
+
+        Raises:
+            InputError: the chat template refuses its messages; the line says which record it is.
+        """
+        tools = {"tools": problem.tools} if problem.tools else {}
+        chat = bool(tools) or (self.task.chat and self.tokenizer.chats)
+        try:
+            return prompt_tokens(self.tokenizer, problem.prompt, chat, **tools)
+        except InputError as error:
+            if not problem.where:
+                raise
+            raise InputError(f"{problem.where} is no prompt: {error}") from None
 
     def train(self, generation: int, count: int) -> Asked:
         """The problems of a generation, `count` of them."""
@@ -98,6 +111,14 @@ class Setup:
         """Figures of weights on the held-out problems, answered greedily."""
         generated = self.greedy.run(params, None, self.held_out.prompts)
         return self.judged(self.held_out, generated).figures("valid_")
+
+    @property
+    def held_out_line(self) -> str:
+        """How many held-out problems there are. A small task repeats them: that is said."""
+        count = len(self.held_out.prompts)
+        different = len(set(map(tuple, self.held_out.prompts)))
+        repeated = f", of which {different:,} are different" if different < count else ""
+        return f"{count:,} held-out problem{'' if count == 1 else 's'}{repeated}"
 
     @property
     def identity(self) -> dict[str, str]:
@@ -165,6 +186,7 @@ def prepare(config: FinetuneConfig) -> Setup:
     most = min(config.eval_problems, task.held_out_size or config.eval_problems)
     needed = most * (4 * config.max_tokens + PROBLEM)
     check_fits(needed, f"{most:,} held-out problems (eval_problems) and their answers")
+    setup.asked(task.forms)  # what the template refuses is found now
     return replace(setup, held_out=setup.asked([task.held_out(i) for i in range(most)]))
 
 

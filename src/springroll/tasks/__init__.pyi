@@ -4,6 +4,7 @@ from .arithmetic import arithmetic_task as arithmetic_task
 from .corpus import Corpus as Corpus
 from .corpus import load_corpus as load_corpus
 from .countdown import countdown_task as countdown_task
+from .data_set import read_data as read_data
 from .gsm8k import gsm8k_task as gsm8k_task
 from .problem import Problem as Problem
 from .problem import TextTask as TextTask

@@ -43,7 +43,7 @@ T = TypeVar("T")
 
 def is_held_out(key: str) -> bool:
     """The side of a problem: one in `ONE_IN` keys is held out."""
-    return hashlib.sha256(key.encode()).digest()[0] % ONE_IN == 0
+    return hashlib.sha256(key.encode(errors="surrogatepass")).digest()[0] % ONE_IN == 0
 
 
 def draw(make: Callable[[Draws], tuple[str, T] | None], seed: int, held_out: bool, index: int) -> T:

@@ -16,6 +16,7 @@ KINDS = {  # in the order in which they are told
     "raised": "raised",
     "nan": "came to NaN or infinity",
     "wrong": "came to something else than a number",
+    "none": "had no reward that applies",
 }
 
 

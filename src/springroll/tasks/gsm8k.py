@@ -5,14 +5,17 @@ shipped: the data set is a folder with train.jsonl and test.jsonl, or comes from
 """
 
 import hashlib
+import os
 from fractions import Fraction
 from pathlib import Path
 
 from springroll.errors import InputError
 from springroll.hub import data_set
 from springroll.tasks.answers import find_number, instruction
+from springroll.tasks.data_set import read_data
 from springroll.tasks.problem import Problem, TextTask, answer_style, judged, option_line
-from springroll.tasks.records import Record, file_digest, read_records, shuffled
+from springroll.tasks.records import file_digest, read_records, records_with, shuffled
+from springroll.tasks.tables import Record
 from springroll.tasks.verdicts import Verdict, verdict
 
 HUB = "openai/gsm8k"
@@ -32,8 +35,9 @@ def gsm8k_task(
     A reward is smooth here in that a wrong number in the right place earns 0.1.
 
     Args:
-        data: a folder with train.jsonl and test.jsonl, fields `question` and `answer`, or the name
-            of the data set on the hub (extra `data`).
+        data: a folder with train.jsonl and test.jsonl, fields `question` and `answer`, or with
+            files of another kind and such names (see `read_data`); or the name of the data set on
+            the hub (extra `data`).
         seed: of the order of the training problems.
         style: "instruct", or "plain" for a base model: `Question: ... Answer:`.
         answer: where the answer stands (see `answers.py`).
@@ -89,9 +93,16 @@ def _question(record: Record) -> str:
 
 def _sides(data: str) -> tuple[dict[str, list[Record]], str]:
     """Records by side, each with its number, and a digest of the data."""
-    folder = Path(data).expanduser()
-    if folder.is_dir():
-        paths = {side: folder / name for side, name in FILES.items()}
+    folder = Path(os.path.expanduser(data))
+    paths = {side: folder / name for side, name in FILES.items()}
+    if os.path.isdir(folder) and not any(path.exists() for path in paths.values()):
+        found = read_data(data)
+        if not found.held_out:
+            raise InputError(f"{data} holds no test set: no file whose name begins with test")
+        digest = found.digest
+        rows = {"train": found.train, "test": found.held_out}
+        sides = {side: records_with(rows[side], "question", "answer") for side in rows}
+    elif os.path.isdir(folder):
         sides = {side: read_records(path, "question", "answer") for side, path in paths.items()}
         digest = " ".join(file_digest(path) for path in paths.values())
     elif data == HUB or (data.count("/") == 1 and not data.startswith((".", "/", "~"))):

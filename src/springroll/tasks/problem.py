@@ -17,13 +17,16 @@ from springroll.errors import InputError
 from springroll.tasks.answers import check_style
 from springroll.tasks.failures import Failures
 from springroll.tasks.verdicts import Verdict, check_reward
+from springroll.tokens.chat_template import Messages
 
 
 class Problem(NamedTuple):
     """What a model is asked, and what its answer is judged by."""
 
-    prompt: str
+    prompt: str | Messages
     reference: Any  # JSON values
+    tools: Sequence[Mapping[str, Any]] | None = None  # that the chat template is to describe
+    where: str = ""  # it comes from: "line 3 of prompts.jsonl"
 
 
 class Worked(NamedTuple):
@@ -55,6 +58,10 @@ class TextTask:
     train_size: int | None = None
     """How many there are; None: endless."""
     held_out_size: int | None = None
+    parts: tuple[str, ...] = ()
+    """Names of the rewards whose sum a verdict's reward is; see `Verdict.parts`."""
+    forms: tuple[Problem, ...] = ()
+    """One problem of each form of conversation, to try a chat template on before a run starts."""
     measure: Literal["accuracy", "reward"] = "accuracy"
     """What the curve shows and the best weights are chosen by: of a reward function of a user's own
     only the reward means something."""
@@ -105,6 +112,15 @@ def generated_task(
         stop=stop,
         identity={"task": option_line(name, **options)},
     )
+
+
+def spoken(prompt: str | Messages) -> str:
+    """A prompt in a line for people: the text, or what was said last.
+
+    >>> spoken([{"role": "system", "content": "Be brief."}, {"role": "user", "content": "Hi"}])
+    'Hi'
+    """
+    return prompt if isinstance(prompt, str) else str(prompt[-1]["content"])
 
 
 def until_stop(text: str, stop: Sequence[str]) -> str:

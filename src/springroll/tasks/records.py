@@ -1,54 +1,40 @@
-"""Problems from files: lines of JSON, in an order of their own for every seed and epoch."""
+"""Problems from files, in an order of their own for every seed and epoch."""
 
 import functools
 import hashlib
-import os
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import TypeAlias, TypeVar
+from typing import TypeVar
 
-from springroll.atomic import JsonObject
-from springroll.bounded import opened, parse_json
 from springroll.errors import InputError
-from springroll.memory import check_fits
+from springroll.tasks.tables import Record, Row, read_table
 
-Record: TypeAlias = JsonObject
 T = TypeVar("T")
 
 
 def read_records(path: Path, *fields: str) -> list[Record]:
-    """The objects in a JSONL file, one a line; empty lines are skipped.
+    """The records of a file (see `read_table`).
 
     Args:
-        fields: that every object must have, as text.
+        fields: that every record must have, as text.
 
     Raises:
-        InputError: the file cannot be read or is empty, or a line is no object with these fields.
+        InputError: the file cannot be read or is empty, or a record lacks one of these fields.
     """
-    with opened(path) as file:
-        check_fits(2 * os.fstat(file.fileno()).st_size, f"the text of {path}")
-        content = file.read()
-    try:
-        lines = content.decode().split("\n")
-    except ValueError:
-        raise InputError(f"{path} is no text in UTF-8; expected JSON, one object a line") from None
-    parsed = [
-        _record(line, f"line {i} of {path}", fields) for i, line in enumerate(lines, 1) if line
-    ]
-    records = [record for record in parsed if record is not None]
-    if not records:
-        raise InputError(f"{path} holds no records; expected JSON, one object a line")
-    return records
+    return records_with(read_table(path), *fields)
 
 
-def _record(line: str, where: str, fields: Sequence[str]) -> Record | None:
-    if not line.strip():
-        return None
-    record = parse_json(line, where)
-    for field in fields:
-        if not isinstance(record, dict) or not isinstance(record.get(field), str):
-            raise InputError(f"{where} has no text under {field!r}")
-    return record
+def records_with(rows: Sequence[Row], *fields: str) -> list[Record]:
+    """The records of rows that have these fields as text.
+
+    Raises:
+        InputError: a record lacks one.
+    """
+    for where, record in rows:
+        for field in fields:
+            if not isinstance(record.get(field), str):
+                raise InputError(f"{where} has no text under {field!r}")
+    return [record for _, record in rows]
 
 
 def file_digest(path: Path) -> str:

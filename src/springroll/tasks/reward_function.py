@@ -4,8 +4,9 @@
         return [1 / (1 + len(text)) for text in texts]
 
 What else it may be given follows from the names of its parameters (see `reward_signature`). It
-returns one result per text: a float, or a dict {"reward": float, "correct": bool, "formatted":
-bool} whose last two may be left out. It may be `async def`.
+returns one result per text: a float; a dict {"reward": float, "correct": bool, "formatted": bool}
+whose last two may be left out, and whose first two may be called "score" and "acc" as of verl; or
+None, where it does not apply to a text. It may be `async def`.
 
 A text whose result is no finite number, or whose call raises, cannot be scored: it is `Failed`.
 Whatever a function does, it costs the texts that it did it for.
@@ -23,8 +24,8 @@ from collections.abc import Callable, Iterable, Sequence
 from typing import Any, NamedTuple, TypeAlias
 
 from springroll.tasks.failures import Unusable, as_many, finite_number
-from springroll.tasks.records import Record
 from springroll.tasks.reward_signature import Arguments, arguments_of
+from springroll.tasks.tables import Record
 from springroll.tasks.user_code import named_function, raised_line
 from springroll.tasks.verdicts import Verdict
 from springroll.worker import Message, Progress, serve
@@ -51,9 +52,16 @@ class RewardFunction(NamedTuple):
     is_async: bool
 
     def __call__(self, texts: Sequence[str], records: Sequence[Record]) -> Any:
-        """What the function returns: results, or of an async one a coroutine."""
+        """What the function returns: results, or of an async one a coroutine.
+
+        One that is called for every text by itself takes one text here too.
+        """
         positional, named = self.arguments.of(texts, records)
-        return self.function(*positional, **named)
+        if not self.arguments.alone:
+            return self.function(*positional, **named)
+        given = {name: only for name, (only,) in named.items()}
+        result = self.function(*(only for (only,) in positional), **given)
+        return _awaited(result) if self.is_async else [result]
 
     def outcomes(
         self,
@@ -66,17 +74,19 @@ class RewardFunction(NamedTuple):
         Args:
             begin: called before every call of the function.
         """
-        begin()
-        try:
-            results = self(texts, records)
-            return outcomes_of(asyncio.run(results) if self.is_async else results, len(texts))
-        except (Exception, SystemExit) as error:  # whatever the user's function raises
-            whole = failure_of(error)
-        if len(texts) == 1:
-            return [whole]
+        whole = None
+        if len(texts) == 1 or not self.arguments.alone:
+            begin()
+            try:
+                results = self(texts, records)
+                return outcomes_of(asyncio.run(results) if self.is_async else results, len(texts))
+            except (Exception, SystemExit) as error:  # whatever the user's function raises
+                whole = failure_of(error)
+            if len(texts) == 1:
+                return [whole]
         found: list[Outcome] = []
         for text, record in zip(texts, records, strict=True):
-            if len(found) >= GIVE_UP and all(isinstance(each, Failed) for each in found):
+            if whole and len(found) >= GIVE_UP and all(isinstance(x, Failed) for x in found):
                 return [*found, *[whole] * (len(texts) - len(found))]
             found += self.outcomes([text], [record], begin)
         return found
@@ -92,14 +102,15 @@ class RewardFunction(NamedTuple):
             except SystemExit as error:  # would end the loop and all other calls
                 raise RuntimeError(f"SystemExit: {error}") from None
 
-        try:
-            return outcomes_of(await asyncio.wait_for(call(), timeout), len(texts))
-        except TimeoutError:
-            return [Failed("timeout", f"more than {timeout:g} s")] * len(texts)
-        except (Exception, asyncio.CancelledError) as error:  # whatever the user's function raises
-            whole = failure_of(error)
-        if len(texts) == 1:
-            return [whole]
+        if len(texts) == 1 or not self.arguments.alone:
+            try:
+                return outcomes_of(await asyncio.wait_for(call(), timeout), len(texts))
+            except TimeoutError:
+                return [Failed("timeout", f"more than {timeout:g} s")] * len(texts)
+            except (Exception, asyncio.CancelledError) as error:  # whatever the user's code raises
+                whole = failure_of(error)
+            if len(texts) == 1:
+                return [whole]
         alone = zip(texts, records, strict=True)
         calls = (self.outcomes_side_by_side([text], [record], timeout) for text, record in alone)
         return [outcome for part in await asyncio.gather(*calls) for outcome in part]
@@ -135,6 +146,10 @@ def outcomes_of(results: object, count: int) -> list[Outcome]:
     return [_outcome(result) for result in as_many(results, count)]
 
 
+async def _awaited(result: Any) -> list[Any]:
+    return [await result]
+
+
 def failure_of(error: BaseException) -> Failed:
     """What raising this amounts to."""
     if isinstance(error, Unusable):
@@ -145,10 +160,13 @@ def failure_of(error: BaseException) -> Failed:
 def _outcome(result: object) -> Outcome:
     try:
         fields = result if isinstance(result, dict) else {"reward": result}
-        if "reward" not in fields:
-            raise Unusable("wrong", "a dict without 'reward'")
-        reward = finite_number(fields["reward"])
-        correct = bool(fields.get("correct", reward >= 1))
+        given = next((name for name in ("reward", "score") if name in fields), None)
+        if given is None:
+            raise Unusable("wrong", "a dict without 'reward' or 'score'")
+        if fields[given] is None:
+            return Failed("none", "it returned None, which says that it does not apply")
+        reward = finite_number(fields[given])
+        correct = bool(fields.get("correct", fields.get("acc", reward >= 1)))
         return Verdict(reward, correct, bool(fields.get("formatted", True)))
     except Exception as error:  # of an object of the user's that does not let itself be read
         return failure_of(error)

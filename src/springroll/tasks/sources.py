@@ -15,8 +15,9 @@ from pathlib import Path
 
 from springroll.errors import InputError
 from springroll.hub import data_set
+from springroll.tasks.data_set import files_below
 from springroll.tasks.draws import Draws
-from springroll.tasks.problem import TextTask, Worked
+from springroll.tasks.problem import TextTask, Worked, spoken
 from springroll.tasks.task_line import task_of_line
 
 SURFACES = {
@@ -69,8 +70,8 @@ def document(worked: Worked, style: str, message: bool = False) -> str:
     """
     answer = SURFACES[style.removeprefix(WORKED)].format(answer=worked.answer)
     if style.startswith(WORKED):
-        return "\n".join([worked.problem.prompt, *worked.steps, answer])
-    return worked.problem.prompt + ("\n" if message else "") + answer
+        return "\n".join([spoken(worked.problem.prompt), *worked.steps, answer])
+    return spoken(worked.problem.prompt) + ("\n" if message else "") + answer
 
 
 def _style(shares: Mapping[str, float], seed: int, index: int) -> str:
@@ -126,7 +127,7 @@ def stdlib_documents() -> Iterator[bytes]:
     """
     root = Path(sysconfig.get_path("stdlib"))
     empty = True
-    for path in _files(root, skip=SKIPPED):
+    for path in files_below(root, skip=SKIPPED):
         if path.suffix == ".py" and not path.name.startswith("_sysconfigdata"):
             empty = False
             yield _read(path)
@@ -136,7 +137,7 @@ def stdlib_documents() -> Iterator[bytes]:
 
 def folder_documents(root: Path) -> Iterator[bytes]:
     """Every text file below `root`, by path; hidden, binary and unreadable files are left out."""
-    for path in _files(root):
+    for path in files_below(root):
         try:
             content = path.read_bytes()
         except OSError:
@@ -207,16 +208,6 @@ def _text(row: Mapping[str, object], name: str) -> str:
         if isinstance(text := row.get(column), str):
             return text
     raise InputError(f"the data set {name} has no column of text; it has {', '.join(row)}")
-
-
-def _files(root: Path, skip: frozenset[str] = frozenset()) -> Iterator[Path]:
-    """The files below a folder by name, its own before its folders'; hidden ones are left out."""
-    for folder, folders, files in os.walk(root):
-        folders[:] = sorted(name for name in folders if name not in skip and name[0] != ".")
-        for name in sorted(files):
-            path = Path(folder, name)
-            if name[0] != "." and path.is_file():  # no pipe or device: reading one may never end
-                yield path
 
 
 def _read(path: Path, max_bytes: int | None = None) -> bytes:

@@ -1,9 +1,13 @@
-"""A task as one line: its name, and options as NAME=VALUE, such as `countdown numbers=4`.
+r"""A task as one line: its name, and options as NAME=VALUE, such as `countdown numbers=4`.
+
+Quotation marks hold words together. A backslash stands for itself; in `stop` it begins \n, \t
+or \\.
 
 The text tasks by name.
 """
 
 import inspect
+import re
 import shlex
 from collections.abc import Callable, Mapping
 from functools import partial
@@ -71,7 +75,7 @@ def task_of_line(line: str, **defaults: Option) -> TextTask:
         InputError: as `text_task`; or an option without a value, or of another type.
     """
     try:
-        name, *pairs = shlex.split(line)
+        name, *pairs = _words(line)
     except ValueError:
         raise InputError(
             f"the task is {line!r}; expected a name and options, such as 'countdown numbers=4'"
@@ -86,6 +90,20 @@ def task_of_line(line: str, **defaults: Option) -> TextTask:
             typed(f"{name} {key}", value, parameters[key]) if key in parameters else value
         )
     return text_task(name, **options)
+
+
+def _words(line: str) -> list[str]:
+    """The name and the options. A sum of rewards may have spaces around its signs.
+
+    Raises:
+        ValueError: there are none, or a quotation mark is left open.
+    """
+    lexer = shlex.shlex(line, posix=True, punctuation_chars=False)
+    lexer.whitespace_split, lexer.commenters, lexer.escape = True, "", ""
+    name, *rest = lexer
+    while rest and (name.endswith("+") or rest[0].startswith("+")):
+        name += rest.pop(0)
+    return [name, *rest]
 
 
 def typed(what: str, value: str, parameter: inspect.Parameter) -> Option:
@@ -118,4 +136,7 @@ READERS: Mapping[str, Callable[[str, str], Option]] = {  # (what it is, its text
     "bool": _truth,
     "int": lambda what, text: read_number(what, text, int),
     "float": lambda what, text: read_number(what, text, float),
+    "tuple[str, ...]": lambda what, text: re.sub(
+        r"\\([nt\\])", lambda found: {"n": "\n", "t": "\t"}.get(found[1], found[1]), text
+    ),
 }

@@ -21,6 +21,7 @@ class Verdict(NamedTuple):
     reward: float  # NaN: could not be scored
     correct: bool
     formatted: bool  # an answer was found where the task wants it
+    parts: tuple[float, ...] = ()  # of a sum of rewards each, NaN where one does not apply
 
 
 UNSCORED = Verdict(math.nan, False, False)

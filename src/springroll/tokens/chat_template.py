@@ -10,7 +10,7 @@ import json
 import threading
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import TypeAlias
+from typing import Any, TypeAlias
 
 from springroll import atomic
 from springroll.atomic import JsonObject
@@ -18,8 +18,8 @@ from springroll.bounded import read_text
 from springroll.errors import InputError
 from springroll.worker import Worker, WorkerLost
 
-Messages: TypeAlias = Sequence[Mapping[str, str]]
-"""What was said: {"role": ..., "content": ...}."""
+Messages: TypeAlias = Sequence[Mapping[str, Any]]
+"""What was said: {"role": ..., "content": ...}; a call of a tool has {"tool_calls": [...]} too."""
 Render: TypeAlias = Callable[..., str]
 
 SECONDS = 10.0  # that a text may take; usual ones take a thousandth

@@ -225,22 +225,43 @@ def open_tokenizer(folder: str | Path, vocab: int | None = None) -> Tokenizer:
     return tokenizer
 
 
-def prompt_tokens(tokenizer: Tokenizer, prompt: str, chat: bool = False) -> TokenIds:
+def prompt_tokens(
+    tokenizer: Tokenizer, prompt: str | Messages, chat: bool = False, **variables: object
+) -> TokenIds:
     """A prompt as a model reads it.
 
     Args:
         tokenizer: of the model.
-        prompt: text.
-        chat: whether it is put into the chat template as a user's message; else it stands as it is.
+        prompt: text, or messages. Where the last of them is the assistant's, the model goes on with
+            what it says.
+        chat: whether text is put into the chat template as a user's message; else it stands as it
+            is. Messages always are.
+        variables: of the template, such as `tools=[...]`.
 
     Raises:
-        InputError: `chat`, and the tokenizer has no chat template.
+        InputError: the tokenizer has no chat template, or it refuses the messages.
     """
-    if not chat:
-        return tokenizer.encode(prompt)
-    text = tokenizer.chat([{"role": "user", "content": prompt}])
+    if isinstance(prompt, str):
+        if not chat:
+            return tokenizer.encode(prompt)
+        prompt = [{"role": "user", "content": prompt}]
+    text = _chat_text(tokenizer, prompt, **variables)
     # Templates for transformers spell out what a text begins with; that of the World models not.
     return tokenizer.encode(text, special=not isinstance(tokenizer, HfTokenizer))
+
+
+def _chat_text(tokenizer: Tokenizer, messages: Messages, **variables: object) -> str:
+    """Messages up to where the model goes on: after the template's words for its turn, or in the
+    assistant's message that it has begun."""
+    last = messages[-1]
+    begun = last["content"].strip() if last["role"] == "assistant" else ""
+    if not begun:
+        return tokenizer.chat(messages, **variables)
+    text = tokenizer.chat(messages, add_generation_prompt=False, **variables)
+    end = text.rfind(begun) + len(begun)
+    if end < len(begun):
+        raise InputError("the chat template changes the last message, which is to be continued")
+    return text[:end]
 
 
 def end_tokens(tokenizer: Tokenizer, stop: Iterable[str] = ()) -> frozenset[int]:

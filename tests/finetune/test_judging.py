@@ -40,7 +40,7 @@ def generated(*answers, width=6):
         found = TOKENIZER.encode(text.removesuffix("."), special=False)
         tokens[at][: len(found)] = found
         lengths[at], finished[at] = len(found), text.endswith(".")
-    return Generated(tokens, lengths, finished, None, 0, 0, 0)
+    return Generated(tokens, lengths, finished, np.zeros_like(finished), None, 0, 0, 0)
 
 
 def test_verdicts_stand_where_their_answers_do():

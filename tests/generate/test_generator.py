@@ -9,7 +9,6 @@ from springroll.errors import InputError
 from springroll.generate import programs
 from springroll.generate.forward import read
 from springroll.generate.generator import Generator, _Run
-from springroll.models.decoder import decoder
 from tests.generate.writing import (
     END,
     MEMBERS,
@@ -21,7 +20,7 @@ from tests.generate.writing import (
     same,
     tiny,
 )
-from tests.models.test_decoder_golden import FAMILIES, GOLDEN, by_formula
+from tests.models.test_hf import GOLDEN, by_name
 
 
 def slowly(model, params, prompt):
@@ -143,16 +142,24 @@ def test_lengths_and_ends_describe_the_tokens():
         assert not text[n + finished :].any()
 
 
-@pytest.mark.parametrize("family", ["llama", "llama3", "qwen2", "qwen3", "qwen3_moe"])
-def test_ragged_prompts_give_the_tokens_of_transformers(family):
+QUICK = ("llama3", "qwen3_moe", "gemma3")
+SLOW = ("llama", "qwen2", "qwen3", "linear", "yarn", "mistral", "mixtral", "phi3", "smollm3")
+SLOW += ("smollm3_window", "gemma2", "gpt_oss")
+
+
+SLOWLY = [pytest.param(family, marks=pytest.mark.slow) for family in SLOW]
+
+
+@pytest.mark.parametrize("family", [*QUICK, *SLOWLY])
+def test_ragged_prompts_give_the_tokens_of_transformers(family, tmp_path):
     golden = np.load(GOLDEN.with_name("generation.npz"))
     prompts, tokens = golden[f"{family}/prompts"], golden[f"{family}/tokens"]
     asked = [
         row[len(row) - n :].tolist() for row, n in zip(prompts, golden["lengths"], strict=True)
     ]
-    model = decoder(FAMILIES[family])
+    model, params = by_name(family, tmp_path)
     writer = Generator(model=model, end=frozenset(), max_tokens=tokens.shape[1])
-    got = writer.run(by_formula(family), None, asked)
+    got = writer.run(params, None, asked)
     np.testing.assert_array_equal(got.tokens[0], tokens)
     assert not got.finished.any()
 

@@ -4,7 +4,8 @@
     python tests/golden/make_decoder.py        # writes decoder.npz beside this file
 
 Weights come from `weights_by_formula`, by their names in a checkpoint; only tokens, logits and mean
-losses are stored. Made with transformers 5.23.0, torch 2.13.0.
+losses are stored. What this file does not list is read by transformers from the `config.json` of
+`tests/models/test_hf.py`. Made with transformers 5.23.0, torch 2.13.0.
 """
 
 from pathlib import Path
@@ -14,6 +15,7 @@ import torch
 import transformers as tr
 
 from tests.golden.weights_by_formula import weight
+from tests.models import test_hf
 
 SHARED = {
     "vocab_size": 48,
@@ -62,15 +64,22 @@ FAMILIES = {
     ),
     "olmoe": tr.OlmoeConfig(**SHARED, **EXPERTS, norm_topk_prob=False),
 }
+OF_JSON = [name for name in test_hf.FAMILIES if name not in FAMILIES]
+TEXT = {"pad_token_id": None, "bos_token_id": None, "eos_token_id": None}
+FAMILIES |= {name: tr.AutoConfig.for_model(**test_hf.config_of(name), **TEXT) for name in OF_JSON}
 
 
 def value(family: str, name: str, shape: tuple[int, ...]) -> np.ndarray:
     """A parameter of a model in memory; a fused one is put together from its checkpoint's parts."""
+    if family == "mixtral":
+        name = name.replace(".mlp.", ".block_sparse_moe.")
     if family == "gpt_oss" or not name.endswith(("experts.gate_up_proj", "experts.down_proj")):
         return weight(name, shape)
     stem, fused = name.rsplit(".", 1)
     parts = ["down_proj"] if fused == "down_proj" else ["gate_proj", "up_proj"]
     rows = shape[1] // len(parts)
+    if family == "mixtral":
+        parts = ["w2"] if fused == "down_proj" else ["w1", "w3"]
     one = lambda e: [weight(f"{stem}.{e}.{part}.weight", (rows, shape[2])) for part in parts]
     return np.stack([np.concatenate(one(e)) for e in range(shape[0])])
 

@@ -15,7 +15,8 @@ import torch
 
 from tests.golden.make_decoder import FAMILIES, value
 
-GENERATED = ("llama", "llama3", "qwen2", "qwen3", "qwen3_moe")
+GENERATED = ("llama", "llama3", "qwen2", "qwen3", "qwen3_moe", "linear", "yarn", "mistral")
+GENERATED += ("mixtral", "phi3", "smollm3", "smollm3_window", "gemma2", "gemma3", "gpt_oss")
 LENGTHS, NEW = (3, 9, 1, 6), 24
 
 

@@ -75,7 +75,7 @@ def test_a_position_sees_nothing_after_it(config):
 
 def test_a_window_hides_what_is_further_back():
     q, k, v = normal(0, 3, 1, 9, 2, 4)
-    see = quick_jit(attend)
+    see = quick_jit(functools.partial(attend, llama(8, 8, 2, 1, vocab=5, head_dim=4)))
     near = see(q, k, v, window=jnp.int32(3))
     moved = see(q, k.at[:, 2].add(1.0), v.at[:, 2].add(1.0), window=jnp.int32(3))
     same = np.all(near == moved, axis=(0, 2, 3))
@@ -87,7 +87,7 @@ def test_shared_key_value_heads_are_repeated_ones():
     q, k, v = normal(0, 3, 2, 5, 6, 4)
     k, v = k[:, :, :2], v[:, :, :2]
     repeat = lambda x: np.repeat(x, 3, axis=2)
-    see = quick_jit(attend)
+    see = quick_jit(functools.partial(attend, llama(8, 8, 2, 1, vocab=5, head_dim=4)))
     close(see(q, k, v), see(q, repeat(k), repeat(v)))
 
 

@@ -11,12 +11,13 @@ from safetensors.numpy import save_file
 
 from springroll.errors import InputError
 from springroll.models.decoder import decoder
-from springroll.models.decoder_config import DecoderConfig, shapes
-from springroll.models.hf.decoder import checkpoint_names, hf_config
+from springroll.models.decoder_config import DecoderConfig, shape_leaves, shapes
+from springroll.models.hf.decoder import DECODER, hf_config
 from springroll.models.hf.files import is_hf_folder, read_config
 from springroll.models.hf.load import read_params
 from tests.compiling import quick_jit
 from tests.golden.weights_by_formula import weight
+from tests.models import test_decoder_golden
 
 GOLDEN = Path(__file__).parents[1] / "golden" / "decoder.npz"
 SHARED = {
@@ -35,7 +36,17 @@ LLAMA3 = {
     "high_freq_factor": 4.0,
     "original_max_position_embeddings": 64,
 }
+YARN = {
+    "rope_type": "yarn",
+    "factor": 8.0,
+    "beta_fast": 4.0,
+    "mscale": 0.7,
+    "mscale_all_dim": 0.3,
+    "original_max_position_embeddings": 64,
+}
 EXPERTS = {"num_experts": 6, "num_experts_per_tok": 2}
+GEMMA, GEMMA3 = {"model_type": "gemma2"}, {"model_type": "gemma3_text"}
+LOCAL_YARN = {"sliding_attention": {"rope_type": "yarn"}}
 FAMILIES = {
     "llama": {"model_type": "llama", "rms_norm_eps": 1e-5},
     "llama3": {"model_type": "llama", "rope_theta": 100.0, "rope_scaling": LLAMA3},
@@ -50,6 +61,68 @@ FAMILIES = {
         **EXPERTS,
     },
     "olmoe": {"model_type": "olmoe", "rms_norm_eps": 1e-5, **EXPERTS},
+    "linear": {"model_type": "llama", "rope_scaling": {"type": "linear", "factor": 2.5}},
+    "dynamic": {
+        "model_type": "llama",
+        "max_position_embeddings": 8,
+        "rope_scaling": {"type": "dynamic", "factor": 2.0},
+    },
+    "yarn": {"model_type": "llama", "rope_theta": 100.0, "rope_scaling": YARN},
+    "mistral": {"model_type": "mistral", "sliding_window": 5},
+    "mixtral": {"model_type": "mixtral", "num_local_experts": 6, "num_experts_per_tok": 2},
+    "phi3": {"model_type": "phi3", "sliding_window": 5},
+    "phi3_long": {
+        "model_type": "phi3",
+        "original_max_position_embeddings": 6,
+        "max_position_embeddings": 64,
+        "partial_rotary_factor": 0.5,
+        "rope_scaling": {"type": "longrope", "short_factor": [1.0, 1.5], "long_factor": [1.2, 3.0]},
+    },
+    "smollm3": {"model_type": "smollm3", "num_hidden_layers": 3, "no_rope_layers": [1, 0, 1]},
+    "smollm3_window": {
+        "model_type": "smollm3",
+        "num_hidden_layers": 3,
+        "no_rope_layer_interval": 3,
+        "use_sliding_window": True,
+        "sliding_window": 4,
+        "tie_word_embeddings": False,
+    },
+    "gemma2": {
+        "model_type": "gemma2",
+        "head_dim": 16,
+        "sliding_window": 5,
+        "query_pre_attn_scalar": 48,
+        "attn_logit_softcapping": 2.0,
+        "final_logit_softcapping": 1.5,
+    },
+    "gemma3": {
+        "model_type": "gemma3_text",
+        "num_hidden_layers": 3,
+        "head_dim": 16,
+        "sliding_window": 5,
+        "sliding_window_pattern": 2,
+        "rope_theta": 1000.0,
+        "rope_local_base_freq": 20.0,
+        "rope_scaling": {"rope_type": "linear", "factor": 4.0},
+    },
+    "gpt_oss": {
+        "model_type": "gpt_oss",
+        "head_dim": 8,
+        "intermediate_size": 24,
+        "num_local_experts": 6,
+        "num_experts_per_tok": 2,
+        "rms_norm_eps": 1e-5,
+        "sliding_window": 5,
+        "swiglu_limit": 1.0,
+        "rope_scaling": {
+            "rope_type": "yarn",
+            "factor": 8.0,
+            "beta_fast": 4.0,
+            "truncate": False,
+            "original_max_position_embeddings": 64,
+        },
+        "rope_theta": 100.0,
+    },
 }
 
 
@@ -57,15 +130,14 @@ def config_of(family):
     return SHARED | FAMILIES[family]
 
 
-def tensors_of(config):
+def tensors_of(config, values=None):
     """All tensors of a checkpoint, by name, from the formula."""
-    is_shape = lambda node: isinstance(node, tuple)
-    found = {}
-    for path, shape in jax.tree_util.tree_leaves_with_path(shapes(config), is_leaf=is_shape):
-        spelt = jax.tree_util.keystr(path, simple=True, separator="/")
-        for index, name in checkpoint_names(spelt, shape):
-            found[name] = weight(name, shape[len(index) :])
-    return found
+    naming = DECODER.naming_of(values or {})
+    return {
+        stored.name: weight(stored.name, stored.shape)
+        for path, shape in shape_leaves(shapes(config)).items()
+        for stored in naming.stored(config, path, shape, None)
+    }
 
 
 def write(folder, values, tensors, shards=1):
@@ -84,16 +156,40 @@ def write(folder, values, tensors, shards=1):
     return folder
 
 
-@pytest.mark.parametrize("family", FAMILIES)
-def test_a_folder_computes_what_transformers_computes(tmp_path, family):
+def by_name(family, folder):
+    """(model, params) of a family with weights from the formula, read from a folder."""
     values = config_of(family)
-    write(tmp_path, values, tensors_of(hf_config(values)), shards=3 if family == "qwen3" else 1)
-    assert is_hf_folder(tmp_path)
-    config = read_config(tmp_path)
+    tensors = tensors_of(hf_config(values), values)
+    write(folder, values, tensors, shards=3 if family == "qwen3" else 1)
+    assert is_hf_folder(folder)
+    config = read_config(folder)
     assert isinstance(config, DecoderConfig)
+    return decoder(config), jax.tree.map(jnp.asarray, read_params(folder, config))
+
+
+@pytest.mark.parametrize("family", sorted(FAMILIES.keys() & test_decoder_golden.FAMILIES.keys()))
+def test_a_folder_holds_the_model_whose_logits_are_those_of_transformers(tmp_path, family):
+    """They are compared in `test_decoder_golden`."""
+    model, params = by_name(family, tmp_path)
+    assert model.config == test_decoder_golden.FAMILIES[family]
+    jax.tree.map(np.testing.assert_array_equal, params, test_decoder_golden.by_formula(family))
+
+
+ALIKE = ("linear", "mistral", "phi3", "smollm3")  # what others of the list have too
+
+
+@pytest.mark.parametrize(
+    "family",
+    [
+        pytest.param(name, marks=pytest.mark.slow if name in ALIKE else ())
+        for name in FAMILIES
+        if name not in test_decoder_golden.FAMILIES
+    ],
+)
+def test_a_folder_computes_what_transformers_computes(tmp_path, family):
+    model, params = by_name(family, tmp_path)
     golden = np.load(GOLDEN)
-    params = jax.tree.map(jnp.asarray, read_params(tmp_path, config))
-    logits = quick_jit(decoder(config).apply)(params, jnp.asarray(golden[f"{family}/tokens"]))
+    logits = quick_jit(model.apply)(params, jnp.asarray(golden[f"{family}/tokens"]))
     np.testing.assert_allclose(logits, golden[f"{family}/logits"], rtol=0, atol=5e-6)
 
 
@@ -134,8 +230,8 @@ def test_the_number_of_experts_in_both_spellings():
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        ({"model_type": "mamba"}, "model_type is 'mamba'; known are llama, qwen2"),
-        ({"rope_scaling": {"type": "dynamic", "factor": 2.0}}, "rope type 'dynamic'"),
+        ({"model_type": "mamba"}, "model_type is 'mamba'; known are llama, mistral, qwen2"),
+        ({"rope_scaling": {"type": "mrope", "factor": 2.0}}, "rope type 'mrope' is not supported"),
         ({"sliding_window": 4096}, "sliding window is not supported"),
         ({"use_sliding_window": True}, "sliding window is not supported"),
         ({"layer_types": ["full_attention", "sliding_attention"]}, "sliding window is not"),
@@ -143,7 +239,25 @@ def test_the_number_of_experts_in_both_spellings():
         ({"hidden_act": "gelu"}, "hidden_act 'gelu' is not supported, only silu"),
         ({"model_type": "olmoe", "clip_qkv": 8.0, **EXPERTS}, r"clip_qkv 8\.0 is not supported"),
         ({"rope_parameters": {"partial_rotary_factor": 0.5}}, "partial_rotary_factor"),
-        ({"rope_parameters": {"rope_type": "longrope"}}, "rope type 'longrope'"),
+        (
+            {"rope_parameters": {"full_attention": {"rope_type": "linear"}}},
+            "for every kind of layer",
+        ),
+        ({"layer_types": ["full_attention", "chunked_attention"]}, "sliding window is not"),
+        (GEMMA | {"hidden_activation": "gelu"}, "hidden_activation 'gelu' is not supported, only"),
+        (GEMMA | {"use_bidirectional_attention": True}, "use_bidirectional_attention True is not"),
+        (GEMMA3 | {"attn_logit_softcapping": 50.0}, "attn_logit_softcapping is not supported in"),
+        (GEMMA3 | {"rope_parameters": LOCAL_YARN}, "rope type 'yarn' is not supported there"),
+        (
+            {"model_type": "qwen2", "layer_types": ["full_attention", "linear_attention"]},
+            "layer_types holds 'linear_attention'; supported are full_attention and sliding",
+        ),
+        (
+            {"model_type": "mistral", "layer_types": ["sliding_attention", "full_attention"]},
+            "not supported in some layers of mistral",
+        ),
+        ({"model_type": "gpt_oss", "swiglu_alpha": 2.0, **EXPERTS}, r"swiglu_alpha 2\.0 is not"),
+        ({"model_type": "gemma3"}, "model_type is 'gemma3'; known are"),
         (
             {"model_type": "qwen3_moe", "mlp_only_layers": [0], **EXPERTS},
             "layers with and without experts in turns",

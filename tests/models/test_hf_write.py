@@ -13,7 +13,7 @@ from springroll.errors import InputError
 from springroll.models.decoder import decoder
 from springroll.models.decoder_config import CONFIGS, llama, shapes
 from springroll.models.hf import save as hf_write
-from springroll.models.hf.decoder import config_json
+from springroll.models.hf.decoder import config_json, hf_config
 from springroll.models.hf.files import open_hf, read_config
 from springroll.models.hf.load import (
     load_hf,
@@ -24,8 +24,11 @@ from springroll.models.hf.load import (
     read_rest,
 )
 from springroll.models.hf.save import save_hf
+from tests.models.test_hf import config_of
 
 TINY = CONFIGS["llama-tiny"]
+NEWER = ("dynamic", "yarn", "mistral", "mixtral", "phi3_long", "smollm3_window", "gemma2", "gemma3")
+NEWER += ("gpt_oss",)
 MODELS = {
     "dense": TINY,
     "tied": dataclasses.replace(TINY, tied=True),
@@ -33,6 +36,7 @@ MODELS = {
     "biases": dataclasses.replace(TINY, qkv_bias=True, o_bias=True),
     "experts": llama(32, 24, 2, 2, vocab=256, experts=4, top_k=2, qk_norm="head"),
     "olmoe": llama(32, 24, 2, 2, vocab=256, experts=4, top_k=2, qk_norm="whole"),
+    **{name: hf_config(config_of(name)) for name in NEWER},
 }
 
 
@@ -192,7 +196,7 @@ def test_nothing_is_overwritten(tmp_path):
 def test_what_cannot_be_written_is_refused_before_a_folder_is_made(tmp_path, monkeypatch):
     for config, message in [
         (CONFIGS["moe-tiny"], "no name for this model: .* has no .*selection_bias=True"),
-        (dataclasses.replace(TINY, window=4), "the nearest, has no window=4"),
+        (dataclasses.replace(TINY, sinks=True), "the nearest, has no sinks=True"),
     ]:
         with pytest.raises(InputError, match=message):
             save_hf(tmp_path / "out", config, params_of(config))

@@ -89,8 +89,8 @@ def test_config(examples, tmp_path):
         config = read_config(tmp_path)
         assert config.parameters > 0 and leaves_of(config)
         if isinstance(config, DecoderConfig) and config.head_dim <= 1024:
-            found = frequencies(config.head_dim, config.rope_theta, config.rope_scaling)
-            assert np.isfinite(found).all()
+            for rope in filter(None, set(config.ropes)):
+                assert np.isfinite(frequencies(*rope)).all()
         with pytest.raises(InputError, match="holds neither"):
             open_hf(tmp_path)
 
@@ -222,6 +222,16 @@ def test_shards_stay_in_the_folder_and_links_of_a_cache_work(tmp_path):
     refused("twice, the second time in model", open_hf, folder)
 
 
+MISTRAL, SMOL, GEMMA = ({"model_type": name} for name in ("mistral", "smollm3", "gemma2"))
+QWEN = {"model_type": "qwen2", "use_sliding_window": True}
+PHI = {"model_type": "phi3"}
+
+
+def long(**changes):
+    scaling = {"type": "longrope", "short_factor": [1.0] * 4, "long_factor": [1.0] * 4}
+    return PHI | {"rope_scaling": scaling | changes}
+
+
 @pytest.mark.parametrize(
     ("change", "message"),
     [
@@ -246,6 +256,35 @@ def test_shards_stay_in_the_folder_and_links_of_a_cache_work(tmp_path):
         ({"hidden_size": [[[["x" * 10**6]]]]}, r"hidden_size is .{10,150}; expected"),
         ({"num_key_value_heads": 3}, "4 heads cannot share 3"),
         ({"head_dim": 7}, "head_dim is 7; rotary positions need an even number"),
+        (MISTRAL | {"sliding_window": -4}, "sliding_window is -4; expected a whole number from 1"),
+        (MISTRAL | {"sliding_window": True}, "sliding_window is True; expected a whole number"),
+        (QWEN | {"max_window_layers": "2"}, "max_window_layers is '2'; expected a whole number"),
+        (
+            QWEN | {"layer_types": ["sliding_attention"] * 3},
+            "layer_types has 3 values; expected 2, one for each layer",
+        ),
+        (SMOL | {"no_rope_layers": [1]}, r"no_rope_layers is \[1\]; expected 2 values"),
+        (SMOL | {"no_rope_layers": [1, 2]}, r"no_rope_layers is \[1, 2\]; expected 2 values"),
+        (SMOL | {"no_rope_layer_interval": 0}, "no_rope_layer_interval is 0; expected a whole"),
+        (GEMMA | {"query_pre_attn_scalar": 0}, "query_pre_attn_scalar is 0; expected a number"),
+        (GEMMA | {"final_logit_softcapping": -1}, "final_logit_softcapping is -1; expected a num"),
+        (GEMMA | {"sliding_window": None}, "the key 'sliding_window' is missing"),
+        (long(long_factor=[1.0] * 3), "rope has 3 long factors; expected 4, one for"),
+        (long(short_factor=[0.0] * 4), r"short_factor is 0\.0; expected a number above 0"),
+        (long(short_factor=[1e-9] * 4), "short is 1e-09; expected 1e-6 to 1e6"),
+        (long(long_factor="1"), "long_factor is '1'; expected a list"),
+        ({"rope_scaling": {"type": "linear"}}, "rope_scaling: the key 'factor' is missing"),
+        (
+            {"rope_scaling": {"type": "linear", "factor": 1e300}},
+            r"factor is 1e\+300; expec",
+        ),
+        (
+            {"rope_scaling": {"type": "dynamic", "factor": 2}},
+            "'max_position_embeddings' is mis",
+        ),
+        (PHI | {"partial_rotary_factor": 1.5}, r"partial_rotary_factor 1\.5 is not supported"),
+        (PHI | {"partial_rotary_factor": 0.4}, "rotary_dim is 3; it must be an even number"),
+        ({"model_type": "mixtral", "num_local_experts": 0}, "num_local_experts is 0; expected a"),
     ],
 )
 def test_values_of_a_config_have_a_type_and_a_range(tmp_path, change, message):

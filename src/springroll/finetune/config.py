@@ -36,8 +36,8 @@ class FinetuneConfig(SamplingOptions, RunConfig):
     )
     """Generations (of `grpo`: batches of answers), over all resumes, after which the run stops."""
     model: str = ""
-    """Model to fine-tune: a Hugging Face folder or hub name of a Llama, Qwen2, Qwen3, Qwen3-MoE or
-    RWKV-7."""
+    """Model to fine-tune: a Hugging Face folder or hub name of a Llama, Mistral, Mixtral, Qwen2,
+    Qwen3, Qwen3-MoE, OLMoE, Phi-3, SmolLM3, Gemma 2, Gemma 3 (text), gpt-oss or RWKV-7."""
     task: str = "countdown"
     """Task that gives the reward: `countdown`, `arithmetic`, `gsm8k`, or `module:function`, which
     takes texts and returns rewards (of several a sum: `a.py:f*0.7+b.py:g`); with options, as in

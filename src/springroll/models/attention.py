@@ -12,7 +12,7 @@ import numpy as np
 from jax import Array, lax
 
 from springroll.models.decoder_config import DecoderConfig
-from springroll.models.layers import linear, rms_norm
+from springroll.models.layers import linear, rms_norm, soft_cap
 from springroll.models.rope import Rotation, rotate
 from springroll.trees import Params
 
@@ -33,7 +33,7 @@ def attention(
     A position sees `window` () int32 tokens up to itself, all if None.
     """
     q, k, v = queries_keys_values(config, params, x_BTD)
-    y_BTHK = attend(rotate(q, turn), rotate(k, turn), v, params.get("sinks"), window)
+    y_BTHK = attend(config, rotate(q, turn), rotate(k, turn), v, params.get("sinks"), window)
     return from_heads(params, y_BTHK)
 
 
@@ -43,14 +43,13 @@ def queries_keys_values(
     """q (B, T, H, K), k and v (B, T, N, K) before they are turned by their positions."""
     heads = (config.heads, config.kv_heads, config.kv_heads)
     q, k, v = (_project(params, name, x_BTD) for name in "qkv")
+    normed = lambda y, name: rms_norm(y, params[name], config.norm_eps, config.norm_plus_one)
     if config.qk_norm == "whole":
-        q = rms_norm(q, params["q_norm"], config.norm_eps)
-        k = rms_norm(k, params["k_norm"], config.norm_eps)
+        q, k = normed(q, "q_norm"), normed(k, "k_norm")
     split = lambda y, n: y.reshape(*y.shape[:2], n, config.head_dim)
     q, k, v = (split(y, n) for y, n in zip((q, k, v), heads, strict=True))
     if config.qk_norm == "head":
-        q = rms_norm(q, params["q_norm"], config.norm_eps)
-        k = rms_norm(k, params["k_norm"], config.norm_eps)
+        q, k = normed(q, "q_norm"), normed(k, "k_norm")
     return q, k, v
 
 
@@ -59,15 +58,22 @@ def from_heads(params: Params, y_BTHK: Array) -> Array:
     return _project(params, "o", y_BTHK.reshape(*y_BTHK.shape[:2], -1))
 
 
-@functools.partial(jax.checkpoint, prevent_cse=False)
+def scores(config: DecoderConfig, product: Array) -> Array:
+    """Scores from products q k: divided by the root of the width, and capped."""
+    scale = np.float32((config.query_scale or config.head_dim) ** -0.5)
+    return soft_cap(product * scale, config.score_cap)
+
+
+@functools.partial(jax.checkpoint, prevent_cse=False, static_argnums=0)
 def attend(
+    config: DecoderConfig,
     q_BTHK: Array,
     k_BSNK: Array,
     v_BSNK: Array,
     sinks_H: Array | None = None,
     window: Array | None = None,
 ) -> Array:
-    """softmax(q k / sqrt(K)) v over keys no later than the query: (B, T, H, K).
+    """softmax(scores(q k)) v over keys no later than the query: (B, T, H, K).
 
     Scores and softmax are float32 whatever the inputs are, and computed again for the gradient:
     what is stored does not grow with T S. A sink is one more score per head whose key has no value:
@@ -76,7 +82,7 @@ def attend(
     batch, time, heads, width = q_BTHK.shape
     q = q_BTHK.reshape(batch, time, k_BSNK.shape[2], -1, width)
     score = jnp.einsum("BTNGK,BSNK->BNGTS", q, k_BSNK, preferred_element_type=jnp.float32)
-    score = jnp.where(_mask(time, window), score * np.float32(width**-0.5), np.float32(MASKED))
+    score = jnp.where(_mask(time, window), scores(config, score), np.float32(MASKED))
     if sinks_H is not None:
         sink = sinks_H.astype(jnp.float32).reshape(1, score.shape[1], score.shape[2], 1, 1)
         score = jnp.concatenate([score, jnp.broadcast_to(sink, (*score.shape[:-1], 1))], axis=-1)

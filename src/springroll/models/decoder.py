@@ -1,4 +1,4 @@
-"""A decoder-only transformer: Llama, Qwen, OLMoE and gpt-oss in one.
+"""A decoder-only transformer: Llama, Mistral, Qwen, Phi-3, SmolLM3, Gemma and gpt-oss in one.
 
 `springroll.models.decoder_config` describes the tree of parameters: Hugging Face layout, blocks
 stacked on a leading layer axis, so that one compiled block serves any depth.
@@ -7,9 +7,10 @@ Computation is in the type of the parameters; softmaxes, norms and logits are fl
 text the model reads whole prompts at once, then one token of every row after the other.
 """
 
+import functools
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import ClassVar
+from typing import ClassVar, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -23,11 +24,22 @@ from springroll.models.attention import attention, from_heads, queries_keys_valu
 from springroll.models.cross_entropy import cross_entropy, token_nats
 from springroll.models.decoder_config import DecoderConfig, shape_leaves, shapes
 from springroll.models.kv_cache import Cache, Layers, attend_cached, attend_padded, visible
-from springroll.models.layers import rms_norm, swiglu
+from springroll.models.layers import rms_norm, soft_cap, swiglu
 from springroll.models.moe import every_expert, moe
 from springroll.models.protocols import LanguageModel
-from springroll.models.rope import Rotation, rotate, rotation, rotation_at
+from springroll.models.rope import Rotation, rotate, rotations
 from springroll.trees import Params
+
+
+class PerLayer(NamedTuple):
+    """What a layer has of its own beside weights: of all layers (L,) int32, or of one () int32.
+
+    `window` is how many tokens a position sees, None where all layers see all; `rope` the number of
+    the layer's rotation (`Rotation.of_layer`), None where all have the same.
+    """
+
+    window: Array | None
+    rope: Array | None
 
 
 @dataclass(frozen=True)
@@ -44,12 +56,13 @@ class Decoder:
         return "layers"
 
     def init(self, key: Array, dtype: DTypeLike = jnp.float32) -> Params:
-        """Matrices init_std * N(0, 1), norm weights 1, biases 0."""
+        """Matrices init_std * N(0, 1), biases 0, norm weights 1 (0 with norm_plus_one)."""
         return init(self.config, key, dtype)
 
     def embed(self, params: Params, tokens: Array) -> Array:
         """tokens (batch, time) integers -> (batch, time, D)."""
-        return jnp.take(params["embed_tokens"], tokens, axis=0)
+        x = jnp.take(params["embed_tokens"], tokens, axis=0)
+        return x * np.asarray(self.config.hidden**0.5, x.dtype) if self.config.embed_scale else x
 
     def block(self, layer: Params, x_BTD: Array, index: Array) -> tuple[Array, Params]:
         """One layer (a slice of params["layers"]): x (batch, time, D) -> x, and its statistics.
@@ -57,41 +70,57 @@ class Decoder:
         `index` () int32 is the layer's number. Statistics of a layer with experts are `load` (E,),
         `switch` and `z` (see `moe`); of a dense layer there are none.
         """
-        windows = self.windows(x_BTD.shape[1])
-        return self._block(layer, x_BTD, None, None if windows is None else windows[index])
+        return self._block(layer, x_BTD, *self.of_layer(x_BTD.shape[1], index))
 
     def _block(
-        self, layer: Params, x_BTD: Array, turn: Rotation | None, window: Array | None
+        self, layer: Params, x_BTD: Array, turn: Rotation, window: Array | None
     ) -> tuple[Array, Params]:
         """The same with arguments as those of `attend`."""
         config = self.config
         x_BTD, y = self.attend(layer, x_BTD, turn, window)
-        y, stats = moe(config, layer["mlp"], y) if config.experts else (swiglu(layer["mlp"], y), {})
-        return x_BTD + y, stats
+        if config.experts:
+            y, stats = moe(config, layer["mlp"], y)
+        else:
+            y, stats = swiglu(layer["mlp"], y, config.activation), {}
+        return self.fed(layer, x_BTD, y), stats
 
     def attend(
-        self,
-        layer: Params,
-        x_BTD: Array,
-        turn: Rotation | None = None,
-        window: Array | None = None,
+        self, layer: Params, x_BTD: Array, turn: Rotation, window: Array | None
     ) -> tuple[Array, Array]:
         """The first half of a layer: (x after attention, input of the feed-forward half).
 
-        `turn` are the rotary angles, computed here if not given; `window` () int32 is how many
-        tokens a position sees (`windows`), None for all.
+        `turn` are the rotary angles of the layer; `window` () int32 is how many tokens a position
+        sees, None for all (see `of_layer`).
         """
-        config = self.config
-        turn = self.rotation(x_BTD.shape[1]) if turn is None else turn
-        y = rms_norm(x_BTD, layer["input_layernorm"], config.norm_eps)
-        x_BTD = x_BTD + attention(config, layer["self_attn"], y, turn, window)
-        return x_BTD, rms_norm(x_BTD, layer["post_attention_layernorm"], config.norm_eps)
+        y = self.norm(x_BTD, layer["input_layernorm"])
+        return self.attended(
+            layer, x_BTD, attention(self.config, layer["self_attn"], y, turn, window)
+        )
+
+    def attended(self, layer: Params, x_BTD: Array, y_BTD: Array) -> tuple[Array, Array]:
+        """(x after attention that gave y, input of the feed-forward half)."""
+        after = "post_attention_layernorm"
+        if not self.config.norms_after:
+            x_BTD = x_BTD + y_BTD
+            return x_BTD, self.norm(x_BTD, layer[after])
+        x_BTD = x_BTD + self.norm(y_BTD, layer[after])
+        return x_BTD, self.norm(x_BTD, layer["pre_feedforward_layernorm"])
+
+    def fed(self, layer: Params, x_BTD: Array, y_BTD: Array) -> Array:
+        """x after a feed-forward half that gave y."""
+        if self.config.norms_after:
+            y_BTD = self.norm(y_BTD, layer["post_feedforward_layernorm"])
+        return x_BTD + y_BTD
+
+    def norm(self, x: Array, weight: Array) -> Array:
+        """The norm of this model, over the last axis."""
+        return rms_norm(x, weight, self.config.norm_eps, self.config.norm_plus_one)
 
     def head(self, params: Params, x_BTD: Array) -> Array:
         """Final norm and logits: (batch, time, D) -> (batch, time, V) float32."""
-        x = rms_norm(x_BTD, params["norm"], self.config.norm_eps)
-        head = self.head_weight(params)
-        return jnp.einsum("BTD,VD->BTV", x, head, preferred_element_type=jnp.float32)
+        x, head = self.norm(x_BTD, params["norm"]), self.head_weight(params)
+        logits = jnp.einsum("BTD,VD->BTV", x, head, preferred_element_type=jnp.float32)
+        return soft_cap(logits, self.config.logit_cap)
 
     def apply(self, params: Params, tokens: Array) -> Array:
         """tokens (batch, time) integers -> logits (batch, time, V) float32."""
@@ -110,8 +139,8 @@ class Decoder:
         self, params: Params, x_BTD: Array, stats: Params, tokens: Array
     ) -> tuple[Array, dict[str, Array]]:
         """`loss` from the residual stream after the last block and statistics per layer."""
-        x = rms_norm(x_BTD, params["norm"], self.config.norm_eps)
-        nats = cross_entropy(x, self.head_weight(params), tokens[:, 1:])
+        x, cap = self.norm(x_BTD, params["norm"]), self.config.logit_cap
+        nats = cross_entropy(x, self.head_weight(params), tokens[:, 1:], cap=cap)
         if not stats:
             return nats, {"nats": nats}
         switch, z = jnp.mean(stats["switch"]), jnp.mean(stats["z"])
@@ -127,18 +156,22 @@ class Decoder:
         of `loss` that are needed between steps: `load` where there are experts.
         """
         x_BTD, stats = self.hidden(params, tokens)
-        x = rms_norm(x_BTD, params["norm"], self.config.norm_eps)
-        nats = token_nats(x, self.head_weight(params), targets, temperature)
+        x, cap = self.norm(x_BTD, params["norm"]), self.config.logit_cap
+        nats = token_nats(x, self.head_weight(params), targets, temperature, cap=cap)
         return nats, {"load": stats["load"]} if stats else {}
 
     def hidden(self, params: Params, tokens: Array) -> tuple[Array, Params]:
         """The residual stream after the last block (batch, time, D), and statistics per layer."""
-        turn = self.rotation(tokens.shape[1])
-        step = lambda x, scanned: self._block(scanned[0], x, turn, scanned[1])
+        time = tokens.shape[1]
+        turn, own = self.rotation(time), self.per_layer(time)
+
+        def step(x: Array, scanned: tuple[Params, PerLayer]) -> tuple[Array, Params]:
+            layer, own = scanned
+            return self._block(layer, x, turn.of_layer(own.rope), own.window)
+
         if self.remat:
             step = jax.checkpoint(step, prevent_cse=False)
-        layers = (params["layers"], self.windows(tokens.shape[1]))
-        return lax.scan(step, self.embed(params, tokens), layers)
+        return lax.scan(step, self.embed(params, tokens), (params["layers"], own))
 
     def memory(self, rows: int, length: int, dtype: DTypeLike = jnp.float32) -> Layers:
         """See `Generative` in `springroll.models.protocols`; so for the next four."""
@@ -164,23 +197,34 @@ class Decoder:
         return (
             every_expert(self.config, params, x_BTD)
             if self.config.experts
-            else swiglu(params, x_BTD)
+            else swiglu(params, x_BTD, self.config.activation)
         )
 
     def head_weight(self, params: Params) -> Array:
         return params["embed_tokens"] if self.config.tied else params["lm_head"]
 
     def rotation(self, time: int) -> Rotation:
-        """The rotary angles of the first `time` positions."""
-        c = self.config
-        return rotation(time, c.head_dim, c.rope_theta, c.rope_scaling)
+        """The rotary angles of the first `time` positions, of all ropes of the model."""
+        return self.rotation_at(jnp.arange(time, dtype=jnp.float32), jnp.int32(time))
 
-    def windows(self, time: int) -> Array | None:
-        """How many tokens a position of each layer sees, (L,) int32; None if all layers see all."""
-        if not self.config.window:
-            return None
-        limited = jnp.arange(self.config.layers, dtype=jnp.int32) % 2 == 0
-        return jnp.where(limited, jnp.int32(self.config.window), jnp.int32(time))
+    def rotation_at(self, place: Array, length: Array) -> Rotation:
+        """The same of any positions (time,) in texts of so many tokens, () or (time,) int32."""
+        return rotations(tuple(dict.fromkeys(self.config.ropes)), place, length)
+
+    def per_layer(self, time: int) -> PerLayer:
+        """What the layers have of their own, in a text of `time` tokens."""
+        windows, ropes = self.config.windows, self.config.ropes
+        kinds = list(dict.fromkeys(ropes))
+        stack = lambda numbers: jnp.asarray(np.array(numbers, np.int32))
+        return PerLayer(
+            window=stack([window or time for window in windows]) if any(windows) else None,
+            rope=stack([kinds.index(rope) for rope in ropes]) if len(kinds) > 1 else None,
+        )
+
+    def of_layer(self, time: int, index: Array) -> tuple[Rotation, Array | None]:
+        """(turn, window) of the layer with that number () int32, as `attend` takes them."""
+        own = jax.tree.map(lambda x: x[index], self.per_layer(time))
+        return self.rotation(time).of_layer(own.rope), own.window
 
 
 def decoder(config: DecoderConfig, remat: bool = False) -> Decoder:
@@ -229,21 +273,21 @@ def read(model: Decoder, params: Params, tokens: Array, lengths: Array) -> tuple
     config = model.config
     rows, time = tokens.shape
     place = jnp.arange(time, dtype=jnp.int32)[None, :] - (time - lengths)[:, None]
-    turn = _turn(model, jnp.maximum(place, 0).reshape(-1))
+    turn = model.rotation_at(jnp.maximum(place, 0).reshape(-1), jnp.repeat(lengths, time))
     flat = lambda y: y.reshape(1, rows * time, *y.shape[2:])
-    turned = lambda y: rotate(flat(y), turn).reshape(y.shape)
 
-    def block(x: Array, scanned: tuple[Params, Array | None]) -> tuple[Array, Cache]:
-        layer, window = scanned
-        y = rms_norm(x, layer["input_layernorm"], config.norm_eps)
+    def block(x: Array, scanned: tuple[Params, PerLayer]) -> tuple[Array, Cache]:
+        layer, own = scanned
+        turned = lambda y: rotate(flat(y), turn.of_layer(own.rope)).reshape(y.shape)
+        y = model.norm(x, layer["input_layernorm"])
         q, k, v = queries_keys_values(config, layer["self_attn"], y)
         k = turned(k)
         sinks = layer["self_attn"].get("sinks")
-        y = attend_padded(turned(q), k, v, lengths, window, sinks)
-        x = x + from_heads(layer["self_attn"], y)
-        return _feed_forward(model, layer, x), Cache(k.swapaxes(1, 2), v.swapaxes(1, 2))
+        y = attend_padded(config, turned(q), k, v, lengths, own.window, sinks)
+        x = _rest_of_layer(model, layer, x, from_heads(layer["self_attn"], y))
+        return x, Cache(k.swapaxes(1, 2), v.swapaxes(1, 2))
 
-    layers = (params["layers"], model.windows(time))
+    layers = (params["layers"], model.per_layer(time))
     x, cache = lax.scan(block, model.embed(params, tokens), layers)
     return model.head(params, x[:, -1:])[:, 0], cache
 
@@ -258,34 +302,33 @@ def step(
     """
     config = model.config
     slots = memory[0].k.shape[3]
-    turn = _turn(model, seen)
-    turned = lambda y: rotate(y.swapaxes(0, 1), turn).swapaxes(0, 1)  # rows, as if they were times
-    windows = model.windows(slots + 1)
+    turn, all_layers = model.rotation_at(seen, seen + 1), model.per_layer(slots + 1)
     layers = params["layers"]
     x, entries = model.embed(params, tokens[:, None]), []
     for i, old in enumerate(memory):
         layer = layers[i] if isinstance(layers, list) else jax.tree.map(lambda w: w[i], layers)  # noqa: B023
-        y = rms_norm(x, layer["input_layernorm"], config.norm_eps)
+        own = jax.tree.map(lambda numbers: numbers[i], all_layers)  # noqa: B023
+        turned = functools.partial(_rotate_rows, turn.of_layer(own.rope))
+        y = model.norm(x, layer["input_layernorm"])
         q, k, v = queries_keys_values(config, layer["self_attn"], y)
         new = Cache(turned(k).swapaxes(1, 2), v.swapaxes(1, 2))
-        see = visible(slots, seen, clock, None if windows is None else windows[i])
-        y = attend_cached(
-            turned(q)[:, 0], new, (old.k[0], old.v[0]), see, layer["self_attn"].get("sinks")
-        )
-        x = x + from_heads(layer["self_attn"], y[:, None])
-        x = _feed_forward(model, layer, x)
+        see = visible(slots, seen, clock, own.window)
+        sinks = layer["self_attn"].get("sinks")
+        y = attend_cached(config, turned(q)[:, 0], new, (old.k[0], old.v[0]), see, sinks)
+        x = _rest_of_layer(model, layer, x, from_heads(layer["self_attn"], y[:, None]))
         entries.append(Cache(new.k[None], new.v[None]))
     return model.head(params, x)[:, 0], tuple(entries)
 
 
-def _feed_forward(model: Decoder, layer: Params, x: Array) -> Array:
-    y = rms_norm(x, layer["post_attention_layernorm"], model.config.norm_eps)
-    return x + model.feed_forward(layer["mlp"], y)
+def _rotate_rows(turn: Rotation, y: Array) -> Array:
+    """One token of every row (R, 1, H, K), turned by each row's own position."""
+    return rotate(y.swapaxes(0, 1), turn).swapaxes(0, 1)
 
 
-def _turn(model: Decoder, place: Array) -> Rotation:
-    c = model.config
-    return rotation_at(place, c.head_dim, c.rope_theta, c.rope_scaling)
+def _rest_of_layer(model: Decoder, layer: Params, x: Array, y: Array) -> Array:
+    """x after a layer whose attention gave y."""
+    x, y = model.attended(layer, x, y)
+    return model.fed(layer, x, model.feed_forward(layer["mlp"], y))
 
 
 def init(config: DecoderConfig, key: Array, dtype: DTypeLike = jnp.float32) -> Params:
@@ -308,7 +351,7 @@ def _leaf(
     config: DecoderConfig, name: str, shape: tuple[int, ...], key: Array, dtype: DTypeLike
 ) -> Array:
     if "norm" in name:
-        return jnp.ones(shape, dtype)
+        return jnp.zeros(shape, dtype) if config.norm_plus_one else jnp.ones(shape, dtype)
     if name.endswith(("bias", "sinks")):
         return jnp.zeros(shape, dtype)
     return jax.random.normal(key, shape, dtype) * np.asarray(config.init_std, dtype)

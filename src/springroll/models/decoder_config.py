@@ -7,6 +7,7 @@ the feed-forward net, E experts. What stands in brackets only some models have.
 
     embed_tokens (V, D)
     layers: input_layernorm, post_attention_layernorm (L, D)
+            [pre_feedforward_layernorm, post_feedforward_layernorm (L, D)]
             self_attn: q_proj (L, H K, D), k_proj, v_proj (L, N K, D), o_proj (L, D, H K)
                        [q_bias, k_bias, v_bias, o_bias, q_norm, k_norm, sinks (L, H)]
             mlp: gate_proj, up_proj (L, F, D), down_proj (L, D, F)
@@ -25,9 +26,16 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, Literal, TypeAlias, TypeVar, get_args, overload
 
-from springroll.errors import InputError, suggestion
+from springroll.errors import InputError, brief, suggestion
 from springroll.models.config_checks import MOST_STACKED, check_numbers, check_sizes
-from springroll.models.rope import Llama3Scaling, RopeScaling, YarnScaling
+from springroll.models.rope import (
+    DynamicScaling,
+    Llama3Scaling,
+    LongRopeScaling,
+    Rope,
+    RopeScaling,
+    YarnScaling,
+)
 from springroll.trees import PyTree, named_leaves
 
 Fields: TypeAlias = dict[str, Any]  # of a configuration
@@ -38,12 +46,13 @@ Shapes: TypeAlias = dict[str, PyTree]
 def shapes(config: DecoderConfig) -> Shapes:
     """The tree with a shape (a tuple of integers) at every leaf."""
     c, stack = config, config.layers
+    norms = ("input", "post_attention")
+    norms += ("pre_feedforward", "post_feedforward") if c.norms_after else ()
     tree: Shapes = {
         "embed_tokens": (c.vocab, c.hidden),
         "layers": {
-            "input_layernorm": (stack, c.hidden),
+            **{f"{name}_layernorm": (stack, c.hidden) for name in norms},
             "self_attn": _attention(c),
-            "post_attention_layernorm": (stack, c.hidden),
             "mlp": _experts(c) if c.experts else _net(c, (stack,)),
         },
         "norm": (c.hidden,),
@@ -105,15 +114,20 @@ def _experts(c: DecoderConfig) -> Shapes:
 
 Router: TypeAlias = Literal["softmax", "sigmoid"]
 QkNorm: TypeAlias = Literal["", "head", "whole"]
+Activation: TypeAlias = Literal["silu", "gelu_tanh"]
 
 
 @dataclass(frozen=True, kw_only=True)
 class DecoderConfig:
-    """Llama, Qwen2, Qwen3, Qwen3-MoE, OLMoE and gpt-oss are settings of this one record.
+    """Llama, Mistral, Qwen, Phi-3, SmolLM3, Gemma and gpt-oss are settings of this one record.
 
     `ffn` is the width of the feed-forward net, with experts the width of each expert. `experts=0`
     is a dense model. `switch_loss` and `z_loss` are the weights of the two routing losses in
-    `Decoder.loss` (0: only reported). The fields after `z_loss` are what gpt-oss adds.
+    `Decoder.loss` (0: only reported). The fields after `z_loss` are what gpt-oss adds to a Llama,
+    those after `swiglu_limit` what Mistral, SmolLM3, Phi-3 and Gemma add.
+
+    `windowed` and `roped` say of each layer whether its window is limited and whether its heads
+    turn by their position. They repeat: layer i has the value at i modulo their length.
     """
 
     vocab: int
@@ -140,8 +154,19 @@ class DecoderConfig:
     o_bias: bool = False
     expert_bias: bool = False  # in the router and in every matrix of the experts
     sinks: bool = False  # a learned score per head that takes part in the softmax and has no value
-    window: int = 0  # layers 0, 2, ... see only this many tokens; 0: all
+    window: int = 0  # the windowed layers see only this many tokens; 0: all layers see all
     swiglu_limit: float = 0.0  # experts compute (up + 1) gate sigmoid(1.702 gate), clipped; 0: not
+    windowed: tuple[bool, ...] = (True, False)
+    roped: tuple[bool, ...] = (True,)
+    rotary_dim: int = 0  # channels of a head that turn, the first ones; 0: all
+    local_theta: float = 0.0  # rope_theta of windowed layers, without scaling; 0: as the others
+    activation: Activation = "silu"  # of the gate
+    norm_plus_one: bool = False  # norms multiply by 1 + weight
+    norms_after: bool = False  # attention and feed-forward net are normed before they are added
+    embed_scale: bool = False  # embeddings are multiplied by sqrt(hidden)
+    query_scale: float = 0.0  # scores are divided by the root of it; 0: of head_dim
+    score_cap: float = 0.0  # scores are cap tanh(score / cap); 0: not
+    logit_cap: float = 0.0  # so are logits
 
     def __post_init__(self) -> None:
         check_sizes(self, "vocab", "hidden", "heads", "kv_heads", "head_dim", "ffn")
@@ -150,31 +175,81 @@ class DecoderConfig:
         check_sizes(self, "window", least=0)
         check_numbers(self, "rope_theta", "norm_eps")
         check_numbers(self, "init_std", "switch_loss", "z_loss", "swiglu_limit", zero=True)
-        if self.rope_theta < 1:
-            raise InputError(f"rope_theta is {self.rope_theta:g}; it must be at least 1")
+        check_numbers(self, "query_scale", "score_cap", "logit_cap", "local_theta", zero=True)
+        for name in ("rope_theta", "local_theta"):
+            theta = getattr(self, name)
+            if 0 < theta < 1:
+                raise InputError(f"{name} is {theta:g}; it must be at least 1")
         if self.heads % self.kv_heads:
             raise InputError(
                 f"{self.heads} heads cannot share {self.kv_heads} key-value heads evenly; "
                 "choose kv_heads that divides heads"
             )
-        if self.head_dim % 2:
-            raise InputError(f"head_dim is {self.head_dim}; rotary positions need an even number")
-        yarn = isinstance(self.rope_scaling, YarnScaling)
-        if yarn and (self.rope_theta < 2 or self.head_dim < 4):
-            raise InputError(
-                f"rope_theta is {self.rope_theta:g} and head_dim {self.head_dim}; YaRN needs at "
-                "least 2 and 4"
-            )
+        self._check_rope()
         for name in ("expert_bias", "selection_bias"):
             if getattr(self, name) and not self.experts:
                 raise InputError(f"{name} is set but experts is 0; there is nothing to add it to")
-        for name, allowed in (("router", get_args(Router)), ("qk_norm", get_args(QkNorm))):
+        if self.norms_after and self.experts:
+            raise InputError("norms_after is for dense models; set experts to 0")
+        choices = (
+            ("router", Router),
+            ("qk_norm", QkNorm),
+            ("activation", Activation),
+        )
+        for name, kind in choices:
+            allowed = get_args(kind)
             if getattr(self, name) not in allowed:
                 raise InputError(f"{name} is {getattr(self, name)!r}; expected one of {allowed}")
         if not 0 <= self.top_k <= self.experts or (self.experts > 0) != (self.top_k > 0):
             raise InputError(
                 f"top_k is {self.top_k} of {self.experts} experts; expected 1 to experts, or both 0"
             )
+
+    def _check_rope(self) -> None:
+        if self.head_dim % 2:
+            raise InputError(f"head_dim is {self.head_dim}; rotary positions need an even number")
+        check_sizes(self, "rotary_dim", least=0, most=self.head_dim)
+        if self.rotary_dim % 2:
+            raise InputError(f"rotary_dim is {self.rotary_dim}; it must be an even number")
+        scaling, width = self.rope_scaling, self.rotary_dim or self.head_dim
+        yarn = isinstance(scaling, YarnScaling)
+        if yarn and (self.rope_theta < 2 or width < 4):
+            raise InputError(
+                f"rope_theta is {self.rope_theta:g} and head_dim {width}; YaRN needs at "
+                "least 2 and 4"
+            )
+        if isinstance(scaling, DynamicScaling) and width < 4:
+            raise InputError(f"head_dim is {width}; dynamic rope scaling needs at least 4")
+        if isinstance(scaling, LongRopeScaling):
+            for name in ("short", "long"):
+                factors = getattr(scaling, name)
+                if len(factors) != width // 2:
+                    raise InputError(
+                        f"rope has {len(factors)} {name} factors; expected {width // 2}, one for "
+                        "each pair of channels"
+                    )
+        for name in ("windowed", "roped"):
+            flags = getattr(self, name)
+            if not flags or not all(type(flag) is bool for flag in flags):
+                raise InputError(f"{name} is {brief(flags)}; expected true or false for each layer")
+
+    @property
+    def windows(self) -> tuple[int, ...]:
+        """How many tokens a position of each layer sees; 0: all."""
+        flags = self.windowed
+        return tuple(self.window * flags[i % len(flags)] for i in range(self.layers))
+
+    @property
+    def ropes(self) -> tuple[Rope | None, ...]:
+        """How the heads of each layer turn; None: not at all."""
+        width = self.rotary_dim or self.head_dim
+        whole = Rope(width, self.rope_theta, self.rope_scaling)
+        local = Rope(width, self.local_theta) if self.local_theta else whole
+        turns = lambda i: self.roped[i % len(self.roped)]
+        return tuple(
+            (local if window else whole) if turns(i) else None
+            for i, window in enumerate(self.windows)
+        )
 
     @property
     def parameters(self) -> int:

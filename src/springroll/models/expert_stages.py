@@ -224,8 +224,7 @@ class ExpertStages:
 
     def _attention(self, bundle: Params, x: Array, layer: Array) -> tuple[Carry, dict[str, Array]]:
         config = self.model.config
-        windows = self.model.windows(x.shape[1])
-        x, y = self.model.attend(bundle, x, None, None if windows is None else windows[layer])
+        x, y = self.model.attend(bundle, x, *self.model.of_layer(x.shape[1], layer))
         routing = route(config, bundle["mlp"], y.reshape(-1, config.hidden))
         weight, load = dense_weights(routing, config.experts)
         return Carry(x, y, weight), {"load": load, "switch": routing.switch, "z": routing.z}

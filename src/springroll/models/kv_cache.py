@@ -17,7 +17,8 @@ import numpy as np
 from jax import Array, lax
 from jax.typing import DTypeLike
 
-from springroll.models.attention import MASKED
+from springroll.models.attention import MASKED, scores
+from springroll.models.decoder_config import DecoderConfig
 
 
 class Cache(NamedTuple):
@@ -71,13 +72,14 @@ def visible(slots: int, seen: Array, clock: Array, window: Array | None = None) 
 
 
 def attend_cached(
+    config: DecoderConfig,
     q_RHK: Array,
     new: tuple[Array, Array],
     old: tuple[Array, Array],
     see_RS: Array,
     sinks_H: Array | None = None,
 ) -> Array:
-    """softmax(q k / sqrt(K)) v over the slots that are seen and the new token itself: (R, H, K).
+    """softmax(scores(q k)) v over the slots that are seen and the new token itself: (R, H, K).
 
     `new` and `old` are keys and values, (R, N, 1, K) and (R, N, S, K). The memory is only read: the
     new key's score stands beside the others', and it is written by `keep` after all layers.
@@ -85,9 +87,9 @@ def attend_cached(
     rows, heads, width = q_RHK.shape
     q = q_RHK.reshape(rows, new[0].shape[1], -1, width)
     dot = lambda k: jnp.einsum("RNGK,RNSK->RNGS", q, k, preferred_element_type=jnp.float32)
-    scale = np.float32(width**-0.5)
-    score = jnp.where(see_RS[:, None, None, :], dot(old[0]) * scale, np.float32(MASKED))
-    own = dot(new[0]) * scale
+    score = scores(config, dot(old[0]))
+    score = jnp.where(see_RS[:, None, None, :], score, np.float32(MASKED))
+    own = scores(config, dot(new[0]))
     top = jnp.maximum(jnp.max(score, axis=-1, keepdims=True), own)
     sink = None
     if sinks_H is not None:
@@ -103,6 +105,7 @@ def attend_cached(
 
 
 def attend_padded(
+    config: DecoderConfig,
     q_RTHK: Array,
     k_RTNK: Array,
     v_RTNK: Array,
@@ -118,7 +121,7 @@ def attend_padded(
     back = at[:, None] - at[None, :]
     near = back >= 0 if window is None else (back >= 0) & (back < window.reshape(1, 1))
     see = near[None] & (at[None, None, :] >= time - lengths[:, None, None])
-    score = jnp.where(see[:, None, None], score * np.float32(width**-0.5), np.float32(MASKED))
+    score = jnp.where(see[:, None, None], scores(config, score), np.float32(MASKED))
     if sinks_H is not None:
         sink = sinks_H.astype(jnp.float32).reshape(1, *q.shape[2:4], 1, 1)
         score = jnp.concatenate([score, jnp.broadcast_to(sink, (*score.shape[:-1], 1))], axis=-1)

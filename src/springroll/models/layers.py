@@ -15,21 +15,34 @@ from springroll.quant.int8_weights import Int8
 from springroll.trees import Params
 
 
-@functools.partial(jax.checkpoint, prevent_cse=False, static_argnums=2)
-def rms_norm(x: Array, weight: Array, eps: float) -> Array:
-    """x / sqrt(mean(x^2) + eps) * weight over the last axis; float32 inside, type of x outside."""
+@functools.partial(jax.checkpoint, prevent_cse=False, static_argnums=(2, 3))
+def rms_norm(x: Array, weight: Array, eps: float, plus_one: bool = False) -> Array:
+    """x / sqrt(mean(x^2) + eps) * weight over the last axis; float32 inside, type of x outside.
+
+    With `plus_one` it is times 1 + weight, that product in float32 too.
+    """
     wide = x.astype(jnp.float32)
     mean = jnp.mean(jnp.square(wide), axis=-1, keepdims=True)
-    unit = (wide * jax.lax.rsqrt(mean + np.float32(eps))).astype(x.dtype)
-    return unit * weight.reshape((1,) * (x.ndim - 1) + weight.shape)
+    unit = wide * jax.lax.rsqrt(mean + np.float32(eps))
+    weight = weight.reshape((1,) * (x.ndim - 1) + weight.shape)
+    if plus_one:
+        return (unit * (1 + weight.astype(jnp.float32))).astype(x.dtype)
+    return unit.astype(x.dtype) * weight
 
 
-@functools.partial(jax.checkpoint, prevent_cse=False, static_argnums=2)
-def gated(gate: Array, up: Array, limit: float) -> Array:
-    """SwiGLU, silu(gate) * up; with a `limit` above 0 that of gpt-oss.
+def soft_cap(x: Array, cap: float) -> Array:
+    """cap tanh(x / cap), which stays within +-cap; x itself if cap is 0."""
+    return x if not cap else jnp.tanh(x / np.asarray(cap, x.dtype)) * np.asarray(cap, x.dtype)
+
+
+@functools.partial(jax.checkpoint, prevent_cse=False, static_argnums=(2, 3))
+def gated(gate: Array, up: Array, limit: float, activation: str = "silu") -> Array:
+    """SwiGLU, silu(gate) * up, or with "gelu_tanh" that of Gemma; with a `limit` that of gpt-oss.
 
     That is (up + 1) * gate * sigmoid(1.702 gate), gate clipped to at most limit, up to +-limit.
     """
+    if activation == "gelu_tanh":
+        return jax.nn.gelu(gate, approximate=True) * up
     if not limit:
         return jax.nn.silu(gate) * up
     most = np.asarray(limit, gate.dtype)
@@ -85,7 +98,7 @@ _short_linear.defvjp(
 )
 
 
-def swiglu(params: Params, x: Array) -> Array:
-    """down(silu(gate(x)) * up(x))."""
+def swiglu(params: Params, x: Array, activation: str = "silu") -> Array:
+    """down(activation(gate(x)) * up(x))."""
     gate, up = linear(x, params["gate_proj"]), linear(x, params["up_proj"])
-    return linear(gated(gate, up, 0.0), params["down_proj"])
+    return linear(gated(gate, up, 0.0, activation), params["down_proj"])

@@ -99,7 +99,7 @@ def expert_nets(
         bias = jnp.repeat(params[f"{name}_bias"][block_group], len(x) // len(block_group), axis=0)
         return y + (bias if weight is None else bias * weight)
 
-    hidden = gated(linear("gate", x_RD), linear("up", x_RD), config.swiglu_limit)
+    hidden = gated(linear("gate", x_RD), linear("up", x_RD), config.swiglu_limit, config.activation)
     return linear("down", hidden * weight_R1, weight_R1)
 
 
@@ -119,7 +119,8 @@ def every_expert(config: DecoderConfig, params: Params, x_BTD: Array) -> Array:
         y = jnp.einsum("TD,EFD->TEF", x_TD, nets[f"{name}_proj"])
         return y + nets[f"{name}_bias"][None] if config.expert_bias else y
 
-    hidden = gated(into("gate"), into("up"), config.swiglu_limit) * weight_TE[:, :, None]
+    hidden = gated(into("gate"), into("up"), config.swiglu_limit, config.activation)
+    hidden = hidden * weight_TE[:, :, None]
     y_TD = jnp.einsum("TEF,EDF->TD", hidden, nets["down_proj"])
     if config.expert_bias:
         y_TD = y_TD + weight_TE @ nets["down_bias"]

@@ -39,7 +39,8 @@ class TrainConfig(RunConfig):
     """Text to learn: `stdlib` (Python's own source), a file, a folder, `minipile` or a hub name."""
     model: str = "llama-1m"
     """Model to train: a name such as `llama-60m` or `moe-1m` (its vocabulary becomes the 256
-    bytes), or a Hugging Face folder, whose tokenizer is used."""
+    bytes), or a Hugging Face folder, whose tokenizer is used; families are in
+    `docs/model-folders.md`."""
     optimizer: Optimizer = "adamw"
     """Optimizer of the matrices in blocks; Adam takes care of the rest. `lowgrad` never forms a
     full gradient; `galore`, `apollo`, `apollo-mini` and `fira` project full gradients."""

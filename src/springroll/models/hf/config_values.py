@@ -38,6 +38,10 @@ class Values:
             raise self._unlike(key, "a number above 0")
         return value
 
+    def number_or_zero(self, key: str) -> float:
+        """A finite number above 0; 0 if it is left out."""
+        return 0.0 if self.values.get(key) is None else float(self.number(key))
+
     def flag(self, key: str, default: bool = False) -> bool:
         """True or false."""
         value = self._given(key, default)

@@ -18,24 +18,28 @@ C = TypeVar("C", DecoderConfig, RWKV7Config)
 
 
 class Stored(NamedTuple):
-    """One tensor of a checkpoint, and of which leaf of the parameter tree it is which part."""
+    """One tensor of a checkpoint, or a part of one, and where in the parameter tree it belongs."""
 
     place: tuple[int, ...]  # into the leaf's stacks
     name: str
-    shape: tuple[int, ...]  # in the checkpoint
+    shape: tuple[int, ...]  # of the whole tensor in the checkpoint
     transposed: bool = False  # there a matrix is (in, out)
+    part: tuple[int | slice, ...] = ()  # of the tensor, where it holds other matrices too
 
     def fits(self, shape: tuple[int, ...]) -> bool:
         """Whether that is the shape; axes of length 1 aside, which come and go."""
-        return shape == self.shape or _without_ones(shape) == _without_ones(self.shape)
+        ones = not self.part and _without_ones(shape) == _without_ones(self.shape)
+        return shape == self.shape or ones
 
     def to_leaf(self, tensor: np.ndarray, shape: tuple[int, ...]) -> np.ndarray:
         """The tensor as that part of the leaf, which has this shape: a view."""
+        tensor = tensor[self.part] if self.part else tensor
         return (tensor.T if self.transposed else tensor).reshape(shape)
 
-    def to_file(self, part: np.ndarray) -> np.ndarray:
-        """The inverse of `to_leaf`."""
-        return (part.T if self.transposed else part).reshape(self.shape)
+    def to_file(self, leaf: np.ndarray, tensor: np.ndarray) -> None:
+        """The inverse of `to_leaf`: write that part of a leaf into the tensor."""
+        into = tensor[self.part]
+        into[...] = (leaf.T if self.transposed else leaf).reshape(into.shape)
 
 
 @dataclass(frozen=True)
@@ -57,6 +61,7 @@ class Naming(Generic[C]):
 class Family(Generic[C]):
     """A kind of model in Hugging Face's format.
 
+    `naming` is how most checkpoints name its tensors, `joined` how those of some `model_type` do.
     `read(values, where)` is the configuration in a `config.json`, `write(config, dtype, like)` the
     `config.json` of a configuration, taken over from another of the same model if given one.
     """
@@ -67,6 +72,11 @@ class Family(Generic[C]):
     naming: Naming[C]
     read: Callable[[JsonObject, str], C]
     write: Callable[[C, str, JsonObject | None], JsonObject]
+    joined: Mapping[str, Naming[C]] = field(default_factory=dict)
+
+    def naming_of(self, config_json: JsonObject) -> Naming[C]:
+        """That of the checkpoint with this `config.json`."""
+        return self.joined.get(str(config_json.get("model_type")), self.naming)
 
 
 def _without_ones(shape: tuple[int, ...]) -> tuple[int, ...]:

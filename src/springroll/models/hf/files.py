@@ -17,6 +17,7 @@ from springroll.models.decoder_config import shape_leaves
 from springroll.models.hf.decoder import DECODER
 from springroll.models.hf.decoder import FAMILIES as DECODERS
 from springroll.models.hf.family import Config, Family, Naming, Stored
+from springroll.models.hf.mxfp4 import with_mxfp4
 from springroll.models.hf.pth import mapped_pth
 from springroll.models.hf.rwkv7 import RWKV7_FAMILY, blinkdl, blinkdl_config
 from springroll.safetensors_map import forget, mapped
@@ -80,7 +81,10 @@ def open_hf(folder: str | Path, config: Config | None = None) -> Checkpoint:
     config = read_config(folder) if config is None else config
     lone = _lone_file(Path(folder))
     tensors = _tensors(Path(folder)) if lone is None else _tensors_of(lone)
-    naming: Naming[Any] = family_of(config).naming if lone is None else blinkdl
+    naming: Naming[Any] = blinkdl
+    if lone is None:
+        naming = family_of(config).naming_of(_config_values(Path(folder)))
+        tensors = with_mxfp4(tensors)
     needed = set()
     for path, shape in leaves_of(config):
         for stored in naming.stored(config, path, shape, None):

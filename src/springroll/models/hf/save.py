@@ -14,7 +14,7 @@ import shutil
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import cast
+from typing import Any, cast
 
 import jax
 import jax.numpy as jnp
@@ -24,7 +24,7 @@ from jax.typing import DTypeLike
 from springroll.atomic import JsonObject, replacing
 from springroll.errors import InputError
 from springroll.models.decoder import Decoder
-from springroll.models.hf.family import Config, Model, Stored
+from springroll.models.hf.family import Config, Model, Naming, Stored
 from springroll.models.hf.files import INDEX, SINGLE, family_of, leaves_of, read_config, read_json
 from springroll.models.rwkv7.model import RWKV7
 from springroll.trees import Params, named_leaves
@@ -86,7 +86,8 @@ def save_hf(
     if name not in DTYPES:
         raise InputError(f"dtype of the folder is {name}; expected bfloat16 or float32")
     described = _described(config, name, like)
-    plan = list(_shards(_planned(config, jnp.dtype(dtype)), shard_bytes))
+    naming = family_of(config).naming_of(described)
+    plan = list(_shards(_planned(config, naming, jnp.dtype(dtype)), shard_bytes))
     folder = Path(folder)
     _check_room(folder, sum(shard.bytes for shard in plan))
     folder.mkdir(parents=True, exist_ok=True)
@@ -95,7 +96,7 @@ def save_hf(
             shutil.copyfile(source, folder / source.name)
     with replacing(folder / "config.json") as file:
         file.write((json.dumps(described, indent=2) + "\n").encode())
-    _write_shards(folder, plan, _tensors(config, params), jnp.dtype(dtype))
+    _write_shards(folder, plan, _tensors(config, naming, params), jnp.dtype(dtype))
     return folder
 
 
@@ -146,18 +147,25 @@ def _leaves(config: Config, layer: int | None) -> Iterator[tuple[str, tuple[int,
             yield path, shape
 
 
-def _stored(
-    config: Config, path: str, shape: tuple[int, ...], layer: int | None
-) -> Iterator[Stored]:
-    return family_of(config).naming.stored(config, path, shape, layer)
+def _parts(
+    config: Config, naming: Naming[Any], layer: int | None
+) -> dict[str, list[tuple[str, Stored]]]:
+    """Of every tensor of a layer, or with None of the rest: its parts, and the leaf of each."""
+    found: dict[str, list[tuple[str, Stored]]] = {}
+    for path, shape in _leaves(config, layer):
+        for stored in naming.stored(config, path, shape, layer):
+            found.setdefault(stored.name, []).append((path, stored))
+    return found
 
 
-def _planned(config: Config, dtype: np.dtype) -> Iterator[tuple[str, tuple[int, ...], int]]:
+def _planned(
+    config: Config, naming: Naming[Any], dtype: np.dtype
+) -> Iterator[tuple[str, tuple[int, ...], int]]:
     """(name, shape, bytes) of every tensor, in the order in which they are written."""
     for layer in [*range(config.layers), None]:
-        for path, shape in _leaves(config, layer):
-            for stored in _stored(config, path, shape, layer):
-                yield stored.name, stored.shape, math.prod(stored.shape) * dtype.itemsize
+        for name, parts in _parts(config, naming, layer).items():
+            shape = parts[0][1].shape
+            yield name, shape, math.prod(shape) * dtype.itemsize
 
 
 def _shards(
@@ -175,7 +183,9 @@ def _shards(
     yield Shard(held, itemsize)
 
 
-def _tensors(config: Config, bundles: Iterable[Params]) -> Iterator[tuple[str, np.ndarray]]:
+def _tensors(
+    config: Config, naming: Naming[Any], bundles: Iterable[Params]
+) -> Iterator[tuple[str, np.ndarray]]:
     """(name, array) in the order of the plan.
 
     Raises:
@@ -183,16 +193,22 @@ def _tensors(config: Config, bundles: Iterable[Params]) -> Iterator[tuple[str, n
     """
     for layer, bundle in itertools.zip_longest([*range(config.layers), None], bundles):
         leaves = named_leaves(bundle)
+        inner = lambda path: path.removeprefix("layers/")
         for path, shape in _leaves(config, layer):
-            inner, expected = path.removeprefix("layers/"), shape[layer is not None :]
-            if inner not in leaves or leaves[inner].shape != expected:
-                actual = leaves[inner].shape if inner in leaves else "not there"
+            name, expected = inner(path), shape[layer is not None :]
+            if name not in leaves or leaves[name].shape != expected:
+                actual = leaves[name].shape if name in leaves else "not there"
                 where = "the rest" if layer is None else f"layer {layer}"
-                raise InputError(f"{inner} of {where} is {actual}; the model has {expected}")
-            leaf = np.asarray(leaves[inner])
-            for stored in _stored(config, path, shape, layer):
-                part = leaf[stored.place if layer is None else stored.place[1:]]
-                yield stored.name, stored.to_file(part)
+                raise InputError(f"{name} of {where} is {actual}; the model has {expected}")
+        for name, parts in _parts(config, naming, layer).items():
+            tensor = None
+            for path, stored in parts:
+                leaf = np.asarray(leaves[inner(path)])
+                tensor = np.empty(stored.shape, leaf.dtype) if tensor is None else tensor
+                place = stored.place if layer is None else stored.place[1:]
+                stored.to_file(leaf[place], tensor)
+            assert tensor is not None
+            yield name, tensor
 
 
 def _write_shards(

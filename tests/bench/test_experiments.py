@@ -25,7 +25,13 @@ from bench import (
 
 FOLDER = Path(bench.__file__).parent
 ROOT = FOLDER.parent
-PARTS = {"__init__", "unattended", "expert_bytes", "expert_subspaces"}  # what others import
+PARTS = {
+    "__init__",
+    "unattended",
+    "expert_bytes",
+    "expert_subspaces",
+    "short_answers",
+}  # what others import
 NAMES = sorted({path.stem for path in FOLDER.glob("*.py")} - PARTS)
 
 

@@ -16,22 +16,17 @@ picture there, smollm2_goals.md and smollm2_goals.png.
 """
 
 import argparse
-import json
-import math
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, NamedTuple, TypeAlias
+from typing import NamedTuple
 
-from bench import short_answers
-from springroll.atomic import read_json, write_json
+from bench import held_out, short_answers
+from bench.held_out import from_to, gain, judged_once, validations
 from springroll.bench import measure
-from springroll.finetune.config import FinetuneConfig
 from springroll.markdown import markdown_table
 from springroll.memory import spelt
 from springroll.ranges import SECONDS
-from springroll.run.folder import RunFolder
-from springroll.run.job import OpenRun
 
 SEEDS = (0, 1, 2)
 TASKS = ("short", "sums")
@@ -43,8 +38,6 @@ OPTIONS: dict[str, tuple[str, ...]] = {
     "grpo": ("--pop-size", "8", "--prompts", "8", "--lr", "1e-5"),
 }
 COMMON = ("--max-tokens", "16", "--eval-problems", "128")
-
-Row: TypeAlias = dict[str, float]  # of metrics.jsonl
 
 
 class Cell(NamedTuple):
@@ -78,7 +71,7 @@ def cells(seeds: Sequence[int] = SEEDS) -> list[Cell]:
 
 def missing(root: Path, wanted: Sequence[Cell]) -> list[Cell]:
     """Those whose rewards are not there yet."""
-    return [cell for cell in wanted if not (cell.folder(root) / "held_out.json").exists()]
+    return [cell for cell in wanted if not (cell.folder(root) / held_out.FILE).exists()]
 
 
 def run_cell(
@@ -93,78 +86,35 @@ def run_cell(
     words = ["--model", model, "--out", str(out), "--method", cell.method, "--seed", str(cell.seed)]
     words += ["--seconds", str(seconds), *task_options(cell.task, root), *COMMON]
     measure.command("finetune", *words, *OPTIONS[cell.method], *options)
-    if not (out / "held_out.json").exists():
-        write_json(out / "held_out.json", held_out_rewards(out))
+    judged_once(out)
 
 
 def task_options(task: str, root: Path) -> tuple[str, ...]:
     """What `springroll finetune` is told of a task."""
     if task == "sums":
         return ("--task", SUMS)
-    train, held_out = short_answers.write(root / "short_answers")
-    line = f"{Path(short_answers.__file__).resolve()}:short held_out_data={held_out.resolve()}"
+    train, kept = short_answers.write(root / "short_answers")
+    line = f"{Path(short_answers.__file__).resolve()}:short held_out_data={kept.resolve()}"
     return ("--task", line, "--data", str(train.resolve()))
-
-
-def held_out_rewards(out: Path) -> dict[str, Any]:
-    """Of the first and the last weights: the reward of every held-out answer, and figures."""
-    from springroll.finetune import job
-    from springroll.finetune.setup import prepare
-
-    folder = RunFolder.resume(out)
-    run = OpenRun(str(out), folder, folder.options(FinetuneConfig))
-    setup = prepare(run.config)
-    found = {}
-    for name in ("before", "after"):
-        params = setup.params() if name == "before" else job.loaded(run, setup).params
-        generated = setup.greedy.run(params, None, setup.held_out.prompts)
-        judged = setup.judged(setup.held_out, generated)
-        found[name] = {"rewards": judged.reward.reshape(-1).tolist(), **judged.figures()}
-    return found
-
-
-def gain(found: Mapping[str, Any]) -> tuple[float, float]:
-    """(mean, standard error) of what a held-out problem earns more than before."""
-    pairs = zip(found["before"]["rewards"], found["after"]["rewards"], strict=True)
-    more = [after - before for before, after in pairs]
-    mean = sum(more) / len(more)
-    variance = sum((x - mean) ** 2 for x in more) / max(1, len(more) - 1)
-    return mean, math.sqrt(variance / len(more))
-
-
-def curve(out: Path) -> list[Row]:
-    """The rows of a run's metrics that have validations."""
-    rows = [json.loads(row) for row in (out / "metrics.jsonl").read_text().splitlines()]
-    return [row for row in rows if "valid_reward" in row]
 
 
 def line(cell: Cell, root: Path) -> list[str]:
     """A row of the table."""
     out = cell.folder(root)
-    found, last = read_json(out / "held_out.json"), curve(out)[-1]
+    found, last = judged_once(out), validations(out)[-1]
     mean, error = gain(found)
-    percent = lambda name: " → ".join(f"{100 * found[at][name]:.1f}" for at in ("before", "after"))
-    reward = " → ".join(f"{found[at]['reward']:.3f}" for at in ("before", "after"))
     return [
-        *(cell.task, str(cell.seed), METHODS[cell.method][0], reward),
+        *(cell.task, str(cell.seed), METHODS[cell.method][0]),
+        from_to(found, "reward", "{:.3f}"),
         f"{mean:+.3f} ± {error:.3f}",
         f"{mean / error:.1f}" if error else "-",
-        *(percent("accuracy"), percent("format_rate")),
+        *(from_to(found, name, "{:.1%}") for name in ("accuracy", "format_rate")),
         *(f"{last['generation']:.0f}", spelt(int(last["peak_memory_bytes"]))),
     ]
 
 
-HEAD = [
-    "task",
-    "seed",
-    "method",
-    "held-out reward",
-    "gain",
-    "in errors",
-    "right, %",
-    "in format, %",
-]
-HEAD += ["generations", "peak memory"]
+HEAD = ["task", "seed", "method", "held-out reward", "gain", "in standard errors"]
+HEAD += ["right", "in format", "generations", "peak memory"]
 
 
 def table(root: Path, done: Sequence[Cell]) -> str:
@@ -182,11 +132,10 @@ def draw(root: Path, done: Sequence[Cell], path: Path) -> None:
         for method, (name, colour) in METHODS.items():
             here = [cell for cell in done if (cell.task, cell.method) == (task, method)]
             for index, cell in enumerate(here):
-                points = [(row["seconds"], row["valid_reward"]) for row in curve(cell.folder(root))]
-                label = None if index else name
+                out, label = cell.folder(root), None if index else name
+                points = [(row["seconds"], row["valid_reward"]) for row in validations(out)]
                 axes.plot(*zip(*points, strict=True), color=colour, label=label, linewidth=1.6)
-                error = gain(read_json(cell.folder(root) / "held_out.json"))[1]
-                axes.errorbar(*points[-1], yerr=error, color=colour, capsize=3)
+                axes.errorbar(*points[-1], gain(judged_once(out))[1], color=colour, capsize=3)
         axes.set_title(task)
         axes.set_xlabel("seconds of training, compiling included")
         axes.set_xlim(left=0)
@@ -208,15 +157,11 @@ def report(root: Path, wanted: Sequence[Cell]) -> dict[str, float]:
     (root / "smollm2_goals.md").write_text(text)
     draw(root, done, root / "smollm2_goals.png")
     print(text, file=sys.stderr)
-    gains = {cell: gain(read_json(cell.folder(root) / "held_out.json")) for cell in done}
+    gains = {cell: gain(judged_once(cell.folder(root))) for cell in done}
+    of = lambda method: [gains[cell] for cell in done if cell.method == method]
     figures: dict[str, float] = {"runs": len(done), "missing": len(left)}
-    for method in METHODS:
-        of = [mean for cell, (mean, _) in gains.items() if cell.method == method]
-        figures[method] = sum(of) / len(of) if of else math.nan
-    figures["six_errors"] = sum(
-        mean >= 6 * error for cell, (mean, error) in gains.items() if cell.method == "es"
-    )
-    return figures
+    figures |= {m: sum(mean for mean, _ in of(m)) / len(of(m)) for m in METHODS if of(m)}
+    return figures | {"six_errors": sum(mean >= 6 * error for mean, error in of("es"))}
 
 
 def main() -> None:
@@ -234,9 +179,9 @@ def main() -> None:
     for cell in missing(root, wanted):
         run_cell(cell, root, given.model, given.seconds)
     figures = report(root, cells())
-    ours, grpo = figures.pop("es"), figures.pop("grpo")
-    ratio = ours / grpo if grpo else math.nan
-    measure.report(measure.record("smollm2_goals", ours, grpo, ratio, **figures))
+    if not figures["missing"]:
+        ours, grpo = figures.pop("es"), figures.pop("grpo")
+        measure.report(measure.record("smollm2_goals", ours, grpo, ours / grpo, **figures))
 
 
 if __name__ == "__main__":

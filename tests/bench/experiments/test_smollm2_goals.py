@@ -7,7 +7,7 @@ import jax
 import pytest
 
 import springroll as sr
-from bench import short_answers, smollm2_goals
+from bench import held_out, short_answers, smollm2_goals
 from bench.smollm2_goals import Cell
 from springroll.models.decoder import decoder
 from springroll.models.decoder_config import llama
@@ -25,17 +25,17 @@ def test_a_short_right_answer_earns_most():
 
 def test_no_held_out_fact_is_trained_on(tmp_path):
     sides = [path.read_text().splitlines() for path in short_answers.write(tmp_path)]
-    prompts, held_out = ([json.loads(row)["prompt"] for row in side] for side in sides)
-    assert len(prompts) > 150 and len(held_out) > 80
-    assert len({*prompts, *held_out}) == len(prompts) + len(held_out)
+    prompts, kept = ([json.loads(row)["prompt"] for row in side] for side in sides)
+    assert len(prompts) > 150 and len(kept) > 80
+    assert len({*prompts, *kept}) == len(prompts) + len(kept)
     about = lambda prompt: prompt.rstrip("?.").split()[-1]
     capitals = lambda some: {about(prompt) for prompt in some if "capital" in prompt}
-    assert capitals(prompts) and not capitals(prompts) & capitals(held_out)
+    assert capitals(prompts) and not capitals(prompts) & capitals(kept)
 
 
 def test_a_gain_has_the_error_of_its_pairs():
     found = {"before": {"rewards": [0.0, 0.5, 0.0]}, "after": {"rewards": [1.0, 0.5, 0.5]}}
-    assert smollm2_goals.gain(found) == (0.5, pytest.approx(0.5 / 3**0.5))
+    assert held_out.gain(found) == (0.5, pytest.approx(0.5 / 3**0.5))
 
 
 def test_cells_are_asked_for_by_name(tmp_path):

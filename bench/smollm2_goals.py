@@ -16,6 +16,7 @@ picture there, smollm2_goals.md and smollm2_goals.png.
 """
 
 import argparse
+import shlex
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -94,8 +95,8 @@ def task_options(task: str, root: Path) -> tuple[str, ...]:
     if task == "sums":
         return ("--task", SUMS)
     train, kept = short_answers.write(root / "short_answers")
-    line = f"{Path(short_answers.__file__).resolve()}:short held_out_data={kept.resolve()}"
-    return ("--task", line, "--data", str(train.resolve()))
+    words = f"{Path(short_answers.__file__).resolve()}:short", f"held_out_data={kept.resolve()}"
+    return ("--task", shlex.join(words), "--data", str(train.resolve()))
 
 
 def line(cell: Cell, root: Path) -> list[str]:

@@ -227,6 +227,13 @@ def test_a_data_set_of_the_hub(loaded, source, asked):
     assert len(found.digest) == 16 and not found.held_out
 
 
+def test_a_name_of_the_hub_without_its_mark_is_told():
+    with pytest.raises(InputError, match="no file or folder a/b-c; a data set of the hub is hub:a"):
+        read_data("a/b-c")
+    with pytest.raises(InputError, match=r"cannot read a/b.json: No such file"):
+        read_data("a/b.json")
+
+
 def test_the_hub_without_a_name_or_its_package(monkeypatch):
     for source in ("hub:", "hub:a", "hub:a/b/c"):
         with pytest.raises(InputError, match=r"expected hub:OWNER/NAME\[:CONFIG\[:SPLIT\]\]"):

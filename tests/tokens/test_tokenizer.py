@@ -206,7 +206,10 @@ def test_messages_are_put_into_the_template(llama, tmp_path):
     assert read(user) == "[user]hi</s>[assistant]"
     assert read(user, tools=[{"name": "add"}]) == "[user]hi</s>add[assistant]"
     assert read(user, begun, user) == "[user]hi</s>[assistant] So </s>[user]hi</s>[assistant]"
-    assert read(user, begun) == "[user]hi</s>[assistant] So"
+    assert read(user, begun) == "[user]hi</s>[assistant] So "
+    (tmp_path / "chat_template.jinja").write_text(template.replace(".content", ".content | trim"))
+    found = open_tokenizer(tmp_path)
+    assert read(user, begun) == "[user]hi</s>[assistant]So"
     (tmp_path / "chat_template.jinja").write_text("{{ messages[0].content }}")
     with pytest.raises(InputError, match="changes the last message, which is to be continued"):
         prompt_tokens(open_tokenizer(tmp_path), [user, begun])

@@ -14,6 +14,7 @@ from springroll.tasks.records import file_digest
 from springroll.tasks.tables import READERS, Row, plain_rows, read_table
 
 HELD_OUT = ("test", "validation", "valid", "val", "dev", "eval")  # the first that there is counts
+_NAME = re.compile(r"\w[\w.-]*/\w[\w-]*")  # OWNER/NAME, as no file with an ending is called
 DESCRIPTIONS = {"dataset_info.json", "dataset_infos.json", "dataset_dict.json", "state.json"}
 
 
@@ -41,6 +42,8 @@ def read_data(source: str) -> DataSet:
     path = Path(os.path.expanduser(source))
     if os.path.isdir(path):  # which takes names of any length
         return _of_folder(path)
+    if not os.path.lexists(path) and _NAME.fullmatch(source):
+        raise InputError(f"no file or folder {source}; a data set of the hub is hub:{source}")
     return DataSet(read_table(path), [], file_digest(path))
 
 

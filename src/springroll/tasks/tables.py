@@ -72,7 +72,9 @@ def _text(path: Path) -> str:
     try:
         return content.decode("utf-8-sig")
     except ValueError:
-        raise InputError(f"{path} is no text in UTF-8; expected JSON, one object a line") from None
+        raise InputError(
+            f"{path} is no text in UTF-8; expected JSON or CSV, or a name that ends in .parquet"
+        ) from None
 
 
 def _json_lines(path: Path) -> Iterator[Row]:

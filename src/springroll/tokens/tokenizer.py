@@ -258,10 +258,10 @@ def _chat_text(tokenizer: Tokenizer, messages: Messages, **variables: object) ->
     if not begun:
         return tokenizer.chat(messages, **variables)
     text = tokenizer.chat(messages, add_generation_prompt=False, **variables)
-    end = text.rfind(begun) + len(begun)
-    if end < len(begun):
+    start, whole = text.rfind(begun), last["content"].lstrip()
+    if start < 0:
         raise InputError("the chat template changes the last message, which is to be continued")
-    return text[:end]
+    return text[: start + len(whole if text.startswith(whole, start) else begun)]
 
 
 def end_tokens(tokenizer: Tokenizer, stop: Iterable[str] = ()) -> frozenset[int]:

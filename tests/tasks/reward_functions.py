@@ -17,6 +17,13 @@ def with_records(texts, records):
     return [record["worth"] * len(text) for text, record in zip(texts, records, strict=True)]
 
 
+def changing(prompts, completions, records):
+    for prompt, record in zip(prompts, records, strict=True):
+        prompt.pop()
+        record.clear()
+    return [1.0] * len(completions)
+
+
 def verdicts(texts):
     return [{"reward": 0.5, "correct": True, "formatted": False}, {"reward": 2}] * (len(texts) // 2)
 
@@ -73,6 +80,7 @@ ALL = {  # what comes of all texts together
     "broken error": lambda: raising(Unprintable()),
     "raise": lambda: raising(KeyError("a key\nof two lines")),
     "leave": lambda: sys.exit(1),
+    "panic": lambda: raising(BaseException("panicked at lib.rs")),
 }
 calls = []
 

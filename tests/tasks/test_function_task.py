@@ -36,6 +36,15 @@ def test_records_are_passed_on_whole(data):
     assert task.chat and task.name == "tests.tasks.reward_functions:with_records"
 
 
+def test_a_function_may_change_what_it_is_given(tmp_path):
+    records = [{"prompt": [{"role": "user", "content": text}]} for text in "abc"]
+    (tmp_path / "talk.json").write_text(json.dumps(records))
+    task = task_of("changing", str(tmp_path / "talk.json"))
+    assert [v.reward for v in task.score([task.train(0)] * 2, ["x", "y"])] == [1, 1]
+    assert task.train(0).prompt in [record["prompt"] for record in records]
+    assert task.train(0).reference in records
+
+
 def test_sides_are_apart_and_complete(data, tmp_path):
     task = task_of("letters", data)
     side = lambda at, size: {at(i).prompt for i in range(size)}
@@ -89,6 +98,7 @@ BAD = {  # what the function does to a text: kind, what is said of it
     "empty": ("wrong", "it returned 0 results for 1 texts; expected one float per text"),
     "endless": ("wrong", "it returned more than 1 results for 1 texts; expected one"),
     "broken generator": ("raised", "it raised OSError: the line is cut (reward_functions.py:"),
+    "panic": ("raised", "it raised BaseException: panicked at lib.rs (reward_functions.py:"),
     "broken error": ("raised", "it raised Unprintable (reward_functions.py:"),
 }
 

@@ -80,7 +80,9 @@ class RewardFunction(NamedTuple):
             try:
                 results = self(texts, records)
                 return outcomes_of(asyncio.run(results) if self.is_async else results, len(texts))
-            except (Exception, SystemExit) as error:  # whatever the user's function raises
+            except KeyboardInterrupt:
+                raise
+            except BaseException as error:  # whatever the user's function raises; a panic of Rust
                 whole = failure_of(error)
             if len(texts) == 1:
                 return [whole]
@@ -99,8 +101,10 @@ class RewardFunction(NamedTuple):
         async def call() -> Any:
             try:
                 return await self(texts, records)
-            except SystemExit as error:  # would end the loop and all other calls
-                raise RuntimeError(f"SystemExit: {error}") from None
+            except (Exception, KeyboardInterrupt, asyncio.CancelledError):
+                raise
+            except BaseException as error:  # would end the loop and all other calls
+                raise RuntimeError(f"{type(error).__name__}: {error}") from None
 
         if len(texts) == 1 or not self.arguments.alone:
             try:

@@ -6,7 +6,7 @@ import sys
 from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
-from typing import TypeAlias
+from typing import Any, TypeAlias
 
 from springroll.errors import InputError, one_line
 from springroll.ranges import COUNT, PROCESSES, TIMEOUT, check_number
@@ -111,7 +111,7 @@ def function_task(
             raise ValueError(f"{len(problems)} problems and {len(texts)} texts")
         cut = [until_stop(text, stop) for text in texts]
         records = [problem.reference for problem in problems]
-        by_text = zip(*(score(cut, records) for score in scores), strict=True)
+        by_text = zip(*(score(cut, list(map(_copy, records))) for score in scores), strict=True)
         outcomes = [weighted(weights, each) for each in by_text]
         return [
             outcome if isinstance(outcome, Verdict) else unscored(outcome, problem, text)
@@ -184,6 +184,13 @@ def _problems(
     if answer is not None and answer.partition(".")[0] not in fields and answer not in fields:
         raise no_column(answer, [*fields], source)
     return [problem_of(row, columns, answer) for row in rows]
+
+
+def _copy(value: Any) -> Any:
+    """JSON values that a function may change without changing the problems."""
+    if isinstance(value, dict):
+        return {name: _copy(each) for name, each in value.items()}
+    return [_copy(each) for each in value] if isinstance(value, list) else value
 
 
 def _key(problem: Problem) -> str:

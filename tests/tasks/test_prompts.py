@@ -104,7 +104,7 @@ BAD = {
     ),
     "no column": (
         {"title": "a", "body": "b"},
-        r"x has no column of prompts \(prompt, messages, .*; it has title, body; choose one",
+        r"x has no column that is named as prompts usually are \(prompt, .*; it has title, body$",
     ),
 }
 
@@ -123,7 +123,7 @@ def write(path, *records):
 
 def test_columns_that_are_not_there_are_named(tmp_path):
     data = write(tmp_path / "a.jsonl", {"title": "a", "label": 1}, {"title": "b", "other": 2})
-    with pytest.raises(InputError, match="it has title, label, other; choose one with prompt=COL"):
+    with pytest.raises(InputError, match="prompt=COLUMN behind the task; it has title, label, oth"):
         function_task(OWN, data=data)
     with pytest.raises(InputError, match=r"a\.jsonl has no column 'titel'; did you mean title\?"):
         function_task(OWN, data=data, prompt="titel")

@@ -42,10 +42,9 @@ def prompt_columns(fields: Iterable[str], chosen: str | None, source: str) -> li
             return parts
         if chosen:
             raise no_column(missing[0], known, source)
-    there = ", ".join(known)
     raise InputError(
-        f"{source} has no column of prompts ({', '.join(USUAL)}); it has {there}; choose one with "
-        "prompt=COLUMN behind the task"
+        f"{source} has no column that is named as prompts usually are ({', '.join(USUAL)}); choose "
+        f"one with prompt=COLUMN behind the task; it has {', '.join(known)}"
     )
 
 

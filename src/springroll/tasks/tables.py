@@ -5,7 +5,7 @@ import importlib
 import io
 import json
 import os
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple, TypeAlias
 
@@ -104,16 +104,16 @@ def _is_object(text: str) -> bool:
         return False
 
 
-def _records(value: object, path: Path) -> list[object]:
+def _records(value: object, path: Path) -> Sequence[object]:
     """The records of a JSON value in one of `SHAPES`."""
     if isinstance(value, list):
         return value
     if not isinstance(value, dict):
         raise InputError(f"{path} holds {brief(value)}; expected {SHAPES}")
-    named = value["data"] if "data" in value else next(iter(value.values()), None)
-    objects = named if isinstance(named, list) and ("data" in value or len(value) == 1) else [None]
-    if all(isinstance(each, dict) for each in objects):
-        return objects
+    named: Any = value["data"] if "data" in value else next(iter(value.values()), None)
+    listed = isinstance(named, list) and ("data" in value or len(value) == 1)
+    if listed and all(isinstance(each, dict) for each in named):
+        return named
     columns = [column for column in value.values() if isinstance(column, list)]
     lengths = {len(column) for column in columns}
     if len(columns) < len(value) or len(lengths) != 1:

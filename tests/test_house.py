@@ -25,7 +25,7 @@ GROUND = (
         "compat",
         "cpu",
     ),
-    *("program", "hub", "trees", "safetensors_map", "keeper", "worker"),
+    *("program", "trees", "safetensors_map", "gguf", "hub", "keeper", "worker"),
 )
 ROOMS = (
     *("tokens", "noise", "thin", "quant", "models", "evolve", "subspace", "stream", "planner"),

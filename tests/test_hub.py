@@ -23,6 +23,7 @@ def downloads(monkeypatch, tmp_path):
         assert "*.safetensors" in allow_patterns
         if "absent" in name:
             raise RuntimeError("404\nmany lines")
+        (tmp_path / "model.safetensors").touch()
         return str(tmp_path)
 
     def hf_hub_download(name, file, *, local_files_only):

@@ -9,17 +9,21 @@ from pathlib import Path
 from typing import Any
 
 from springroll.errors import InputError, first_line
+from springroll.gguf import model_folder
 from springroll.program import pip_install
 
 # OWNER/NAME, and the file of weights where a repository holds several models of one file each
-_ID = re.compile(r"([A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*)(?:/([\w./-]+\.(?:pth|safetensors)))?")
+_ID = re.compile(
+    r"([A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*)(?:/([\w./-]+\.(?:pth|safetensors|gguf)))?"
+)
 _SETTINGS = ("HTTPS_PROXY", "https_proxy", "HF_ENDPOINT", "HF_HUB_OFFLINE", "HF_DATASETS_OFFLINE")
 _FILES = ["*.json", "*.safetensors", "*.jinja", "*.txt"]  # no second copy of the weights
+_OLDER = ["pytorch_model*.bin"]  # where there is no other copy
 
 
 def hf_folder(name: str | Path) -> Path:
-    """A folder, or a lone file of weights, as it is; a name such as `Qwen/Qwen2.5-0.5B` or
-    `BlinkDL/rwkv7-g1/FILE.pth` as what it was downloaded to.
+    """A folder, or a lone file of weights, as it is; a GGUF file as a folder (`model_folder`); a
+    name such as `Qwen/Qwen2.5-0.5B` or `BlinkDL/rwkv7-g1/FILE.pth` as what it was downloaded to.
 
     Without a network it is what was downloaded before.
 
@@ -28,9 +32,9 @@ def hf_folder(name: str | Path) -> Path:
             model.
     """
     path = Path(os.path.expanduser(name))
-    lone = path.suffix in (".pth", ".safetensors")
+    lone = path.suffix in (".pth", ".safetensors", ".gguf")
     if os.path.isdir(path) or (lone and os.path.isfile(path)):  # which take names of any length
-        return path
+        return model_folder(path)
     if os.path.exists(path):
         raise InputError(f"{name} is a file; give the folder that holds the model")
     match = _ID.fullmatch(str(name))
@@ -39,7 +43,7 @@ def hf_folder(name: str | Path) -> Path:
             f"no model {str(name)!r}: it is no folder here, and no name as OWNER/NAME on "
             "huggingface.co"
         )
-    return _downloaded(*match.groups())
+    return model_folder(_downloaded(*match.groups()))
 
 
 def reachable() -> bool:
@@ -100,7 +104,11 @@ def _downloaded(name: str, file: str | None) -> Path:
     try:
         if file is not None:
             return Path(hub.hf_hub_download(name, file, local_files_only=not online))
-        return Path(hub.snapshot_download(name, local_files_only=not online, allow_patterns=_FILES))
+        found = lambda files: Path(
+            hub.snapshot_download(name, local_files_only=not online, allow_patterns=files)
+        )
+        folder = found(_FILES)
+        return folder if any(folder.glob("*.safetensors")) else found([*_FILES, *_OLDER])
     except Exception as error:  # the package raises whatever its many dependencies raise
         reason = first_line(error, 160)
         if not online:

@@ -17,7 +17,7 @@ from springroll.models.hf.files import is_hf_folder, read_config
 from springroll.models.hf.load import read_params
 from tests.compiling import quick_jit
 from tests.golden.weights_by_formula import weight
-from tests.models import test_decoder_golden
+from tests.models import test_decoder_golden, torch_file
 
 GOLDEN = Path(__file__).parents[1] / "golden" / "decoder.npz"
 SHARED = {
@@ -312,3 +312,23 @@ def test_types_are_kept_or_changed(tmp_path):
     write(tmp_path, values, tensors_of(config))
     assert read_params(tmp_path, config)["norm"].dtype == np.float32
     assert read_params(tmp_path, config, jnp.bfloat16)["norm"].dtype == jnp.bfloat16
+
+
+@pytest.mark.parametrize("shards", [1, 2])
+def test_weights_of_pytorch_are_read_like_safetensors(shards, tmp_path):
+    values = config_of("tied")
+    config = hf_config(values)
+    tensors = tensors_of(config)
+    (tmp_path / "config.json").write_text(json.dumps(values))
+    saved = tensors | {"lm_head.weight": tensors["model.embed_tokens.weight"]}
+    names = list(saved)
+    where = {}
+    for k in range(shards):
+        name = "pytorch_model.bin" if shards == 1 else f"pytorch_model-0000{k}.bin"
+        where |= dict.fromkeys(names[k::shards], name)
+        torch_file.save({n: saved[n] for n in names[k::shards]}, tmp_path / name)
+    if shards > 1:
+        index = {"weight_map": where}
+        (tmp_path / "pytorch_model.bin.index.json").write_text(json.dumps(index))
+    found = read_params(tmp_path, config)
+    np.testing.assert_array_equal(found["embed_tokens"], tensors["model.embed_tokens.weight"])

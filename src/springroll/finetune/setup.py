@@ -23,7 +23,7 @@ from springroll.generate.stopping import StopStrings
 from springroll.hub import hf_folder
 from springroll.memory import available_bytes, check_fits
 from springroll.models.decoder_config import size
-from springroll.models.hf.files import family_of, open_hf
+from springroll.models.hf.files import family_of, open_hf, weight_files
 from springroll.models.hf.load import load_hf
 from springroll.models.protocols import Generative, LanguageModel
 from springroll.run.job import Explained
@@ -203,13 +203,15 @@ def memory_of(config: FinetuneConfig) -> int:
 def fingerprint(folder: Path) -> str:
     """16 hex digits of a model's files: their names, sizes and both ends of each."""
     whole = hashlib.sha256()
-    for path in sorted(folder.iterdir()):
-        if path.suffix in (".json", ".safetensors", ".pth"):
-            with opened(path) as file:
-                size = os.fstat(file.fileno()).st_size
-                start = file.read(ENDS)
-                file.seek(max(0, size - ENDS))
-                whole.update(f"{path.name} {size}".encode() + start + file.read())
+    files = {path for path in folder.iterdir() if path.suffix in (".json", ".safetensors", ".pth")}
+    if not any(path.suffix != ".json" for path in files):
+        files.update(weight_files(folder))
+    for path in sorted(files):
+        with opened(path) as file:
+            size = os.fstat(file.fileno()).st_size
+            start = file.read(ENDS)
+            file.seek(max(0, size - ENDS))
+            whole.update(f"{path.name} {size}".encode() + start + file.read())
     return whole.hexdigest()[:16]
 
 

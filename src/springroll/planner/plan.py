@@ -12,6 +12,7 @@ missing and the nearest change that fits.
 """
 
 import dataclasses
+import os
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -123,7 +124,7 @@ def named_model(
 def _found_model(model: str | Path | DecoderConfig) -> tuple[str, DecoderConfig]:
     if isinstance(model, DecoderConfig):
         return f"a decoder of {model.parameters / 1e9:.3g}B parameters", model
-    if Path(model).is_dir():
+    if os.path.exists(model):  # a folder, or a file of weights
         from springroll.models.hf.files import read_config
 
         config = read_config(model)

@@ -14,6 +14,7 @@ from springroll import atomic
 from springroll.atomic import JsonObject
 from springroll.bounded import read_bytes
 from springroll.errors import InputError
+from springroll.gguf import model_folder
 from springroll.program import pip_install
 from springroll.tokens.byte_tokenizer import TokenIds, byte_tokenizer, is_byte_tokenizer
 from springroll.tokens.chat_template import Messages, Render, chat_template, special_tokens
@@ -207,8 +208,9 @@ def open_tokenizer(folder: str | Path, vocab: int | None = None) -> Tokenizer:
         InputError: the folder holds none, its file is damaged, a package is missing, or it has
             tokens that the model has not.
     """
+    folder = model_folder(folder)
     lone = os.path.isfile(folder)
-    folder = Path(folder).parent if lone else Path(folder)
+    folder = folder.parent if lone else folder
     if not os.path.isdir(folder):
         raise InputError(f"{folder} is no folder; give one with a config.json and a tokenizer")
     path = folder / "config.json"

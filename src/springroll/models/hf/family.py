@@ -7,6 +7,7 @@ from typing import Generic, NamedTuple, TypeAlias, TypeVar
 import numpy as np
 
 from springroll.atomic import JsonObject
+from springroll.gguf import Packed
 from springroll.models.decoder import Decoder
 from springroll.models.decoder_config import DecoderConfig, Shapes
 from springroll.models.rwkv7.config import RWKV7Config
@@ -14,6 +15,7 @@ from springroll.models.rwkv7.model import RWKV7
 
 Model: TypeAlias = Decoder | RWKV7
 Config: TypeAlias = DecoderConfig | RWKV7Config
+Tensor: TypeAlias = np.ndarray | Packed
 C = TypeVar("C", DecoderConfig, RWKV7Config)
 
 

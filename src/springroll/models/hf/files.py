@@ -12,11 +12,13 @@ import numpy as np
 from springroll import atomic
 from springroll.atomic import JsonObject
 from springroll.errors import InputError, brief
+from springroll.gguf import model_folder, packed, read_header
+from springroll.gguf.folder import WEIGHTS as GGUF
 from springroll.memory import check_fits
 from springroll.models.decoder_config import shape_leaves
 from springroll.models.hf.decoder import DECODER
 from springroll.models.hf.decoder import FAMILIES as DECODERS
-from springroll.models.hf.family import Config, Family, Naming, Stored
+from springroll.models.hf.family import Config, Family, Naming, Stored, Tensor
 from springroll.models.hf.mxfp4 import with_mxfp4
 from springroll.models.hf.pth import mapped_pth
 from springroll.models.hf.rwkv7 import RWKV7_FAMILY, blinkdl, blinkdl_config
@@ -24,6 +26,12 @@ from springroll.safetensors_map import forget, mapped
 
 INDEX = "model.safetensors.index.json"
 SINGLE = "model.safetensors"
+# What the weights of a folder may be: one file, or several that an index names; the first counts.
+FORMS = (
+    (SINGLE, INDEX),
+    ("pytorch_model.bin", "pytorch_model.bin.index.json"),
+    (GGUF, f"{GGUF}.index.json"),
+)
 FAMILIES: dict[str, Family[Any]] = {**dict.fromkeys(DECODERS, DECODER), "rwkv7": RWKV7_FAMILY}
 FLOATS = (jnp.bfloat16, np.float16, np.float32, np.float64)
 
@@ -33,7 +41,7 @@ class Checkpoint:
     """An open model: what it is, and views of all its tensors in the mapped files."""
 
     config: Config
-    tensors: Mapping[str, np.ndarray]
+    tensors: Mapping[str, Tensor]
     naming: Naming[Any]
 
 
@@ -44,16 +52,18 @@ def family_of(config: Config) -> Family[Any]:
 
 def is_hf_folder(path: str | Path) -> bool:
     """Whether `load_hf` would look for a model there: a folder whose `config.json` has a
-    `model_type`, or an RWKV-7 of its authors, a file or a folder with one."""
-    return _lone_file(Path(path)) is not None or "model_type" in _config_values(Path(path))
+    `model_type`, a GGUF file, or an RWKV-7 of its authors, a file or a folder with one."""
+    path = model_folder(path)
+    return _lone_file(path) is not None or "model_type" in _config_values(path)
 
 
 def read_config(folder: str | Path) -> Config:
     """The shape of the model in a folder; no weights are read."""
-    lone = _lone_file(Path(folder))
+    folder = model_folder(folder)
+    lone = _lone_file(folder)
     if lone is not None:
         return blinkdl_config(_tensors_of(lone), str(lone))
-    values, where = read_json(folder), Path(folder) / "config.json"
+    values, where = read_json(folder), folder / "config.json"
     kind = values.get("model_type")
     if not isinstance(kind, str) or kind not in FAMILIES:
         raise InputError(f"{where}: model_type is {brief(kind)}; known are {', '.join(FAMILIES)}")
@@ -62,7 +72,7 @@ def read_config(folder: str | Path) -> Config:
 
 def read_json(folder: str | Path) -> JsonObject:
     """The config.json of a folder as it stands there."""
-    return atomic.read_json(Path(folder) / "config.json")
+    return atomic.read_json(model_folder(folder) / "config.json")
 
 
 def open_hf(folder: str | Path, config: Config | None = None) -> Checkpoint:
@@ -78,12 +88,13 @@ def open_hf(folder: str | Path, config: Config | None = None) -> Checkpoint:
         InputError: a file is missing, truncated or damaged, a tensor is missing, has another shape
             than the config says, is quantized, or would not be read; a copy is none.
     """
+    folder = model_folder(folder)
     config = read_config(folder) if config is None else config
-    lone = _lone_file(Path(folder))
-    tensors = _tensors(Path(folder)) if lone is None else _tensors_of(lone)
+    lone = _lone_file(folder)
+    tensors = _tensors(folder) if lone is None else _tensors_of(lone)
     naming: Naming[Any] = blinkdl
     if lone is None:
-        naming = family_of(config).naming_of(_config_values(Path(folder)))
+        naming = family_of(config).naming_of(_config_values(folder))
         tensors = with_mxfp4(tensors)
     needed = set()
     for path, shape in leaves_of(config):
@@ -108,7 +119,7 @@ def leaves_of(config: Config) -> list[tuple[str, tuple[int, ...]]]:
     return list(shape_leaves(family_of(config).shapes(config)).items())
 
 
-def _check(tensors: Mapping[str, np.ndarray], stored: Stored, path: str) -> None:
+def _check(tensors: Mapping[str, Tensor], stored: Stored, path: str) -> None:
     if stored.name not in tensors:
         raise InputError(f"the checkpoint has no tensor {stored.name} (for {path})")
     tensor = tensors[stored.name]
@@ -123,10 +134,10 @@ def _check(tensors: Mapping[str, np.ndarray], stored: Stored, path: str) -> None
         )
 
 
-def _check_copy(folder: str | Path, tensors: Mapping[str, np.ndarray], name: str, of: str) -> None:
+def _check_copy(folder: str | Path, tensors: Mapping[str, Tensor], name: str, of: str) -> None:
     """Raise InputError unless a tensor has the bytes of another; compared some rows at a time."""
-    copy, original = tensors[name], tensors[of]
-    check_fits(original.nbytes, f"{of} of {folder}")  # a file with holes may be of any size
+    check_fits(tensors[of].nbytes, f"{of} of {folder}")  # a file with holes may be of any size
+    copy, original = np.asarray(tensors[name]), np.asarray(tensors[of])
     same = copy.shape == original.shape and copy.dtype == original.dtype
     rows = max(1, (1 << 24) * len(original) // original.nbytes)  # 16 MiB
     for start in range(0, len(original), rows) if same else ():
@@ -159,31 +170,38 @@ def _lone_file(path: Path) -> Path | None:
     return models[0] if len(models) == 1 and models[0].name != SINGLE else None
 
 
-def _tensors_of(file: Path) -> dict[str, np.ndarray]:
-    return mapped_pth(file) if file.suffix == ".pth" else mapped(file)
+def _tensors_of(file: Path) -> Mapping[str, Tensor]:
+    if file.suffix == ".gguf":
+        return packed(read_header(file))
+    return mapped_pth(file) if file.suffix in (".pth", ".bin") else mapped(file)
 
 
-def _tensors(folder: Path) -> dict[str, np.ndarray]:
+def weight_files(folder: Path) -> list[Path]:
+    """The files with the tensors of a folder, all of which are there."""
+    for single, index in FORMS:
+        if (folder / index).exists():
+            return [folder / name for name in _shards(folder / index)]
+        if (folder / single).exists():
+            return [folder / single]
+    singles = " nor ".join(single for single, _ in FORMS)
+    raise InputError(f"{folder} holds neither {singles}")
+
+
+def _tensors(folder: Path) -> dict[str, Tensor]:
     """Tensor name -> view of the mapped file that holds it."""
-    if (folder / INDEX).exists():
-        names = _shards(folder)
-    elif (folder / SINGLE).exists():
-        names = [SINGLE]
-    else:
-        raise InputError(f"{folder} holds neither {SINGLE} nor {INDEX}")
-    tensors: dict[str, np.ndarray] = {}
-    for file in names:
-        found = mapped(folder / file)
+    tensors: dict[str, Tensor] = {}
+    for file in weight_files(folder):
+        found = _tensors_of(file)
         twice = next((name for name in found if name in tensors), None)
         if twice is not None:
-            raise InputError(f"{folder} holds {twice} twice, the second time in {file}")
+            raise InputError(f"{folder} holds {twice} twice, the second time in {file.name}")
         tensors |= found
     return tensors
 
 
-def _shards(folder: Path) -> list[str]:
+def _shards(index: Path) -> list[str]:
     """The files that an index names, all of which are there."""
-    index = folder / INDEX
+    folder = index.parent
     where = atomic.read_json(index).get("weight_map")
     if not isinstance(where, dict) or not all(isinstance(name, str) for name in where.values()):
         raise InputError(f"cannot read {index}: expected JSON with a weight_map of texts")

@@ -15,9 +15,10 @@ import jax.numpy as jnp
 import numpy as np
 from jax.typing import DTypeLike
 
+from springroll.gguf import Packed
 from springroll.hub import hf_folder
 from springroll.memory import available_bytes, check_fits
-from springroll.models.hf.family import Config, Model, Stored
+from springroll.models.hf.family import Config, Model, Stored, Tensor
 from springroll.models.hf.files import Checkpoint, family_of, leaves_of, open_hf
 from springroll.safetensors_map import forget
 from springroll.trees import Params, PyTree
@@ -99,8 +100,9 @@ def read_into(
     for stored in _stored(checkpoint, path, shape, layer):
         tensor = checkpoint.tensors[stored.name]
         into = destination[stored.place if layer is None else stored.place[1:]]
-        np.copyto(into, stored.to_leaf(tensor, into.shape), casting="unsafe")
-        forget(tensor)
+        np.copyto(into, stored.to_leaf(_numbers(tensor, into.dtype), into.shape), casting="unsafe")
+        if isinstance(tensor, np.ndarray):  # unpacking one has done so
+            forget(tensor)
 
 
 def _stored(
@@ -112,6 +114,11 @@ def _stored(
 def _structure(config: Config, part: str | None = None) -> PyTree:
     tree = family_of(config).shapes(config)
     return jax.tree.structure(tree[part] if part else tree, is_leaf=lambda x: isinstance(x, tuple))
+
+
+def _numbers(tensor: Tensor, dtype: np.dtype) -> np.ndarray:
+    """A view of a tensor as it is stored; one that is packed, unpacked to that type."""
+    return np.asarray(tensor, dtype) if isinstance(tensor, Packed) else tensor
 
 
 def _stacked(path: str) -> bool:
@@ -155,7 +162,7 @@ def _view_or_copy(
     dtype = _dtype(checkpoint, path, full, dtype)
     stored = _stored(checkpoint, path, full, layer)
     if len(stored) == 1 and checkpoint.tensors[stored[0].name].dtype == dtype:
-        return stored[0].to_leaf(checkpoint.tensors[stored[0].name], shape)
+        return stored[0].to_leaf(_numbers(checkpoint.tensors[stored[0].name], dtype), shape)
     leaf = np.zeros(shape, dtype)
     read_into(checkpoint, path, leaf, layer)
     return leaf

@@ -42,7 +42,7 @@ class Mxfp4:
         return found
 
 
-def with_mxfp4(tensors: Mapping[str, np.ndarray]) -> dict[str, Any]:
+def with_mxfp4(tensors: Mapping[str, Any]) -> dict[str, Any]:
     """The tensors of a checkpoint, with one in the place of each pair of blocks and scales.
 
     Raises:

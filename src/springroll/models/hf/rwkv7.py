@@ -9,13 +9,11 @@ import math
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
-import numpy as np
-
 from springroll.atomic import JsonObject
 from springroll.errors import InputError, brief
 from springroll.models.config_checks import MOST_STACKED
 from springroll.models.hf.config_values import Values
-from springroll.models.hf.family import Family, Naming, Stored
+from springroll.models.hf.family import Family, Naming, Stored, Tensor
 from springroll.models.rwkv7.config import RWKV7Config, shapes
 from springroll.models.rwkv7.model import RWKV7
 
@@ -250,7 +248,7 @@ def is_blinkdl(names: Mapping[str, object]) -> bool:
     return {"emb.weight", "blocks.0.att.r_k", "blocks.0.att.w1"} <= set(names)
 
 
-def blinkdl_config(tensors: Mapping[str, np.ndarray], where: str) -> RWKV7Config:
+def blinkdl_config(tensors: Mapping[str, Tensor], where: str) -> RWKV7Config:
     """The shape of the model, which these checkpoints do not say, from their tensors.
 
     Raises:

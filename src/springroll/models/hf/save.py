@@ -23,6 +23,7 @@ from jax.typing import DTypeLike
 
 from springroll.atomic import JsonObject, replacing
 from springroll.errors import InputError
+from springroll.gguf import model_folder
 from springroll.models.decoder import Decoder
 from springroll.models.hf.family import Config, Model, Naming, Stored
 from springroll.models.hf.files import INDEX, SINGLE, family_of, leaves_of, read_config, read_json
@@ -85,6 +86,7 @@ def save_hf(
     name = jnp.dtype(dtype).name if dtype is not None else "none"
     if name not in DTYPES:
         raise InputError(f"dtype of the folder is {name}; expected bfloat16 or float32")
+    like = None if like is None else model_folder(like)
     described = _described(config, name, like)
     naming = family_of(config).naming_of(described)
     plan = list(_shards(_planned(config, naming, jnp.dtype(dtype)), shard_bytes))

@@ -69,8 +69,9 @@ class FinetuneConfig(SamplingOptions, RunConfig):
     """Generations until sigma has fallen to half: it is sigma / (1 + t / T) in generation t.
     None: constant."""
     lr: float | None = option(None, POSITIVE)
-    """Learning rate. Of `es` with sgd the move per generation in units of sigma, default 0.005;
-    with adam the move itself, default a twentieth of sigma. Of `grpo` default: 1e-4 for adamw."""
+    """Learning rate. Of `es` with sgd the move per generation in units of sigma: default 0.005, and
+    1 - momentum for models of more than 17 million parameters; with adam the move itself, default a
+    twentieth of sigma. Of `grpo` default: 1e-4 for adamw."""
     lr_half_life: float | None = option(None, POSITIVE, formerly="lr_decay")
     """Generations until the learning rate has fallen to half: it is lr / (1 + t / T) in generation
     t. None: constant."""

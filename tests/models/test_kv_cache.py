@@ -30,9 +30,19 @@ def padded(junk):
 
 
 # Windows, sinks and biases are gpt-oss's; experts, norms of heads and their renormalising others'.
-@pytest.mark.parametrize("family", ["qwen3_moe", "gpt_oss"])
-def test_reading_and_stepping_give_the_logits_of_whole_texts(family):
+@pytest.mark.parametrize(
+    "family, chosen",
+    [
+        ("qwen3_moe", False),
+        ("gpt_oss", False),
+        ("qwen3_moe", True),
+        pytest.param("gpt_oss", True, marks=pytest.mark.slow),
+    ],
+)
+def test_reading_and_stepping_give_the_logits_of_whole_texts(family, chosen, monkeypatch):
+    monkeypatch.setitem(decoder.__globals__, "chosen_are_less", lambda config, tokens: True)
     model, params = decoder(FAMILIES[family]), by_formula(family)
+    model = model.unperturbed if chosen else model
     whole = quick_jit(model.apply)(params, jnp.asarray(texts()))
     clock = jnp.int32(SLOTS - 3)  # the ring turns over while the rows are written
     logits, found = quick_jit(model.read)(params, padded(7), jnp.asarray(LENGTHS))

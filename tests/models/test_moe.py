@@ -10,7 +10,7 @@ import pytest
 
 from springroll.models.decoder import decoder
 from springroll.models.decoder_config import llama, shape_leaves, shapes
-from springroll.models.moe import balance, moe, route
+from springroll.models.moe import balance, chosen_are_less, moe, route
 from springroll.trees import Params
 from tests.compiling import normal, quick_jit
 from tests.reference.moe_per_token import moe_per_token
@@ -131,3 +131,11 @@ def test_balance_evens_out_a_router_with_favourites():
     before, after = quick_jit(both)(jnp.zeros(5))
     assert before.max() > 1.8 * before.mean()
     assert after.max() < 1.1 * after.mean()
+
+
+def test_chosen_experts_are_taken_where_they_are_less_work():
+    config = dataclasses.replace(CONFIG, experts=64, top_k=8)
+    assert chosen_are_less(config, 1)  # 8 experts to read, not 64
+    assert chosen_are_less(config, 256)  # 2,496 rows, not 16,384
+    assert not chosen_are_less(dataclasses.replace(config, experts=8), 256)  # all are chosen
+    assert not chosen_are_less(llama(8, 6, 2, 1, vocab=16), 1)

@@ -33,7 +33,7 @@ def read(
     """
     if groups is None:
         flat = lambda x: x.reshape(-1, *x.shape[2:])
-        return model.read(params, flat(tokens), flat(lengths))
+        return _unperturbed(model).read(params, flat(tokens), flat(lengths))
     row = lambda weights, tokens, length: factored(model.read)(weights, tokens[None], length[None])
     return _by_row(*groups.each_row(row, params, sign, tokens, lengths, out_axes=(0, 1)))
 
@@ -50,7 +50,7 @@ def step(
 ) -> tuple[Array, Entries]:
     """`model.step` with sign (G, g) and everything else by row, R = G g."""
     if groups is None:
-        return model.step(params, tokens, memory, seen, clock)
+        return _unperturbed(model).step(params, tokens, memory, seen, clock)
     shape = sign.shape
 
     def row(weights: PyTree, token: Array, memory: Memory, seen: Array) -> tuple[Array, Entries]:
@@ -67,6 +67,11 @@ def _by_row(logits: Array, entries: Entries) -> tuple[Array, Entries]:
     """Logits (G, g, 1, V) and what is remembered (L, G, g, 1, ...), both by row."""
     entries = jax.tree.map(lambda x: x.reshape(x.shape[0], -1, *x.shape[4:]), entries)
     return logits.reshape(-1, logits.shape[-1]), entries
+
+
+def _unperturbed(model: Generative) -> Generative:
+    """The model as it is quickest where all rows have the same weights."""
+    return getattr(model, "unperturbed", model)
 
 
 def split_layers(params: PyTree) -> PyTree:

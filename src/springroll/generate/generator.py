@@ -64,7 +64,8 @@ class Generator:
         segment: Steps after which the host looks what has ended, at most.
         per_group: Rows that share a copy of a pair's factors; by default all of a pair if all rows
             run at once, else those of one prompt.
-        prefill_tokens: Tokens of prompts that are read at once, at most (one row at least).
+        prefill_tokens: Tokens of prompts that are read at once, at most, up to the rounding of
+            numbers of rows, a quarter; one row at least.
         log_probabilities: Also return those of the tokens.
 
     Raises:

@@ -35,7 +35,7 @@ class StopStrings:
         `tokens` (n,) are those of a text so far; no stop string is in the first `start` of them.
         None: there is none in all of them either.
         """
-        longest = max(len(text.encode(errors="replace")) for text in self.strings)
+        longest = max((len(text.encode(errors="replace")) for text in self.strings), default=0)
         first = max(0, start - longest - MARGIN)
         holds = lambda stop: any(
             x in self.decode(tokens[first:stop].tolist()) for x in self.strings

@@ -16,7 +16,7 @@ import numpy as np
 from jax import Array, lax
 
 from springroll.models.decoder_config import DecoderConfig
-from springroll.models.dispatch import collect, dispatch, spread
+from springroll.models.dispatch import block_count, block_size, collect, dispatch, spread
 from springroll.models.grouped import grouped_dot
 from springroll.models.layers import gated
 from springroll.trees import Params
@@ -125,6 +125,20 @@ def every_expert(config: DecoderConfig, params: Params, x_BTD: Array) -> Array:
     if config.expert_bias:
         y_TD = y_TD + weight_TE @ nets["down_bias"]
     return y_TD.reshape(x_BTD.shape)
+
+
+def chosen_are_less(config: DecoderConfig, tokens: int) -> bool:
+    """Whether the experts that `tokens` tokens chose are less work than all experts for all.
+
+    They are if they are fewer weights to read or fewer rows to multiply. Not on a GPU, where the
+    blocks of `grouped_dot`, one after the other, are slower than one product of all.
+    """
+    if not config.experts or jax.default_backend() != "cpu":
+        return False
+    picks = tokens * config.top_k
+    size = block_size(picks, config.experts)
+    blocks = block_count(picks, config.experts, size)
+    return blocks < config.experts or blocks * size < tokens * config.experts
 
 
 def balance(bias: Array, load: Array, rate: float = 1e-3) -> Array:

@@ -172,6 +172,8 @@ class Generative(Protocol):
     in `step` (in `read` as the stack it is): a step that cuts layers out of a stack copies every
     weight and every row's memory before it uses them. For the same reason the parts of a memory may
     have L = 1 and come one by one.
+
+    A model with an attribute `unperturbed` is replaced by it where all rows have the same weights.
     """
 
     def memory(self, rows: int, length: int, dtype: DTypeLike) -> Memory:

@@ -9,7 +9,7 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any, BinaryIO, TypeAlias
 
-from springroll.bounded import parse_json, read_bytes
+from springroll.bounded import opened, parse_json, read_bytes
 from springroll.errors import InputError
 
 JsonObject: TypeAlias = dict[str, Any]
@@ -125,6 +125,20 @@ def json_object(content: bytes, where: object) -> JsonObject:
     if not isinstance(data, dict):
         raise InputError(f"{where} is not a JSON object")
     return data
+
+
+def json_lines(path: Path) -> list[JsonObject]:
+    """The JSON objects of a file, one a line; lines torn by a kill are left out, a missing file has
+    none. InputError when it cannot be read."""
+    if not path.exists():
+        return []
+    with opened(path) as file:
+        lines = file.read().splitlines()
+    objects = []
+    for line in lines:
+        with contextlib.suppress(InputError):
+            objects.append(json_object(line, path))
+    return objects
 
 
 def _sync_folder(folder: Path) -> None:

@@ -11,9 +11,12 @@ import jax
 import pytest
 
 import springroll as sr
+from springroll.cli.job import config_of
+from springroll.cli.jobs import job_of
 from springroll.cli.main import main
 from springroll.finetune import setup
 from springroll.finetune.config import FinetuneConfig
+from springroll.finetune.setup import prepare
 from springroll.models.decoder import decoder
 from springroll.models.decoder_config import CONFIGS
 from springroll.run.config import stored_id
@@ -96,6 +99,8 @@ def test_it_learns_and_resumes_to_the_same_bytes(tmp_path, place, options):
     assert main(command(place, tmp_path / "parts", *more, generations=2)) == 0
     assert main(command(place, tmp_path / "parts", "--resume")) == 0
     assert newest(tmp_path / "parts") == newest(tmp_path / "whole")
+    written = [(tmp_path / run / "answers.jsonl").read_bytes() for run in ("parts", "whole")]
+    assert written[0] == written[1]
     reward = figures(tmp_path / "whole", "train_reward")
     assert max(reward[1:]) > reward[0]
     assert len(figures(tmp_path / "whole", "valid_accuracy")) >= 2
@@ -119,9 +124,15 @@ def shown():
 
 
 @pytest.fixture(scope="module")
-def finished(place, shown):
+def said():
+    """What it said on standard error."""
+    return io.StringIO()
+
+
+@pytest.fixture(scope="module")
+def finished(place, shown, said):
     """A run that several tests read; those that change it copy it first."""
-    with contextlib.redirect_stdout(shown):
+    with contextlib.redirect_stdout(shown), contextlib.redirect_stderr(said):
         assert main(command(place, place / "finished", *ES.split())) == 0
     return place / "finished"
 
@@ -142,11 +153,54 @@ def test_a_journal_that_is_ahead_is_told_without_generating(tmp_path, place, fin
     assert "going on with" in capsys.readouterr().err
 
 
+def test_what_the_model_wrote_is_kept_and_shown(finished, said):
+    rows = [json.loads(row) for row in (finished / "answers.jsonl").read_text().splitlines()]
+    assert [(row["generation"], row["place"]) for row in rows] == [
+        (generation, place)
+        for generation in (0, GENERATIONS)
+        for place in ("best", "median", "worst")
+    ]
+    for best, median, worst in (rows[:3], rows[3:]):
+        assert best["reward"] >= median["reward"] >= worst["reward"]
+    assert all(row["prompt"].startswith("say ") and len(row["answer"]) <= 4 for row in rows)
+    assert rows[0]["truncated"] and "reference" not in rows[0]  # which is nothing but the prompt
+    assert f"held-out answers of generation {GENERATIONS}:\n  best " in said.getvalue()
+
+
+def test_a_warning_is_said_once_and_kept(finished, said):
+    lines = [line for line in said.getvalue().splitlines() if line.startswith("warning: ")]
+    summary = json.loads((finished / "summary.json").read_text())
+    assert lines == [f"warning: {summary['warning_truncated']}"]
+    assert "cut off at --max-tokens 4 (mean length 4 tokens)" in lines[0]
+
+
+def test_prompts_that_are_too_long_are_left_out_and_counted(tmp_path, place):
+    """Every other one is longer by the same word."""
+    records = [json.dumps({"prompt": f"say {'so ' * (i % 2)}{i:02d}: "}) for i in range(40)]
+    (tmp_path / "prompts.jsonl").write_text("\n".join(records))
+    more = ("--eval-problems", "40", "--data", str(tmp_path / "prompts.jsonl"))
+    config = config_of(job_of("finetune"), command(place, "unused", *more)[1:])
+    setup = prepare(config, new=True)
+    assert setup.config.max_prompt_tokens == 4096 - 4 and not setup.held_out.dropped
+    lengths = {len(prompt) for prompt in setup.held_out.prompts}
+    limited = prepare(replace(config, max_prompt_tokens=min(lengths)), new=True)
+    asked = limited.train(3, 8)
+    assert {len(prompt) for prompt in (*asked.prompts, *limited.held_out.prompts)} == {min(lengths)}
+    assert asked.dropped and limited.train(3, 8) == asked  # a function of the generation
+    assert limited.held_out.dropped + len(limited.held_out.prompts) == len(setup.held_out.prompts)
+    assert {"long_prompts", "long_held_out"} == limited.seen.warnings.keys()
+
+
 def test_it_prints_accuracy_beside_what_else_changed(tmp_path, finished, shown, capsys):
     for word in ("accuracy", "format rate", "truncation rate", "mean length", "reward"):
         assert f"held-out {word}" in shown.getvalue()
     summary = json.loads((finished / "summary.json").read_text())
     assert summary["tokens"] <= GENERATIONS * 32 * 3 * 4
+    measured = figures(finished, "valid_reward")
+    assert (summary["first_valid_reward"], summary["valid_reward"]) == (measured[0], measured[-1])
+    assert summary["best_valid_reward"] == max(measured) and summary["valid_reward_error"] >= 0
+    assert {f"{name}_seconds" for name in ("generate", "score", "update")} <= summary.keys()
+    assert "held-out reward at the start" in shown.getvalue()
     assert (finished / "curve.png").stat().st_size > 10_000
     best = sorted((finished / "best").glob("*.json"))  # of fixed generations, and the last
     reward = figures(finished, "valid_reward")
@@ -154,8 +208,10 @@ def test_it_prints_accuracy_beside_what_else_changed(tmp_path, finished, shown, 
     assert main(["eval", str(finished), "--json"]) == 0
     again = json.loads(capsys.readouterr().out)
     assert again["valid_reward"] == summary["valid_reward"] and again["problems"] == 4
-    assert main(["eval", str(finished), "--best", "--problems", "2"]) == 0
-    assert "truncation rate" in capsys.readouterr().out
+    assert main(["eval", str(finished), "--best", "--problems", "2", "--answers"]) == 0
+    printed = capsys.readouterr().out
+    assert "truncation rate" in printed
+    assert [line.split()[0] for line in printed.splitlines()[-2:]] == ["best", "worst"]
     assert main(["export", str(finished), str(tmp_path / "model"), "--best"]) == 0
     assert (tmp_path / "model" / "tokenizer.json").exists()
     sr.load_hf(tmp_path / "model")
@@ -176,6 +232,9 @@ def test_it_prints_accuracy_beside_what_else_changed(tmp_path, finished, shown, 
         ("--sigma 0", "sigma is 0.0; it must be above 0"),
         ("--prompts 0", "prompts is 0"),
         ("--max-tokens 0", "max_tokens is 0"),
+        ("--max-tokens 5000", "the model reads 4,096 tokens at most, and max_tokens is 5,000"),
+        ("--max-prompt-tokens 4093", "are 4,097 tokens; the model reads 4,096 at most"),
+        ("--max-prompt-tokens 3", "held-out problems have longer prompts than max_prompt_tokens 3"),
         ("--anchor 1", "below 1"),
         ("--momentum 1", "below 1"),
         ("--kl -1", "0 or more"),

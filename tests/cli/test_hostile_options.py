@@ -159,7 +159,7 @@ def test_every_number_is_declared_with_a_range_that_is_bounded(kind):
         ("pretrain --lr 1e308", "lr is 1e+308; floats of 32 bits hold"),
         ("train --tokens 1000000000000", "sequence is 1000000000000; it must be at most 2,147,48"),
         ("train --batch 2147483647 --sequence 4096", "sequence 4,096) would take 8 TiB"),
-        ("finetune --prompts 2147483647 --model x", "max_tokens 64) would take 128 TiB"),
+        ("finetune --prompts 2147483647 --model x", "max_tokens 1) would take 2 TiB"),
         ("rl --width 2147483647", "the policy (width 2,147,483,647, layers 3) and the episodes"),
         ("rl --layers 2147483647", "layers 2,147,483,647) and the episodes of a generation"),
         ("rl --workers 2000", "workers is 2000; it must be from 1 to 1,024"),

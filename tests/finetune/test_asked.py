@@ -5,6 +5,7 @@ from types import SimpleNamespace
 import pytest
 
 from springroll.errors import InputError
+from springroll.finetune.config import FinetuneConfig
 from springroll.finetune.setup import Asked, Setup
 from springroll.tasks.problem import Problem
 from springroll.tasks.task_line import task_of_line
@@ -23,6 +24,7 @@ def setup_of(tokenizer, task=None, prompts=()):
         greedy=nothing,
         parameters=0,
         held_out=Asked([], [*prompts]),
+        config=FinetuneConfig(),
     )
 
 

@@ -55,8 +55,12 @@ class FinetuneConfig(SamplingOptions, RunConfig):
     answers: int = option(1, COUNT)
     """Answers of a member to each prompt, of which the best counts (pass@k). More than 1 needs a
     temperature."""
-    max_tokens: int = option(64, COUNT)
-    """Largest number of tokens of an answer."""
+    max_tokens: int | None = option(None, COUNT)
+    """Largest number of tokens of an answer. Default: what the task needs, such as 16 for plain
+    sums, 400 for gsm8k and 64 for `module:function`."""
+    max_prompt_tokens: int | None = option(None, COUNT)
+    """Largest number of tokens of a prompt; other problems take the place of those whose prompts
+    are longer. Default: what the model's context leaves beside an answer."""
     temperature: float | None = option(None, NOT_NEGATIVE)
     """Sampling temperature; 0 takes the likeliest token. Default: 0 of `es`, 1 of `grpo`."""
     rank: int | None = option(None, COUNT)
@@ -170,8 +174,9 @@ class FinetuneConfig(SamplingOptions, RunConfig):
         members, prompts = self.population + self.unperturbed, self.num_prompts * self.answers
         asked = f"pop_size {self.population:,}, unperturbed {self.unperturbed:,}"
         asked += f", prompts {self.num_prompts:,}, answers {self.answers:,}"
-        what = f"the answers of a generation ({asked}, max_tokens {self.max_tokens:,})"
-        return {what: 4 * members * prompts * self.max_tokens}
+        tokens = self.max_tokens or 1  # at least, where the task decides
+        what = f"the answers of a generation ({asked}, max_tokens {tokens:,})"
+        return {what: 4 * members * prompts * tokens}
 
     @property
     def population(self) -> int:

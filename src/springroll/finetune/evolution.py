@@ -25,6 +25,7 @@ from springroll.finetune.judging import best_of
 from springroll.finetune.setup import Asked, Setup, decaying
 from springroll.quant.int8_weights import dequantize_weights, quantize_weights
 from springroll.quant.quantize_state import quantize_state
+from springroll.run.clocks import laps
 from springroll.run.job import SavedWeights
 from springroll.run.task import Curve, Metrics, Task
 from springroll.thin.discovery import discover
@@ -83,6 +84,7 @@ def es_task(config: FinetuneConfig, setup: Setup) -> Task:
     def evaluate(
         state: EvolutionState, members: Members, carry: None, asked: Asked
     ) -> tuple[np.ndarray, None, Metrics]:
+        lap = laps()
         repeated = [each for each in asked.prompts for _ in range(config.answers)]
         generated = setup.generator.run(
             state.params,
@@ -91,13 +93,19 @@ def es_task(config: FinetuneConfig, setup: Setup) -> Task:
             seed=sampling_seed(config.seed, int(state.generation)),
             unperturbed=config.unperturbed,
         )
+        generate_seconds = lap()
         problems = [each for each in asked.problems for _ in range(config.answers)]
         found = setup.judged(Asked(problems, repeated), generated)
-        reward = best_of(found, config.answers).reward
+        best = best_of(found, config.answers)
+        setup.seen.look_at_rewards(best, generated, config.method)
+        reward = best.reward
         count = config.population
         figures = found.figures("train_") | {
             "tokens": int(generated.written.sum()),
             "occupancy": generated.occupancy,
+            "prompts_dropped": asked.dropped,
+            "generate_seconds": generate_seconds,
+            "score_seconds": lap(),
         }
         if config.unperturbed:
             floor, spread = spread_of(reward[count:]), spread_of(reward[:count])
@@ -107,8 +115,11 @@ def es_task(config: FinetuneConfig, setup: Setup) -> Task:
     def tell(
         state: EvolutionState, members: Members, scores: np.ndarray
     ) -> tuple[EvolutionState, Metrics]:
+        lap = laps()
         state, told = update(state, members, per_prompt(jnp.asarray(scores)))
-        return state, {name: told[name] for name in ("sigma", "step_ratio")}
+        jax.block_until_ready(state)
+        figures = {name: told[name] for name in ("sigma", "step_ratio")}
+        return state, figures | {"update_seconds": lap()}
 
     return Task(
         init=init,
@@ -119,14 +130,16 @@ def es_task(config: FinetuneConfig, setup: Setup) -> Task:
         tell=tell,
         validate=lambda state, _: setup.validated(state.params),
         pop_size=config.population,
-        tokens=config.population * config.num_prompts * config.answers * config.max_tokens,
+        tokens=config.population * config.num_prompts * config.answers * setup.greedy.max_tokens,
         seed=config.seed,
         lost_limit=LOST_LIMIT,
         unscored=lambda: setup.task.failures.line,
+        answers=lambda: setup.seen.answers,
+        warnings=lambda: setup.seen.warnings,
         identity=setup.identity,
         curve=curve_of(config, setup),
         keep_best=True,
-        validation_tokens=config.eval_problems * config.max_tokens,
+        validation_tokens=config.eval_problems * setup.greedy.max_tokens,
     )
 
 

@@ -18,6 +18,7 @@ from springroll.finetune.evolution import LOST_LIMIT, curve_of, sampling_seed
 from springroll.finetune.setup import Asked, Setup
 from springroll.generate.generator import Generated
 from springroll.models.protocols import LanguageModel
+from springroll.run.clocks import laps
 from springroll.run.job import SavedWeights
 from springroll.run.task import Metrics, Task
 from springroll.train.build import pretrained
@@ -95,6 +96,7 @@ def grpo_task(config: FinetuneConfig, setup: Setup) -> Task:
     def evaluate(
         state: None, members: None, carry: PyTree, asked: Asked
     ) -> tuple[np.ndarray, PyTree, Metrics]:
+        lap = laps()
         learnt, generation = carry
         generated = setup.generator.run(
             learner.params(learnt),
@@ -103,8 +105,12 @@ def grpo_task(config: FinetuneConfig, setup: Setup) -> Task:
             seed=sampling_seed(config.seed, generation),
             copies=config.population,
         )
+        generate_seconds = lap()
         found = setup.judged(asked, generated)
-        rollout = rollout_of(asked.prompts, generated, advantages(found.reward), config.max_tokens)
+        setup.seen.look_at_rewards(found, generated, config.method)
+        limit = setup.generator.max_tokens
+        score_seconds = lap()
+        rollout = rollout_of(asked.prompts, generated, advantages(found.reward), limit)
         if first is not None:
             reference = -nats(first, rollout.tokens, rollout.targets, config.sampling_temperature)[
                 0
@@ -113,9 +119,14 @@ def grpo_task(config: FinetuneConfig, setup: Setup) -> Task:
         metrics: dict[str, Array] = {}
         for _ in range(config.epochs):
             learnt, metrics = learner.step(learnt, rollout)
+        jax.block_until_ready(learnt)
         figures = found.figures("train_") | {
             "tokens": int(generated.written.sum()),
             "occupancy": generated.occupancy,
+            "prompts_dropped": asked.dropped,
+            "generate_seconds": generate_seconds,
+            "score_seconds": score_seconds,
+            "update_seconds": lap(),
             "grad_norm": metrics["grad_norm"],
         }
         return found.reward, (learnt, generation + 1), figures
@@ -128,14 +139,16 @@ def grpo_task(config: FinetuneConfig, setup: Setup) -> Task:
         tell=lambda state, members, scores: (None, {}),
         validate=lambda _, carry: setup.validated(learner.params(carry[0])),
         pop_size=config.population,
-        tokens=config.population * config.num_prompts * config.max_tokens,
+        tokens=config.population * config.num_prompts * setup.greedy.max_tokens,
         seed=config.seed,
         lost_limit=LOST_LIMIT,
         unscored=lambda: setup.task.failures.line,
+        answers=lambda: setup.seen.answers,
+        warnings=lambda: setup.seen.warnings,
         identity=setup.identity,
         curve=curve_of(config, setup),
         keep_best=True,
-        validation_tokens=config.eval_problems * config.max_tokens,
+        validation_tokens=config.eval_problems * setup.greedy.max_tokens,
     )
 
 

@@ -24,9 +24,11 @@ Fine-tune a language model on a reward: forward passes only, or GRPO to compare 
 def build(config: FinetuneConfig) -> job.Prepared[FinetuneConfig]:
     """Read the model's files, the tokenizer and the problems."""
     from springroll.finetune.setup import prepare, resolved
+    from springroll.run.config import check_sizes
 
-    setup = prepare(config)
-    config = config if config.resume else resolved(config, setup.parameters)
+    setup = prepare(config, new=not config.resume)
+    config = setup.config if config.resume else resolved(setup.config, setup.parameters)
+    check_sizes(config)  # with the lengths that were left to the task
     group = "answers per prompt" if config.method == "grpo" else "members"
     opening = (
         f"{config.model}: {setup.parameters:,} {config.weights} parameters; {setup.task.name}; "
@@ -71,14 +73,27 @@ def report(out: str, summary: job.Summary) -> job.Rows:
     from springroll.run.report import closing_rows, figure_rows
 
     names = {
+        "held-out accuracy at the start": ("first_valid_accuracy", "%"),
         "held-out accuracy": ("valid_accuracy", "%"),
+        "standard error of accuracy": ("valid_accuracy_error", "%"),
+        "best held-out accuracy": ("best_valid_accuracy", "%"),
         "held-out format rate": ("valid_format_rate", "%"),
         "held-out truncation rate": ("valid_truncation_rate", "%"),
         "held-out mean length": ("valid_mean_length", " tokens"),
+        "held-out reward at the start": ("first_valid_reward", ""),
         "held-out reward": ("valid_reward", ""),
+        "standard error of reward": ("valid_reward_error", ""),
+        "best held-out reward": ("best_valid_reward", ""),
+        "best generation": ("best_generation", ""),
+    }
+    phases = {
+        f"to {name}": (f"{name}_seconds", " s a generation")
+        for name in ("generate", "score", "update")
     }
     following = ("next", f"{program()} export {out} FOLDER")
-    return [*figure_rows(summary, names), *closing_rows(out, summary), following]
+    warnings = [("warning", str(x)) for name, x in summary.items() if name.startswith("warning_")]
+    figures = [*figure_rows(summary, names), *warnings, *figure_rows(summary, phases)]
+    return [*figures, *closing_rows(out, summary), following]
 
 
 def evaluate(run: job.OpenRun[FinetuneConfig], options: job.EvalOptions) -> job.Evaluation:
@@ -89,20 +104,23 @@ def evaluate(run: job.OpenRun[FinetuneConfig], options: job.EvalOptions) -> job.
 
     count = options.problems or run.config.eval_problems
     setup = prepare(replace(run.config, eval_problems=count))
+    setup = replace(setup, greedy=replace(setup.greedy, temperature=options.temperature))
     weights = loaded(run, setup, options.best)
     figures = {
         "run": run.path,
         "generation": weights.generation,
         "problems": len(setup.held_out.problems),
-        **setup.validated(weights.params),
+        **setup.validated(weights.params, options.answers or 0, options.seed),
     }
     title = f"{run.path} at generation {weights.generation:,}"
-    caption = f"{setup.held_out_line}, greedily"
+    how = f"at temperature {options.temperature:g}" if options.temperature else "greedily"
+    caption = f"{setup.held_out_line}, {how}"
     table = Table("held-out", "", title=title, caption=caption)
     for name, value in figures.items():
         if name.startswith("valid_"):
             table.add_row(name.removeprefix("valid_").replace("_", " "), f"{value:.4g}")
-    return job.Evaluation(figures, table, weights.notes)
+    notes = [*weights.notes, *(f"warning: {line}" for line in setup.seen.warnings.values())]
+    return job.Evaluation(figures, table, notes, setup.seen.answers)
 
 
 def loaded(run: job.OpenRun[FinetuneConfig], setup: "Setup", best: bool = False) -> "Weights":
@@ -159,5 +177,6 @@ JOB = job.Job(
     weights=weights,
     exports=True,
     explain=explain,
+    answers=True,
     keeps_best=True,
 )

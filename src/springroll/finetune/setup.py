@@ -2,14 +2,16 @@
 
 import functools
 import hashlib
+import math
 import os
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import NamedTuple, Protocol
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jax import Array
 from jax.typing import ArrayLike, DTypeLike
 
@@ -18,14 +20,17 @@ from springroll.errors import InputError
 from springroll.evolve.momentum import Momentum
 from springroll.finetune.config import FinetuneConfig
 from springroll.finetune.judging import Judged, judged
+from springroll.finetune.lengths import with_lengths
+from springroll.finetune.seen import Seen, advice, some_answers
 from springroll.generate.generator import Generated, Generator
 from springroll.generate.stopping import StopStrings
 from springroll.hub import hf_folder
 from springroll.memory import available_bytes, check_fits
 from springroll.models.decoder_config import size
-from springroll.models.hf.files import family_of, open_hf, weight_files
+from springroll.models.hf.files import context_length, family_of, open_hf, weight_files
 from springroll.models.hf.load import load_hf
 from springroll.models.protocols import Generative, LanguageModel
+from springroll.run.answers import SHOWN
 from springroll.run.job import Explained
 from springroll.tasks.problem import Problem, TextTask
 from springroll.tasks.task_line import task_of_line
@@ -33,6 +38,7 @@ from springroll.tokens.tokenizer import Tokenizer, end_tokens, open_tokenizer, p
 from springroll.trees import PyTree
 
 PROBLEM = 500  # bytes of a problem, at least
+ATTEMPTS = 1000  # problems in a row whose prompts are too long
 ENDS = 1 << 16  # bytes of both ends of a file that go into its fingerprint
 
 
@@ -41,6 +47,7 @@ class Asked(NamedTuple):
 
     problems: list[Problem]
     prompts: list[list[int]]
+    dropped: int = 0  # others, whose prompts were too long
 
 
 class WritingModel(Generative, LanguageModel, Protocol):
@@ -62,6 +69,8 @@ class Setup:
     greedy: Generator  # the same at temperature 0, for validation
     parameters: int
     held_out: Asked
+    config: FinetuneConfig  # with the lengths that were left to task and model
+    seen: Seen = field(default_factory=Seen)
 
     def params(self, dtype: DTypeLike = jnp.float32) -> PyTree:
         """The weights in the folder, on the device."""
@@ -99,18 +108,59 @@ class Setup:
             raise InputError(f"{problem.where} is no prompt: {error}") from None
 
     def train(self, generation: int, count: int) -> Asked:
-        """The problems of a generation, `count` of them."""
-        first = generation * count
-        return self.asked([self.task.train(first + i) for i in range(count)])
+        """The problems of a generation, `count` of them.
+
+        In place of one whose prompt is too long comes that of its place in the next generation.
+
+        Raises:
+            InputError: too many in a row are too long.
+        """
+        first, dropped = generation * count, 0
+        asked = self.asked([self.task.train(first + i) for i in range(count)])
+        limit = self.config.max_prompt_tokens or max(map(len, asked.prompts))
+        for place in range(count):
+            index = first + place
+            while (length := len(asked.prompts[place])) > limit:
+                index, dropped = index + count, dropped + 1
+                if index >= first + ATTEMPTS * count:
+                    raise InputError(
+                        f"{ATTEMPTS} problems in a row have longer prompts than max_prompt_tokens "
+                        f"{limit:,}, the last {length:,} tokens; give more, or shorter prompts"
+                    )
+                self.seen.warnings.setdefault(
+                    "long_prompts",
+                    f"prompts of more than {limit:,} tokens (max_prompt_tokens) are left out, the "
+                    f"first has {length:,}; other problems take their place, and metrics count "
+                    f"them as prompts_dropped",
+                )
+                [problem], [prompt], _ = self.asked([self.task.train(index)])
+                asked.problems[place], asked.prompts[place] = problem, prompt
+        return asked._replace(dropped=dropped)
 
     def judged(self, asked: Asked, generated: Generated) -> Judged:
         """What the answers are worth."""
         return judged(self.task, self.tokenizer, asked.problems, generated)
 
-    def validated(self, params: PyTree) -> dict[str, float]:
-        """Figures of weights on the held-out problems, answered greedily."""
-        generated = self.greedy.run(params, None, self.held_out.prompts)
-        return self.judged(self.held_out, generated).figures("valid_")
+    def validated(self, params: PyTree, shown: int = SHOWN, seed: int = 0) -> dict[str, float]:
+        """Figures of weights on the held-out problems, answered greedily.
+
+        Some of the answers, and what is to be said of them, are in `seen`.
+
+        Args:
+            shown: how many answers.
+            seed: of drawing them, where `greedy` was given a temperature.
+        """
+        generated = self.greedy.run(params, None, self.held_out.prompts, seed=seed)
+        found = self.judged(self.held_out, generated)
+        problems, chats = self.held_out.problems, self.tokenizer.chats
+        self.seen.answers = some_answers(
+            self.task, self.tokenizer, problems, generated, found, shown
+        )
+        limit = self.greedy.max_tokens
+        self.seen.warnings |= advice(found.figures(), self.config.task, self.task, chats, limit)
+        measure = self.task.measure
+        values = found.reward if measure == "reward" else found.correct
+        return found.figures("valid_") | {f"valid_{measure}_error": standard_error(values)}
 
     @property
     def held_out_line(self) -> str:
@@ -145,8 +195,12 @@ def resolved(config: FinetuneConfig, parameters: int) -> FinetuneConfig:
     return replace(config, momentum_generations=generations)
 
 
-def prepare(config: FinetuneConfig) -> Setup:
+def prepare(config: FinetuneConfig, *, new: bool = False) -> Setup:
     """Find the model, its tokenizer and the task; weights are read later.
+
+    Args:
+        config: of the run.
+        new: the run begins, so that its lengths are to be decided (see `with_lengths`).
 
     Raises:
         InputError: one of them is missing or does not fit the others.
@@ -157,6 +211,8 @@ def prepare(config: FinetuneConfig) -> Setup:
     tokenizer = open_tokenizer(folder)
     config_of = open_hf(folder).config
     family = family_of(config_of)
+    config = with_lengths(config, task, context_length(folder) if new else None)
+    assert config.max_tokens is not None
     model = family.model(config_of)
     stop = StopStrings(task.stop, tokenizer.decode) if task.stop else None
     generator = Generator(
@@ -187,12 +243,46 @@ def prepare(config: FinetuneConfig) -> Setup:
         greedy=greedy,
         parameters=size(family.shapes(config_of)),
         held_out=Asked([], []),
+        config=config,
     )
     most = min(config.eval_problems, task.held_out_size or config.eval_problems)
     needed = most * (4 * config.max_tokens + PROBLEM)
     check_fits(needed, f"{most:,} held-out problems (eval_problems) and their answers")
     setup.asked(task.forms)  # what the template refuses is found now
-    return replace(setup, held_out=setup.asked([task.held_out(i) for i in range(most)]))
+    held_out = setup.asked([task.held_out(i) for i in range(most)])
+    setup = replace(setup, held_out=short(held_out, setup))
+    if new:
+        setup.train(0, config.num_prompts)  # whether all are too long is found now
+    return setup
+
+
+def short(asked: Asked, setup: Setup) -> Asked:
+    """Held-out problems without those whose prompts are too long.
+
+    Raises:
+        InputError: none is left.
+    """
+    limit = setup.config.max_prompt_tokens
+    lengths = [len(prompt) for prompt in asked.prompts]
+    kept = [i for i, length in enumerate(lengths) if limit is None or length <= limit]
+    dropped = len(lengths) - len(kept)
+    if not kept:
+        raise InputError(
+            f"all {dropped:,} held-out problems have longer prompts than max_prompt_tokens "
+            f"{limit:,}, the shortest {min(lengths):,} tokens; give more, or shorter prompts"
+        )
+    if dropped:
+        setup.seen.warnings["long_held_out"] = (
+            f"{dropped:,} of {len(lengths):,} held-out problems are left out: their prompts have "
+            f"more than {limit:,} tokens (max_prompt_tokens), the longest {max(lengths):,}"
+        )
+    return Asked([asked.problems[i] for i in kept], [asked.prompts[i] for i in kept], dropped)
+
+
+def standard_error(values: np.ndarray) -> float:
+    """Of the mean of independent values, of those that are finite; NaN of fewer than two."""
+    there = values[np.isfinite(values)].astype(np.float64)
+    return float(there.std(ddof=1) / np.sqrt(there.size)) if there.size > 1 else math.nan
 
 
 def _is_shape(node: PyTree) -> bool:

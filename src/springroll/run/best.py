@@ -81,6 +81,11 @@ class Best:
             if generation not in self._metas() and figure > self._figure:
                 store(self._folder, {"figure": figure, "passing": True}, 2)
 
+    def kept(self) -> tuple[int, float] | None:
+        """The generation whose weights `--best` takes, and its figure."""
+        metas = self._metas() if self._keeps else {}
+        return max(((at, float(meta["figure"])) for at, meta in metas.items()), default=None)
+
     def tidy(self, passing: int | None = None) -> None:
         """Remove what is superseded, as a kill may come before that is done.
 

@@ -46,6 +46,18 @@ class Clock:
         self._last = self._now()
 
 
+def laps() -> Callable[[], float]:
+    """A function that returns the seconds since it was last called, or made."""
+    last = time.perf_counter()
+
+    def lap() -> float:
+        nonlocal last
+        before, last = last, time.perf_counter()
+        return last - before
+
+    return lap
+
+
 class Stopwatch:
     """The seconds of training, continued over resumes; stands still while paused."""
 

@@ -2,6 +2,7 @@
 
     config.json     the resolved config
     metrics.jsonl   one JSON object per logged generation
+    answers.jsonl   of models that answer, some of what they wrote (see answers.py)
     tensorboard/    the same figures as TensorBoard events
     journal         the fitness vector of every generation (see journal.py)
     checkpoints/    the newest training states (see checkpoint.py)
@@ -43,6 +44,10 @@ class RunFolder:
     @property
     def metrics(self) -> Path:
         return self.path / "metrics.jsonl"
+
+    @property
+    def answers(self) -> Path:
+        return self.path / "answers.jsonl"
 
     @property
     def tensorboard(self) -> Path:

@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from rich.console import Console
     from rich.table import Table
 
+    from springroll.atomic import JsonObject
     from springroll.run.folder import RunFolder
     from springroll.run.loop import Result
     from springroll.run.task import Task
@@ -88,8 +89,15 @@ class EvalOptions:
     """Bytes per row; default: as in training."""
     problems: int | None = option(None, COUNT)
     """Held-out problems; default: as in training."""
+    temperature: float = option(0.0, NOT_NEGATIVE)
+    """Sampling temperature of answers to problems; 0 takes the likeliest token."""
+    seed: int = option(0, SEED)
+    """Equal seeds draw equal answers."""
     episodes: int | None = option(None, COUNT)
     """Episodes of a policy; default: as in training."""
+    answers: int | None = option(None, COUNT)
+    """Also print so many of the answers, from the best to the worst, and put them into the JSON;
+    without a number 3."""
     best: bool = False
     """For a run of `finetune` or `rl`: take the weights that validated best, not the newest."""
     json: bool = False
@@ -107,6 +115,7 @@ class Evaluation(NamedTuple):
     figures: Figures
     table: "Table"  # the same for people
     notes: Sequence[str]  # checkpoints passed over, one line each
+    answers: "Sequence[JsonObject]" = ()  # rows of `answers.answer_row`, where they are asked for
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -190,6 +199,8 @@ class Job(Generic[C]):
     """Whether transformers knows the model, so that it can be exported."""
     explain: Callable[[C], Explained]
     """The function that a run with this config trains."""
+    answers: bool = False
+    """Whether what is evaluated are answers, which people can read."""
     keeps_best: bool = False
     """Whether the weights that validated best are kept beside the newest."""
     models: Callable[[], Sequence[str]] = lambda: ()

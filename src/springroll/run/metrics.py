@@ -7,9 +7,7 @@ import sys
 from pathlib import Path
 from typing import TypeAlias
 
-from springroll.atomic import JsonObject, json_object, naming, replacing
-from springroll.bounded import opened
-from springroll.errors import InputError
+from springroll.atomic import JsonObject, json_lines, naming, replacing
 from springroll.run.board import Board
 
 Row: TypeAlias = JsonObject
@@ -24,6 +22,7 @@ class MetricsFile:
 
     Attributes:
         newest: the last value of every figure.
+        first: the first value of every figure.
         newest_at: the generation that it is of.
 
     Args:
@@ -42,6 +41,7 @@ class MetricsFile:
         with replacing(path) as file:
             file.writelines(map(_line, rows))
         self.newest: Row = {}
+        self.first: Row = {}
         self.newest_at: dict[str, int] = {}
         for row in rows:
             self._note(row)
@@ -68,6 +68,7 @@ class MetricsFile:
 
     def _note(self, row: Row) -> None:
         self.newest |= row
+        self.first = row | self.first
         generation: int = row["generation"]
         self.newest_at |= {name: generation for name in row}
 
@@ -80,19 +81,7 @@ class MetricsFile:
 
 def read_rows(path: Path) -> list[Row]:
     """The rows of a metrics file; lines torn by a kill are left out, a missing file has none."""
-    if not path.exists():
-        return []
-    with opened(path) as file:
-        lines = file.read().splitlines()
-    rows = []
-    for line in lines:
-        try:
-            row = json_object(line, path)
-        except InputError:
-            continue
-        if _is_row(row):
-            rows.append(row)
-    return rows
+    return [row for row in json_lines(path) if _is_row(row)]
 
 
 def _is_row(row: Row) -> bool:

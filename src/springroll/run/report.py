@@ -33,7 +33,8 @@ def figure_rows(summary: Summary, names: Mapping[str, tuple[str, str]]) -> Rows:
     Args:
         names: label -> (name in the summary, unit); with the unit "%" a share is spelt in percent.
     """
-    spelt = lambda value, unit: f"{100 * value:.1f}" if unit == "%" else f"{value:.3g}"
+    number = lambda value: f"{value:,}" if isinstance(value, int) else f"{value:.3g}"
+    spelt = lambda value, unit: f"{100 * value:.1f}" if unit == "%" else number(value)
     return [
         (label, spelt(summary[name], unit) + unit)
         for label, (name, unit) in names.items()

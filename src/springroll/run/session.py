@@ -10,6 +10,7 @@ import numpy as np
 from springroll.atomic import saving, write_json
 from springroll.errors import InputError
 from springroll.run import checkpoint
+from springroll.run.answers import Answers
 from springroll.run.best import Best, Store
 from springroll.run.clocks import Clock, Stopwatch
 from springroll.run.config import RunConfig
@@ -25,6 +26,7 @@ from springroll.run.task import Carry, Metrics, Scalar, State, Task, Training
 
 SAVE_SHARE = 0.05  # of the time: small models are saved at nearly every generation
 EVAL_SHARE = 0.10
+ANSWERS_EVERY = 60.0  # seconds between two times that answers are shown
 WINDOW = 256  # generations at most whose figures are averaged between two logs
 
 
@@ -75,6 +77,8 @@ class Session:
         self._warned = False
         self._guard.saved = start.saved
         self._best = Best(folder.best, task)
+        showing = Clock(self._watch, ANSWERS_EVERY)
+        self._answers = Answers(folder.answers, self._best.due, display.note, showing)
         self._validated: int | None = None
         read_rows(folder.metrics)  # what cannot be read is refused before anything is written
 
@@ -84,6 +88,8 @@ class Session:
             self._journal.begin()
         with saving(self._folder.best):
             self._best.tidy()
+        with saving(self._folder.answers):
+            self._answers.begin(self.generation)
         with saving(self._folder.metrics):
             self._metrics = MetricsFile(
                 self._folder.metrics, self._folder.tensorboard, after=self.generation
@@ -157,6 +163,7 @@ class Session:
             self._steady_tokens += tokens
         self._first = False
         self._ended = now
+        self._warn()
 
     def log(self) -> None:
         """Write and show the figures since the last log.
@@ -196,8 +203,20 @@ class Session:
             }
             # First, so that whatever is in the metrics was looked at.
             self._best.consider(self.generation, figures, self._storing(state, carry))
+            with saving(self._folder.answers):
+                title = f"held-out answers of {self._task.iteration} {self.generation}:"
+                self._answers.keep(self.generation, self._task.answers(), title)
             self._write({**self._counted(self._watch()), **figures})
             self._validated = self.generation
+            self._warn()
+
+    def _warn(self) -> None:
+        """Say what was not said before in this run."""
+        for name, line in self._task.warnings().items():
+            named = f"warning_{name}"
+            if self._metrics.newest.get(named) is None:
+                self._display.note(f"warning: {line}")
+                self._write({**self._counted(self._watch()), named: line})
 
     def _storing(self, state: State, carry: Carry) -> Store:
         return lambda folder, meta, keep: self._store(folder, state, carry, meta, keep=keep)
@@ -246,6 +265,7 @@ class Session:
                 self._best.close(self.generation, newest, store)
         if self._window:
             self.log()
+        self._answers.show()
         if self._row:
             self._show(self._row, last=True)
         self._guard.look_at_end(self.generation)
@@ -284,8 +304,12 @@ class Session:
             else (self._watch(), self.generation, self._tokens)
         )
         per_second = 1 / seconds if seconds else 0.0
+        valid, best = self._task.curve.valid, self._best.kept()
+        first = self._metrics.first.get(valid)
         return {
             **newest,
+            **({} if first is None else {f"first_{valid}": first}),
+            **({} if best is None else {"best_generation": best[0], f"best_{valid}": best[1]}),
             **self._task.summary,
             f"{self._task.unit}_per_second": per_second * tokens,
             "members_per_second": per_second * generations * self._task.pop_size,

@@ -16,9 +16,11 @@ optimizer's state are its carry, `evaluate` makes the step, and there is nothing
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, NamedTuple, TypeAlias
+
+from springroll.atomic import JsonObject
 
 if TYPE_CHECKING:
     import jax
@@ -99,6 +101,12 @@ class Task:
     """Stop after so many generations in a row without one finite fitness."""
     unscored: Callable[[], str] = lambda: ""
     """What could not be scored so far and why, in a line; empty where the task does not know."""
+    answers: Callable[[], Sequence[JsonObject]] = tuple
+    """Some of what the model wrote at the last validation, from the best to the worst: rows of
+    `answers.answer_row`, which answers.jsonl keeps."""
+    warnings: Callable[[], Mapping[str, str]] = dict
+    """What the user should know and can change, a line each by a name; every one is said once, and
+    kept in metrics and summary as `warning_NAME`."""
     identity: Mapping[str, str] = field(default_factory=dict)
     """What else must be the same when a run goes on: for text, the hash of the corpus."""
     summary: Mapping[str, float | int | str] = field(default_factory=dict)

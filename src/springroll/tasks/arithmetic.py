@@ -51,6 +51,8 @@ def arithmetic_task(
         lambda held_out, index: arithmetic_problem(seed, held_out, index, **problems),
         lambda text, reference: judge(text, reference["answer"], answer, reward),
         {"seed": seed, **problems, "reward": reward},
+        # The digits of a product, each a token, a sign and an end; a sentence around them.
+        {"plain": 12 + 2 * digits, "instruct": 64},
     )
 
 

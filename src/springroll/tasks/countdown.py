@@ -156,6 +156,8 @@ def countdown_task(
         lambda held_out, index: countdown_problem(seed, held_out, index, **problems),
         lambda text, reference: judge(text, reference, answer, reward, operations),
         {"seed": seed, **problems, "reward": reward},
+        # Digits, operations and parentheses, each a token; some attempts before that.
+        {"plain": 12 + numbers * (len(str(largest)) + 3), "instruct": 256},
     )
 
 

@@ -65,6 +65,7 @@ def gsm8k_task(
         train_size=len(train),
         held_out_size=len(sides["test"]),
         chat=style == "instruct",
+        answer_tokens=400,  # the solutions of the data set have 100 on average, models write more
         stop=stop,
         identity={
             "task": option_line("gsm8k", seed=seed, style=style, answer=answer, reward=reward),

@@ -67,6 +67,8 @@ class TextTask:
     only the reward means something."""
     chat: bool = False
     """The prompt is a message, to be put into the model's chat template where it has one."""
+    answer_tokens: int = 64
+    """How many tokens an answer may need; more than that is cut off, unless the user says so."""
     stop: tuple[str, ...] = ()
     """What follows the first of these in a text is not judged, so generation may end there."""
     identity: Mapping[str, str] = field(default_factory=dict)
@@ -92,6 +94,7 @@ def generated_task(
     problem_of: Callable[[bool, int], Worked],
     judge: Callable[[str, Any], Verdict],
     options: Mapping[str, object],
+    answer_tokens: Mapping[str, int],
 ) -> TextTask:
     """A task whose problems are drawn from a seed.
 
@@ -100,6 +103,7 @@ def generated_task(
         problem_of: (whether it is held out, index) -> a problem with its solution.
         judge: (text, reference) -> verdict.
         options: all that problems and verdicts depend on; `style` and `answer` are among them.
+        answer_tokens: what an answer may need, by the style of the prompt.
     """
     stop = ("\n",) if options["answer"] == "whole" else ()
     return TextTask(
@@ -109,6 +113,7 @@ def generated_task(
         worked=lambda index: problem_of(False, index),
         score=judged(judge, stop),
         chat=options["style"] == "instruct",
+        answer_tokens=answer_tokens[str(options["style"])],
         stop=stop,
         identity={"task": option_line(name, **options)},
     )

@@ -75,7 +75,7 @@ def task_of_line(line: str, **defaults: Option) -> TextTask:
         InputError: as `text_task`; or an option without a value, or of another type.
     """
     try:
-        name, *pairs = _words(line)
+        name, *pairs = words_of(line)
     except ValueError:
         raise InputError(
             f"the task is {line!r}; expected a name and options, such as 'countdown numbers=4'"
@@ -92,7 +92,7 @@ def task_of_line(line: str, **defaults: Option) -> TextTask:
     return text_task(name, **options)
 
 
-def _words(line: str) -> list[str]:
+def words_of(line: str) -> list[str]:
     """The name and the options. A sum of rewards may have spaces around its signs.
 
     Raises:

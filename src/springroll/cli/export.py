@@ -1,14 +1,20 @@
 """`springroll export RUN FOLDER`: the weights of a run as a Hugging Face folder."""
 
+import math
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Annotated, Literal
+from typing import TYPE_CHECKING, Annotated, Literal
 
 import tyro
 
 from springroll.cli.jobs import open_path
 from springroll.cli.options import parse
+from springroll.errors import InputError
+from springroll.run.options import COUNT, check_ranges, option
+
+if TYPE_CHECKING:
+    from springroll.models.hf.lora import Loss
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -29,6 +35,14 @@ class ExportOptions:
     best: bool = False
     """Of a run of `finetune`: the weights that did best on the held-out problems, instead of the
     newest."""
+    lora_rank: int | None = option(None, COUNT)
+    """Write the best adapter of this rank, as PEFT reads it, of what the run changed in the model
+    that it began with, instead of the whole model."""
+
+    def __post_init__(self) -> None:
+        check_ranges(self)
+        if self.lora_rank is not None and self.dtype is not None:
+            raise InputError("an adapter is float32; leave out --dtype or --lora-rank")
 
 
 def run(argv: Sequence[str]) -> int:
@@ -39,6 +53,7 @@ def run(argv: Sequence[str]) -> int:
         raise opened.refused("whose model has no form that transformers knows")
     saved = job.weights(opened)
 
+    from springroll.models.hf.lora import save_lora
     from springroll.models.hf.save import save_hf
     from springroll.run.weights import load_weights
     from springroll.tokens.byte_tokenizer import write_byte_tokenizer
@@ -46,6 +61,16 @@ def run(argv: Sequence[str]) -> int:
     weights = load_weights(opened, saved, best=options.best)
     for note in weights.notes:
         print(note, file=sys.stderr)
+    if options.lora_rank is not None:
+        if saved.like is None:
+            raise opened.refused("which began with no model that an adapter could be added to")
+        losses = save_lora(
+            options.folder, saved.model, weights.params, saved.like, options.lora_rank
+        )
+        for line in described(losses):
+            print(line)
+        print(f"wrote an adapter of rank {options.lora_rank} for {saved.like} to {options.folder}")
+        return 0
     dtype = options.dtype or saved.dtype
     save_hf(options.folder, saved.model, weights.params, dtype=dtype, like=saved.like)
     if saved.like is None:
@@ -55,3 +80,13 @@ def run(argv: Sequence[str]) -> int:
         f"{weights.generation:,} to {options.folder}"
     )
     return 0
+
+
+def described(losses: "Mapping[str, Loss]") -> Iterator[str]:
+    """How much of the change an adapter leaves out, by kind of weight and in all."""
+    yield "left out of the change, by norm:"
+    for kind, loss in losses.items():
+        yield f"  {kind:26} {loss.relative:8.2%}"
+    whole = sum(loss.change for loss in losses.values())
+    left = sum(loss.left_out for loss in losses.values())
+    yield f"  {'in all':26} {math.sqrt(left / whole) if whole else 0.0:8.2%}"

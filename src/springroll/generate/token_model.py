@@ -6,6 +6,7 @@ from typing import NamedTuple
 from springroll.errors import InputError
 from springroll.generate.byte_model import Writing
 from springroll.generate.generator import Generator
+from springroll.gguf.from_index import PREFIX
 from springroll.hub import hf_folder
 from springroll.models.hf.family import Config as ModelConfig
 from springroll.models.hf.files import family_of, is_hf_folder
@@ -27,7 +28,7 @@ def names_model(path: str) -> bool:
     """Whether `path` is a Hugging Face folder, or OWNER/NAME and nothing on this disk."""
     parts = Path(path).parts
     on_the_hub = len(parts) == 2 and parts[0] not in ("/", "..") and not Path(parts[0]).exists()
-    return is_hf_folder(path) or on_the_hub
+    return path.startswith(PREFIX) or is_hf_folder(path) or on_the_hub
 
 
 def read_token_model(path: str) -> TokenModel:

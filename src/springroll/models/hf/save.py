@@ -91,7 +91,7 @@ def save_hf(
     naming = family_of(config).naming_of(described)
     plan = list(_shards(_planned(config, naming, jnp.dtype(dtype)), shard_bytes))
     folder = Path(folder)
-    _check_room(folder, sum(shard.bytes for shard in plan))
+    check_room(folder, sum(shard.bytes for shard in plan))
     folder.mkdir(parents=True, exist_ok=True)
     for source in () if like is None else map(Path(like).joinpath, OF_TEXT):
         if source.is_file():
@@ -232,7 +232,8 @@ def _write_shards(
             file.write(json.dumps({"metadata": total, "weight_map": where}, indent=2).encode())
 
 
-def _check_room(folder: Path, needed: int) -> None:
+def check_room(folder: Path, needed: int) -> None:
+    """Raise InputError unless a folder is free for a model of so many bytes."""
     if folder.exists() and not folder.is_dir():
         raise InputError(f"{folder} is a file; give a folder")
     held = [

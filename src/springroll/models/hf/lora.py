@@ -1,0 +1,133 @@
+"""What a run changed in a model as a LoRA adapter: the best one of a rank, as PEFT reads it.
+
+A matrix W of the model became W + D. The adapter holds B A, of rank r, with the least error of all
+such products: D's r largest singular values (Eckart and Young, 1936). PEFT adds B A (its scale,
+alpha / r, is 1 here).
+"""
+
+import math
+from pathlib import Path
+from typing import NamedTuple
+
+import jax.numpy as jnp
+import numpy as np
+from safetensors.numpy import save
+
+from springroll.atomic import replacing, write_json
+from springroll.errors import InputError
+from springroll.models.decoder_config import DecoderConfig
+from springroll.models.hf.family import Config, Stored
+from springroll.models.hf.files import Checkpoint, leaves_of, open_hf
+from springroll.models.hf.load import read_into
+from springroll.models.hf.save import check_room
+from springroll.trees import Params, named_leaves
+
+WEIGHTS = "adapter_model.safetensors"
+
+
+class Loss(NamedTuple):
+    """What an adapter leaves out of the change of some weights: sums of squares."""
+
+    change: float = 0.0
+    left_out: float = 0.0
+
+    def plus(self, change: float, left_out: float) -> "Loss":
+        return Loss(self.change + change, self.left_out + left_out)
+
+    @property
+    def relative(self) -> float:
+        """The norm of what is left out over that of the change; 0 where nothing changed."""
+        return math.sqrt(self.left_out / self.change) if self.change else 0.0
+
+
+def save_lora(
+    folder: str | Path, config: Config, params: Params, base: str | Path, rank: int
+) -> dict[str, Loss]:
+    """Write `adapter_config.json` and `adapter_model.safetensors`, in float32.
+
+    Only the matrices within layers are adapted. Of other weights (embedding, head, norms, biases)
+    the whole change is left out, and counted so.
+
+    Args:
+        folder: is made if it is not there; must not hold a model.
+        config: of a decoder without experts.
+        params: the changed weights.
+        base: the model they were before: a folder, or a GGUF file.
+        rank: of every product; matrices that are smaller get zeros.
+
+    Returns:
+        By the name of the matrix or vector ("q_proj", "embed_tokens") what the adapter leaves out.
+
+    Raises:
+        InputError: a model that PEFT cannot adapt, another base, a folder that is in use.
+    """
+    if not isinstance(config, DecoderConfig) or config.experts:
+        raise InputError(
+            "an adapter can be written of decoders without experts; leave out --lora-rank to "
+            "write the whole model"
+        )
+    checkpoint = open_hf(base, config)
+    if any(_stored(checkpoint, path, shape)[0].part for path, shape in leaves_of(config)):
+        raise InputError(
+            f"{base} joins several matrices in one tensor, of which no adapter can be written; "
+            "leave out --lora-rank to write the whole model"
+        )
+    adapted: dict[str, np.ndarray] = {}
+    losses: dict[str, Loss] = {}
+    leaves = named_leaves(params)
+    names: dict[str, None] = {}  # in order
+    for path, shape in leaves_of(config):
+        kind, layered = path.rpartition("/")[2], path.startswith("layers/")
+        for layer in range(shape[0]) if layered else (None,):
+            before = np.zeros(shape[1:] if layered else shape, np.float32)
+            read_into(checkpoint, path, before, layer)
+            leaf = leaves[path] if layer is None else leaves[path][layer]
+            change = np.asarray(leaf.astype(jnp.float32)) - before
+            whole = float(np.square(change, dtype=np.float64).sum())
+            left = whole
+            if layered and change.ndim == 2:
+                names[kind] = None
+                b, a, left = _best(change, rank)
+                (stored,) = _stored(checkpoint, path, shape, layer)
+                module = f"base_model.model.{stored.name.removesuffix('.weight')}"
+                adapted |= {f"{module}.lora_A.weight": a, f"{module}.lora_B.weight": b}
+            losses[kind] = losses.get(kind, Loss()).plus(whole, left)
+    folder = Path(folder)
+    check_room(folder, sum(array.nbytes for array in adapted.values()))
+    folder.mkdir(parents=True, exist_ok=True)
+    with replacing(folder / WEIGHTS) as file:
+        file.write(save(adapted, metadata={"format": "pt"}))
+    write_json(folder / "adapter_config.json", _config(str(base), rank, list(names)))
+    return losses
+
+
+def _stored(
+    checkpoint: Checkpoint, path: str, shape: tuple[int, ...], layer: int | None = None
+) -> list[Stored]:
+    return list(checkpoint.naming.stored(checkpoint.config, path, shape, layer))
+
+
+def _best(change: np.ndarray, rank: int) -> tuple[np.ndarray, np.ndarray, float]:
+    """B (m, r), A (r, n) with B A nearest to the change (m, n), and its squared error."""
+    left, values, right = np.linalg.svd(change, full_matrices=False)
+    kept = min(rank, len(values))
+    root = np.sqrt(values[:kept])
+    b, a = np.zeros((len(change), rank), np.float32), np.zeros((rank, change.shape[1]), np.float32)
+    b[:, :kept], a[:kept] = left[:, :kept] * root, right[:kept] * root[:, None]
+    return b, a, float(np.square(change - b @ a, dtype=np.float64).sum())
+
+
+def _config(base: str, rank: int, modules: list[str]) -> dict[str, object]:
+    return {
+        "peft_type": "LORA",
+        "task_type": "CAUSAL_LM",
+        "base_model_name_or_path": base,
+        "r": rank,
+        "lora_alpha": rank,
+        "lora_dropout": 0.0,
+        "target_modules": modules,
+        "bias": "none",
+        "fan_in_fan_out": False,
+        "init_lora_weights": True,
+        "inference_mode": True,
+    }

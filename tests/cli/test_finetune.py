@@ -20,6 +20,7 @@ from springroll.finetune.setup import prepare
 from springroll.models.decoder import decoder
 from springroll.models.decoder_config import CONFIGS
 from springroll.run.config import stored_id
+from springroll.safetensors_map import mapped
 from springroll.tasks.task_line import task_of_line
 from springroll.tasks.verdicts import UNSCORED
 from springroll.tokens.byte_tokenizer import write_byte_tokenizer
@@ -205,6 +206,9 @@ def test_it_prints_accuracy_beside_what_else_changed(tmp_path, finished, shown, 
     best = sorted((finished / "best").glob("*.json"))  # of fixed generations, and the last
     reward = figures(finished, "valid_reward")
     assert json.loads(best[-1].read_text())["meta"]["figure"] == max(reward)
+    kept = {name.rpartition("/")[0] for name in mapped(best[-1].with_suffix(".safetensors"))}
+    assert all(name.startswith("state/params") for name in kept)
+    assert json.loads((finished / "config.json").read_text())["sigma"] > 0  # decided once
     assert main(["eval", str(finished), "--json"]) == 0
     again = json.loads(capsys.readouterr().out)
     assert again["valid_reward"] == summary["valid_reward"] and again["problems"] == 4

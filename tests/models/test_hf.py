@@ -13,8 +13,9 @@ from springroll.errors import InputError
 from springroll.models.decoder import decoder
 from springroll.models.decoder_config import DecoderConfig, shape_leaves, shapes
 from springroll.models.hf.decoder import DECODER, hf_config
-from springroll.models.hf.files import is_hf_folder, read_config
-from springroll.models.hf.load import read_params
+from springroll.models.hf.files import is_hf_folder, leaves_of, open_hf, read_config
+from springroll.models.hf.load import load_hf, load_int8, read_params, read_parts
+from springroll.quant.int8_weights import quantize_weights
 from tests.compiling import quick_jit
 from tests.golden.weights_by_formula import weight
 from tests.models import test_decoder_golden, torch_file
@@ -332,3 +333,30 @@ def test_weights_of_pytorch_are_read_like_safetensors(shards, tmp_path):
         (tmp_path / "pytorch_model.bin.index.json").write_text(json.dumps(index))
     found = read_params(tmp_path, config)
     np.testing.assert_array_equal(found["embed_tokens"], tensors["model.embed_tokens.weight"])
+
+
+def test_int8_weights_made_layer_by_layer_are_those_of_all(tmp_path):
+    values = config_of("qwen2")
+    tensors = tensors_of(hf_config(values))
+    name = next(name for name in tensors if name.endswith("up_proj.weight"))
+    tensors[name] = tensors[name].copy()
+    tensors[name][3] = 0.0  # a channel without a size
+    write(tmp_path, values, tensors)
+    _, whole = load_hf(tmp_path, jnp.float32)
+    _, got = load_int8(tmp_path)
+    jax.tree.map(np.testing.assert_array_equal, got, quantize_weights(whole))
+    tensors[name][1, 2] = np.nan
+    write(tmp_path, values, tensors)
+    with pytest.raises(InputError, match="layers/mlp/up_proj holds NaN"):
+        load_int8(tmp_path)
+
+
+def test_a_leaf_is_read_whole_or_layer_by_layer(tmp_path):
+    values = config_of("llama")
+    write(tmp_path, values, tensors_of(hf_config(values)))
+    checkpoint = open_hf(tmp_path)
+    for path, shape in leaves_of(checkpoint.config):
+        (whole,) = read_parts(checkpoint, path, shape, np.float32, whole=True)
+        parts = list(read_parts(checkpoint, path, shape, np.float32))
+        assert len(parts) == (shape[0] if path.startswith("layers/") else 1)
+        np.testing.assert_array_equal(np.stack(parts).reshape(shape), whole)

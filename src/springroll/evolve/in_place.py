@@ -91,7 +91,8 @@ def tell_in_place(strategy: Strategy, slice_bytes: int = SLICE_BYTES) -> Tell:
             inputs = one.of(arrays, members)
             for rows, first in one.slices():
                 after, shared = one.move(inputs, fitness, first, bound, rows=rows)
-                own = after if first is None else _put(inputs.own, after, first)
+                before = inputs.own
+                own = _put(before, after, first) if first is not None else _instead(before, after)
                 inputs = inputs._replace(own=own)
             arrays |= inputs.own
         arrays |= shared
@@ -140,6 +141,14 @@ def _put(whole: Arrays, rows: Arrays, first: Array) -> Arrays:
     XLA copies the whole."""
     put = lambda x, part: lax.dynamic_update_slice_in_dim(x, part, first, 0)
     return jax.tree.map(put, whole, rows)
+
+
+def _instead(old: Arrays, new: Arrays) -> Arrays:
+    """`new`, for which the memory of `old` is given up. What a program hands through is both."""
+    for path, x in old.items():
+        if new[path] is not x:
+            x.delete()
+    return new
 
 
 @dataclass(frozen=True)

@@ -5,6 +5,7 @@ is a matrix, members by prompts; it goes to the journal as it is, so a run is re
 """
 
 import math
+from dataclasses import replace
 from typing import NamedTuple
 
 import jax
@@ -22,13 +23,16 @@ from springroll.evolve.step import Master
 from springroll.evolve.strategy import EvolutionState, Strategy
 from springroll.finetune.config import FinetuneConfig
 from springroll.finetune.judging import best_of
-from springroll.finetune.setup import Asked, Setup, decaying
+from springroll.finetune.setup import LARGE, Asked, Setup, decaying
+from springroll.models.hf.files import leaves_of, open_hf
+from springroll.models.hf.load import read_parts
 from springroll.quant.int8_weights import dequantize_weights, quantize_weights
 from springroll.quant.quantize_state import quantize_state
 from springroll.run.clocks import laps
 from springroll.run.job import SavedWeights
 from springroll.run.task import Curve, Metrics, Task
 from springroll.thin.discovery import discover
+from springroll.thin.roles import WeightRoles
 from springroll.trees import PyTree
 
 
@@ -60,6 +64,7 @@ def anchored(share: float) -> optax.GradientTransformation:
     return optax.GradientTransformation(init, update)
 
 
+WEIGHTS = "state/params"  # where in a checkpoint they are
 LOST_LIMIT = 3  # generations in a row without a single score, and the run stops
 
 
@@ -71,12 +76,12 @@ def es_task(config: FinetuneConfig, setup: Setup) -> Task:
     update = strategy.tell if whole else tell_in_place(strategy)
 
     def init() -> tuple[EvolutionState, None]:
-        params = held(config, setup.params(loaded(config)))
+        params = setup.params(config.weights)
         return strategy.init(jax.random.key(config.seed), params), None
 
     def template() -> tuple[EvolutionState, None]:
-        start = lambda key, params: strategy.init(key, held(config, params))
-        return jax.eval_shape(start, jax.random.key(config.seed), setup.shapes), None
+        start = strategy.init
+        return jax.eval_shape(start, jax.random.key(config.seed), held(config, setup)), None
 
     def batch(generation: int) -> Asked:
         return setup.train(generation, config.num_prompts)
@@ -139,28 +144,26 @@ def es_task(config: FinetuneConfig, setup: Setup) -> Task:
         identity=setup.identity,
         curve=curve_of(config, setup),
         keep_best=True,
+        weights=WEIGHTS,
         validation_tokens=config.eval_problems * setup.greedy.max_tokens,
     )
 
 
 def saved_weights(config: FinetuneConfig, setup: Setup) -> SavedWeights:
     """Where in a checkpoint the weights are."""
-    shapes = jax.eval_shape(lambda params: held(config, params), setup.shapes)
-    return SavedWeights(shapes, "state/params", dequantize_weights)
+    return SavedWeights(held(config, setup), WEIGHTS, dequantize_weights)
 
 
 def strategy_for(config: FinetuneConfig, setup: Setup) -> Strategy:
     """EGGROLL on the matrices of the model; norms, biases and other vectors stand still."""
-    shapes = jax.eval_shape(lambda params: held(config, params), setup.shapes)
-    discovered = discover(setup.model.apply, shapes, jax.ShapeDtypeStruct((1, 8), jnp.int32))
-    still = {path: "frozen" for path, role in discovered.items() if role.kind != "low-rank"}
-    sigma = config.sigma or usual_sigma(setup, set(still))
+    discovered = roles_of(config, setup)
+    sigma = config.sigma or usual_sigma(setup, discovered, layered=False)
     return eggroll(
         pop_size=config.population,
         sigma=decaying(sigma, config.sigma_half_life),
         rank=config.rank or 1,
         optimizer=optimizer_for(config, sigma),
-        roles={**discovered, **still},
+        roles={**discovered, **dict.fromkeys(still(discovered), "frozen")},
         noise_reuse=config.noise_reuse,
         shaping=lambda fitness: fitness,  # `per_prompt` was there before
         master=master_of(config),
@@ -177,17 +180,13 @@ def momentum_of(config: FinetuneConfig) -> Momentum | None:
     return Momentum(config.momentum, generations)
 
 
-def loaded(config: FinetuneConfig) -> str:
-    """The type to read weights in: as they are held, or what int8 is made from."""
-    return "bfloat16" if config.weights == "bfloat16" else "float32"
-
-
-def held(config: FinetuneConfig, params: PyTree) -> PyTree:
-    """The weights as `config.weights` asks for; beside int8 matrices the rest stays float32."""
+def held(config: FinetuneConfig, setup: Setup) -> PyTree:
+    """What `setup.params(config.weights)` returns, without values; beside int8 matrices the rest
+    is float32."""
     if config.weights == "int8":
-        return quantize_weights(params)
-    put = lambda x: x.astype(config.weights) if jnp.issubdtype(x.dtype, jnp.floating) else x
-    return jax.tree.map(put, params)
+        return jax.eval_shape(quantize_weights, setup.shapes)
+    struct = lambda x: jax.ShapeDtypeStruct(x.shape, jnp.dtype(config.weights))
+    return jax.tree.map(struct, setup.shapes)
 
 
 def master_of(config: FinetuneConfig) -> Master:
@@ -210,16 +209,44 @@ def optimizer_for(config: FinetuneConfig, sigma: float) -> optax.GradientTransfo
     return optax.chain(tx, anchored(config.anchor)) if config.anchor else tx
 
 
-def usual_sigma(setup: Setup, still: set[str]) -> float:
+def roles_of(config: FinetuneConfig, setup: Setup) -> WeightRoles:
+    """How the model uses each of its parameters."""
+    tokens = jax.ShapeDtypeStruct((1, 8), jnp.int32)
+    return discover(setup.model.apply, held(config, setup), tokens)
+
+
+def still(roles: WeightRoles) -> list[str]:
+    """The parameters that are not perturbed."""
+    return [path for path, role in roles.items() if role.kind != "low-rank"]
+
+
+def with_sigma(config: FinetuneConfig, setup: Setup) -> FinetuneConfig:
+    """The config of a new run with its sigma, so that continuations do not compute it anew."""
+    if config.method != "es" or config.sigma is not None:
+        return config
+    return replace(config, sigma=usual_sigma(setup, roles_of(config, setup)))
+
+
+def usual_sigma(setup: Setup, roles: WeightRoles, layered: bool = True) -> float:
     """A tenth of the root mean square of the matrices, over the square root of the layers.
 
     In relative terms the perturbations of L layers add up to about that of one layer at a tenth.
+
+    Args:
+        setup: the model, whose weights are read from its files, one leaf at a time.
+        roles: how it uses its parameters; those that are perturbed count.
+        layered: read large leaves layer by layer, which rounds the sum in another place. Runs from
+            before their sigma was in their config read leaves whole.
     """
     total, count = 0.0, 0
-    for path, x in jax.tree_util.tree_leaves_with_path(setup.params()):
-        if jax.tree_util.keystr(path, simple=True, separator="/") not in still:
-            total += float(jnp.sum(jnp.square(x.astype(jnp.float32))))
-            count += x.size
+    checkpoint, standing = open_hf(setup.folder), still(roles)
+    for path, shape in leaves_of(checkpoint.config):
+        if path in standing:
+            continue
+        whole = not layered or math.prod(shape) <= LARGE
+        for part in read_parts(checkpoint, path, shape, jnp.float32, whole=whole):
+            total += float(jnp.sum(jnp.square(jnp.asarray(part))))
+        count += math.prod(shape)
     return 0.1 * math.sqrt(total / count / setup.model.config.layers)
 
 

@@ -23,11 +23,14 @@ Fine-tune a language model on a reward: forward passes only, or GRPO to compare 
 
 def build(config: FinetuneConfig) -> job.Prepared[FinetuneConfig]:
     """Read the model's files, the tokenizer and the problems."""
+    from springroll.finetune.evolution import with_sigma
     from springroll.finetune.setup import prepare, resolved
     from springroll.run.config import check_sizes
 
     setup = prepare(config, new=not config.resume)
-    config = setup.config if config.resume else resolved(setup.config, setup.parameters)
+    config = setup.config
+    if not config.resume:
+        config = with_sigma(resolved(config, setup.parameters), setup)
     check_sizes(config)  # with the lengths that were left to the task
     group = "answers per prompt" if config.method == "grpo" else "members"
     opening = (

@@ -13,7 +13,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from jax import Array
-from jax.typing import ArrayLike, DTypeLike
+from jax.typing import ArrayLike
 
 from springroll.bounded import opened
 from springroll.errors import InputError
@@ -28,7 +28,7 @@ from springroll.hub import hf_folder
 from springroll.memory import available_bytes, check_fits
 from springroll.models.decoder_config import size
 from springroll.models.hf.files import context_length, family_of, open_hf, weight_files
-from springroll.models.hf.load import load_hf
+from springroll.models.hf.load import load_hf, load_int8
 from springroll.models.protocols import Generative, LanguageModel
 from springroll.run.answers import SHOWN
 from springroll.run.job import Explained
@@ -72,9 +72,14 @@ class Setup:
     config: FinetuneConfig  # with the lengths that were left to task and model
     seen: Seen = field(default_factory=Seen)
 
-    def params(self, dtype: DTypeLike = jnp.float32) -> PyTree:
-        """The weights in the folder, on the device."""
-        return load_hf(self.folder, dtype)[1]
+    def params(self, weights: str = "float32") -> PyTree:
+        """The weights in the folder, on the device, in a type of `FinetuneConfig.weights`.
+
+        They are read in that type, leaf by leaf; int8 layer by layer.
+        """
+        if weights == "int8":
+            return load_int8(self.folder)[1]
+        return load_hf(self.folder, weights)[1]
 
     @property
     def shapes(self) -> PyTree:

@@ -1,8 +1,8 @@
 """One forward pass of all rows: with the same weights for all, or with a member's own for each.
 
 Weights and factors are stacked by layer where they are trained. A step that reads a slice of a
-stack copies it first, and steps are many: `split_layers` and `split_groups` do that once, before
-them. Weights are held twice while text is generated.
+stack copies it first, and steps are many: `split_layers` and `split_groups` take the stacks apart
+once, before them. Of weights the layers share the memory of their stack.
 """
 
 import dataclasses
@@ -12,6 +12,7 @@ from jax import Array, lax
 
 from springroll.evolve.perturbation import Factors, Leaf
 from springroll.evolve.rows import Groups
+from springroll.generate.views import slices
 from springroll.models.protocols import Entries, Generative, Memory
 from springroll.thin.transform import factored
 from springroll.trees import PyTree
@@ -75,11 +76,10 @@ def _unperturbed(model: Generative) -> Generative:
 
 
 def split_layers(params: PyTree) -> PyTree:
-    """The weights with a list of layers in the place of the stack."""
-    stack = params[STACK]
-    count = jax.tree.leaves(stack)[0].shape[0]
-    layer = lambda i: jax.tree.map(lambda w: _at(w, i, 0), stack)
-    return {**params, STACK: [layer(i) for i in range(count)]}
+    """The weights with a list of layers in the place of the stack, whose memory they share."""
+    stacks, tree = jax.tree.flatten(params[STACK])
+    layers = zip(*map(slices, stacks), strict=True)
+    return {**params, STACK: [tree.unflatten(layer) for layer in layers]}
 
 
 def split_groups(groups: Groups) -> Groups:

@@ -97,7 +97,6 @@ def _takes_layers(model: Generative) -> bool:
     return getattr(model, "apart", False)
 
 
-@functools.partial(jax.jit, static_argnums=0)
 def step_weights(program: Program, params: PyTree) -> PyTree:
     """The parameters as steps take them."""
     return split_layers(params) if _takes_layers(program.model) else params

@@ -73,6 +73,7 @@ def save(
     *,
     keep: int = 2,
     finite: str | None = None,
+    part: str = "",
 ) -> Path:
     """Write `tree` as the checkpoint of `generation` (so many are done); keep the newest few.
 
@@ -84,6 +85,7 @@ def save(
         keep: how many checkpoints stay: this one and the newest others.
         finite: refuse to write leaves whose paths match this pattern where they hold NaN or
             infinity.
+        part: write only what is under this path, such as `"state/params"`.
 
     Returns:
         The path of the JSON file, which is the checkpoint's name everywhere.
@@ -95,7 +97,7 @@ def save(
     sidecar = folder / f"{generation:09d}.json"
     tensors = sidecar.with_suffix(".safetensors")
     with replacing(tensors) as file:
-        digest, size = _write_tensors(file, tree, finite)
+        digest, size = _write_tensors(file, tree, finite, part)
     write_sidecar(sidecar, digest=digest, size=size, meta=meta)
     others = [path.stem for path in saved(folder) if path != sidecar]
     clear(folder, {sidecar.stem, *others[max(0, len(others) - keep + 1) :]})
@@ -216,9 +218,10 @@ def _described(tree: PyTree) -> dict[str, _Description]:
     return {name: _describe(leaf) for name, leaf in _named_leaves(tree).items()}
 
 
-def _write_tensors(file: BinaryIO, tree: PyTree, finite: str | None) -> tuple[str, int]:
+def _write_tensors(file: BinaryIO, tree: PyTree, finite: str | None, part: str) -> tuple[str, int]:
     """Write the safetensors file, one leaf on the host at a time; its SHA-256 and bytes."""
-    named = _named_leaves(tree)
+    inside = part and f"{part}/"
+    named = {name: leaf for name, leaf in _named_leaves(tree).items() if name.startswith(inside)}
     header: JsonObject = {"__metadata__": {"format": FORMAT}}
     offset = 0
     for name, leaf in named.items():
@@ -234,16 +237,16 @@ def _write_tensors(file: BinaryIO, tree: PyTree, finite: str | None) -> tuple[st
     text += b" " * (-len(text) % 8)
     digest = hashlib.sha256()
     size = 0
-    for part in (len(text).to_bytes(8, "little"), text):
-        size += file.write(part)
-        digest.update(part)
+    for raw in (len(text).to_bytes(8, "little"), text):
+        size += file.write(raw)
+        digest.update(raw)
     for name, leaf in named.items():
         array = _raw(leaf)
         if finite is not None and re.match(finite, name):
             refuse_not_finite(name, array)
-        part = np.ascontiguousarray(array).reshape(-1).view(np.uint8)
-        size += file.write(part.data)
-        digest.update(part.data)
+        raw = np.ascontiguousarray(array).reshape(-1).view(np.uint8)
+        size += file.write(raw.data)
+        digest.update(raw.data)
     return digest.hexdigest(), size
 
 

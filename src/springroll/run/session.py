@@ -219,7 +219,8 @@ class Session:
                 self._write({**self._counted(self._watch()), named: line})
 
     def _storing(self, state: State, carry: Carry) -> Store:
-        return lambda folder, meta, keep: self._store(folder, state, carry, meta, keep=keep)
+        part = self._task.weights
+        return lambda folder, meta, keep: self._store(folder, state, carry, meta, keep, part)
 
     def save(self, state: State, carry: Carry) -> None:
         """Write a checkpoint; what it says was done is in the journal before."""
@@ -237,10 +238,12 @@ class Session:
             }
             if self._journal.kind is not None:
                 meta["dtype"] = self._journal.kind.dtype
-            self._store(self._folder.checkpoints, state, carry, meta, keep=2)
+            self._store(self._folder.checkpoints, state, carry, meta, 2)
             self._guard.saved = self.generation
 
-    def _store(self, folder: Path, state: State, carry: Carry, meta: dict, *, keep: int) -> None:
+    def _store(
+        self, folder: Path, state: State, carry: Carry, meta: dict, keep: int, part: str = ""
+    ) -> None:
         """Save a checkpoint; never one that is not finite, or is ahead of the journal."""
         meta |= {"run_id": self._folder.run_id, "identity": dict(self._task.identity)}
         tree, guarded = Training(state, carry), self._task.guarded
@@ -249,7 +252,8 @@ class Session:
         try:
             with saving(folder):
                 self._journal.sync()
-                checkpoint.save(folder, self.generation, tree, meta, keep=keep, finite=guarded)
+                options = {"keep": keep, "finite": guarded, "part": part}
+                checkpoint.save(folder, self.generation, tree, meta, **options)
         except NotFinite as found:
             remedy = SMALLER.format("learning rate or sigma")
             raise self._guard.stopped(self.generation, str(found), remedy) from None

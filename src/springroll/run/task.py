@@ -113,7 +113,10 @@ class Task:
     """Further figures for summary.json."""
     curve: Curve = field(default_factory=Curve)
     keep_best: bool = False
-    """Keep, beside the newest checkpoints, the one with the highest `curve.valid`."""
+    """Keep, beside the newest checkpoints, the weights with the highest `curve.valid`."""
+    weights: str = ""
+    """The path in a checkpoint of the weights, such as `state/params`: all that is kept of the best
+    ones. Empty: everything is."""
     validation_tokens: int = 0
     """What a validation takes in the same unit as `tokens`; where it is much, generations that may
     become the best one are further apart."""

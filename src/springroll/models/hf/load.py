@@ -20,8 +20,9 @@ from springroll.hub import hf_folder
 from springroll.memory import available_bytes, check_fits
 from springroll.models.hf.family import Config, Model, Stored, Tensor
 from springroll.models.hf.files import Checkpoint, family_of, leaves_of, open_hf
+from springroll.quant.int8_weights import is_int8, quantize_weights
 from springroll.safetensors_map import forget
-from springroll.trees import Params, PyTree
+from springroll.trees import Params, PyTree, map_named, tree_bytes
 
 
 def load_hf(folder: str | Path, dtype: DTypeLike | None = None) -> tuple[Model, Params]:
@@ -45,6 +46,52 @@ def load_hf(folder: str | Path, dtype: DTypeLike | None = None) -> tuple[Model, 
     _check_fits(checkpoint, dtype, str(folder), available_bytes())
     leaves = (jnp.asarray(leaf) for leaf in _leaves(checkpoint, dtype))
     return family_of(config).model(config), jax.tree.unflatten(_structure(config), leaves)
+
+
+def load_int8(folder: str | Path) -> tuple[Model, Params]:
+    """The same with the matrices of the blocks as `Int8`, and the rest in float32.
+
+    They are those of `quantize_weights`, made layer by layer: what is held beside them is one layer
+    of one leaf in float32.
+
+    Raises:
+        InputError: as `load_hf` and `quantize_weights`.
+    """
+    checkpoint = open_hf(hf_folder(folder))
+    config = checkpoint.config
+    is_shape = lambda node: isinstance(node, tuple)
+    struct = lambda shape: jax.ShapeDtypeStruct(shape, jnp.float32)
+    like = jax.tree.map(struct, family_of(config).shapes(config), is_leaf=is_shape)
+    like = jax.eval_shape(quantize_weights, like)
+    check_fits(tree_bytes(like), f"the weights of {folder}", available_bytes())
+
+    def leaf(path: str, like: PyTree) -> PyTree:
+        if not is_int8(like):
+            return jnp.asarray(_leaf(checkpoint, path, like.shape, jnp.float32))
+        held = jax.tree.map(lambda x: np.empty(x.shape, x.dtype), like)
+        for layer, part in enumerate(read_parts(checkpoint, path, like.values.shape, jnp.float32)):
+            one = quantize_weights({path: jnp.asarray(part)}, lambda *_: True)[path]
+            held.values[layer], held.scale[layer] = one.values, one.scale
+        return jax.tree.map(jnp.asarray, held)
+
+    return family_of(config).model(config), map_named(leaf, like, is_leaf=is_int8)
+
+
+def read_parts(
+    checkpoint: Checkpoint,
+    path: str,
+    shape: tuple[int, ...],
+    dtype: DTypeLike,
+    whole: bool = False,
+) -> Iterator[np.ndarray]:
+    """A leaf of this shape on the host, layer by layer; if it is no stack, or so asked, whole."""
+    if whole or not _stacked(path):
+        yield _leaf(checkpoint, path, shape, dtype)
+        return
+    for layer in range(shape[0]):
+        part = np.zeros(shape[1:], dtype)
+        read_into(checkpoint, path, part, layer)
+        yield part
 
 
 def read_params(folder: str | Path, config: Config, dtype: DTypeLike | None = None) -> Params:
@@ -128,9 +175,15 @@ def _stacked(path: str) -> bool:
 def _leaves(checkpoint: Checkpoint, dtype: DTypeLike | None) -> Iterator[np.ndarray]:
     """Every leaf, whole, in memory of its own."""
     for path, shape in leaves_of(checkpoint.config):
-        leaf = np.zeros(shape, _dtype(checkpoint, path, shape, dtype))
-        read_into(checkpoint, path, leaf)
-        yield leaf
+        yield _leaf(checkpoint, path, shape, _dtype(checkpoint, path, shape, dtype))
+
+
+def _leaf(
+    checkpoint: Checkpoint, path: str, shape: tuple[int, ...], dtype: DTypeLike
+) -> np.ndarray:
+    leaf = np.zeros(shape, dtype)
+    read_into(checkpoint, path, leaf)
+    return leaf
 
 
 def _check_fits(

@@ -1,5 +1,6 @@
 """How much memory there is, and how people spell it."""
 
+import ctypes
 import os
 
 import pytest
@@ -69,3 +70,22 @@ def test_page_locking_is_allowed_for_all_that_is_free_unless_it_was_set(monkeypa
     monkeypatch.setattr(budget, "host_memory", lambda: 50 << 30)
     budget.allow_page_locking()
     assert os.environ["XLA_PJRT_GPU_HOST_MEMORY_LIMIT_GB"] == "100"
+
+
+@pytest.mark.skipif(not hasattr(ctypes.CDLL(None), "mallinfo"), reason="not the C library of GNU")
+def test_a_large_block_does_not_stay_in_the_heap_after_one_was_freed():
+    c = ctypes.CDLL(None)
+
+    class Info(ctypes.Structure):
+        _fields_ = tuple((f"field{i}", ctypes.c_int) for i in range(10))
+
+    c.mallinfo.restype, c.malloc.restype = Info, ctypes.c_void_p
+    c.malloc.argtypes, c.free.argtypes = (ctypes.c_size_t,), (ctypes.c_void_p,)
+    apart = lambda: c.mallinfo().field3  # blocks that are mapped by themselves
+    budget.return_freed_blocks()
+    c.free(c.malloc(16 << 20))  # else the limit would now be 16 MiB
+    before = apart()
+    block = c.malloc(4 << 20)
+    assert apart() == before + 1
+    c.free(block)
+    assert apart() == before

@@ -1,12 +1,16 @@
 """How much memory there is, and memory as people spell it."""
 
+import ctypes
 import os
 import re
+import sys
 from pathlib import Path
 
 from springroll.errors import InputError, brief
 
 UNITS = {"B": 1, "KIB": 2**10, "MIB": 2**20, "GIB": 2**30, "TIB": 2**40}
+LARGE_BLOCK = 1 << 20  # bytes
+_MMAP_THRESHOLD = -3  # M_MMAP_THRESHOLD of malloc.h
 UNITS |= {"KB": 10**3, "MB": 10**6, "GB": 10**9, "TB": 10**12}
 
 
@@ -95,6 +99,19 @@ def allow_page_locking() -> None:
     free = host_memory()
     if free is not None:
         os.environ.setdefault("XLA_PJRT_GPU_HOST_MEMORY_LIMIT_GB", str(free >> 30))
+
+
+def return_freed_blocks() -> None:
+    """Let the C library give memory of large blocks back to the system as soon as they are freed.
+
+    glibc does so from a size on that it raises, up to 32 MiB, with every such block that is freed.
+    What XLA's programs took then stays in the heap, in holes that the next program does not fit:
+    of fine-tuning a model of 135M parameters in float32, 0.6 to 1.3 GiB. Other C libraries know no
+    such limit.
+    """
+    choose = getattr(ctypes.CDLL(None), "mallopt", None) if sys.platform == "linux" else None
+    if choose is not None:
+        choose(_MMAP_THRESHOLD, LARGE_BLOCK)
 
 
 def _free_memory() -> int | None:

@@ -3,11 +3,13 @@
 import contextlib
 import io
 import json
+import math
 import shutil
 from collections import Counter
 from dataclasses import replace
 
 import jax
+import jax.numpy as jnp
 import pytest
 
 import springroll as sr
@@ -16,6 +18,7 @@ from springroll.cli.jobs import job_of
 from springroll.cli.main import main
 from springroll.finetune import setup
 from springroll.finetune.config import FinetuneConfig
+from springroll.finetune.evolution import roles_of, still, usual_sigma, with_sigma
 from springroll.finetune.setup import prepare
 from springroll.models.decoder import decoder
 from springroll.models.decoder_config import CONFIGS
@@ -24,6 +27,7 @@ from springroll.safetensors_map import mapped
 from springroll.tasks.task_line import task_of_line
 from springroll.tasks.verdicts import UNSCORED
 from springroll.tokens.byte_tokenizer import write_byte_tokenizer
+from springroll.trees import named_leaves
 from tests.cli.tiny import files
 
 GENERATIONS = 4
@@ -192,6 +196,17 @@ def test_prompts_that_are_too_long_are_left_out_and_counted(tmp_path, place):
     assert {"long_prompts", "long_held_out"} == limited.seen.warnings.keys()
 
 
+def test_sigma_is_decided_once_and_as_earlier_versions_did(place):
+    config = FinetuneConfig(model=str(place / "model"), task="arithmetic", eval_problems=1)
+    made = setup.prepare(config)
+    roles = roles_of(config, made)
+    sigma = with_sigma(config, made).sigma
+    assert sigma == usual_sigma(made, roles) == usual_sigma(made, roles, layered=False)
+    weights = [x for path, x in named_leaves(made.params()).items() if path not in still(roles)]
+    square = sum(float(jnp.sum(jnp.square(x))) for x in weights) / sum(x.size for x in weights)
+    assert sigma == 0.1 * math.sqrt(square / made.model.config.layers)
+
+
 def test_it_prints_accuracy_beside_what_else_changed(tmp_path, finished, shown, capsys):
     for word in ("accuracy", "format rate", "truncation rate", "mean length", "reward"):
         assert f"held-out {word}" in shown.getvalue()
@@ -208,7 +223,6 @@ def test_it_prints_accuracy_beside_what_else_changed(tmp_path, finished, shown, 
     assert json.loads(best[-1].read_text())["meta"]["figure"] == max(reward)
     kept = {name.rpartition("/")[0] for name in mapped(best[-1].with_suffix(".safetensors"))}
     assert all(name.startswith("state/params") for name in kept)
-    assert json.loads((finished / "config.json").read_text())["sigma"] > 0  # decided once
     assert main(["eval", str(finished), "--json"]) == 0
     again = json.loads(capsys.readouterr().out)
     assert again["valid_reward"] == summary["valid_reward"] and again["problems"] == 4

@@ -5,6 +5,7 @@ from typing import TYPE_CHECKING
 
 from springroll.finetune.config import FinetuneConfig
 from springroll.finetune.recipes import RECIPES
+from springroll.memory import return_freed_blocks
 from springroll.program import program
 from springroll.run import job
 
@@ -167,8 +168,14 @@ def explain(config: FinetuneConfig) -> job.Explained:
     return prepare(config).explained()
 
 
+def set_up(config: FinetuneConfig) -> None:
+    """Keep the memory of the process close to what is held."""
+    return_freed_blocks()
+
+
 JOB = job.Job(
     name="finetune",
+    set_up=set_up,
     description=DESCRIPTION,
     config=FinetuneConfig,
     recipes=RECIPES,

@@ -66,9 +66,11 @@ def slices(stack: Array) -> list[Array]:
 
     They can on a single CPU or GPU, if each begins at a multiple of `ALIGNED` bytes.
     """
-    if not _can_share(stack):
-        return list(_copies(stack))
-    return [jax.dlpack.from_dlpack(_Slice(stack, i)) for i in range(stack.shape[0])]
+    if _can_share(stack):
+        shared = [jax.dlpack.from_dlpack(_Slice(stack, i)) for i in range(stack.shape[0])]
+        if shared[0].devices() == stack.devices():  # DLPack numbers devices in its own way
+            return shared
+    return list(_copies(stack))
 
 
 def _can_share(stack: Array) -> bool:

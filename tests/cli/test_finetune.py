@@ -185,6 +185,7 @@ def test_prompts_that_are_too_long_are_left_out_and_counted(tmp_path, place):
     (tmp_path / "prompts.jsonl").write_text("\n".join(records))
     more = ("--eval-problems", "40", "--data", str(tmp_path / "prompts.jsonl"))
     config = config_of(job_of("finetune"), command(place, "unused", *more)[1:])
+    assert isinstance(config, FinetuneConfig)
     setup = prepare(config, new=True)
     assert setup.config.max_prompt_tokens == 4096 - 4 and not setup.held_out.dropped
     lengths = {len(prompt) for prompt in setup.held_out.prompts}

@@ -1,20 +1,21 @@
 """What a model is asked: prompts of problems as tokens, and how many are held out."""
 
 from types import SimpleNamespace
+from typing import Any
 
 import pytest
 
 from springroll.errors import InputError
 from springroll.finetune.config import FinetuneConfig
 from springroll.finetune.setup import Asked, Setup
-from springroll.tasks.problem import Problem
+from springroll.tasks.problem import Problem, spoken
 from springroll.tasks.task_line import task_of_line
 from springroll.tokens.byte_tokenizer import byte_tokenizer
 
 
-def setup_of(tokenizer, task=None, prompts=()):
+def setup_of(tokenizer, task: Any, prompts=()):
     """A setup of which only this is used."""
-    nothing = SimpleNamespace()
+    nothing: Any = SimpleNamespace()
     return Setup(
         model=nothing,
         folder=nothing,
@@ -49,5 +50,5 @@ def test_a_record_that_the_template_refuses_is_named():
 )
 def test_problems_that_come_again_are_told(line, count, said):
     task = task_of_line(line)
-    prompts = [byte_tokenizer().encode(task.held_out(i).prompt) for i in range(count)]
+    prompts = [byte_tokenizer().encode(spoken(task.held_out(i).prompt)) for i in range(count)]
     assert setup_of(byte_tokenizer(), task, prompts).held_out_line == said

@@ -89,7 +89,8 @@ def test_rows_hold_prompt_and_answer_and_learn_the_end():
     tokens = np.array([[[7, 8, 0], [9, 9, 9]]], np.int32)
     log_p = np.array([[[-1.0, -2.0, -3.0], [-4.0, -5.0, -6.0]]], np.float32)
     finished = np.array([[True, False]])
-    generated = Generated(tokens, np.array([[2, 3]], np.int32), finished, log_p, 0, 0, 0)
+    lengths, stopped = np.array([[2, 3]], np.int32), np.zeros((1, 2), bool)
+    generated = Generated(tokens, lengths, finished, stopped, log_p, 0, 0, 0)
     rows = rollout_of([[1, 2, 3], [4]], generated, np.array([[0.5, -0.5]], np.float32), 3)
     assert rows.tokens.shape == (2, 4 + 3)
     assert rows.tokens[0].tolist() == [1, 2, 3, 7, 8, 0, 0]

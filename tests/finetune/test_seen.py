@@ -16,7 +16,7 @@ def said(line="arithmetic digits=1", chats=True, **figures):
 
 
 def worth(*reward, correct=False):
-    reward = np.float32(reward)
+    reward = np.array(reward, np.float32)
     right, length = np.full(reward.shape, correct), np.ones(reward.shape, np.int32)
     return Judged(reward, right, right, ~right, length, {})
 

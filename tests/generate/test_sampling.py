@@ -85,8 +85,8 @@ def test_tokens_are_kept_as_a_sort_keeps_them(top_k, top_p, min_p):
 
 def test_more_tokens_than_there_are_keeps_all():
     scaled = jnp.asarray(np.random.default_rng(1).standard_normal((2, 50)), jnp.float32)
-    for bounds in ({"top_k": 99}, {"top_p": 1.0}, {"min_p": 0.0}):
-        got = bounded(Sampling(1.0, **bounds).draw(0), scaled)
+    for bounds in (Sampling(1.0, 99), Sampling(1.0, top_p=1.0), Sampling(1.0, min_p=0.0)):
+        got = bounded(bounds.draw(0), scaled)
         np.testing.assert_array_equal(got, scaled)
 
 

@@ -1,5 +1,7 @@
 """Slices of a stack share its memory, and nothing is lost when the stack is given away."""
 
+from typing import Any
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -26,7 +28,8 @@ def test_a_slice_is_there_once(dtype):
 def test_what_cannot_be_shared_is_copied():
     odd = stack(jnp.float32, (3, 5, 7))  # 140 bytes a slice
     traced = jax.jit(slices)(stack(jnp.float32))
-    host = slices(np.ones((2, 16, 64), np.float32))
+    host: Any = np.ones((2, 16, 64), np.float32)
+    host = slices(host)
     assert [part.shape for part in host] == [(16, 64)] * 2
     for got, whole in ((slices(odd), odd), (traced, stack(jnp.float32))):
         np.testing.assert_array_equal(np.stack(got), whole)

@@ -46,7 +46,8 @@ def save(tensors, path):
     """Write a file; the same array under two names is stored once."""
     utils = types.ModuleType("torch._utils")
     torch = types.ModuleType("torch")
-    utils._rebuild_tensor_v2, torch.FloatStorage, torch._utils = rebuild, FloatStorage, utils
+    vars(utils)["_rebuild_tensor_v2"] = rebuild
+    vars(torch).update(FloatStorage=FloatStorage, _utils=utils)
     rebuild.__module__, rebuild.__qualname__ = "torch._utils", "_rebuild_tensor_v2"
     FloatStorage.__module__ = "torch"
     arrays = {id(array): array for array in tensors.values()}

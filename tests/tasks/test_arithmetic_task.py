@@ -7,6 +7,7 @@ import pytest
 from springroll.errors import InputError
 from springroll.tasks.arithmetic import arithmetic_task, digit_accuracy, judge
 from springroll.tasks.countdown import read_expression
+from springroll.tasks.problem import spoken
 from tests.tasks.worked import worked
 
 OPERATORS = {"+": operator.add, "-": operator.sub, "*": operator.mul}
@@ -19,7 +20,7 @@ def test_problems_are_right_and_within_their_options(digits):
     for index in range(300):
         problem = worked(task, index)
         assert problem.problem == task.train(index)
-        text = problem.problem.prompt.removesuffix("=")
+        text = spoken(problem.problem.prompt).removesuffix("=")
         found = read_expression(text)
         assert found.value == int(problem.answer) and max(found.numbers) < 10**digits
         seen.add(next(sign for sign in OPERATORS if sign in text))

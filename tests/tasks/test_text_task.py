@@ -8,7 +8,7 @@ from collections import Counter
 import pytest
 
 from springroll.errors import InputError
-from springroll.tasks.problem import until_stop
+from springroll.tasks.problem import spoken, until_stop
 from springroll.tasks.sources import SURFACES, document, training_text
 from springroll.tasks.task_line import text_task
 from springroll.tasks.verdicts import UNSCORED, Verdict, report
@@ -58,8 +58,9 @@ def test_documents_are_judged_correct_where_their_answer_stands(name, style, sur
         problem = task.train(index)
         for write in (plain, worked) if answer not in ("whole",) else (plain,):
             text = write(index)
-            assert text.startswith(problem.prompt)
-            assert task.score([problem], [text.removeprefix(problem.prompt).lstrip()])[0].correct
+            prompt = spoken(problem.prompt)
+            assert text.startswith(prompt)
+            assert task.score([problem], [text.removeprefix(prompt).lstrip()])[0].correct
         assert len(worked(index)) >= len(plain(index))
 
 

@@ -5,6 +5,7 @@ import json
 import random
 import re
 import sys
+from typing import Any
 
 import pytest
 import tokenizers
@@ -198,7 +199,7 @@ def test_messages_are_put_into_the_template(llama, tmp_path):
         "{% if add_generation_prompt %}[assistant]{% endif %}"
     )
     (tmp_path / "chat_template.jinja").write_text(template)
-    found = open_tokenizer(tmp_path)
+    found: Any = open_tokenizer(tmp_path)
     read = lambda *prompt, **more: found.loaded.decode(
         prompt_tokens(found, [*prompt], **more), skip_special_tokens=False
     )

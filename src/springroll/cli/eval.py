@@ -40,7 +40,7 @@ def run(argv: Sequence[str]) -> int:
 def _numbered(argv: Sequence[str]) -> list[str]:
     """The arguments, with a number behind an `--answers` that has none."""
     numbered = []
-    for token, following in zip(argv, [*argv[1:], ""], strict=True):
+    for token, following in zip(argv, [*argv, ""][1:], strict=True):
         bare = token == "--answers" and not following.lstrip("+-").isdecimal()
         numbered.append(f"{token}={SHOWN}" if bare else token)
     return numbered

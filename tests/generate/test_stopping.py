@@ -52,7 +52,13 @@ def letters(tokens):
     return "".join(chr(97 + token % 26) + chr(65 + token // 26) for token in tokens)
 
 
-@pytest.mark.parametrize("options", [{}, {"rows": 4, "segment": 4, "log_probabilities": True}])
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"rows": 4, "segment": 4, "log_probabilities": True},
+        pytest.param({}, marks=pytest.mark.slow),
+    ],
+)
 def test_rows_end_at_stop_strings_and_are_what_they_were_up_to_there(options):
     _, params, members = tiny()
     usual = at_once()

@@ -240,7 +240,12 @@ def compiled_bytes(layers, optimizer, layer_by_layer):
 
 
 @pytest.mark.parametrize(
-    "optimizer", [optax.adam(1e-3), apollo_mini(1e-2, rows="out")], ids=["adam", "apollo_mini"]
+    "optimizer",
+    [
+        optax.adam(1e-3),
+        pytest.param(apollo_mini(1e-2, rows="out"), marks=pytest.mark.slow),
+    ],
+    ids=["adam", "apollo_mini"],
 )
 @pytest.mark.usefixtures("optimized")
 def test_memory_does_not_grow_with_the_gradients_of_more_layers(optimizer):

@@ -9,9 +9,9 @@ from pathlib import Path
 from springroll.errors import InputError, brief
 
 UNITS = {"B": 1, "KIB": 2**10, "MIB": 2**20, "GIB": 2**30, "TIB": 2**40}
+UNITS |= {"KB": 10**3, "MB": 10**6, "GB": 10**9, "TB": 10**12}
 LARGE_BLOCK = 1 << 20  # bytes
 _MMAP_THRESHOLD = -3  # M_MMAP_THRESHOLD of malloc.h
-UNITS |= {"KB": 10**3, "MB": 10**6, "GB": 10**9, "TB": 10**12}
 
 
 def parse_bytes(text: str, name: str = "memory") -> int:

@@ -26,7 +26,7 @@ from springroll.generate.generator import Generated, Generator
 from springroll.generate.stopping import StopStrings
 from springroll.hub import hf_folder
 from springroll.memory import available_bytes, check_fits
-from springroll.models.decoder_config import size
+from springroll.models.decoder_config import size, structs
 from springroll.models.hf.files import context_length, family_of, open_hf, weight_files
 from springroll.models.hf.load import load_hf, load_int8
 from springroll.models.protocols import Generative, LanguageModel
@@ -85,8 +85,7 @@ class Setup:
     def shapes(self) -> PyTree:
         """What `params` returns, without values."""
         config = self.model.config
-        one = lambda shape: jax.ShapeDtypeStruct(shape, jnp.float32)
-        return jax.tree.map(one, family_of(config).shapes(config), is_leaf=_is_shape)
+        return structs(family_of(config).shapes(config))
 
     def explained(self) -> Explained:
         """The logits of a row of tokens."""
@@ -161,11 +160,12 @@ class Setup:
         self.seen.answers = some_answers(
             self.task, self.tokenizer, problems, generated, found, shown
         )
-        limit = self.greedy.max_tokens
-        self.seen.warnings |= advice(found.figures(), self.config.task, self.task, chats, limit)
+        limit, figures = self.greedy.max_tokens, found.figures()
+        self.seen.warnings |= advice(figures, self.config.task, self.task, chats, limit)
         measure = self.task.measure
         values = found.reward if measure == "reward" else found.correct
-        return found.figures("valid_") | {f"valid_{measure}_error": standard_error(values)}
+        figures[f"{measure}_error"] = standard_error(values)
+        return {f"valid_{name}": figure for name, figure in figures.items()}
 
     @property
     def held_out_line(self) -> str:
@@ -288,10 +288,6 @@ def standard_error(values: np.ndarray) -> float:
     """Of the mean of independent values, of those that are finite; NaN of fewer than two."""
     there = values[np.isfinite(values)].astype(np.float64)
     return float(there.std(ddof=1) / np.sqrt(there.size)) if there.size > 1 else math.nan
-
-
-def _is_shape(node: PyTree) -> bool:
-    return isinstance(node, tuple)
 
 
 def memory_of(config: FinetuneConfig) -> int:

@@ -23,7 +23,7 @@ from springroll.errors import InputError
 from springroll.models import kv_cache
 from springroll.models.attention import attention, from_heads, queries_keys_values
 from springroll.models.cross_entropy import cross_entropy, token_nats
-from springroll.models.decoder_config import DecoderConfig, shape_leaves, shapes
+from springroll.models.decoder_config import DecoderConfig, shape_leaves, shapes, structure
 from springroll.models.kv_cache import Cache, Layers, attend_cached, attend_padded, visible
 from springroll.models.layers import rms_norm, soft_cap, swiglu
 from springroll.models.moe import chosen_are_less, every_expert, moe
@@ -346,8 +346,7 @@ def _rest_of_layer(model: Decoder, layer: Params, x: Array, y: Array) -> Array:
 
 def init(config: DecoderConfig, key: Array, dtype: DTypeLike = jnp.float32) -> Params:
     """Fresh parameters; every leaf has a key of its own."""
-    tree = jax.tree.structure(shapes(config), is_leaf=lambda node: isinstance(node, tuple))
-    return tree.unflatten([values for _, values in leaves(config, key, dtype)])
+    return structure(shapes(config)).unflatten([values for _, values in leaves(config, key, dtype)])
 
 
 def leaves(

@@ -26,6 +26,10 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, Literal, TypeAlias, TypeVar, get_args, overload
 
+import jax
+import jax.numpy as jnp
+from jax.typing import DTypeLike
+
 from springroll.errors import InputError, brief, suggestion
 from springroll.models.config_checks import MOST_STACKED, check_numbers, check_sizes
 from springroll.models.rope import (
@@ -67,7 +71,22 @@ def size(tree: Shapes) -> int:
 
 def shape_leaves(tree: Shapes) -> dict[str, tuple[int, ...]]:
     """The shapes by their paths, in the order of the tree."""
-    return named_leaves(tree, is_leaf=lambda node: isinstance(node, tuple))
+    return named_leaves(tree, is_leaf=_is_shape)
+
+
+def structs(tree: Shapes, dtype: DTypeLike = jnp.float32) -> PyTree:
+    """The tree of arrays with these shapes, without values."""
+    struct = lambda shape: jax.ShapeDtypeStruct(shape, jnp.dtype(dtype))
+    return jax.tree.map(struct, tree, is_leaf=_is_shape)
+
+
+def structure(tree: Shapes) -> Any:
+    """The structure, a `PyTreeDef`, of a tree of arrays with these shapes."""
+    return jax.tree.structure(tree, is_leaf=_is_shape)
+
+
+def _is_shape(node: PyTree) -> bool:
+    return isinstance(node, tuple)
 
 
 def _attention(c: DecoderConfig) -> Shapes:

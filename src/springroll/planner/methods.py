@@ -6,12 +6,11 @@ from dataclasses import dataclass
 from typing import Literal, NamedTuple, get_args
 
 import jax
-import jax.numpy as jnp
 import optax
 
 from springroll.errors import InputError, suggestion
 from springroll.models.decoder import decoder
-from springroll.models.decoder_config import DecoderConfig, Shapes, shapes, size
+from springroll.models.decoder_config import DecoderConfig, Shapes, shapes, size, structs
 from springroll.subspace.lowgrad import lowgrad
 from springroll.subspace.optimizers import (
     OPTIMIZERS,
@@ -139,8 +138,7 @@ def _optimizer_state(
         **subspaces(entry, model, rank),
     )
     optimizer, rest = entry.build(settings), entry.rest(settings)
-    struct = lambda shape: jax.ShapeDtypeStruct(shape, jnp.float32)
-    params = jax.tree.map(struct, shapes(one_layer), is_leaf=lambda node: isinstance(node, tuple))
+    params = structs(shapes(one_layer))
     others = {name: leaf for name, leaf in params.items() if name != "layers"}
     rest_bytes = tree_bytes(jax.eval_shape(rest.init, others))
     if method != "lowgrad":

@@ -18,7 +18,7 @@ import jax.numpy as jnp
 from jax.stages import Lowered
 
 from springroll.models.decoder import decoder
-from springroll.models.decoder_config import DecoderConfig, shapes
+from springroll.models.decoder_config import DecoderConfig, shapes, structs
 from springroll.models.expert_stages import expert_stages, only_experts, without_experts
 from springroll.stream.step_programs import StepPrograms
 from springroll.trees import PyTree
@@ -44,8 +44,7 @@ class Arguments(NamedTuple):
 def arguments(config: DecoderConfig, rows: int, sequence: int, dtype: str) -> Arguments:
     """Shapes for micro-batches of `rows` sequences."""
     struct = lambda shape: jax.ShapeDtypeStruct(shape, jnp.dtype(dtype))
-    is_shape = lambda node: isinstance(node, tuple)
-    tree = jax.tree.map(struct, shapes(config), is_leaf=is_shape)
+    tree = structs(shapes(config), dtype)
     layer = jax.tree.map(lambda w: jax.ShapeDtypeStruct(w.shape[1:], w.dtype), tree["layers"])
     rest = {name: leaf for name, leaf in tree.items() if name != "layers"}
     x = struct((rows, sequence, config.hidden))

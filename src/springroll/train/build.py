@@ -16,7 +16,7 @@ from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from springroll.errors import InputError
 from springroll.memory import available_bytes
-from springroll.models.decoder_config import CONFIGS, DecoderConfig, named
+from springroll.models.decoder_config import CONFIGS, DecoderConfig, named, structs
 from springroll.models.hf.family import Config as ModelConfig
 from springroll.models.hf.files import family_of, is_hf_folder, open_hf, read_config
 from springroll.models.hf.load import read_params
@@ -146,9 +146,7 @@ def model_config(name: str) -> DecoderConfig | RWKV7Config:
 
 def pretrained(folder: str | Path, config: ModelConfig) -> PyTree:
     """The weights in a folder, in float32; read when the program runs, not when it is traced."""
-    struct = lambda shape: jax.ShapeDtypeStruct(shape, jnp.float32)
-    shapes = family_of(config).shapes(config)
-    like = jax.tree.map(struct, shapes, is_leaf=lambda node: isinstance(node, tuple))
+    like = structs(family_of(config).shapes(config))
     return jax.pure_callback(lambda: read_params(folder, config, np.float32), like)
 
 

@@ -13,7 +13,7 @@ from jax import Array
 from springroll.errors import InputError
 from springroll.memory import available_bytes, host_memory, spelt
 from springroll.models.decoder import Decoder, leaves, stages
-from springroll.models.decoder_config import shapes
+from springroll.models.decoder_config import shapes, structs
 from springroll.models.expert_stages import expert_stages
 from springroll.models.hf.files import is_hf_folder, open_hf
 from springroll.models.hf.load import read_bundles
@@ -215,8 +215,7 @@ def tensors(config: TrainConfig, model: Decoder, key: Array) -> Tensors:
 
 def float32_shapes(model: Decoder) -> Params:
     """Of the parameters."""
-    struct = lambda shape: jax.ShapeDtypeStruct(shape, jnp.float32)
-    return jax.tree.map(struct, shapes(model.config), is_leaf=lambda node: isinstance(node, tuple))
+    return structs(shapes(model.config))
 
 
 def on_host(config: TrainConfig) -> bool:

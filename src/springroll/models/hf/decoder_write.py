@@ -11,6 +11,7 @@ from springroll.errors import InputError
 from springroll.models.decoder_config import DecoderConfig
 from springroll.models.hf.decoder_read import FULL, SLIDING, hf_config
 from springroll.models.hf.decoder_rope import rope_json
+from springroll.models.hf.family import taken_over
 
 ARCHITECTURES = {
     "llama": "LlamaForCausalLM",
@@ -44,13 +45,7 @@ def config_json(
             what the nearest lacks.
     """
     if like is not None:
-        others = _differences(config, hf_config(like))
-        if others:
-            raise InputError(
-                f"the folder to write is another model than `like`: {others[0]} differs"
-            )
-        kept = {k: v for k, v in like.items() if k not in ("dtype", "quantization_config")}
-        return kept | {"torch_dtype": dtype}
+        return taken_over(like, _differences(config, hf_config(like)), dtype)
     lacks: dict[str, list[str]] = {}
     for family in ARCHITECTURES:
         if (family in _OF_EXPERTS) != (config.experts > 0):

@@ -1,12 +1,13 @@
 """What a checkpoint and a parameter tree must know of each other, for any kind of model."""
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Generic, NamedTuple, TypeAlias, TypeVar
 
 import numpy as np
 
 from springroll.atomic import JsonObject
+from springroll.errors import InputError
 from springroll.gguf import Packed
 from springroll.models.decoder import Decoder
 from springroll.models.decoder_config import DecoderConfig, Shapes
@@ -79,6 +80,20 @@ class Family(Generic[C]):
     def naming_of(self, config_json: JsonObject) -> Naming[C]:
         """That of the checkpoint with this `config.json`."""
         return self.joined.get(str(config_json.get("model_type")), self.naming)
+
+
+def taken_over(like: JsonObject, differing: Sequence[str], dtype: str) -> JsonObject:
+    """The `config.json` of a folder that is written like another, with tensors of this type.
+
+    Raises:
+        InputError: fields of the two configurations differ.
+    """
+    if differing:
+        raise InputError(
+            f"the folder to write is another model than `like`: {differing[0]} differs"
+        )
+    kept = {k: v for k, v in like.items() if k not in ("dtype", "quantization_config")}
+    return kept | {"torch_dtype": dtype}
 
 
 def _without_ones(shape: tuple[int, ...]) -> tuple[int, ...]:

@@ -44,6 +44,10 @@ class Checkpoint:
     tensors: Mapping[str, Tensor]
     naming: Naming[Any]
 
+    def stored(self, path: str, shape: tuple[int, ...], layer: int | None = None) -> list[Stored]:
+        """The tensors that a leaf is made of, or a layer of it; see `Naming`."""
+        return list(self.naming.stored(self.config, path, shape, layer))
+
 
 def family_of(config: Config) -> Family[Any]:
     """The family whose configurations are of that type."""

@@ -18,7 +18,8 @@ from jax.typing import DTypeLike
 from springroll.gguf import Packed
 from springroll.hub import hf_folder
 from springroll.memory import available_bytes, check_fits
-from springroll.models.hf.family import Config, Model, Stored, Tensor
+from springroll.models.decoder_config import structs, structure
+from springroll.models.hf.family import Config, Model, Tensor
 from springroll.models.hf.files import Checkpoint, family_of, leaves_of, open_hf
 from springroll.quant.int8_weights import is_int8, quantize_weights
 from springroll.safetensors_map import forget
@@ -59,10 +60,7 @@ def load_int8(folder: str | Path) -> tuple[Model, Params]:
     """
     checkpoint = open_hf(hf_folder(folder))
     config = checkpoint.config
-    is_shape = lambda node: isinstance(node, tuple)
-    struct = lambda shape: jax.ShapeDtypeStruct(shape, jnp.float32)
-    like = jax.tree.map(struct, family_of(config).shapes(config), is_leaf=is_shape)
-    like = jax.eval_shape(quantize_weights, like)
+    like = jax.eval_shape(quantize_weights, structs(family_of(config).shapes(config)))
     check_fits(tree_bytes(like), f"the weights of {folder}", available_bytes())
 
     def leaf(path: str, like: PyTree) -> PyTree:
@@ -144,7 +142,7 @@ def read_into(
         destination: of the leaf's shape; with `layer`, of one layer's.
     """
     shape = destination.shape if layer is None else (checkpoint.config.layers, *destination.shape)
-    for stored in _stored(checkpoint, path, shape, layer):
+    for stored in checkpoint.stored(path, shape, layer):
         tensor = checkpoint.tensors[stored.name]
         into = destination[stored.place if layer is None else stored.place[1:]]
         np.copyto(into, stored.to_leaf(_numbers(tensor, into.dtype), into.shape), casting="unsafe")
@@ -152,15 +150,9 @@ def read_into(
             forget(tensor)
 
 
-def _stored(
-    checkpoint: Checkpoint, path: str, shape: tuple[int, ...], layer: int | None = None
-) -> list[Stored]:
-    return list(checkpoint.naming.stored(checkpoint.config, path, shape, layer))
-
-
 def _structure(config: Config, part: str | None = None) -> PyTree:
     tree = family_of(config).shapes(config)
-    return jax.tree.structure(tree[part] if part else tree, is_leaf=lambda x: isinstance(x, tuple))
+    return structure(tree[part] if part else tree)
 
 
 def _numbers(tensor: Tensor, dtype: np.dtype) -> np.ndarray:
@@ -200,7 +192,7 @@ def _dtype(
     checkpoint: Checkpoint, path: str, shape: tuple[int, ...], dtype: DTypeLike | None
 ) -> np.dtype:
     """As asked for; by default as stored, of what is not stored as the embedding."""
-    stored = _stored(checkpoint, path, shape) or _stored(checkpoint, "embed_tokens", ())
+    stored = checkpoint.stored(path, shape) or checkpoint.stored("embed_tokens", ())
     return jnp.dtype(dtype or checkpoint.tensors[stored[0].name].dtype)
 
 
@@ -213,7 +205,7 @@ def _view_or_copy(
 ) -> np.ndarray:
     full = shape if layer is None else (checkpoint.config.layers, *shape)
     dtype = _dtype(checkpoint, path, full, dtype)
-    stored = _stored(checkpoint, path, full, layer)
+    stored = checkpoint.stored(path, full, layer)
     if len(stored) == 1 and checkpoint.tensors[stored[0].name].dtype == dtype:
         return stored[0].to_leaf(_numbers(checkpoint.tensors[stored[0].name], dtype), shape)
     leaf = np.zeros(shape, dtype)

@@ -16,9 +16,9 @@ from safetensors.numpy import save
 from springroll.atomic import replacing, write_json
 from springroll.errors import InputError
 from springroll.models.decoder_config import DecoderConfig
-from springroll.models.hf.family import Config, Stored
-from springroll.models.hf.files import Checkpoint, leaves_of, open_hf
-from springroll.models.hf.load import read_into
+from springroll.models.hf.family import Config
+from springroll.models.hf.files import leaves_of, open_hf
+from springroll.models.hf.load import read_parts
 from springroll.models.hf.save import check_room
 from springroll.trees import Params, named_leaves
 
@@ -67,7 +67,7 @@ def save_lora(
             "write the whole model"
         )
     checkpoint = open_hf(base, config)
-    if any(_stored(checkpoint, path, shape)[0].part for path, shape in leaves_of(config)):
+    if any(checkpoint.stored(path, shape)[0].part for path, shape in leaves_of(config)):
         raise InputError(
             f"{base} joins several matrices in one tensor, of which no adapter can be written; "
             "leave out --lora-rank to write the whole model"
@@ -78,17 +78,15 @@ def save_lora(
     names: dict[str, None] = {}  # in order
     for path, shape in leaves_of(config):
         kind, layered = path.rpartition("/")[2], path.startswith("layers/")
-        for layer in range(shape[0]) if layered else (None,):
-            before = np.zeros(shape[1:] if layered else shape, np.float32)
-            read_into(checkpoint, path, before, layer)
-            leaf = leaves[path] if layer is None else leaves[path][layer]
+        for layer, before in enumerate(read_parts(checkpoint, path, shape, np.float32)):
+            leaf = leaves[path][layer] if layered else leaves[path]
             change = np.asarray(leaf.astype(jnp.float32)) - before
             whole = float(np.square(change, dtype=np.float64).sum())
             left = whole
             if layered and change.ndim == 2:
                 names[kind] = None
                 b, a, left = _best(change, rank)
-                (stored,) = _stored(checkpoint, path, shape, layer)
+                (stored,) = checkpoint.stored(path, shape, layer)
                 module = f"base_model.model.{stored.name.removesuffix('.weight')}"
                 adapted |= {f"{module}.lora_A.weight": a, f"{module}.lora_B.weight": b}
             losses[kind] = losses.get(kind, Loss()).plus(whole, left)
@@ -99,12 +97,6 @@ def save_lora(
         file.write(save(adapted, metadata={"format": "pt"}))
     write_json(folder / "adapter_config.json", _config(str(base), rank, list(names)))
     return losses
-
-
-def _stored(
-    checkpoint: Checkpoint, path: str, shape: tuple[int, ...], layer: int | None = None
-) -> list[Stored]:
-    return list(checkpoint.naming.stored(checkpoint.config, path, shape, layer))
 
 
 def _best(change: np.ndarray, rank: int) -> tuple[np.ndarray, np.ndarray, float]:

@@ -13,7 +13,7 @@ from springroll.atomic import JsonObject
 from springroll.errors import InputError, brief
 from springroll.models.config_checks import MOST_STACKED
 from springroll.models.hf.config_values import Values
-from springroll.models.hf.family import Family, Naming, Stored, Tensor
+from springroll.models.hf.family import Family, Naming, Stored, Tensor, taken_over
 from springroll.models.rwkv7.config import RWKV7Config, shapes
 from springroll.models.rwkv7.model import RWKV7
 
@@ -87,12 +87,9 @@ def fla_json(
     """
     if like is not None:
         other = fla_config(like)
-        for field in dataclasses.fields(config):
-            if not _same(getattr(config, field.name), getattr(other, field.name)):
-                raise InputError(
-                    f"the folder to write is another model than `like`: {field.name} differs"
-                )
-        return {k: v for k, v in like.items() if k != "dtype"} | {"torch_dtype": dtype}
+        names = [field.name for field in dataclasses.fields(config)]
+        differing = [x for x in names if not _same(getattr(config, x), getattr(other, x))]
+        return taken_over(like, differing, dtype)
     if not _same(config.group_eps, config.head_dim * config.norm_eps):
         raise InputError(
             "Hugging Face's format has no name for this model: it takes group_eps to be head_dim "

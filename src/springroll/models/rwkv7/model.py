@@ -24,7 +24,7 @@ from jax.typing import DTypeLike
 
 from springroll.errors import InputError
 from springroll.models.cross_entropy import cross_entropy, token_nats
-from springroll.models.decoder_config import shape_leaves
+from springroll.models.decoder_config import shape_leaves, structure
 from springroll.models.rwkv7.config import RWKV7Config, shapes
 from springroll.models.rwkv7.mix import channel_mix, layer_norm, time_mix
 from springroll.models.rwkv7.wkv import LONGEST
@@ -52,7 +52,7 @@ GAINS = {
 
 def init(config: RWKV7Config, key: Array, dtype: DTypeLike = jnp.float32) -> Params:
     """The tree of `rwkv7.config`; every matrix has a key of its own."""
-    tree = jax.tree.structure(shapes(config), is_leaf=lambda node: isinstance(node, tuple))
+    tree = structure(shapes(config))
     by_path = shape_leaves(shapes(config))
     keys = jax.random.split(key, len(by_path))
     vectors = _vectors(config)

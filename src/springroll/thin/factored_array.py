@@ -243,6 +243,9 @@ class Factored:
         shared = [i for i in left if i in right]
         short = common_dtype(self.left, self.right) if self.gain is None else wide
         short = whole_bytes(short)
+        summed = wide_dtype(short)
+        if jnp.issubdtype(short, jnp.inexact):  # as exactly as the base is
+            summed = common_type(summed, jnp.finfo(wide).dtype)
         thin = lax.dot_general(
             scale_rank(cast(self.left, short), self.gain),
             cast(self.right, short),
@@ -251,7 +254,7 @@ class Factored:
                 ([left.index(i) for i in shared], [right.index(i) for i in shared]),
             ),
             precision=lax.Precision.HIGHEST,
-            preferred_element_type=wide_dtype(short),
+            preferred_element_type=summed,
         )
         order = [*shared, *(i for i in (*left, *right) if i not in shared)]
         return cast(lax.transpose(thin, [order.index(i) for i in range(self.ndim)]), wide)

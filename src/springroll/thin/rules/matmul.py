@@ -11,7 +11,15 @@ from jax.extend import core as jex
 from springroll import compat
 from springroll.thin.axis_trace import AxisTrace, Refs, used_up
 from springroll.thin.densify import is_free
-from springroll.thin.factored_array import Factored, Side, cast, scale_rank, whole_bytes, wide_dtype
+from springroll.thin.factored_array import (
+    Factored,
+    Side,
+    cast,
+    common_dtype,
+    scale_rank,
+    whole_bytes,
+    wide_dtype,
+)
 from springroll.thin.interpreter import Frame, Operand, Outputs
 from springroll.thin.rules.joining import side_by_side
 from springroll.thin.thin_term import (
@@ -118,9 +126,12 @@ def _product_of_two(eqn: jex.JaxprEqn, a: Factored, b: Factored) -> Outputs:
     left = contract(a.base, a_labels, b.factor(b_summed), end, [*a_free, RANK], **options)
     left = cast(scale_rank(left, b.gain), dtype)
 
-    # The summed factor of a plays the activation; its rank axis gets an ordinary label.
+    # The summed factor of a plays the activation, in a type that holds b too; its rank axis gets an
+    # ordinary label.
     a_rank = len(a_labels) + len(b_labels)
-    x, x_labels = a.factor(a_summed), [*(a_labels[i] for i in a.axes(a_summed)), a_rank]
+    x = a.factor(a_summed)
+    x = cast(x, common_dtype(x, b.base))
+    x_labels = [*(a_labels[i] for i in a.axes(a_summed)), a_rank]
     target = [*b_free, a_rank]
     right = contract(x, x_labels, b.base, b_labels, target, **options)
     right = right + thin_term(x, x_labels, Thin.of(b, b_labels), target, **options)

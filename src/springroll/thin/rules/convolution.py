@@ -39,7 +39,7 @@ def conv_general_dilated(frame: Frame, eqn: jex.JaxprEqn, x: Operand, w: Factore
     output = t.ndim
     options: Options = {"dtype": wide, "precision": p["precision"]}
     term = contract(t, [*labels, RANK], last, [output, RANK], [*labels, output], **options)
-    main = compat.bind(eqn, x, w.base, preferred_element_type=wide)[0]
+    main = compat.bind(eqn, *same_dtype(x, w.base), preferred_element_type=wide)[0]
     return [cast(main + jnp.moveaxis(term, -1, channel), dtype)]
 
 

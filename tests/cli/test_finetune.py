@@ -20,6 +20,7 @@ from springroll.finetune import setup
 from springroll.finetune.config import FinetuneConfig
 from springroll.finetune.evolution import roles_of, still, usual_sigma, with_sigma
 from springroll.finetune.setup import prepare
+from springroll.generate.prompts import common_tokens
 from springroll.models.decoder import decoder
 from springroll.models.decoder_config import CONFIGS
 from springroll.run.config import stored_id
@@ -188,6 +189,11 @@ def test_prompts_that_are_too_long_are_left_out_and_counted(tmp_path, place):
     assert isinstance(config, FinetuneConfig)
     setup = prepare(config, new=True)
     assert setup.config.max_prompt_tokens == 4096 - 4 and not setup.held_out.dropped
+    # What all prompts begin with is found once; runs from before that was read once say nothing.
+    shared = common_tokens([*setup.held_out.prompts, *setup.train(0, config.num_prompts).prompts])
+    decided = (setup.config, setup.generator, setup.greedy)
+    assert shared and {each.shared_prompt_tokens for each in decided} == {shared}
+    assert prepare(config).generator.shared_prompt_tokens == 0
     lengths = {len(prompt) for prompt in setup.held_out.prompts}
     limited = prepare(replace(config, max_prompt_tokens=min(lengths)), new=True)
     asked = limited.train(3, 8)

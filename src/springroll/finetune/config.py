@@ -61,6 +61,10 @@ class FinetuneConfig(SamplingOptions, RunConfig):
     max_prompt_tokens: int | None = option(None, COUNT)
     """Largest number of tokens of a prompt; other problems take the place of those whose prompts
     are longer. Default: what the model's context leaves beside an answer."""
+    shared_prompt_tokens: int | None = option(None, NOT_NEGATIVE)
+    """Largest number of tokens at the beginning of all prompts, such as those of a chat template,
+    that a member reads once for all of them. 0: every prompt is read whole. Default: as many as the
+    held-out prompts and the first generation's share."""
     temperature: float | None = option(None, NOT_NEGATIVE)
     """Sampling temperature; 0 takes the likeliest token. Default: 0 of `es`, 1 of `grpo`."""
     rank: int | None = option(None, COUNT)

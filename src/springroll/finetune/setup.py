@@ -23,6 +23,7 @@ from springroll.finetune.judging import Judged, judged
 from springroll.finetune.lengths import with_lengths
 from springroll.finetune.seen import Seen, advice, some_answers
 from springroll.generate.generator import Generated, Generator
+from springroll.generate.prompts import common_tokens
 from springroll.generate.stopping import StopStrings
 from springroll.hub import hf_folder
 from springroll.memory import available_bytes, check_fits
@@ -257,8 +258,23 @@ def prepare(config: FinetuneConfig, *, new: bool = False) -> Setup:
     held_out = setup.asked([task.held_out(i) for i in range(most)])
     setup = replace(setup, held_out=short(held_out, setup))
     if new:
-        setup.train(0, config.num_prompts)  # whether all are too long is found now
-    return setup
+        first = setup.train(0, config.num_prompts)  # whether all are too long is found now
+        setup = replace(setup, config=with_shared(setup, first))
+    shared = setup.config.shared_prompt_tokens or 0
+    as_shared = lambda generator: replace(generator, shared_prompt_tokens=shared)
+    return replace(setup, generator=as_shared(generator), greedy=as_shared(greedy))
+
+
+def with_shared(setup: Setup, first: Asked) -> FinetuneConfig:
+    """The config of a new run, with how many tokens of prompts are read once.
+
+    Decided once: a generation whose prompts happen to share more needs no programs of its own, and
+    runs of earlier versions (None) go on reading prompts whole, with the same last bits.
+    """
+    if setup.config.shared_prompt_tokens is not None:
+        return setup.config
+    shared = common_tokens([*setup.held_out.prompts, *first.prompts])
+    return replace(setup.config, shared_prompt_tokens=shared)
 
 
 def short(asked: Asked, setup: Setup) -> Asked:

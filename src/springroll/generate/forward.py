@@ -27,16 +27,28 @@ def read(
     sign: Array,
     tokens: Array,
     lengths: Array,
+    before: Entries | None = None,
 ) -> tuple[Array, Entries]:
     """`model.read` with sign (G, g), tokens (G, g, T), lengths (G, g); results are by row.
 
-    `groups` are those of G pairs; None: all rows are of the weights themselves.
+    `groups` are those of G pairs; None: all rows are of the weights themselves. `before`, by row,
+    is what each has read before (see `Generative`).
     """
+    known = () if before is None else (before,)
     if groups is None:
         flat = lambda x: x.reshape(-1, *x.shape[2:])
-        return _unperturbed(model).read(params, flat(tokens), flat(lengths))
-    row = lambda weights, tokens, length: factored(model.read)(weights, tokens[None], length[None])
-    return _by_row(*groups.each_row(row, params, sign, tokens, lengths, out_axes=(0, 1)))
+        return _unperturbed(model).read(params, flat(tokens), flat(lengths), *known)
+
+    def row(
+        weights: PyTree, tokens: Array, length: Array, *known: Entries
+    ) -> tuple[Array, Entries]:
+        known = jax.tree.map(lambda x: x[:, None], known)
+        return factored(model.read)(weights, tokens[None], length[None], *known)
+
+    known = jax.tree.map(lambda x: x.reshape(x.shape[0], *sign.shape, *x.shape[2:]), known)
+    axes = (0, 0, *(1 for _ in known))
+    rows = (tokens, lengths, *known)
+    return _by_row(*groups.each_row(row, params, sign, *rows, in_axes=axes, out_axes=(0, 1)))
 
 
 def step(

@@ -13,6 +13,7 @@ import numpy as np
 from springroll.errors import InputError
 from springroll.evolve.members import Members
 from springroll.generate import programs
+from springroll.generate.beginning import Beginnings, read_once
 from springroll.generate.prompts import Prompts, Reading, readings, rounded
 from springroll.generate.queue import Jobs, Slots, Waiting
 from springroll.generate.sampling import Sampling
@@ -34,6 +35,7 @@ class Generated(NamedTuple):
     steps: int  # forward passes of one token per row
     slot_steps: int  # rows times steps, idle rows too
     row_steps: int  # rows that wrote a token, summed over steps
+    prompt_tokens: int = 0  # tokens of prompts that were read, padding too
 
     @property
     def written(self) -> np.ndarray:
@@ -67,6 +69,9 @@ class Generator:
         prefill_tokens: Tokens of prompts that are read at once, at most, up to the rounding of
             numbers of rows, a quarter; one row at least.
         log_probabilities: Also return those of the tokens.
+        shared_prompt_tokens: Tokens that all prompts begin with are read once per member if they
+            are 8 or more, up to so many; by default a multiple of 8. 0: prompts are read whole, as
+            they are by models that cannot read on (see `Generative`).
 
     Raises:
         InputError: A number is out of its range, or both `rows` and `memory_bytes` are given.
@@ -86,6 +91,7 @@ class Generator:
     per_group: int | None = None
     prefill_tokens: int = 1 << 16
     log_probabilities: bool = False
+    shared_prompt_tokens: int | None = None
 
     def __post_init__(self) -> None:
         for name in ("max_tokens", "rows", "memory_bytes", "segment", "per_group"):
@@ -139,7 +145,7 @@ class _Transcript:
         self.log_p = np.zeros(shape, np.float32) if options.log_probabilities else None
         self.count = np.zeros(shape[:2], np.int32)
         self.stopped = np.zeros(shape[:2], bool)
-        self.steps = self.slot_steps = self.row_steps = 0
+        self.steps = self.slot_steps = self.row_steps = self.prompt_tokens = 0
         self._end, self._stop, self._most = options.end, options.stop, options.max_tokens
 
     def append(
@@ -174,6 +180,7 @@ class _Transcript:
             steps=self.steps,
             slot_steps=self.slot_steps,
             row_steps=self.row_steps,
+            prompt_tokens=self.prompt_tokens,
         )
 
 
@@ -190,8 +197,10 @@ class _Run:
         unperturbed: int,
         copies: int,
     ):
-        self.options, self.prompts = options, Prompts.of(prompts)
-        longest = rounded(self.prompts.longest)
+        self.options = options
+        shared = read_once(options.model, prompts, options.shared_prompt_tokens)
+        self.prompts = Prompts.of(prompts, shared)
+        longest = self.prompts.room
         self.program = programs.Program(
             model=options.model,
             dtype=_floating(params),
@@ -209,10 +218,10 @@ class _Run:
             self.jobs = Jobs.of(members.pairs.shape[0], signs, unperturbed, len(prompts))
         self.waiting = Waiting(self.jobs)
         self.transcript = _Transcript(int(self.jobs.member.max()) + 1, len(prompts), options)
-        self.slots = Slots.empty(*self._shape(members))
-
         draw = options.sampling.draw(seed)
         self.source = programs.Source(params, members, draw)
+        self.slots = Slots.empty(*self._shape(members))
+        self.beginnings = self._beginnings()
         self.writer = programs.Writer(programs.step_weights(self.program, params), None, draw)
         self.memory = programs.memory(self.program, self.slots.job.size)
         self.rows = programs.idle(self.slots.job.size)
@@ -230,6 +239,14 @@ class _Run:
             self._write_on(live)
         return self.transcript.generated()
 
+    def _beginnings(self) -> Beginnings | None:
+        """None where prompts are read whole."""
+        tokens, groups = self.prompts.beginning, len(self.slots.pair)
+        if not len(tokens):
+            return None
+        most = self.options.prefill_tokens
+        return Beginnings(self.program, self.source, tokens, self.jobs, groups, most)
+
     def _shape(self, members: Members | None) -> tuple[int, int]:
         """Groups and rows of each."""
         options, jobs = self.options, self.jobs.member.size
@@ -239,6 +256,10 @@ class _Run:
         elif options.memory_bytes is not None:
             length, dtype = self.program.length, self.program.dtype
             size = tree_bytes(jax.eval_shape(lambda: options.model.memory(1, length, dtype)))
+            shared = len(self.prompts.beginning)
+            if shared and members is not None:  # a member's own is kept while its rows wait
+                entries = lambda: programs.unread(self.program, self.source, 1, shared)
+                size += tree_bytes(jax.eval_shape(entries))
             most = min(jobs, options.memory_bytes // size)
             if not most:
                 raise InputError(
@@ -267,24 +288,22 @@ class _Run:
             self._bind()
             rows = np.asarray(new, np.int32)
             job, height = self.slots.job.reshape(-1)[rows], self.slots.job.shape[1]
+            if self.beginnings is not None:
+                self.transcript.prompt_tokens += self.beginnings.read(job, self.slots.pair)
             # Where few rows of few groups are new, each prompt has a copy of the factors.
             shared = height > 1 and len(new) * 2 > self.slots.job.size
             for reading in readings(
                 self.prompts, self.jobs, rows, job, shared, self.options.prefill_tokens
             ):
                 self._read(reading)
+        self.beginnings = None
 
     def _read(self, reading: Reading) -> None:
         """One call: its rows remember their prompts and have their first tokens."""
         valid = reading.row >= 0
         job = np.where(valid, self.slots.job.reshape(-1)[reading.row], 0)
         beyond = self.slots.job.size + np.arange(reading.row.size, dtype=np.int32)
-        prompts = programs.Prompts(
-            tokens=self.prompts.padded(reading.prompt),
-            length=np.where(reading.prompt >= 0, self.prompts.lengths[reading.prompt], 1),
-            sign=reading.sign,
-            pair=reading.pair,
-        )
+        prompts = programs.Prompts.of(self.prompts, reading)
         begun = programs.Begun(
             row=np.where(valid, reading.row, beyond),
             source=reading.source,
@@ -293,8 +312,16 @@ class _Run:
             sign=self.jobs.sign[job],
         )
         self.memory, self.rows, token, log_p = programs.take_in(
-            self.program, self.source, self.clock, prompts, begun, self.memory, self.rows
+            self.program,
+            self.source,
+            self.clock,
+            prompts,
+            begun,
+            self.memory,
+            self.rows,
+            None if self.beginnings is None else self.beginnings.of(reading),
         )
+        self.transcript.prompt_tokens += prompts.tokens.size
         token, log_p = jax.device_get((token, log_p))
         log_p = log_p[valid, None] if self.options.log_probabilities else None
         self._collect(reading.row[valid], token[valid, None], log_p, np.ones(valid.sum(), int))

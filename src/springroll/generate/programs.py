@@ -1,4 +1,4 @@
-"""The three compiled programs of generation: take rows in, write on, and move rows together."""
+"""The compiled programs of generation: read a beginning, take rows in, write on, move rows."""
 
 import functools
 from dataclasses import dataclass
@@ -13,8 +13,10 @@ from springroll.compat import edge_jit
 from springroll.evolve.members import Members
 from springroll.evolve.rows import Groups
 from springroll.generate.forward import read, split_groups, split_layers, step
+from springroll.generate.prompts import Prompts as Asked
+from springroll.generate.prompts import Reading
 from springroll.generate.sampling import Draw, choose, log_probability
-from springroll.models.protocols import Generative, Memory
+from springroll.models.protocols import Entries, Generative, Memory
 from springroll.trees import PyTree
 
 
@@ -66,6 +68,24 @@ class Prompts(NamedTuple):
     length: Array | np.ndarray  # (U, h) int32
     sign: Array | np.ndarray  # (U, h) float32
     pair: Array | np.ndarray  # (U,) int32
+
+    @classmethod
+    def of(cls, prompts: Asked, reading: Reading) -> "Prompts":
+        """Those of a reading."""
+        return cls(
+            tokens=prompts.padded(reading.prompt),
+            length=np.where(reading.prompt >= 0, prompts.lengths[reading.prompt], 1),
+            sign=reading.sign,
+            pair=reading.pair,
+        )
+
+
+class Beginning(NamedTuple):
+    """What all prompts begin with, as read with K weights."""
+
+    entries: Entries  # (L, K, ...)
+    place: Array | np.ndarray  # (U, h) int32: which of the K each prompt goes on from
+    length: Array | np.ndarray  # () int32, tokens
 
 
 class Begun(NamedTuple):
@@ -122,6 +142,44 @@ def memory(program: Program, rows: int) -> Memory:
     return program.model.memory(rows, program.length, program.dtype)
 
 
+@functools.partial(jax.jit, static_argnums=(0, 2, 3))
+def unread(program: Program, source: Source, count: int, length: int) -> Entries:
+    """Room for what a reading of `length` tokens leaves behind, with `count` weights."""
+    one = np.ones((1, 1), np.int32)
+    tokens = np.zeros((1, 1, length), np.int32)
+    nothing = Prompts(tokens, length * one, one.astype(np.float32), np.zeros(1, np.int32))
+    entries = jax.eval_shape(lambda: _read(program, source, nothing, None)[1])
+    return jax.tree.map(lambda x: jnp.zeros((x.shape[0], count, *x.shape[2:]), x.dtype), entries)
+
+
+@functools.partial(jax.jit, static_argnums=0, donate_argnames="entries")
+def begin(
+    program: Program,
+    source: Source,
+    prompts: Prompts,
+    origin: Array,
+    place: Array,
+    entries: Entries,
+) -> Entries:
+    """Read a beginning: that of weights origin[i] of the U h is kept at place[i]; both (K',)."""
+    _, new = _read(program, source, prompts, None)
+    put = lambda old, new: old.at[:, place].set(new[:, origin], mode="drop", unique_indices=True)
+    return jax.tree.map(put, entries, new)
+
+
+def _read(
+    program: Program, source: Source, prompts: Prompts, before: Beginning | None
+) -> tuple[Array, Entries]:
+    groups, known = None, None
+    if source.members is not None:
+        groups = row_groups(program, source.members, jnp.asarray(prompts.pair))
+    if before is not None:
+        place = jnp.asarray(before.place).reshape(-1)
+        known = jax.tree.map(lambda x: jnp.take(x, place, axis=1), before.entries)
+    sign, tokens, lengths = (jnp.asarray(x) for x in (prompts.sign, prompts.tokens, prompts.length))
+    return read(program.model, groups, source.params, sign, tokens, lengths, known)
+
+
 @functools.partial(jax.jit, static_argnums=0, donate_argnames="memory")
 def take_in(
     program: Program,
@@ -131,23 +189,22 @@ def take_in(
     begun: Begun,
     memory: Memory,
     rows: Rows,
+    before: Beginning | None = None,
 ) -> tuple[Memory, Rows, Array, Array]:
     """Read prompts, and write the first token of each row that goes on from one.
 
-    Returns memory, rows, and of everything begun, in order, its token and log-probability.
+    With `before` the prompts are what comes after their beginning. Returns memory, rows, and of
+    everything begun, in order, its token and log-probability.
     """
-    model, draw, groups = program.model, source.draw, None
-    if source.members is not None:
-        groups = row_groups(program, source.members, jnp.asarray(prompts.pair))
-    sign, tokens, lengths = (jnp.asarray(x) for x in (prompts.sign, prompts.tokens, prompts.length))
-    logits, entries = read(model, groups, source.params, sign, tokens, lengths)
+    logits, entries = _read(program, source, prompts, before)
     at, origin, member, prompt, sign = (jnp.asarray(x) for x in begun)
     entries = jax.tree.map(lambda x: jnp.take(x, origin, axis=1), entries)
-    memory = model.admit(memory, entries, at, clock)
+    memory = program.model.admit(memory, entries, at, clock)
     count = jnp.zeros(at.shape, jnp.int32)
-    token, log_p = _written(program, draw, logits[origin], member, prompt, count)
+    token, log_p = _written(program, source.draw, logits[origin], member, prompt, count)
     live = _goes_on(program, token, count + 1)
-    seen = lengths.reshape(-1)[origin]
+    seen = jnp.asarray(prompts.length).reshape(-1)[origin]
+    seen = seen if before is None else seen + before.length
     new = Rows(token, seen, count + 1, live, member, prompt, sign)
     put = lambda old, new: old.at[at].set(new, mode="drop", unique_indices=True)
     return memory, jax.tree.map(put, rows, new), token, log_p

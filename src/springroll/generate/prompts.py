@@ -4,6 +4,9 @@ Rows that begin with the same tokens and are of the same weights (a member's ans
 copies of the plain model) need one reading. Prompts are padded to the longest of those that are
 read in the same call, so calls take prompts of about the same length. Lengths and numbers of rows
 are rounded to four sizes per power of two (`rounded`), so that programs stay few.
+
+What all prompts begin with, such as a chat template's first part, need not be read with each: see
+`shared_tokens` and `springroll.generate.beginning`.
 """
 
 from __future__ import annotations
@@ -23,15 +26,20 @@ SMALLEST = 8
 
 
 class Prompts(NamedTuple):
-    """P prompts."""
+    """P prompts: a beginning that all share, and the rest of each."""
 
+    beginning: np.ndarray  # (S,) int32
     tokens: list[np.ndarray]  # (T_p,) int32 each
     lengths: np.ndarray  # (P,) int32
     first: np.ndarray  # (P,) int32: the first prompt with the same tokens
 
     @classmethod
-    def of(cls, prompts: Sequence[Sequence[int]]) -> Prompts:
-        """Raises InputError: no prompt is given, or one without tokens."""
+    def of(cls, prompts: Sequence[Sequence[int]], shared: int = 0) -> Prompts:
+        """Prompts of which the first `shared` tokens are the same.
+
+        Raises:
+            InputError: no prompt is given, or one without tokens.
+        """
         if not len(prompts):
             raise InputError("no prompt is given; expected at least one list of tokens")
         first: dict[bytes, int] = {}
@@ -42,12 +50,14 @@ class Prompts(NamedTuple):
                     f"prompt {i} has no token; begin it with the tokenizer's first token"
                 )
             first.setdefault(prompt.tobytes(), i)
-        lengths = np.array([len(prompt) for prompt in tokens], np.int32)
-        return cls(tokens, lengths, np.array([first[x.tobytes()] for x in tokens], np.int32))
+        same = np.array([first[x.tobytes()] for x in tokens], np.int32)
+        rest = [prompt[shared:] for prompt in tokens]
+        return cls(tokens[0][:shared], rest, np.array([len(x) for x in rest], np.int32), same)
 
     @property
-    def longest(self) -> int:
-        return int(self.lengths.max())
+    def room(self) -> int:
+        """Tokens that the longest prompt takes in a row's memory, padding too."""
+        return len(self.beginning) + rounded(int(self.lengths.max()))
 
     @property
     def most_copies(self) -> int:
@@ -66,6 +76,33 @@ class Prompts(NamedTuple):
             one = self.tokens[prompt[tuple(place)]]
             tokens[(*place, slice(width - len(one), None))] = one
         return tokens
+
+
+def common_tokens(prompts: Sequence[Sequence[int]]) -> int:
+    """How many tokens all prompts begin with, that leave each at least one more.
+
+    0 if there are not two different prompts.
+    """
+    short = min(map(len, prompts), default=0)
+    tokens = np.array([prompt[:short] for prompt in prompts]).reshape(len(prompts), short)
+    same = (tokens == tokens[:1]).all(axis=0)
+    if not same.all():
+        return int(np.argmin(same))
+    return max(0, short - 1) if len(set(map(len, prompts))) > 1 else 0
+
+
+def shared_tokens(prompts: Sequence[Sequence[int]], most: int | None = None) -> int:
+    """How many tokens at the beginning of prompts are to be read once for all of them: `most`, if
+    they have so many in common, else a multiple of 8, as programs depend on it.
+
+    >>> prompts = [[*range(20), 7], [*range(20), 8, 9]]
+    >>> [shared_tokens(prompts, most) for most in (None, 19, 5, 30)]
+    [16, 19, 0, 16]
+    """
+    count = common_tokens(prompts)
+    if most is not None and most <= count:
+        return most if most >= SMALLEST else 0
+    return count // SMALLEST * SMALLEST
 
 
 class Reading(NamedTuple):
@@ -109,9 +146,8 @@ def readings(
     for lines in _slices(prompts, unique, longest, shared):
         width = max(len(line) for line in lines)
         copies = -(-len(rows) // len(unique))
-        tokens = (
-            width * copies * rounded(max(int(prompts.lengths[unique[x, 2]].max()) for x in lines))
-        )
+        rest = rounded(max(int(prompts.lengths[unique[x, 2]].max()) for x in lines))
+        tokens = width * copies * (len(prompts.beginning) + rest)
         calls = -(-len(lines) * tokens // max(most, tokens))
         each = _few(-(-len(lines) // calls))
         for start in range(0, len(lines), each):

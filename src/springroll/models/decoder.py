@@ -24,11 +24,18 @@ from springroll.models import kv_cache
 from springroll.models.attention import attention, from_heads, queries_keys_values
 from springroll.models.cross_entropy import cross_entropy, token_nats
 from springroll.models.decoder_config import DecoderConfig, shape_leaves, shapes, structure
-from springroll.models.kv_cache import Cache, Layers, attend_cached, attend_padded, visible
+from springroll.models.kv_cache import (
+    Cache,
+    Layers,
+    after,
+    attend_cached,
+    attend_padded,
+    visible,
+)
 from springroll.models.layers import rms_norm, soft_cap, swiglu
 from springroll.models.moe import chosen_are_less, every_expert, moe
 from springroll.models.protocols import LanguageModel
-from springroll.models.rope import Rotation, rotate, rotations
+from springroll.models.rope import Rotation, rotate, rotations, varies
 from springroll.trees import Params
 
 
@@ -176,12 +183,19 @@ class Decoder:
         return lax.scan(step, self.embed(params, tokens), (params["layers"], own))
 
     def memory(self, rows: int, length: int, dtype: DTypeLike = jnp.float32) -> Layers:
-        """See `Generative` in `springroll.models.protocols`; so for the next four."""
+        """See `Generative` in `springroll.models.protocols`; so for the next five."""
         c = self.config
         return kv_cache.empty(c.layers, rows, c.kv_heads, length, c.head_dim, dtype)
 
-    def read(self, params: Params, tokens: Array, lengths: Array) -> tuple[Array, Cache]:
-        return read(self, params, tokens, lengths)
+    def read(
+        self, params: Params, tokens: Array, lengths: Array, before: Cache | None = None
+    ) -> tuple[Array, Cache]:
+        return read(self, params, tokens, lengths, before)
+
+    def reads_on(self, length: int) -> bool:
+        """Not where rotations of a beginning depend on the length of the whole text."""
+        scalings = [rope.scaling for rope in self.config.ropes if rope is not None]
+        return not any(varies(scaling, length) for scaling in scalings)
 
     def admit(self, memory: Layers, entries: Cache, rows: Array, clock: Array) -> Layers:
         return kv_cache.admit(memory, entries, rows, clock)
@@ -281,26 +295,35 @@ def stages(model: LanguageModel) -> Decoder:
     return model
 
 
-def read(model: Decoder, params: Params, tokens: Array, lengths: Array) -> tuple[Array, Cache]:
-    """`Generative.read` of a decoder; its entries are a cache of T slots."""
+def read(
+    model: Decoder, params: Params, tokens: Array, lengths: Array, before: Cache | None = None
+) -> tuple[Array, Cache]:
+    """`Generative.read` of a decoder; its entries are a cache of T slots, after those of `before`.
+
+    What a row has read before stands right before its own tokens, and padding before both.
+    """
     config = model.config
     rows, time = tokens.shape
+    known = 0 if before is None else before.k.shape[3]
     place = jnp.arange(time, dtype=jnp.int32)[None, :] - (time - lengths)[:, None]
-    turn = model.rotation_at(jnp.maximum(place, 0).reshape(-1), jnp.repeat(lengths, time))
+    place, whole = jnp.maximum(place, 0) + known, lengths + known
+    turn = model.rotation_at(place.reshape(-1), jnp.repeat(whole, time))
     flat = lambda y: y.reshape(1, rows * time, *y.shape[2:])
 
-    def block(x: Array, scanned: tuple[Params, PerLayer]) -> tuple[Array, Cache]:
-        layer, own = scanned
+    def block(x: Array, scanned: tuple[Params, PerLayer, Cache | None]) -> tuple[Array, Cache]:
+        layer, own, old = scanned
         turned = lambda y: rotate(flat(y), turn.of_layer(own.rope)).reshape(y.shape)
         y = model.norm(x, layer["input_layernorm"])
         q, k, v = queries_keys_values(config, layer["self_attn"], y)
         k = turned(k)
+        if old is not None:
+            k, v = after(old.k, k, lengths), after(old.v, v, lengths)
         sinks = layer["self_attn"].get("sinks")
-        y = attend_padded(config, turned(q), k, v, lengths, own.window, sinks)
+        y = attend_padded(config, turned(q), k, v, whole, own.window, sinks)
         x = _rest_of_layer(model, layer, x, from_heads(layer["self_attn"], y))
         return x, Cache(k.swapaxes(1, 2), v.swapaxes(1, 2))
 
-    layers = (params["layers"], model.per_layer(time))
+    layers = (params["layers"], model.per_layer(known + time), before)
     x, cache = lax.scan(block, model.embed(params, tokens), layers)
     return model.head(params, x[:, -1:])[:, 0], cache
 

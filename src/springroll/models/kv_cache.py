@@ -59,6 +59,19 @@ def keep(layers: Layers, entries: Layers, clock: Array) -> Layers:
     return jax.tree.map(put, layers, entries)
 
 
+def after(old_RNSK: Array, new_RTNK: Array, lengths: Array) -> Array:
+    """Keys or values of rows that had read S tokens before: (R, S + T, N, K), left-padded.
+
+    The new ones are left-padded: those of row b are its last lengths[b].
+    """
+    time, known = new_RTNK.shape[1], old_RNSK.shape[2]
+    old = jnp.pad(old_RNSK.swapaxes(1, 2), ((0, 0), (time, time), (0, 0), (0, 0)))
+    moved = jax.vmap(lambda row, n: lax.dynamic_slice_in_dim(row, n, known + time, 0))(old, lengths)
+    new = jnp.pad(new_RTNK, ((0, 0), (known, 0), (0, 0), (0, 0)))
+    is_new = jnp.arange(-known - time, 0, dtype=jnp.int32)[None] >= -lengths[:, None]
+    return jnp.where(is_new[:, :, None, None], new, moved)
+
+
 def ages(slots: int, clock: Array) -> Array:
     """How many steps before the step at `clock` each slot was written, (S,) int32, 1 and up."""
     return (clock - 1 - jnp.arange(slots, dtype=jnp.int32)) % slots + 1
@@ -107,23 +120,24 @@ def attend_cached(
 def attend_padded(
     config: DecoderConfig,
     q_RTHK: Array,
-    k_RTNK: Array,
-    v_RTNK: Array,
+    k_RSNK: Array,
+    v_RSNK: Array,
     lengths: Array,
     window: Array | None = None,
     sinks_H: Array | None = None,
 ) -> Array:
-    """Causal attention within left-padded prompts: (R, T, H, K)."""
-    rows, time, heads, width = q_RTHK.shape
-    q = q_RTHK.reshape(rows, time, k_RTNK.shape[2], -1, width)
-    score = jnp.einsum("RTNGK,RSNK->RNGTS", q, k_RTNK, preferred_element_type=jnp.float32)
+    """Causal attention within left-padded prompts, of their last T tokens: (R, T, H, K)."""
+    rows, asked, heads, width = q_RTHK.shape
+    time = k_RSNK.shape[1]
+    q = q_RTHK.reshape(rows, asked, k_RSNK.shape[2], -1, width)
+    score = jnp.einsum("RTNGK,RSNK->RNGTS", q, k_RSNK, preferred_element_type=jnp.float32)
     at = jnp.arange(time, dtype=jnp.int32)
-    back = at[:, None] - at[None, :]
+    back = at[time - asked :, None] - at[None, :]
     near = back >= 0 if window is None else (back >= 0) & (back < window.reshape(1, 1))
     see = near[None] & (at[None, None, :] >= time - lengths[:, None, None])
     score = jnp.where(see[:, None, None], scores(config, score), np.float32(MASKED))
     if sinks_H is not None:
         sink = sinks_H.astype(jnp.float32).reshape(1, *q.shape[2:4], 1, 1)
         score = jnp.concatenate([score, jnp.broadcast_to(sink, (*score.shape[:-1], 1))], axis=-1)
-    weight = jax.nn.softmax(score, axis=-1)[..., :time].astype(v_RTNK.dtype)
-    return jnp.einsum("RNGTS,RSNK->RTNGK", weight, v_RTNK).reshape(rows, time, heads, width)
+    weight = jax.nn.softmax(score, axis=-1)[..., :time].astype(v_RSNK.dtype)
+    return jnp.einsum("RNGTS,RSNK->RTNGK", weight, v_RSNK).reshape(rows, asked, heads, width)

@@ -174,6 +174,11 @@ class Generative(Protocol):
     have L = 1 and come one by one.
 
     A model with an attribute `unperturbed` is replaced by it where all rows have the same weights.
+
+    A model with a method `reads_on(n)` that is true of prompts of up to n tokens takes a beginning
+    that they share from one reading of it: `read(params, tokens, lengths, before)`, where `before`
+    are the entries of R rows that have read the beginning, without padding, and tokens the rest of
+    each prompt. Logits and entries are those of the whole prompts.
     """
 
     def memory(self, rows: int, length: int, dtype: DTypeLike) -> Memory:

@@ -199,6 +199,12 @@ RopeScaling: TypeAlias = (
 )
 
 
+def varies(scaling: RopeScaling | None, length: int) -> bool:
+    """Whether a position turns otherwise in some texts of up to `length` tokens than in others."""
+    by_length = isinstance(scaling, DynamicScaling | LongRopeScaling)
+    return by_length and length > scaling.original_length
+
+
 class Rope(NamedTuple):
     """How heads turn: how many of their channels do, the first ones, and how fast."""
 

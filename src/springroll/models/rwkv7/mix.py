@@ -84,6 +84,7 @@ def time_mix(
     v_first_BTD: Array,
     wkv: Array,
     first: Array | np.bool_,
+    real_BT: Array | None = None,
 ) -> tuple[Array, Array, Array]:
     """(what is added to the residual stream, the first layer's value, the recurrence after).
 
@@ -92,6 +93,7 @@ def time_mix(
         last_BD: what the token before x saw here, and `wkv` (B, H, N, N) the recurrence after it.
         v_first_BTD: the value of the first layer, of which later ones take a share.
         first: () bool, whether this is that layer.
+        real_BT: False where a token leaves the recurrence as it is; None: nowhere.
     """
     change = _shifted(x_BTD, last_BD) - x_BTD
     mixed = lambda name: (x_BTD, change, p[f"x_{name}"])
@@ -104,6 +106,9 @@ def time_mix(
     v_first_BTD = jnp.where(first, v, v_first_BTD)
     v = _shared(v, v_first_BTD, share)
     inputs = _inputs(config.heads, r, decay, k, v, rate, p["k_k"], p["k_a"])
+    if real_BT is not None:
+        kept = real_BT[:, :, None, None]
+        inputs = Inputs(*(jnp.where(kept, part, np.float32(0)) for part in inputs))
     if chunk and x_BTD.shape[1] > 1:
         y, wkv = by_chunk(inputs, wkv, chunk)
     else:

@@ -144,13 +144,18 @@ class RWKV7:
         return _empty(self.config, self.config.layers, rows, dtype)
 
     def memory(self, rows: int, length: int, dtype: DTypeLike) -> Layers:
-        """See `Generative` in `springroll.models.protocols`; so for the next four."""
+        """See `Generative` in `springroll.models.protocols`; so for the next five."""
         return tuple(_empty(self.config, 1, rows, dtype) for _ in range(self.config.layers))
 
-    def read(self, params: Params, tokens: Array, lengths: Array) -> tuple[Array, State]:
+    def read(
+        self, params: Params, tokens: Array, lengths: Array, before: State | None = None
+    ) -> tuple[Array, State]:
         real = jnp.arange(-tokens.shape[1], 0, dtype=jnp.int32)[None] >= -lengths[:, None]
-        x, state = self.hidden(params, tokens, real_BT=real)
+        x, state = self.hidden(params, tokens, before, real)
         return self.head(params, x[:, -1:])[:, 0], state
+
+    def reads_on(self, length: int) -> bool:
+        return True
 
     def admit(self, memory: Layers, entries: State, rows: Array, clock: Array) -> Layers:
         put = lambda into, new: into.at[:, rows].set(new, mode="drop", unique_indices=True)
@@ -187,20 +192,24 @@ class RWKV7:
         state: State,
         first: Array | np.bool_,
         real_BT: Array | None = None,
+        empty: bool = False,
     ) -> tuple[Array, Array, State]:
         """One layer (a slice of params["layers"]): (x, the first layer's value, state after).
 
         `first` () bool: this is layer 0, and v_first is to be set; `real_BT` is False where a token
-        is padding, which must stand before all others and leaves an empty state empty.
+        is padding, which must stand before all others and leaves the state as it is; `empty`: the
+        state is, so that nothing is to be done for that.
         """
         eps = self.config.norm_eps
         y = layer_norm(x_BTD, layer["attn_norm"], layer["attn_norm_bias"], eps)
-        y = y if real_BT is None else _kept(y, real_BT)
+        y = y if real_BT is None else jnp.where(real_BT[..., None], y, state.time[:, None])
         remembered = (state.time, v_first_BTD, state.wkv, first)
-        mixed, v_first_BTD, wkv = time_mix(self.config, self.chunk, layer["attn"], y, *remembered)
+        mixed, v_first_BTD, wkv = time_mix(
+            self.config, self.chunk, layer["attn"], y, *remembered, None if empty else real_BT
+        )
         x_BTD = x_BTD + mixed
         z = layer_norm(x_BTD, layer["ffn_norm"], layer["ffn_norm_bias"], eps)
-        z = z if real_BT is None else _kept(z, real_BT)
+        z = z if real_BT is None else jnp.where(real_BT[..., None], z, state.channel[:, None])
         x_BTD = x_BTD + channel_mix(layer["ffn"], z, state.channel)
         return x_BTD, v_first_BTD, State(wkv, y[:, -1], z[:, -1])
 
@@ -212,14 +221,14 @@ class RWKV7:
         real_BT: Array | None = None,
     ) -> tuple[Array, State]:
         """The residual stream after the last block (batch, time, D), and the state after it."""
-        x = self.embed(params, tokens)
+        x, empty = self.embed(params, tokens), state is None
         state = self.start(tokens.shape[0], x.dtype) if state is None else state
 
         def step(
             carry: tuple[Array, Array], scanned: tuple[Params, State, Array]
         ) -> tuple[tuple[Array, Array], State]:
             layer, before, first = scanned
-            x, v_first, after = self.block(layer, *carry, before, first, real_BT)
+            x, v_first, after = self.block(layer, *carry, before, first, real_BT, empty)
             return (x, v_first), after
 
         step = jax.checkpoint(step, prevent_cse=False) if self.remat else step
@@ -264,7 +273,3 @@ def _empty(c: RWKV7Config, layers: int, rows: int, dtype: DTypeLike) -> State:
     last = lambda: jnp.zeros((layers, rows, c.hidden), dtype)
     wkv = jnp.zeros((layers, rows, c.heads, c.head_dim, c.head_dim), jnp.float32)
     return State(wkv, last(), last())
-
-
-def _kept(x_BTD: Array, real_BT: Array) -> Array:
-    return jnp.where(real_BT[..., None], x_BTD, np.zeros((), x_BTD.dtype))

@@ -4,6 +4,7 @@ same ones greedily, so that the difference has the standard error of its pairs."
 import json
 import math
 from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, TypeAlias
 
@@ -14,6 +15,7 @@ from springroll.run.job import OpenRun
 
 Row: TypeAlias = dict[str, float]  # of metrics.jsonl
 FILE = "held_out.json"
+PROBLEMS = 512  # that are judged, at most: more than a run's own validations answer
 
 
 def judged_once(out: Path) -> dict[str, Any]:
@@ -30,8 +32,14 @@ def judged(out: Path) -> dict[str, Any]:
     from springroll.finetune.setup import prepare
 
     folder = RunFolder.resume(out)
-    run = OpenRun(str(out), folder, folder.options(FinetuneConfig))
-    setup = prepare(run.config)
+    config = replace(folder.options(FinetuneConfig), eval_problems=PROBLEMS)
+    run = OpenRun(str(out), folder, config)
+    setup = prepare(config)
+    # A repeated problem says nothing new, and the standard error would be too small with it.
+    asked = setup.held_out
+    once = {tuple(prompt): i for i, prompt in enumerate(asked.prompts)}.values()
+    problems, prompts = ([each[i] for i in once] for each in (asked.problems, asked.prompts))
+    setup = replace(setup, held_out=asked._replace(problems=problems, prompts=prompts))
     found = {}
     for name in ("before", "after"):
         params = setup.params() if name == "before" else job.loaded(run, setup).params

@@ -35,7 +35,10 @@ TASKS = ("short", "sums")
 METHODS = {"es": ("evolution (springroll)", "#c8442e"), "grpo": ("GRPO", "#4c72b0")}
 SUMS = "arithmetic digits=2 operators=+- style=instruct answer=last"
 OPTIONS: dict[str, tuple[str, ...]] = {
-    "es": ("--pop-size", "64", "--prompts", "4", "--weights", "bfloat16"),
+    "es": (
+        *("--pop-size", "32", "--prompts", "8", "--weights", "bfloat16"),
+        *("--momentum", "0", "--lr", "0.5"),
+    ),
     "grpo": ("--pop-size", "8", "--prompts", "8", "--lr", "1e-5"),
 }
 COMMON = ("--max-tokens", "16", "--eval-problems", "128")

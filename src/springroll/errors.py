@@ -1,8 +1,10 @@
 """The one error type that means "your input", not "our bug", and what stands in its line."""
 
 import difflib
+import os
 import reprlib
 from collections.abc import Iterable
+from pathlib import Path
 
 _BRIEF = reprlib.Repr()
 _BRIEF.maxstring = _BRIEF.maxother = 80
@@ -101,3 +103,37 @@ def kind_of(value: object) -> str:
     if shape is None or dtype is None:
         return f"a {type(value).__name__}"
     return f"a {dtype}[{','.join(map(str, shape))}]"
+
+
+def expect(fits: bool, name: str, value: object, expected: str) -> None:
+    """Raise InputError for an argument that does not fit: what it is, and what was expected.
+
+    >>> expect(callable(abs), "fn", abs, "a function")
+
+    Args:
+        fits: Whether it does.
+        name: Of the argument.
+        value: What was given.
+        expected: In a few words.
+    """
+    if not fits:
+        raise InputError(f"{name} is {kind_of(value)}; expected {expected}")
+
+
+def as_path(value: object, name: str = "folder") -> Path:
+    """A path that was given as text or as a `Path`.
+
+    >>> as_path("runs/demo").name
+    'demo'
+
+    Args:
+        value: What was given.
+        name: Of the argument.
+
+    Raises:
+        InputError: None, a number, bytes or whatever else is no path, or a text with a NUL.
+    """
+    text = os.fspath(value) if isinstance(value, str | os.PathLike) else None
+    expect(isinstance(text, str), name, value, "a path, as text or a pathlib.Path")
+    expect("\0" not in str(text), name, str(text), "a path, which has no NUL")
+    return Path(str(text))

@@ -8,7 +8,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from springroll.errors import InputError, first_line
+from springroll.errors import InputError, as_path, first_line
 from springroll.gguf import model_folder
 from springroll.gguf.from_index import PREFIX, packaged_file
 from springroll.program import pip_install
@@ -34,9 +34,10 @@ def hf_folder(name: str | Path) -> Path:
         InputError: neither a folder nor a name; the package or the network is missing; no such
             model.
     """
+    path = as_path(name, "the model")
     if str(name).startswith(PREFIX):
         return model_folder(packaged_file(str(name)))
-    path = Path(os.path.expanduser(name))
+    path = Path(os.path.expanduser(path))
     lone = path.suffix in (".pth", ".safetensors", ".gguf")
     if os.path.isdir(path) or (lone and os.path.isfile(path)):  # which take names of any length
         return model_folder(path)

@@ -18,6 +18,8 @@ from springroll.stream.streamed import Streamed
 from springroll.stream.visit_order import checkpointed, layer_major
 from springroll.trees import named_leaves
 from tests.stream.streaming import (
+    EPS,
+    LR,
     adam,
     arrays,
     distance,
@@ -294,3 +296,10 @@ def test_what_cannot_be_streamed_is_said():
     for changes in before:  # none has a state
         with pytest.raises(InputError, match="it changes gradients first, or has another b1"):
             streamed(model(), "host", optax.chain(changes, adam()))
+    others = (
+        *(optax.nadam(LR, eps=EPS), optax.adam(LR, eps=EPS, eps_root=1e-4), optax.adam(LR)),
+        *(optax.adam(2 * LR, eps=EPS), optax.adamw(LR, eps=EPS, weight_decay=1e-4)),
+    )
+    for other in others:  # all keep an Adam's state
+        with pytest.raises(InputError, match="the optimizer's steps are others"):
+            streamed(model(), "host", other)

@@ -11,7 +11,7 @@ import optax
 from jax import Array
 from jax.typing import ArrayLike
 
-from springroll.errors import InputError, kind_of
+from springroll.errors import InputError, expect, kind_of
 from springroll.trees import PyTree, is_numeric, named_leaves
 
 
@@ -37,11 +37,8 @@ def is_positive(value: PyTree) -> bool:
 
 def check_optimizer(optimizer: optax.GradientTransformation) -> None:
     """Raise InputError for what is no optax optimizer."""
-    if not all(callable(getattr(optimizer, name, None)) for name in ("init", "update")):
-        raise InputError(
-            f"optimizer is {kind_of(optimizer)}; expected an optax optimizer such as "
-            "optax.adam(1e-2)"
-        )
+    fits = all(callable(getattr(optimizer, name, None)) for name in ("init", "update"))
+    expect(fits, "optimizer", optimizer, "an optax optimizer such as optax.adam(1e-2)")
 
 
 def check_key(key: Array) -> None:

@@ -9,7 +9,7 @@ import numpy as np
 from jax import Array
 
 from springroll.compat import edge_jit
-from springroll.errors import InputError
+from springroll.errors import InputError, expect
 from springroll.evolve.lattice_rules import RULES, Rule, Votes
 from springroll.evolve.members import Members
 from springroll.evolve.perturbation import Leaf, Perturbation
@@ -119,6 +119,7 @@ def lattice(
         attach_leaf=attach_lattice,
     )
     rule = rule_named(rule) if isinstance(rule, str) else rule
+    expect(isinstance(rule, Rule), "rule", rule, "a name or a Rule")
     return by_votes(population, rule, vote_noise, registers or fastest_registers())
 
 

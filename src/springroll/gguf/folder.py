@@ -13,7 +13,7 @@ from collections.abc import Mapping
 from pathlib import Path
 
 from springroll.atomic import JsonObject, os_line
-from springroll.errors import InputError
+from springroll.errors import InputError, as_path
 from springroll.gguf.config import config_json
 from springroll.gguf.header import read_header
 from springroll.gguf.vocabulary import tokenizer_files
@@ -31,9 +31,10 @@ def model_folder(path: str | Path) -> Path:
         InputError: the file cannot be read (see `read_header`, `config_json`, `tokenizer_files`),
             several lie in the folder, or the cache cannot be written.
     """
-    file = _gguf(Path(path))
+    path = as_path(path)
+    file = _gguf(path)
     if file is None:
-        return Path(path)
+        return path
     real = Path(os.path.realpath(file))
     try:
         about = real.stat()

@@ -19,7 +19,7 @@ import numpy as np
 from jax import Array, lax
 from jax.typing import DTypeLike
 
-from springroll.errors import InputError
+from springroll.errors import InputError, expect
 from springroll.models import kv_cache
 from springroll.models.attention import attention, from_heads, queries_keys_values
 from springroll.models.cross_entropy import cross_entropy, token_nats
@@ -272,6 +272,7 @@ def decoder(config: DecoderConfig, remat: bool = False) -> Decoder:
     >>> model.apply(params, jnp.zeros((1, 8), jnp.int32)).shape
     (1, 8, 256)
     """
+    expect(isinstance(config, DecoderConfig), "config", config, "one such as named('llama-60m')")
     return Decoder(config, remat)
 
 

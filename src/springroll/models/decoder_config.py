@@ -30,7 +30,7 @@ import jax
 import jax.numpy as jnp
 from jax.typing import DTypeLike
 
-from springroll.errors import InputError, brief, suggestion
+from springroll.errors import InputError, brief, expect, suggestion
 from springroll.models.config_checks import MOST_STACKED, check_numbers, check_sizes
 from springroll.models.rope import (
     DynamicScaling,
@@ -384,6 +384,7 @@ def named(name: str, configs: Mapping[str, object] = CONFIGS) -> object:
     Raises:
         InputError: no such name; the message has the nearest, or all of them.
     """
+    expect(isinstance(name, str), "the name of a model", name, "text such as 'llama-60m'")
     if name not in configs:
         hint = suggestion(name, configs, otherwise=f"known are {', '.join(configs)}")
         raise InputError(f"no model named {name!r}{hint}")

@@ -21,7 +21,7 @@ import numpy as np
 from jax import Array, lax
 from jax.typing import DTypeLike
 
-from springroll.errors import InputError
+from springroll.errors import InputError, expect
 from springroll.models.egg_arithmetic import (
     BITS_SCALE,
     COMPAT_BITS_SCALE,
@@ -164,6 +164,7 @@ def egg(config: EggConfig) -> Egg:
 
     Source: arXiv 2511.16652, appendix G.
     """
+    expect(isinstance(config, EggConfig), "config", config, "an EggConfig")
     return Egg(config)
 
 

@@ -21,7 +21,7 @@ import jax
 import jax.numpy as jnp
 from jax import Array, lax
 
-from springroll.errors import InputError
+from springroll.errors import InputError, expect
 from springroll.models.decoder import Decoder
 from springroll.models.decoder_config import DecoderConfig
 from springroll.models.dispatch import collect, dispatch, spread
@@ -248,6 +248,7 @@ def expert_stages(model: Decoder, together: int) -> ExpertStages:
     Raises:
         InputError: a dense model, a number that does not divide that of the experts.
     """
+    expect(isinstance(model, Decoder), "model", model, "a decoder")
     experts = model.config.experts
     if not experts:
         raise InputError("experts_per_bundle is for mixtures of experts; the model has none")

@@ -15,7 +15,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax import Array, lax
 
-from springroll.errors import InputError
+from springroll.errors import InputError, expect
 from springroll.noise import counter
 
 TABLE_SIZE = 1 << 22
@@ -158,6 +158,7 @@ def noise_named(name: str) -> Noise:
     Raises:
         InputError: the name is unknown; the message lists the known ones.
     """
+    expect(isinstance(name, str), "noise", name, "the name of a kind")
     if name not in NOISE:
         raise InputError(f"noise {name!r} is unknown; expected one of {', '.join(sorted(NOISE))}")
     return NOISE[name]

@@ -16,7 +16,7 @@ import os
 from collections.abc import Iterator
 from pathlib import Path
 
-from springroll.errors import InputError
+from springroll.errors import InputError, as_path
 from springroll.memory import spelt
 from springroll.models.decoder import decoder
 from springroll.models.decoder_config import DecoderConfig, named
@@ -124,10 +124,11 @@ def named_model(
 def _found_model(model: str | Path | DecoderConfig) -> tuple[str, DecoderConfig]:
     if isinstance(model, DecoderConfig):
         return f"a decoder of {model.parameters / 1e9:.3g}B parameters", model
-    if os.path.exists(model):  # a folder, or a file of weights
+    path = as_path(model, "model")
+    if os.path.exists(path):  # a folder, or a file of weights
         from springroll.models.hf.files import read_config
 
-        config = read_config(model)
+        config = read_config(path)
         if not isinstance(config, DecoderConfig):
             raise InputError(f"{model} holds an RWKV-7; only decoders can be planned")
         return str(model), config

@@ -6,6 +6,7 @@ pass needs first is updated first, so they overlap that pass too.
 """
 
 import contextlib
+import functools
 import sys
 import threading
 from collections.abc import Callable
@@ -28,7 +29,8 @@ from springroll.stream.store import HostStore, writable
 from springroll.stream.update import Gradient, Held, or_fail
 from springroll.trees import PyTree, path_of
 
-PROBE = 1024.0  # above the limit of any clip; its square shows any decay beside it
+PROBES = (1024.0, 1e-7)  # gradients above the limit of any clip, and those that show epsilon
+LARGE = 1024.0  # a weight whose decay shows
 MOMENTS = {"low": "low", "mu": "m", "nu": "v"}  # fields of optax's states -> names of `AdamW`
 
 
@@ -36,11 +38,11 @@ class HostUpdate:
     """AdamW in place, exact: float32 weights, or bfloat16 halves of a split master.
 
     The state is that of `optimizer`, an optax Adam with or without `with_split_master`, so that a
-    checkpoint does not tell where updates were made.
+    checkpoint does not tell where updates were made. One that steps otherwise is refused.
 
     Args:
         adamw: what is computed.
-        optimizer, rest: as in `DeviceUpdate`; only their `init` is used.
+        optimizer, rest: as in `DeviceUpdate`; their `init` makes the state.
         decays: (weights of a bundle) -> which leaves have weight decay, a tree of booleans.
         threads: that update; default: all cores.
         waiting: bundles whose gradients may wait on the host for an update, 2 bytes per bfloat16
@@ -70,11 +72,12 @@ class HostUpdate:
         """The state of a bundle, from its float32 weights.
 
         Raises:
-            InputError: the optimizer looks at all gradients together, or its moments are not those
-                of `adamw`: the kernels would compute something else.
+            InputError: the optimizer looks at all gradients together, or its moments or steps are
+                not those of `adamw`: the kernels would compute something else.
         """
         state = init_bundle(self._optimizer, self._rest, weights, layer)
-        check_moments(self._adamw, self._optimizer if layer else self._rest, weights, layer)
+        optimizer = self._optimizer if layer else self._rest
+        check_steps(self._adamw, optimizer, weights, self._decaying(weights, layer), layer)
         return state
 
     def apply(self, conveyor: Conveyor[HostStore], passing: Passing, gradient: Gradient) -> None:
@@ -112,6 +115,9 @@ class HostUpdate:
         """End the threads; what they have not begun is not done."""
         self._pool.close()
 
+    def _decaying(self, weights: PyTree, layer: bool) -> PyTree:
+        return self._decays({"layers": weights})["layers"] if layer else self._decays(weights)
+
     def _promised(self, conveyor: Conveyor[HostStore], bundle: int) -> Future[None]:
         written: Future[None] = Future()
         conveyor.store.promise(bundle, written)
@@ -136,9 +142,7 @@ class HostUpdate:
                 jax.tree.map(writable, gradient.values),
                 step=int(counts[0]),
                 scale=float(writable(gradient.factor)),
-                decay=self._decays({"layers": weights})["layers"]
-                if layer
-                else self._decays(weights),
+                decay=self._decaying(weights, layer),
             )
 
         def end(done: Future[None]) -> None:
@@ -191,35 +195,89 @@ def adam_state(state: PyTree, weights: PyTree) -> tuple[dict[str, PyTree], list[
     return {name: tree.unflatten(leaves) for name, leaves in leaves_of.items()}, counts
 
 
-def check_moments(
-    adamw: AdamW, optimizer: optax.GradientTransformation, weights: PyTree, layer: bool
+def check_steps(
+    adamw: AdamW,
+    optimizer: optax.GradientTransformation,
+    weights: PyTree,
+    decaying: PyTree,
+    layer: bool,
 ) -> None:
-    """Raise InputError where the moments of an optimizer are not those of `adamw`.
+    """Raise InputError where an optimizer makes other moments or other steps than `adamw`.
 
-    Found by a step on small arrays with large gradients and larger weights. What stands before Adam
-    and changes them (a clip, a decay) would be left out in silence, for it need not have a state.
+    Found by two steps of both on small arrays. The state alone tells neither nadam from Adam, nor
+    that a clip or a decay stands before it.
+
+    Args:
+        weights: of a bundle; only their number of axes is read.
+        decaying: one bool, or a tree of them.
+        layer: whether it is the bundle of a layer.
     """
+    leaves, tree = jax.tree.flatten(weights)
+    decays = [decaying] * len(leaves) if isinstance(decaying, bool) else jax.tree.leaves(decaying)
+    counted = [np.arange(2.0**w.ndim, dtype=np.float32).reshape((2,) * w.ndim) for w in leaves]
+    values = [LARGE * (x % 2) for x in counted]
+    for probe in PROBES:
+        grads = [np.float32(probe) * (1 + x) for x in counted]
+        made = _made(optimizer, tree.unflatten(values), tree.unflatten(grads), layer)
+        averages = [(np.zeros_like(g), np.zeros_like(g)) for g in grads]
+        for step, (m, v, steps) in enumerate(made):
+            after = [
+                _stepped(adamw, step, *leaf)
+                for leaf in zip(values, grads, averages, decays, strict=True)
+            ]
+            averages = [(m, v) for m, v, _ in after]
+            expected = zip(*after, strict=True)
+            alike = [
+                all(map(functools.partial(np.allclose, rtol=1e-3, atol=0.0), given, wanted))
+                for given, wanted in zip((m, v, steps), expected, strict=True)
+            ]
+            if not all(alike[:2]):
+                raise InputError(
+                    "updates on the host are AdamW's on the gradients as they are; the optimizer's "
+                    "averages are others: it changes gradients first, or has another b1 or b2; "
+                    "clip by clip=Clip(...) of Streamed, or update on the device instead"
+                )
+            if not alike[2]:
+                raise InputError(
+                    "updates on the host are AdamW's; the optimizer's steps are others: it is none "
+                    "(such as optax.nadam), or has another learning rate, eps, weight_decay or mask"
+                    " of it; give HostUpdate an AdamW like it, or update on the device instead"
+                )
+
+
+def _made(
+    optimizer: optax.GradientTransformation, weights: PyTree, grads: PyTree, layer: bool
+) -> list[tuple[list[np.ndarray], ...]]:
+    """(m, v, steps) of two updates, leaf by leaf."""
+    around = lambda tree: {"layers": tree} if layer else tree
+    extra = {"layer": jnp.int32(0)} if layer else {}
+    update = optax.with_extra_args_support(optimizer).update
+    found = []
     with on_processor(), jax.ensure_compile_time_eval():
-        small = jax.tree.map(lambda w: jnp.full((2,) * w.ndim, PROBE**2, jnp.float32), weights)
-        small = {"layers": small} if layer else small
-        grown = lambda w: np.arange(1, 1 + w.size, dtype=np.float32).reshape(w.shape)
-        grads = jax.tree.map(lambda w: jnp.asarray(np.float32(PROBE) * grown(w)), small)
-        extra = {"layer": jnp.int32(0)} if layer else {}
-        update = optax.with_extra_args_support(optimizer).update
-        with jax.numpy_dtype_promotion("standard"):  # optimizers need not be strict
-            state = update(grads, optimizer.init(small), small, **extra)[1]
-        moments, _ = adam_state(jax.device_get(state), small)
-    values = jax.tree.leaves(jax.device_get(grads))
-    expected = {"m": [(1 - adamw.b1) * g for g in values]}
-    expected["v"] = [(1 - adamw.b2) * g**2 for g in values]
-    for name, averages in expected.items():
-        pairs = zip(jax.tree.leaves(moments[name]), averages, strict=True)
-        if not all(np.allclose(a, b, rtol=1e-3) for a, b in pairs):
-            raise InputError(
-                "updates on the host are AdamW's on the gradients as they are; the optimizer's "
-                "averages are others: it changes gradients first, or has another b1 or b2; clip by "
-                "clip=Clip(...) of Streamed, or update on the device instead"
-            )
+        weights, grads = jax.tree.map(jnp.asarray, (around(weights), around(grads)))
+        state = optimizer.init(weights)
+        for _ in range(2):
+            with jax.numpy_dtype_promotion("standard"):  # optimizers need not be strict
+                steps, state = update(grads, state, weights, **extra)
+            moments, _ = adam_state(jax.device_get(state), weights)
+            trees = (moments["m"], moments["v"], jax.device_get(steps))
+            found.append(tuple(map(jax.tree.leaves, trees)))
+    return found
+
+
+def _stepped(
+    adamw: AdamW,
+    step: int,
+    weight: np.ndarray,
+    gradient: np.ndarray,
+    averages: tuple[np.ndarray, np.ndarray],
+    decays: bool,
+) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """(m, v, step) of `adamw` on one leaf."""
+    b1, rest1, b2, rest2, c1, c2, eps, decay, minus_lr = adamw.constants(step, decays)
+    m = rest1 * gradient + b1 * averages[0]
+    v = rest2 * gradient**2 + b2 * averages[1]
+    return m, v, minus_lr * ((m / c1) / (np.sqrt(v / c2) + eps) + decay * weight)
 
 
 def copy_changed(old: PyTree, new: PyTree) -> None:

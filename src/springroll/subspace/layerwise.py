@@ -22,7 +22,7 @@ import optax
 from jax import Array, lax
 
 from springroll.errors import InputError
-from springroll.models.protocols import Metrics, Stages, read_part
+from springroll.models.protocols import Metrics, Stages, checked_stages, read_part
 from springroll.quant.transformation import wrapped
 from springroll.subspace.inner_reads import check_each_by_itself
 from springroll.trees import Params, PyTree, squared_norm
@@ -94,6 +94,7 @@ def layerwise(
     for_rest = wrapped(optimizer if rest is None else rest, "layerwise")
 
     def init(params: Params) -> LayerwiseState:
+        checked_stages(model, params)
         layers, others = parted(params)
         shape = lambda w: jax.ShapeDtypeStruct(w.shape[1:], w.dtype)
         advice = "leave it out, and clip by clip=... of sr.layerwise"

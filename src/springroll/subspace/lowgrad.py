@@ -9,7 +9,7 @@ import optax
 from jax import Array
 
 from springroll.deprecation import renamed_keywords
-from springroll.errors import InputError, brief
+from springroll.errors import InputError, expect
 from springroll.quant.transformation import whole, wrapped
 from springroll.subspace.basis import Moments
 from springroll.subspace.leaves import Layout
@@ -112,10 +112,7 @@ def lowgrad(
     Source: gradients in a subspace are from GaLore (arXiv 2403.03507), the power step from PowerSGD
     (1905.13727), turning the moments from LDAdam (2410.16103).
     """
-    if not callable(loss):
-        raise InputError(
-            f"loss is {brief(loss)}; expected a function, as in lowgrad(loss, params, optimizer)"
-        )
+    expect(callable(loss), "loss", loss, "a function, as in lowgrad(loss, params, optimizer)")
     wrapped(optimizer, "lowgrad")
     options = Options(
         *(refresh_interval, turns, refresh, moments, widen, scale, accumulate, seed), in_axes

@@ -14,7 +14,7 @@ from jax import Array
 from jax.extend import core as jex
 
 from springroll import compat
-from springroll.errors import InputError, kind_of
+from springroll.errors import InputError, expect, kind_of
 from springroll.thin.densify import DEFAULT_LIMIT, Policy
 from springroll.thin.factored_array import SIDES, Blocks, Factored, cast, computable
 from springroll.thin.interpreter import Operand, interpret
@@ -65,6 +65,9 @@ class Program:
 
     fn: Callable[..., PyTree]
     flat: dict[Hashable, Callable[..., PyTree]] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        expect(callable(self.fn), "fn", self.fn, "a function of (params, *args)")
 
     def trace(self, call: Call) -> tuple[jex.ClosedJaxpr, Hashable]:
         """(jaxpr, output tree) of the function on the dense shapes of the arguments."""

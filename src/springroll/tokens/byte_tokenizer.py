@@ -7,7 +7,7 @@ from typing import TypeAlias
 
 from springroll import atomic
 from springroll.atomic import JsonObject, write_json
-from springroll.errors import InputError
+from springroll.errors import InputError, as_path
 from springroll.tokens.chat_template import Messages
 
 TokenIds: TypeAlias = list[int]
@@ -57,8 +57,12 @@ def write_byte_tokenizer(folder: str | Path) -> None:
 
     Args:
         folder: of the model.
+
+    Raises:
+        InputError: what is no path.
     """
-    write_json(Path(folder) / "tokenizer.json", _tokenizer_json())
+    folder = as_path(folder)
+    write_json(folder / "tokenizer.json", _tokenizer_json())
     config = {
         "tokenizer_class": "PreTrainedTokenizerFast",
         "eos_token": END,
@@ -66,7 +70,7 @@ def write_byte_tokenizer(folder: str | Path) -> None:
         "clean_up_tokenization_spaces": False,
         "model_max_length": 10**30,  # what transformers writes where there is no limit
     }
-    write_json(Path(folder) / "tokenizer_config.json", config)
+    write_json(folder / "tokenizer_config.json", config)
 
 
 def is_byte_tokenizer(path: Path) -> bool:

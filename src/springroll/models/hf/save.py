@@ -10,6 +10,7 @@ from __future__ import annotations
 import itertools
 import json
 import math
+import os
 import shutil
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
@@ -22,7 +23,7 @@ import numpy as np
 from jax.typing import DTypeLike
 
 from springroll.atomic import JsonObject, replacing
-from springroll.errors import InputError
+from springroll.errors import InputError, as_path
 from springroll.gguf import model_folder
 from springroll.models.decoder import Decoder
 from springroll.models.hf.family import Config, Model, Naming, Stored
@@ -78,6 +79,7 @@ def save_hf(
             Face's format is this model, or `like` is another; a tree has another shape than the
             model. All but the last before anything is written.
     """
+    folder = as_path(folder)
     config = model.config if isinstance(model, Decoder | RWKV7) else model
     if isinstance(params, Mapping):
         tree = cast(Params, params)
@@ -90,7 +92,6 @@ def save_hf(
     described = _described(config, name, like)
     naming = family_of(config).naming_of(described)
     plan = list(_shards(_planned(config, naming, jnp.dtype(dtype)), shard_bytes))
-    folder = Path(folder)
     check_room(folder, sum(shard.bytes for shard in plan))
     folder.mkdir(parents=True, exist_ok=True)
     for source in () if like is None else map(Path(like).joinpath, OF_TEXT):
@@ -105,7 +106,7 @@ def save_hf(
 def _described(config: Config, dtype: str, like: str | Path | None) -> JsonObject:
     """The config.json to write; of `like`, unless that is a lone file of weights."""
     write = family_of(config).write
-    if like is None or (Path(like) / "config.json").exists():
+    if like is None or os.path.exists(Path(like) / "config.json"):
         return write(config, dtype, None if like is None else read_json(like))
     if read_config(like) != config:
         raise InputError(f"the folder to write is another model than `like`: {like} differs")

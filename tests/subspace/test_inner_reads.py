@@ -1,6 +1,5 @@
 """Inner optimizers that read weights see those of the subspace; copies of weights are refused."""
 
-import functools
 from typing import Any
 
 import jax
@@ -12,7 +11,9 @@ import pytest
 
 import springroll as sr
 from springroll.errors import InputError
+from springroll.models import decoder, named
 from springroll.subspace.inner_reads import check_each_by_itself, reads_weights
+from springroll.subspace.inner_turns import check_reads_no_coordinates
 from tests.compiling import normal, quick_jit
 
 X, TARGET = normal(0, 32, 8), normal(1, 8, 12)
@@ -110,6 +111,43 @@ def test_copies_of_weights_and_unknown_state_are_refused_by_name(message):
         jax.eval_shape(trainer.init, PARAMS)
 
 
+def why_refused(tx, params=PARAMS):
+    state = jax.eval_shape(tx.init, params)
+    with pytest.raises(InputError) as error:
+        jax.eval_shape(lambda p, s: tx.update(p, s, p), params, state)
+    return str(error.value)
+
+
+def test_what_reads_weights_number_by_number_is_refused_by_name():
+    """A coordinate in a subspace has no sign of its own; behind the subspace weights are real."""
+    bound = optax.keep_params_nonnegative()
+    message = why_refused(sr.galore(optax.chain(optax.adam(0.1), bound), 4))
+    assert message.startswith("optax.keep_params_nonnegative reads the weights number by number")
+    assert "optax.chain(sr.galore(" in message and "\n" not in message
+    tx, params = optax.chain(sr.galore(optax.sgd(100.0), 4), bound), jax.tree.map(jnp.abs, PARAMS)
+    steps, _ = tx.update(params, tx.init(params), params)
+    assert float(jnp.min(params["w"] + steps["w"])) == 0.0
+
+
+def within(u, p):
+    return jax.tree.map(lambda u, p: jnp.clip(p + u, -1, 1) - p, u, p)
+
+
+@pytest.mark.slow
+def test_bounds_on_weights_are_refused_and_decay_before_moments_is_not():
+    nonnegative = optax.keep_params_nonnegative()
+    for inner in (optax.stateless(within), nonnegative, optax.MultiSteps(nonnegative, 2)):
+        for tx in (sr.galore(inner, 4), sr.fira(0.1, 4, side="right", direction=inner)):
+            assert "number by number" in why_refused(tx)
+        trainer = sr.lowgrad(loss, PARAMS, inner, X, rank=4)
+        with pytest.raises(InputError, match="number by number"):
+            trainer.update(trainer.init(PARAMS), X)
+    decay = optax.add_decayed_weights(0.1)
+    trust = optax.chain(optax.scale_by_adam(), optax.scale_by_trust_ratio())
+    for after in (optax.adam(0.1), optax.adafactor(0.1), trust, optax.contrib.muon(0.1)):
+        check_reads_no_coordinates(optax.chain(decay, after), PARAMS, [None, -1], "it")
+
+
 def test_adafactor_trains_in_lowgrad():
     trainer = sr.lowgrad(
         loss, PARAMS, optax.adafactor(1e-1), X, rank=6, refresh_interval=10, turns=1
@@ -201,8 +239,8 @@ def test_what_looks_at_each_gradient_by_itself_passes():
 
 
 def test_layerwise_refuses_a_global_norm():
-    model = functools.partial  # any object: only shapes of parameters are read
-    trainer = sr.layerwise(model, MIXERS[r"optax\.clip_by_global_norm"])  # pyright: ignore
+    model = decoder(named("llama-1m"))  # of the parameters only shapes are read
+    trainer = sr.layerwise(model, MIXERS[r"optax\.clip_by_global_norm"])
     params = {"layers": {"w": jnp.ones((2, 3, 4)), "b": jnp.ones((2, 4))}, "head": jnp.ones(3)}
     with pytest.raises(
         InputError, match=r"clip_by_global_norm.*clip by clip=\.\.\. of sr\.layerwise"

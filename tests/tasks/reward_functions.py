@@ -5,6 +5,7 @@ import itertools
 import os
 import subprocess
 import sys
+import threading
 import time
 from fractions import Fraction
 
@@ -160,3 +161,12 @@ async def waits(texts):
     await asyncio.sleep(0.05)
     waiting.append(waiting[-1] - 1)
     return [float("nan" if text == "nan" else len(text)) for text in texts]
+
+
+told = threading.Event()
+
+
+def patient(texts):
+    """Waits until somebody has said that it takes long."""
+    assert told.wait(60)
+    return [1.0 for _ in texts]

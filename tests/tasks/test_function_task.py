@@ -9,6 +9,7 @@ import pytest
 
 from springroll import worker
 from springroll.errors import InputError
+from springroll.tasks import user_task
 from springroll.tasks.task_line import text_task
 from springroll.tasks.user_task import function_task
 from springroll.tasks.worker_pool import WorkerPool
@@ -146,6 +147,18 @@ def test_a_function_that_always_fails_is_not_called_for_every_text(data):
     found = task.score([task.train(0)] * 500, ["raise"] * 500)
     assert all(math.isnan(verdict.reward) for verdict in found)
     assert task.failures.counts == {"raised": 500} and len(reward_functions.calls) == 1 + 32
+
+
+def test_a_call_that_takes_long_is_told_once(data, monkeypatch):
+    """While it lasts: the function waits for the line."""
+    said = []
+    tell = lambda line, **_: (said.append(line), reward_functions.told.set())
+    monkeypatch.setattr(user_task, "LONG", 0.01)
+    monkeypatch.setattr(user_task, "print", tell, raising=False)
+    task = task_of("patient", data)
+    for _ in range(2):
+        assert task.score([task.train(0)], ["a"])[0].reward == 1
+    assert len(said) == 1 and "reward_functions:patient has taken 0.01 s" in said[0]
 
 
 def test_async_calls_run_side_by_side_and_fail_alone(data, capfd):

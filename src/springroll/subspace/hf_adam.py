@@ -13,8 +13,9 @@ import optax
 from jax import Array
 from jax.typing import ArrayLike
 
+from springroll.errors import expect
 from springroll.quant.transformation import transformation
-from springroll.trees import PyTree
+from springroll.trees import PyTree, is_numeric
 
 
 def hf_adamw(
@@ -72,6 +73,8 @@ def hf_step(
     learning_rate: optax.ScalarOrSchedule, b1: float, b2: float, *, weight_decay: float = 0.0
 ) -> optax.GradientTransformationExtraArgs:
     """From a direction N to the step: -lr k_t N, then the decay of the weight after it."""
+    fits = callable(learning_rate) or is_numeric(learning_rate)
+    expect(fits, "learning_rate", learning_rate, "a number or a schedule")
     rate = learning_rate if callable(learning_rate) else lambda count: learning_rate
 
     def init(params: PyTree) -> optax.ScaleByScheduleState:

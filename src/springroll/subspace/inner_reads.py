@@ -19,6 +19,7 @@ from springroll.errors import InputError
 from springroll.trees import PyTree, path_of
 
 Run = Callable[[list[Array]], tuple[list[Array], PyTree]]  # weights -> (steps, state)
+AROUND = "with_extra_args_support"  # what it wraps has the name
 UPDATE = re.compile(r"(\w+)\.<locals>\.update(_fn)?$")  # of optax's "scale_by_adam.<locals>.update"
 
 
@@ -134,5 +135,6 @@ def _named(closed: jex.ClosedJaxpr, count: int, least: int, but: str = "") -> st
         if len(together) >= least:
             names = (UPDATE.search(name) for name in compat.callers_of(eqn))
             found += [name[1] for name in names if name][:1]
-    name = next((name for name in found if name != but), but or "the optimizer")
+    name = next((name for name in found if name not in (but, AROUND)), but)
+    name = name if name in found else "the optimizer"
     return f"optax.{name}" if hasattr(optax, name) else name

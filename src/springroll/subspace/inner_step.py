@@ -11,6 +11,7 @@ from jax import Array
 
 from springroll.errors import InputError
 from springroll.subspace.inner_reads import Run, reader, reads_weights
+from springroll.subspace.inner_turns import check_reads_no_coordinates
 from springroll.subspace.leaves import Layout
 from springroll.trees import Metrics, PyTree, squared_norm
 
@@ -42,7 +43,8 @@ def inner_step(
             where they are elsewhere.
 
     Raises:
-        InputError: The optimizer reads weights, and they are elsewhere.
+        InputError: The optimizer reads weights, and they are elsewhere, or it reads them number by
+            number.
     """
     trainable, opt, skipped = moving
     run, low = _of_low(optimizer, layout, moving, grads)
@@ -52,6 +54,10 @@ def inner_step(
             f"{reader(run, low)} reads the weights, and not only to let them decay; it cannot where"
             " these are streamed: use an optimizer such as optax.adam"
         )
+    if reads:
+        paths = layout.map(lambda path, leaf: None if leaf is None else path, trainable)
+        axes = [-1 if path in layout.thin else None for path in jax.tree.leaves(paths)]
+        check_reads_no_coordinates(optimizer, trainable, axes, reader(run, low))
     norm = jnp.sqrt(squared_norm(grads))
     finite = jnp.isfinite(loss) & jnp.isfinite(norm)
 

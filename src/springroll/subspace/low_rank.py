@@ -15,8 +15,9 @@ import optax
 from jax import Array
 
 from springroll.quant.transformation import is_placeholder, transformation, wrapped
-from springroll.subspace.inner_reads import check_keeps_no_weights, reads_weights
+from springroll.subspace.inner_reads import check_keeps_no_weights, reader, reads_weights
 from springroll.subspace.inner_state import check_moments, find_moments, state_leaves
+from springroll.subspace.inner_turns import check_reads_no_coordinates
 from springroll.subspace.matrix_view import MatrixView
 from springroll.subspace.projection import Projection, Projector
 from springroll.subspace.projector_refresh import renewed, turn
@@ -214,7 +215,7 @@ class LowRank:
         if weights is None:
             steps, after = run(None)
             return steps, [None] * len(low), after
-        if self._reads(run, low, structure, (weights, state, extra)):
+        if self._reads(run, views, low, structure, (weights, state, extra)):
             pairs = enumerate(zip(views, low, strict=True))
             steps, after = run([shown(i) if v else x for i, (v, x) in pairs])
             return steps, [None] * len(low), after
@@ -227,17 +228,31 @@ class LowRank:
         )
 
     def _reads(
-        self, run: Callable[..., PyTree], low: list[Array], params: PyTree, given: PyTree
+        self,
+        run: Callable[..., PyTree],
+        views: Views,
+        low: list[Array],
+        params: PyTree,
+        given: tuple[PyTree, PyTree, Mapping[str, object]],
     ) -> bool:
         """Whether the inner optimizer reads weights; asked once for arguments of these types.
 
-        params: the structure of the parameters; given: all else that `run` depends on.
+        params: the structure of the parameters; given: all else that `run` depends on, the extra
+        arguments last.
+
+        Raises:
+            InputError: it reads them number by number.
         """
         leaves, structure = jax.tree.flatten((low, given))
         kind = lambda x: (getattr(x, "shape", ()), str(getattr(x, "dtype", type(x))))
         key = params, structure, tuple(map(kind, leaves))
         if key not in self.reading:
             self.reading[key] = reads_weights(run, low)
+            if self.reading[key]:
+                axes = [v and (-2 if v.sides(self.projection.side)[0] else -1) for v in views]
+                shown = params.unflatten(low)
+                who = reader(run, low)
+                check_reads_no_coordinates(self.inner, shown, axes, who, **given[-1])
         return self.reading[key]
 
 

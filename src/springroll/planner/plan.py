@@ -16,7 +16,7 @@ import os
 from collections.abc import Iterator
 from pathlib import Path
 
-from springroll.errors import InputError, as_path
+from springroll.errors import InputError, as_path, expect
 from springroll.memory import spelt
 from springroll.models.decoder import decoder
 from springroll.models.decoder_config import DecoderConfig, named
@@ -124,6 +124,8 @@ def named_model(
 def _found_model(model: str | Path | DecoderConfig) -> tuple[str, DecoderConfig]:
     if isinstance(model, DecoderConfig):
         return f"a decoder of {model.parameters / 1e9:.3g}B parameters", model
+    named_or_path = isinstance(model, str | os.PathLike)
+    expect(named_or_path, "model", model, "a name such as 'llama-7b', a folder or a DecoderConfig")
     path = as_path(model, "model")
     if os.path.exists(path):  # a folder, or a file of weights
         from springroll.models.hf.files import read_config

@@ -100,3 +100,9 @@ def test_importing_the_room_starts_no_backend():
         "from jax._src import xla_bridge; assert not xla_bridge._backends"
     )
     subprocess.run([sys.executable, "-c", code], check=True, timeout=120)
+
+
+def test_a_frugal_jit_is_a_jit():
+    twice = compat.frugal_jit(lambda x: x * 2)
+    assert float(twice(jnp.float32(3))) == float(jax.jit(lambda x: twice(x))(3.0)) == 6
+    assert twice.lower(jnp.float32(3)).compile() is not None

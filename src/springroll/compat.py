@@ -202,13 +202,24 @@ class OutermostJit(Protocol):
     def lower(self, *args: Any) -> jax.stages.Lowered: ...
 
 
-def edge_jit(fn: Callable[..., Any], **options: Any) -> OutermostJit:
+def edge_jit(fn: Callable[..., Any], *, frugal: bool = False, **options: Any) -> OutermostJit:
     """`jax.jit(fn, **options)` for the outermost call, honouring `lax.optimization_barrier`.
 
     On a CPU, XLA before jax 0.11 drops barriers before it fuses, and then repeats the chain of
     operations behind a value in every consumer: an integer network runs at a quarter of its speed.
+    With `frugal` also as `frugal_jit`.
     """
-    return _outermost_jit(fn, _keep_barriers, options)
+    on_cpu = lambda: _keep_barriers() | (_frugal() if frugal else {})
+    return _outermost_jit(fn, on_cpu, options)
+
+
+def frugal_jit(fn: Callable[..., Any], **options: Any) -> OutermostJit:
+    """`jax.jit(fn, **options)` for the outermost call, whose values live as briefly as they can.
+
+    On a CPU XLA otherwise starts all that can be started, such as conversions of what all layers
+    read, and holds it until it is used.
+    """
+    return _outermost_jit(fn, _frugal, options)
 
 
 def small_jit(fn: Callable[..., Any], **options: Any) -> OutermostJit:
@@ -242,6 +253,16 @@ def _outermost_jit(
 
 
 _SMALL = {"xla_cpu_multi_thread_eigen": False, "xla_cpu_prefer_vector_width": 512}
+
+
+@functools.cache
+def _frugal() -> dict[str, Any]:
+    option = {"xla_cpu_scheduler_type": "CPU_SCHEDULER_TYPE_MEMORY_OPTIMIZED"}
+    try:
+        jax.jit(lambda: 0, compiler_options=option).lower().compile()
+    except Exception:  # an XLA that does not know it raises one of its own
+        return {}
+    return option
 
 
 def _keep_barriers() -> dict[str, Any]:

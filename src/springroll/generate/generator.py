@@ -18,34 +18,12 @@ from springroll.generate.prompts import Prompts, Reading, readings, rounded
 from springroll.generate.queue import Jobs, Slots, Waiting
 from springroll.generate.sampling import Sampling
 from springroll.generate.stopping import StopStrings
+from springroll.generate.transcript import Generated, Transcript
 from springroll.models.protocols import Generative
 from springroll.trees import PyTree, tree_bytes
 
+PREFILL_TOKENS = 1 << 16  # of prompts that are read at once
 STOP_SEGMENT = 8  # steps after which the host looks for stop strings
-
-
-class Generated(NamedTuple):
-    """What N members wrote after P prompts, and at what cost."""
-
-    tokens: np.ndarray  # (N, P, max_tokens) int32; the end token is among them, then zeros
-    lengths: np.ndarray  # (N, P) int32, tokens before the end token; those of a stop string count
-    finished: np.ndarray  # (N, P) bool; False: max_tokens came before an end token or stop string
-    stopped: np.ndarray  # (N, P) bool: finished by a stop string
-    log_probabilities: np.ndarray | None  # (N, P, max_tokens) float32 of those tokens, then zeros
-    steps: int  # forward passes of one token per row
-    slot_steps: int  # rows times steps, idle rows too
-    row_steps: int  # rows that wrote a token, summed over steps
-    prompt_tokens: int = 0  # tokens of prompts that were read, padding too
-
-    @property
-    def written(self) -> np.ndarray:
-        """Tokens written, the end token too: (N, P) int32."""
-        return self.lengths + (self.finished & ~self.stopped)
-
-    @property
-    def occupancy(self) -> float:
-        """The share of rows in all steps that wrote a token."""
-        return self.row_steps / max(1, self.slot_steps)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -89,7 +67,7 @@ class Generator:
     memory_bytes: int | None = None
     segment: int = 32
     per_group: int | None = None
-    prefill_tokens: int = 1 << 16
+    prefill_tokens: int = PREFILL_TOKENS
     log_probabilities: bool = False
     shared_prompt_tokens: int | None = None
 
@@ -136,52 +114,113 @@ class Generator:
         return _Run(self, params, members, prompts, seed, unperturbed, copies).finish()
 
 
-class _Transcript:
-    """What N members have written after P prompts so far, and the steps it took."""
+class Layout(NamedTuple):
+    """How a call of `Generator.run` is laid out: whose rows there are, and in which groups."""
 
-    def __init__(self, members: int, prompts: int, options: Generator) -> None:
-        shape = (members, prompts, options.max_tokens)
-        self.tokens = np.zeros(shape, np.int32)
-        self.log_p = np.zeros(shape, np.float32) if options.log_probabilities else None
-        self.count = np.zeros(shape[:2], np.int32)
-        self.stopped = np.zeros(shape[:2], bool)
-        self.steps = self.slot_steps = self.row_steps = self.prompt_tokens = 0
-        self._end, self._stop, self._most = options.end, options.stop, options.max_tokens
+    prompts: Prompts
+    program: programs.Program
+    jobs: Jobs
+    groups: int  # of rows that share a copy of a pair's factors
+    height: int  # rows of each
+    prefill_tokens: int
 
-    def append(
-        self, member: int, prompt: int, tokens: np.ndarray, log_p: np.ndarray | None
-    ) -> bool:
-        """Add the next tokens (n,) of a row; whether the row ends with them."""
-        start = int(self.count[member, prompt])
-        stop = start + len(tokens)
-        self.tokens[member, prompt, start:stop] = tokens
-        if log_p is not None and self.log_p is not None:
-            self.log_p[member, prompt, start:stop] = log_p
-        ended = int(tokens[-1]) in self._end
-        text = self.tokens[member, prompt, : stop - ended]
-        cut = None if self._stop is None else self._stop.end(text, start)
-        if cut is not None:
-            self.tokens[member, prompt, cut:] = 0
-            if self.log_p is not None:
-                self.log_p[member, prompt, cut:] = 0
-            self.stopped[member, prompt], stop = True, cut
-        self.count[member, prompt] = stop
-        return ended or cut is not None or stop == self._most
-
-    def generated(self) -> Generated:
-        last = np.take_along_axis(self.tokens, self.count[:, :, None] - 1, axis=2)[:, :, 0]
-        ended = np.isin(last, list(self._end)) & ~self.stopped
-        return Generated(
-            tokens=self.tokens,
-            lengths=self.count - ended,
-            finished=ended | self.stopped,
-            stopped=self.stopped,
-            log_probabilities=self.log_p,
-            steps=self.steps,
-            slot_steps=self.slot_steps,
-            row_steps=self.row_steps,
-            prompt_tokens=self.prompt_tokens,
+    @classmethod
+    def of(
+        cls,
+        options: Generator,
+        params: PyTree,
+        members: Members | None,
+        prompts: Sequence[Sequence[int]],
+        unperturbed: int = 0,
+        copies: int = 1,
+    ) -> Layout:
+        """The arguments are those of `Generator.run`; arrays may be `jax.ShapeDtypeStruct`s."""
+        found = Prompts.of(prompts, read_once(options.model, prompts, options.shared_prompt_tokens))
+        program = programs.Program(
+            model=options.model,
+            dtype=_floating(params),
+            end=tuple(sorted(options.end)),
+            max_tokens=options.max_tokens,
+            length=room(found.room, options.max_tokens),
+            sampled=options.temperature > 0,
+            log_probabilities=options.log_probabilities,
         )
+        signs = () if members is None else members.perturbation.signs
+        pairs = 0 if members is None else members.pairs.shape[0]
+        others = copies if members is None else unperturbed
+        jobs = Jobs.of(pairs, signs, others, len(prompts))
+        source = programs.Source(params, members, options.sampling.draw(0))
+        groups, height = _groups(options, program, found, jobs, source)
+        return cls(found, program, jobs, groups, height, options.prefill_tokens)
+
+    @property
+    def clock(self) -> int:
+        """At which writing begins."""
+        return self.prompts.room % self.program.length
+
+    def readings(self, slots: Slots, new: list[int]) -> list[Reading]:
+        """What is read for the slots that have a new job."""
+        rows = np.asarray(new, np.int32)
+        job, height = slots.job.reshape(-1)[rows], slots.job.shape[1]
+        # Where few rows of few groups are new, each prompt has a copy of the factors.
+        shared = height > 1 and len(new) * 2 > slots.job.size
+        return readings(self.prompts, self.jobs, rows, job, shared, self.prefill_tokens)
+
+    def arguments(self, slots: Slots, reading: Reading) -> tuple[programs.Prompts, programs.Begun]:
+        """What `programs.take_in` takes of it."""
+        valid = reading.row >= 0
+        job = np.where(valid, slots.job.reshape(-1)[reading.row], 0)
+        beyond = slots.job.size + np.arange(reading.row.size, dtype=np.int32)
+        prompts = programs.Prompts.of(self.prompts, reading)
+        begun = programs.Begun(
+            row=np.where(valid, reading.row, beyond),
+            source=reading.source,
+            member=self.jobs.member[job],
+            prompt=self.jobs.prompt[job],
+            sign=self.jobs.sign[job],
+        )
+        return prompts, begun
+
+
+def room(prompt: int, max_tokens: int) -> int:
+    """Tokens that a row has room for, whose prompt is padded to so many."""
+    return -(-rounded(prompt + max_tokens) // 16) * 16
+
+
+def _groups(
+    options: Generator,
+    program: programs.Program,
+    prompts: Prompts,
+    jobs: Jobs,
+    source: programs.Source,
+) -> tuple[int, int]:
+    """Groups and rows of each."""
+    most, members = jobs.member.size, source.members
+    if options.rows is not None:
+        most = min(most, options.rows)
+    elif options.memory_bytes is not None:
+        length, dtype = program.length, program.dtype
+        size = tree_bytes(jax.eval_shape(lambda: options.model.memory(1, length, dtype)))
+        shared = len(prompts.beginning)
+        if shared and members is not None:  # a member's own is kept while its rows wait
+            entries = lambda: programs.unread(program, source, 1, shared)
+            size += tree_bytes(jax.eval_shape(entries))
+        most = min(most, options.memory_bytes // size)
+        if not most:
+            raise InputError(
+                f"memory_bytes is {options.memory_bytes} and one row of {length} tokens needs "
+                f"{size}; give more or write fewer tokens"
+            )
+    if members is None:
+        return most, 1
+    signs, count = len(members.perturbation.signs), len(prompts.lengths)
+    everything = most == jobs.member.size
+    height = min(most, options.per_group or signs * (count if everything else prompts.most_copies))
+    pairs = int(jobs.pair.max()) + 1
+    if everything and height == signs * count:
+        free = most - pairs * height
+        return pairs + -(-free // height), height
+    return most // height, height
 
 
 class _Run:
@@ -198,34 +237,27 @@ class _Run:
         copies: int,
     ):
         self.options = options
-        shared = read_once(options.model, prompts, options.shared_prompt_tokens)
-        self.prompts = Prompts.of(prompts, shared)
-        longest = self.prompts.room
-        self.program = programs.Program(
-            model=options.model,
-            dtype=_floating(params),
-            end=tuple(sorted(options.end)),
-            max_tokens=options.max_tokens,
-            length=-(-rounded(longest + options.max_tokens) // 16) * 16,
-            sampled=options.temperature > 0,
+        layout = self.layout = Layout.of(options, params, members, prompts, unperturbed, copies)
+        self.prompts, self.program, self.jobs = layout.prompts, layout.program, layout.jobs
+        self.waiting = Waiting(self.jobs)
+        self.transcript = Transcript(
+            members=int(self.jobs.member.max()) + 1,
+            prompts=len(prompts),
+            most=options.max_tokens,
+            end=options.end,
+            stop=options.stop,
             log_probabilities=options.log_probabilities,
         )
-        if members is None:
-            self.jobs = Jobs.of(0, (), copies, len(prompts))
-        else:
+        self.slots = Slots.empty(layout.groups, layout.height)
+        if members is not None:
             members = replace(members, factors=members.drawn())
-            signs = members.perturbation.signs
-            self.jobs = Jobs.of(members.pairs.shape[0], signs, unperturbed, len(prompts))
-        self.waiting = Waiting(self.jobs)
-        self.transcript = _Transcript(int(self.jobs.member.max()) + 1, len(prompts), options)
         draw = options.sampling.draw(seed)
         self.source = programs.Source(params, members, draw)
-        self.slots = Slots.empty(*self._shape(members))
         self.beginnings = self._beginnings()
         self.writer = programs.Writer(programs.step_weights(self.program, params), None, draw)
         self.memory = programs.memory(self.program, self.slots.job.size)
         self.rows = programs.idle(self.slots.job.size)
-        self.clock = jnp.int32(longest % self.program.length)
+        self.clock = jnp.int32(layout.clock)
 
     def finish(self) -> Generated:
         """Everything, until no job is left."""
@@ -247,38 +279,6 @@ class _Run:
         most = self.options.prefill_tokens
         return Beginnings(self.program, self.source, tokens, self.jobs, groups, most)
 
-    def _shape(self, members: Members | None) -> tuple[int, int]:
-        """Groups and rows of each."""
-        options, jobs = self.options, self.jobs.member.size
-        most = jobs
-        if options.rows is not None:
-            most = min(jobs, options.rows)
-        elif options.memory_bytes is not None:
-            length, dtype = self.program.length, self.program.dtype
-            size = tree_bytes(jax.eval_shape(lambda: options.model.memory(1, length, dtype)))
-            shared = len(self.prompts.beginning)
-            if shared and members is not None:  # a member's own is kept while its rows wait
-                entries = lambda: programs.unread(self.program, self.source, 1, shared)
-                size += tree_bytes(jax.eval_shape(entries))
-            most = min(jobs, options.memory_bytes // size)
-            if not most:
-                raise InputError(
-                    f"memory_bytes is {options.memory_bytes} and one row of {length} tokens needs "
-                    f"{size}; give more or write fewer tokens"
-                )
-        if members is None:
-            return most, 1
-        signs, prompts = len(members.perturbation.signs), len(self.prompts.lengths)
-        height = options.per_group or signs * (
-            prompts if most == jobs else self.prompts.most_copies
-        )
-        height = min(height, most)
-        pairs = int(self.jobs.pair.max()) + 1
-        if most == jobs and height == signs * prompts:
-            free = jobs - pairs * height
-            return pairs + -(-free // height), height
-        return most // height, height
-
     def _take_in(self) -> None:
         """Fill idle slots; rows whose first token ends them make room again."""
         while self.waiting:
@@ -286,31 +286,17 @@ class _Run:
             if not new:
                 return
             self._bind()
-            rows = np.asarray(new, np.int32)
-            job, height = self.slots.job.reshape(-1)[rows], self.slots.job.shape[1]
             if self.beginnings is not None:
+                job = self.slots.job.reshape(-1)[np.asarray(new)]
                 self.transcript.prompt_tokens += self.beginnings.read(job, self.slots.pair)
-            # Where few rows of few groups are new, each prompt has a copy of the factors.
-            shared = height > 1 and len(new) * 2 > self.slots.job.size
-            for reading in readings(
-                self.prompts, self.jobs, rows, job, shared, self.options.prefill_tokens
-            ):
+            for reading in self.layout.readings(self.slots, new):
                 self._read(reading)
         self.beginnings = None
 
     def _read(self, reading: Reading) -> None:
         """One call: its rows remember their prompts and have their first tokens."""
         valid = reading.row >= 0
-        job = np.where(valid, self.slots.job.reshape(-1)[reading.row], 0)
-        beyond = self.slots.job.size + np.arange(reading.row.size, dtype=np.int32)
-        prompts = programs.Prompts.of(self.prompts, reading)
-        begun = programs.Begun(
-            row=np.where(valid, reading.row, beyond),
-            source=reading.source,
-            member=self.jobs.member[job],
-            prompt=self.jobs.prompt[job],
-            sign=self.jobs.sign[job],
-        )
+        prompts, begun = self.layout.arguments(self.slots, reading)
         self.memory, self.rows, token, log_p = programs.take_in(
             self.program,
             self.source,
@@ -388,6 +374,7 @@ class _Run:
         """Give every group the factors of its pair."""
         if self.source.members is None:
             return
+        self.writer = self.writer._replace(groups=None)  # those before make room for the new
         pairs = jnp.asarray(np.maximum(self.slots.pair, 0))
         groups = programs.step_groups(self.program, self.source.members, pairs)
         self.writer = self.writer._replace(groups=groups)

@@ -9,7 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax import Array, lax
 
-from springroll.compat import edge_jit
+from springroll.compat import edge_jit, frugal_jit
 from springroll.evolve.members import Members
 from springroll.evolve.rows import Groups
 from springroll.generate.forward import read, split_groups, split_layers, step
@@ -152,7 +152,7 @@ def unread(program: Program, source: Source, count: int, length: int) -> Entries
     return jax.tree.map(lambda x: jnp.zeros((x.shape[0], count, *x.shape[2:]), x.dtype), entries)
 
 
-@functools.partial(jax.jit, static_argnums=0, donate_argnames="entries")
+@functools.partial(frugal_jit, static_argnums=0, donate_argnames="entries")
 def begin(
     program: Program,
     source: Source,
@@ -180,7 +180,7 @@ def _read(
     return read(program.model, groups, source.params, sign, tokens, lengths, known)
 
 
-@functools.partial(jax.jit, static_argnums=0, donate_argnames="memory")
+@functools.partial(frugal_jit, static_argnums=0, donate_argnames="memory")
 def take_in(
     program: Program,
     source: Source,
@@ -210,7 +210,7 @@ def take_in(
     return memory, jax.tree.map(put, rows, new), token, log_p
 
 
-@functools.partial(edge_jit, static_argnums=(0, 1), donate_argnames="memory")
+@functools.partial(edge_jit, frugal=True, static_argnums=(0, 1), donate_argnames="memory")
 def write_on(
     program: Program,
     most: int,

@@ -24,15 +24,15 @@ from springroll.models import kv_cache
 from springroll.models.attention import attention, from_heads, queries_keys_values
 from springroll.models.cross_entropy import cross_entropy, token_nats
 from springroll.models.decoder_config import DecoderConfig, shape_leaves, shapes, structure
-from springroll.models.kv_cache import (
-    Cache,
-    Layers,
-    after,
-    attend_cached,
-    attend_padded,
-    visible,
+from springroll.models.kv_cache import Cache, Layers, attend_cached, attend_padded, visible
+from springroll.models.layers import (
+    float32_product,
+    is_short,
+    rms_norm,
+    scan_layers,
+    soft_cap,
+    swiglu,
 )
-from springroll.models.layers import rms_norm, soft_cap, swiglu
 from springroll.models.moe import chosen_are_less, every_expert, moe
 from springroll.models.protocols import LanguageModel
 from springroll.models.rope import Rotation, rotate, rotations, varies
@@ -128,8 +128,7 @@ class Decoder:
     def head(self, params: Params, x_BTD: Array) -> Array:
         """Final norm and logits: (batch, time, D) -> (batch, time, V) float32."""
         x, head = self.norm(x_BTD, params["norm"]), self.head_weight(params)
-        logits = jnp.einsum("BTD,VD->BTV", x, head, preferred_element_type=jnp.float32)
-        return soft_cap(logits, self.config.logit_cap)
+        return soft_cap(float32_product(x, head), self.config.logit_cap)
 
     def apply(self, params: Params, tokens: Array) -> Array:
         """tokens (batch, time) integers -> logits (batch, time, V) float32."""
@@ -318,14 +317,14 @@ def read(
         q, k, v = queries_keys_values(config, layer["self_attn"], y)
         k = turned(k)
         if old is not None:
-            k, v = after(old.k, k, lengths), after(old.v, v, lengths)
+            k, v = kv_cache.after(old.k, k, lengths), kv_cache.after(old.v, v, lengths)
         sinks = layer["self_attn"].get("sinks")
         y = attend_padded(config, turned(q), k, v, whole, own.window, sinks)
         x = _rest_of_layer(model, layer, x, from_heads(layer["self_attn"], y))
         return x, Cache(k.swapaxes(1, 2), v.swapaxes(1, 2))
 
     layers = (params["layers"], model.per_layer(known + time), before)
-    x, cache = lax.scan(block, model.embed(params, tokens), layers)
+    x, cache = scan_layers(block, model.embed(params, tokens), layers)
     return model.head(params, x[:, -1:])[:, 0], cache
 
 
@@ -341,6 +340,10 @@ def step(
     slots = memory[0].k.shape[3]
     turn, all_layers = model.rotation_at(seen, seen + 1), model.per_layer(slots + 1)
     layers = params["layers"]
+    if is_short(params["embed_tokens"]):
+        # There are no lookups in it: a loop of steps would convert the table before it starts.
+        tied = lax.optimization_barrier((tokens, params["embed_tokens"]))
+        tokens, params = tied[0], params | {"embed_tokens": tied[1]}
     x, entries = model.embed(params, tokens[:, None]), []
     for i, old in enumerate(memory):
         layer = layers[i] if isinstance(layers, list) else jax.tree.map(lambda w: w[i], layers)  # noqa: B023

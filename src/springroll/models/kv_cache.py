@@ -19,6 +19,7 @@ from jax.typing import DTypeLike
 
 from springroll.models.attention import MASKED, scores
 from springroll.models.decoder_config import DecoderConfig
+from springroll.models.layers import is_short
 
 
 class Cache(NamedTuple):
@@ -45,7 +46,12 @@ def admit(layers: Layers, entries: Cache, rows: Array, clock: Array) -> Layers:
 
     def put(into: Array, new: Array) -> Array:
         new = new[None].transpose(1, 3, 0, 2, 4)
-        return into.at[where].set(new, mode="drop", unique_indices=True)
+        if not is_short(into):
+            return into.at[where].set(new, mode="drop", unique_indices=True)
+        # A CPU would convert all of the memory to float32 and back.
+        bits = lambda x: lax.bitcast_convert_type(x, jnp.uint16)
+        set_bits = bits(into).at[where].set(bits(new), mode="drop", unique_indices=True)
+        return lax.bitcast_convert_type(set_bits, into.dtype)
 
     return tuple(
         Cache(put(layer.k, entries.k[i]), put(layer.v, entries.v[i]))

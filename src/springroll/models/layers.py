@@ -4,6 +4,8 @@ For the gradient of norm and gate only their inputs are stored.
 """
 
 import functools
+from collections.abc import Callable
+from typing import TypeVar
 
 import jax
 import jax.numpy as jnp
@@ -12,7 +14,10 @@ from jax import Array, lax
 
 from springroll import compat
 from springroll.quant.int8_weights import Int8
-from springroll.trees import Params
+from springroll.trees import Params, PyTree
+
+Carry = TypeVar("Carry")
+_PRODUCT = "...i,oi->...o"
 
 
 @functools.partial(jax.checkpoint, prevent_cse=False, static_argnums=(2, 3))
@@ -86,7 +91,49 @@ def rounded_einsum(spec: str, x: Array, y: Array) -> Array:
 @jax.custom_vjp
 def _short_linear(x: Array, w: Array) -> Array:
     """x (..., in) times w (out, in), both bfloat16; so are the products of its gradient."""
-    return rounded_einsum("...i,oi->...o", x, w)
+    return float32_product(x, w).astype(x.dtype)
+
+
+def is_step(x: Array) -> bool:
+    """Whether x (..., T, in) is of one token, and of the type that `is_short` tells of."""
+    return x.ndim > 1 and x.shape[-2] == 1 and is_short(x)
+
+
+def float32_product(x: Array, w: Array) -> Array:
+    """x (..., T, in) times w (out, in): (..., T, out), summed and given in float32."""
+    if is_step(x):
+        return weight_first(x, w)
+    return jnp.einsum(_PRODUCT, x, w, preferred_element_type=jnp.float32)
+
+
+def weight_first(x: Array, w: Array) -> Array:
+    """x (..., in) times w (out, in) in float32, the weight on the left.
+
+    XLA wants the right operand of such a product to lie row by row on a CPU. With the weight there,
+    a loop of decoding holds a second copy of the model, turned over.
+    """
+    y = jnp.einsum("oi,...i->o...", w, x, preferred_element_type=jnp.float32)
+    return jnp.moveaxis(y, 0, -1)
+
+
+def scan_layers(
+    block: Callable[[Carry, PyTree], tuple[Carry, PyTree]], x: Carry, stacks: PyTree
+) -> tuple[Carry, PyTree]:
+    """`lax.scan(block, x, stacks)`, on a CPU without a float32 copy of stacks in bfloat16.
+
+    XLA cuts no slices of bfloat16 there: it converts the stack, once and whole, where the barrier
+    does not tie that to the slice.
+    """
+    leaves = jax.tree.leaves(stacks)
+    if not any(map(is_short, leaves)):
+        return lax.scan(block, x, stacks)
+
+    def one(x: Carry, i: Array) -> tuple[Carry, PyTree]:
+        i, tied = lax.optimization_barrier((i, stacks))
+        cut = lambda stack: lax.dynamic_index_in_dim(stack, i, 0, keepdims=False)
+        return block(x, jax.tree.map(cut, tied))
+
+    return lax.scan(one, x, jnp.arange(leaves[0].shape[0], dtype=jnp.int32))
 
 
 _short_linear.defvjp(

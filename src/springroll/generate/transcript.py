@@ -1,0 +1,89 @@
+"""What members wrote after prompts: of a whole run, and as it comes in."""
+
+from typing import NamedTuple
+
+import numpy as np
+
+from springroll.generate.stopping import StopStrings
+
+
+class Generated(NamedTuple):
+    """What N members wrote after P prompts, and at what cost."""
+
+    tokens: np.ndarray  # (N, P, max_tokens) int32; the end token is among them, then zeros
+    lengths: np.ndarray  # (N, P) int32, tokens before the end token; those of a stop string count
+    finished: np.ndarray  # (N, P) bool; False: max_tokens came before an end token or stop string
+    stopped: np.ndarray  # (N, P) bool: finished by a stop string
+    log_probabilities: np.ndarray | None  # (N, P, max_tokens) float32 of those tokens, then zeros
+    steps: int  # forward passes of one token per row
+    slot_steps: int  # rows times steps, idle rows too
+    row_steps: int  # rows that wrote a token, summed over steps
+    prompt_tokens: int = 0  # tokens of prompts that were read, padding too
+
+    @property
+    def written(self) -> np.ndarray:
+        """Tokens written, the end token too: (N, P) int32."""
+        return self.lengths + (self.finished & ~self.stopped)
+
+    @property
+    def occupancy(self) -> float:
+        """The share of rows in all steps that wrote a token."""
+        return self.row_steps / max(1, self.slot_steps)
+
+
+class Transcript:
+    """What N members have written after P prompts so far, and the steps it took."""
+
+    def __init__(
+        self,
+        *,
+        members: int,
+        prompts: int,
+        most: int,
+        end: frozenset[int],
+        stop: StopStrings | None,
+        log_probabilities: bool,
+    ) -> None:
+        shape = (members, prompts, most)
+        self.tokens = np.zeros(shape, np.int32)
+        self.log_p = np.zeros(shape, np.float32) if log_probabilities else None
+        self.count = np.zeros(shape[:2], np.int32)
+        self.stopped = np.zeros(shape[:2], bool)
+        self.steps = self.slot_steps = self.row_steps = self.prompt_tokens = 0
+        self._end, self._stop, self._most = end, stop, most
+
+    def append(
+        self, member: int, prompt: int, tokens: np.ndarray, log_p: np.ndarray | None
+    ) -> bool:
+        """Add the next tokens (n,) of a row; whether the row ends with them."""
+        start = int(self.count[member, prompt])
+        stop = start + len(tokens)
+        self.tokens[member, prompt, start:stop] = tokens
+        if log_p is not None and self.log_p is not None:
+            self.log_p[member, prompt, start:stop] = log_p
+        ended = int(tokens[-1]) in self._end
+        text = self.tokens[member, prompt, : stop - ended]
+        cut = None if self._stop is None else self._stop.end(text, start)
+        if cut is not None:
+            self.tokens[member, prompt, cut:] = 0
+            if self.log_p is not None:
+                self.log_p[member, prompt, cut:] = 0
+            self.stopped[member, prompt], stop = True, cut
+        self.count[member, prompt] = stop
+        return ended or cut is not None or stop == self._most
+
+    def generated(self) -> Generated:
+        """All of it."""
+        last = np.take_along_axis(self.tokens, self.count[:, :, None] - 1, axis=2)[:, :, 0]
+        ended = np.isin(last, list(self._end)) & ~self.stopped
+        return Generated(
+            tokens=self.tokens,
+            lengths=self.count - ended,
+            finished=ended | self.stopped,
+            stopped=self.stopped,
+            log_probabilities=self.log_p,
+            steps=self.steps,
+            slot_steps=self.slot_steps,
+            row_steps=self.row_steps,
+            prompt_tokens=self.prompt_tokens,
+        )

@@ -3,11 +3,13 @@
 import json
 import subprocess
 import sys
+from dataclasses import replace
 
 import pytest
 
 from springroll.cli import main as cli
 from springroll.cli.plan import run
+from springroll.finetune import asked_plan
 from springroll.models.decoder_config import named
 from springroll.planner import alternatives as compared
 from springroll.planner.footprint import Placement, device_bytes
@@ -93,3 +95,45 @@ def test_help_imports_no_jax():
     found = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True)
     assert found.returncode == 0, found.stderr
     assert "--tokens-per-step" in found.stdout
+
+
+TUNING = ["--method", "finetune", "--pop-size", "8", "--prompts", "2", "--max-tokens", "8"]
+
+
+def test_a_generation_of_finetune(capsys, monkeypatch):
+    asked = lambda config, model, tokens, plan: replace(plan, source="asked")
+    monkeypatch.setattr(asked_plan, "compiled_plan", asked)
+    argv = ["llama-tiny", *TUNING, "--prompt-tokens", "24", "--device", "1GiB"]
+    assert run([*argv, "--json"]) == 0
+    found = json.loads(capsys.readouterr().out)
+    assert found["fits"] and found["rows"] == found["jobs"] == 16 and found["passes"] == 1
+    assert found["weights"] == 2 * named("llama-tiny").parameters
+    assert found["programs"] == "asked" and all(found["seconds"].values())
+    assert run(argv) == 0
+    said = capsys.readouterr().out
+    for word in ("llama-tiny on 1GiB", "keys and values", "16 of 16", "updating weights"):
+        assert word in said
+
+
+@pytest.mark.parametrize(
+    ("argv", "said"),
+    [
+        (["lama-tiny", *TUNING], "did you mean llama-tiny"),
+        (["./nowhere", *TUNING], "no model './nowhere'"),
+        (["llama-tiny", "--method", "finetun"], "did you mean finetune?"),
+        (["llama-tiny", *TUNING, "--pop-size", "7"], "members come in pairs"),
+        (["llama-tiny", *TUNING, "--sequence", "64"], "--sequence is not of --method finetune"),
+        (["llama-tiny", *TUNING, "--prompt-tokens", "20000000"], "16,777,216 at most"),
+        (["llama-tiny", *TUNING, "--pop-size", "2000000000"], "of memory"),
+        (["llama-tiny", *TUNING, "--rank", "5000"], "rank"),
+        (["llama-tiny", "--pop-size", "64"], "--pop-size is of --method finetune only"),
+        (["llama-7b", *TUNING, "--device", "1GiB"], "are given; take a smaller model"),
+        (["llama-7b", *TUNING, "--weights", "float32", "--device", "RTX 4090"], "bfloat16 fits"),
+        (["llama-tiny", *TUNING, "--device", "0GiB"], "expected memory above zero"),
+        (TUNING, "give the model"),
+    ],
+)
+def test_what_finetune_cannot_be_planned_for_is_one_line(argv, said, capsys):
+    assert cli.main(["plan", *argv]) == cli.BAD_INPUT
+    line = capsys.readouterr().err
+    assert said in line and line.count("\n") == 1

@@ -121,9 +121,11 @@ class FinetuneConfig(SamplingOptions, RunConfig):
     int8 weights lose by rounding is kept in one more byte each, or in a float32 copy."""
     cache_memory: str | None = option(None, memory=True, changeable=True, formerly="memory")
     """Memory for the keys and values, or states, of answers under generation, such as 2GiB; answers
-    that do not fit wait for a free row. Default: half of what is free."""
+    that do not fit wait for a free row. Default: what the plan of a generation leaves."""
     rows: int | None = option(None, COUNT, changeable=True)
     """Answers generated side by side; default: as many as fit the cache memory."""
+    prefill_tokens: int | None = option(None, COUNT, changeable=True)
+    """Tokens of prompts that are read at once, at most. Default: 65,536, or what fits."""
     eval_problems: int = option(256, COUNT, changeable=True)
     """Held-out problems that the weights themselves answer, greedily, at each validation."""
 

@@ -23,7 +23,7 @@ from springroll.evolve.step import Master
 from springroll.evolve.strategy import EvolutionState, Strategy
 from springroll.finetune.config import FinetuneConfig
 from springroll.finetune.judging import best_of
-from springroll.finetune.setup import LARGE, Asked, Setup, decaying
+from springroll.finetune.setup import LARGE, Asked, Setup, WritingModel, decaying
 from springroll.models.hf.files import leaves_of, open_hf
 from springroll.models.hf.load import read_parts
 from springroll.quant.int8_weights import dequantize_weights, quantize_weights
@@ -156,8 +156,13 @@ def saved_weights(config: FinetuneConfig, setup: Setup) -> SavedWeights:
 
 def strategy_for(config: FinetuneConfig, setup: Setup) -> Strategy:
     """EGGROLL on the matrices of the model; norms, biases and other vectors stand still."""
-    discovered = roles_of(config, setup)
+    discovered = roles_of(setup.model, held(config, setup))
     sigma = config.sigma or usual_sigma(setup, discovered, layered=False)
+    return strategy_of(config, discovered, sigma)
+
+
+def strategy_of(config: FinetuneConfig, discovered: WeightRoles, sigma: float) -> Strategy:
+    """The same of parameters with these roles."""
     return eggroll(
         pop_size=config.population,
         sigma=decaying(sigma, config.sigma_half_life),
@@ -181,12 +186,17 @@ def momentum_of(config: FinetuneConfig) -> Momentum | None:
 
 
 def held(config: FinetuneConfig, setup: Setup) -> PyTree:
-    """What `setup.params(config.weights)` returns, without values; beside int8 matrices the rest
-    is float32."""
-    if config.weights == "int8":
-        return jax.eval_shape(quantize_weights, setup.shapes)
-    struct = lambda x: jax.ShapeDtypeStruct(x.shape, jnp.dtype(config.weights))
-    return jax.tree.map(struct, setup.shapes)
+    """What `setup.params(config.weights)` returns, without values."""
+    return held_as(config.weights, setup.shapes)
+
+
+def held_as(weights: str, shapes: PyTree) -> PyTree:
+    """Parameters as `FinetuneConfig.weights` has them, without values; beside int8 matrices the
+    rest is float32."""
+    if weights == "int8":
+        return jax.eval_shape(quantize_weights, shapes)
+    struct = lambda x: jax.ShapeDtypeStruct(x.shape, jnp.dtype(weights))
+    return jax.tree.map(struct, shapes)
 
 
 def master_of(config: FinetuneConfig) -> Master:
@@ -209,10 +219,9 @@ def optimizer_for(config: FinetuneConfig, sigma: float) -> optax.GradientTransfo
     return optax.chain(tx, anchored(config.anchor)) if config.anchor else tx
 
 
-def roles_of(config: FinetuneConfig, setup: Setup) -> WeightRoles:
-    """How the model uses each of its parameters."""
-    tokens = jax.ShapeDtypeStruct((1, 8), jnp.int32)
-    return discover(setup.model.apply, held(config, setup), tokens)
+def roles_of(model: WritingModel, shapes: PyTree) -> WeightRoles:
+    """How the model uses each of its parameters, which may be shapes."""
+    return discover(model.apply, shapes, jax.ShapeDtypeStruct((1, 8), jnp.int32))
 
 
 def still(roles: WeightRoles) -> list[str]:
@@ -224,7 +233,8 @@ def with_sigma(config: FinetuneConfig, setup: Setup) -> FinetuneConfig:
     """The config of a new run with its sigma, so that continuations do not compute it anew."""
     if config.method != "es" or config.sigma is not None:
         return config
-    return replace(config, sigma=usual_sigma(setup, roles_of(config, setup)))
+    roles = roles_of(setup.model, held(config, setup))
+    return replace(config, sigma=usual_sigma(setup, roles))
 
 
 def usual_sigma(setup: Setup, roles: WeightRoles, layered: bool = True) -> float:

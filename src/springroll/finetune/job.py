@@ -25,6 +25,7 @@ Fine-tune a language model on a reward: forward passes only, or GRPO to compare 
 def build(config: FinetuneConfig) -> job.Prepared[FinetuneConfig]:
     """Read the model's files, the tokenizer and the problems."""
     from springroll.finetune.evolution import with_sigma
+    from springroll.finetune.planned import planned
     from springroll.finetune.setup import prepare, resolved
     from springroll.run.config import check_sizes
 
@@ -33,6 +34,7 @@ def build(config: FinetuneConfig) -> job.Prepared[FinetuneConfig]:
     if not config.resume:
         config = with_sigma(resolved(config, setup.parameters), setup)
     check_sizes(config)  # with the lengths that were left to the task
+    config, setup, tables = planned(config, setup)
     group = "answers per prompt" if config.method == "grpo" else "members"
     opening = (
         f"{config.model}: {setup.parameters:,} {config.weights} parameters; {setup.task.name}; "
@@ -45,7 +47,8 @@ def build(config: FinetuneConfig) -> job.Prepared[FinetuneConfig]:
         setup.task.close()
         return list(filter(None, [setup.task.failures.line]))
 
-    return job.Prepared(config=config, task=task_of(config, setup), opening=[opening], close=close)
+    opened = [opening, *tables]
+    return job.Prepared(config=config, task=task_of(config, setup), opening=opened, close=close)
 
 
 def task_of(config: FinetuneConfig, setup: "Setup") -> "Task":

@@ -22,7 +22,7 @@ from springroll.finetune.config import FinetuneConfig
 from springroll.finetune.judging import Judged, judged
 from springroll.finetune.lengths import with_lengths
 from springroll.finetune.seen import Seen, advice, some_answers
-from springroll.generate.generator import Generated, Generator
+from springroll.generate.generator import PREFILL_TOKENS, Generated, Generator
 from springroll.generate.prompts import common_tokens
 from springroll.generate.stopping import StopStrings
 from springroll.hub import hf_folder
@@ -230,6 +230,7 @@ def prepare(config: FinetuneConfig, *, new: bool = False) -> Setup:
         stop=stop,
         rows=config.rows,
         memory_bytes=None if config.rows else memory_of(config),
+        prefill_tokens=config.prefill_tokens or PREFILL_TOKENS,
         log_probabilities=config.method == "grpo",
     )
     greedy = Generator(
@@ -239,6 +240,7 @@ def prepare(config: FinetuneConfig, *, new: bool = False) -> Setup:
         max_tokens=config.max_tokens,
         rows=config.rows,
         memory_bytes=generator.memory_bytes,
+        prefill_tokens=generator.prefill_tokens,
     )
     setup = Setup(
         model=model,

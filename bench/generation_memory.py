@@ -33,8 +33,8 @@ def run(
     """GiB of a generation; `options` are fields of FinetuneConfig."""
     shape = named(model) if isinstance(model, str) else model
     given = {"pop_size": 64, "prompts": 4, "max_tokens": 64, "weights": "bfloat16"} | options
-    config = resolved(FinetuneConfig(**given), shape.parameters)
-    config = replace(config, momentum_generations=44)
+    momentum = {"momentum": 0.9, "momentum_generations": 44}
+    config = resolved(FinetuneConfig(**given | momentum), shape.parameters)
     shapes = shapes_of(config, decoder(shape))
     all_rows = replace(config, rows=config.population * config.num_prompts)
     free = generation_plan(all_rows, shapes, TOKENS, 1 << 50, None)

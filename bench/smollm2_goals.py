@@ -35,13 +35,10 @@ TASKS = ("short", "sums")
 METHODS = {"es": ("evolution (springroll)", "#c8442e"), "grpo": ("GRPO", "#4c72b0")}
 SUMS = "arithmetic digits=2 operators=+- style=instruct answer=last"
 OPTIONS: dict[str, tuple[str, ...]] = {
-    "es": (
-        *("--pop-size", "32", "--prompts", "8", "--weights", "bfloat16"),
-        *("--momentum", "0", "--lr", "0.5"),
-    ),
+    "es": ("--pop-size", "32", "--prompts", "16", "--weights", "bfloat16"),
     "grpo": ("--pop-size", "8", "--prompts", "8", "--lr", "1e-5"),
 }
-COMMON = ("--max-tokens", "16", "--eval-problems", "128")
+COMMON = ("--max-tokens", "16", "--eval-problems", "128", "--eval-every", "8")
 
 
 class Cell(NamedTuple):

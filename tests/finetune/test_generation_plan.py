@@ -69,7 +69,10 @@ def test_a_quicker_card_takes_less_time_and_more_momentum_more():
         plan_of(rates=assumed_rates(named_card(card)), **options).seconds
     )
     assert sum(seconds("H200").values()) < sum(seconds("L4").values())
-    longer = seconds("L4", momentum_generations=44), seconds("L4", momentum_generations=0)
+    longer = (
+        seconds("L4", momentum=0.9, momentum_generations=44),
+        seconds("L4", momentum_generations=0),
+    )
     assert longer[0]["updating weights"] > longer[1]["updating weights"]
 
 

@@ -9,19 +9,28 @@ from springroll.finetune.setup import LARGE, resolved
 @pytest.mark.parametrize(
     ("options", "parameters", "expected"),
     [
-        ({}, LARGE + 1, 0.1),
-        ({"momentum": 0.0}, LARGE + 1, 1.0),
-        ({"momentum_generations": 0}, LARGE + 1, 0.1),
+        ({"momentum": 0.9}, LARGE + 1, 0.05),
+        ({"momentum": 0.0}, LARGE + 1, 0.5),
+        ({"momentum": 0.9, "momentum_generations": 0}, LARGE + 1, 0.05),
         ({"lr": 0.03}, LARGE + 1, 0.03),
         ({}, LARGE, None),
-        ({"optimizer": "adam"}, LARGE + 1, None),
+        ({"momentum": 0.9, "optimizer": "adam"}, LARGE + 1, None),
         ({"method": "grpo"}, LARGE + 1, None),
     ],
 )
-def test_a_large_model_moves_by_one_sigma_with_its_momentum(options, parameters, expected):
+def test_a_large_model_moves_by_half_a_sigma_with_its_momentum(options, parameters, expected):
     assert resolved(FinetuneConfig(**options), parameters).lr == expected
 
 
 def test_momentum_is_made_again_where_it_is_worth_it():
-    generations = lambda parameters: resolved(FinetuneConfig(), parameters).momentum_generations
+    given = FinetuneConfig(momentum=0.9)
+    generations = lambda parameters: resolved(given, parameters).momentum_generations
     assert (generations(LARGE), generations(LARGE + 1)) == (0, 44)
+
+
+def test_a_large_model_has_no_momentum():
+    momentum = lambda parameters, **options: (
+        resolved(FinetuneConfig(**options), parameters).momentum
+    )
+    assert (momentum(LARGE), momentum(LARGE + 1)) == (0.9, 0.0)
+    assert momentum(LARGE + 1, optimizer="adam") == 0.9

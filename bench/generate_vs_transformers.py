@@ -131,7 +131,8 @@ def transformers_writer(
     import transformers
 
     torch.set_num_threads(cores())
-    model = transformers.AutoModelForCausalLM.from_pretrained(folder, dtype=getattr(torch, weights))
+    kind: Any = transformers.AutoModelForCausalLM  # its types name more than is there
+    model = kind.from_pretrained(folder, dtype=getattr(torch, weights))
     model.generation_config.eos_token_id = None
     rows = torch.tensor([prompt for _ in range(members) for prompt in asked])
     options: PyTree = {"do_sample": False, "max_new_tokens": tokens, "pad_token_id": 0}

@@ -135,6 +135,12 @@ def inner_jaxpr(eqn: jex.JaxprEqn) -> Any:
     return None
 
 
+def inner_jaxprs(eqn: jex.JaxprEqn) -> list[jex.Jaxpr]:
+    """All programs that an equation holds: branches, bodies, calls."""
+    found = jax.tree.leaves(list(eqn.params.values()), is_leaf=lambda x: isinstance(x, Jaxpr))
+    return [open_jaxpr(x)[0] for x in found if isinstance(x, Jaxpr)]
+
+
 def open_jaxpr(jaxpr: Jaxpr) -> tuple[jex.Jaxpr, list[ArrayLike]]:
     """(jaxpr, constants) of a closed or an open jaxpr."""
     if isinstance(jaxpr, jex.ClosedJaxpr):

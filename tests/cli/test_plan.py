@@ -127,7 +127,7 @@ def test_a_generation_of_finetune(capsys, monkeypatch):
         (["llama-tiny", *TUNING, "--pop-size", "2000000000"], "of memory"),
         (["llama-tiny", *TUNING, "--rank", "5000"], "rank"),
         (["llama-tiny", "--pop-size", "64"], "--pop-size is of --method finetune only"),
-        (["llama-7b", *TUNING, "--device", "1GiB"], "are given; take a smaller model"),
+        (["llama-7b", *TUNING, "--device", "1GiB"], "nine tenths are used; take a smaller model"),
         (["llama-7b", *TUNING, "--weights", "float32", "--device", "RTX 4090"], "bfloat16 fits"),
         (["llama-tiny", *TUNING, "--device", "0GiB"], "expected memory above zero"),
         (TUNING, "give the model"),

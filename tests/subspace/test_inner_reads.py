@@ -129,6 +129,18 @@ def test_what_reads_weights_number_by_number_is_refused_by_name():
     assert float(jnp.min(params["w"] + steps["w"])) == 0.0
 
 
+def toward_zero(u, p):
+    return jax.tree.map(lambda u, p: u - 0.01 * jnp.sign(p), u, p)
+
+
+def test_signs_have_no_slope_and_are_read_all_the_same():
+    """The derivative of an L1 penalty is the same everywhere but at zero: so is that of decay."""
+    message = why_refused(sr.galore(optax.chain(optax.sgd(0.1), optax.stateless(toward_zero)), 4))
+    assert "number by number" in message
+    signs = optax.chain(optax.add_decayed_weights(1.0), optax.sign_sgd(0.1))
+    assert why_refused(sr.galore(signs, 4)).startswith("optax.scale_by_sign reads the weights")
+
+
 def within(u, p):
     return jax.tree.map(lambda u, p: jnp.clip(p + u, -1, 1) - p, u, p)
 

@@ -14,7 +14,7 @@ import jax
 import jax.numpy as jnp
 from jax import Array, lax
 
-from springroll.errors import InputError
+from springroll.errors import InputError, expect
 from springroll.evolve.members import Members
 from springroll.evolve.update import direction
 
@@ -55,6 +55,9 @@ def check_momentum(momentum: Momentum | None) -> None:
     """Raise InputError for a decay or a number of generations that cannot be."""
     if momentum is None:
         return
+    expect(
+        isinstance(momentum, Momentum), "momentum", momentum, "a Momentum, such as Momentum.of(0.9)"
+    )
     decay, generations = momentum
     if not 0 <= decay < 1:
         raise InputError(f"the decay of momentum is {decay}; expected 0 to below 1")

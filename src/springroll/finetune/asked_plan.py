@@ -51,7 +51,7 @@ def asked_plan(
     if plan.fits:
         return f"{model} on {on.name}", plan
     message = f"{model} with {config.population:,} members needs {spelt(plan.taken.peak)} of memory"
-    message += f", {spelt(on.memory)} are given"
+    message += f", without answers; {spelt(on.memory)} are given, of which nine tenths are used"
     fewer = max(2, config.population // 8 * 2)
     changes: dict[str, dict[str, Any]] = {
         f"--pop-size {fewer}": {"pop_size": fewer},

@@ -4,6 +4,7 @@ from dataclasses import replace
 
 from rich.table import Table
 
+from springroll.errors import InputError
 from springroll.finetune.config import FinetuneConfig
 from springroll.finetune.generation_plan import GenerationPlan, generation_plan, shapes_of
 from springroll.finetune.setup import Setup
@@ -22,12 +23,20 @@ def planned(
     Where not all answers fit side by side, or prompts not be read at once, the config says how many
     do. A run that is resumed has the same then, so that its answers are batched in the same way.
     Gradients have no such plan: half of the memory is for their answers.
+
+    Raises:
+        InputError: not one answer fits the `cache_memory` that is asked for.
     """
     if config.method != "es":
         return config, setup, []
     longest = max(map(len, setup.held_out.prompts))
     shapes = shapes_of(config, setup.model)
     plan = generation_plan(config, shapes, longest, available_bytes() or UNKNOWN, None)
+    if config.cache_memory is not None and not config.rows and not plan.rows:
+        raise InputError(
+            f"cache_memory is {config.cache_memory}, in which no answer fits: a prompt of "
+            f"{longest:,} tokens and its answer need more; give more, or leave it out"
+        )
     lines: list[str | Table] = [plan.table("a generation takes, estimated")]
     if not plan.fits:
         lines.append(warning(plan))

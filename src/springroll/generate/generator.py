@@ -72,10 +72,13 @@ class Generator:
     shared_prompt_tokens: int | None = None
 
     def __post_init__(self) -> None:
-        for name in ("max_tokens", "rows", "memory_bytes", "segment", "per_group"):
+        least = dict.fromkeys(
+            ("max_tokens", "rows", "memory_bytes", "segment", "per_group", "prefill_tokens"), 1
+        )
+        for name, lowest in (least | {"shared_prompt_tokens": 0}).items():
             value = getattr(self, name)
-            if value is not None and value < 1:
-                raise InputError(f"{name} is {value}; expected at least 1")
+            if value is not None and not (isinstance(value, int) and value >= lowest):
+                raise InputError(f"{name} is {value!r}; expected an integer of at least {lowest}")
         self.sampling.check()
         if self.rows is not None and self.memory_bytes is not None:
             raise InputError("both rows and memory_bytes are given; expected one of them")

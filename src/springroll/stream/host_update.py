@@ -215,7 +215,7 @@ def check_steps(
     leaves, tree = jax.tree.flatten(weights)
     decays = [decaying] * len(leaves) if isinstance(decaying, bool) else jax.tree.leaves(decaying)
     counted = [np.arange(2.0**w.ndim, dtype=np.float32).reshape((2,) * w.ndim) for w in leaves]
-    values = [LARGE * (x % 2) for x in counted]
+    values = [LARGE * ((x + 1) % 2) for x in counted]
     for probe in PROBES:
         grads = [np.float32(probe) * (1 + x) for x in counted]
         made = _made(optimizer, tree.unflatten(values), tree.unflatten(grads), layer)

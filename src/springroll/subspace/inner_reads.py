@@ -20,14 +20,15 @@ from springroll.trees import PyTree, path_of
 
 Run = Callable[[list[Array]], tuple[list[Array], PyTree]]  # weights -> (steps, state)
 AROUND = "with_extra_args_support"  # what it wraps has the name
+FLAT = {"sign", "floor", "ceil", "round"}  # what has no slope wherever it has a derivative
 UPDATE = re.compile(r"(\w+)\.<locals>\.update(_fn)?$")  # of optax's "scale_by_adam.<locals>.update"
 
 
 def reads_weights(run: Run, weights: Sequence[Array]) -> bool:
     """Whether steps or state depend on weights in another way than that these decay.
 
-    Weights decay where the derivative of the step by them is the same whatever they are, and where
-    the state does not depend on them.
+    Weights decay where the derivative of the step by them is the same whatever they are, nothing is
+    asked of them that has no slope (a sign, a comparison), and the state does not depend on them.
 
     Args:
         run: weights -> (steps, state), with all else fixed.
@@ -39,7 +40,35 @@ def reads_weights(run: Run, weights: Sequence[Array]) -> bool:
         _, slopes, state = jax.jvp(run, (weights,), (ones,), has_aux=True)
         return slopes, state
 
-    return any(compat.used_inputs(jax.make_jaxpr(slopes)([_shape(w) for w in weights])))
+    shapes = [_shape(w) for w in weights]
+    if any(compat.used_inputs(jax.make_jaxpr(slopes)(shapes))):
+        return True
+    asked = compat.prune(jax.make_jaxpr(run)(shapes)).jaxpr
+    return _follow(asked, set(asked.invars)) is None
+
+
+def _follow(jaxpr: jex.Jaxpr, known: set[jex.Var]) -> list[bool] | None:
+    """Which results follow from what is known; None if something without slope does."""
+    for eqn in jaxpr.eqns:
+        follows = [not isinstance(x, compat.Literal) and x in known for x in eqn.invars]
+        if not any(follows):
+            continue
+        programs = compat.inner_jaxprs(eqn)
+        number = all(jnp.issubdtype(compat.dtype_of(x), jnp.inexact) for x in eqn.outvars)
+        if not programs and (eqn.primitive.name in FLAT or not number):
+            return None
+        results = [] if programs else [[True] * len(eqn.outvars)]
+        for inner in programs:
+            count = len(inner.invars)
+            given = follows[-count:] if count <= len(follows) else [True] * count
+            found = _follow(inner, {x for x, one in zip(inner.invars, given, strict=True) if one})
+            if found is None:
+                return None
+            same = len(found) == len(eqn.outvars)
+            results.append(found if same else [any(found)] * len(eqn.outvars))
+        for result in results:
+            known.update(x for x, one in zip(eqn.outvars, result, strict=True) if one)
+    return [not isinstance(x, compat.Literal) and x in known for x in jaxpr.outvars]
 
 
 def reader(run: Run, weights: Sequence[Array]) -> str:

@@ -144,7 +144,8 @@ def draw(root: Path, done: Sequence[Cell], path: Path) -> None:
         axes.spines[["top", "right"]].set_visible(False)
     figure.axes[0].set_ylabel("held-out reward")
     if done:
-        figure.axes[0].legend(frameon=False)
+        most = lambda axes: len(axes.get_legend_handles_labels()[0])
+        max(figure.axes, key=most).legend(frameon=False)
     figure.savefig(path)
 
 

@@ -125,7 +125,7 @@ def test_what_reads_weights_number_by_number_is_refused_by_name():
     assert message.startswith("optax.keep_params_nonnegative reads the weights number by number")
     assert "optax.chain(sr.galore(" in message and "\n" not in message
     tx, params = optax.chain(sr.galore(optax.sgd(100.0), 4), bound), jax.tree.map(jnp.abs, PARAMS)
-    steps, _ = tx.update(params, tx.init(params), params)
+    steps: Any = tx.update(params, tx.init(params), params)[0]
     assert float(jnp.min(params["w"] + steps["w"])) == 0.0
 
 
@@ -148,6 +148,7 @@ def within(u, p):
 @pytest.mark.slow
 def test_bounds_on_weights_are_refused_and_decay_before_moments_is_not():
     nonnegative = optax.keep_params_nonnegative()
+    inner: Any
     for inner in (optax.stateless(within), nonnegative, optax.MultiSteps(nonnegative, 2)):
         for tx in (sr.galore(inner, 4), sr.fira(0.1, 4, side="right", direction=inner)):
             assert "number by number" in why_refused(tx)

@@ -1,5 +1,7 @@
 """The bench of generation beside transformers: both write the same, from prompts of one length."""
 
+from typing import Any
+
 import jax
 import numpy as np
 import pytest
@@ -20,7 +22,13 @@ def test_it_measures_what_it_says(tmp_path):
     model = decoder(named("llama-tiny"))
     save_hf(tmp_path, model, model.init(jax.random.key(0)))
     write_byte_tokenizer(tmp_path)
-    sizes = {"members": 2, "prompts": 3, "prompt_tokens": 10, "tokens": 4, "repeats": 1}
+    sizes: dict[str, Any] = {
+        "members": 2,
+        "prompts": 3,
+        "prompt_tokens": 10,
+        "tokens": 4,
+        "repeats": 1,
+    }
     result = generate_vs_transformers.run(str(tmp_path), "float32", **sizes)
     assert result["share_alike"] == 1 and result["rows"] == 6
     assert result["ratio"] == pytest.approx(result["ours"] / result["baseline"], rel=1e-3)

@@ -54,7 +54,7 @@ MODELS = {
     "rwkv": lambda: of_rwkv(4),
     "rwkv by token": lambda: of_rwkv(0),
 }
-SLOW = ("rwkv by token", "experts, chosen")
+SLOW = ("rwkv by token", "experts, chosen", "gemma")
 NAMES = [pytest.param(x, marks=pytest.mark.slow) if x in SLOW else x for x in MODELS]
 
 
@@ -100,6 +100,7 @@ def both(name, prompts=SHARED, count=None, **options):
     return run(count), run(0)
 
 
+@pytest.mark.slow
 def test_members_write_what_they_write_after_reading_whole():
     shared, whole = both("llama-tiny", unperturbed=1)
     same(shared, whole)

@@ -70,7 +70,7 @@ def interleaved(
     repeats: int = 7,
     warmup: int = 1,
     settle_seconds: float = 0.0,
-    clock: Callable[[], float] = time.perf_counter,
+    clock: Callable[[], float] | None = None,
 ) -> dict[str, list[float]]:
     """Seconds of each variant, run in turn `repeats` times after `warmup` untimed rounds.
 
@@ -80,14 +80,15 @@ def interleaved(
         warmup: rounds before them, in which programs are compiled.
         settle_seconds: pause before each call. XLA frees temporary buffers after the result is
             ready; the pause keeps one variant's gigabyte from being freed in the time of the next.
-        clock: seconds of the wall; `time.process_time` counts those that this process computes, of
-            which others take none where it is bound to one core.
+        clock: seconds, by default of the wall; `time.process_time` counts those that this process
+            computes, of which others take none where it is bound to one core.
 
     Returns:
         Name -> `repeats` times in seconds, in the order in which they were taken.
     """
     import jax
 
+    clock = clock or time.perf_counter
     seconds: dict[str, list[float]] = {name: [] for name in variants}
     for round_ in range(warmup + repeats):
         for name, call in variants.items():

@@ -113,13 +113,9 @@ def writers(
     es = eggroll(pop_size=members, sigma=1e-3)
     population = es.ask(es.init(jax.random.key(0), params))
     generator = Generator(model=model, end=frozenset(), max_tokens=tokens)
-
-    def plain() -> np.ndarray:
-        return generator.run(params, None, asked, copies=members).tokens
-
     return {
         "population": lambda: generator.run(params, population, asked).tokens,
-        "plain": plain,
+        "plain": lambda: generator.run(params, None, asked, copies=members).tokens,
     }
 
 

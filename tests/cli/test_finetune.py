@@ -18,7 +18,7 @@ from springroll.cli.jobs import job_of
 from springroll.cli.main import main
 from springroll.finetune import setup
 from springroll.finetune.config import FinetuneConfig
-from springroll.finetune.evolution import held, roles_of, still, usual_sigma, with_sigma
+from springroll.finetune.evolution import roles_of, still, usual_sigma, with_sigma
 from springroll.finetune.setup import prepare
 from springroll.generate.prompts import common_tokens
 from springroll.models.decoder import decoder
@@ -206,7 +206,7 @@ def test_prompts_that_are_too_long_are_left_out_and_counted(tmp_path, place):
 def test_sigma_is_decided_once_and_as_earlier_versions_did(place):
     config = FinetuneConfig(model=str(place / "model"), task="arithmetic", eval_problems=1)
     made = setup.prepare(config)
-    roles = roles_of(made.model, held(config, made))
+    roles = roles_of(made.model, config.weights)
     sigma = with_sigma(config, made).sigma
     assert sigma == usual_sigma(made, roles) == usual_sigma(made, roles, layered=False)
     weights = [x for path, x in named_leaves(made.params()).items() if path not in still(roles)]

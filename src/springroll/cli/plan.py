@@ -131,11 +131,11 @@ def check_method(options: PlanOptions) -> None:
     """Refuse options of the other kind of plan, and what is nearly `finetune`."""
     tunes = options.method == "finetune"
     for each in fields(options):
-        other = each.name not in BOTH and (each.name in FINETUNE) != tunes
-        if other and getattr(options, each.name) != each.default:
+        foreign = each.name not in BOTH and (each.name in FINETUNE) != tunes
+        if foreign and getattr(options, each.name) != each.default:
             name = each.name.replace("_", "-")
-            other = "is not of --method finetune" if tunes else "is of --method finetune only"
-            raise InputError(f"--{name} {other}; leave it out")
+            why = "is not of --method finetune" if tunes else "is of --method finetune only"
+            raise InputError(f"--{name} {why}; leave it out")
     from springroll.planner.methods import METHODS
 
     if nearest(options.method, [*METHODS, "finetune"]) == "finetune" and not tunes:

@@ -77,8 +77,7 @@ def tell_in_place(strategy: Strategy, slice_bytes: int = SLICE_BYTES) -> Tell:
     def tell(
         state: EvolutionState, members: Members, fitness: Array
     ) -> tuple[EvolutionState, Metrics]:
-        evolved = members.perturbation.evolved
-        if 4 * sum(math.prod(leaf.shape) for leaf in evolved) <= slice_bytes:
+        if evolved_bytes(members.perturbation) <= slice_bytes:
             return whole(state, members, fitness)
         cut = parameters(members.perturbation, _Shapes.of(state))
         arrays, squares = named_leaves(state), jnp.zeros((2,), jnp.float32)
@@ -99,6 +98,11 @@ def tell_in_place(strategy: Strategy, slice_bytes: int = SLICE_BYTES) -> Tell:
         return map_named(lambda path, _: arrays[path], state), metrics
 
     return tell
+
+
+def evolved_bytes(perturbation: Perturbation) -> int:
+    """Of the parameters that are perturbed, in float32."""
+    return 4 * sum(math.prod(leaf.shape) for leaf in perturbation.evolved)
 
 
 def programs_in_place(

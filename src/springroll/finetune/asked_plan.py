@@ -44,10 +44,10 @@ def asked_plan(
     rates = quick_rates() if on.card is None else assumed_rates(on.card)
     family = family_of(shape)
     writes, numbers = family.model(shape), size(family.shapes(shape))
-    resolve = lambda config: resolved(config, numbers)
-    plan = planned_on(on, rates, resolve(config), writes, prompt_tokens)
+    own = resolved(config, numbers)
+    plan = planned_on(on, rates, own, writes, prompt_tokens)
     if plan.fits:
-        plan = compiled_plan(resolve(config), writes, prompt_tokens, plan)
+        plan = compiled_plan(own, writes, prompt_tokens, plan)
     if plan.fits:
         return f"{model} on {on.name}", plan
     message = f"{model} with {config.population:,} members needs {spelt(plan.taken.peak)} of memory"
@@ -59,8 +59,8 @@ def asked_plan(
         "--weights int8": {"weights": "int8"},
     }
     for change, given in changes.items():
-        other = resolve(replace(config, **given))
-        if other != resolve(config) and planned_on(on, rates, other, writes, prompt_tokens).fits:
+        other = resolved(replace(config, **given), numbers)
+        if other != own and planned_on(on, rates, other, writes, prompt_tokens).fits:
             raise InputError(f"{message}; {change} fits")
     raise InputError(f"{message}; take a smaller model or a larger device")
 

@@ -5,7 +5,7 @@ of its layers are compiled, and what each one adds is counted for the others.
 """
 
 from dataclasses import replace
-from typing import Any, NamedTuple
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -15,9 +15,9 @@ from springroll.evolve.in_place import programs_in_place
 from springroll.finetune.config import FinetuneConfig
 from springroll.finetune.generation_plan import (
     GenerationPlan,
+    one_program,
     shapes_of,
     slice_bytes,
-    updated_whole,
 )
 from springroll.finetune.setup import WritingModel
 from springroll.generate.generator import Generator
@@ -25,15 +25,6 @@ from springroll.generate.lowered import lowered_generation
 from springroll.models.hf.files import family_of
 
 FEW = (2, 4)  # layers
-COMPILED = "compiled"
-
-
-class Compiled(NamedTuple):
-    """Bytes beside the arguments of the programs."""
-
-    reading: int
-    writing: int
-    updating: int
 
 
 def compiled_plan(
@@ -60,8 +51,9 @@ def compiled_plan(
         more = (layers - few[1]) / (few[1] - few[0])
         grown = (b + int(more * max(0, b - a)) for a, b in zip(*cut, strict=True))
         reading, writing = grown
-    used = Compiled(reading, writing, _updating(config, model))
-    return replace(plan, taken=replace(plan.taken, **used._asdict()), source=COMPILED)
+    updating = _updating(config, model)
+    taken = replace(plan.taken, reading=reading, writing=writing, updating=updating)
+    return replace(plan, taken=taken, source="compiled")
 
 
 def _of_layers(model: WritingModel, layers: int) -> WritingModel:
@@ -93,7 +85,7 @@ def _updating(config: FinetuneConfig, model: WritingModel) -> int:
     """Of the largest parameter, or slice of one, or of all where they are updated whole."""
     shapes = shapes_of(config, model)
     members, strategy = shapes.members(), shapes.strategy
-    if updated_whole(config, members.perturbation):
+    if one_program(config, members.perturbation):
         fitness = jax.ShapeDtypeStruct((members.size,), jnp.float32)
         tell = jax.jit(strategy.tell, donate_argnums=0)
         return _beside(tell.lower(shapes.state, members, fitness))

@@ -4,6 +4,7 @@ Nothing but forward passes in the dtype of the weights: the memory is that of in
 is a matrix, members by prompts; it goes to the journal as it is, so a run is rebuilt from it.
 """
 
+import functools
 import math
 from dataclasses import replace
 from typing import NamedTuple
@@ -24,7 +25,8 @@ from springroll.evolve.strategy import EvolutionState, Strategy
 from springroll.finetune.config import FinetuneConfig
 from springroll.finetune.judging import best_of
 from springroll.finetune.setup import LARGE, Asked, Setup, WritingModel, decaying
-from springroll.models.hf.files import leaves_of, open_hf
+from springroll.models.decoder_config import structs
+from springroll.models.hf.files import family_of, leaves_of, open_hf
 from springroll.models.hf.load import read_parts
 from springroll.quant.int8_weights import dequantize_weights, quantize_weights
 from springroll.quant.quantize_state import quantize_state
@@ -71,9 +73,7 @@ LOST_LIMIT = 3  # generations in a row without a single score, and the run stops
 def es_task(config: FinetuneConfig, setup: Setup) -> Task:
     """The loop's view of evolution on rewards."""
     strategy = strategy_for(config, setup)
-    # Codes of moments are of whole matrices; and runs from before this are updated as they were.
-    whole = config.momentum_generations is None or config.state_bits != 32
-    update = strategy.tell if whole else tell_in_place(strategy)
+    update = strategy.tell if updated_whole(config) else tell_in_place(strategy)
 
     def init() -> tuple[EvolutionState, None]:
         params = setup.params(config.weights)
@@ -156,7 +156,7 @@ def saved_weights(config: FinetuneConfig, setup: Setup) -> SavedWeights:
 
 def strategy_for(config: FinetuneConfig, setup: Setup) -> Strategy:
     """EGGROLL on the matrices of the model; norms, biases and other vectors stand still."""
-    discovered = roles_of(setup.model, held(config, setup))
+    discovered = roles_of(setup.model, config.weights)
     sigma = config.sigma or usual_sigma(setup, discovered, layered=False)
     return strategy_of(config, discovered, sigma)
 
@@ -177,6 +177,12 @@ def strategy_of(config: FinetuneConfig, discovered: WeightRoles, sigma: float) -
     )
 
 
+def updated_whole(config: FinetuneConfig) -> bool:
+    """Whether one program updates all parameters, whatever their size: codes of moments are of
+    whole matrices, and runs from before the update in place go on as they were."""
+    return config.momentum_generations is None or config.state_bits != 32
+
+
 def momentum_of(config: FinetuneConfig) -> Momentum | None:
     """Of sgd, where it is made again from noise."""
     generations = config.momentum_generations
@@ -187,12 +193,13 @@ def momentum_of(config: FinetuneConfig) -> Momentum | None:
 
 def held(config: FinetuneConfig, setup: Setup) -> PyTree:
     """What `setup.params(config.weights)` returns, without values."""
-    return held_as(config.weights, setup.shapes)
+    return held_as(setup.model, config.weights)
 
 
-def held_as(weights: str, shapes: PyTree) -> PyTree:
+def held_as(model: WritingModel, weights: str) -> PyTree:
     """Parameters as `FinetuneConfig.weights` has them, without values; beside int8 matrices the
     rest is float32."""
+    shapes = structs(family_of(model.config).shapes(model.config))
     if weights == "int8":
         return jax.eval_shape(quantize_weights, shapes)
     struct = lambda x: jax.ShapeDtypeStruct(x.shape, jnp.dtype(weights))
@@ -219,9 +226,11 @@ def optimizer_for(config: FinetuneConfig, sigma: float) -> optax.GradientTransfo
     return optax.chain(tx, anchored(config.anchor)) if config.anchor else tx
 
 
-def roles_of(model: WritingModel, shapes: PyTree) -> WeightRoles:
-    """How the model uses each of its parameters, which may be shapes."""
-    return discover(model.apply, shapes, jax.ShapeDtypeStruct((1, 8), jnp.int32))
+@functools.cache
+def roles_of(model: WritingModel, weights: str) -> WeightRoles:
+    """How the model uses each of its parameters, held as `weights`. Traced once."""
+    tokens = jax.ShapeDtypeStruct((1, 8), jnp.int32)
+    return discover(model.apply, held_as(model, weights), tokens)
 
 
 def still(roles: WeightRoles) -> list[str]:
@@ -236,7 +245,7 @@ def with_sigma(config: FinetuneConfig, setup: Setup) -> FinetuneConfig:
     """
     if config.method != "es" or config.sigma is not None:
         return config
-    sigma = usual_sigma(setup, roles_of(setup.model, held(config, setup)))
+    sigma = usual_sigma(setup, roles_of(setup.model, config.weights))
     return replace(config, sigma=2 * sigma if setup.parameters > LARGE else sigma)
 
 

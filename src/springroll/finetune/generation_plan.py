@@ -7,25 +7,29 @@ Times follow from the rates of the device.
 """
 
 import math
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from typing import Any, NamedTuple
 
 import jax
-import jax.numpy as jnp
+import numpy as np
 from rich.table import Table
 
-from springroll.evolve.in_place import SLICE_BYTES
+from springroll.evolve.in_place import SLICE_BYTES, evolved_bytes
 from springroll.evolve.members import Members
 from springroll.evolve.perturbation import Perturbation
 from springroll.evolve.strategy import EvolutionState, Strategy
 from springroll.finetune.config import FinetuneConfig
-from springroll.finetune.evolution import held_as, momentum_of, roles_of, strategy_of
+from springroll.finetune.evolution import (
+    held_as,
+    momentum_of,
+    roles_of,
+    strategy_of,
+    updated_whole,
+)
 from springroll.finetune.setup import WritingModel
-from springroll.generate.generator import PREFILL_TOKENS, room
+from springroll.generate.generator import PREFILL_TOKENS, float_type, room
 from springroll.generate.prompts import rounded
 from springroll.memory import spelt
-from springroll.models.decoder_config import structs
-from springroll.models.hf.files import family_of
 from springroll.planner.devices import UPDATE_BYTES, Rates
 from springroll.trees import PyTree, tree_bytes, tree_numbers
 
@@ -154,10 +158,7 @@ class GenerationPlan:
 
     def record(self) -> dict[str, Any]:
         """As plain values, for JSON."""
-        names = ("weights", "residuals", "momentum", "factors", "cache")
-        found = {name: getattr(self.taken, name) for name in (*names, "reading", "writing")}
-        return found | {
-            "updating": self.taken.updating,
+        return asdict(self.taken) | {
             "peak": self.taken.peak,
             "memory": self.memory,
             "fits": self.fits,
@@ -173,17 +174,11 @@ class GenerationPlan:
 
 def shapes_of(config: FinetuneConfig, model: WritingModel) -> Shapes:
     """What a run with this config holds, which has its momentum (see `setup.resolved`)."""
-    params = held_as(config.weights, structs(family_of(model.config).shapes(model.config)))
-    strategy = strategy_of(config, roles_of(model, params), config.sigma or 1.0)
+    params = held_as(model, config.weights)
+    strategy = strategy_of(config, roles_of(model, config.weights), config.sigma or 1.0)
     state = jax.eval_shape(strategy.init, jax.eval_shape(lambda: jax.random.key(0)), params)
     assert not isinstance(strategy.parts, str)
     return Shapes(model, strategy, state, strategy.parts.population.perturbation(params))
-
-
-def float_type(params: PyTree) -> jnp.dtype:
-    """The type of keys, values and factors: that of the largest floating weight."""
-    floats = [x for x in jax.tree.leaves(params) if jnp.issubdtype(x.dtype, jnp.floating)]
-    return jnp.dtype(max(floats, key=lambda x: x.size).dtype)
 
 
 def estimated_work(shapes: Shapes, prompt: int, length: int) -> Work:
@@ -211,20 +206,14 @@ def estimated_work(shapes: Shapes, prompt: int, length: int) -> Work:
     return Work(token, row, numbers * wide)
 
 
-def _of_token(model: WritingModel, dtype: jnp.dtype) -> int:
+def _of_token(model: WritingModel, dtype: np.dtype) -> int:
     """Bytes of keys and values of a token."""
     return tree_bytes(jax.eval_shape(lambda: model.memory(1, 16, dtype))) // 16
 
 
-def evolved_bytes(perturbation: Perturbation) -> int:
-    """Of the parameters that are perturbed, in float32."""
-    return 4 * sum(math.prod(leaf.shape) for leaf in perturbation.evolved)
-
-
-def updated_whole(config: FinetuneConfig, perturbation: Perturbation) -> bool:
-    """Whether one program updates all parameters (see `evolution.es_task`, `tell_in_place`)."""
-    whole = config.momentum_generations is None or config.state_bits != 32
-    return whole or evolved_bytes(perturbation) <= SLICE_BYTES
+def one_program(config: FinetuneConfig, perturbation: Perturbation) -> bool:
+    """Whether one program updates all parameters (see `updated_whole`, `tell_in_place`)."""
+    return updated_whole(config) or evolved_bytes(perturbation) <= SLICE_BYTES
 
 
 def slice_bytes(shape: tuple[int, ...]) -> int:
@@ -234,7 +223,7 @@ def slice_bytes(shape: tuple[int, ...]) -> int:
 
 def estimated_update(config: FinetuneConfig, perturbation: Perturbation) -> int:
     """Bytes of an update beside its arguments: sums, weights, steps and what they become."""
-    if updated_whole(config, perturbation):
+    if one_program(config, perturbation):
         return 4 * evolved_bytes(perturbation)
     return 4 * max(slice_bytes(leaf.shape) for leaf in perturbation.evolved)
 

@@ -23,6 +23,9 @@ from springroll.models.protocols import Generative
 from springroll.trees import PyTree, tree_bytes
 
 PREFILL_TOKENS = 1 << 16  # of prompts that are read at once
+LEAST = dict.fromkeys(
+    ("max_tokens", "rows", "memory_bytes", "segment", "per_group", "prefill_tokens"), 1
+) | {"shared_prompt_tokens": 0}
 STOP_SEGMENT = 8  # steps after which the host looks for stop strings
 
 
@@ -72,10 +75,7 @@ class Generator:
     shared_prompt_tokens: int | None = None
 
     def __post_init__(self) -> None:
-        least = dict.fromkeys(
-            ("max_tokens", "rows", "memory_bytes", "segment", "per_group", "prefill_tokens"), 1
-        )
-        for name, lowest in (least | {"shared_prompt_tokens": 0}).items():
+        for name, lowest in LEAST.items():
             value = getattr(self, name)
             if value is not None and not (isinstance(value, int) and value >= lowest):
                 raise InputError(f"{name} is {value!r}; expected an integer of at least {lowest}")
@@ -141,7 +141,7 @@ class Layout(NamedTuple):
         found = Prompts.of(prompts, read_once(options.model, prompts, options.shared_prompt_tokens))
         program = programs.Program(
             model=options.model,
-            dtype=_floating(params),
+            dtype=float_type(params),
             end=tuple(sorted(options.end)),
             max_tokens=options.max_tokens,
             length=room(found.room, options.max_tokens),
@@ -383,7 +383,7 @@ class _Run:
         self.writer = self.writer._replace(groups=groups)
 
 
-def _floating(params: PyTree) -> np.dtype:
+def float_type(params: PyTree) -> np.dtype:
     """The type of the weights: of the largest floating one."""
     leaves = [x for x in jax.tree.leaves(params) if jnp.issubdtype(x.dtype, jnp.floating)]
     return jnp.dtype(max(leaves, key=lambda x: x.size).dtype)

@@ -17,7 +17,6 @@ from springroll.quant.int8_weights import Int8
 from springroll.trees import Params, PyTree
 
 Carry = TypeVar("Carry")
-_PRODUCT = "...i,oi->...o"
 
 
 @functools.partial(jax.checkpoint, prevent_cse=False, static_argnums=(2, 3))
@@ -94,26 +93,16 @@ def _short_linear(x: Array, w: Array) -> Array:
     return float32_product(x, w).astype(x.dtype)
 
 
-def is_step(x: Array) -> bool:
-    """Whether x (..., T, in) is of one token, and of the type that `is_short` tells of."""
-    return x.ndim > 1 and x.shape[-2] == 1 and is_short(x)
-
-
 def float32_product(x: Array, w: Array) -> Array:
-    """x (..., T, in) times w (out, in): (..., T, out), summed and given in float32."""
-    if is_step(x):
-        return weight_first(x, w)
-    return jnp.einsum(_PRODUCT, x, w, preferred_element_type=jnp.float32)
-
-
-def weight_first(x: Array, w: Array) -> Array:
-    """x (..., in) times w (out, in) in float32, the weight on the left.
+    """x (..., T, in) times w (out, in): (..., T, out), summed and given in float32.
 
     XLA wants the right operand of such a product to lie row by row on a CPU. With the weight there,
-    a loop of decoding holds a second copy of the model, turned over.
+    a loop of decoding, T = 1, would hold a second copy of the model, turned over.
     """
-    y = jnp.einsum("oi,...i->o...", w, x, preferred_element_type=jnp.float32)
-    return jnp.moveaxis(y, 0, -1)
+    if x.ndim > 1 and x.shape[-2] == 1 and is_short(x):
+        y = jnp.einsum("oi,...i->o...", w, x, preferred_element_type=jnp.float32)
+        return jnp.moveaxis(y, 0, -1)
+    return jnp.einsum("...i,oi->...o", x, w, preferred_element_type=jnp.float32)
 
 
 def scan_layers(

@@ -25,7 +25,7 @@ from springroll.planner.alternatives import deepest
 from springroll.planner.footprint import Placement
 from springroll.planner.placement import Budgets
 from springroll.train.config import TrainConfig
-from springroll.train.streamed import budgets_of, placed, rates, step_spec, streamed, waiting
+from springroll.train.streamed import budgets_of, placed, step_spec, streamed, waiting
 
 
 def largest(
@@ -50,7 +50,7 @@ def largest(
     shape = named(model)
     spec = step_spec(config, decoder(shape))
     budgets = Budgets(device, host, host if jax.devices()[0].platform == "cpu" else None)
-    said = deepest(spec, rates(), budgets)
+    said = deepest(spec, budgets)
     depth = (said - spec.rest) // spec.layer
     failures = []
     for part in tries:

@@ -57,7 +57,7 @@ LOW_BITS = [  # other dtypes, states and engines than the default
 ]
 
 
-QUICK = ("adamw", "lowgrad")
+QUICK = ("adamw",)
 
 
 @pytest.mark.parametrize(

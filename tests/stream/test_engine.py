@@ -78,11 +78,11 @@ def test_gradients_are_those_of_the_whole_model(name, parts):
 @pytest.mark.parametrize(
     ("where", "options"),
     [
-        ("device", {}),
+        pytest.param("device", {}, marks=pytest.mark.slow),
         ("device", {"parts": 2, "depth": 2, "kept_inputs": 1}),
         ("device", {"on_device": (0, 2), "clip": Clip(0.5)}),
         ("device", {"order": "checkpointed", "depth": 1}),
-        ("host", {"kept_inputs": 0}),
+        pytest.param("host", {"kept_inputs": 0}, marks=pytest.mark.slow),
         ("host", {"parts": 2, "clip": Clip(0.5)}),
     ],
 )
@@ -119,7 +119,7 @@ def test_layers_are_adjusted_with_the_figures_of_their_experts():
         np.testing.assert_allclose(biases, np.asarray(expected), atol=1e-7)
 
 
-@pytest.mark.parametrize("where", ["device", "host"])
+@pytest.mark.parametrize("where", ["device", pytest.param("host", marks=pytest.mark.slow)])
 def test_clipping_by_layer_and_by_the_step_before(where):
     plain = optax.sgd(1.0)
     limit = 0.1
@@ -161,8 +161,14 @@ def test_a_step_without_a_finite_loss_changes_nothing(where, clip):
     assert np.isfinite(float(metrics["loss"]))
 
 
-@pytest.mark.parametrize("parts", [1, 2])
-@pytest.mark.parametrize("depth", [1, 2, 3])
+@pytest.mark.parametrize(
+    ("depth", "parts"),
+    [
+        (1, 1),
+        (3, 2),
+        *(pytest.param(*x, marks=pytest.mark.slow) for x in ((1, 2), (2, 1), (2, 2), (3, 1))),
+    ],
+)
 def test_bundles_and_bytes_are_those_of_the_formula(parts, depth):
     layers = 6
     trainer, state = streamed(model(layers=layers), parts=parts, depth=depth)

@@ -94,7 +94,7 @@ def test_gradients_are_those_of_the_whole_model():
 @pytest.mark.parametrize(
     ("where", "options"),
     [
-        ("device", {"depth": 2}),
+        pytest.param("device", {"depth": 2}, marks=pytest.mark.slow),
         pytest.param("device", {"parts": 2, "kept_inputs": 0}, marks=pytest.mark.slow),
         ("host", {"kept_inputs": 3, "clip": Clip(1e6), "on_device": (1, 4)}),
     ],
@@ -106,7 +106,7 @@ def test_n_steps_end_where_the_whole_model_does(where, options):
     assert distance(state.params, params) < 1e-5 * distance(params, started(moe()))
 
 
-@pytest.mark.parametrize("by", ["layer", "global"])
+@pytest.mark.parametrize("by", ["layer", pytest.param("global", marks=pytest.mark.slow)])
 def test_clipping_by_bundle_and_of_all_of_them(by):
     limit = 0.1
     trainer, state = streamed(optimizer=optax.sgd(1.0), clip=Clip(limit, by))
@@ -122,7 +122,7 @@ def test_clipping_by_bundle_and_of_all_of_them(by):
         np.testing.assert_allclose(np.linalg.norm(moved), limit, rtol=1e-3)
 
 
-@pytest.mark.parametrize("where", ["device", "host"])
+@pytest.mark.parametrize("where", ["device", pytest.param("host", marks=pytest.mark.slow)])
 def test_routers_are_adjusted_with_the_figures_of_their_layer(where):
     at = lambda layer: layer["mlp"].get("e_score_correction_bias")
 

@@ -70,7 +70,7 @@ def test_the_host_moves_the_exact_master_the_device_moves():
 @pytest.mark.parametrize(
     ("where", "optimizer"),
     [
-        ("host", with_split_master(adam())),
+        pytest.param("host", with_split_master(adam()), marks=pytest.mark.slow),
         # Codes of the largest matrices of a layer and of the rest, plain moments of the others.
         ("device", with_split_master(quantize_state(adam(), bits=8, min_size=2048))),
     ],

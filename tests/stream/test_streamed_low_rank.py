@@ -100,6 +100,7 @@ def test_what_it_cannot_do_is_said():
         filled(decoder, trainer(decoder, lambda path: path.endswith(("_proj", "lm_head"))))
 
 
+@pytest.mark.slow
 def test_micro_batches_and_scores():
     decoder = model()
     streamed, state = filled(decoder, trainer(decoder), parts=2)

@@ -11,10 +11,9 @@ from springroll.errors import InputError
 from springroll.memory import spelt
 from springroll.models.config_checks import MOST_STACKED
 from springroll.models.decoder_config import CONFIGS, DecoderConfig
-from springroll.planner.devices import Rates
 from springroll.planner.footprint import StepSpec
 from springroll.planner.methods import METHODS
-from springroll.planner.placement import Budgets, choose
+from springroll.planner.placement import Budgets, placements
 from springroll.planner.plan_result import Plan, billions
 from springroll.planner.search import Options, fastest_plan, micro_batches, step_spec
 
@@ -64,13 +63,13 @@ def largest_named(options: Options) -> Plan | None:
     return None
 
 
-def deepest(spec: StepSpec, rates: Rates, budgets: Budgets) -> int:
+def deepest(spec: StepSpec, budgets: Budgets) -> int:
     """Parameters of the deepest model with layers like the spec's that fits; 0 if not one does."""
 
     def fits(layers: int) -> bool:
         config = dataclasses.replace(spec.config, layers=layers)
         longer = dataclasses.replace(spec, config=config)  # what a layer keeps stays the same
-        return choose(longer, rates, budgets) is not None
+        return any(True for _ in placements(longer, budgets))
 
     low, high = 0, 1
     while high <= MOST_STACKED and fits(high):
@@ -98,7 +97,7 @@ def _method_plan(
         spec = step_spec(shape, options, micro_batches(options)[-1])
     except InputError:  # a rank above this model's size
         return MethodPlan(options.method, description, 0, None)
-    parameters = deepest(spec, options.rates, options.budgets)
+    parameters = deepest(spec, options.budgets)
     return MethodPlan(options.method, description, parameters, plan(options))
 
 

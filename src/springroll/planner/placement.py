@@ -34,11 +34,7 @@ def fits(spec: StepSpec, place: Placement, budgets: Budgets) -> bool:
 
 def choose(spec: StepSpec, rates: Rates, budgets: Budgets) -> Choice | None:
     """The fastest placement that fits, of equals the one that moves least; None if none does."""
-    choices = [
-        Choice(place, step_seconds(spec, place, rates))
-        for place in placements(spec, budgets)
-        if fits(spec, place, budgets)
-    ]
+    choices = [Choice(x, step_seconds(spec, x, rates)) for x in placements(spec, budgets)]
     if not choices:
         return None
     moved = lambda choice: choice.seconds.to_device + choice.seconds.to_host
@@ -46,7 +42,11 @@ def choose(spec: StepSpec, rates: Rates, budgets: Budgets) -> Choice | None:
 
 
 def placements(spec: StepSpec, budgets: Budgets) -> Iterator[Placement]:
-    """Every mode with every number of layers that stay, each with as many saved inputs as fit."""
+    """What fits: every mode with every number of layers that stay and the most saved inputs."""
+    return (place for place in _placements(spec, budgets) if fits(spec, place, budgets))
+
+
+def _placements(spec: StepSpec, budgets: Budgets) -> Iterator[Placement]:
     layers = spec.config.layers
     if "lowgrad" not in spec.method.updates and "evolve" not in spec.method.updates:
         resident = Placement("resident", layers, 0)
@@ -74,5 +74,4 @@ def least_device(spec: StepSpec) -> int:
 def least_host(spec: StepSpec, budgets: Budgets) -> int:
     """Bytes of host memory that a step needs beside that device."""
     roomy = Budgets(budgets.device, 1 << 62)
-    fitting = [place for place in placements(spec, roomy) if fits(spec, place, roomy)]
-    return min((total(host_bytes(spec, place)) for place in fitting), default=0)
+    return min((total(host_bytes(spec, place)) for place in placements(spec, roomy)), default=0)

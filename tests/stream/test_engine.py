@@ -14,6 +14,8 @@ from springroll.errors import InputError
 from springroll.stream.clipping import Clip
 from springroll.stream.device_update import DeviceUpdate
 from springroll.stream.fill_store import stacked_leaves
+from springroll.stream.host_adamw import AdamW
+from springroll.stream.host_update import check_steps
 from springroll.stream.streamed import Streamed
 from springroll.stream.visit_order import checkpointed, layer_major
 from springroll.trees import named_leaves
@@ -279,6 +281,23 @@ def test_a_batch_may_be_a_dictionary_of_pictures_and_is_read_whole(parts):
         trainer.step(state, {**batch, "label": batch["label"][:3]})
 
 
+def test_steps_are_compared_wherever_a_schedule_does_not_hide_them():
+    rate = optax.join_schedules([optax.constant_schedule(0.0), optax.constant_schedule(LR)], [5])
+    mine, weights = (
+        AdamW(rate, eps=EPS, weight_decay=0.1),
+        {"w": jnp.ones((2, 3)), "b": jnp.ones(3)},
+    )
+    adamw = optax.adamw(rate, eps=EPS, weight_decay=0.1)
+    check = lambda optimizer: check_steps(mine, optimizer, weights, True, False)
+    check(adamw)
+    bound = optax.stateless(
+        lambda u, p: jax.tree.map(lambda u, p: jnp.clip(p + u, -500, 500) - p, u, p)
+    )
+    for hidden in (optax.nadamw(rate, eps=EPS, weight_decay=0.1), optax.chain(adamw, bound)):
+        with pytest.raises(InputError, match="the optimizer's steps are others"):
+            check(hidden)
+
+
 def test_what_cannot_be_streamed_is_said():
     with pytest.raises(InputError, match="expected a dictionary with stacked layers in 'layers'"):
         Streamed(model(), {"layers": [{"w": jnp.ones(3)}]}, update("device"))
@@ -298,7 +317,12 @@ def test_what_cannot_be_streamed_is_said():
         trainer.step(state, tokens())
     with pytest.raises(InputError, match="the optimizer also keeps"):
         streamed(model(), "host", optax.sgd(0.1, momentum=0.9))
-    before = optax.clip_by_block_rms(1.0), optax.add_decayed_weights(1e-4), optax.scale(2.0)
+    with pytest.raises(InputError, match="hyperparams/b1, and a change of it would not"):
+        streamed(model(), "host", optax.inject_hyperparams(optax.adam)(LR, eps=EPS))
+    before = (
+        *(optax.clip_by_block_rms(1.0), optax.add_decayed_weights(1e-4), optax.scale(2.0)),
+        *(optax.clip(1e5), optax.clip(1e15)),
+    )
     for changes in before:  # none has a state
         with pytest.raises(InputError, match="it changes gradients first, or has another b1"):
             streamed(model(), "host", optax.chain(changes, adam()))

@@ -137,12 +137,89 @@ def test_signs_have_no_slope_and_are_read_all_the_same():
     """The derivative of an L1 penalty is the same everywhere but at zero: so is that of decay."""
     message = why_refused(sr.galore(optax.chain(optax.sgd(0.1), optax.stateless(toward_zero)), 4))
     assert "number by number" in message
+
+
+def test_decay_before_a_sign_is_that_of_the_penalized_gradient():
+    """An L2 penalty is a part of the gradient, and is projected with it."""
     signs = optax.chain(optax.add_decayed_weights(1.0), optax.sign_sgd(0.1))
-    assert why_refused(sr.galore(signs, 4)).startswith("optax.scale_by_sign reads the weights")
+    tx, plain = sr.galore(signs, 4), sr.galore(optax.sign_sgd(0.1), 4)
+    grads = jax.grad(loss)(PARAMS, X)
+    penalized = jax.tree.map(jnp.add, grads, PARAMS)
+    state = tx.init(PARAMS)._replace(
+        projectors=plain.update(grads, plain.init(PARAMS))[1].projectors, step=jnp.int32(1)
+    )
+    other = plain.init(PARAMS)._replace(projectors=state.projectors, step=state.step)
+    given: Any = tx.update(grads, state, PARAMS)[0]
+    expected: Any = plain.update(penalized, other)[0]
+    np.testing.assert_allclose(given["w"], expected["w"], atol=1e-6)
+    twice = optax.chain(optax.add_decayed_weights(1.0), optax.lion(0.1, weight_decay=0.1))
+    message = why_refused(sr.galore(twice, 4))
+    assert message.startswith("optax.add_decayed_weights adds the weights to steps that were made")
 
 
 def within(u, p):
     return jax.tree.map(lambda u, p: jnp.clip(p + u, -1, 1) - p, u, p)
+
+
+def one_by_one(fn):
+    return optax.stateless(lambda updates, params: jax.tree.map(fn, updates, params))
+
+
+NONNEGATIVE = optax.chain(optax.sgd(0.1), optax.keep_params_nonnegative())
+NUMBERS = {
+    "multi steps": optax.MultiSteps(NONNEGATIVE, 3),
+    "apply if finite": optax.apply_if_finite(NONNEGATIVE, 3),
+    "masked": optax.masked(NONNEGATIVE, {"w": True, "b": False}),
+    "cautious decay": one_by_one(lambda u, p: u - 0.1 * p * (u * p < 0)),
+    "far bound": one_by_one(lambda u, p: jnp.clip(p + u, -1e3, 1e3) - p),
+    "bound in a loop": one_by_one(
+        lambda u, p: jax.lax.fori_loop(0, 3, lambda _, x: jnp.clip(x + u, -5, 5), p) - p
+    ),
+    "one shape": one_by_one(
+        lambda u, p: jnp.clip((p + u).reshape(-1, 4), -5, 5).reshape(p.shape) - p
+    ),
+    "soft threshold": one_by_one(
+        lambda u, p: jnp.sign(p + u) * jnp.maximum(jnp.abs(p + u) - 0.1, 0) - p
+    ),
+    "products": one_by_one(lambda u, p: u * (1 + 0.1 * p)),
+    "largest": one_by_one(lambda u, p: u * jnp.max(jnp.abs(p))),
+    "mean": one_by_one(lambda u, p: u - jnp.mean(p)),
+    "norm of a shifted weight": one_by_one(lambda u, p: u * jnp.linalg.norm(p + 1)),
+    "norms of rows": one_by_one(lambda u, p: u * jnp.linalg.norm(p, axis=-1, keepdims=True)),
+    "square": one_by_one(lambda u, p: u - p * p),
+    "branch": one_by_one(lambda u, p: jax.lax.cond(p.sum() > 0, lambda: u, lambda: 2 * u)),
+    "decay of some": one_by_one(lambda u, p: u - p * jnp.arange(p.size).reshape(p.shape)),
+}
+L2 = optax.add_decayed_weights(0.1)
+INVARIANT = {
+    **{name: make() for name, make in ROTATED.items()},
+    "l2 and lion": optax.chain(L2, optax.lion(0.1, weight_decay=0.0)),
+    "l2 and adafactor": optax.chain(L2, optax.adafactor(0.1)),
+    "l2 and muon": optax.chain(L2, optax.contrib.muon(0.1)),
+    "l2 and lamb": optax.chain(L2, optax.lamb(0.1)),
+    "clip, l2 and a global norm": optax.chain(
+        optax.clip(1.0), L2, optax.adam(0.1), optax.clip_by_global_norm(1.0)
+    ),
+    "inject": optax.inject_hyperparams(optax.lamb)(learning_rate=0.1, weight_decay=0.1),
+    "multi steps": optax.MultiSteps(optax.chain(L2, optax.adam(0.1)), 3),
+    "multi transform": optax.multi_transform(
+        {"a": optax.lamb(0.1), "b": optax.adamw(0.1)}, {"w": "a", "b": "b"}
+    ),
+    "apply if finite": optax.apply_if_finite(optax.lamb(0.1, weight_decay=0.1), 3),
+}
+
+
+def test_programs_tell_numbers_from_norms():
+    """However many steps it takes, and however large a weight must be, until it shows."""
+    for name, inner in NUMBERS.items():
+        with pytest.raises(InputError, match="number by number"):
+            check_reads_no_coordinates(inner, PARAMS, [(), (-2,)], "it")
+            pytest.fail(f"{name} passed")
+    for inner in INVARIANT.values():
+        check_reads_no_coordinates(inner, PARAMS, [(), (-2,)], "it")
+    norms_of_columns = ROTATED["adaptive clipping"]()
+    with pytest.raises(InputError, match="number by number"):  # in a basis on both sides
+        check_reads_no_coordinates(norms_of_columns, PARAMS, [(), (-2, -1)], "it")
 
 
 @pytest.mark.slow
@@ -158,7 +235,7 @@ def test_bounds_on_weights_are_refused_and_decay_before_moments_is_not():
     decay = optax.add_decayed_weights(0.1)
     trust = optax.chain(optax.scale_by_adam(), optax.scale_by_trust_ratio())
     for after in (optax.adam(0.1), optax.adafactor(0.1), trust, optax.contrib.muon(0.1)):
-        check_reads_no_coordinates(optax.chain(decay, after), PARAMS, [None, -1], "it")
+        check_reads_no_coordinates(optax.chain(decay, after), PARAMS, [(), (-1,)], "it")
 
 
 def test_adafactor_trains_in_lowgrad():

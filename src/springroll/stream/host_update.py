@@ -9,7 +9,7 @@ import contextlib
 import functools
 import sys
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Hashable
 from concurrent.futures import Future
 from contextlib import AbstractContextManager
 
@@ -29,8 +29,12 @@ from springroll.stream.store import HostStore, writable
 from springroll.stream.update import Gradient, Held, or_fail
 from springroll.trees import PyTree, path_of
 
-PROBES = (1024.0, 1e-7)  # gradients above the limit of any clip, and those that show epsilon
-LARGE = 1024.0  # a weight whose decay shows
+# What `check_steps` tries. Gradients: as large as a square can be in float32, so that every clip
+# shows, and so small that epsilon does; weights that show decay and bounds; and counts of steps, as
+# a schedule may begin or end with 0 and hide what it is a factor of.
+GRADIENTS = np.asarray([1e18, 1024.0, 1e-7, 1e-12], np.float32)
+WEIGHTS = np.asarray([1024.0, 0.0, -1024.0, 3.0], np.float32)
+COUNTS = (0, 3, 10, 40, 200, 1000, 7000, 60_000, 10**6)
 MOMENTS = {"low": "low", "mu": "m", "nu": "v"}  # fields of optax's states -> names of `AdamW`
 
 
@@ -65,6 +69,7 @@ class HostUpdate:
     ):
         self._adamw, self._decays, self._adjust = adamw, decays, adjust
         self._optimizer, self._rest = optimizer, optimizer if rest is None else rest
+        self._checked: set[Hashable] = set()  # kinds of bundles; there are two in most models
         self._room = threading.Semaphore(waiting or sys.maxsize)
         self._pool = PriorityPool(threads or cores())
 
@@ -77,7 +82,10 @@ class HostUpdate:
         """
         state = init_bundle(self._optimizer, self._rest, weights, layer)
         optimizer = self._optimizer if layer else self._rest
-        check_steps(self._adamw, optimizer, weights, self._decaying(weights, layer), layer)
+        kind = layer, jax.tree.structure(weights), tuple(w.ndim for w in jax.tree.leaves(weights))
+        if kind not in self._checked:
+            check_steps(self._adamw, optimizer, weights, self._decaying(weights, layer), layer)
+            self._checked.add(kind)
         return state
 
     def apply(self, conveyor: Conveyor[HostStore], passing: Passing, gradient: Gradient) -> None:
@@ -184,6 +192,13 @@ def adam_state(state: PyTree, weights: PyTree) -> tuple[dict[str, PyTree], list[
             leaves_of.setdefault(known, []).append(leaf)
         elif names and names[-1] == "count":
             counts.append(leaf)
+        elif "hyperparams" in names:
+            raise InputError(
+                f"updates on the host are AdamW's, whose settings are its own; the optimizer keeps"
+                f" {path_of(path)}, and a change of it would not be followed: give HostUpdate an"
+                " AdamW with a number or a schedule, and an optimizer like it without"
+                " optax.inject_hyperparams, or update on the device instead"
+            )
         else:
             raise InputError(
                 f"updates on the host are AdamW's; the optimizer also keeps {path_of(path)}; "
@@ -204,8 +219,8 @@ def check_steps(
 ) -> None:
     """Raise InputError where an optimizer makes other moments or other steps than `adamw`.
 
-    Found by two steps of both on small arrays. The state alone tells neither nadam from Adam, nor
-    that a clip or a decay stands before it.
+    Found by steps of both on small arrays, two for each of several counts of steps. The state alone
+    tells neither nadam from Adam, nor that a clip or a decay stands before it.
 
     Args:
         weights: of a bundle; only their number of axes is read.
@@ -214,13 +229,12 @@ def check_steps(
     """
     leaves, tree = jax.tree.flatten(weights)
     decays = [decaying] * len(leaves) if isinstance(decaying, bool) else jax.tree.leaves(decaying)
-    counted = [np.arange(2.0**w.ndim, dtype=np.float32).reshape((2,) * w.ndim) for w in leaves]
-    values = [LARGE * ((x + 1) % 2) for x in counted]
-    for probe in PROBES:
-        grads = [np.float32(probe) * (1 + x) for x in counted]
-        made = _made(optimizer, tree.unflatten(values), tree.unflatten(grads), layer)
+    for turn, count in enumerate(COUNTS):  # every gradient meets every weight at some count
+        values = [_spread(np.roll(WEIGHTS, turn // 4), w.ndim) for w in leaves]
+        grads = [_spread((-1) ** turn * np.roll(GRADIENTS, turn), w.ndim) for w in leaves]
+        made = _made(optimizer, tree.unflatten(values), tree.unflatten(grads), layer, count)
         averages = [(np.zeros_like(g), np.zeros_like(g)) for g in grads]
-        for step, (m, v, steps) in enumerate(made):
+        for step, (m, v, steps) in enumerate(made, count):
             after = [
                 _stepped(adamw, step, *leaf)
                 for leaf in zip(values, grads, averages, decays, strict=True)
@@ -245,17 +259,32 @@ def check_steps(
                 )
 
 
+def _spread(numbers: np.ndarray, dims: int) -> np.ndarray:
+    """An array of so many axes, these numbers along the first; the first of them without axes."""
+    if dims == 0:
+        return numbers[0]
+    shape = (len(numbers),) + (2,) * (dims - 1)
+    return np.broadcast_to(numbers.reshape(-1, *(1,) * (dims - 1)), shape).copy()
+
+
 def _made(
-    optimizer: optax.GradientTransformation, weights: PyTree, grads: PyTree, layer: bool
+    optimizer: optax.GradientTransformation,
+    weights: PyTree,
+    grads: PyTree,
+    layer: bool,
+    count: int,
 ) -> list[tuple[list[np.ndarray], ...]]:
-    """(m, v, steps) of two updates, leaf by leaf."""
+    """(m, v, steps) of two updates after so many others, leaf by leaf."""
     around = lambda tree: {"layers": tree} if layer else tree
     extra = {"layer": jnp.int32(0)} if layer else {}
     update = optax.with_extra_args_support(optimizer).update
     found = []
     with on_processor(), jax.ensure_compile_time_eval():
         weights, grads = jax.tree.map(jnp.asarray, (around(weights), around(grads)))
-        state = optimizer.init(weights)
+        state = jax.tree_util.tree_map_with_path(
+            lambda path, x: jnp.full_like(x, count) if path_of(path).endswith("count") else x,
+            optimizer.init(weights),
+        )
         for _ in range(2):
             with jax.numpy_dtype_promotion("standard"):  # optimizers need not be strict
                 steps, state = update(grads, state, weights, **extra)

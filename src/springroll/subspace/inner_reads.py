@@ -16,19 +16,20 @@ from jax.extend import core as jex
 
 from springroll import compat
 from springroll.errors import InputError
+from springroll.subspace.inner_follow import ReadsCoordinates, coordinates, follow
 from springroll.trees import PyTree, path_of
 
 Run = Callable[[list[Array]], tuple[list[Array], PyTree]]  # weights -> (steps, state)
 AROUND = "with_extra_args_support"  # what it wraps has the name
-FLAT = {"sign", "floor", "ceil", "round"}  # what has no slope wherever it has a derivative
 UPDATE = re.compile(r"(\w+)\.<locals>\.update(_fn)?$")  # of optax's "scale_by_adam.<locals>.update"
 
 
 def reads_weights(run: Run, weights: Sequence[Array]) -> bool:
     """Whether steps or state depend on weights in another way than that these decay.
 
-    Weights decay where the derivative of the step by them is the same whatever they are, nothing is
-    asked of them that has no slope (a sign, a comparison), and the state does not depend on them.
+    Weights decay where the derivative of the step by them is the same whatever they are and for all
+    numbers of a matrix, nothing is asked of them that has no slope (a sign, a comparison), and the
+    state does not depend on them.
 
     Args:
         run: weights -> (steps, state), with all else fixed.
@@ -43,32 +44,13 @@ def reads_weights(run: Run, weights: Sequence[Array]) -> bool:
     shapes = [_shape(w) for w in weights]
     if any(compat.used_inputs(jax.make_jaxpr(slopes)(shapes))):
         return True
-    asked = compat.prune(jax.make_jaxpr(run)(shapes)).jaxpr
-    return _follow(asked, set(asked.invars)) is None
-
-
-def _follow(jaxpr: jex.Jaxpr, known: set[jex.Var]) -> list[bool] | None:
-    """Which results follow from what is known; None if something without slope does."""
-    for eqn in jaxpr.eqns:
-        follows = [not isinstance(x, compat.Literal) and x in known for x in eqn.invars]
-        if not any(follows):
-            continue
-        programs = compat.inner_jaxprs(eqn)
-        number = all(jnp.issubdtype(compat.dtype_of(x), jnp.inexact) for x in eqn.outvars)
-        if not programs and (eqn.primitive.name in FLAT or not number):
-            return None
-        results = [] if programs else [[True] * len(eqn.outvars)]
-        for inner in programs:
-            count = len(inner.invars)
-            given = follows[-count:] if count <= len(follows) else [True] * count
-            found = _follow(inner, {x for x, one in zip(inner.invars, given, strict=True) if one})
-            if found is None:
-                return None
-            same = len(found) == len(eqn.outvars)
-            results.append(found if same else [any(found)] * len(eqn.outvars))
-        for result in results:
-            known.update(x for x, one in zip(eqn.outvars, result, strict=True) if one)
-    return [not isinstance(x, compat.Literal) and x in known for x in jaxpr.outvars]
+    matrix = lambda shape: range(len(shape))[-2:]
+    inputs = [coordinates("weight", i, w.shape, matrix(w.shape)) for i, w in enumerate(shapes)]
+    try:
+        follow(jax.make_jaxpr(run)(shapes), inputs)
+    except ReadsCoordinates:
+        return True
+    return False
 
 
 def reader(run: Run, weights: Sequence[Array]) -> str:
@@ -162,8 +144,21 @@ def _named(closed: jex.ClosedJaxpr, count: int, least: int, but: str = "") -> st
         together = frozenset[int]().union(*(seen.get(a, frozenset()) for a in inputs))
         seen |= dict.fromkeys(eqn.outvars, together)
         if len(together) >= least:
-            names = (UPDATE.search(name) for name in compat.callers_of(eqn))
-            found += [name[1] for name in names if name][:1]
+            found += _writers(eqn)[:1]
     name = next((name for name in found if name not in (but, AROUND)), but)
-    name = name if name in found else "the optimizer"
+    return _public(name) if name in found else "the optimizer"
+
+
+def written_in(eqn: jex.JaxprEqn) -> str | None:
+    """The name of the innermost transformation in which an equation was written."""
+    return next((_public(name) for name in _writers(eqn) if name != AROUND), None)
+
+
+def _writers(eqn: jex.JaxprEqn) -> list[str]:
+    """Transformations in which an equation was written, the innermost first."""
+    names = (UPDATE.search(name) for name in compat.callers_of(eqn))
+    return [name[1] for name in names if name]
+
+
+def _public(name: str) -> str:
     return f"optax.{name}" if hasattr(optax, name) else name

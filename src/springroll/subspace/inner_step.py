@@ -51,12 +51,13 @@ def inner_step(
     reads = reads_weights(run, low)
     if reads and fixed is None:
         raise InputError(
-            f"{reader(run, low)} reads the weights, and not only to let them decay; it cannot where"
+            f"{reader(run, low)} reads the weights, and not only to let them decay (they may be in"
+            " the gradients that it is given, as after optax.add_decayed_weights); it cannot where"
             " these are streamed: use an optimizer such as optax.adam"
         )
     if reads:
         paths = layout.map(lambda path, leaf: None if leaf is None else path, trainable)
-        axes = [-1 if path in layout.thin else None for path in jax.tree.leaves(paths)]
+        axes = [(-1,) if path in layout.thin else () for path in jax.tree.leaves(paths)]
         check_reads_no_coordinates(optimizer, trainable, axes, reader(run, low))
     norm = jnp.sqrt(squared_norm(grads))
     finite = jnp.isfinite(loss) & jnp.isfinite(norm)

@@ -249,7 +249,7 @@ class LowRank:
         if key not in self.reading:
             self.reading[key] = reads_weights(run, low)
             if self.reading[key]:
-                axes = [v and (-2 if v.sides(self.projection.side)[0] else -1) for v in views]
+                axes = [v.turning(self.projection.side) if v else () for v in views]
                 shown = params.unflatten(low)
                 who = reader(run, low)
                 check_reads_no_coordinates(self.inner, shown, axes, who, **given[-1])

@@ -68,6 +68,10 @@ class MatrixView:
         }[side]
         return inputs, not inputs or side == "full"
 
+    def turning(self, side: Side) -> tuple[int, ...]:
+        """The axes of a low-rank gradient (..., m, n) that are coordinates in a basis."""
+        return tuple(axis for axis, on in zip((-2, -1), self.sides(side), strict=True) if on)
+
 
 def matrix_views(
     params: PyTree,

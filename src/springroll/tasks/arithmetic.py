@@ -9,12 +9,14 @@ from itertools import zip_longest
 from springroll.errors import InputError
 from springroll.tasks.answers import find_number, instruction
 from springroll.tasks.draws import Draws, draw
+from springroll.tasks.option_types import options_checked
 from springroll.tasks.problem import Problem, TextTask, Worked, answer_style, generated_task
 from springroll.tasks.verdicts import Verdict, verdict
 
 OPERATORS = "+-*"
 
 
+@options_checked
 def arithmetic_task(
     *,
     seed: int = 0,

@@ -20,6 +20,7 @@ from typing import NamedTuple
 from springroll.errors import InputError
 from springroll.tasks.answers import find_answer, instruction
 from springroll.tasks.draws import Draws, draw
+from springroll.tasks.option_types import options_checked
 from springroll.tasks.problem import Problem, TextTask, Worked, answer_style, generated_task
 from springroll.tasks.verdicts import Verdict, verdict
 
@@ -106,6 +107,7 @@ OPERATIONS = "+-*/"
 NEAR = 10  # how far from the target an expression still earns half of its closeness
 
 
+@options_checked
 def countdown_task(
     *,
     seed: int = 0,

@@ -13,7 +13,7 @@ import sysconfig
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 
-from springroll.errors import InputError
+from springroll.errors import InputError, as_path
 from springroll.hub import data_set
 from springroll.tasks.data_set import files_below
 from springroll.tasks.draws import Draws
@@ -98,6 +98,7 @@ def documents(source: str, max_bytes: int | None = None) -> Iterator[bytes]:
     Raises:
         InputError: no such thing, it cannot be read, or the extra `data` or the network is missing.
     """
+    path, source = Path(os.path.expanduser(as_path(source, "the corpus"))), str(source)
     if source == "stdlib":
         return stdlib_documents()
     if source == "minipile":
@@ -106,7 +107,6 @@ def documents(source: str, max_bytes: int | None = None) -> Iterator[bytes]:
         return hub_documents(source.removeprefix("hub:"), max_bytes)
     if source.startswith("task:"):
         return task_documents(source.removeprefix("task:"))
-    path = Path(os.path.expanduser(source))
     if os.path.isdir(path):  # which takes names of any length
         return folder_documents(path)
     if os.path.isfile(path):

@@ -10,10 +10,11 @@ from functools import partial
 from typing import Any, TypeAlias
 
 from springroll.errors import InputError, one_line
-from springroll.ranges import COUNT, PROCESSES, TIMEOUT, check_number
+from springroll.ranges import COUNT, PROCESSES, SEED, TIMEOUT, check_number
 from springroll.tasks.data_set import read_data
 from springroll.tasks.draws import is_held_out
 from springroll.tasks.failures import Failures, reason
+from springroll.tasks.option_types import options_checked
 from springroll.tasks.problem import (
     Problem,
     TextTask,
@@ -37,6 +38,7 @@ FORMS = 1000  # forms of conversations that a chat template is tried on
 Score: TypeAlias = Callable[[Sequence[str], Sequence[Record]], list[Outcome]]
 
 
+@options_checked
 def function_task(
     function: str,
     *,
@@ -80,6 +82,7 @@ def function_task(
         InputError: a function or the data cannot be loaded, or a record has no prompt.
     """
     answer_style(style)
+    check_number("seed", seed, int, SEED)
     check_number("workers", workers, int, PROCESSES)
     check_number("rows", rows, int, COUNT)
     check_number("timeout", timeout, float, TIMEOUT)

@@ -11,13 +11,15 @@ import optax
 import pytest
 
 import springroll as sr
-from springroll import gguf, models, noise, quant, stream, subspace, tasks, tokens
+from springroll import envs, gguf, models, noise, quant, stream, subspace, tasks, tokens
 from springroll.errors import InputError, as_path, check_takes
 from springroll.evolve import tell_in_place
 from springroll.generate import Generator
+from springroll.models.hf import is_hf_folder, open_hf, read_config
 
 NAN = math.nan
 OTHERS = (None, 3, [], "", NAN, -1, True)  # no path, no name, no function, no number in range
+BYTES, TEXT = tokens.byte_tokenizer(), np.zeros(1000, np.uint8)
 PARAMS = {"w": jnp.ones((4, 4))}
 X = jnp.ones((2, 4))
 KEY = jax.random.key(0)
@@ -62,16 +64,23 @@ def own(**given):
 
 def paths(call, *more):
     """Of a path: no other type, and nothing that no file can be called."""
-    return call, (), (*more, "x" * 300, "x/" * 3000, "a\0b", "\ud800")
+    return (
+        call,
+        (),
+        (*more, "x" * 300, "x/" * 3000, "a\0b", "\ud800", 2.5, {}, b"x", ["a"], object()),
+    )
 
 
 def functions(call, *fits):
-    return call, fits, (lambda: 0, lambda a, b, c, d: 0)
+    return call, fits, (lambda: 0, lambda a, b, c, d: 0, {}, b"x", object())
 
 
 SPECS = {
     # name: (call, what of OTHERS fits, what else does not)
     "load_hf": paths(sr.load_hf),
+    "read_config": paths(read_config),
+    "open_hf": paths(open_hf),
+    "is_hf_folder": paths(is_hf_folder),
     "save_hf": paths(lambda given: sr.save_hf(given, LLAMA, WEIGHTS)),
     "save_hf model": (lambda given: sr.save_hf("x/y", given, {}), (), ({}, LLAMA.hidden)),
     "save_hf params": (lambda given: sr.save_hf("x/y", LLAMA, given), (), ({}, PARAMS)),
@@ -96,7 +105,7 @@ SPECS = {
     "read_header": paths(gguf.read_header),
     "model_folder": (gguf.model_folder, (), ("a\0b",)),
     "read_data": paths(tasks.read_data),
-    "documents": paths(tasks.documents),
+    "documents": (tasks.documents, ("",), ("x" * 300, "a\0b", "\ud800", {}, b"x")),
     "load_corpus": paths(tasks.load_corpus),
     "load_corpus max_bytes": (
         lambda given: tasks.load_corpus("stdlib", max_bytes=given),
@@ -142,6 +151,27 @@ SPECS = {
             "experts_per_bundle": (None,),
         }.items()
     },
+    "open_gymnasium": (envs.open_gymnasium, (), ("no-such.py:make", {})),
+    "open_gymnasium workers": (lambda given: envs.open_gymnasium("x.py:f", workers=given), (), ()),
+    "open_objective": (envs.open_objective, (), ("no-such.py:make", {})),
+    "prompt_tokens": (lambda given: tokens.prompt_tokens(BYTES, given), ("",), ({}, ["a"], b"x")),
+    "prompt_tokens tokenizer": (lambda given: tokens.prompt_tokens(given, "x"), (), ({},)),
+    "end_tokens": (tokens.end_tokens, (), ({},)),
+    "end_tokens stop": (lambda given: tokens.end_tokens(BYTES, given), ([], ""), ([3],)),
+    "find_answer": (lambda given: tasks.find_answer(given, "hash"), ("",), (b"x",)),
+    "find_answer style": (lambda given: tasks.find_answer("x", given), (), ("x",)),
+    "find_number": (lambda given: tasks.find_number(given, "hash"), ("",), (b"x",)),
+    "baselines": (tasks.baselines, (), ({},)),
+    "streams text": (lambda given: tasks.streams(given, 2, 3), (), ({},)),
+    "streams": (lambda given: tasks.streams(TEXT, given, 3), (3,), (1.5,)),
+    "validation": (lambda given: tasks.validation(given, 2, 3), (), ({},)),
+    "tokenized": (
+        lambda given: tasks.tokenized(given, lambda texts: [[1] for _ in texts]),
+        (),
+        ({},),
+    ),
+    "training_text": (tasks.training_text, (), ({},)),
+    "linear": (lambda given: models.linear(given, 2), (3, -1), (1.5,)),
     "named": (models.named, (), ("llama-tny", {})),
     "decoder": (models.decoder, (), ({},)),
     "egg": (models.egg, (), ({},)),

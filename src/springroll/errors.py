@@ -146,10 +146,9 @@ def check_takes(fn: Any, name: str, *arguments: object, **named: object) -> None
         signature.bind(*arguments, **named)
     except TypeError as error:
         count = len(arguments) + len(named)
-        called = getattr(fn, "__name__", type(fn).__name__)
+        called = getattr(fn, "__name__", type(fn).__name__) + one_line(str(signature), 80)
         given = f"{count} argument{'' if count == 1 else 's'}"
-        message = f"{name} is {called}{brief(signature)}, which is called with {given}: {error}"
-        raise InputError(message) from None
+        raise InputError(f"{name} is {called}, which is called with {given}: {error}") from None
 
 
 def as_path(value: object, name: str = "folder") -> Path:

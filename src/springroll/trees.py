@@ -3,7 +3,7 @@
 import dataclasses
 import fnmatch
 import sys
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from typing import Any, TypeAlias, TypeVar
 
 import jax
@@ -62,7 +62,7 @@ def selector(select: Select, paths: Sequence[str]) -> Callable[[str], bool] | No
     if callable(select):
         check_takes(select, "select", "a path")
         return select
-    listed = isinstance(select, Sequence) and all(isinstance(each, str) for each in select)
+    listed = isinstance(select, Collection) and all(isinstance(each, str) for each in select)
     expect(listed, "select", select, "a pattern on paths, several, or a function of a path")
     patterns = [select] if isinstance(select, str) else list(select)
     for pattern in patterns:

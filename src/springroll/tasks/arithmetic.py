@@ -9,14 +9,14 @@ from itertools import zip_longest
 from springroll.errors import InputError
 from springroll.tasks.answers import find_number, instruction
 from springroll.tasks.draws import Draws, draw
-from springroll.tasks.option_types import options_checked
 from springroll.tasks.problem import Problem, TextTask, Worked, answer_style, generated_task
 from springroll.tasks.verdicts import Verdict, verdict
+from springroll.typed_call import typed_call
 
 OPERATORS = "+-*"
 
 
-@options_checked
+@typed_call
 def arithmetic_task(
     *,
     seed: int = 0,

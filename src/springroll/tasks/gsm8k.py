@@ -13,17 +13,17 @@ from springroll.errors import InputError
 from springroll.hub import data_set
 from springroll.tasks.answers import find_number, instruction
 from springroll.tasks.data_set import read_data
-from springroll.tasks.option_types import options_checked
 from springroll.tasks.problem import Problem, TextTask, answer_style, judged, option_line
 from springroll.tasks.records import file_digest, read_records, records_with, shuffled
 from springroll.tasks.tables import Record
 from springroll.tasks.verdicts import Verdict, verdict
+from springroll.typed_call import typed_call
 
 HUB = "openai/gsm8k"
 FILES = {"train": "train.jsonl", "test": "test.jsonl"}
 
 
-@options_checked
+@typed_call
 def gsm8k_task(
     *,
     data: str = HUB,

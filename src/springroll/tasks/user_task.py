@@ -14,7 +14,6 @@ from springroll.ranges import COUNT, PROCESSES, SEED, TIMEOUT, check_number
 from springroll.tasks.data_set import read_data
 from springroll.tasks.draws import is_held_out
 from springroll.tasks.failures import Failures, reason
-from springroll.tasks.option_types import options_checked
 from springroll.tasks.problem import (
     Problem,
     TextTask,
@@ -30,6 +29,7 @@ from springroll.tasks.tables import Record, Row
 from springroll.tasks.verdicts import UNSCORED, Verdict
 from springroll.tasks.weighted import terms_of, weighted
 from springroll.tasks.worker_pool import WorkerPool
+from springroll.typed_call import typed_call
 
 LONG = 60.0  # seconds after which a call in this process is spoken of
 SHOWN = 80  # characters of a prompt and of an answer that could not be scored
@@ -38,7 +38,7 @@ FORMS = 1000  # forms of conversations that a chat template is tried on
 Score: TypeAlias = Callable[[Sequence[str], Sequence[Record]], list[Outcome]]
 
 
-@options_checked
+@typed_call
 def function_task(
     function: str,
     *,

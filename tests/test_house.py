@@ -16,6 +16,7 @@ SOURCE = Path(springroll.__file__).parent
 GROUND = (
     *(
         "errors",
+        "typed_call",
         "ranges",
         "deprecation",
         "memory",

@@ -1,11 +1,14 @@
 """The one error type that means "your input", not "our bug", and what stands in its line."""
 
 import difflib
+import inspect
 import os
 import reprlib
 from collections.abc import Iterable
 from pathlib import Path
+from typing import Any
 
+LONGEST_PATH, LONGEST_NAME = 4095, 255  # bytes, on Linux; elsewhere no more
 _BRIEF = reprlib.Repr()
 _BRIEF.maxstring = _BRIEF.maxother = 80
 
@@ -120,6 +123,34 @@ def expect(fits: bool, name: str, value: object, expected: str) -> None:
         raise InputError(f"{name} is {kind_of(value)}; expected {expected}")
 
 
+def check_takes(fn: Any, name: str, *arguments: object, **named: object) -> None:
+    """Raise InputError unless it is a function that can be called with these arguments.
+
+    >>> check_takes(lambda generation: 0.1, "sigma", 0)
+
+    What a function that other code wraps takes is what the wrapper says. One that does not say what
+    it takes, as some of those written in C, is believed.
+
+    Args:
+        fn: What was given.
+        name: Of the argument.
+        *arguments: By position; only how many there are counts.
+        **named: By name.
+    """
+    expect(callable(fn), name, fn, "a function")
+    try:
+        signature = inspect.signature(fn, follow_wrapped=False)
+    except (TypeError, ValueError):
+        return
+    try:
+        signature.bind(*arguments, **named)
+    except TypeError as error:
+        count = len(arguments) + len(named)
+        called = getattr(fn, "__name__", type(fn).__name__) + one_line(str(signature), 80)
+        given = f"{count} argument{'' if count == 1 else 's'}"
+        raise InputError(f"{name} is {called}, which is called with {given}: {error}") from None
+
+
 def as_path(value: object, name: str = "folder") -> Path:
     """A path that was given as text or as a `Path`.
 
@@ -131,9 +162,27 @@ def as_path(value: object, name: str = "folder") -> Path:
         name: Of the argument.
 
     Raises:
-        InputError: None, a number, bytes or whatever else is no path, or a text with a NUL.
+        InputError: None, a number, bytes or whatever else is no path, an empty text, one with a
+            NUL or half a character, or longer than files may be called.
     """
     text = os.fspath(value) if isinstance(value, str | os.PathLike) else None
-    expect(isinstance(text, str), name, value, "a path, as text or a pathlib.Path")
-    expect("\0" not in str(text), name, str(text), "a path, which has no NUL")
-    return Path(str(text))
+    if not isinstance(text, str):
+        raise InputError(f"{name} is {kind_of(value)}; expected a path, as text or a pathlib.Path")
+    why = _no_path(text)
+    if why:
+        raise InputError(f"{name} is {brief(text)}; expected a path, {why}")
+    return Path(text)
+
+
+def _no_path(text: str) -> str:
+    """Why no file can be called so; empty if one can."""
+    if not text:
+        return "which is not empty"
+    if "\0" in text:
+        return "which has no NUL"
+    try:
+        name = os.fsencode(text)
+    except UnicodeEncodeError:
+        return "which has no half characters"
+    long = len(name) > LONGEST_PATH or any(len(part) > LONGEST_NAME for part in name.split(b"/"))
+    return f"whose names have {LONGEST_NAME} bytes at most" if long else ""

@@ -41,6 +41,8 @@ def hf_folder(name: str | Path) -> Path:
     lone = path.suffix in (".pth", ".safetensors", ".gguf")
     if os.path.isdir(path) or (lone and os.path.isfile(path)):  # which take names of any length
         return model_folder(path)
+    if path.suffix == ".gguf":
+        raise no_gguf(path)
     if os.path.exists(path):
         raise InputError(f"{name} is a file; give the folder that holds the model")
     match = _ID.fullmatch(str(name))
@@ -50,6 +52,13 @@ def hf_folder(name: str | Path) -> Path:
             "huggingface.co"
         )
     return model_folder(_downloaded(*match.groups()))
+
+
+def no_gguf(path: Path) -> InputError:
+    """What is said of the name of a GGUF file where there is none."""
+    return InputError(
+        f"no file {path}; give the path of a GGUF file, a folder, or a name as OWNER/NAME"
+    )
 
 
 def reachable() -> bool:

@@ -88,7 +88,9 @@ def check_fits(needed: int, what: str, free: int | None = None) -> None:
     """
     free = host_memory() if free is None else free
     if free is not None and needed > free:
-        raise InputError(f"{what} would take {spelt(needed)} of memory; {spelt(free)} are left")
+        raise InputError(
+            f"{what} would take {spelt(needed)} of memory; {spelt(free)} are left on this machine"
+        )
 
 
 def allow_page_locking() -> None:

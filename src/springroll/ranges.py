@@ -5,7 +5,7 @@ import numbers
 from dataclasses import dataclass
 from typing import Any, cast
 
-from springroll.errors import InputError, brief
+from springroll.errors import InputError, brief, check_takes, expect
 
 Number = int | float
 
@@ -102,6 +102,27 @@ def check_number(name: str, value: Any, kind: type, range: Range | None = None) 
         # Python does not spell whole numbers of thousands of digits.
         huge = kind is int and abs(cast(int, value)) >= 10**40
         raise InputError(f"{name} is {'a number of over 40 digits' if huge else value}; {why}")
+
+
+def check_scalar(
+    name: str, value: Any, range: Range = NOT_NEGATIVE, expected: str = "a number"
+) -> None:
+    """Raise an InputError unless a value is a number in a range, or an array without axes.
+
+    That may be traced, as `optax.inject_hyperparams` makes of numbers, and is not looked at.
+    """
+    if isinstance(value, numbers.Real):
+        check_number(name, value, float, range)
+    else:
+        expect(getattr(value, "shape", None) == (), name, value, expected)
+
+
+def check_rate(name: str, value: Any) -> None:
+    """Raise an InputError unless a value is a number of 0 or more, or a schedule of such."""
+    if callable(value):
+        check_takes(value, name, 0)
+    else:
+        check_scalar(name, value, expected="a number or a schedule, a function of the step")
 
 
 NUMBERS = {int: "a whole number", float: "a number"}

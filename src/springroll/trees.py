@@ -3,7 +3,7 @@
 import dataclasses
 import fnmatch
 import sys
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from typing import Any, TypeAlias, TypeVar
 
 import jax
@@ -11,7 +11,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax import Array
 
-from springroll.errors import InputError, nearest
+from springroll.errors import InputError, check_takes, expect, nearest
 
 PyTree: TypeAlias = Any
 """Any nesting of tuples, lists, dicts and registered classes; parameters, states, batches."""
@@ -57,8 +57,13 @@ def selector(select: Select, paths: Sequence[str]) -> Callable[[str], bool] | No
     Raises:
         InputError: a pattern that matches none of `paths`.
     """
-    if select is None or callable(select):
+    if select is None:
         return select
+    if callable(select):
+        check_takes(select, "select", "a path")
+        return select
+    listed = isinstance(select, Collection) and all(isinstance(each, str) for each in select)
+    expect(listed, "select", select, "a pattern on paths, several, or a function of a path")
     patterns = [select] if isinstance(select, str) else list(select)
     for pattern in patterns:
         if not any(fnmatch.fnmatchcase(path, pattern) for path in paths):

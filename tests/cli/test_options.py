@@ -101,7 +101,7 @@ def test_defaults_are_overridden_one_by_one():
         ("--decay x", "--decay is 'x'; expected a number"),
         ("--decay", "--decay needs a value"),
         ("--to_generation=x", "--to-generation is 'x'; expected a whole number"),
-        ("a b", "Unrecognized options: b (see springroll nothing --help)"),
+        ("a b", "unexpected argument: b (see springroll nothing --help)"),
         ("--pop-size 0", "pop_size is 0; it must be 1 or more (see springroll nothing --help)"),
     ],
 )

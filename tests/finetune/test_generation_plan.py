@@ -55,7 +55,7 @@ def test_rows_are_as_many_as_fit():
     assert rows == sorted(rows) and 0 < rows[0] < rows[1] < rows[-1] == 32
     for memory in (1000, 1200, 1500, 100_000):
         assert plan_of(memory << 10).taken.peak <= memory << 10
-    assert plan_of(GIB).prefill_tokens == PREFILL_TOKENS > plan_of(1000 << 10).prefill_tokens
+    assert plan_of(2 * GIB).prefill_tokens == PREFILL_TOKENS > plan_of(1000 << 10).prefill_tokens
     assert not plan_of(1 << 10).fits
 
 
@@ -95,26 +95,34 @@ def run_of(monkeypatch, memory, **options):
     """(config, setup, lines) of a run on a machine with so much memory."""
     monkeypatch.setattr(planned, "available_bytes", lambda: memory)
     config = resolved(FinetuneConfig(**(TINY | options)), 1)
-    made = Generator(model=decoder(CONFIGS["llama-tiny"]), end=frozenset((0,)), max_tokens=16)
+    rows, bytes = config.rows, None if config.rows else config.cache_bytes or memory // 2
+    model = decoder(CONFIGS["llama-tiny"])
+    made = Generator(model=model, end=frozenset((0,)), max_tokens=16, rows=rows, memory_bytes=bytes)
     setup: Any = Made(made.model, made, made, Asked([], [[1] * 24]))
     return plan_run(config, setup)
 
 
-def test_a_run_records_what_memory_bounds_and_nothing_else(monkeypatch):
-    config, setup, _ = run_of(monkeypatch, GIB)
-    assert config.cache_memory is config.prefill_tokens is None
-    assert (setup.generator.memory_bytes or 0) > 32 * plan_of(rows=1).taken.cache
-    short, setup, [_] = run_of(monkeypatch, 1000 << 10)
-    assert short.cache_memory and short.prefill_tokens
-    again, resumed, _ = run_of(
-        monkeypatch,
-        500 << 10,
-        cache_memory=short.cache_memory,
-        prefill_tokens=short.prefill_tokens,
-    )
-    assert again == short
-    keep = lambda made: (made.memory_bytes // 1024, made.prefill_tokens)
-    assert keep(resumed.generator) == keep(setup.generator)
+@pytest.mark.parametrize("method", ["es", "grpo"])
+def test_a_run_that_is_resumed_makes_the_same_batches_whatever_memory_there_is(monkeypatch, method):
+    options = {"method": method} if method == "es" else {"method": method, "pop_size": 4}
+    keep = lambda made: (made.memory_bytes, made.prefill_tokens, made.rows)
+    for memory, other in ((1 << 40, 1000 << 10), (1000 << 10, 1 << 40)):
+        config, setup, _ = run_of(monkeypatch, memory, **options)
+        assert config.cache_memory
+        given = {"cache_memory": config.cache_memory, "prefill_tokens": config.prefill_tokens}
+        again, resumed, _ = run_of(monkeypatch, other, **options, **given)
+        assert again == config
+        for name in ("generator", "greedy"):
+            assert keep(getattr(resumed, name)) == keep(getattr(setup, name))
+            assert getattr(setup, name).memory_bytes == config.cache_bytes
+
+
+def test_rows_that_are_given_decide_alone(monkeypatch):
+    config, setup, lines = run_of(monkeypatch, GIB, rows=7, cache_memory="1GiB")
+    assert (config.rows, config.cache_memory, setup.generator.memory_bytes) == (7, "1GiB", None)
+    assert "--rows 7 decides" in str(lines[-1])
+    config, setup, lines = run_of(monkeypatch, GIB, rows=7)
+    assert config.cache_memory is None and len(lines) == 1
 
 
 def test_a_run_that_does_not_fit_is_warned(monkeypatch):
@@ -164,13 +172,16 @@ def test_a_step_in_bfloat16_holds_the_weights_once():
 @pytest.mark.slow
 @pytest.mark.parametrize("weights", ["float32", "bfloat16", "int8"])
 def test_what_programs_take_is_estimated_on_the_safe_side(weights):
-    """And the peak is within 1.25 of weights, keys and values, and factors, but for int8."""
     from bench.generation_memory import run
 
-    wide = llama(512, 2048, 8, 6, vocab=16384, tied=True)
-    found = run(wide, weights=weights, pop_size=16, prompts=2, max_tokens=16)
-    assert 0.98 * found["ours"] <= found["estimated"] <= 1.4 * found["ours"]
-    assert found["ratio"] < 1.25 or weights == "int8"
+    for layers in (6, 24):
+        wide = llama(512, 2048, 8, layers, vocab=16384, tied=True)
+        found = run(wide, weights=weights, pop_size=16, prompts=2, max_tokens=16)
+        assert 0.98 * found["ours"] <= found["estimated"] <= 1.4 * found["ours"]
+        # An update takes 3.5 slices of 64 MiB or, if that is less, of the largest matrix: as much
+        # as all weights of the smaller model in bfloat16, and little of larger ones.
+        near = found["ratio"] < 1.25
+        assert near or weights == "int8" or (weights == "bfloat16" and layers == 6)
 
 
 @pytest.mark.slow

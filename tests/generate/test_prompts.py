@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from springroll.generate.prompts import Prompts, readings, rounded
+from springroll.generate.prompts import Prompts, largest_call, readings, rounded
 from springroll.generate.queue import ANY, Jobs
 
 RNG = np.random.default_rng(0)
@@ -84,3 +84,18 @@ def test_sizes_are_four_per_power_of_two():
     sizes = {rounded(n) for n in range(1, 4097)}
     assert all(n <= rounded(n) <= max(8, 1.25 * n) for n in range(33, 4097))
     assert len(sizes) <= 36
+
+
+@pytest.mark.parametrize("length", [8, 24, 128])
+def test_no_call_is_larger_than_the_plan_counts_on(length):
+    for count in (1, 3, 8, 32):
+        prompts = Prompts.of([[i + 1] * length for i in range(count)])
+        for pairs in (1, 8, 31):
+            jobs = Jobs.of(pairs, (1, -1), 0, count)
+            every = jobs.pair.size
+            for most in (length, 303, 1000, 65536):
+                plan = largest_call(rounded(length), count, every, most)
+                for shared, new in ((True, every), (True, every // 2 + 1), (False, every)):
+                    at = np.arange(new, dtype=np.int32)
+                    found = readings(prompts, jobs, at, at, shared, most)
+                    assert max(each.prompt.size for each in found) * rounded(length) <= plan

@@ -214,8 +214,12 @@ def test_what_cannot_be_written_is_refused_before_a_folder_is_made(tmp_path, mon
 def test_a_write_that_fails_leaves_no_model(tmp_path):
     params = params_of(TINY)
     params["layers"]["mlp"]["up_proj"] = params["layers"]["mlp"]["up_proj"][:, :5]
+    with pytest.raises(InputError, match=r"layers/mlp/up_proj is \(2, 5, 32\); .* \(2, 64, 32\)"):
+        save_hf(tmp_path / "none", TINY, params)
+    assert not (tmp_path / "none").exists()
+    layers = iter([jax.tree.map(lambda x: x[0], params["layers"])])
     with pytest.raises(InputError, match=r"mlp/up_proj of layer 0 is \(5, 32\); .* \(64, 32\)"):
-        save_hf(tmp_path / "a", TINY, params, shard_bytes=9000)
+        save_hf(tmp_path / "a", TINY, layers, dtype=np.float32, shard_bytes=9000)
     with pytest.raises(InputError, match="of layer 0 is not there"):
         save_hf(tmp_path / "b", TINY, iter(()), dtype=np.float32)
     for name in "ab":

@@ -74,6 +74,8 @@ def parse(
             raise InputError(f"{ours} (see {prog} --help)") from None
         # tyro names what it was building: the dataclass, or a part of it such as `ppo`.
         reason = re.sub(r"^Error parsing [\w.]+: ", "", _one_line(said.getvalue()))
+        surplus = re.search(r"Unrecognized options: (.*?)( [-─]{3}|$)", reason)
+        reason = f"unexpected argument: {surplus[1]}" if surplus else reason
         missing = re.search(r"Missing from .*?: \w+ (.*?)\.? \(required\)", reason)
         reason = f"an argument is missing: {missing[1]}" if missing else reason
         raise InputError(f"{reason} (see {prog} --help)") from None

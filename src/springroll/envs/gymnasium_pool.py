@@ -29,6 +29,7 @@ from springroll.ranges import PROCESSES, TIMEOUT, check_number
 from springroll.tasks.failures import Failures, reason
 from springroll.tasks.records import file_digest
 from springroll.trees import PyTree
+from springroll.typed_call import typed_call
 from springroll.worker import Message, Worker, WorkerLost, end_all
 
 SEATS = 512  # episodes at once
@@ -178,6 +179,7 @@ class GymnasiumPool:
         ).run()
 
 
+@typed_call
 def open_gymnasium(
     name: str,
     *,

@@ -29,6 +29,7 @@ from springroll.tasks.failures import Failures, reason
 from springroll.tasks.records import file_digest
 from springroll.thin.factored_array import formed
 from springroll.trees import PyTree, tree_bytes
+from springroll.typed_call import typed_call
 from springroll.worker import Worker, WorkerLost, end_all
 
 _CHUNK_BYTES = 1 << 23  # larger chunks take twice as long per member, outside the cache
@@ -192,6 +193,7 @@ class Objective:
         return float(np.mean(values))
 
 
+@typed_call
 def open_objective(
     name: str, *, initial: str | None = None, workers: int = 2, timeout: float = 60.0, seed: int = 0
 ) -> Objective:

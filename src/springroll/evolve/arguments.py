@@ -3,6 +3,7 @@
 import math
 import operator
 from collections.abc import Sequence
+from typing import SupportsIndex
 
 import jax
 import jax.numpy as jnp
@@ -17,10 +18,9 @@ from springroll.trees import PyTree, is_numeric, named_leaves
 
 def whole_number(name: str, value: int, least: int, meaning: str = "") -> int:
     """The value, an integer of at least `least`; else raises InputError."""
-    try:
-        number = operator.index(value)
-    except TypeError:
-        raise InputError(f"{name} is {value!r}; expected a whole number") from None
+    if isinstance(value, bool) or not isinstance(value, SupportsIndex):
+        raise InputError(f"{name} is {value!r}; expected a whole number")
+    number = operator.index(value)
     if number < least:
         raise InputError(f"{name} is {number}; expected {meaning or f'at least {least}'}")
     return number

@@ -11,7 +11,7 @@ import jax.numpy as jnp
 import optax
 from jax import Array
 
-from springroll.errors import InputError, expect
+from springroll.errors import InputError, check_takes, expect
 from springroll.evolve import step
 from springroll.evolve.arguments import check_optimizer, is_positive
 from springroll.evolve.layer_population import check_elementwise
@@ -177,6 +177,7 @@ def eggroll(
     step.check_master(master)
     shape = shaping_named(shaping) if isinstance(shaping, str) else shaping
     expect(callable(shape), "shaping", shaping, "a name or a function")
+    check_takes(shape, "shaping", "fitness")
     if shape in (pair_sign, pair_difference) and not antithetic:
         raise InputError(f"shaping {shaping!r} compares antithetic pairs; it needs antithetic=True")
     optimizer = optimizer if optimizer is not None else optax.sgd(0.1)

@@ -24,13 +24,14 @@ import numpy as np
 from jax import Array, lax
 from jax.stages import Lowered
 
-from springroll.errors import InputError
+from springroll.errors import InputError, expect
 from springroll.evolve.members import Members
 from springroll.evolve.perturbation import Leaf, Perturbation, values_path
 from springroll.evolve.shaping import finite
 from springroll.evolve.step import Guard, guard
 from springroll.evolve.strategy import EvolutionState, Parts, Step, Strategy, fitness_metrics
 from springroll.quant.int8_weights import is_int8
+from springroll.ranges import COUNT, check_number
 from springroll.trees import Metrics, PyTree, map_named, named_leaves, path_of
 
 SLICE_BYTES = 1 << 26  # a handful of arrays of this size are alive at a time
@@ -59,6 +60,8 @@ def tell_in_place(strategy: Strategy, slice_bytes: int = SLICE_BYTES) -> Tell:
     Raises:
         InputError: the strategy sums no members, or has a mesh.
     """
+    expect(isinstance(strategy, Strategy), "strategy", strategy, "one such as sr.eggroll(...)")
+    check_number("slice_bytes", slice_bytes, int, COUNT)
     parts = strategy.parts
     step = None if isinstance(parts, str) else parts.step
     if isinstance(parts, str) or step is None:

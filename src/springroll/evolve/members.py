@@ -13,7 +13,7 @@ from jax import Array, lax
 from jax.sharding import PartitionSpec
 
 from springroll.compat import edge_jit
-from springroll.errors import InputError, expect, kind_of
+from springroll.errors import InputError, check_takes, expect, kind_of
 from springroll.evolve.arguments import check_leaves, check_population
 from springroll.evolve.perturbation import AXIS, Factors, Leaf, Perturbation, auto_mesh
 from springroll.evolve.recompiled import notice
@@ -195,6 +195,7 @@ def evaluate(
     """
     check_population(state, members, "sr.evaluate(fn, state, members, *args)")
     expect(callable(fn), "fn", fn, "a function of (params, *args)")
+    check_takes(fn, "fn", state.params, *args)
     check_leaves(args)
     notice(fn)
     finish = _fitness_and_aux if has_aux else _fitness

@@ -16,7 +16,7 @@ import numpy as np
 from jax import Array, lax
 
 from springroll.compat import once
-from springroll.errors import InputError
+from springroll.errors import InputError, expect
 from springroll.noise import counter
 from springroll.noise.kinds import Noise
 from springroll.quant.int8_weights import is_int8
@@ -280,6 +280,7 @@ def auto_mesh(mesh: jax.sharding.Mesh | None) -> jax.sharding.Mesh | None:
     """
     if mesh is None:
         return None
+    expect(isinstance(mesh, jax.sharding.Mesh), "mesh", mesh, "a jax.sharding.Mesh")
     if AXIS not in mesh.axis_names:
         raise InputError(f"mesh has axes {list(mesh.axis_names)}; expected one named {AXIS!r}")
     types = (jax.sharding.AxisType.Auto,) * len(mesh.axis_names)

@@ -241,5 +241,6 @@ def _check_rank(leaf: Leaf, rank: int) -> None:
     if rank > min(m, n):
         raise InputError(
             f"{leaf.path}: rank {rank} is above min(m, n) = {min(m, n)} of shape "
-            f"{list(leaf.shape)}; lower the rank or mark it: roles={{{leaf.path!r}: 'dense'}}"
+            f"{list(leaf.shape)}; take at most {min(m, n)}, or in Python also "
+            f"roles={{{leaf.path!r}: 'dense'}}"
         )

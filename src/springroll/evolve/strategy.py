@@ -17,7 +17,7 @@ from jax import Array
 from jax.sharding import NamedSharding, PartitionSpec
 from jax.typing import ArrayLike
 
-from springroll.errors import InputError, kind_of
+from springroll.errors import InputError, check_takes, expect, kind_of
 from springroll.evolve.announce import announce
 from springroll.evolve.arguments import (
     check_key,
@@ -69,6 +69,8 @@ class Population:
 
     def __post_init__(self) -> None:
         check_roles(self.roles)
+        expect(isinstance(self.antithetic, bool), "antithetic", self.antithetic, "True or False")
+        auto_mesh(self.mesh)
         whole_number("pop_size", self.pop_size, 2)
         whole_number("rank", self.rank, 1, "an integer of at least 1")
         sharing = "how many generations share noise, 1 or more"
@@ -85,7 +87,9 @@ class Population:
                 f"pop_size is {self.pop_size}; antithetic pairs need an even number, such as "
                 f"{self.pop_size + 1}"
             )
-        if not callable(self.sigma) and not is_positive(self.sigma):
+        if callable(self.sigma):
+            check_takes(self.sigma, "sigma", 0)
+        elif not is_positive(self.sigma):
             raise InputError(
                 f"sigma is {self.sigma!r}; expected a positive number or a schedule (a number that "
                 "float32 holds, so neither infinite nor below 1e-45)"

@@ -28,13 +28,13 @@ from springroll.finetune.evolution import (
 )
 from springroll.finetune.setup import WritingModel
 from springroll.generate.generator import PREFILL_TOKENS, float_type, room
-from springroll.generate.prompts import rounded
+from springroll.generate.prompts import largest_call, rounded
 from springroll.memory import spelt
 from springroll.planner.devices import UPDATE_BYTES, Rates
 from springroll.trees import PyTree, tree_bytes, tree_numbers
 
 USED = 0.9  # of the memory that is free: the rest is for programs, and for what grows into holes
-ROUNDED = 1.5  # calls that read prompts are of rounded sizes, larger by up to this
+ROUNDED = 1.5  # calls that read prompts are of rounded sizes, larger by about this
 READ_SHARE = 0.25  # of what weights and factors leave: the most that reading prompts may take
 
 
@@ -195,8 +195,9 @@ def estimated_work(shapes: Shapes, prompt: int, length: int) -> Work:
     widest = max(math.prod(shape[1:-1]) for shape in stacks)
     heads, hidden, depth = getattr(config, "heads", 0), config.hidden, config.layers
     one = _of_token(model, dtype)
-    # Two outputs of a gate in float32 and their product; the residual stream, queries and keys.
-    inner = (8 + dtype.itemsize) * widest + 20 * hidden
+    # Two outputs of a gate, of the weights and of the thin term each, and their product; the
+    # residual stream, queries, keys and values, as they go in and come out.
+    inner = 5 * dtype.itemsize * widest + 20 * hidden
     token = inner + one + 8 * heads * prompt + 4 * config.vocab // prompt
     layer = 4 * length * one // (depth * dtype.itemsize)  # keys and values of one, in float32
     row = inner + 4 * config.vocab + layer + 8 * heads * length
@@ -260,7 +261,7 @@ def generation_plan(
     left = max(0, int(USED * memory) - weights - residuals - momentum - factors)
     tokens = max(prompt, int(READ_SHARE / ROUNDED * left) // work.token)
     tokens = config.prefill_tokens or min(PREFILL_TOKENS, tokens)
-    reading = min(int(ROUNDED * tokens), jobs * prompt) * work.token
+    reading = largest_call(prompt, config.num_prompts, config.rows or jobs, tokens) * work.token
     # Where all rows run at once, those of a pair share its factors; else those of one prompt do.
     together = 2 * config.answers
     shared = pairs * work.group

@@ -8,8 +8,6 @@ from springroll.errors import InputError
 from springroll.finetune.config import FinetuneConfig
 from springroll.finetune.generation_plan import GenerationPlan, generation_plan, shapes_of
 from springroll.finetune.setup import Setup
-from springroll.generate.generator import PREFILL_TOKENS
-from springroll.generate.prompts import rounded
 from springroll.memory import available_bytes, spelt
 
 UNKNOWN = 8 << 30  # bytes, where the system does not tell how many there are
@@ -20,15 +18,15 @@ def planned(
 ) -> tuple[FinetuneConfig, Setup, list[str | Table]]:
     """(config, setup, what to print) of a run whose generations fit into memory.
 
-    Where not all answers fit side by side, or prompts not be read at once, the config says how many
-    do. A run that is resumed has the same then, so that its answers are batched in the same way.
-    Gradients have no such plan: half of the memory is for their answers.
+    The config says what keys and values may take and how many prompt tokens are read at once, so
+    that a run that is resumed batches its answers in the same way, on a machine with other memory
+    too. Gradients have no such plan: half of the memory is for their answers.
 
     Raises:
         InputError: not one answer fits the `cache_memory` that is asked for.
     """
     if config.method != "es":
-        return config, setup, []
+        return *batched(config, setup, setup.generator.memory_bytes), []
     longest = max(map(len, setup.held_out.prompts))
     shapes = shapes_of(config, setup.model)
     plan = generation_plan(config, shapes, longest, available_bytes() or UNKNOWN, None)
@@ -40,18 +38,30 @@ def planned(
     lines: list[str | Table] = [plan.table("a generation takes, estimated")]
     if not plan.fits:
         lines.append(warning(plan))
-    if plan.rows < plan.jobs and not config.rows and config.cache_memory is None and plan.rows:
-        config = replace(config, cache_memory=f"{-(-plan.cache_bytes // 1024)}KiB")
-    asked = max(plan.jobs, len(setup.held_out.prompts)) * rounded(longest)
-    if plan.prefill_tokens < min(asked, PREFILL_TOKENS):
-        config = replace(config, prefill_tokens=plan.prefill_tokens)
-    changed = {"prefill_tokens": plan.prefill_tokens}
-    if not config.rows and plan.rows:
-        changed["memory_bytes"] = config.cache_bytes or plan.cache_bytes
-    generators = {
-        name: replace(getattr(setup, name), **changed) for name in ("generator", "greedy")
-    }
-    return config, replace(setup, config=config, **generators), lines
+    if config.rows and config.cache_memory is not None:
+        lines.append(
+            f"note: --rows {config.rows} decides how many answers are written side by side, and "
+            "--cache-memory is not used"
+        )
+    config = replace(config, prefill_tokens=plan.prefill_tokens)
+    config, setup = batched(config, setup, plan.cache_bytes if plan.rows else None)
+    return config, setup, lines
+
+
+def batched(
+    config: FinetuneConfig, setup: Setup, cache_bytes: int | None
+) -> tuple[FinetuneConfig, Setup]:
+    """The config, with what keys and values may take unless it says it, and generators that keep
+    to it."""
+    if cache_bytes is not None and not config.rows and config.cache_memory is None:
+        config = replace(config, cache_memory=f"{-(-cache_bytes // 1024)}KiB")
+    changed: dict[str, int] = {}
+    if config.prefill_tokens is not None:
+        changed["prefill_tokens"] = config.prefill_tokens
+    if config.cache_bytes is not None and not config.rows:
+        changed["memory_bytes"] = config.cache_bytes
+    both = {name: replace(getattr(setup, name), **changed) for name in ("generator", "greedy")}
+    return config, replace(setup, config=config, **both)
 
 
 def warning(plan: GenerationPlan) -> str:

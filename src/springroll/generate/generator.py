@@ -10,22 +10,24 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from springroll.errors import InputError
+from springroll.errors import InputError, expect
 from springroll.evolve.members import Members
 from springroll.generate import programs
 from springroll.generate.beginning import Beginnings, read_once
-from springroll.generate.prompts import Prompts, Reading, readings, rounded
+from springroll.generate.prompts import Prompts, Reading, check_prompts, readings, rounded
 from springroll.generate.queue import Jobs, Slots, Waiting
 from springroll.generate.sampling import Sampling
 from springroll.generate.stopping import StopStrings
 from springroll.generate.transcript import Generated, Transcript
 from springroll.models.protocols import Generative
+from springroll.ranges import COUNT, NOT_NEGATIVE, SEED, Range, check_number
 from springroll.trees import PyTree, tree_bytes
 
 PREFILL_TOKENS = 1 << 16  # of prompts that are read at once
 LEAST = dict.fromkeys(
     ("max_tokens", "rows", "memory_bytes", "segment", "per_group", "prefill_tokens"), 1
 ) | {"shared_prompt_tokens": 0}
+GIVEN = ("max_tokens", "segment", "prefill_tokens")
 STOP_SEGMENT = 8  # steps after which the host looks for stop strings
 
 
@@ -75,10 +77,11 @@ class Generator:
     shared_prompt_tokens: int | None = None
 
     def __post_init__(self) -> None:
+        written = all(callable(getattr(self.model, name, None)) for name in ("memory", "step"))
+        expect(written, "model", self.model, "one that writes text, such as a Decoder")
         for name, lowest in LEAST.items():
-            value = getattr(self, name)
-            if value is not None and not (isinstance(value, int) and value >= lowest):
-                raise InputError(f"{name} is {value!r}; expected an integer of at least {lowest}")
+            if getattr(self, name) is not None or name in GIVEN:
+                check_number(name, getattr(self, name), int, Range(at_least=lowest, below=2**63))
         self.sampling.check()
         if self.rows is not None and self.memory_bytes is not None:
             raise InputError("both rows and memory_bytes are given; expected one of them")
@@ -112,8 +115,13 @@ class Generator:
             What was written, arrays (N, P, ...).
 
         Raises:
-            InputError: No prompt, or one without tokens; a budget below the memory of one row.
+            InputError: No prompt, one without tokens, or with something else than tokens of the
+                model; a budget below the memory of one row.
         """
+        check_prompts(prompts, getattr(getattr(self.model, "config", None), "vocab", None))
+        check_number("seed", seed, int, SEED)
+        check_number("unperturbed", unperturbed, int, NOT_NEGATIVE)
+        check_number("copies", copies, int, COUNT)
         return _Run(self, params, members, prompts, seed, unperturbed, copies).finish()
 
 

@@ -17,7 +17,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from springroll.errors import InputError
+from springroll.errors import InputError, brief, expect
 from springroll.generate.queue import Jobs
 
 SLICES = 8  # calls per filling, if all of them are large
@@ -35,20 +35,10 @@ class Prompts(NamedTuple):
 
     @classmethod
     def of(cls, prompts: Sequence[Sequence[int]], shared: int = 0) -> Prompts:
-        """Prompts of which the first `shared` tokens are the same.
-
-        Raises:
-            InputError: no prompt is given, or one without tokens.
-        """
-        if not len(prompts):
-            raise InputError("no prompt is given; expected at least one list of tokens")
+        """Prompts of which the first `shared` tokens are the same."""
         first: dict[bytes, int] = {}
         tokens = [np.asarray(prompt, np.int32) for prompt in prompts]
         for i, prompt in enumerate(tokens):
-            if not len(prompt):
-                raise InputError(
-                    f"prompt {i} has no token; begin it with the tokenizer's first token"
-                )
             first.setdefault(prompt.tobytes(), i)
         same = np.array([first[x.tobytes()] for x in tokens], np.int32)
         rest = [prompt[shared:] for prompt in tokens]
@@ -76,6 +66,40 @@ class Prompts(NamedTuple):
             one = self.tokens[prompt[tuple(place)]]
             tokens[(*place, slice(width - len(one), None))] = one
         return tokens
+
+
+def check_prompts(prompts: object, vocab: int | None) -> None:
+    """Refuse what is no list of lists of tokens, before it is rounded or wraps around.
+
+    Args:
+        prompts: what was given.
+        vocab: tokens are below it; None: any that 32 bits hold.
+
+    Raises:
+        InputError: no prompt is given, or one that is empty or holds something else than tokens.
+    """
+    listed = isinstance(prompts, Sequence | np.ndarray) and not isinstance(prompts, str | bytes)
+    expect(listed, "prompts", prompts, "a list of prompts, each a list of tokens")
+    assert isinstance(prompts, Sequence | np.ndarray)
+    if not len(prompts):
+        raise InputError("no prompt is given; expected at least one list of tokens")
+    below = vocab or 1 << 31
+    for i, prompt in enumerate(prompts):
+        try:
+            tokens = np.asarray(prompt)
+        except (TypeError, ValueError, OverflowError):
+            tokens = np.zeros(())
+        if tokens.ndim == 1 and not tokens.size:
+            raise InputError(f"prompt {i} has no token; begin it with the tokenizer's first token")
+        if tokens.ndim != 1 or tokens.dtype.kind not in "iu":
+            raise InputError(
+                f"prompt {i} is {brief(prompt)}; expected a list of tokens, which are whole numbers"
+            )
+        if not 0 <= tokens.min() <= tokens.max() < below:
+            odd = tokens[(tokens < 0) | (tokens >= below)][0]
+            raise InputError(
+                f"prompt {i} holds the token {odd}; expected whole numbers from 0 to {below - 1:,}"
+            )
 
 
 def common_tokens(prompts: Sequence[Sequence[int]]) -> int:
@@ -116,6 +140,26 @@ class Reading(NamedTuple):
     pair: np.ndarray  # (U,) int32
     source: np.ndarray  # (R,) int32: which of the U h prompts
     row: np.ndarray  # (R,) int32; -1: none
+
+
+def largest_call(length: int, prompts: int, rows: int, most: int) -> int:
+    """Tokens of the largest call that `readings` asks for while half of the rows or more are new.
+
+    Args:
+        length: tokens of every prompt, with padding.
+        prompts: different ones.
+        rows: that begin with them, the same number with each, two of every pair.
+        most: tokens of a call, from which the number of lines is rounded up.
+    """
+    pairs = -(-rows // (2 * prompts))
+    together = min(prompts, _in_slice(prompts, length, max(1, pairs)))
+    shapes = [(length, rows), *((2 * length * n, pairs) for n in range(1, together + 1))]
+    return max(line * _few(min(lines, -(-most // line))) for line, lines in shapes)
+
+
+def _in_slice(prompts: int, longest: int, readings: float) -> int:
+    """How many prompts are read together, each so often, that calls are neither few nor small."""
+    return max(math.ceil(prompts / SLICES), math.ceil(LEAST / (longest * readings)))
 
 
 def rounded(count: int) -> int:
@@ -165,12 +209,12 @@ def _slices(
     length = prompts.lengths[unique[:, 2]]
     order = np.argsort(-length, kind="stable")
     if not shared:
-        size = _few(max(math.ceil(len(order) / SLICES), math.ceil(LEAST / longest)))
+        size = _few(_in_slice(len(order), longest, 1))
         cut = range(0, len(order), size)
         return [[order[i : i + 1] for i in range(j, min(j + size, len(order)))] for j in cut]
     asked = list(dict.fromkeys(unique[order, 2].tolist()))  # prompts, the longest first
     each_row = len(unique) / len(asked)  # readings of a prompt
-    size = max(math.ceil(len(asked) / SLICES), math.ceil(LEAST / (longest * each_row)))
+    size = _in_slice(len(asked), longest, each_row)
     slices = []
     for start in range(0, len(asked), size):
         part = order[np.isin(unique[order, 2], asked[start : start + size])]

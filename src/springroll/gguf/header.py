@@ -19,7 +19,7 @@ from typing import Any, NamedTuple, NoReturn
 import numpy as np
 
 from springroll.bounded import opened
-from springroll.errors import InputError, brief
+from springroll.errors import InputError, as_path, brief
 from springroll.program import pip_install
 
 MAGIC = b"GGUF"
@@ -85,13 +85,14 @@ class Header:
         return np.frombuffer(cursor.take(code.itemsize * found.length), code).tolist()
 
 
-def read_header(path: Path) -> Header:
+def read_header(path: str | Path) -> Header:
     """Read what a file says.
 
     Raises:
         InputError: the package `gguf` is missing; the file is missing, cut short, damaged, of
             another format, version or byte order; tensors overlap, or reach outside of it.
     """
+    path = as_path(path, "the GGUF file")
     sizes = package(path).GGML_QUANT_SIZES
     with opened(path) as file:
         try:

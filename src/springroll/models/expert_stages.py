@@ -26,6 +26,7 @@ from springroll.models.decoder import Decoder
 from springroll.models.decoder_config import DecoderConfig
 from springroll.models.dispatch import collect, dispatch, spread
 from springroll.models.moe import dense_weights, expert_nets, route
+from springroll.ranges import check_number
 from springroll.trees import Params, PyTree
 
 Saved: TypeAlias = tuple[Params, Array, Array]  # params, y_TD, weight_TS; their gradients
@@ -249,6 +250,7 @@ def expert_stages(model: Decoder, together: int) -> ExpertStages:
         InputError: a dense model, a number that does not divide that of the experts.
     """
     expect(isinstance(model, Decoder), "model", model, "a decoder")
+    check_number("experts_per_bundle", together, int)
     experts = model.config.experts
     if not experts:
         raise InputError("experts_per_bundle is for mixtures of experts; the model has none")

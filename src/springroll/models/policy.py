@@ -19,6 +19,7 @@ import jax.numpy as jnp
 from jax import Array, lax
 
 from springroll.trees import Params, PyTree
+from springroll.typed_call import typed_call
 
 Compute = Literal["float32", "bfloat16"]
 _EPSILON = 1e-5
@@ -84,6 +85,7 @@ class PolicyNetwork:
         return jnp.concatenate([out, params["log_deviation"]])
 
 
+@typed_call
 def linear(inputs: int, outputs: int) -> Policy:
     """outputs = observation . weight + bias, from zero: few numbers, so that evolution needs fewer
     members to tell which way is up.

@@ -13,7 +13,9 @@ from dataclasses import dataclass
 
 from springroll.errors import InputError, nearest
 from springroll.memory import available_bytes, parse_bytes
+from springroll.ranges import Range, check_number
 
+MEMORY = Range(at_least=1, below=2**63, refusal="expected memory above zero, such as 24GiB")
 GIB = 1 << 30
 MIB = 1 << 20
 CONTEXT = 700 * MIB  # of a card's memory: what the driver, the context and the libraries take
@@ -124,13 +126,22 @@ def device_of(given: str | int | None) -> Device:
     """
     if given is None or given == "auto":
         return detected()
-    if isinstance(given, int) or re.match(r"\s*[\d.]+\s*[A-Za-z]+\s*$", given):
-        size = given if isinstance(given, int) else parse_bytes(given, "device")
-        if size <= 0:
-            raise InputError(f"device is {given!r}; expected memory above zero, such as 24GiB")
+    if not isinstance(given, str) or re.match(r"\s*[+-]?[\d.][\d.e+-]*\s*[A-Za-z]+\s*$", given):
+        size = bytes_of(given, "device")
         return Device(f"{given} of device memory", size, card_with(size))
     card = named_card(given)
     return Device(card.name, card.usable, card, unified=card.unified)
+
+
+def bytes_of(given: str | int, name: str) -> int:
+    """Memory, or what a link passes in a second, as it is spelt ("24GiB") or as a number of bytes.
+
+    Raises:
+        InputError: it is neither, or zero.
+    """
+    size = parse_bytes(given, name) if isinstance(given, str) else given
+    check_number(name, size, int, MEMORY)
+    return size
 
 
 def named_card(name: str) -> Card:

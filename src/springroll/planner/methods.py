@@ -8,7 +8,7 @@ from typing import Literal, NamedTuple, get_args
 import jax
 import optax
 
-from springroll.errors import InputError, suggestion
+from springroll.errors import InputError, expect, suggestion
 from springroll.models.decoder import decoder
 from springroll.models.decoder_config import DecoderConfig, Shapes, shapes, size, structs
 from springroll.subspace.lowgrad import lowgrad
@@ -176,13 +176,14 @@ def rest_numbers(config: DecoderConfig) -> int:
 
 
 def _method(method: str, state_bits: int) -> tuple[str, StateBits]:
+    expect(isinstance(method, str), "method", method, "a name such as 'adamw'")
     for bits in (8, 4):
         if method.endswith(f"-{bits}bit"):
             method, state_bits = method.removesuffix(f"-{bits}bit"), bits
     if method not in METHODS:
         hint = suggestion(method, METHODS, otherwise=f"known are {', '.join(METHODS)}")
         raise InputError(f"no method named {method!r}{hint}")
-    if state_bits not in (32, 8, 4):
+    if isinstance(state_bits, bool) or state_bits not in (32, 8, 4):
         raise InputError(f"state_bits is {state_bits}; expected 32, 8 or 4")
     if state_bits != 32 and (method == "evolve" or state_bits not in TRAINED[method].state_bits):
         raise InputError(f"{method} has no state; leave out {state_bits} bits")

@@ -17,6 +17,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from springroll.errors import InputError, as_path, expect
+from springroll.hub import no_gguf
 from springroll.memory import spelt
 from springroll.models.decoder import decoder
 from springroll.models.decoder_config import DecoderConfig, named
@@ -134,6 +135,8 @@ def _found_model(model: str | Path | DecoderConfig) -> tuple[str, DecoderConfig]
         if not isinstance(config, DecoderConfig):
             raise InputError(f"{model} holds an RWKV-7; only decoders can be planned")
         return str(model), config
+    if path.suffix == ".gguf":
+        raise no_gguf(path)
     return str(model), named(str(model))
 
 

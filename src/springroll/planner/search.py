@@ -3,15 +3,16 @@
 from dataclasses import dataclass
 from typing import Any, get_args
 
-from springroll.errors import InputError
-from springroll.memory import host_memory, parse_bytes
+from springroll.errors import InputError, kind_of
+from springroll.memory import host_memory
 from springroll.models.decoder_config import DecoderConfig
-from springroll.planner.devices import Device, Rates, assumed_rates, device_of
+from springroll.planner.devices import Device, Rates, assumed_rates, bytes_of, device_of
 from springroll.planner.footprint import Bytes, Clip, StepSpec, device_bytes, host_bytes
 from springroll.planner.methods import Dtype, Rounding, method_bytes
 from springroll.planner.placement import Budgets, Choice, choose
 from springroll.planner.plan_result import Plan
 from springroll.planner.working_set import WorkingSet, expert_working_set, working_set
+from springroll.ranges import COUNT, check_number
 
 TOKENS, SEQUENCE = 16384, 1024
 MICRO_BATCH_TOKENS = 4096  # where more would fit: enough to keep a card busy
@@ -42,9 +43,8 @@ class Options:
 
     def __post_init__(self) -> None:
         for name in ("tokens", "sequence", "depth", "micro_batch", "rank"):
-            value = getattr(self, name)
-            if value is not None and value < 1:
-                raise InputError(f"{name} is {value}; expected at least 1")
+            if getattr(self, name) is not None or name in ("tokens", "sequence", "depth"):
+                check_number(name, getattr(self, name), int, COUNT)
         if self.tokens % self.sequence:
             near = max(1, round(self.tokens / self.sequence)) * self.sequence
             raise InputError(
@@ -57,6 +57,8 @@ class Options:
                 f"{rows} sequences per step do not divide into micro-batches of "
                 f"{self.micro_batch}; take a divisor of {rows}"
             )
+        if not isinstance(self.rates, Rates):
+            raise InputError(f"rates is {kind_of(self.rates)}; expected Rates, as of measure_rates")
         if self.clip not in get_args(Clip):
             raise InputError(f"clip is {self.clip!r}; expected one of {', '.join(get_args(Clip))}")
 
@@ -156,7 +158,7 @@ def options_of(
     return Options(
         device=on,
         budgets=_budgets(on, host),
-        rates=rates or _rates(on, _bytes(link, "link")),
+        rates=_rates(on, _bytes(link, "link")) if rates is None else rates,
         **rest,
     )
 
@@ -184,4 +186,4 @@ def _rates(device: Device, link: int | None) -> Rates:
 
 
 def _bytes(given: str | int | None, name: str) -> int | None:
-    return parse_bytes(given, name) if isinstance(given, str) else given
+    return None if given is None else bytes_of(given, name)

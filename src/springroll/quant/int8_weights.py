@@ -23,7 +23,7 @@ import numpy as np
 from jax import Array
 from jax.typing import DTypeLike
 
-from springroll.errors import InputError
+from springroll.errors import InputError, check_takes
 from springroll.trees import PyTree, map_named
 
 Select: TypeAlias = Callable[[str, Array], bool]
@@ -130,6 +130,7 @@ def quantize_weights(params: PyTree, select: Select = in_blocks) -> PyTree:
         InputError: nothing is selected, or what is selected is no matrix of floats or holds NaN or
             infinities (unless it is traced).
     """
+    check_takes(select, "select", "a path", "a leaf")
     chosen = 0
 
     def one(path: str, x: Array) -> Array | Int8:

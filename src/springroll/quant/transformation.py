@@ -102,7 +102,7 @@ def whole(value: Any, name: str, least: int | None = 1) -> int:
             f"name it among the static arguments: static_args=({name!r},)"
         )
     try:
-        number = operator.index(value)
+        number = None if isinstance(value, bool) else operator.index(value)
     except TypeError:
         number = None
     if number is None or (least is not None and number < least):

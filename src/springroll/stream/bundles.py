@@ -6,14 +6,16 @@ checkpoints put parameters together from it, so both are the same however a mode
 """
 
 import math
-from collections.abc import Hashable, Sequence
+from collections.abc import Hashable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TypeAlias
 
 import jax
 from jax.typing import DTypeLike
 
+from springroll.errors import expect
 from springroll.models.expert_stages import only_experts, without_experts
+from springroll.ranges import COUNT, check_number
 from springroll.trees import PyTree, map_named
 
 Index: TypeAlias = tuple[int | slice, ...]
@@ -57,8 +59,21 @@ def whole_layers(shapes: PyTree) -> Bundles:
     Returns:
         One tree of `Part`s for each layer, in order, and last that of all other parameters.
     """
-    depth = jax.tree.leaves(shapes["layers"])[0].shape[0]
+    depth = _depth(shapes)
     return [*(_layer(shapes, i) for i in range(depth)), _rest(shapes)]
+
+
+def _depth(shapes: PyTree) -> int:
+    """How many layers a model has."""
+    stacks = (
+        jax.tree.leaves(shapes["layers"])
+        if isinstance(shapes, Mapping) and "layers" in shapes
+        else []
+    )
+    expected = "parameters with blocks stacked in 'layers'"
+    fits = bool(stacks) and all(getattr(x, "shape", ()) for x in stacks)
+    expect(fits, "shapes", shapes, expected)
+    return stacks[0].shape[0]
 
 
 def experts_apart(shapes: PyTree, together: int) -> Bundles:
@@ -71,6 +86,7 @@ def experts_apart(shapes: PyTree, together: int) -> Bundles:
     Returns:
         For each layer a bundle without experts and then those of its experts; last the rest.
     """
+    check_number("together", together, int, COUNT)
     layers, rest = whole_layers(shapes)[:-1], _rest(shapes)
     bundles = []
     for layer in layers:

@@ -26,6 +26,7 @@ import numpy as np
 
 from springroll.errors import InputError
 from springroll.program import pip_install
+from springroll.ranges import SHARE, check_rate, check_scalar
 from springroll.trees import PyTree
 
 CHUNK = 1 << 19  # numbers: 13 MB of traffic, half a millisecond: both cores share, few calls
@@ -48,6 +49,13 @@ class AdamW:
     b2: float = 0.999
     eps: float = 1e-8
     weight_decay: float = 1e-4
+
+    def __post_init__(self) -> None:
+        check_rate("lr", self.lr)
+        for name in ("b1", "b2"):
+            check_scalar(name, getattr(self, name), SHARE)
+        for name in ("eps", "weight_decay"):
+            check_scalar(name, getattr(self, name))
 
     def update(
         self,

@@ -15,6 +15,7 @@ from jax import Array
 
 from springroll.deprecation import renamed_keywords
 from springroll.quant.transformation import number
+from springroll.ranges import check_scalar
 from springroll.subspace.channels import GAMMA, Per, energy, length, limit_growth, stretch
 from springroll.subspace.hf_adam import adam_direction, hf_step
 from springroll.subspace.low_rank import Rule, Step, low_rank
@@ -85,6 +86,9 @@ def apollo(
     projection = Projection.of(rank, OURS, RELEASED if compat else {}, options)
     projection = dataclasses.replace(projection, stored=projection.refresh != "random")
     projection.check_side("apollo")
+    check_scalar("scale", scale)
+    if gamma is not None:
+        check_scalar("gamma", gamma)
     root = math.sqrt(scale) if isinstance(scale, int | float) else jnp.sqrt(number(scale))
 
     def scaled(step: Step) -> tuple[Array, Array | None]:
@@ -98,7 +102,7 @@ def apollo(
 
     return optax.chain(
         low_rank(
-            direction or adam_direction(b1, b2, eps),
+            adam_direction(b1, b2, eps) if direction is None else direction,
             projection,
             Rule(scaled, gamma is not None),
             "apollo's direction",

@@ -9,6 +9,7 @@ from jax.typing import ArrayLike
 
 from springroll.deprecation import renamed_keywords
 from springroll.quant.transformation import number
+from springroll.ranges import check_scalar
 from springroll.subspace.channels import GAMMA, energy, length, limit_growth, stretch
 from springroll.subspace.galore import RELEASED
 from springroll.subspace.hf_adam import adam_direction, hf_step
@@ -74,6 +75,8 @@ def fira(
         one_of(compat, Compat, "compat")
     projection = Projection.of(rank, RELEASED if compat else {}, options)
     projection.check_side("fira")
+    check_scalar("scale", scale)
+    check_scalar("gamma", gamma)
     alpha = number(scale)
     inside = alpha if compat else 1.0
 
@@ -91,7 +94,7 @@ def fira(
 
     return optax.chain(
         low_rank(
-            direction or adam_direction(b1, b2, eps),
+            adam_direction(b1, b2, eps) if direction is None else direction,
             projection,
             Rule(with_residual, True),
             "fira's direction",

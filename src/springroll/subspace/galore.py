@@ -7,6 +7,7 @@ from jax import Array
 
 from springroll.deprecation import renamed_keywords
 from springroll.quant.transformation import number
+from springroll.ranges import check_scalar
 from springroll.subspace.low_rank import Rule, Step, low_rank
 from springroll.subspace.matrix_view import PerPath, one_of
 from springroll.subspace.projection import Projection, ProjectionOptions
@@ -75,6 +76,7 @@ def galore(
     """
     if compat is not None:
         one_of(compat, Compat, "compat")
+    check_scalar("scale", scale)
     projection = Projection.of(rank, RELEASED if compat else {}, options)
 
     def back(step: Step) -> tuple[Array, None]:

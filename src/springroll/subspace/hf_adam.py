@@ -13,9 +13,9 @@ import optax
 from jax import Array
 from jax.typing import ArrayLike
 
-from springroll.errors import expect
 from springroll.quant.transformation import transformation
-from springroll.trees import PyTree, is_numeric
+from springroll.ranges import SHARE, check_rate, check_scalar
+from springroll.trees import PyTree
 
 
 def hf_adamw(
@@ -45,6 +45,9 @@ def adam_direction(
     b1: float = 0.9, b2: float = 0.999, eps: float = 1e-6
 ) -> optax.GradientTransformation:
     """N = m / (sqrt(v) + eps), not corrected for bias."""
+    check_scalar("b1", b1, SHARE)
+    check_scalar("b2", b2, SHARE)
+    check_scalar("eps", eps)
 
     def init(params: PyTree) -> optax.ScaleByAdamState:
         zeros = lambda: jax.tree.map(jnp.zeros_like, params)
@@ -73,8 +76,8 @@ def hf_step(
     learning_rate: optax.ScalarOrSchedule, b1: float, b2: float, *, weight_decay: float = 0.0
 ) -> optax.GradientTransformationExtraArgs:
     """From a direction N to the step: -lr k_t N, then the decay of the weight after it."""
-    fits = callable(learning_rate) or is_numeric(learning_rate)
-    expect(fits, "learning_rate", learning_rate, "a number or a schedule")
+    check_rate("learning_rate", learning_rate)
+    check_scalar("weight_decay", weight_decay)
     rate = learning_rate if callable(learning_rate) else lambda count: learning_rate
 
     def init(params: PyTree) -> optax.ScaleByScheduleState:

@@ -24,6 +24,7 @@ from jax import Array, lax
 from springroll.errors import InputError
 from springroll.models.protocols import Metrics, Stages, checked_stages, read_part
 from springroll.quant.transformation import wrapped
+from springroll.ranges import POSITIVE, check_number
 from springroll.subspace.inner_reads import check_each_by_itself
 from springroll.trees import Params, PyTree, squared_norm
 
@@ -86,8 +87,8 @@ def layerwise(
         InputError: a clip that is not positive, another `clip_by`; in `init`, an optimizer that
             looks at all gradients together.
     """
-    if clip is not None and not clip > 0:
-        raise InputError(f"clip is {clip}; expected a positive norm, or None")
+    if clip is not None:
+        check_number("clip", clip, float, POSITIVE)
     if clip_by not in ("layer", "previous"):
         raise InputError(f"clip_by is {clip_by!r}; expected 'layer' or 'previous'")
     for_layer = wrapped(optimizer, "layerwise")

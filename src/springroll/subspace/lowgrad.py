@@ -9,8 +9,9 @@ import optax
 from jax import Array
 
 from springroll.deprecation import renamed_keywords
-from springroll.errors import InputError, expect
+from springroll.errors import InputError, check_takes, expect
 from springroll.quant.transformation import whole, wrapped
+from springroll.ranges import POSITIVE, check_scalar
 from springroll.subspace.basis import Moments
 from springroll.subspace.leaves import Layout
 from springroll.subspace.refresh import MERGED
@@ -120,12 +121,14 @@ def lowgrad(
     _check(options)
     whole(rank, "rank")
     check_arrays(params)
+    expect(bool(jax.tree.leaves(params)), "params", params, "arrays, of which there is none")
     if roles is None:
         if not example:
             raise InputError(
                 "lowgrad needs to see the loss at work: give an example batch after the optimizer"
                 " (shapes suffice) or roles=sr.discover(loss, params, *batch)."
             )
+        check_takes(loss, "loss", params, *example)
         roles = discover(loss, params, *example)
     layout = Layout.of(params, streams_of(roles, rank, select, own_experts), rank)
     _check_types(layout)
@@ -161,3 +164,8 @@ def _check(options: Options) -> None:
             raise InputError(f"{name}={given!r} is unknown; expected one of {get_args(kind)}.")
     for name in ("refresh_interval", "turns", "accumulate"):
         whole(getattr(options, name), name)
+    whole(options.seed, "seed", None)
+    if options.scale is not None:
+        check_scalar("scale", options.scale)
+    if options.widen is not None:
+        check_scalar("widen", options.widen, POSITIVE)

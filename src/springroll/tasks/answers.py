@@ -18,6 +18,7 @@ from collections.abc import Callable
 from fractions import Fraction
 
 from springroll.errors import InputError
+from springroll.typed_call import typed_call
 
 MAX_TEXT = 2**17  # characters that are read of a text, its last ones
 MAX_ANSWER = 1024  # characters that are searched for a number or taken as an answer
@@ -55,6 +56,7 @@ def check_style(style: str) -> None:
         raise InputError(f"the answer style is {style!r}; expected one of {', '.join(_FINDERS)}")
 
 
+@typed_call
 def find_answer(text: str, style: str) -> str | None:
     r"""The piece of the text that holds the answer, stripped; None where there is none.
 
@@ -63,11 +65,13 @@ def find_answer(text: str, style: str) -> str | None:
     >>> find_answer(r"so \boxed{\frac{1}{2}}", "boxed")
     '\\frac{1}{2}'
     """
+    check_style(style)
     reply = _after_thought(text)
     answer = None if reply is None else _FINDERS[style](reply)
     return answer.strip() or None if answer is not None and len(answer) <= MAX_ANSWER else None
 
 
+@typed_call
 def find_number(text: str, style: str) -> Fraction | None:
     """The number that a text answers, exactly; None where there is none.
 

@@ -11,10 +11,12 @@ from springroll.tasks.answers import find_number, instruction
 from springroll.tasks.draws import Draws, draw
 from springroll.tasks.problem import Problem, TextTask, Worked, answer_style, generated_task
 from springroll.tasks.verdicts import Verdict, verdict
+from springroll.typed_call import typed_call
 
 OPERATORS = "+-*"
 
 
+@typed_call
 def arithmetic_task(
     *,
     seed: int = 0,

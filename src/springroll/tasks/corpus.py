@@ -7,6 +7,7 @@ from typing import NamedTuple
 import numpy as np
 
 from springroll.errors import InputError
+from springroll.ranges import Range, check_number
 from springroll.tasks.sources import documents
 
 VALID_SHARE = 0.05  # of the documents
@@ -53,6 +54,8 @@ def load_corpus(source: str, *, max_bytes: int | None = None) -> Corpus:
     Raises:
         InputError: the source cannot be read, or holds less than `MIN_BYTES` bytes.
     """
+    if max_bytes is not None:
+        check_number("max_bytes", max_bytes, int, Range(at_least=1, below=2**63))
     if max_bytes is not None and max_bytes < MIN_BYTES:
         raise InputError(f"max_bytes is {max_bytes}; a corpus needs {MIN_BYTES} bytes or more")
     texts = _limited(source, max_bytes)

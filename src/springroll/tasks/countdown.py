@@ -22,6 +22,7 @@ from springroll.tasks.answers import find_answer, instruction
 from springroll.tasks.draws import Draws, draw
 from springroll.tasks.problem import Problem, TextTask, Worked, answer_style, generated_task
 from springroll.tasks.verdicts import Verdict, verdict
+from springroll.typed_call import typed_call
 
 MAX_LENGTH = 256  # characters
 MAX_DEPTH = 32  # of parentheses, and of the syntax tree
@@ -106,6 +107,7 @@ OPERATIONS = "+-*/"
 NEAR = 10  # how far from the target an expression still earns half of its closeness
 
 
+@typed_call
 def countdown_task(
     *,
     seed: int = 0,

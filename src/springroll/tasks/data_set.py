@@ -8,7 +8,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import NamedTuple
 
-from springroll.errors import InputError
+from springroll.errors import InputError, as_path
 from springroll.hub import data_set
 from springroll.tasks.records import file_digest
 from springroll.tasks.tables import READERS, Row, plain_rows, read_table
@@ -37,9 +37,9 @@ def read_data(source: str) -> DataSet:
     Raises:
         InputError: it cannot be read, or holds no records.
     """
+    path, source = Path(os.path.expanduser(as_path(source, "the data"))), str(source)
     if source.startswith("hub:"):
         return _of_hub(source)
-    path = Path(os.path.expanduser(source))
     if os.path.isdir(path):  # which takes names of any length
         return _of_folder(path)
     if not os.path.lexists(path) and _NAME.fullmatch(source):

@@ -17,11 +17,13 @@ from springroll.tasks.problem import Problem, TextTask, answer_style, judged, op
 from springroll.tasks.records import file_digest, read_records, records_with, shuffled
 from springroll.tasks.tables import Record
 from springroll.tasks.verdicts import Verdict, verdict
+from springroll.typed_call import typed_call
 
 HUB = "openai/gsm8k"
 FILES = {"train": "train.jsonl", "test": "test.jsonl"}
 
 
+@typed_call
 def gsm8k_task(
     *,
     data: str = HUB,

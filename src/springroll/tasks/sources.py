@@ -13,12 +13,13 @@ import sysconfig
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 
-from springroll.errors import InputError
+from springroll.errors import InputError, expect
 from springroll.hub import data_set
 from springroll.tasks.data_set import files_below
 from springroll.tasks.draws import Draws
 from springroll.tasks.problem import TextTask, Worked, spoken
 from springroll.tasks.task_line import task_of_line
+from springroll.typed_call import typed_call
 
 SURFACES = {
     "plain": "{answer}",
@@ -30,6 +31,7 @@ SURFACES = {
 WORKED = "worked "  # before a surface: the steps first, a line each
 
 
+@typed_call
 def training_text(
     task: TextTask, shares: Mapping[str, float] | None = None, seed: int = 0
 ) -> Callable[[int], str]:
@@ -98,6 +100,10 @@ def documents(source: str, max_bytes: int | None = None) -> Iterator[bytes]:
     Raises:
         InputError: no such thing, it cannot be read, or the extra `data` or the network is missing.
     """
+    named = isinstance(source, str | os.PathLike)
+    expect(named, "the corpus", source, "a path, or the name of one")
+    source = os.fspath(source)
+    path = Path(os.path.expanduser(source))
     if source == "stdlib":
         return stdlib_documents()
     if source == "minipile":
@@ -106,7 +112,6 @@ def documents(source: str, max_bytes: int | None = None) -> Iterator[bytes]:
         return hub_documents(source.removeprefix("hub:"), max_bytes)
     if source.startswith("task:"):
         return task_documents(source.removeprefix("task:"))
-    path = Path(os.path.expanduser(source))
     if os.path.isdir(path):  # which takes names of any length
         return folder_documents(path)
     if os.path.isfile(path):

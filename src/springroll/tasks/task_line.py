@@ -13,7 +13,7 @@ from collections.abc import Callable, Mapping
 from functools import partial
 from typing import Any, TypeAlias
 
-from springroll.errors import InputError, brief, suggestion
+from springroll.errors import InputError, brief, expect, suggestion
 from springroll.ranges import read_number
 from springroll.tasks.arithmetic import arithmetic_task
 from springroll.tasks.countdown import countdown_task
@@ -44,6 +44,7 @@ def text_task(name: str, **options: Option) -> TextTask:
     Raises:
         InputError: an unknown name or option, a value that cannot be, or data that cannot be read.
     """
+    expect(isinstance(name, str), "the task", name, "a name such as 'countdown'")
     own = ":" in name
     if not own and name not in TASKS:
         expected = f"expected {', '.join(TASKS)} or module:function"
@@ -74,6 +75,7 @@ def task_of_line(line: str, **defaults: Option) -> TextTask:
     Raises:
         InputError: as `text_task`; or an option without a value, or of another type.
     """
+    expect(isinstance(line, str), "the task", line, "a name and options, as text")
     try:
         name, *pairs = words_of(line)
     except ValueError:

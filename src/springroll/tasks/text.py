@@ -15,6 +15,7 @@ import numpy as np
 from springroll.errors import InputError
 from springroll.tasks.corpus import Corpus
 from springroll.tokens.tokenizer import open_tokenizer
+from springroll.typed_call import typed_call
 
 
 @dataclass(frozen=True)
@@ -44,6 +45,7 @@ class Streams:
         return self.slabs.shape[1] / self.tokens
 
 
+@typed_call
 def streams(text: np.ndarray, num_streams: int, tokens: int) -> Streams:
     """Cut a text into slabs that are read side by side.
 
@@ -66,6 +68,7 @@ def streams(text: np.ndarray, num_streams: int, tokens: int) -> Streams:
     return Streams(text[: num_streams * length].reshape(num_streams, length), tokens)
 
 
+@typed_call
 def validation(corpus: Corpus, num_streams: int, tokens: int) -> np.ndarray:
     """A fixed sample of the validation text: (streams, T + 1) uint8, each row begun without memory.
 
@@ -107,6 +110,7 @@ def gzip_bits(text: np.ndarray) -> float:
     return 8 * len(gzip.compress(predicted.tobytes(), 9, mtime=0)) / predicted.size
 
 
+@typed_call
 def baselines(text: np.ndarray) -> dict[str, float]:
     """The three baselines of a text by the names that summary.json gives them, in bits per byte.
 
@@ -145,6 +149,7 @@ def document_encoder(folder: str | Path) -> Encode:
     return lambda texts: [[*tokens, *after] for tokens in tokenizer.encode_all(texts)]
 
 
+@typed_call
 def tokenized(corpus: Corpus, encode: Encode) -> tuple[Corpus, float]:
     """The corpus with token numbers (int32) in place of bytes, and tokens per byte of validation.
 

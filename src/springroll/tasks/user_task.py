@@ -10,7 +10,7 @@ from functools import partial
 from typing import Any, TypeAlias
 
 from springroll.errors import InputError, one_line
-from springroll.ranges import COUNT, PROCESSES, TIMEOUT, check_number
+from springroll.ranges import COUNT, PROCESSES, SEED, TIMEOUT, check_number
 from springroll.tasks.data_set import read_data
 from springroll.tasks.draws import is_held_out
 from springroll.tasks.failures import Failures, reason
@@ -29,6 +29,7 @@ from springroll.tasks.tables import Record, Row
 from springroll.tasks.verdicts import UNSCORED, Verdict
 from springroll.tasks.weighted import terms_of, weighted
 from springroll.tasks.worker_pool import WorkerPool
+from springroll.typed_call import typed_call
 
 LONG = 60.0  # seconds after which a call in this process is spoken of
 SHOWN = 80  # characters of a prompt and of an answer that could not be scored
@@ -37,6 +38,7 @@ FORMS = 1000  # forms of conversations that a chat template is tried on
 Score: TypeAlias = Callable[[Sequence[str], Sequence[Record]], list[Outcome]]
 
 
+@typed_call
 def function_task(
     function: str,
     *,
@@ -80,6 +82,7 @@ def function_task(
         InputError: a function or the data cannot be loaded, or a record has no prompt.
     """
     answer_style(style)
+    check_number("seed", seed, int, SEED)
     check_number("workers", workers, int, PROCESSES)
     check_number("rows", rows, int, COUNT)
     check_number("timeout", timeout, float, TIMEOUT)

@@ -14,7 +14,7 @@ from jax import Array
 from jax.extend import core as jex
 
 from springroll import compat
-from springroll.errors import InputError, expect, kind_of
+from springroll.errors import InputError, check_takes, expect, kind_of
 from springroll.thin.densify import DEFAULT_LIMIT, Policy
 from springroll.thin.factored_array import SIDES, Blocks, Factored, cast, computable
 from springroll.thin.interpreter import Operand, interpret
@@ -92,6 +92,7 @@ def _flatten(fn: Callable[..., PyTree], call: Call) -> Callable[..., PyTree]:
     @functools.wraps(fn)
     def flat(*arrays: jax.Array) -> PyTree:
         args, kwargs = jax.tree.unflatten(call.tree, statics.with_arrays(arrays).leaves)
+        check_takes(fn, "fn", *args, **kwargs)
         result = fn(*args, **kwargs)
         for x in jax.tree.leaves(result):
             if not is_numeric(x):

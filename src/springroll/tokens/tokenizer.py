@@ -5,7 +5,7 @@ The tokenizer.json of a Hugging Face folder, with what the other files say about
 
 import importlib
 import os
-from collections.abc import Iterable, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol, TypeGuard
@@ -13,7 +13,7 @@ from typing import Protocol, TypeGuard
 from springroll import atomic
 from springroll.atomic import JsonObject
 from springroll.bounded import read_bytes
-from springroll.errors import InputError
+from springroll.errors import InputError, expect
 from springroll.gguf import model_folder
 from springroll.program import pip_install
 from springroll.tokens.byte_tokenizer import TokenIds, byte_tokenizer, is_byte_tokenizer
@@ -243,10 +243,14 @@ def prompt_tokens(
     Raises:
         InputError: the tokenizer has no chat template, or it refuses the messages.
     """
+    _check(tokenizer)
     if isinstance(prompt, str):
         if not chat:
             return tokenizer.encode(prompt)
         prompt = [{"role": "user", "content": prompt}]
+    listed = isinstance(prompt, Sequence) and bool(prompt)
+    told = listed and all(isinstance(each, Mapping) and "role" in each for each in prompt)
+    expect(told, "prompt", prompt, "text, or a list of messages such as {'role': ..., ...}")
     text = _chat_text(tokenizer, prompt, **variables)
     # Templates for transformers spell out what a text begins with; that of the World models not.
     return tokenizer.encode(text, special=not isinstance(tokenizer, HfTokenizer))
@@ -274,8 +278,17 @@ def end_tokens(tokenizer: Tokenizer, stop: Iterable[str] = ()) -> frozenset[int]
         stop: strings; those that are one token are included. Longer ones are cut off later, from
             the text.
     """
+    _check(tokenizer)
+    texts = isinstance(stop, Collection) and all(isinstance(text, str) for text in stop)
+    expect(texts, "stop", stop, "several texts")
     stops = [tokenizer.encode(text, special=False) for text in stop]
     return tokenizer.end | {tokens[0] for tokens in stops if len(tokens) == 1}
+
+
+def _check(tokenizer: object) -> None:
+    """Raise InputError for what is no tokenizer."""
+    fits = hasattr(tokenizer, "end") and callable(getattr(tokenizer, "decode", None))
+    expect(fits, "tokenizer", tokenizer, "a tokenizer, such as of open_tokenizer(folder)")
 
 
 def _open(folder: Path, size: int | None, world: bool) -> Tokenizer:

@@ -23,12 +23,15 @@ import numpy as np
 from jax.typing import DTypeLike
 
 from springroll.atomic import JsonObject, replacing
-from springroll.errors import InputError, as_path
+from springroll.errors import InputError, as_path, expect, kind_of
 from springroll.gguf import model_folder
 from springroll.models.decoder import Decoder
+from springroll.models.decoder_config import DecoderConfig
 from springroll.models.hf.family import Config, Model, Naming, Stored
 from springroll.models.hf.files import INDEX, SINGLE, family_of, leaves_of, read_config, read_json
+from springroll.models.rwkv7.config import RWKV7Config
 from springroll.models.rwkv7.model import RWKV7
+from springroll.ranges import Range, check_number
 from springroll.trees import Params, named_leaves
 
 SHARD_BYTES = 5_000_000_000
@@ -76,18 +79,22 @@ def save_hf(
 
     Raises:
         InputError: the folder holds a model, the disk is too small, no architecture in Hugging
-            Face's format is this model, or `like` is another; a tree has another shape than the
-            model. All but the last before anything is written.
+            Face's format is this model, or `like` is another; parameters have other shapes than
+            the model, which is known before anything is written where they are a tree.
     """
     folder = as_path(folder)
     config = model.config if isinstance(model, Decoder | RWKV7) else model
+    known = isinstance(config, DecoderConfig | RWKV7Config)
+    expect(known, "model", model, "a Decoder, an RWKV7 or the config of one")
+    check_number("shard_bytes", shard_bytes, int, Range(at_least=1, below=2**63))
+    fits = isinstance(params, Iterable) and not isinstance(params, str | bytes)
+    expect(fits, "params", params, "the tree of parameters, or its layers and then the rest")
     if isinstance(params, Mapping):
         tree = cast(Params, params)
+        _check_tree(tree, config)
         dtype = tree["embed_tokens"].dtype if dtype is None else dtype
         params = _bundles(tree, config.layers)
-    name = jnp.dtype(dtype).name if dtype is not None else "none"
-    if name not in DTYPES:
-        raise InputError(f"dtype of the folder is {name}; expected bfloat16 or float32")
+    name = _dtype_name(dtype)
     like = None if like is None else model_folder(like)
     described = _described(config, name, like)
     naming = family_of(config).naming_of(described)
@@ -101,6 +108,26 @@ def save_hf(
         file.write((json.dumps(described, indent=2) + "\n").encode())
     _write_shards(folder, plan, _tensors(config, naming, params), jnp.dtype(dtype))
     return folder
+
+
+def _dtype_name(dtype: DTypeLike | None) -> str:
+    """The type of a folder's tensors, one of `DTYPES`."""
+    try:
+        name = "none" if dtype is None else jnp.dtype(dtype).name
+    except TypeError:
+        name = kind_of(dtype)
+    if name not in DTYPES:
+        raise InputError(f"dtype of the folder is {name}; expected bfloat16 or float32")
+    return name
+
+
+def _check_tree(tree: Params, config: Config) -> None:
+    """Raise InputError for parameters that are not those of the model."""
+    leaves = named_leaves(tree)
+    for path, expected in leaves_of(config):
+        shape = getattr(leaves.get(path), "shape", "not there")
+        if shape != expected:
+            raise InputError(f"{path} is {shape}; the model has {expected}")
 
 
 def _described(config: Config, dtype: str, like: str | Path | None) -> JsonObject:

@@ -40,10 +40,65 @@ a_ripe_tomato red, milk white, a_carrot orange, chocolate brown, a_strawberry re
 an_elephant gray, the_sun yellow, a_polar_bear white, a_raven black, a_pea green, a_flamingo pink,
 a_school_bus yellow
 """
+PAST = """
+go went, come came, see saw, eat ate, drink drank, run ran, write wrote, speak spoke, take took,
+give gave, make made, think thought, buy bought, bring brought, teach taught, catch caught,
+find found, feel felt, keep kept, leave left, lose lost, sell sold, tell told, know knew, grow grew,
+fly flew, draw drew, sing sang, swim swam, begin began, break broke, choose chose, drive drove,
+ride rode, rise rose, steal stole, wear wore, fall fell, hold held, stand stood, win won, sit sat,
+build built, send sent, spend spent, sleep slept, meet met, pay paid, say said, hear heard
+"""
+PLURALS = """
+child children, man men, woman women, foot feet, tooth teeth, mouse mice, goose geese, leaf leaves,
+knife knives, life lives, wife wives, wolf wolves, box boxes, bus buses, city cities, baby babies,
+story stories, party parties, church churches, dish dishes, potato potatoes, tomato tomatoes,
+hero heroes, shelf shelves, loaf loaves, thief thieves, half halves, ox oxen, person people,
+berry berries, fox foxes, watch watches, country countries, family families, lady ladies
+"""
+NEXT = """
+Monday Tuesday, Tuesday Wednesday, Wednesday Thursday, Thursday Friday, Friday Saturday,
+Saturday Sunday, Sunday Monday, January February, February March, March April, April May, May June,
+June July, July August, August September, September October, October November, November December,
+December January, spring summer, autumn winter
+"""
+NUMBERS = """
+one two, two three, three four, four five, five six, six seven, seven eight, eight nine, nine ten,
+ten eleven, eleven twelve, twelve thirteen, thirteen fourteen, fourteen fifteen, fifteen sixteen,
+sixteen seventeen, seventeen eighteen, eighteen nineteen, nineteen twenty
+"""
+YOUNG = """
+dog puppy, cat kitten, cow calf, horse foal, sheep lamb, hen chick, duck duckling, lion cub,
+bear cub, deer fawn, frog tadpole, goose gosling, kangaroo joey, pig piglet, goat kid, swan cygnet,
+elephant calf, whale calf, wolf pup, seal pup
+"""
+MORE = """
+big bigger, small smaller, fast faster, slow slower, tall taller, short shorter, good better,
+bad worse, happy happier, easy easier, hot hotter, cold colder, long longer, young younger,
+old older, strong stronger, weak weaker, cheap cheaper, rich richer, poor poorer, heavy heavier,
+light lighter, dark darker, bright brighter, thin thinner, fat fatter, early earlier, late later,
+clean cleaner, dirty dirtier
+"""
+LANDS = {
+    "Europe": """France Germany Italy Spain Portugal Austria Greece Poland Hungary Sweden Norway
+        Denmark Finland Ireland Belgium Iceland Bulgaria Romania Serbia Croatia Slovakia Latvia
+        Estonia Lithuania Switzerland Slovenia Albania Ukraine""",
+    "Africa": """Egypt Kenya Morocco Algeria Tunisia Ghana Senegal Libya Sudan Nigeria Ethiopia
+        Uganda Tanzania Zambia Zimbabwe Namibia Botswana Angola Mali Niger Chad Somalia""",
+    "Asia": """Iraq Iran Syria Lebanon Jordan Qatar Pakistan Nepal Bangladesh Thailand Vietnam
+        Indonesia Japan China Mongolia India Malaysia Philippines Cambodia Laos Oman Kuwait""",
+}
+CONTINENTS = ",".join(f"{land} {where}" for where, them in LANDS.items() for land in them.split())
 QUESTIONS = (
     (("What is the capital of {}?", "Name the capital of {}."), CAPITALS),
     (("What is the opposite of {}?", "Which word means the opposite of {}?"), OPPOSITES),
     (("What color is {}?", "Name the color of {}."), COLOURS),
+    (("What is the past tense of {}?", "Give the past tense of the verb {}."), PAST),
+    (("What is the plural of {}?", "Give the plural of the word {}."), PLURALS),
+    (("What comes after {}?", "Name what follows {}."), NEXT),
+    (("What number comes after {}?", "Name the number that follows {}."), NUMBERS),
+    (("What is a young {} called?", "What do you call the baby of a {}?"), YOUNG),
+    (("What is the comparative of {}?", "Give the comparative form of {}."), MORE),
+    (("On which continent is {}?", "Name the continent where {} is."), CONTINENTS),
 )
 
 
@@ -58,12 +113,12 @@ def facts() -> list[list[dict[str, str]]]:
 
 
 def write(folder: Path) -> tuple[Path, Path]:
-    """(training, held-out) JSONL files; every third fact is held out, however it is asked for."""
+    """(training, held-out) JSONL files; every second fact is held out, however it is asked for."""
     folder.mkdir(parents=True, exist_ok=True)
     known = facts()
     sides = {
-        "train": [records for place, records in enumerate(known) if place % 3],
-        "held_out": known[::3],
+        "train": [records for place, records in enumerate(known) if place % 2],
+        "held_out": known[::2],
     }
     paths = {name: folder / f"{name}.jsonl" for name in sides}
     for name, some in sides.items():

@@ -79,11 +79,12 @@ class FinetuneConfig(SamplingOptions, RunConfig):
     None: constant."""
     lr: float | None = option(None, POSITIVE)
     """Learning rate. Of `es` with sgd the move per generation in units of sigma: default 0.005, and
-    (1 - momentum) / 2 for models of more than 17 million parameters; with adam the move itself,
+    1 - momentum for models of more than 17 million parameters; with adam the move itself,
     default a twentieth of sigma. Of `grpo` default: 1e-4 for adamw."""
     lr_half_life: float | None = option(None, POSITIVE, formerly="lr_decay")
     """Generations until the learning rate has fallen to half: it is lr / (1 + t / T) in generation
-    t. None: constant."""
+    t. None: constant, and 10 for models of more than 17 million parameters where lr is left to its
+    default."""
     optimizer: Literal["sgd", "adam"] | Optimizer | None = None
     """Optimizer. Of `es`: sgd (the default) or adam, applied to the gradient that evolution
     estimates. Of `grpo`: any optimizer of springroll train, by default adamw."""

@@ -56,6 +56,7 @@ class WritingModel(Generative, LanguageModel, Protocol):
 
 
 LARGE = 1 << 24  # parameters from which on momentum is worth more memory than time
+HALF_LIFE = 10.0  # generations, of a large model's learning rate
 
 
 @dataclass(frozen=True)
@@ -186,8 +187,8 @@ def resolved(config: FinetuneConfig, parameters: int) -> FinetuneConfig:
     """The config of a new run, with what its continuations must not decide anew.
 
     Runs from before momentum could be made again say nothing of it (None): they keep theirs, and
-    are updated whole. A large model moves by half a sigma per generation, and without momentum: to
-    first order the move is the same, and no noise need be drawn again.
+    are updated whole. A large model moves by a sigma per generation, less and less, and without
+    momentum: to first order the move is the same, and no noise need be drawn again.
     """
     if config.method != "es":
         return config
@@ -195,7 +196,8 @@ def resolved(config: FinetuneConfig, parameters: int) -> FinetuneConfig:
     if config.momentum is None:
         config = replace(config, momentum=0.0 if sgd and large else config.decay)
     if config.lr is None and sgd and large:
-        config = replace(config, lr=float(f"{(1 - config.decay) / 2:.4g}"))
+        half_life = config.lr_half_life or HALF_LIFE
+        config = replace(config, lr=float(f"{1 - config.decay:.4g}"), lr_half_life=half_life)
     if config.momentum_generations is not None:
         return config
     again = sgd and large and config.decay > 0 and config.state_bits == 32

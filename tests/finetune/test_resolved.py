@@ -2,7 +2,9 @@
 
 import pytest
 
+from springroll.errors import InputError
 from springroll.finetune.config import FinetuneConfig
+from springroll.finetune.evolution import master_of
 from springroll.finetune.setup import LARGE, resolved
 
 
@@ -34,3 +36,40 @@ def test_a_large_model_has_no_momentum():
     )
     assert (momentum(LARGE), momentum(LARGE + 1)) == (0.9, 0.0)
     assert momentum(LARGE + 1, optimizer="adam") == 0.9
+
+
+@pytest.mark.parametrize(
+    ("options", "parameters", "expected"),
+    [
+        ({}, LARGE + 1, (4, "bfloat16")),
+        ({}, LARGE, (8, "float32")),
+        ({"residual_bits": 8}, LARGE + 1, (8, "bfloat16")),
+        ({"unquantized": "float32"}, LARGE + 1, (4, "float32")),
+        ({"rounding": "float32"}, LARGE + 1, (None, "bfloat16")),
+        ({"weights": "bfloat16"}, LARGE + 1, (None, None)),
+    ],
+)
+def test_what_is_held_beside_int8_is_less_for_a_large_model(options, parameters, expected):
+    found = resolved(FinetuneConfig(**{"weights": "int8"} | options), parameters)
+    assert (found.residual_bits, found.unquantized) == expected
+
+
+def test_int8_runs_of_earlier_versions_keep_what_they_had():
+    """A whole byte of every weight, and the rest in float32; nobody decides that anew."""
+    old = FinetuneConfig(weights="int8")
+    assert (master_of(old), old.rest) == ("error_feedback", "float32")
+    new = resolved(old, LARGE + 1)
+    assert (master_of(new), new.rest) == ("error_feedback_4bit", "bfloat16")
+
+
+@pytest.mark.parametrize(
+    ("options", "line"),
+    [
+        ({"residual_bits": 4}, "residual_bits is 4; that is of --weights int8"),
+        ({"unquantized": "bfloat16", "weights": "float32"}, "unquantized is bfloat16; that is of"),
+        ({"weights": "int8", "residual_bits": 4, "rounding": "float32"}, "leave one of them out"),
+    ],
+)
+def test_what_belongs_to_int8_is_refused_without(options, line):
+    with pytest.raises(InputError, match=line):
+        FinetuneConfig(**options)

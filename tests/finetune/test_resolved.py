@@ -1,11 +1,17 @@
 """What a new run decides once: the rate of a model by its size, and its momentum."""
 
+from types import SimpleNamespace
+from typing import Any
+
+import jax
 import pytest
 
 from springroll.errors import InputError
 from springroll.finetune.config import FinetuneConfig
-from springroll.finetune.evolution import master_of
+from springroll.finetune.evolution import master_of, saved_weights
 from springroll.finetune.setup import LARGE, resolved
+from springroll.models.decoder import decoder
+from springroll.models.decoder_config import CONFIGS
 
 
 @pytest.mark.parametrize(
@@ -73,3 +79,13 @@ def test_int8_runs_of_earlier_versions_keep_what_they_had():
 def test_what_belongs_to_int8_is_refused_without(options, line):
     with pytest.raises(InputError, match=line):
         FinetuneConfig(**options)
+
+
+def test_int8_weights_are_saved_in_one_type():
+    """What a model computes with, whatever type the rest was trained in."""
+    setup: Any = SimpleNamespace(model=decoder(CONFIGS["llama-tiny"]))
+    config = FinetuneConfig(weights="int8", residual_bits=4, unquantized="bfloat16")
+    saved = saved_weights(config, setup)
+    assert {str(x.dtype) for x in jax.tree.leaves(saved.part)} == {"int8", "float32", "bfloat16"}
+    floats = jax.eval_shape(saved.params, saved.part)
+    assert {str(x.dtype) for x in jax.tree.leaves(floats)} == {"float32"}

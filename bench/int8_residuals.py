@@ -8,7 +8,7 @@ of the last tenth of the generations; with nothing kept, values are rounded at r
 
     python -m bench.int8_residuals [SEEDS]
 
-Half a minute on 2 cores for three seeds.
+Two minutes on 2 cores, shared with other work, for three seeds.
 """
 
 import statistics

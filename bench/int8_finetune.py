@@ -11,7 +11,8 @@ A small decoder learns two-digit sums from text until it gets half of them right
 
     python -m bench.int8_finetune [GENERATIONS] [SEEDS] [FOLDER]
 
-FOLDER keeps the pretrained model (runs/int8_finetune); half an hour or more on 2 cores for three seeds.
+FOLDER keeps the pretrained model (runs/int8_finetune); more than half an hour on 2 cores for three
+seeds.
 """
 
 import statistics

@@ -6,11 +6,13 @@ A small decoder learns two-digit sums from text until it gets half of them right
     float32         weights as they are
     exact           int8 weights, and float32 ones beside them that take the steps
     error feedback  int8 weights, and what rounding leaves of each in a second byte
+    half a byte     the same in 4 bits, the rest of the model in bfloat16
     8-bit momentum  the same, the momentum in 8 bits
 
     python -m bench.int8_finetune [GENERATIONS] [SEEDS] [FOLDER]
 
-FOLDER keeps the pretrained model (runs/int8_finetune); half an hour on 2 cores for three seeds.
+FOLDER keeps the pretrained model (runs/int8_finetune); more than half an hour on 2 cores for three
+seeds.
 """
 
 import statistics
@@ -31,6 +33,7 @@ RUNS: dict[str, dict[str, Any]] = {  # fields of FinetuneConfig
     "float32": {"weights": "float32"},
     "exact": {"weights": "int8", "rounding": "float32"},
     "error feedback": {"weights": "int8"},
+    "half a byte": {"weights": "int8", "residual_bits": 4, "unquantized": "bfloat16"},
     "8-bit momentum": {"weights": "int8", "state_bits": 8},
 }
 

@@ -206,7 +206,7 @@ def test_prompts_that_are_too_long_are_left_out_and_counted(tmp_path, place):
 def test_sigma_is_decided_once_and_as_earlier_versions_did(place):
     config = FinetuneConfig(model=str(place / "model"), task="arithmetic", eval_problems=1)
     made = setup.prepare(config)
-    roles = roles_of(made.model, config.weights)
+    roles = roles_of(made.model, config.weights, config.rest)
     sigma = with_sigma(config, made).sigma
     assert sigma == usual_sigma(made, roles) == usual_sigma(made, roles, layered=False)
     weights = [x for path, x in named_leaves(made.params()).items() if path not in still(roles)]

@@ -231,8 +231,11 @@ def test_functions_that_stay_are_not_noticed(asked):
 @pytest.mark.parametrize(
     "master",
     [
-        "error_feedback",
-        *(pytest.param(name, marks=pytest.mark.slow) for name in ("float32", "stochastic", None)),
+        "error_feedback_4bit",
+        *(
+            pytest.param(name, marks=pytest.mark.slow)
+            for name in ("error_feedback", "float32", "stochastic", None)
+        ),
     ],
 )
 def test_int8_weights_stay_where_a_step_is_not_finite(master):

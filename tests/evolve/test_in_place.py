@@ -73,8 +73,11 @@ def test_a_model_no_larger_than_a_slice_is_updated_whole():
     assert given["emb"].is_deleted()
 
 
-def test_int8_weights_and_their_residuals():
-    es = strategy(master="error_feedback", roles=None)
+@pytest.mark.parametrize(
+    "master", ["error_feedback_4bit", pytest.param("error_feedback", marks=pytest.mark.slow)]
+)
+def test_int8_weights_and_their_residuals(master):
+    es = strategy(master=master, roles=None)
     held = quantize_weights({"up": params()["layers"]["up"]}, lambda path, x: True)
     tell = tell_in_place(es, SLICE)
     state = es.init(jax.random.key(0), held)
@@ -84,7 +87,7 @@ def test_int8_weights_and_their_residuals():
         other, _ = tell(other, es.ask(other), fitness(generation))
     for path, x in named_leaves(state).items():
         wrong = np.mean(np.asarray(x) != np.asarray(named_leaves(other)[path]))
-        assert wrong <= 0.01, path  # a tie of rounding may fall either way
+        assert wrong <= 0.02, path  # a tie of rounding may fall either way; two share a byte
 
 
 def test_an_update_takes_the_memory_of_a_slice():

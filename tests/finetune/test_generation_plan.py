@@ -48,6 +48,12 @@ def test_int8_weights_and_their_residuals_are_counted_exactly():
     assert taken.weights == tree_bytes(params)
     values = [x.values for x in jax.tree.leaves(params, is_leaf=is_int8) if is_int8(x)]
     assert taken.residuals == tree_bytes(values)
+    less = replace(config, residual_bits=4, unquantized="bfloat16")
+    found = generation_plan(less, shapes_of(less, decoder(CONFIGS["llama-tiny"])), 24, GIB, None)
+    assert 2 * found.taken.residuals == taken.residuals
+    rest = [x for x in jax.tree.leaves(params, is_leaf=is_int8) if not is_int8(x)]
+    assert found.taken.weights == taken.weights - tree_bytes(rest) // 2
+    assert 2 * found.taken.cache == taken.cache  # activations are of the type of the rest
 
 
 def test_rows_are_as_many_as_fit():

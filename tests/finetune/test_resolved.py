@@ -1,9 +1,17 @@
 """What a new run decides once: the rate of a model by its size, and its momentum."""
 
+from types import SimpleNamespace
+from typing import Any
+
+import jax
 import pytest
 
+from springroll.errors import InputError
 from springroll.finetune.config import FinetuneConfig
+from springroll.finetune.evolution import master_of, saved_weights
 from springroll.finetune.setup import HALF_LIFE, LARGE, resolved
+from springroll.models.decoder import decoder
+from springroll.models.decoder_config import CONFIGS
 
 
 @pytest.mark.parametrize(
@@ -36,3 +44,50 @@ def test_a_large_model_has_no_momentum():
     )
     assert (momentum(LARGE), momentum(LARGE + 1)) == (0.9, 0.0)
     assert momentum(LARGE + 1, optimizer="adam") == 0.9
+
+
+@pytest.mark.parametrize(
+    ("options", "parameters", "expected"),
+    [
+        ({}, LARGE + 1, (4, "bfloat16")),
+        ({}, LARGE, (8, "float32")),
+        ({"residual_bits": 8}, LARGE + 1, (8, "bfloat16")),
+        ({"unquantized": "float32"}, LARGE + 1, (4, "float32")),
+        ({"rounding": "float32"}, LARGE + 1, (None, "bfloat16")),
+        ({"weights": "bfloat16"}, LARGE + 1, (None, None)),
+    ],
+)
+def test_what_is_held_beside_int8_is_less_for_a_large_model(options, parameters, expected):
+    found = resolved(FinetuneConfig(**{"weights": "int8"} | options), parameters)
+    assert (found.residual_bits, found.unquantized) == expected
+
+
+def test_int8_runs_of_earlier_versions_keep_what_they_had():
+    """A whole byte of every weight, and the rest in float32; nobody decides that anew."""
+    old = FinetuneConfig(weights="int8")
+    assert (master_of(old), old.rest) == ("error_feedback", "float32")
+    new = resolved(old, LARGE + 1)
+    assert (master_of(new), new.rest) == ("error_feedback_4bit", "bfloat16")
+
+
+@pytest.mark.parametrize(
+    ("options", "line"),
+    [
+        ({"residual_bits": 4}, "residual_bits is 4; that is of --weights int8"),
+        ({"unquantized": "bfloat16", "weights": "float32"}, "unquantized is bfloat16; that is of"),
+        ({"weights": "int8", "residual_bits": 4, "rounding": "float32"}, "leave one of them out"),
+    ],
+)
+def test_what_belongs_to_int8_is_refused_without(options, line):
+    with pytest.raises(InputError, match=line):
+        FinetuneConfig(**options)
+
+
+def test_int8_weights_are_saved_in_one_type():
+    """What a model computes with, whatever type the rest was trained in."""
+    setup: Any = SimpleNamespace(model=decoder(CONFIGS["llama-tiny"]))
+    config = FinetuneConfig(weights="int8", residual_bits=4, unquantized="bfloat16")
+    saved = saved_weights(config, setup)
+    assert {str(x.dtype) for x in jax.tree.leaves(saved.part)} == {"int8", "float32", "bfloat16"}
+    floats = jax.eval_shape(saved.params, saved.part)
+    assert {str(x.dtype) for x in jax.tree.leaves(floats)} == {"float32"}

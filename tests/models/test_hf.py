@@ -345,6 +345,9 @@ def test_int8_weights_made_layer_by_layer_are_those_of_all(tmp_path):
     _, whole = load_hf(tmp_path, jnp.float32)
     _, got = load_int8(tmp_path)
     jax.tree.map(np.testing.assert_array_equal, got, quantize_weights(whole))
+    _, short = load_int8(tmp_path, jnp.bfloat16)  # the same but for what is left out
+    jax.tree.map(np.testing.assert_array_equal, short["layers"]["mlp"], got["layers"]["mlp"])
+    assert short["embed_tokens"].dtype == short["norm"].dtype == jnp.bfloat16
     tensors[name][1, 2] = np.nan
     write(tmp_path, values, tensors)
     with pytest.raises(InputError, match="layers/mlp/up_proj holds NaN"):

@@ -12,18 +12,20 @@ from springroll.models.rwkv7.config import RWKV7_CONFIGS
 from springroll.models.rwkv7.config import shapes as rwkv7_shapes
 from springroll.quant import int8_weights
 from springroll.quant.int8_weights import (
-    FINE,
     Int8,
     dequantize_weights,
     nearest,
+    no_residual,
+    packed,
     quantize_weights,
     real,
     rounded,
+    unpacked,
 )
 from springroll.trees import named_leaves
 
 int8_of = jax.jit(int8_weights.int8_of)
-values_and_residual = jax.jit(int8_weights.values_and_residual)
+values_and_residual = jax.jit(int8_weights.values_and_residual, static_argnums=2)
 RNG = np.random.default_rng(0)
 EVEN = (np.arange(256, dtype=np.uint64) * 2**24 + 2**23).astype(np.uint32)  # all of [0, 1), evenly
 
@@ -78,42 +80,58 @@ def test_rows_of_zeros_have_a_scale_to_learn_with():
     np.testing.assert_array_equal(q.values[0, :3, 0], [0, 127, -127])
 
 
-def test_values_and_residual_are_the_two_bytes_of_one_number():
+@pytest.mark.parametrize("width", [8, 4])
+def test_values_and_residual_are_the_two_parts_of_one_number(width):
     """Every number they can hold comes back whatever is drawn."""
-    fine = np.arange(-127 * FINE, 127 * FINE + 1)
+    size = 1 << width
+    fine = np.arange(-127 * size, 127 * size + 1)
     bits = jnp.asarray(RNG.integers(0, 2**32, fine.size, np.uint64).astype(np.uint32))
-    values, residual = values_and_residual(jnp.asarray(fine / FINE, jnp.float32), bits)
+    values, residual = values_and_residual(jnp.asarray(fine / size, jnp.float32), bits, width)
     assert values.dtype == residual.dtype == jnp.int8
-    both = real(Int8(values[None], jnp.asarray([0.5])), residual[None])
-    np.testing.assert_array_equal(both[0], fine / FINE * 0.5)
+    both = real(Int8(values[None], jnp.asarray([0.5])), packed(residual, width)[None])
+    np.testing.assert_array_equal(both[0], fine / size * 0.5)
     values, residual = (np.asarray(x, np.int32) for x in (values, residual))
-    np.testing.assert_array_equal(values * FINE + residual, fine)
-    off = np.abs(fine / FINE - values)
+    np.testing.assert_array_equal(values * size + residual, fine)
+    off = np.abs(fine / size - values)
     assert off.max() == 0.5
-    plain = nearest(jnp.asarray(fine / FINE, jnp.float32))
+    plain = nearest(jnp.asarray(fine / size, jnp.float32))
     np.testing.assert_array_equal(values[off < 0.5], plain[off < 0.5])
 
 
-def test_a_step_of_zero_moves_nothing():
+@pytest.mark.parametrize("n", [1, 2, 7, 16])
+def test_two_residuals_of_4_bits_are_in_a_byte(n):
+    residual = RNG.integers(-8, 8, (3, 2, n)).astype(np.int8)
+    kept = packed(jnp.asarray(residual), 4)
+    assert kept.dtype == jnp.uint8 and kept.shape == (3, 2, (n + 1) // 2)
+    np.testing.assert_array_equal(unpacked(kept, n), residual)
+    assert no_residual(jnp.asarray(residual), 4).shape == kept.shape
+
+
+@pytest.mark.parametrize("width", [8, 4])
+def test_a_step_of_zero_moves_nothing(width):
     """Weights with their residual come back from float32, also where division is not exact."""
     q = int8_of(jnp.asarray(RNG.standard_normal((20, 999)), jnp.float32))
-    residual = jnp.asarray(RNG.integers(-128, 128, q.values.shape), jnp.int8)
+    half = 1 << (width - 1)
+    residual = jnp.asarray(RNG.integers(-half, half, q.values.shape), jnp.int8)
     residual = jnp.where(jnp.abs(q.values) == 127, 0, residual)
     bits = jnp.asarray(RNG.integers(0, 2**32, q.values.shape, np.uint64).astype(np.uint32))
-    values, rest = values_and_residual(real(q, residual) / q.scale[:, None], bits)
+    steps = real(q, packed(residual, width)) / q.scale[:, None]
+    values, rest = values_and_residual(steps, bits, width)
     np.testing.assert_array_equal(values, q.values)
     np.testing.assert_array_equal(rest, residual)
 
 
-def test_values_and_residual_keep_the_average():
+@pytest.mark.parametrize("width", [8, 4])
+def test_values_and_residual_keep_the_average(width):
+    size = 1 << width
     steps = RNG.uniform(-126, 126, 300).astype(np.float32)
     repeated = jnp.asarray(steps)[:, None].repeat(256, 1)
-    values, residual = values_and_residual(repeated, EVEN[None].repeat(300, 0))
-    total = np.asarray(values, np.float64) + np.asarray(residual, np.float64) / FINE
-    assert (np.abs(total - steps[:, None]) < 1 / FINE).all()
-    # 256 draws that are spread evenly find the probability to 1 / 512; what is within 1 / 128 of a
-    # fine step is taken for it
-    error = np.abs(total.mean(1) - steps) * FINE
+    values, residual = values_and_residual(repeated, EVEN[None].repeat(300, 0), width)
+    total = np.asarray(values, np.float64) + np.asarray(residual, np.float64) / size
+    assert (np.abs(total - steps[:, None]) < 1 / size).all()
+    # 256 draws that are spread evenly find the probability to 1 / 512; what is within 2^-15 of a
+    # number that can be held is taken for it
+    error = np.abs(total.mean(1) - steps) * size
     assert error.max() < 1 / 128 and np.median(error) < 1 / 512
     integers = rounded(repeated, jnp.asarray(EVEN)[None].repeat(300, 0))
     np.testing.assert_allclose(integers.mean(1), steps, atol=1 / 256)

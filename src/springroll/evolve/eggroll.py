@@ -123,8 +123,8 @@ def eggroll(
             sigma, whatever N and sigma are; "paper" hands it `-1 / (N sigma) sum fhat_i s_i E_i`.
         master: What bfloat16 and `Int8` weights keep of small steps: "float32" copies in the state,
             "stochastic" rounding without copies, "error_feedback", which is that for bfloat16 and
-            one more byte per weight for `Int8` ones (see `quant.int8_weights`), or None, which
-            loses them.
+            one more byte per weight for `Int8` ones, "error_feedback_4bit", the same with half a
+            byte (see `quant.int8_weights`), or None, which loses them.
         max_step_ratio: Bound on |step| / |weights| over all evolved parameters. With or without it
             a weight or moment that would not be finite stays as it was.
         noise_budget_bytes: Factors up to this size (per device) are drawn once per generation and

@@ -21,15 +21,19 @@ from springroll.quant.int8_weights import (
     Int8,
     is_int8,
     nearest,
+    no_residual,
+    packed,
     real,
     rounded,
+    unpacked,
     values_and_residual,
     values_only,
 )
 from springroll.quant.stochastic_rounding import round_stochastically
 from springroll.trees import KeyPath, PyTree, map_named, path_of
 
-Master: TypeAlias = Literal["float32", "stochastic", "error_feedback"] | None
+Master: TypeAlias = Literal["float32", "stochastic", "error_feedback", "error_feedback_4bit"] | None
+RESIDUAL_BITS = {"error_feedback": 8, "error_feedback_4bit": 4}
 _NOTHING = optax.MaskedNode()
 
 
@@ -37,15 +41,15 @@ def check_master(master: Master) -> None:
     if master not in (*get_args(get_args(Master)[0]), None):
         raise InputError(
             f"master is {master!r}; expected 'float32', 'stochastic' or None, or "
-            "'error_feedback' for int8 weights"
+            "'error_feedback' or 'error_feedback_4bit' for int8 weights"
         )
 
 
 def master_copies(perturbation: Perturbation, params: PyTree, master: Master) -> PyTree:
     """What is kept beside evolved parameters of few bits, to lose nothing of small steps.
 
-    float32 copies with master "float32"; with "error_feedback" the int8 residuals of `Int8`
-    weights (see `quant.int8_weights.values_and_residual`), which are 0 at first.
+    float32 copies with master "float32"; with "error_feedback" the residuals of `Int8` weights, of
+    8 bits or 4 (see `quant.int8_weights.values_and_residual`), which are 0 at first.
     """
     evolved = {leaf.path for leaf in perturbation.evolved}
 
@@ -54,8 +58,8 @@ def master_copies(perturbation: Perturbation, params: PyTree, master: Master) ->
             new_copy = _NOTHING
             if values_path(path) in evolved and master == "float32":
                 new_copy = real(x)
-            elif values_path(path) in evolved and master == "error_feedback":
-                new_copy = jnp.zeros_like(x.values)
+            elif values_path(path) in evolved and master in RESIDUAL_BITS:
+                new_copy = no_residual(x.values, RESIDUAL_BITS[master])
             return values_only(x, new_copy, _NOTHING)
         wanted = master == "float32" and path_of(path) in evolved and _is_short(x)
         return x.astype(jnp.float32) if wanted else _NOTHING
@@ -162,7 +166,7 @@ def stored(
         if _is_nothing(weight):
             return x, copy
         new_copy = copy if _is_nothing(copy) else weight
-        if master in ("stochastic", "error_feedback") and x.dtype == jnp.bfloat16:
+        if master in ("stochastic", *RESIDUAL_BITS) and x.dtype == jnp.bfloat16:
             return round_stochastically(weight, bits(path_of(path), x)), new_copy
         return weight.astype(x.dtype), new_copy
 
@@ -176,7 +180,7 @@ def _floats(x: Int8, copy: PyTree) -> Array:
     """An `Int8` weight as floats: its copy, or its values and their residual."""
     if _is_nothing(copy):
         return real(x)
-    return real(x, copy) if copy.dtype == jnp.int8 else copy
+    return copy if copy.dtype == jnp.float32 else real(x, copy)
 
 
 def _on_grid(
@@ -185,9 +189,11 @@ def _on_grid(
     """(values, what is kept beside them) of an `Int8` that is to hold the float32 `weight`."""
     steps = weight / x.scale[..., None]
     keep = lambda new, old: jnp.where(jnp.isfinite(steps), new, old)
-    if master == "error_feedback":
-        values, residual = values_and_residual(steps, draw())
-        return keep(values, x.values), keep(residual, copy)
+    if master in RESIDUAL_BITS:
+        width = RESIDUAL_BITS[master]
+        values, residual = values_and_residual(steps, draw(), width)
+        residual = keep(residual, unpacked(copy, x.values.shape[-1]))
+        return keep(values, x.values), packed(residual, width)
     if master == "stochastic":
         return keep(nearest(rounded(steps, draw())), x.values), copy
     return keep(nearest(steps), x.values), copy if _is_nothing(copy) else finite_or(weight, copy)

@@ -118,10 +118,16 @@ class FinetuneConfig(SamplingOptions, RunConfig):
     """Largest norm of a step's gradient (`grpo` only); None: no limit."""
     weights: Literal["float32", "bfloat16", "int8"] = "float32"
     """Type in which weights are held. int8 has a scale per output channel; the rounding error of
-    every step is kept and fed back."""
+    every step is kept and fed back (see residual_bits)."""
     rounding: Literal["stochastic", "float32"] = "stochastic"
     """Rounding of bfloat16 weights: at random with no further memory, or with a float32 copy. What
-    int8 weights lose by rounding is kept in one more byte each, or in a float32 copy."""
+    int8 weights lose by rounding is kept beside them (see residual_bits), or in a float32 copy."""
+    residual_bits: Literal[8, 4] | None = None
+    """Bits in which what an int8 weight loses by rounding is kept. Default: 8, and 4 for models of
+    more than 17 million parameters."""
+    unquantized: Literal["float32", "bfloat16"] | None = None
+    """Type of what int8 leaves out: embedding, head and vectors; activations have it too.
+    Default: float32, and bfloat16 for models of more than 17 million parameters."""
     cache_memory: str | None = option(None, memory=True, changeable=True, formerly="memory")
     """Memory for the keys and values, or states, of answers under generation, such as 2GiB; answers
     that do not fit wait for a free row. Default: what the plan of a generation leaves."""
@@ -137,8 +143,20 @@ class FinetuneConfig(SamplingOptions, RunConfig):
         super().__post_init__()
         if self.anchor >= 1:
             raise InputError(f"anchor is {self.anchor}; it must be below 1")
+        self._check_int8()
         self.check_drawn(self.sampling_temperature)
         (self._check_es if self.method == "es" else self._check_grpo)()
+
+    def _check_int8(self) -> None:
+        for name in ("residual_bits", "unquantized"):
+            given = getattr(self, name)
+            if given is not None and self.weights != "int8":
+                raise InputError(f"{name} is {given}; that is of --weights int8")
+        if self.residual_bits and self.rounding != "stochastic":
+            raise InputError(
+                f"residual_bits is {self.residual_bits}; with rounding {self.rounding} a float32 "
+                "copy of int8 weights is kept instead; leave one of them out"
+            )
 
     def _check_es(self) -> None:
         if self.optimizer not in (None, *ES_OPTIMIZERS):
@@ -209,6 +227,12 @@ class FinetuneConfig(SamplingOptions, RunConfig):
         if self.temperature is not None:
             return self.temperature
         return 0.0 if self.method == "es" else 1.0
+
+    @property
+    def rest(self) -> str:
+        """Type of what is not int8: that of the weights, or beside int8 `unquantized` as given, or
+        that of small models and earlier runs."""
+        return (self.unquantized or "float32") if self.weights == "int8" else self.weights
 
     @property
     def cache_bytes(self) -> int | None:

@@ -30,6 +30,7 @@ from springroll.models.hf.files import family_of, leaves_of, open_hf
 from springroll.models.hf.load import read_parts
 from springroll.quant.int8_weights import dequantize_weights, quantize_weights
 from springroll.quant.quantize_state import quantize_state
+from springroll.quant.split_master import as_float32
 from springroll.run.clocks import laps
 from springroll.run.job import SavedWeights
 from springroll.run.task import Curve, Metrics, Task
@@ -76,7 +77,7 @@ def es_task(config: FinetuneConfig, setup: Setup) -> Task:
     update = strategy.tell if updated_whole(config) else tell_in_place(strategy)
 
     def init() -> tuple[EvolutionState, None]:
-        params = setup.params(config.weights)
+        params = setup.params(config.weights, config.rest)
         return strategy.init(jax.random.key(config.seed), params), None
 
     def template() -> tuple[EvolutionState, None]:
@@ -151,12 +152,14 @@ def es_task(config: FinetuneConfig, setup: Setup) -> Task:
 
 def saved_weights(config: FinetuneConfig, setup: Setup) -> SavedWeights:
     """Where in a checkpoint the weights are."""
-    return SavedWeights(held(config, setup), WEIGHTS, dequantize_weights)
+    floats = lambda params: as_float32(dequantize_weights(params))
+    own = floats if config.weights == "int8" else lambda params: params
+    return SavedWeights(held(config, setup), WEIGHTS, own)
 
 
 def strategy_for(config: FinetuneConfig, setup: Setup) -> Strategy:
     """EGGROLL on the matrices of the model; norms, biases and other vectors stand still."""
-    discovered = roles_of(setup.model, config.weights)
+    discovered = roles_of(setup.model, config.weights, config.rest)
     sigma = config.sigma or usual_sigma(setup, discovered, layered=False)
     return strategy_of(config, discovered, sigma)
 
@@ -192,24 +195,25 @@ def momentum_of(config: FinetuneConfig) -> Momentum | None:
 
 
 def held(config: FinetuneConfig, setup: Setup) -> PyTree:
-    """What `setup.params(config.weights)` returns, without values."""
-    return held_as(setup.model, config.weights)
+    """What `setup.params` returns for the config, without values."""
+    return held_as(setup.model, config.weights, config.rest)
 
 
-def held_as(model: WritingModel, weights: str) -> PyTree:
+def held_as(model: WritingModel, weights: str, rest: str) -> PyTree:
     """Parameters as `FinetuneConfig.weights` has them, without values; beside int8 matrices the
-    rest is float32."""
-    shapes = structs(family_of(model.config).shapes(model.config))
-    if weights == "int8":
-        return jax.eval_shape(quantize_weights, shapes)
-    struct = lambda x: jax.ShapeDtypeStruct(x.shape, jnp.dtype(weights))
-    return jax.tree.map(struct, shapes)
+    `rest` in its own type."""
+    int8 = weights == "int8"
+    dtype = jnp.dtype(rest if int8 else weights)
+    struct = lambda x: jax.ShapeDtypeStruct(x.shape, dtype)
+    shapes = jax.tree.map(struct, structs(family_of(model.config).shapes(model.config)))
+    return jax.eval_shape(quantize_weights, shapes) if int8 else shapes
 
 
 def master_of(config: FinetuneConfig) -> Master:
     """What weights of few bits keep of small steps."""
-    small = config.weights == "int8" and config.rounding == "stochastic"
-    return "error_feedback" if small else config.rounding
+    if config.weights != "int8" or config.rounding != "stochastic":
+        return config.rounding
+    return "error_feedback_4bit" if config.residual_bits == 4 else "error_feedback"
 
 
 def optimizer_for(config: FinetuneConfig, sigma: float) -> optax.GradientTransformation:
@@ -227,10 +231,10 @@ def optimizer_for(config: FinetuneConfig, sigma: float) -> optax.GradientTransfo
 
 
 @functools.cache
-def roles_of(model: WritingModel, weights: str) -> WeightRoles:
+def roles_of(model: WritingModel, weights: str, rest: str) -> WeightRoles:
     """How the model uses each of its parameters, held as `weights`. Traced once."""
     tokens = jax.ShapeDtypeStruct((1, 8), jnp.int32)
-    return discover(model.apply, held_as(model, weights), tokens)
+    return discover(model.apply, held_as(model, weights, rest), tokens)
 
 
 def still(roles: WeightRoles) -> list[str]:
@@ -245,7 +249,7 @@ def with_sigma(config: FinetuneConfig, setup: Setup) -> FinetuneConfig:
     """
     if config.method != "es" or config.sigma is not None:
         return config
-    sigma = usual_sigma(setup, roles_of(setup.model, config.weights))
+    sigma = usual_sigma(setup, roles_of(setup.model, config.weights, config.rest))
     return replace(config, sigma=2 * sigma if setup.parameters > LARGE else sigma)
 
 

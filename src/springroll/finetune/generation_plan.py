@@ -174,8 +174,9 @@ class GenerationPlan:
 
 def shapes_of(config: FinetuneConfig, model: WritingModel) -> Shapes:
     """What a run with this config holds, which has its momentum (see `setup.resolved`)."""
-    params = held_as(model, config.weights)
-    strategy = strategy_of(config, roles_of(model, config.weights), config.sigma or 1.0)
+    params = held_as(model, config.weights, config.rest)
+    roles = roles_of(model, config.weights, config.rest)
+    strategy = strategy_of(config, roles, config.sigma or 1.0)
     state = jax.eval_shape(strategy.init, jax.eval_shape(lambda: jax.random.key(0)), params)
     assert not isinstance(strategy.parts, str)
     return Shapes(model, strategy, state, strategy.parts.population.perturbation(params))

@@ -74,13 +74,13 @@ class Setup:
     config: FinetuneConfig  # with the lengths that were left to task and model
     seen: Seen = field(default_factory=Seen)
 
-    def params(self, weights: str = "float32") -> PyTree:
+    def params(self, weights: str = "float32", rest: str = "float32") -> PyTree:
         """The weights in the folder, on the device, in a type of `FinetuneConfig.weights`.
 
-        They are read in that type, leaf by leaf; int8 layer by layer.
+        They are read in that type, leaf by leaf; int8 layer by layer, and the `rest` in its own.
         """
         if weights == "int8":
-            return load_int8(self.folder)[1]
+            return load_int8(self.folder, rest)[1]
         return load_hf(self.folder, weights)[1]
 
     @property
@@ -188,11 +188,19 @@ def resolved(config: FinetuneConfig, parameters: int) -> FinetuneConfig:
 
     Runs from before momentum could be made again say nothing of it (None): they keep theirs, and
     are updated whole. A large model moves by a sigma per generation, less and less, and without
-    momentum: to first order the move is the same, and no noise need be drawn again.
+    momentum: to first order the move is the same, and no noise need be drawn again. So large steps
+    need little to be kept of int8 weights: half a byte, and the rest in bfloat16. Runs from before
+    that was a choice have a whole byte, and float32.
     """
     if config.method != "es":
         return config
     sgd, large = config.optimizer in (None, "sgd"), parameters > LARGE
+    if config.weights == "int8":
+        config = replace(
+            config, unquantized=config.unquantized or ("bfloat16" if large else "float32")
+        )
+        if config.rounding == "stochastic":
+            config = replace(config, residual_bits=config.residual_bits or (4 if large else 8))
     if config.momentum is None:
         config = replace(config, momentum=0.0 if sgd and large else config.decay)
     if config.lr is None and sgd and large:

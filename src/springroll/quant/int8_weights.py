@@ -7,8 +7,11 @@ Every weight is off by half a step at most, so that a product with x is off by a
 
 Steps of training are much smaller than a step of the grid. What rounding leaves is kept beside the
 values and added back before the next step (error feedback): in `values_and_residual` the two are
-the high and the low byte of one number of 16 bits, 1/256 of a step fine, whose last bit is rounded
-at random.
+the high and the low part of one number whose last bit is rounded at random. A residual of 8 bits
+makes it 1/256 of a step fine, one of 4 bits, of which a byte holds two, 1/16.
+
+That rounding adds a variance of at most 1/4 fine step squared to every weight and update. It
+matters where an update moves a weight by less than a fine step.
 """
 
 import dataclasses
@@ -20,7 +23,7 @@ import jax
 import jax.core
 import jax.numpy as jnp
 import numpy as np
-from jax import Array
+from jax import Array, lax
 from jax.typing import DTypeLike
 
 from springroll.errors import InputError, check_takes
@@ -28,7 +31,8 @@ from springroll.trees import PyTree, map_named
 
 Select: TypeAlias = Callable[[str, Array], bool]
 LARGEST = 127  # -128 is not used
-FINE = 256  # steps of the residual in a step of the values
+BITS = 8  # of a residual; 4 is the other choice
+FINE = 1 << BITS  # steps of such a residual in a step of the values
 _TINY = np.float32(2.0**-96)  # rows below count as zero: their scale would not be a normal number
 
 
@@ -71,11 +75,46 @@ def int8_of(w: Array) -> Int8:
 
 
 def real(w: Int8, residual: Array | None = None) -> Array:
-    """The float32 weights; with `residual` (int8, in the shape of the values) if given."""
+    """The float32 weights; with `residual`, as `values_and_residual` gives it, if given."""
     steps = w.values.astype(jnp.float32)
     if residual is not None:
-        steps = steps + residual.astype(jnp.float32) * np.float32(1 / FINE)
+        fine = np.float32(1 / (1 << bits_of(residual)))
+        steps = steps + unpacked(residual, w.values.shape[-1]).astype(jnp.float32) * fine
     return steps * w.scale[..., None]
+
+
+def no_residual(values: Array, bits: int = BITS) -> Array:
+    """Residuals of 0: (..., in) int8, or with 4 bits (..., ceil(in / 2)) uint8."""
+    return packed(jnp.zeros_like(values), bits)
+
+
+def bits_of(residual: Array) -> int:
+    """8 or 4: of a number in residuals of this type."""
+    return 4 if residual.dtype == jnp.uint8 else 8
+
+
+def packed(residual: Array, bits: int) -> Array:
+    """(..., n) int8 as it is kept: with 4 bits, -8 to 7, (..., ceil(n / 2)) uint8.
+
+    A byte holds number i in its lower half and number i + ceil(n / 2) in its upper one.
+    """
+    if bits == 8:
+        return residual
+    half = -(-residual.shape[-1] // 2)
+    nibbles = residual.astype(jnp.uint8) & np.uint8(15)
+    upper = nibbles[..., half:]
+    missing = [(0, 0)] * (upper.ndim - 1) + [(0, half - upper.shape[-1])]
+    return nibbles[..., :half] | (jnp.pad(upper, missing) << np.uint8(4))
+
+
+def unpacked(kept: Array, n: int) -> Array:
+    """The residuals (..., n) int8 that `packed` kept."""
+    if bits_of(kept) == 8:
+        return kept
+    signed = lax.bitcast_convert_type(kept, jnp.int8)
+    lower = lax.shift_right_arithmetic(signed << np.int8(4), np.int8(4))
+    upper = lax.shift_right_arithmetic(signed, np.int8(4))
+    return jnp.concatenate([lower, upper[..., : n - kept.shape[-1]]], -1)
 
 
 def nearest(steps: Array) -> Array:
@@ -83,21 +122,22 @@ def nearest(steps: Array) -> Array:
     return jnp.clip(jnp.round(steps), -LARGEST, LARGEST).astype(jnp.int8)
 
 
-def values_and_residual(steps: Array, bits: Array) -> tuple[Array, Array]:
-    """(values, residual), both int8: `steps` float32 is about values + residual / 256.
+def values_and_residual(steps: Array, random: Array, bits: int = BITS) -> tuple[Array, Array]:
+    """(values, residual), both int8: `steps` float32 is about values + residual / 2^bits.
 
-    About, since the residual is rounded at random such that `steps` is kept on average; `bits` are
-    uniform uint32 in the same shape. What is within 1/128 of a fine step is taken for it, as
-    float32 knows the largest weights no better: a step of zero moves nothing. The values are what
-    `nearest` gives, up to that rounding; beyond the grid, which ends at -127 and 127, the weight
-    stays at the end.
+    About, since the residual is rounded at random such that `steps` is kept on average; `random` is
+    uniform uint32 in the same shape. What is within 2^-15 of a number that can be held is taken for
+    it, as float32 knows the largest weights no better: a step of zero moves nothing. The values are
+    what `nearest` gives, up to that rounding; beyond the grid, which ends at -127 and 127, the
+    weight stays at the end. Residuals of 4 bits are -8 to 7, to be `packed`.
     """
-    fine = steps * np.float32(FINE)
-    on_grid = jnp.abs(fine - jnp.round(fine)) < np.float32(1 / 128)
-    fine = jnp.where(on_grid, jnp.round(fine), rounded(fine, bits))
-    fine = jnp.clip(fine, -LARGEST * FINE, LARGEST * FINE).astype(jnp.int32)
-    values = (fine + FINE // 2) >> 8
-    return values.astype(jnp.int8), (fine - values * FINE).astype(jnp.int8)
+    size = 1 << bits
+    fine = steps * np.float32(size)
+    on_grid = jnp.abs(fine - jnp.round(fine)) < np.float32(size * 2.0**-15)
+    fine = jnp.where(on_grid, jnp.round(fine), rounded(fine, random))
+    fine = jnp.clip(fine, -LARGEST * size, LARGEST * size).astype(jnp.int32)
+    values = (fine + size // 2) >> bits
+    return values.astype(jnp.int8), (fine - values * size).astype(jnp.int8)
 
 
 def rounded(x: Array, bits: Array) -> Array:

@@ -49,8 +49,8 @@ def load_hf(folder: str | Path, dtype: DTypeLike | None = None) -> tuple[Model, 
     return family_of(config).model(config), jax.tree.unflatten(_structure(config), leaves)
 
 
-def load_int8(folder: str | Path) -> tuple[Model, Params]:
-    """The same with the matrices of the blocks as `Int8`, and the rest in float32.
+def load_int8(folder: str | Path, rest: DTypeLike = jnp.float32) -> tuple[Model, Params]:
+    """The same with the matrices of the blocks as `Int8`, and the `rest` in its own type.
 
     They are those of `quantize_weights`, made layer by layer: what is held beside them is one layer
     of one leaf in float32.
@@ -60,12 +60,14 @@ def load_int8(folder: str | Path) -> tuple[Model, Params]:
     """
     checkpoint = open_hf(hf_folder(folder))
     config = checkpoint.config
-    like = jax.eval_shape(quantize_weights, structs(family_of(config).shapes(config)))
+    struct = lambda x: jax.ShapeDtypeStruct(x.shape, rest)
+    shapes = jax.tree.map(struct, structs(family_of(config).shapes(config)))
+    like = jax.eval_shape(quantize_weights, shapes)
     check_fits(tree_bytes(like), f"the weights of {folder}", available_bytes())
 
     def leaf(path: str, like: PyTree) -> PyTree:
         if not is_int8(like):
-            return jnp.asarray(_leaf(checkpoint, path, like.shape, jnp.float32))
+            return jnp.asarray(_leaf(checkpoint, path, like.shape, like.dtype))
         held = jax.tree.map(lambda x: np.empty(x.shape, x.dtype), like)
         for layer, part in enumerate(read_parts(checkpoint, path, like.values.shape, jnp.float32)):
             one = quantize_weights({path: jnp.asarray(part)}, lambda *_: True)[path]

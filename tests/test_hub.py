@@ -65,10 +65,8 @@ def test_one_of_many_files_is_downloaded_alone(downloads, tmp_path):
 )
 def test_what_is_neither_is_one_line(name, downloads, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    if name == "":
-        assert hf_folder(name) == hf_folder(".")  # the working folder
-        return
-    with pytest.raises(InputError, match="is no folder here, and no name as OWNER/NAME"):
+    said = "is no folder here, and no name as OWNER/NAME" if name else "expected a path"
+    with pytest.raises(InputError, match=said):
         hf_folder(name)
     assert downloads == []
 

@@ -18,9 +18,10 @@ SIZE = (
     "options",
     [
         "--engine stream --depth 1 --device-memory 560KiB --dtype bfloat16",
-        pytest.param("--optimizer lowgrad", marks=pytest.mark.slow),
+        "--optimizer lowgrad",
     ],
 )
+@pytest.mark.slow
 def test_the_folder_holds_the_weights_of_the_run(tmp_path, options, capsys):
     text, run = str(text_file(tmp_path)), str(tmp_path / "run")
     assert main(["train", "--data", text, "--out", run, *SIZE, *options.split()]) == 0

@@ -106,9 +106,10 @@ def test_a_run_writes_what_it_came_to(tmp_path, capsys):
     "options",
     [
         "--normalise --episodes 2 --rank 2",
-        pytest.param("--method openes --optimizer sgd --no-gif", marks=pytest.mark.slow),
+        "--method openes --optimizer sgd --no-gif",
     ],
 )
+@pytest.mark.slow
 def test_it_resumes_to_the_same_bytes(tmp_path, options):
     more = options.split()
     assert main(command(tmp_path / "whole", *more, env="Grid-5x5")) == 0

@@ -241,7 +241,7 @@ def test_what_cannot_be_is_refused_with_the_nearest_that_can(device, host, said,
     [
         ({"tokens_per_step": 1000}, "take 1024, or another --sequence"),
         ({"micro_batch": 5}, "take a divisor of 16"),
-        ({"depth": 0}, "depth is 0; expected at least 1"),
+        ({"depth": 0}, "depth is 0; it must be at least 1"),
         ({"clip": "hard"}, "expected one of none, global, previous, layer"),
         ({"device": "H300"}, "did you mean H200"),
         ({"host": "lots"}, "host is 'lots'; expected a number and a unit"),

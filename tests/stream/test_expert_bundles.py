@@ -78,6 +78,7 @@ def bits(tree):
     return [x.tobytes() for x in arrays(tree)]
 
 
+@pytest.mark.slow
 def test_gradients_are_those_of_the_whole_model():
     # With plain descent at a rate of 1 the change of the weights is the gradient.
     trainer, state = streamed(optimizer=optax.sgd(1.0))

@@ -7,6 +7,7 @@ becomes of these. The program of the optimizer is read equation by equation; not
 neither the number of steps nor the size of a weight matters.
 """
 
+import math
 from collections.abc import Callable, Sequence
 from typing import NamedTuple, TypeAlias
 
@@ -48,8 +49,8 @@ class ReadsCoordinates(Exception):
     """An equation that makes something of single coordinates.
 
     eqn: that one, or the outermost call that holds it (what is inside of a call may have been
-    written for another); None for a result of the program. again: it adds
-    weights to what was made of them already.
+    written for another); None for a result of the program.
+    again: it adds weights to what was made of them already.
     """
 
     def __init__(self, eqn: jex.JaxprEqn | None = None, again: bool = False):
@@ -278,7 +279,7 @@ def _axes(eqn: jex.JaxprEqn, given: Sequence[Value], out: Atom) -> tuple[int, ..
 def _reshaped(old: Sequence[int], axes: Sequence[int], new: Sequence[int]) -> tuple[int, ...]:
     """Axes that are merged or split vary as any of those that they come from."""
     spans = lambda shape: [
-        (_product_of(shape[i + 1 :]), _product_of(shape[i:])) for i in range(len(shape))
+        (math.prod(shape[i + 1 :]), math.prod(shape[i:])) for i in range(len(shape))
     ]
     found = []
     for low, high in spans(new):
@@ -290,13 +291,6 @@ def _reshaped(old: Sequence[int], axes: Sequence[int], new: Sequence[int]) -> tu
             same = [i for i, n in enumerate(new) if n == 1]
             found = [TURNS if i in same or not same else x for i, x in enumerate(found)]
     return tuple(found)
-
-
-def _product_of(sizes: Sequence[int]) -> int:
-    product = 1
-    for size in sizes:
-        product *= size
-    return product
 
 
 Body: TypeAlias = "Callable[[list[Value]], list[Value]]"

@@ -11,6 +11,7 @@ from springroll.generate.sampling import (
     Sampling,
     bounded,
     choose,
+    likeliest,
     log_probability,
     row_keys,
 )
@@ -22,6 +23,13 @@ LOGITS = jnp.array([2.0, -1.0, 0.5, 2.0])
 def test_the_likeliest_is_the_first_of_equals():
     zero = jnp.zeros(1, jnp.int32)
     assert choose(DRAW, LOGITS[None], zero, zero, zero, False).tolist() == [0]
+
+
+@pytest.mark.parametrize("vocabulary", [5, 300, 512])
+def test_the_likeliest_is_where_argmax_finds_it(vocabulary):
+    logits = np.random.default_rng(0).integers(-3, 4, (50, vocabulary)).astype(np.float32)
+    logits[:10, ::3], logits[10], logits[11, 4:] = -np.inf, -np.inf, np.nan
+    np.testing.assert_array_equal(likeliest(jnp.asarray(logits)), np.argmax(logits, axis=-1))
 
 
 def test_tokens_come_as_often_as_their_probability_says():

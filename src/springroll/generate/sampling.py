@@ -9,6 +9,8 @@ from jax import Array, lax
 
 from springroll.ranges import COUNT, NOT_NEGATIVE, PORTION, UNIT_INTERVAL, check_number
 
+BLOCK = 128  # logits
+
 
 class Sampling(NamedTuple):
     """How the next token is chosen from logits; None: no bound. Checked by `check`.
@@ -69,10 +71,24 @@ def choose(
     before.
     """
     if not sampled:
-        return jnp.argmax(logits, axis=-1).astype(jnp.int32)
+        return likeliest(logits)
     keys = row_keys(draw.key, member, prompt, count)
     scaled = bounded(draw, logits / draw.temperature)
     return jax.vmap(jax.random.categorical)(keys, scaled).astype(jnp.int32)
+
+
+def likeliest(logits: Array) -> Array:
+    """The first of the largest numbers of each row, as `jnp.argmax` finds it: (R, V) to (R,) int32.
+
+    Block by block: the largest number of each is a reduction that processors do in registers, which
+    they do not when the place is carried along (0.7 against 9 ms for 64 rows of 49,152).
+    """
+    rows, vocabulary = logits.shape
+    padded = jnp.pad(logits, ((0, 0), (0, -vocabulary % BLOCK)), constant_values=-jnp.inf)
+    blocks = padded.reshape(rows, -1, BLOCK)
+    best = jnp.argmax(jnp.max(blocks, axis=-1), axis=-1).astype(jnp.int32)
+    within = jnp.take_along_axis(blocks, best[:, None, None], axis=1)[:, 0]
+    return best * BLOCK + jnp.argmax(within, axis=-1).astype(jnp.int32)
 
 
 def bounded(draw: Draw, scaled: Array) -> Array:

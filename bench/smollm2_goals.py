@@ -12,8 +12,9 @@ error. Evolution holds bfloat16 weights, GRPO float32 ones with AdamW.
     python -m bench.smollm2_goals --missing                    # which runs are not there yet
     python -m bench.smollm2_goals --cell sums/es/0             # one run, and the table so far
 
-Runs are kept in FOLDER and not repeated: an interrupted bench goes on. It writes a table and a
-picture there, smollm2_goals.md and smollm2_goals.png.
+Runs are kept in FOLDER and not repeated: an interrupted bench goes on. `--options "--lr 0.5"` gives
+them further options of `springroll finetune`. It writes a table and a picture there,
+smollm2_goals.md and smollm2_goals.png.
 """
 
 import argparse
@@ -173,13 +174,14 @@ def main() -> None:
     parser.add_number("--seconds", float, SECONDS, default=600.0)
     parser.add_argument("--cell", action="append", type=Cell.named, help="TASK/METHOD/SEED")
     parser.add_argument("--missing", action="store_true")
+    parser.add_argument("--options", default="", help='of the runs, such as "--lr 0.5"')
     given = parser.parse_args()
     root, wanted = Path(given.out), given.cell or cells()
     if given.missing:
         print("\n".join(map(str, missing(root, wanted))))
         return
     for cell in missing(root, wanted):
-        run_cell(cell, root, given.model, given.seconds)
+        run_cell(cell, root, given.model, given.seconds, shlex.split(given.options))
     figures = report(root, cells())
     if not figures["missing"]:
         ours, grpo = figures.pop("es"), figures.pop("grpo")

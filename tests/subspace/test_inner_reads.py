@@ -222,6 +222,56 @@ def test_programs_tell_numbers_from_norms():
         check_reads_no_coordinates(norms_of_columns, PARAMS, [(), (-2, -1)], "it")
 
 
+STACKED = {"v": normal(3, 3, 8, 12), "w": normal(4, 3, 8, 12)}  # three matrices, a basis each
+
+
+def across(fn):
+    """The step of "w" from the steps and both weights."""
+    return optax.stateless(lambda u, p: u | {"w": fn(u["w"], p["w"], p["v"])})
+
+
+def summed(w):
+    return jax.lax.scan(lambda total, x: (total + x, None), jnp.zeros_like(w[0]), w)[0]
+
+
+def remembering(fn):
+    """Steps from the weights of the step before."""
+    step = lambda u, s, p: (jax.tree.map(fn, u, s.trace, p), optax.TraceState(p))
+    return optax.GradientTransformation(optax.trace(0.9).init, step)
+
+
+MIXED = {
+    "mean of matrices": across(lambda u, w, v: u - 0.1 * w.mean(0, keepdims=True)),
+    "their sum in a loop": across(lambda u, w, v: u - 0.1 * summed(w)[None]),
+    "as a product": across(lambda u, w, v: u - jnp.einsum("lmn,l->mn", w, jnp.ones(3))[None]),
+    "products of two matrices": across(lambda u, w, v: u * jnp.einsum("lmn,kmn->lk", w, w).max()),
+    "the same by numbers": across(lambda u, w, v: u * (w[:, None] * w[None]).sum((2, 3)).max()),
+    "another parameter": across(lambda u, w, v: u - 0.1 * v),
+    "product with another": across(lambda u, w, v: u * jnp.vdot(w, v)),
+    "distance from another": across(lambda u, w, v: u * jnp.linalg.norm(w - v)),
+    "sign of weights before": remembering(lambda u, old, w: u - 0.1 * jnp.sign(old)),
+    "largest weight before": remembering(lambda u, old, w: u * jnp.max(jnp.abs(old))),
+}
+APART = {
+    "decay per matrix": across(lambda u, w, v: u - w * jnp.arange(3.0)[:, None, None]),
+    "matrix by matrix": across(
+        lambda u, w, v: jax.lax.map(lambda x: x[0] * jnp.linalg.norm(x[1]) - x[1], (u, w))
+    ),
+    "norm of all": across(lambda u, w, v: u * (jnp.linalg.norm(w) + jnp.linalg.norm(v))),
+    "step of the weights": remembering(lambda u, old, w: u * jnp.linalg.norm(old - w) + old - w),
+    "signs of a momentum with decay": optax.chain(L2, optax.trace(0.9), optax.sign_sgd(0.1)),
+    "mean with decay": optax.chain(L2, optax.ema(0.9), optax.adam(0.1)),
+}
+
+
+def test_coordinates_in_different_bases_do_not_mix_nor_hide_in_the_state():
+    axes = [(-2,), (-2,)]
+    for name, inner in MIXED.items():
+        assert "number by number" in why_refused(sr.galore(inner, 4), STACKED), name
+    for inner in APART.values():
+        check_reads_no_coordinates(inner, STACKED, axes, "it")
+
+
 @pytest.mark.slow
 def test_bounds_on_weights_are_refused_and_decay_before_moments_is_not():
     nonnegative = optax.keep_params_nonnegative()

@@ -17,7 +17,8 @@ from jax.extend import core as jex
 from springroll import compat
 
 PLAIN, LINEAR, SQUARE = range(3)  # of coordinates: any function, a sum, a sum of products of two
-SAME, VARIES, TURNS = range(3)  # along an axis: one number, several, coordinates in a basis
+# Along an axis: one number, several, a matrix each of which has its own basis, coordinates in one.
+SAME, VARIES, BASES, TURNS = range(4)
 Tag: TypeAlias = tuple  # ("weight", leaf), ("gradient", leaf), ("sum", leaf, where), ("constant",)
 Atom: TypeAlias = "jex.Var | jex.Literal"
 
@@ -41,6 +42,15 @@ class Value(NamedTuple):
     def turning(self) -> set[int]:
         return {i for i, axis in enumerate(self.axes) if axis == TURNS}
 
+    @property
+    def frame(self) -> dict[int, int]:
+        """The axes that tell in which basis a number is a coordinate, and which one."""
+        return {i: axis for i, axis in enumerate(self.axes) if axis >= BASES}
+
+    @property
+    def leaves(self) -> set[int]:
+        return {tag[1] for tag in self.tags if len(tag) > 1}
+
     def same_along(self, axes: set[int]) -> bool:
         return all(i >= len(self.axes) or self.axes[i] == SAME for i in axes)
 
@@ -63,7 +73,9 @@ def coordinates(what: str, leaf: int, shape: Sequence[int], turning: Sequence[in
     turning = [axis % len(shape) for axis in turning]
     if not turning:
         return constant(shape)
-    axes = tuple(TURNS if i in turning else VARIES for i in range(len(shape)))
+    stacked = [BASES] * (len(shape) - 2)
+    axes = [*stacked, VARIES, VARIES][-len(shape) :]
+    axes = tuple(TURNS if i in turning else axis for i, axis in enumerate(axes))
     return Value(LINEAR, frozenset([(what, leaf)]), axes)
 
 
@@ -72,14 +84,21 @@ def constant(shape: Sequence[int]) -> Value:
     return Value(axes=tuple(VARIES if n > 1 else SAME for n in shape))
 
 
-def follow(closed: jex.ClosedJaxpr, inputs: Sequence[Value]) -> list[Value]:
+def follow(closed: jex.ClosedJaxpr, inputs: Sequence[Value], steps: int) -> list[Value]:
     """What is known of each result.
 
+    steps: of the first so many results each is the step of the input of that number.
+
     Raises:
-        ReadsCoordinates: something is made of weights that a turn of their basis would change.
+        ReadsCoordinates: something is made of weights that a turn of their basis would change, or a
+            step of what is a coordinate in another basis.
     """
     found = _program(compat.prune(closed).jaxpr, inputs, ())
-    for value in found:
+    for number, value in enumerate(found):
+        weights = {tag[1] for tag in value.tags if tag[0] == "weight"}
+        step = number < steps and value.kind == LINEAR and weights
+        if step and (weights != {number} or value.frame != inputs[number].frame):
+            raise ReadsCoordinates
         if value.kind == SQUARE and not _may(value.tags):
             raise ReadsCoordinates
     return found
@@ -148,14 +167,14 @@ def _product(a: Value, b: Value, axes: tuple[int, ...]) -> Value | None:
         a, b = b, a
     if b.kind == PLAIN:
         return Value(a.kind, a.tags, axes) if b.same_along(a.turning) else None
-    if a.kind == b.kind == LINEAR and a.turning == b.turning:
+    if a.kind == b.kind == LINEAR and a.frame == b.frame and len(a.leaves | b.leaves) < 2:
         return Value(SQUARE, a.tags | b.tags, axes)
     return None
 
 
 def _reduced(value: Value, over: set[int], axes: tuple[int, ...]) -> Value | None:
     if value.kind == LINEAR:
-        return None if over & value.turning else Value(LINEAR, value.tags, axes)
+        return None if over & value.frame.keys() else Value(LINEAR, value.tags, axes)
     if value.turning - over:
         return Value(SQUARE, value.tags, axes)
     return None if ("constant",) in value.tags else Value(PLAIN, frozenset(), axes)
@@ -188,16 +207,19 @@ def _made_of_gradient(tags: frozenset[Tag], leaf: int | None) -> bool:
 
 
 def _dot(eqn: jex.JaxprEqn, given: list[Value], axes: tuple[int, ...]) -> Value | None:
-    (left, right), _ = eqn.params["dimension_numbers"]
+    (left, right), (batch, others) = eqn.params["dimension_numbers"]
     a, b = given
     if a.kind == b.kind == LINEAR:
         whole = a.turning <= set(left) and b.turning <= set(right)
-        paired = {(i, j) for i, j in zip(left, right, strict=True)}
-        same = all((i in a.turning) == (j in b.turning) for i, j in paired)
-        offset = ("constant",) in a.tags | b.tags
-        return Value(PLAIN, frozenset(), axes) if whole and same and not offset else None
+        paired = {(i, j) for i, j in zip((*left, *batch), (*right, *others), strict=True)}
+        whole &= a.frame.keys() <= {i for i, _ in paired} and b.frame.keys() <= {
+            j for _, j in paired
+        }
+        same = all(a.frame.get(i) == b.frame.get(j) for i, j in paired)
+        single = len(a.leaves | b.leaves) < 2 and ("constant",) not in a.tags | b.tags
+        return Value(PLAIN, frozenset(), axes) if whole and same and single else None
     one, other, over = (a, b, left) if b.kind == PLAIN else (b, a, right)
-    kept = one.kind == LINEAR and not one.turning & set(over) and TURNS not in other.axes
+    kept = one.kind == LINEAR and not one.frame.keys() & set(over) and TURNS not in other.axes
     return Value(LINEAR, one.tags, axes) if kept else None
 
 
@@ -210,9 +232,10 @@ def _joined(given: Sequence[Value], axes: tuple[int, ...]) -> Value | None:
     tags = frozenset[Tag]().union(*(value.tags for value in given))
     exact = [value for value in given if value.kind != PLAIN]
     reads = [value for value in exact if any(tag[0] != "gradient" for tag in value.tags)]
-    kinds = {(value.kind, *value.turning) for value in reads or exact}
+    kinds = {(value.kind, *value.frame.items()) for value in reads or exact}
+    apart = {leaf for value in reads for leaf in value.leaves if value.kind == LINEAR}
     made = any(tag[0] == "sum" for v in given if v.kind == PLAIN for tag in v.tags)
-    if len(kinds) > 1 or (kinds and made):
+    if len(kinds) > 1 or len(apart) > 1 or (kinds and made):
         return None
     return Value(max((kind for kind, *_ in kinds), default=PLAIN), tags, axes)
 
@@ -315,7 +338,7 @@ def _while(eqn: jex.JaxprEqn, given: list[Value], where: tuple[int, ...]) -> lis
     body = compat.open_jaxpr(eqn.params["body_jaxpr"])[0]
     test = compat.open_jaxpr(eqn.params["cond_jaxpr"])[0]
     run = lambda carry: _program(body, [*consts, *carry], where)
-    carry = _settled(run, given[first + second :])
+    carry = settled(run, given[first + second :])
     _program(test, [*tests, *carry], where)
     return carry
 
@@ -328,12 +351,16 @@ def _scan(eqn: jex.JaxprEqn, given: list[Value], where: tuple[int, ...]) -> list
         return [_any(given, _axes(eqn, given, out)) for out in eqn.outvars]
     each = [Value(row.kind, row.tags, row.axes[1:]) for row in rows]
     run = lambda carry: _program(body, [*consts, *carry, *each], where)
-    carry = _settled(lambda carry: run(carry)[:carried], start)
+    carry = settled(lambda carry: run(carry)[:carried], start)
     made = run(carry)[carried:]
-    return [*carry, *(Value(one.kind, one.tags, (VARIES, *one.axes)) for one in made)]
+    stacked = max([VARIES, *(row.axes[0] for row in rows)])
+    mixed = stacked == BASES and any(value.kind != PLAIN for value in carry)
+    if mixed:  # what is summed over matrices has no basis
+        carry = [_any(given, value.axes) for value in carry]
+    return [*carry, *(Value(one.kind, one.tags, (stacked, *one.axes)) for one in made)]
 
 
-def _settled(run: Body, carry: list[Value]) -> list[Value]:
+def settled(run: Body, carry: list[Value]) -> list[Value]:
     """What is known of a loop's values after any number of rounds."""
     while True:
         after = [_either([Value(), *pair]) for pair in zip(carry, run(carry), strict=True)]

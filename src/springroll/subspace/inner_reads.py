@@ -19,7 +19,7 @@ from springroll.errors import InputError
 from springroll.subspace.inner_follow import ReadsCoordinates, coordinates, follow
 from springroll.trees import PyTree, path_of
 
-Run = Callable[[list[Array]], tuple[list[Array], PyTree]]  # weights -> (steps, state)
+Run = Callable[[list[Array]], tuple[list[Array], PyTree]]  # weights -> (their steps first, state)
 AROUND = "with_extra_args_support"  # what it wraps has the name
 UPDATE = re.compile(r"(\w+)\.<locals>\.update(_fn)?$")  # of optax's "scale_by_adam.<locals>.update"
 
@@ -32,7 +32,7 @@ def reads_weights(run: Run, weights: Sequence[Array]) -> bool:
     state does not depend on them.
 
     Args:
-        run: weights -> (steps, state), with all else fixed.
+        run: weights -> (steps, state), with all else fixed. Steps of these weights come first.
         weights: float arrays; only shapes and types are read.
     """
 
@@ -47,7 +47,7 @@ def reads_weights(run: Run, weights: Sequence[Array]) -> bool:
     matrix = lambda shape: range(len(shape))[-2:]
     inputs = [coordinates("weight", i, w.shape, matrix(w.shape)) for i, w in enumerate(shapes)]
     try:
-        follow(jax.make_jaxpr(run)(shapes), inputs)
+        follow(jax.make_jaxpr(run)(shapes), inputs, len(inputs))
     except ReadsCoordinates:
         return True
     return False

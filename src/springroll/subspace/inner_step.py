@@ -85,7 +85,9 @@ def _of_low(
         seen = layout.with_low(trainable, dict(zip(paths, low, strict=True)))
         with jax.numpy_dtype_promotion("standard"):  # optimizers need not be strict
             updates, after = optimizer.update(grads, opt, seen)
-        return jax.tree.leaves(updates), after
+        own = layout.low(updates)
+        rest = layout.map(lambda path, step: None if path in own else step, updates)
+        return [*(own[path] for path in paths), *jax.tree.leaves(rest)], after
 
     low = layout.low(trainable)
     return run, [low[path] for path in paths]

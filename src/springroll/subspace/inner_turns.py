@@ -14,7 +14,13 @@ import optax
 from jax import Array
 
 from springroll.errors import InputError
-from springroll.subspace.inner_follow import ReadsCoordinates, constant, coordinates, follow
+from springroll.subspace.inner_follow import (
+    ReadsCoordinates,
+    constant,
+    coordinates,
+    follow,
+    settled,
+)
 from springroll.subspace.inner_reads import written_in
 from springroll.trees import PyTree
 
@@ -50,9 +56,10 @@ def check_reads_no_coordinates(
         for what in ("weight", "gradient")
         for i, (leaf, turning) in enumerate(zip(leaves, axes, strict=True))
     ]
-    inputs += [constant(jnp.shape(x)) for x in jax.tree.leaves(state)]
-    try:
-        follow(closed, inputs)
+    start = [constant(jnp.shape(x)) for x in jax.tree.leaves(state)]
+    count = len(leaves)
+    try:  # what a step writes to the state the next one reads
+        settled(lambda kept: follow(closed, [*inputs, *kept], count)[count:], start)
     except ReadsCoordinates as found:
         name = (found.eqn and written_in(found.eqn)) or who
         does = (

@@ -11,7 +11,7 @@ import optax
 import pytest
 
 import springroll as sr
-from springroll import envs, gguf, models, noise, quant, stream, subspace, tasks, tokens
+from springroll import envs, evolve, gguf, models, noise, quant, stream, subspace, tasks, tokens
 from springroll.errors import InputError, as_path, check_takes
 from springroll.evolve import tell_in_place
 from springroll.generate import Generator
@@ -30,6 +30,14 @@ WEIGHTS = jax.tree.map(lambda x: np.zeros(x.shape, np.float32), jax.eval_shape(D
 
 def fn(params, x):
     return jnp.sum(x @ params["w"])
+
+
+RIGHT = tasks.Verdict(1.0, True, True)
+
+
+def streamed(model=DECODER, shapes=WEIGHTS, **given):
+    options: Any = {"update": stream.DeviceUpdate(optax.sgd(0.1))} | given
+    return sr.Streamed(model, shapes, **options)
 
 
 def planned(**given):
@@ -171,7 +179,7 @@ SPECS = {
         ({},),
     ),
     "training_text": (tasks.training_text, (), ({},)),
-    "linear": (lambda given: models.linear(given, 2), (3, -1), (1.5,)),
+    "linear": (lambda given: models.linear(given, 2), (3,), (1.5, 0)),
     "named": (models.named, (), ("llama-tny", {})),
     "decoder": (models.decoder, (), ({},)),
     "egg": (models.egg, (), ({},)),
@@ -284,6 +292,67 @@ SPECS = {
         (0, "x"),
     ),
     "AdamW": functions(stream.AdamW, 3),
+    "AdamW eps": (
+        lambda given: stream.AdamW(0.1, eps=given),
+        (3,),
+        (jnp.float32(NAN), np.float32(-1), np.bool_(True), np.asarray("x"), jnp.ones(2)),
+    ),
+    **{
+        f"Streamed {name}": (lambda given, name=name: streamed(**{name: given}), fits, (0.5, b"x"))
+        for name, fits in {
+            "model": (),
+            "shapes": (),
+            "update": (),
+            "depth": (3,),
+            "parts": (3,),
+            "kept_inputs": (None, 3),
+            "clip": (),
+            "order": (),
+            "on_device": ([],),
+        }.items()
+    },
+    "Clip limit": (lambda given: streamed(clip=stream.Clip(given)), (None, 3), ("x", b"x", [1.0])),
+    "Clip by": (lambda given: streamed(clip=stream.Clip(1.0, given)), (), ("x", {})),
+    "HostUpdate": (lambda given: stream.HostUpdate(stream.AdamW(0.1), given), (), (optax.adam,)),
+    "HostUpdate adamw": (lambda given: stream.HostUpdate(given, optax.adam(0.1)), (), ({},)),
+    **{
+        f"HostUpdate {name}": (
+            lambda given, name=name: stream.HostUpdate(
+                stream.AdamW(0.1), optax.adam(0.1), **{name: given}
+            ),
+            (None, 3),
+            (0, 1.5, 10**400),
+        )
+        for name in ("threads", "waiting")
+    },
+    **{
+        f"PolicyNetwork {name}": (
+            lambda given, name=name: models.PolicyNetwork(
+                **({"inputs": 4, "outputs": 4} | {name: given})
+            ),
+            fits,
+            (1.5, 10**400),
+        )
+        for name, fits in {
+            "inputs": (3,),
+            "outputs": (3,),
+            "width": (3,),
+            "layers": (3,),
+            "deviations": (3,),
+            "compute": (),
+        }.items()
+    },
+    "group_centred": (evolve.group_centred, (3,), (0, 1.5, jnp.ones(4), [1.5])),
+    "Momentum.of": (evolve.Momentum.of, (), (1.0, "x")),
+    "Momentum decay": (lambda given: evolved(momentum=evolve.Momentum(given, 2)), (), (1.0,)),
+    "Momentum generations": (
+        lambda given: evolved(momentum=evolve.Momentum(0.9, given)),
+        (3,),
+        (0, 1.5),
+    ),
+    "report": (lambda given: tasks.report(given, [1], [False]), (), ([1], {})),
+    "report lengths": (lambda given: tasks.report([RIGHT], given, [False]), (), (["x"], [1.5])),
+    "report truncated": (lambda given: tasks.report([RIGHT], [1], given), (), (["x"], [1])),
     "whole_layers": (stream.whole_layers, (), ({}, {"layers": {}}, {"layers": 3})),
     "experts_apart": (lambda given: stream.experts_apart(given, 2), (), ({},)),
     "stream_population": (

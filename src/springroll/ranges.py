@@ -107,14 +107,17 @@ def check_number(name: str, value: Any, kind: type, range: Range | None = None) 
 def check_scalar(
     name: str, value: Any, range: Range = NOT_NEGATIVE, expected: str = "a number"
 ) -> None:
-    """Raise an InputError unless a value is a number in a range, or an array without axes.
+    """Raise an InputError unless a value is a number in a range, or an array of one without axes.
 
-    That may be traced, as `optax.inject_hyperparams` makes of numbers, and is not looked at.
+    One that is traced, as `optax.inject_hyperparams` makes of numbers, has no value to look at.
     """
-    if isinstance(value, numbers.Real):
-        check_number(name, value, float, range)
-    else:
+    if not isinstance(value, numbers.Real):
         expect(getattr(value, "shape", None) == (), name, value, expected)
+        try:
+            value = value.item()
+        except TypeError:
+            return
+    check_number(name, value, float, range)
 
 
 def check_rate(name: str, value: Any) -> None:

@@ -6,9 +6,12 @@ import inspect
 import numbers
 import types
 from collections.abc import Callable
-from typing import Any, ParamSpec, TypeVar, get_args, get_origin, get_type_hints
+from typing import Annotated, Any, Literal, ParamSpec, TypeVar, get_args, get_origin, get_type_hints
+
+import numpy as np
 
 from springroll.errors import InputError, brief, kind_of
+from springroll.ranges import Range, check_number
 
 P = ParamSpec("P")
 R = TypeVar("R")
@@ -17,8 +20,9 @@ R = TypeVar("R")
 def typed_call(function: Callable[P, R]) -> Callable[P, R]:
     """`function`, which raises InputError for a value of another type than its parameter's.
 
-    Numbers, text, truth values, functions and instances of classes are told apart; of other
-    annotations everything is taken. True is no number.
+    Numbers, text, truth values, functions, choices, sequences and instances of classes are told
+    apart; of other annotations everything is taken. True is no number. A number that is annotated
+    with a `Range` must be in it.
 
     >>> @typed_call
     ... def task(*, digits: int = 2):
@@ -26,24 +30,42 @@ def typed_call(function: Callable[P, R]) -> Callable[P, R]:
     >>> task(digits=3)
     3
     """
-    signature, hints = inspect.signature(function), get_type_hints(function)
+    signature = inspect.signature(function)
+    hints = get_type_hints(function, include_extras=True)
 
     @functools.wraps(function)
     def checked(*args: P.args, **kwargs: P.kwargs) -> R:
         for name, value in signature.bind(*args, **kwargs).arguments.items():
-            hint = hints.get(name, Any)
+            hint, range = _opened(hints.get(name, Any))
             kinds = hint.__args__ if isinstance(hint, types.UnionType) else (hint,)
             if not any(_fits(value, kind) for kind in kinds):
                 given = brief(value) if isinstance(value, numbers.Number | str) else kind_of(value)
                 expected = " or ".join(_word(kind) for kind in kinds)
                 raise InputError(f"{name} is {given}; expected {expected}")
+            if range is not None and isinstance(value, numbers.Real):
+                check_number(name, value, float if float in kinds else int, range)
         return function(*args, **kwargs)
 
     return checked
 
 
+def _opened(hint: Any) -> tuple[Any, Range | None]:
+    """(the type, the range that it is annotated with)"""
+    if get_origin(hint) is not Annotated:
+        return hint, None
+    return get_args(hint)[0], next((x for x in hint.__metadata__ if isinstance(x, Range)), None)
+
+
 def _fits(value: Any, kind: Any) -> bool:
     origin = get_origin(kind)
+    if origin is Literal:
+        return isinstance(value, str | int) and value in get_args(kind)
+    if origin is collections.abc.Sequence:
+        value = list(np.asarray(value)) if getattr(value, "ndim", 0) else value
+        listed = isinstance(value, collections.abc.Sequence) and not isinstance(value, str | bytes)
+        return listed and all(_fits(each, get_args(kind)[0]) for each in value)
+    if kind is bool:
+        return isinstance(value, bool | np.bool_)
     if origin is tuple:
         listed = isinstance(value, tuple | list)
         return listed and all(isinstance(each, get_args(kind)[0]) for each in value)
@@ -52,10 +74,17 @@ def _fits(value: Any, kind: Any) -> bool:
     if kind in (int, float):
         number = numbers.Integral if kind is int else numbers.Real
         return isinstance(value, number) and not isinstance(value, bool)
-    return not isinstance(kind, type) or isinstance(value, kind)
+    if kind is Any or not isinstance(kind, type):
+        return True
+    tells = not getattr(kind, "_is_protocol", False) or getattr(kind, "_is_runtime_protocol", False)
+    return not tells or isinstance(value, kind)
 
 
 def _word(kind: Any) -> str:
+    if get_origin(kind) is Literal:
+        return " or ".join(map(repr, get_args(kind)))
+    if get_origin(kind) is collections.abc.Sequence:
+        return "a list"
     words = {int: "a whole number", float: "a number", str: "text", bool: "True or False"}
     words |= {types.NoneType: "None"}
     if kind in words:

@@ -14,9 +14,10 @@ import jax
 import jax.numpy as jnp
 from jax import Array, lax
 
-from springroll.errors import InputError, expect
+from springroll.errors import expect
 from springroll.evolve.members import Members
 from springroll.evolve.update import direction
+from springroll.ranges import COUNT, SHARE, check_number
 
 LEFT_OUT = 0.01  # of the sum, by default
 
@@ -37,6 +38,7 @@ class Momentum(NamedTuple):
         >>> Momentum.of(0.9)
         Momentum(decay=0.9, generations=44)
         """
+        check_number("the decay of momentum", decay, float, SHARE)
         return cls(decay, max(1, math.ceil(math.log(LEFT_OUT) / math.log(decay))) if decay else 1)
 
 
@@ -59,10 +61,8 @@ def check_momentum(momentum: Momentum | None) -> None:
         isinstance(momentum, Momentum), "momentum", momentum, "a Momentum, such as Momentum.of(0.9)"
     )
     decay, generations = momentum
-    if not 0 <= decay < 1:
-        raise InputError(f"the decay of momentum is {decay}; expected 0 to below 1")
-    if generations < 1:
-        raise InputError(f"momentum over {generations} generations; expected at least 1")
+    check_number("the decay of momentum", decay, float, SHARE)
+    check_number("the number of generations of momentum", generations, int, COUNT)
 
 
 def no_past(momentum: Momentum, members: int) -> Past:

@@ -17,10 +17,12 @@ from typing import TypeAlias
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jax import Array
 from jax.typing import ArrayLike
 
-from springroll.errors import InputError
+from springroll.errors import InputError, expect
+from springroll.ranges import COUNT, check_number
 
 Shaping: TypeAlias = Callable[[Array], Array]
 _EPSILON = 1e-5
@@ -161,7 +163,15 @@ def group_centred(group: int | ArrayLike) -> Shaping:
 
     Returns:
         The shaping. It raises InputError for groups that do not fit the members.
+
+    Raises:
+        InputError: it is neither a whole number of at least 1 nor an array of whole numbers.
     """
+    if np.ndim(group) if isinstance(group, list | tuple) else getattr(group, "ndim", 0):
+        integers = jnp.issubdtype(jnp.asarray(group).dtype, jnp.integer)
+        expect(integers, "group", group, "a whole number, or one for each member")
+    else:
+        check_number("group", group, int, COUNT)
 
     def shape(fitness: Array) -> Array:
         size = fitness.shape[0]

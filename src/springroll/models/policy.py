@@ -12,12 +12,14 @@ Source: arXiv 2511.16652v2, section 6.2 and appendix N (3 layers of 256).
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Literal, NamedTuple
+from typing import Annotated, Literal, NamedTuple, get_args
 
 import jax
 import jax.numpy as jnp
 from jax import Array, lax
 
+from springroll.errors import InputError, brief
+from springroll.ranges import COUNT, NOT_NEGATIVE, Range, check_number
 from springroll.trees import Params, PyTree
 from springroll.typed_call import typed_call
 
@@ -50,6 +52,15 @@ class PolicyNetwork:
     width: int = 256
     layers: int = 3
     compute: Compute = "float32"
+
+    def __post_init__(self) -> None:
+        ranges = {"inputs": COUNT, "outputs": COUNT, "width": COUNT, "layers": NOT_NEGATIVE}
+        for name, range in ranges.items():
+            check_number(name, getattr(self, name), int, range)
+        most = Range(at_least=0, at_most=self.outputs)
+        check_number("deviations", self.deviations, int, most)
+        if self.compute not in get_args(Compute):
+            raise InputError(f"compute is {brief(self.compute)}; expected float32 or bfloat16")
 
     def init(self, key: Array) -> Params:
         """First weights: normal, of variance 1 / fan-in; the head smaller, biases zero."""
@@ -86,7 +97,7 @@ class PolicyNetwork:
 
 
 @typed_call
-def linear(inputs: int, outputs: int) -> Policy:
+def linear(inputs: Annotated[int, COUNT], outputs: Annotated[int, COUNT]) -> Policy:
     """outputs = observation . weight + bias, from zero: few numbers, so that evolution needs fewer
     members to tell which way is up.
 

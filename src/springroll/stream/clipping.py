@@ -7,6 +7,7 @@ import jax.numpy as jnp
 from jax import Array
 
 from springroll.errors import InputError
+from springroll.ranges import POSITIVE, check_scalar
 
 ClipBy = Literal["global", "previous", "layer"]
 
@@ -34,8 +35,8 @@ class Clip(NamedTuple):
         Raises:
             InputError: The limit is not positive, or `by` is unknown.
         """
-        if self.limit is not None and not self.limit > 0:
-            raise InputError(f"clip is {self.limit}; expected a positive norm, or None")
+        if self.limit is not None:
+            check_scalar("clip", self.limit, POSITIVE, "a positive norm, or None")
         if self.by not in ("global", "previous", "layer"):
             raise InputError(f"clip_by is {self.by!r}; expected 'global', 'previous' or 'layer'")
         return self

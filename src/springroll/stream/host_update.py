@@ -12,6 +12,7 @@ import threading
 from collections.abc import Callable, Hashable
 from concurrent.futures import Future
 from contextlib import AbstractContextManager
+from typing import Annotated, Any
 
 import jax
 import jax.numpy as jnp
@@ -20,6 +21,8 @@ import optax
 
 from springroll.cpu import cores
 from springroll.errors import InputError
+from springroll.quant.transformation import wrapped
+from springroll.ranges import COUNT, PROCESSES
 from springroll.stream.conveyor import Conveyor, Passing
 from springroll.stream.device_update import Adjust, init_bundle
 from springroll.stream.host_adamw import AdamW
@@ -28,6 +31,7 @@ from springroll.stream.step_programs import narrow
 from springroll.stream.store import HostStore, writable
 from springroll.stream.update import Gradient, Held, or_fail
 from springroll.trees import PyTree, path_of
+from springroll.typed_call import typed_call
 
 # What `check_steps` tries. Gradients: as large as a square can be in float32, so that every clip
 # shows, and so small that epsilon does; weights that show decay and bounds; and counts of steps, as
@@ -56,19 +60,21 @@ class HostUpdate:
 
     fields = ("weights",)
 
+    @typed_call
     def __init__(
         self,
         adamw: AdamW,
-        optimizer: optax.GradientTransformation,
-        rest: optax.GradientTransformation | None = None,
+        optimizer: Any,
+        rest: Any = None,
         *,
         decays: Callable[[PyTree], PyTree] = lambda weights: jax.tree.map(lambda _: True, weights),
-        threads: int | None = None,
-        waiting: int | None = None,
+        threads: Annotated[int | None, PROCESSES] = None,
+        waiting: Annotated[int | None, COUNT] = None,
         adjust: Adjust | None = None,
     ):
         self._adamw, self._decays, self._adjust = adamw, decays, adjust
-        self._optimizer, self._rest = optimizer, optimizer if rest is None else rest
+        self._optimizer = wrapped(optimizer, "HostUpdate")
+        self._rest = self._optimizer if rest is None else wrapped(rest, "HostUpdate")
         self._checked: set[Hashable] = set()  # kinds of bundles; there are two in most models
         self._room = threading.Semaphore(waiting or sys.maxsize)
         self._pool = PriorityPool(threads or cores())

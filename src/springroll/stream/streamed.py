@@ -1,13 +1,14 @@
 """A trainer for models that do not fit on the device."""
 
 from collections.abc import Sequence
-from typing import NamedTuple
+from typing import Annotated, NamedTuple
 
 import jax.numpy as jnp
 from jax import Array
 
 from springroll.errors import InputError
 from springroll.models.protocols import Metrics, Stages, checked_stages
+from springroll.ranges import COUNT, NOT_NEGATIVE
 from springroll.stream.bundles import Bundles, whole_layers
 from springroll.stream.clipping import Clip
 from springroll.stream.conveyor import Conveyor
@@ -20,6 +21,7 @@ from springroll.stream.update import Update
 from springroll.stream.visit_order import VisitOrder
 from springroll.subspace.layerwise import LayerwiseState
 from springroll.trees import PyTree
+from springroll.typed_call import typed_call
 
 
 class StreamedState(NamedTuple):
@@ -54,11 +56,13 @@ class Streamed:
         parts, clip, kept_inputs, order: see `Engine`.
 
     Raises:
-        InputError: the model lacks a part, or blocks stacked in layers; a clip that cannot be.
+        InputError: the model lacks a part, or blocks stacked in layers; a clip that cannot be, or
+            an argument of another type.
 
     Source: arXiv 2604.05091 (weights and states on the host, stateless programs of a layer).
     """
 
+    @typed_call
     def __init__(
         self,
         model: Stages,
@@ -68,11 +72,11 @@ class Streamed:
         bundles: Bundles | None = None,
         narrow: bool = False,
         link: Link | None = None,
-        depth: int = 3,
+        depth: Annotated[int, COUNT] = 3,
         on_device: Sequence[int] = (),
-        parts: int = 1,
+        parts: Annotated[int, COUNT] = 1,
         clip: Clip = Clip(),  # noqa: B008
-        kept_inputs: int | None = None,
+        kept_inputs: Annotated[int | None, NOT_NEGATIVE] = None,
         order: VisitOrder = "layer-major",
     ):
         checked_stages(model, shapes)

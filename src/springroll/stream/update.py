@@ -2,7 +2,7 @@
 
 from collections.abc import Callable
 from concurrent.futures import Future
-from typing import NamedTuple, Protocol, TypeAlias
+from typing import NamedTuple, Protocol, TypeAlias, runtime_checkable
 
 from jax import Array
 
@@ -28,6 +28,7 @@ class Gradient(NamedTuple):
     stats: PyTree = None
 
 
+@runtime_checkable
 class Update(Protocol):
     """Writes new weights and optimizer states to the store of a conveyor."""
 

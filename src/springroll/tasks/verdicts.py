@@ -10,6 +10,7 @@ from collections.abc import Sequence
 from typing import NamedTuple
 
 from springroll.errors import InputError
+from springroll.typed_call import typed_call
 
 FORMAT, PARTIAL, CORRECT = 0.1, 0.4, 0.5  # the shares of the smooth reward; together 1
 REWARDS = ("smooth", "exact")
@@ -46,6 +47,7 @@ def check_reward(kind: str) -> None:
         raise InputError(f"the reward is {kind!r}; expected one of {', '.join(REWARDS)}")
 
 
+@typed_call
 def report(
     verdicts: Sequence[Verdict], lengths: Sequence[int], truncated: Sequence[bool]
 ) -> dict[str, float]:
@@ -66,7 +68,7 @@ def report(
         texts.
     """
     if not len(verdicts) == len(lengths) == len(truncated):
-        raise ValueError(
+        raise InputError(
             f"{len(verdicts)} verdicts, {len(lengths)} lengths, {len(truncated)} truncated"
         )
     rewards = [v.reward for v in verdicts if math.isfinite(v.reward)]

@@ -40,6 +40,11 @@ def streamed(model=DECODER, shapes=WEIGHTS, **given):
     return sr.Streamed(model, shapes, **options)
 
 
+def network(**given):
+    options: Any = {"inputs": 4, "outputs": 4} | given
+    return models.PolicyNetwork(**options)
+
+
 def planned(**given):
     options: Any = {"device": "24GiB", "host": "64GiB"} | given
     return sr.plan("llama-tiny", **options)
@@ -327,9 +332,7 @@ SPECS = {
     },
     **{
         f"PolicyNetwork {name}": (
-            lambda given, name=name: models.PolicyNetwork(
-                **({"inputs": 4, "outputs": 4} | {name: given})
-            ),
+            lambda given, name=name: network(**{name: given}),
             fits,
             (1.5, 10**400),
         )

@@ -16,8 +16,8 @@ SOURCE = Path(springroll.__file__).parent
 GROUND = (
     *(
         "errors",
-        "typed_call",
         "ranges",
+        "typed_call",
         "deprecation",
         "memory",
         "bounded",

@@ -26,6 +26,11 @@ def test_other_spellings_are_refused(text):
         parse_bytes(text)
 
 
+def test_nothing_is_no_memory():
+    with pytest.raises(InputError, match="cache_memory is '0GiB'; expected memory above zero"):
+        parse_bytes("0GiB", "cache_memory")
+
+
 def test_memory_of_the_host_and_of_a_container(tmp_path, monkeypatch):
     files = {
         "/proc/meminfo": "MemTotal: 900 kB\nMemAvailable:   800 kB\n",

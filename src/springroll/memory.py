@@ -21,7 +21,7 @@ def parse_bytes(text: str, name: str = "memory") -> int:
     1536
 
     Raises:
-        InputError: it is not a number and a unit.
+        InputError: it is not a number and a unit, or less than a byte.
     """
     match = re.fullmatch(r"\s*([0-9]+(?:\.[0-9]+)?)\s*([a-z]+)\s*", text, re.IGNORECASE)
     if not match or match[2].upper() not in UNITS:
@@ -29,6 +29,8 @@ def parse_bytes(text: str, name: str = "memory") -> int:
     size = float(match[1]) * UNITS[match[2].upper()]
     if size >= 2**63:
         raise InputError(f"{name} is {brief(text)}; no machine has as much")
+    if size < 1:
+        raise InputError(f"{name} is {brief(text)}; expected memory above zero")
     return int(size)
 
 

@@ -140,7 +140,7 @@ def test_momentum_made_again_is_that_which_is_kept():
 
 
 def test_momentum_that_cannot_be():
-    with pytest.raises(InputError, match=r"decay of momentum is 1.0; expected 0 to below 1"):
+    with pytest.raises(InputError, match=r"decay of momentum is 1.0; it must be from 0 to below 1"):
         strategy(momentum=Momentum(1.0, 3))
-    with pytest.raises(InputError, match="momentum over 0 generations; expected at least 1"):
+    with pytest.raises(InputError, match="generations of momentum is 0; it must be at least 1"):
         strategy(momentum=Momentum(0.5, 0))

@@ -93,6 +93,9 @@ def test_bad_input():
         shaping.group_centred(3)(jnp.asarray(F))
     with pytest.raises(InputError, match=r"group has shape \[2\]; expected \[8\]"):
         shaping.group_centred(np.array([0, 1]))(jnp.asarray(F))
+    for outside in (-1, 8):  # was left out of the sums, and another group's mean taken off
+        with pytest.raises(InputError, match=r"group numbers are .*; expected 0 to 7"):
+            shaping.group_centred([0, 0, 1, 1, 2, 2, 3, outside])(jnp.asarray(F))
 
 
 def plain_z(values):

@@ -227,7 +227,11 @@ STACKED = {"v": normal(3, 3, 8, 12), "w": normal(4, 3, 8, 12)}  # three matrices
 
 def across(fn):
     """The step of "w" from the steps and both weights."""
-    return optax.stateless(lambda u, p: u | {"w": fn(u["w"], p["w"], p["v"])})
+
+    def step(u: Any, p: Any):
+        return u | {"w": fn(u["w"], p["w"], p["v"])}
+
+    return optax.stateless(step)
 
 
 def summed(w):
@@ -236,8 +240,11 @@ def summed(w):
 
 def remembering(fn):
     """Steps from the weights of the step before."""
-    step = lambda u, s, p: (jax.tree.map(fn, u, s.trace, p), optax.TraceState(p))
-    return optax.GradientTransformation(optax.trace(0.9).init, step)
+
+    def update(updates: Any, state: Any, params: Any = None):
+        return jax.tree.map(fn, updates, state.trace, params), optax.TraceState(params)
+
+    return optax.GradientTransformation(optax.trace(0.9).init, update)
 
 
 MIXED = {

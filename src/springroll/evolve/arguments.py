@@ -32,7 +32,12 @@ def is_positive(value: PyTree) -> bool:
         return False
     with np.errstate(all="ignore"):
         number = np.asarray(value)
-        return number.dtype.kind in "iuf" and 0 < float(number.astype(np.float32)) < math.inf
+        return is_real(number.dtype) and 0 < float(number.astype(np.float32)) < math.inf
+
+
+def is_real(dtype: np.dtype) -> bool:
+    """Whether it is one of whole numbers or of floats, bfloat16 included."""
+    return jnp.issubdtype(dtype, jnp.integer) or jnp.issubdtype(dtype, jnp.floating)
 
 
 def check_optimizer(optimizer: optax.GradientTransformation) -> None:
@@ -99,6 +104,6 @@ def fitness_of(fitness: ArrayLike | Sequence[float], size: int) -> Array:
         raise InputError(f"fitness has shape {list(array.shape)}; expected [{size}]")
     if array.dtype == jnp.bool_:
         return array.astype(jnp.int32)
-    if not (jnp.issubdtype(array.dtype, jnp.integer) or jnp.issubdtype(array.dtype, jnp.floating)):
+    if not is_real(array.dtype):
         raise InputError(f"fitness is {array.dtype}; expected real numbers")
     return array

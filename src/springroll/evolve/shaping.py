@@ -12,13 +12,15 @@ for the differences of `pair_difference` as for fitness. Populations without suc
 shaped by the plain formulas.
 """
 
-from collections.abc import Callable
-from typing import TypeAlias
+import operator
+from collections.abc import Callable, Sequence
+from typing import TypeAlias, cast
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 from jax import Array
+from jax.core import Tracer
 from jax.typing import ArrayLike
 
 from springroll.errors import InputError, expect
@@ -152,7 +154,7 @@ def _differences(pairs: Array, both: Array) -> Array:
     return jnp.where(jnp.isfinite(exact).all(), exact, half)
 
 
-def group_centred(group: int | ArrayLike) -> Shaping:
+def group_centred(group: int | ArrayLike | Sequence[int]) -> Shaping:
     """Subtract the mean of each member's group, divide by the deviation of the whole population.
 
     Members that answered the same question form a group, so that its difficulty cancels.
@@ -167,22 +169,29 @@ def group_centred(group: int | ArrayLike) -> Shaping:
     Raises:
         InputError: it is neither a whole number of at least 1 nor an array of whole numbers.
     """
-    if np.ndim(group) if isinstance(group, list | tuple) else getattr(group, "ndim", 0):
-        integers = jnp.issubdtype(jnp.asarray(group).dtype, jnp.integer)
+    count = 0  # members in a group; 0: each has its number
+    if isinstance(group, Sequence) or np.ndim(group):
+        dtype = np.asarray(group).dtype if isinstance(group, Sequence) else jnp.result_type(group)
+        integers = jnp.issubdtype(dtype, jnp.integer)
         expect(integers, "group", group, "a whole number, or one for each member")
     else:
         check_number("group", group, int, COUNT)
+        count = operator.index(cast(int, group))
 
     def shape(fitness: Array) -> Array:
         size = fitness.shape[0]
-        if isinstance(group, int):
-            if group < 1 or size % group:
-                raise InputError(f"groups of {group} do not divide {size} members")
-            ids = jnp.arange(size) // group
+        if count:
+            if size % count:
+                raise InputError(f"groups of {count} do not divide {size} members")
+            ids = jnp.arange(size) // count
         else:
             ids = jnp.asarray(group)
             if ids.shape != (size,):
                 raise InputError(f"group has shape {list(ids.shape)}; expected [{size}]")
+            if not isinstance(group, Tracer):
+                low, high = np.min(np.asarray(group)), np.max(np.asarray(group))
+                if low < 0 or high >= size:
+                    raise InputError(f"group numbers are {low} to {high}; expected 0 to {size - 1}")
         values, valid, _, variance = _moments(fitness)
         totals = jax.ops.segment_sum(values, ids, size)
         counts = jax.ops.segment_sum(valid, ids, size)

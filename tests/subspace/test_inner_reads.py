@@ -145,10 +145,9 @@ def test_decay_before_a_sign_is_that_of_the_penalized_gradient():
     tx, plain = sr.galore(signs, 4), sr.galore(optax.sign_sgd(0.1), 4)
     grads = jax.grad(loss)(PARAMS, X)
     penalized = jax.tree.map(jnp.add, grads, PARAMS)
-    state = tx.init(PARAMS)._replace(
-        projectors=plain.update(grads, plain.init(PARAMS))[1].projectors, step=jnp.int32(1)
-    )
-    other = plain.init(PARAMS)._replace(projectors=state.projectors, step=state.step)
+    first: Any = plain.update(grads, plain.init(PARAMS))[1]
+    begun: Any = [tx.init(PARAMS), plain.init(PARAMS)]
+    state, other = (x._replace(projectors=first.projectors, step=jnp.int32(1)) for x in begun)
     given: Any = tx.update(grads, state, PARAMS)[0]
     expected: Any = plain.update(penalized, other)[0]
     np.testing.assert_allclose(given["w"], expected["w"], atol=1e-6)

@@ -1,5 +1,6 @@
 """What a new run decides once: the rate of a model by its size, and its momentum."""
 
+from dataclasses import replace
 from types import SimpleNamespace
 from typing import Any
 
@@ -12,6 +13,7 @@ from springroll.finetune.evolution import master_of, saved_weights
 from springroll.finetune.setup import HALF_LIFE, LARGE, resolved
 from springroll.models.decoder import decoder
 from springroll.models.decoder_config import CONFIGS
+from springroll.run.config import resumed
 
 
 @pytest.mark.parametrize(
@@ -81,6 +83,17 @@ def test_int8_runs_of_earlier_versions_keep_what_they_had():
 def test_what_belongs_to_int8_is_refused_without(options, line):
     with pytest.raises(InputError, match=line):
         FinetuneConfig(**options)
+
+
+def test_options_of_a_continued_run_go_together_with_the_stored_ones():
+    stored = FinetuneConfig(weights="int8", residual_bits=4)
+    again = FinetuneConfig(resume=True, residual_bits=4)
+    assert resumed(stored, again, FinetuneConfig()) == replace(stored, resume=True)
+    other = FinetuneConfig(resume=True, residual_bits=8)
+    with pytest.raises(InputError, match="residual_bits is 8, but the run to resume has 4"):
+        resumed(stored, other, FinetuneConfig())
+    sampled = FinetuneConfig(answers=2, temperature=1.0)
+    assert resumed(sampled, FinetuneConfig(resume=True, answers=2), FinetuneConfig()).answers == 2
 
 
 def test_int8_weights_are_saved_in_one_type():

@@ -282,7 +282,9 @@ def test_a_batch_may_be_a_dictionary_of_pictures_and_is_read_whole(parts):
 
 
 def test_steps_are_compared_wherever_a_schedule_does_not_hide_them():
-    rate: Any = optax.join_schedules([optax.constant_schedule(0.0), optax.constant_schedule(LR)], [5])
+    rate: Any = optax.join_schedules(
+        [optax.constant_schedule(0.0), optax.constant_schedule(LR)], [5]
+    )
     mine, weights = (
         AdamW(rate, eps=EPS, weight_decay=0.1),
         {"w": jnp.ones((2, 3)), "b": jnp.ones(3)},

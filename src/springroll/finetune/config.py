@@ -139,8 +139,7 @@ class FinetuneConfig(SamplingOptions, RunConfig):
     eval_problems: int = option(256, COUNT, changeable=True)
     """Held-out problems that the weights themselves answer, greedily, at each validation."""
 
-    def __post_init__(self) -> None:
-        super().__post_init__()
+    def check_together(self) -> None:
         if self.anchor >= 1:
             raise InputError(f"anchor is {self.anchor}; it must be below 1")
         self._check_int8()

@@ -75,8 +75,7 @@ class PretrainConfig(RunConfig):
     valid_tokens: int = option(1024, COUNT, changeable=True)
     """Bytes per row of the validation sample."""
 
-    def __post_init__(self) -> None:
-        super().__post_init__()
+    def check_together(self) -> None:
         if self.rank > self.hidden:
             raise InputError(
                 f"rank is {self.rank}, above min(m, n) = {self.hidden} of a {self.hidden} wide "

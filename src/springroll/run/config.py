@@ -68,6 +68,11 @@ class RunConfig:
         check_ranges(self)
         if not self.out or not self.out.isprintable():
             raise InputError(f"out is {brief(self.out)}; expected the name of a folder")
+        if not self.resume:
+            self.check_together()
+
+    def check_together(self) -> None:
+        """Refuse options that do not go together; of a continued run with the stored ones."""
 
     def sizes(self) -> Mapping[str, int]:
         """What a run takes in bytes at least, and for what, as far as the options alone say."""
@@ -134,7 +139,10 @@ def resumed(stored: C, given: C, defaults: C) -> C:
     Raises:
         InputError: a given field differs from the stored one and may not change.
     """
-    return _merged(stored, given, defaults, "")
+    merged = _merged(stored, given, defaults, "")
+    if isinstance(merged, RunConfig):
+        merged.check_together()
+    return merged
 
 
 def run_id(config: Any) -> str:

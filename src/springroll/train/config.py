@@ -118,8 +118,7 @@ class TrainConfig(RunConfig):
     valid_tokens: int = option(256, COUNT, changeable=True)
     """Tokens per row of the validation sample."""
 
-    def __post_init__(self) -> None:
-        super().__post_init__()
+    def check_together(self) -> None:
         if self.layerwise and self.accumulate > 1:
             raise InputError(
                 "layerwise updates weights during the backward pass, so there is nothing to "

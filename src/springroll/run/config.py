@@ -139,7 +139,7 @@ def resumed(stored: C, given: C, defaults: C) -> C:
     Raises:
         InputError: a given field differs from the stored one and may not change.
     """
-    merged = _merged(stored, given, defaults, "")
+    merged: C = _merged(stored, given, defaults, "")
     if isinstance(merged, RunConfig):
         merged.check_together()
     return merged

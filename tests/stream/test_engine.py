@@ -308,7 +308,7 @@ def test_what_cannot_be_streamed_is_said():
         Streamed(model(), uneven, update("device"))
     with pytest.raises(InputError, match="on_device names bundle 99; there are 0 to 3"):
         streamed(model(), on_device=[99])
-    with pytest.raises(InputError, match="depth is 0; expected at least 1"):
+    with pytest.raises(InputError, match="depth is 0; it must be at least 1"):
         streamed(model(), depth=0)
     with pytest.raises(InputError, match="object has no stack, embed, block, finish"):
         Streamed(cast(Any, object()), {"layers": {}}, update("device"))

@@ -63,8 +63,8 @@ class FinetuneConfig(SamplingOptions, RunConfig):
     are longer. Default: what the model's context leaves beside an answer."""
     shared_prompt_tokens: int | None = option(None, NOT_NEGATIVE)
     """Largest number of tokens at the beginning of all prompts, such as those of a chat template,
-    that a member reads once for all of them, from 8 on; fewer, and 0: every prompt is read whole.
-    Default: as many as the held-out prompts and the first generation's share."""
+    that a member reads once for all of them. Below 8 every prompt is read whole. Default: as many
+    as the held-out prompts and the first generation's share."""
     temperature: float | None = option(None, NOT_NEGATIVE)
     """Sampling temperature; 0 takes the likeliest token. Default: 0 of `es`, 1 of `grpo`."""
     rank: int | None = option(None, COUNT)
@@ -123,8 +123,8 @@ class FinetuneConfig(SamplingOptions, RunConfig):
     """Rounding of bfloat16 weights: at random with no further memory, or with a float32 copy. What
     int8 weights lose by rounding is kept beside them (see residual_bits), or in a float32 copy."""
     residual_bits: Literal[8, 4] | None = None
-    """Bits in which what an int8 weight loses by rounding is kept. Default: 8, and 4 for models of
-    more than 17 million parameters."""
+    """Bits that keep what an int8 weight loses by rounding. Default: 8, and 4 for models of more
+    than 17 million parameters."""
     unquantized: Literal["float32", "bfloat16"] | None = None
     """Type of what int8 leaves out: embedding, head and vectors; activations have it too.
     Default: float32, and bfloat16 for models of more than 17 million parameters."""
@@ -132,8 +132,8 @@ class FinetuneConfig(SamplingOptions, RunConfig):
     """Memory for the keys and values, or states, of answers under generation, such as 2GiB; answers
     that do not fit wait for a free row. Default: what the plan of a generation leaves."""
     rows: int | None = option(None, COUNT, changeable=True)
-    """Answers generated side by side, whatever they take: `cache_memory` is not used then. Default:
-    as many as fit it."""
+    """Answers generated side by side. If it is given, `cache_memory` is not used. Default: as many
+    as fit the cache memory."""
     prefill_tokens: int | None = option(None, COUNT, changeable=True)
     """Tokens of prompts that are read at once, at most. Default: 65,536, or what fits."""
     eval_problems: int = option(256, COUNT, changeable=True)

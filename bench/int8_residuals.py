@@ -3,8 +3,9 @@
 A network of two blocks of 12 numbers learns from a teacher whose weights differ by a tenth, from a
 reward alone: 32 members, perturbed by sigma = 0.005, about one step of the grid, as the large
 models of `springroll finetune --weights int8` are. `rate` is the move of a generation in units of
-sigma; 0.5 is the default for such models. Counted is the share of the loss that is left, the mean
-of the last tenth of the generations; with nothing kept, values are rounded at random.
+sigma; such models begin at 1 by default, and are at 0.5 after ten generations. Counted is the share
+of the loss that is left, the mean of the last tenth of the generations; with nothing kept, values
+are rounded at random.
 
     python -m bench.int8_residuals [SEEDS]
 

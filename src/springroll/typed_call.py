@@ -32,12 +32,12 @@ def typed_call(function: Callable[P, R]) -> Callable[P, R]:
     """
     signature = inspect.signature(function)
     hints = get_type_hints(function, include_extras=True)
+    expected_of = {name: _opened(hints.get(name, Any)) for name in signature.parameters}
 
     @functools.wraps(function)
     def checked(*args: P.args, **kwargs: P.kwargs) -> R:
         for name, value in signature.bind(*args, **kwargs).arguments.items():
-            hint, range = _opened(hints.get(name, Any))
-            kinds = hint.__args__ if isinstance(hint, types.UnionType) else (hint,)
+            kinds, range = expected_of[name]
             if not any(_fits(value, kind) for kind in kinds):
                 given = brief(value) if isinstance(value, numbers.Number | str) else kind_of(value)
                 expected = " or ".join(_word(kind) for kind in kinds)
@@ -49,11 +49,13 @@ def typed_call(function: Callable[P, R]) -> Callable[P, R]:
     return checked
 
 
-def _opened(hint: Any) -> tuple[Any, Range | None]:
-    """(the type, the range that it is annotated with)"""
-    if get_origin(hint) is not Annotated:
-        return hint, None
-    return get_args(hint)[0], next((x for x in hint.__metadata__ if isinstance(x, Range)), None)
+def _opened(hint: Any) -> tuple[tuple[Any, ...], Range | None]:
+    """(the types, the range that they are annotated with)"""
+    range = None
+    if get_origin(hint) is Annotated:
+        range = next((x for x in hint.__metadata__ if isinstance(x, Range)), None)
+        hint = get_args(hint)[0]
+    return hint.__args__ if isinstance(hint, types.UnionType) else (hint,), range
 
 
 def _fits(value: Any, kind: Any) -> bool:
@@ -63,7 +65,7 @@ def _fits(value: Any, kind: Any) -> bool:
     if origin is collections.abc.Sequence:
         value = list(np.asarray(value)) if getattr(value, "ndim", 0) else value
         listed = isinstance(value, collections.abc.Sequence) and not isinstance(value, str | bytes)
-        return listed and all(_fits(each, get_args(kind)[0]) for each in value)
+        return listed and _all_fit(value, get_args(kind)[0])
     if kind is bool:
         return isinstance(value, bool | np.bool_)
     if origin is tuple:
@@ -78,6 +80,12 @@ def _fits(value: Any, kind: Any) -> bool:
         return True
     tells = not getattr(kind, "_is_protocol", False) or getattr(kind, "_is_runtime_protocol", False)
     return not tells or isinstance(value, kind)
+
+
+def _all_fit(values: collections.abc.Sequence[Any], kind: Any) -> bool:
+    """Whether each does; one of every type is looked at where its type alone decides."""
+    told = values if get_origin(kind) is not None else {type(x): x for x in values}.values()
+    return all(_fits(each, kind) for each in told)
 
 
 def _word(kind: Any) -> str:

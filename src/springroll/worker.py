@@ -23,7 +23,7 @@ import tempfile
 import threading
 import time
 from collections.abc import Callable, Iterable
-from typing import IO, Any, TypeAlias
+from typing import IO, Any, TypeAlias, cast
 
 from springroll.atomic import JsonObject
 from springroll.errors import InputError
@@ -77,7 +77,7 @@ def serve(load: Callable[[], Answer], limit: float) -> None:
     requests, answers = os.fdopen(os.dup(0), "rb"), os.fdopen(os.dup(1), "wb")
     os.dup2(os.open(os.devnull, os.O_RDONLY), 0)
     os.dup2(2, 1)
-    sys.stdout.reconfigure(line_buffering=True)  # type: ignore[union-attr]  # shown when printed
+    cast(io.TextIOWrapper, sys.stdout).reconfigure(line_buffering=True)  # shown when printed
     try:
         answer = load()
     except InputError as error:

@@ -200,13 +200,10 @@ def held(config: FinetuneConfig, setup: Setup) -> PyTree:
 
 
 def held_as(model: WritingModel, weights: str, rest: str) -> PyTree:
-    """Parameters as `FinetuneConfig.weights` has them, without values; beside int8 matrices the
-    `rest` in its own type."""
-    int8 = weights == "int8"
-    dtype = jnp.dtype(rest if int8 else weights)
-    struct = lambda x: jax.ShapeDtypeStruct(x.shape, dtype)
-    shapes = jax.tree.map(struct, structs(family_of(model.config).shapes(model.config)))
-    return jax.eval_shape(quantize_weights, shapes) if int8 else shapes
+    """Parameters as `FinetuneConfig.weights` has them, without values; `rest` is the type of all
+    but int8 matrices (see `FinetuneConfig.rest`)."""
+    shapes = structs(family_of(model.config).shapes(model.config), rest)
+    return jax.eval_shape(quantize_weights, shapes) if weights == "int8" else shapes
 
 
 def master_of(config: FinetuneConfig) -> Master:

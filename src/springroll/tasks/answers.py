@@ -17,8 +17,7 @@ import re
 from collections.abc import Callable
 from fractions import Fraction
 
-from springroll.errors import InputError
-from springroll.typed_call import typed_call
+from springroll.errors import InputError, expect
 
 MAX_TEXT = 2**17  # characters that are read of a text, its last ones
 MAX_ANSWER = 1024  # characters that are searched for a number or taken as an answer
@@ -52,11 +51,11 @@ def instruction(style: str, thing: str) -> str:
 
 
 def check_style(style: str) -> None:
+    expect(isinstance(style, str), "style", style, "text")
     if style not in _FINDERS:
         raise InputError(f"the answer style is {style!r}; expected one of {', '.join(_FINDERS)}")
 
 
-@typed_call
 def find_answer(text: str, style: str) -> str | None:
     r"""The piece of the text that holds the answer, stripped; None where there is none.
 
@@ -71,7 +70,6 @@ def find_answer(text: str, style: str) -> str | None:
     return answer.strip() or None if answer is not None and len(answer) <= MAX_ANSWER else None
 
 
-@typed_call
 def find_number(text: str, style: str) -> Fraction | None:
     """The number that a text answers, exactly; None where there is none.
 
@@ -128,6 +126,7 @@ def _plain_fractions(text: str) -> str:
 
 
 def _after_thought(text: str) -> str | None:
+    expect(isinstance(text, str), "text", text, "text")
     thinks = "<think>" in text[:MAX_ANSWER]
     text = text[-MAX_TEXT:]
     end = text.rfind("</think>")

@@ -103,7 +103,6 @@ def documents(source: str, max_bytes: int | None = None) -> Iterator[bytes]:
     named = isinstance(source, str | os.PathLike)
     expect(named, "the corpus", source, "a path, or the name of one")
     source = os.fspath(source)
-    path = Path(os.path.expanduser(source))
     if source == "stdlib":
         return stdlib_documents()
     if source == "minipile":
@@ -112,6 +111,7 @@ def documents(source: str, max_bytes: int | None = None) -> Iterator[bytes]:
         return hub_documents(source.removeprefix("hub:"), max_bytes)
     if source.startswith("task:"):
         return task_documents(source.removeprefix("task:"))
+    path = Path(os.path.expanduser(source))
     if os.path.isdir(path):  # which takes names of any length
         return folder_documents(path)
     if os.path.isfile(path):

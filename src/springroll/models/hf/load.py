@@ -60,9 +60,7 @@ def load_int8(folder: str | Path, rest: DTypeLike = jnp.float32) -> tuple[Model,
     """
     checkpoint = open_hf(hf_folder(folder))
     config = checkpoint.config
-    struct = lambda x: jax.ShapeDtypeStruct(x.shape, rest)
-    shapes = jax.tree.map(struct, structs(family_of(config).shapes(config)))
-    like = jax.eval_shape(quantize_weights, shapes)
+    like = jax.eval_shape(quantize_weights, structs(family_of(config).shapes(config), rest))
     check_fits(tree_bytes(like), f"the weights of {folder}", available_bytes())
 
     def leaf(path: str, like: PyTree) -> PyTree:

@@ -119,7 +119,7 @@ def test_short_floats_decode_with_float32_logits():
     short = jax.tree.map(lambda w: w.astype(jnp.bfloat16), params)
     writer = generator(max_tokens=2, log_probabilities=True)
     run = _Run(writer, short, members, PROMPTS[:1], 0, 0, 1)
-    assert {x.dtype for x in jax.tree.leaves(run.memory)} == {jnp.dtype(jnp.bfloat16)}
+    assert {x.dtype for x in jax.tree.leaves(run.memory.ring)} == {jnp.dtype(jnp.bfloat16)}
     got = run.finish()
     assert got.log_probabilities is not None and got.log_probabilities.dtype == np.float32
     assert np.isfinite(got.log_probabilities).all() and (got.log_probabilities <= 0).all()

@@ -29,24 +29,33 @@ def padded(junk):
     return jnp.asarray(tokens)
 
 
+def with_block(memory, steps):
+    """The memory with the steps of a block apart, as on a CPU with bfloat16."""
+    shape = lambda x: (*x.shape[:3], steps, x.shape[4])
+    cut = lambda x: jnp.full(shape(x), jnp.nan, jnp.float32)
+    return memory._replace(block=jax.tree.map(cut, memory.ring) if steps else ())
+
+
 # Windows, sinks and biases are gpt-oss's; experts, norms of heads and their renormalising others'.
 @pytest.mark.parametrize(
-    "family, chosen",
+    "family, chosen, block",
     [
-        ("qwen3_moe", False),
-        ("gpt_oss", False),
-        ("qwen3_moe", True),
-        pytest.param("gpt_oss", True, marks=pytest.mark.slow),
+        ("qwen3_moe", False, 0),
+        ("gpt_oss", False, 0),
+        ("gpt_oss", False, 7),  # the first step is its fifth, and it is full after three
+        ("qwen3_moe", True, 2),
+        pytest.param("gpt_oss", True, 0, marks=pytest.mark.slow),
     ],
 )
-def test_reading_and_stepping_give_the_logits_of_whole_texts(family, chosen, monkeypatch):
+def test_reading_and_stepping_give_the_logits_of_whole_texts(family, chosen, block, monkeypatch):
     monkeypatch.setitem(decoder.__globals__, "chosen_are_less", lambda config, tokens: True)
     model, params = decoder(FAMILIES[family]), by_formula(family)
     model = model.unperturbed if chosen else model
     whole = quick_jit(model.apply)(params, jnp.asarray(texts()))
     clock = jnp.int32(SLOTS - 3)  # the ring turns over while the rows are written
     logits, found = quick_jit(model.read)(params, padded(7), jnp.asarray(LENGTHS))
-    memory = quick_jit(model.admit)(model.memory(5, SLOTS), found, jnp.asarray(ROWS), clock)
+    empty = with_block(model.memory(5, SLOTS), block)
+    memory = quick_jit(model.admit)(empty, found, jnp.asarray(ROWS), clock)
     seen = jnp.zeros(5, jnp.int32).at[jnp.asarray(ROWS)].set(jnp.asarray(LENGTHS))
     got, step, keep = [logits], quick_jit(model.step), quick_jit(model.keep)
     for i in range(STEPS):
@@ -83,14 +92,30 @@ def test_layers_in_a_list_are_those_of_the_stack():
     np.testing.assert_allclose(one, other, atol=1e-6)
 
 
-def test_ages_count_steps_back_from_the_clock():
-    np.testing.assert_array_equal(kv_cache.ages(5, jnp.int32(2)), [2, 1, 5, 4, 3])
+@pytest.mark.parametrize(
+    "slots, steps, clock, expected",
+    [
+        (5, 0, 2, [2, 1, 5, 4, 3]),
+        (6, 3, 5, [5, 4, 3, 8, 7, 6, 2, 1, 0]),  # slots 3 and 4 are in the block, not in the ring
+        (6, 3, 3, [3, 2, 1, 6, 5, 4, 0, -1, -2]),
+    ],
+)
+def test_ages_count_steps_back_from_the_clock(slots, steps, clock, expected):
+    memory = with_block(kv_cache.empty(1, 1, 1, slots, 1, jnp.float32), steps)
+    np.testing.assert_array_equal(kv_cache.ages(memory, jnp.int32(clock)), expected)
+
+
+def test_a_cpu_keeps_steps_of_bfloat16_apart():
+    memory = kv_cache.empty(1, 1, 1, 12, 1, jnp.bfloat16)
+    assert memory.steps == 4
+    assert memory.block[0].k.dtype == jnp.float32
+    assert not kv_cache.empty(1, 1, 1, 12, 1, jnp.float32).block
 
 
 @pytest.mark.parametrize("window, expected", [(None, [1, 1, 0, 0, 1]), (3, [1, 1, 0, 0, 0])])
 def test_a_row_sees_its_youngest_slots(window, expected):
     limit = None if window is None else jnp.int32(window)
-    see = kv_cache.visible(5, jnp.array([3, 0]), jnp.int32(2), limit)
+    see = kv_cache.visible(jnp.array([2, 1, 5, 4, 3]), jnp.array([3, 0]), limit)
     np.testing.assert_array_equal(see, [expected, [0] * 5])
 
 
@@ -99,7 +124,7 @@ def test_admission_puts_prompts_behind_the_clock_and_drops_rows_out_of_range():
     layers = kv_cache.empty(2, 2, 1, 4, 1, jnp.float32)
     admit = quick_jit(kv_cache.admit)
     got = admit(layers, Cache(new, -new), jnp.array([1, 2, 0]), jnp.int32(1))
-    for i, layer in enumerate(got):
+    for i, layer in enumerate(got.ring):
         expected = np.zeros((2, 4))
         expected[1, [3, 0]], expected[0, [3, 0]] = new[i, 0, 0, :, 0], new[i, 2, 0, :, 0]
         np.testing.assert_array_equal(layer.k[0, :, 0, :, 0], expected)

@@ -210,7 +210,8 @@ def estimated_work(shapes: Shapes, prompt: int, length: int) -> Work:
 
 def _of_token(model: WritingModel, dtype: np.dtype) -> int:
     """Bytes of keys and values of a token."""
-    return tree_bytes(jax.eval_shape(lambda: model.memory(1, 16, dtype))) // 16
+    row = lambda tokens: tree_bytes(jax.eval_shape(lambda: model.memory(1, tokens, dtype)))
+    return (row(32) - row(16)) // 16
 
 
 def one_program(config: FinetuneConfig, perturbation: Perturbation) -> bool:

@@ -24,7 +24,15 @@ from springroll.models import kv_cache
 from springroll.models.attention import attention, from_heads, queries_keys_values
 from springroll.models.cross_entropy import cross_entropy, token_nats
 from springroll.models.decoder_config import DecoderConfig, shape_leaves, shapes, structure
-from springroll.models.kv_cache import Cache, Layers, attend_cached, attend_padded, visible
+from springroll.models.kv_cache import (
+    Cache,
+    Layers,
+    Memory,
+    ages,
+    attend_cached,
+    attend_padded,
+    visible,
+)
 from springroll.models.layers import (
     float32_product,
     is_short,
@@ -181,7 +189,7 @@ class Decoder:
             step = jax.checkpoint(step, prevent_cse=False)
         return lax.scan(step, self.embed(params, tokens), (params["layers"], own))
 
-    def memory(self, rows: int, length: int, dtype: DTypeLike = jnp.float32) -> Layers:
+    def memory(self, rows: int, length: int, dtype: DTypeLike = jnp.float32) -> Memory:
         """See `Generative` in `springroll.models.protocols`; so for the next five."""
         c = self.config
         return kv_cache.empty(c.layers, rows, c.kv_heads, length, c.head_dim, dtype)
@@ -196,15 +204,15 @@ class Decoder:
         scalings = [rope.scaling for rope in self.config.ropes if rope is not None]
         return not any(varies(scaling, length) for scaling in scalings)
 
-    def admit(self, memory: Layers, entries: Cache, rows: Array, clock: Array) -> Layers:
+    def admit(self, memory: Memory, entries: Cache, rows: Array, clock: Array) -> Memory:
         return kv_cache.admit(memory, entries, rows, clock)
 
     def step(
-        self, params: Params, tokens: Array, memory: Layers, seen: Array, clock: Array
+        self, params: Params, tokens: Array, memory: Memory, seen: Array, clock: Array
     ) -> tuple[Array, Layers]:
         return step(self, params, tokens, memory, seen, clock)
 
-    def keep(self, memory: Layers, entries: Layers, clock: Array) -> Layers:
+    def keep(self, memory: Memory, entries: Layers, clock: Array) -> Memory:
         return kv_cache.keep(memory, entries, clock)
 
     def feed_forward(self, params: Params, x_BTD: Array) -> Array:
@@ -329,7 +337,7 @@ def read(
 
 
 def step(
-    model: Decoder, params: Params, tokens: Array, memory: Layers, seen: Array, clock: Array
+    model: Decoder, params: Params, tokens: Array, memory: Memory, seen: Array, clock: Array
 ) -> tuple[Array, Layers]:
     """`Generative.step` of a decoder; its entries have one slot.
 
@@ -337,24 +345,24 @@ def step(
     their stacks before it used them: as much traffic again as the step itself.
     """
     config = model.config
-    slots = memory[0].k.shape[3]
-    turn, all_layers = model.rotation_at(seen, seen + 1), model.per_layer(slots + 1)
+    age = ages(memory, clock)
+    turn, all_layers = model.rotation_at(seen, seen + 1), model.per_layer(memory.slots + 1)
     layers = params["layers"]
     if is_short(params["embed_tokens"]):
         # There are no lookups in it: a loop of steps would convert the table before it starts.
         tied = lax.optimization_barrier((tokens, params["embed_tokens"]))
         tokens, params = tied[0], params | {"embed_tokens": tied[1]}
     x, entries = model.embed(params, tokens[:, None]), []
-    for i, old in enumerate(memory):
+    for i in range(config.layers):
         layer = layers[i] if isinstance(layers, list) else jax.tree.map(lambda w: w[i], layers)  # noqa: B023
         own = jax.tree.map(lambda numbers: numbers[i], all_layers)  # noqa: B023
         turned = functools.partial(_rotate_rows, turn.of_layer(own.rope))
         y = model.norm(x, layer["input_layernorm"])
         q, k, v = queries_keys_values(config, layer["self_attn"], y)
         new = Cache(turned(k).swapaxes(1, 2), v.swapaxes(1, 2))
-        see = visible(slots, seen, clock, own.window)
+        see = visible(age, seen, own.window)
         sinks = layer["self_attn"].get("sinks")
-        y = attend_cached(config, turned(q)[:, 0], new, (old.k[0], old.v[0]), see, sinks)
+        y = attend_cached(config, turned(q)[:, 0], new, memory.of_layer(i), see, sinks)
         x = _rest_of_layer(model, layer, x, from_heads(layer["self_attn"], y[:, None]))
         entries.append(Cache(new.k[None], new.v[None]))
     return model.head(params, x)[:, 0], tuple(entries)

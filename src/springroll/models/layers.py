@@ -89,19 +89,19 @@ def rounded_einsum(spec: str, x: Array, y: Array) -> Array:
 
 @jax.custom_vjp
 def _short_linear(x: Array, w: Array) -> Array:
-    """x (..., in) times w (out, in), both bfloat16; so are the products of its gradient."""
+    """x (..., T, in) times w (out, in), both bfloat16; so are the products of its gradient.
+
+    XLA wants the right operand of such a product to lie row by row on a CPU. With the weight there,
+    a loop of decoding, T = 1, would hold a second copy of the layers, turned over.
+    """
+    if x.ndim > 1 and x.shape[-2] == 1:
+        y = jnp.einsum("oi,...i->o...", w, x, preferred_element_type=jnp.float32)
+        return jnp.moveaxis(y, 0, -1).astype(x.dtype)
     return float32_product(x, w).astype(x.dtype)
 
 
 def float32_product(x: Array, w: Array) -> Array:
-    """x (..., T, in) times w (out, in): (..., T, out), summed and given in float32.
-
-    XLA wants the right operand of such a product to lie row by row on a CPU. With the weight there,
-    a loop of decoding, T = 1, would hold a second copy of the model, turned over.
-    """
-    if x.ndim > 1 and x.shape[-2] == 1 and is_short(x):
-        y = jnp.einsum("oi,...i->o...", w, x, preferred_element_type=jnp.float32)
-        return jnp.moveaxis(y, 0, -1)
+    """x (..., in) times w (out, in): (..., out), summed and given in float32."""
     return jnp.einsum("...i,oi->...o", x, w, preferred_element_type=jnp.float32)
 
 
@@ -111,7 +111,8 @@ def scan_layers(
     """`lax.scan(block, x, stacks)`, on a CPU without a float32 copy of stacks in bfloat16.
 
     XLA cuts no slices of bfloat16 there: it converts the stack, once and whole, where the barrier
-    does not tie that to the slice.
+    does not tie that to the slice. It also writes none: it would convert all results of the layers
+    at every layer, so that they are collected as their bits.
     """
     leaves = jax.tree.leaves(stacks)
     if not any(map(is_short, leaves)):
@@ -120,9 +121,21 @@ def scan_layers(
     def one(x: Carry, i: Array) -> tuple[Carry, PyTree]:
         i, tied = lax.optimization_barrier((i, stacks))
         cut = lambda stack: lax.dynamic_index_in_dim(stack, i, 0, keepdims=False)
-        return block(x, jax.tree.map(cut, tied))
+        x, y = block(x, jax.tree.map(cut, tied))
+        return x, jax.tree.map(lambda y: as_bits(y) if is_short(y) else y, y)
 
-    return lax.scan(one, x, jnp.arange(leaves[0].shape[0], dtype=jnp.int32))
+    x, ys = lax.scan(one, x, jnp.arange(leaves[0].shape[0], dtype=jnp.int32))
+    return x, jax.tree.map(lambda y: of_bits(y) if y.dtype == jnp.uint16 else y, ys)
+
+
+def as_bits(x: Array) -> Array:
+    """bfloat16 as uint16, which a CPU writes in its place."""
+    return lax.bitcast_convert_type(x, jnp.uint16)
+
+
+def of_bits(x: Array) -> Array:
+    """The bfloat16 whose bits these are."""
+    return lax.bitcast_convert_type(x, jnp.bfloat16)
 
 
 _short_linear.defvjp(

@@ -12,6 +12,9 @@ from springroll.quant.split_master import high_half, with_split_master
 from springroll.quant.stochastic_rounding import with_stochastic_rounding
 from springroll.trees import PyTree
 
+# The emitter of the quick suite (see conftest.py) contracts products and sums program by program.
+EMITTER = {"xla_cpu_use_fusion_emitters": True}
+
 split, join = jax.jit(split_master.split), jax.jit(split_master.join)
 
 
@@ -64,7 +67,8 @@ def trajectory(tx, params, grads):
         return (optax.apply_updates(params, updates), state), None
 
     start, state = params
-    return jax.jit(lambda carry: jax.lax.scan(step, carry, grads)[0])((start, state))
+    run = jax.jit(lambda carry: jax.lax.scan(step, carry, grads)[0], compiler_options=EMITTER)
+    return run((start, state))
 
 
 @pytest.mark.parametrize("name", ["adamw", "sgd"])

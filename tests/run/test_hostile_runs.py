@@ -13,7 +13,8 @@ from hypothesis import strategies as st
 from springroll.errors import InputError
 from springroll.run import checkpoint, journal
 from springroll.run.best import Best
-from springroll.run.journal import Journal, Record
+from springroll.run.journal import Journal
+from springroll.run.record import HEAD, MARK, Record, decode, encode
 from tests.hostile import EXAMPLES, damaged, fuzz, other_json
 from tests.run.toy import toy
 
@@ -31,8 +32,8 @@ def written(folder):
 def with_checksum(head):
     """A record of any fields whose checksum holds."""
     generation, seed, shape, dtype, payload = head
-    fields = (journal.MARK, generation, seed, len(payload), dtype, len(shape))
-    body = journal._HEAD.pack(*fields) + struct.pack(f"<{len(shape)}I", *shape) + payload
+    fields = (MARK, generation, seed, len(payload), dtype, len(shape))
+    body = HEAD.pack(*fields) + struct.pack(f"<{len(shape)}I", *shape) + payload
     return body + struct.pack("<I", zlib.crc32(body))
 
 
@@ -106,7 +107,7 @@ def _headers(whole):
 
 def test_a_record_unpacks_to_its_shape_and_no_further():
     fitness = np.arange(4, dtype=np.float32)
-    assert (journal.decode(journal.encode(Record(0, 1, fitness))).fitness == fitness).all()
+    assert (decode(encode(Record(0, 1, fitness))).fitness == fitness).all()
     bomb = zlib.compress(bytes(100_000_000))
     for shape, payload, message in (
         ((4,), bomb, "its payload has another size than its shape"),
@@ -117,13 +118,13 @@ def test_a_record_unpacks_to_its_shape_and_no_further():
         ((1,) * 65, zlib.compress(bytes(4)), "its dtype or shape"),
     ):
         with pytest.raises(ValueError, match=message):
-            journal.decode(with_checksum((0, 1, shape, b"<f4", payload)))
+            decode(with_checksum((0, 1, shape, b"<f4", payload)))
 
 
 def test_a_journal_of_marks_alone_is_refused_in_time(tmp_path):
     """Each of them could begin a record as long as the rest of the file."""
     whole = written(tmp_path)
-    mark = journal._HEAD.pack(journal.MARK, 3, 1, 2_000_000, b"<f4", 0)
+    mark = HEAD.pack(MARK, 3, 1, 2_000_000, b"<f4", 0)
     (tmp_path / "journal").write_bytes(whole + mark * 70_000)
     with pytest.raises(InputError, match=r"damaged at byte \d+, before its last record"):
         Journal.read_only(tmp_path / "journal")

@@ -10,7 +10,8 @@ from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 
 from springroll.errors import InputError
-from springroll.run.journal import Journal, Record, decode, encode
+from springroll.run.journal import Journal
+from springroll.run.record import Record, decode, encode
 
 DTYPES = ["float32", "int32", "int8", "float64", "bool", "uint16", "float16"]
 

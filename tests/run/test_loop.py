@@ -17,9 +17,10 @@ from springroll.run import checkpoint, session
 from springroll.run.checkpoint import load_newest, saved
 from springroll.run.config import RunConfig
 from springroll.run.folder import RunFolder
-from springroll.run.journal import Journal, encode
+from springroll.run.journal import Journal
 from springroll.run.loop import run
 from springroll.run.metrics import read_rows
+from springroll.run.record import encode
 from springroll.run.task import Training
 from tests.run.toy import POP, batch, evaluate, tell, toy
 

@@ -4,7 +4,7 @@
     metrics.jsonl   one JSON object per logged generation
     answers.jsonl   of models that answer, some of what they wrote (see answers.py)
     tensorboard/    the same figures as TensorBoard events
-    journal         the fitness vector of every generation (see journal.py)
+    journal         the fitness vector of every generation (see journal.py and record.py)
     checkpoints/    the newest training states (see checkpoint.py)
     best/           of tasks that keep it, the state that validated best
     curve.png       the learning curve, drawn at the end

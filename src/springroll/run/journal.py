@@ -7,11 +7,9 @@ done.
 Layout, little-endian:
 
     file    = "SPRGJRN1" | u32 length | JSON {"version", "run_id"} | u32 crc32 | record*
-    record  = head | u32 shape[ndim] | payload | u32 crc32 of all before it in the record
-    head    = "SRGR" | u64 generation | u64 seed | u32 payload bytes | 8 bytes dtype | u8 ndim
-    payload = zlib of the fitness array's raw bytes
 
-All records of a journal have one seed, one dtype and one number of members.
+`springroll.run.record` says what a record is. All of a journal have one seed, one dtype and one
+number of members.
 
 A record that is torn or damaged and has no whole record after it was being written when the machine
 stopped: it is dropped, and said so. Damage before a whole record is not explained by that, and is
@@ -20,20 +18,29 @@ an error.
 
 import contextlib
 import json
-import math
 import os
 import stat
-import struct
 import zlib
 from array import array
 from collections.abc import Iterator
 from pathlib import Path
-from typing import NamedTuple
 
 import numpy as np
 
 from springroll.atomic import json_object, naming, os_line
 from springroll.errors import InputError, brief
+from springroll.run.record import (
+    HEAD,
+    MARK,
+    WORD,
+    Kind,
+    Record,
+    decode,
+    described,
+    encode,
+    is_whole,
+    size_said,
+)
 
 try:
     import fcntl
@@ -42,34 +49,6 @@ except ImportError:  # Windows: no advisory locks, so two writers are not notice
 
 VERSION = 1
 MAGIC = b"SPRGJRN1"
-MARK = b"SRGR"
-_HEAD = struct.Struct("<4sQQI8sB")
-_WORD = struct.Struct("<I")
-_DTYPES = {
-    kind.newbyteorder("<").str.encode(): kind.newbyteorder("<")
-    for kind in map(np.dtype, np.typecodes["AllInteger"] + np.typecodes["Float"] + "?")
-}
-_MAX_AXES = 64  # of a NumPy array
-_MAX_RATIO = 1040  # zlib packs no better
-
-
-class Record(NamedTuple):
-    """One generation of the journal."""
-
-    generation: int
-    seed: int
-    fitness: np.ndarray  # as the loop saw it, usually (pop_size,) float32 or int32
-
-
-class Kind(NamedTuple):
-    """What all records of a journal have in common."""
-
-    seed: int
-    dtype: str  # NumPy's name
-    members: int  # the first dimension of every fitness
-
-    def __str__(self) -> str:
-        return f"seed {self.seed}, {self.members} x {self.dtype}"
 
 
 class Journal:
@@ -144,7 +123,7 @@ class Journal:
                         f"record (generation {len(journal)}); restore the file, or start a new run"
                     )
                 break
-            generation, kind = _described(content)
+            generation, kind = described(content)
             if generation != len(journal):
                 raise InputError(
                     f"the journal {path} has generation {generation} at byte {position}, where "
@@ -201,7 +180,7 @@ class Journal:
         if generation != len(self._starts):
             raise ValueError(f"generation {generation} cannot follow {len(self._starts)} records")
         record = encode(Record(generation, seed, fitness))
-        _, kind = _described(record)
+        _, kind = described(record)
         self.refuse_other(kind)
         if not self._begun:
             self.begin()
@@ -258,58 +237,10 @@ class Journal:
         self.close()
 
 
-def encode(record: Record) -> bytes:
-    """The bytes of one record."""
-    fitness = np.asarray(record.fitness)
-    dtype = fitness.dtype.newbyteorder("<").str.encode()
-    if fitness.dtype.kind not in "biuf" or len(dtype) > 8:
-        raise TypeError(f"a fitness of dtype {fitness.dtype} cannot be journalled")
-    # Level 1: scores barely compress, so more effort buys bytes at ten times the time.
-    payload = zlib.compress(fitness.astype(fitness.dtype.newbyteorder("<")).tobytes(), 1)
-    head = _HEAD.pack(MARK, record.generation, record.seed, len(payload), dtype, fitness.ndim)
-    body = head + struct.pack(f"<{fitness.ndim}I", *fitness.shape) + payload
-    return body + _WORD.pack(zlib.crc32(body))
-
-
-def decode(content: bytes) -> Record:
-    """The inverse of `encode`, for bytes whose checksum is known to hold.
-
-    Raises:
-        ValueError: they are no record all the same. No more is unpacked than the shape says, and
-            that is at most what zlib can have packed.
-    """
-    _, generation, seed, length, name, ndim = _HEAD.unpack_from(content)
-    shape = struct.unpack_from(f"<{ndim}I", content, _HEAD.size)
-    dtype = _DTYPES.get(name.rstrip(b"\0"))
-    size = math.prod(shape) * (dtype.itemsize if dtype else 1)
-    if dtype is None or ndim > _MAX_AXES or size > _MAX_RATIO * length:
-        raise ValueError("its dtype or shape is none of a fitness")
-    try:
-        unpack = zlib.decompressobj()
-        raw = unpack.decompress(content[_HEAD.size + 4 * ndim : -_WORD.size], size + 1)
-    except zlib.error as error:
-        raise ValueError(str(error)) from None
-    if len(raw) != size or not unpack.eof or unpack.unused_data:
-        raise ValueError("its payload has another size than its shape")
-    return Record(generation, seed, np.frombuffer(raw, dtype).reshape(shape))
-
-
-def _described(content: bytes) -> tuple[int, Kind]:
-    """The generation and the kind of a record whose checksum holds."""
-    _, generation, seed, _, name, ndim = _HEAD.unpack_from(content)
-    members = _WORD.unpack_from(content, _HEAD.size)[0] if ndim else 1
-    dtype = _DTYPES.get(name.rstrip(b"\0"))  # what is none is refused when the record is read
-    return generation, Kind(seed, str(dtype or brief(name)), members)
-
-
 def _record_size(handle: int, position: int, total: int) -> int | None:
     """Bytes of the record that begins at `position`; None where none does or it is cut off."""
-    head = _read_at(handle, _HEAD.size, position)
-    if len(head) < _HEAD.size or head[:4] != MARK:
-        return None
-    _, _, _, length, _, ndim = _HEAD.unpack(head)
-    size = _HEAD.size + 4 * ndim + length + _WORD.size
-    return size if position + size <= total else None
+    size = size_said(_read_at(handle, HEAD.size, position))
+    return size if size is not None and position + size <= total else None
 
 
 def _whole_record(handle: int, position: int, total: int) -> bytes | None:
@@ -318,8 +249,7 @@ def _whole_record(handle: int, position: int, total: int) -> bytes | None:
     if size is None:
         return None
     content = _read_at(handle, size, position)
-    whole = len(content) == size and zlib.crc32(content[:-4]) == _WORD.unpack(content[-4:])[0]
-    return content if whole else None
+    return content if len(content) == size and is_whole(content) else None
 
 
 def _whole_record_after(handle: int, position: int, total: int, block: int = 1 << 20) -> bool:
@@ -344,21 +274,21 @@ def _whole_record_after(handle: int, position: int, total: int, block: int = 1 <
 
 def _header(run_id: str) -> bytes:
     text = json.dumps({"version": VERSION, "run_id": run_id}).encode()
-    body = MAGIC + _WORD.pack(len(text)) + text
-    return body + _WORD.pack(zlib.crc32(body))
+    body = MAGIC + WORD.pack(len(text)) + text
+    return body + WORD.pack(zlib.crc32(body))
 
 
 def _read_header(path: Path, handle: int) -> tuple[str, int]:
     """The run id, and the offset of the first record."""
-    start = _read_at(handle, len(MAGIC) + _WORD.size, 0)
-    if len(start) < len(MAGIC) + _WORD.size or not start.startswith(MAGIC):
+    start = _read_at(handle, len(MAGIC) + WORD.size, 0)
+    if len(start) < len(MAGIC) + WORD.size or not start.startswith(MAGIC):
         raise InputError(
             f"{path} is not a springroll journal: it does not begin with {MAGIC.decode()}"
         )
-    length = _WORD.unpack(start[len(MAGIC) :])[0]
-    end = len(start) + length + _WORD.size
+    length = WORD.unpack(start[len(MAGIC) :])[0]
+    end = len(start) + length + WORD.size
     content = _read_at(handle, end, 0) if length < 1 << 16 else b""
-    if len(content) < end or zlib.crc32(content[:-4]) != _WORD.unpack(content[-4:])[0]:
+    if len(content) < end or zlib.crc32(content[:-4]) != WORD.unpack(content[-4:])[0]:
         raise InputError(f"the journal {path} is damaged at byte 0 (its header); restore the file")
     header = json_object(content[len(start) : -4], f"the header of the journal {path}")
     if header.get("version") != VERSION or not isinstance(header.get("run_id"), str):

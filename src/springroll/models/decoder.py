@@ -303,6 +303,9 @@ def stages(model: LanguageModel) -> Decoder:
     return model
 
 
+TABLES = ("embed_tokens", "lm_head")
+
+
 def read(
     model: Decoder, params: Params, tokens: Array, lengths: Array, before: Cache | None = None
 ) -> tuple[Array, Cache]:
@@ -348,10 +351,12 @@ def step(
     age = ages(memory, clock)
     turn, all_layers = model.rotation_at(seen, seen + 1), model.per_layer(memory.slots + 1)
     layers = params["layers"]
-    if is_short(params["embed_tokens"]):
-        # There are no lookups in it: a loop of steps would convert the table before it starts.
-        tied = lax.optimization_barrier((tokens, params["embed_tokens"]))
-        tokens, params = tied[0], params | {"embed_tokens": tied[1]}
+    tables = {name: w for name, w in params.items() if name in TABLES and is_short(w)}
+    if tables:
+        # A loop of steps would convert the embedding before it starts, as there are no lookups in
+        # bfloat16, and turn the head over.
+        tokens, tables = lax.optimization_barrier((tokens, tables))
+        params = params | tables
     x, entries = model.embed(params, tokens[:, None]), []
     for i in range(config.layers):
         layer = layers[i] if isinstance(layers, list) else jax.tree.map(lambda w: w[i], layers)  # noqa: B023

@@ -24,15 +24,7 @@ from springroll.models import kv_cache
 from springroll.models.attention import attention, from_heads, queries_keys_values
 from springroll.models.cross_entropy import cross_entropy, token_nats
 from springroll.models.decoder_config import DecoderConfig, shape_leaves, shapes, structure
-from springroll.models.kv_cache import (
-    Cache,
-    Layers,
-    Memory,
-    ages,
-    attend_cached,
-    attend_padded,
-    visible,
-)
+from springroll.models.kv_cache import Cache, Layers, Memory
 from springroll.models.layers import (
     float32_product,
     is_short,
@@ -303,9 +295,6 @@ def stages(model: LanguageModel) -> Decoder:
     return model
 
 
-TABLES = ("embed_tokens", "lm_head")
-
-
 def read(
     model: Decoder, params: Params, tokens: Array, lengths: Array, before: Cache | None = None
 ) -> tuple[Array, Cache]:
@@ -330,7 +319,7 @@ def read(
         if old is not None:
             k, v = kv_cache.after(old.k, k, lengths), kv_cache.after(old.v, v, lengths)
         sinks = layer["self_attn"].get("sinks")
-        y = attend_padded(config, turned(q), k, v, whole, own.window, sinks)
+        y = kv_cache.attend_padded(config, turned(q), k, v, whole, own.window, sinks)
         x = _rest_of_layer(model, layer, x, from_heads(layer["self_attn"], y))
         return x, Cache(k.swapaxes(1, 2), v.swapaxes(1, 2))
 
@@ -348,10 +337,10 @@ def step(
     their stacks before it used them: as much traffic again as the step itself.
     """
     config = model.config
-    age = ages(memory, clock)
+    age = kv_cache.ages(memory, clock)
     turn, all_layers = model.rotation_at(seen, seen + 1), model.per_layer(memory.slots + 1)
     layers = params["layers"]
-    tables = {name: w for name, w in params.items() if name in TABLES and is_short(w)}
+    tables = {name: w for name, w in params.items() if name != "layers" and is_short(w)}
     if tables:
         # A loop of steps would convert the embedding before it starts, as there are no lookups in
         # bfloat16, and turn the head over.
@@ -365,9 +354,9 @@ def step(
         y = model.norm(x, layer["input_layernorm"])
         q, k, v = queries_keys_values(config, layer["self_attn"], y)
         new = Cache(turned(k).swapaxes(1, 2), v.swapaxes(1, 2))
-        see = visible(age, seen, own.window)
+        see = kv_cache.visible(age, seen, own.window)
         sinks = layer["self_attn"].get("sinks")
-        y = attend_cached(config, turned(q)[:, 0], new, memory.of_layer(i), see, sinks)
+        y = kv_cache.attend_cached(config, turned(q)[:, 0], new, memory.of_layer(i), see, sinks)
         x = _rest_of_layer(model, layer, x, from_heads(layer["self_attn"], y[:, None]))
         entries.append(Cache(new.k[None], new.v[None]))
     return model.head(params, x)[:, 0], tuple(entries)

@@ -88,7 +88,7 @@ def admit(memory: Memory, entries: Cache, rows: Array, clock: Array) -> Memory:
     def put_last(into: Array, new: Array) -> Array:
         """The steps of the block that is under way; those to come are not looked at before."""
         step = jnp.arange(memory.steps, dtype=jnp.int32) - clock % memory.steps
-        new = jnp.take(new, jnp.maximum(time + step, 0), axis=2, mode="clip")
+        new = jnp.take(new, time + step, axis=2, mode="clip")
         return into.at[:, rows].set(new[None].astype(into.dtype), mode="drop", unique_indices=True)
 
     def each(put: Callable[[Array, Array], Array], layers: Layers) -> Layers:

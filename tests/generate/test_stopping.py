@@ -23,23 +23,20 @@ def slowly(tokens, strings):
 @pytest.mark.parametrize("strings", [("\nQuestion:",), ("\n\n", "a b"), ("Q",)])
 def test_the_first_stop_string_is_found_in_parts_of_any_size(strings):
     stop, rng = StopStrings(strings, decode), np.random.default_rng(0)
-    found = 0
-    for _ in range(200):
-        tokens = rng.integers(1, len(WORDS), 60).astype(np.int32)
-        expected = slowly(tokens.tolist(), strings)
-        start, got = 0, None
-        while got is None and start < len(tokens):
-            upto = min(len(tokens), start + int(rng.integers(1, 9)))
-            got, start = stop.end(tokens[:upto], start), upto
-        assert got == expected
-        found += got is not None
-    assert found
+    texts = rng.integers(1, len(WORDS), (200, 60)).astype(np.int32)
+    expected = [slowly(text.tolist(), strings) or -1 for text in texts]
+    start, got = np.zeros(200, int), np.full(200, -1)
+    while (going := np.flatnonzero((got < 0) & (start < 60))).size:
+        upto = np.minimum(60, start[going] + rng.integers(1, 9, going.size))
+        got[going], start[going] = stop.ends(texts[going], start[going], upto), upto
+    np.testing.assert_array_equal(got, expected)
+    assert np.any(got >= 0)
 
 
 def test_a_stop_string_over_tokens_that_are_no_text():
     stop = StopStrings(("\nQuestion:",), decode)
-    tokens = np.array([1, 1, 2, 0, 4, 0, 5, 0, 6], np.int32)
-    assert stop.end(tokens, 8) == 9
+    tokens = np.array([[1, 1, 2, 0, 4, 0, 5, 0, 6]], np.int32)
+    np.testing.assert_array_equal(stop.ends(tokens, np.array([8]), np.array([9])), [9])
 
 
 def test_an_empty_stop_string_is_refused():

@@ -359,12 +359,10 @@ class _Run:
     ) -> None:
         """Store the first count[i] tokens of rows[i], and let go of rows that have ended."""
         slots = self.slots.job.reshape(-1)
-        for i, row in enumerate(rows):
-            n, job = count[i], slots[row]
-            member, prompt = int(self.jobs.member[job]), int(self.jobs.prompt[job])
-            part = None if log_p is None else log_p[i, :n]
-            if self.transcript.append(member, prompt, token[i, :n], part):
-                slots[row] = -1
+        job = slots[rows]
+        member, prompt = self.jobs.member[job], self.jobs.prompt[job]
+        ended = self.transcript.append(member, prompt, token, log_p, count)
+        slots[rows[ended]] = -1
 
     def _compact(self, live: int) -> None:
         """Into a smaller bucket, if the live rows fit into half the slots."""

@@ -50,32 +50,48 @@ class Transcript:
         self.count = np.zeros(shape[:2], np.int32)
         self.stopped = np.zeros(shape[:2], bool)
         self.steps = self.slot_steps = self.row_steps = self.prompt_tokens = 0
-        self._end, self._stop, self._most = end, stop, most
+        self._end, self._stop, self._most = list(end), stop, most
 
     def append(
-        self, member: int, prompt: int, tokens: np.ndarray, log_p: np.ndarray | None
-    ) -> bool:
-        """Add the next tokens (n,) of a row; whether the row ends with them."""
-        start = int(self.count[member, prompt])
-        stop = start + len(tokens)
-        self.tokens[member, prompt, start:stop] = tokens
+        self,
+        member: np.ndarray,
+        prompt: np.ndarray,
+        tokens: np.ndarray,
+        log_p: np.ndarray | None,
+        count: np.ndarray,
+    ) -> np.ndarray:
+        """Add the first count[i] of tokens[i] to row i, one or more; which rows end, bool (n,).
+
+        `member`, `prompt` and `count` are (n,), `tokens` and `log_p` (n, steps).
+        """
+        start = self.count[member, prompt]
+        new = np.arange(tokens.shape[1]) < count[:, None]
+        row, step = np.nonzero(new)
+        at = member[row], prompt[row], start[row] + step
+        self.tokens[at] = tokens[new]
         if log_p is not None and self.log_p is not None:
-            self.log_p[member, prompt, start:stop] = log_p
-        ended = int(tokens[-1]) in self._end
-        text = self.tokens[member, prompt, : stop - ended]
-        cut = None if self._stop is None else self._stop.end(text, start)
-        if cut is not None:
-            self.tokens[member, prompt, cut:] = 0
+            self.log_p[at] = log_p[new]
+        ended = np.isin(np.take_along_axis(tokens, count[:, None] - 1, axis=1)[:, 0], self._end)
+        stop = start + count
+        if self._stop is not None:
+            texts = self.tokens[member, prompt]
+            cut = self._stop.ends(texts, start, stop - ended)
+            stopped = cut >= 0
+            stop = np.where(stopped, cut, stop)
+            dropped = stopped[:, None] & (np.arange(texts.shape[1]) >= stop[:, None])
+            row, step = np.nonzero(dropped)
+            self.tokens[member[row], prompt[row], step] = 0
             if self.log_p is not None:
-                self.log_p[member, prompt, cut:] = 0
-            self.stopped[member, prompt], stop = True, cut
+                self.log_p[member[row], prompt[row], step] = 0
+            self.stopped[member, prompt] = stopped
+            ended = ended | stopped
         self.count[member, prompt] = stop
-        return ended or cut is not None or stop == self._most
+        return ended | (stop == self._most)
 
     def generated(self) -> Generated:
         """All of it."""
         last = np.take_along_axis(self.tokens, self.count[:, :, None] - 1, axis=2)[:, :, 0]
-        ended = np.isin(last, list(self._end)) & ~self.stopped
+        ended = np.isin(last, self._end) & ~self.stopped
         return Generated(
             tokens=self.tokens,
             lengths=self.count - ended,

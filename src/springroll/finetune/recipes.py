@@ -18,8 +18,10 @@ def arithmetic_es() -> FinetuneConfig:
         pop_size=256,
         prompts=32,
         max_tokens=8,
-        lr=0.01,
-        lr_half_life=20.0,
+        lr=0.1,
+        lr_half_life=40.0,
+        momentum=0.0,
+        eval_problems=1024,
         seconds=300.0,
     )
 
@@ -37,6 +39,7 @@ def arithmetic_grpo() -> FinetuneConfig:
         pop_size=16,
         prompts=32,
         max_tokens=8,
+        eval_problems=1024,
         seconds=300.0,
     )
 

@@ -10,6 +10,7 @@ import pytest
 
 import springroll as sr
 from springroll.models.attention import attend
+from springroll.models.attention_scores import Sight
 from springroll.models.decoder import decoder
 from springroll.models.decoder_config import llama, shape_leaves, shapes
 from tests.compiling import normal, quick_jit, temporary_bytes
@@ -76,11 +77,11 @@ def test_a_position_sees_nothing_after_it(config):
 def test_a_window_hides_what_is_further_back():
     q, k, v = normal(0, 3, 1, 9, 2, 4)
     see = quick_jit(functools.partial(attend, llama(8, 8, 2, 1, vocab=5, head_dim=4)))
-    near = see(q, k, v, window=jnp.int32(3))
-    moved = see(q, k.at[:, 2].add(1.0), v.at[:, 2].add(1.0), window=jnp.int32(3))
+    near = see(q, k, v, sight=Sight(jnp.int32(3)))
+    moved = see(q, k.at[:, 2].add(1.0), v.at[:, 2].add(1.0), sight=Sight(jnp.int32(3)))
     same = np.all(near == moved, axis=(0, 2, 3))
     np.testing.assert_array_equal(same, [True] * 2 + [False] * 3 + [True] * 4)
-    close(see(q, k, v, window=jnp.int32(9)), see(q, k, v))
+    close(see(q, k, v, sight=Sight(jnp.int32(9))), see(q, k, v))
 
 
 def test_shared_key_value_heads_are_repeated_ones():

@@ -5,18 +5,22 @@ G = H / N query heads per key-value head, K width of a head, D width of the mode
 """
 
 import functools
+import math
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 from jax import Array, lax
 
+from springroll.models.attention_scores import ALL, MASKED, Sight, scores, seen
+from springroll.models.blocked_attention import attend_blocks
 from springroll.models.decoder_config import DecoderConfig
-from springroll.models.layers import linear, rms_norm, soft_cap
+from springroll.models.layers import linear, rms_norm
 from springroll.models.rope import Rotation, rotate
 from springroll.trees import Params
 
-MASKED = float(np.finfo(np.float32).min)
+FORMED = 1 << 24  # scores that are formed at once: 64 MiB
+BLOCK = 128  # queries, and keys, of a block, at least
 
 
 def attention(
@@ -33,7 +37,8 @@ def attention(
     A position sees `window` () int32 tokens up to itself, all if None.
     """
     q, k, v = queries_keys_values(config, params, x_BTD)
-    y_BTHK = attend(config, rotate(q, turn), rotate(k, turn), v, params.get("sinks"), window)
+    sinks, sight = params.get("sinks"), Sight(window)
+    y_BTHK = attend(config, rotate(q, turn), rotate(k, turn), v, sinks, sight)
     return from_heads(params, y_BTHK)
 
 
@@ -58,47 +63,41 @@ def from_heads(params: Params, y_BTHK: Array) -> Array:
     return _project(params, "o", y_BTHK.reshape(*y_BTHK.shape[:2], -1))
 
 
-def scores(config: DecoderConfig, product: Array) -> Array:
-    """Scores from products q k: divided by the root of the width, and capped."""
-    scale = np.float32((config.query_scale or config.head_dim) ** -0.5)
-    return soft_cap(product * scale, config.score_cap)
-
-
-@functools.partial(jax.checkpoint, prevent_cse=False, static_argnums=0)
 def attend(
     config: DecoderConfig,
     q_BTHK: Array,
     k_BSNK: Array,
     v_BSNK: Array,
     sinks_H: Array | None = None,
-    window: Array | None = None,
+    sight: Sight = ALL,
 ) -> Array:
     """softmax(scores(q k)) v over keys no later than the query: (B, T, H, K).
 
-    Scores and softmax are float32 whatever the inputs are, and computed again for the gradient:
-    what is stored does not grow with T S. A sink is one more score per head whose key has no value:
-    it takes weight away from the others.
+    The queries are those of the last T of S positions. Scores and softmax are float32 whatever the
+    inputs are, and computed again for the gradient. A sink is one more score per head whose key has
+    no value: it takes weight away from the others. Where all scores would be more than `FORMED`
+    they are taken in blocks, of which one at a time exists.
     """
-    batch, time, heads, width = q_BTHK.shape
-    q = q_BTHK.reshape(batch, time, k_BSNK.shape[2], -1, width)
-    score = jnp.einsum("BTNGK,BSNK->BNGTS", q, k_BSNK, preferred_element_type=jnp.float32)
-    score = jnp.where(_mask(time, window), scores(config, score), np.float32(MASKED))
+    rows, most = q_BTHK.shape[0] * q_BTHK.shape[2], k_BSNK.shape[1]
+    if rows * q_BTHK.shape[1] * most <= FORMED:
+        return _formed(config, q_BTHK, k_BSNK, v_BSNK, sinks_H, sight)
+    size = max(BLOCK, 1 << (math.isqrt(FORMED // rows).bit_length() - 1))
+    return attend_blocks(config, size, (q_BTHK, k_BSNK, v_BSNK, sinks_H), sight)
+
+
+@functools.partial(jax.checkpoint, prevent_cse=False, static_argnums=0)
+def _formed(
+    config: DecoderConfig, q: Array, k: Array, v: Array, sinks_H: Array | None, sight: Sight
+) -> Array:
+    time = k.shape[1]
+    score = scores(config, q, k)
+    at = lax.iota(jnp.int32, time)
+    score = jnp.where(seen(sight, at[time - q.shape[1] :], at), score, np.float32(MASKED))
     if sinks_H is not None:
         sink = sinks_H.astype(jnp.float32).reshape(1, score.shape[1], score.shape[2], 1, 1)
         score = jnp.concatenate([score, jnp.broadcast_to(sink, (*score.shape[:-1], 1))], axis=-1)
-    weight = jax.nn.softmax(score, axis=-1)[..., :time].astype(v_BSNK.dtype)
-    return jnp.einsum("BNGTS,BSNK->BTNGK", weight, v_BSNK).reshape(batch, time, heads, width)
-
-
-def _mask(time: int, window: Array | None) -> Array:
-    """Which keys each query sees: (1, 1, 1, T, S) bool."""
-    # Computed where it is used: as a constant it would take T^2 numbers in the program.
-    position = functools.partial(lax.broadcasted_iota, jnp.int32, (time, time))
-    back = position(0) - position(1)
-    mask = back >= 0
-    if window is not None:
-        mask = mask & (back < window.reshape(1, 1))
-    return mask[None, None, None]
+    weight = jax.nn.softmax(score, axis=-1)[..., :time].astype(v.dtype)
+    return jnp.einsum("BNGTS,BSNK->BTNGK", weight, v).reshape(q.shape)
 
 
 def _project(params: Params, name: str, x_BTD: Array) -> Array:

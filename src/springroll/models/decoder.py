@@ -21,7 +21,8 @@ from jax.typing import DTypeLike
 
 from springroll.errors import InputError, expect
 from springroll.models import kv_cache
-from springroll.models.attention import attention, from_heads, queries_keys_values
+from springroll.models.attention import attend, attention, from_heads, queries_keys_values
+from springroll.models.attention_scores import Sight
 from springroll.models.cross_entropy import cross_entropy, token_nats
 from springroll.models.decoder_config import DecoderConfig, shape_leaves, shapes, structure
 from springroll.models.kv_cache import Cache, Layers, Memory
@@ -309,6 +310,8 @@ def read(
     place, whole = jnp.maximum(place, 0) + known, lengths + known
     turn = model.rotation_at(place.reshape(-1), jnp.repeat(whole, time))
     flat = lambda y: y.reshape(1, rows * time, *y.shape[2:])
+    at = jnp.arange(known + time, dtype=jnp.int32)
+    there = (at[None, :] >= known + time - whole[:, None]).astype(jnp.int32)
 
     def block(x: Array, scanned: tuple[Params, PerLayer, Cache | None]) -> tuple[Array, Cache]:
         layer, own, old = scanned
@@ -319,7 +322,7 @@ def read(
         if old is not None:
             k, v = kv_cache.after(old.k, k, lengths), kv_cache.after(old.v, v, lengths)
         sinks = layer["self_attn"].get("sinks")
-        y = kv_cache.attend_padded(config, turned(q), k, v, whole, own.window, sinks)
+        y = attend(config, turned(q), k, v, sinks, Sight(own.window, there))
         x = _rest_of_layer(model, layer, x, from_heads(layer["self_attn"], y))
         return x, Cache(k.swapaxes(1, 2), v.swapaxes(1, 2))
 

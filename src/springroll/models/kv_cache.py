@@ -24,7 +24,7 @@ import numpy as np
 from jax import Array, lax
 from jax.typing import DTypeLike
 
-from springroll.models.attention import MASKED, scores
+from springroll.models.attention_scores import MASKED, scaled
 from springroll.models.decoder_config import DecoderConfig
 from springroll.models.layers import as_bits, is_short, of_bits
 
@@ -166,9 +166,9 @@ def attend_cached(
             "RNGK,RNSK->RNGS", q.astype(k.dtype), k, preferred_element_type=jnp.float32
         )
 
-    score = scores(config, jnp.concatenate([dot(cache.k) for cache in old], axis=-1))
+    score = scaled(config, jnp.concatenate([dot(cache.k) for cache in old], axis=-1))
     score = jnp.where(see_RS[:, None, None, :], score, np.float32(MASKED))
-    own = scores(config, dot(new.k))
+    own = scaled(config, dot(new.k))
     top = jnp.maximum(jnp.max(score, axis=-1, keepdims=True), own)
     sink = None
     if sinks_H is not None:
@@ -185,29 +185,3 @@ def attend_cached(
         v = jnp.einsum("RNGS,RNSK->RNGK", share.astype(cache.v.dtype), cache.v)
         y = y + v.astype(y.dtype)
     return y.reshape(rows, heads, width)
-
-
-def attend_padded(
-    config: DecoderConfig,
-    q_RTHK: Array,
-    k_RSNK: Array,
-    v_RSNK: Array,
-    lengths: Array,
-    window: Array | None = None,
-    sinks_H: Array | None = None,
-) -> Array:
-    """Causal attention within left-padded prompts, of their last T tokens: (R, T, H, K)."""
-    rows, asked, heads, width = q_RTHK.shape
-    time = k_RSNK.shape[1]
-    q = q_RTHK.reshape(rows, asked, k_RSNK.shape[2], -1, width)
-    score = jnp.einsum("RTNGK,RSNK->RNGTS", q, k_RSNK, preferred_element_type=jnp.float32)
-    at = jnp.arange(time, dtype=jnp.int32)
-    back = at[time - asked :, None] - at[None, :]
-    near = back >= 0 if window is None else (back >= 0) & (back < window.reshape(1, 1))
-    see = near[None] & (at[None, None, :] >= time - lengths[:, None, None])
-    score = jnp.where(see[:, None, None], scores(config, score), np.float32(MASKED))
-    if sinks_H is not None:
-        sink = sinks_H.astype(jnp.float32).reshape(1, *q.shape[2:4], 1, 1)
-        score = jnp.concatenate([score, jnp.broadcast_to(sink, (*score.shape[:-1], 1))], axis=-1)
-    weight = jax.nn.softmax(score, axis=-1)[..., :time].astype(v_RSNK.dtype)
-    return jnp.einsum("RNGTS,RSNK->RTNGK", weight, v_RSNK).reshape(rows, asked, heads, width)

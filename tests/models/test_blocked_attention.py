@@ -85,7 +85,7 @@ def test_in_bfloat16_blocks_are_as_near_to_float32_as_formed_scores():
 def test_the_layer_takes_blocks_where_scores_would_be_many(monkeypatch):
     qkvs, _ = inputs(300, 0, 2, False, False)
     whole = attention.attend(CONFIG, *qkvs)
-    monkeypatch.setattr(attention, "FORMED", 1 << 10)
+    monkeypatch.setitem(attention.FORMED, "cpu", 1 << 10)
     parts = jax.jit(lambda *qkvs: attention.attend(CONFIG, *qkvs))
     assert "while" in str(jax.make_jaxpr(parts)(*qkvs))
     np.testing.assert_allclose(parts(*qkvs), whole, atol=1e-5)

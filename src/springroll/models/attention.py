@@ -6,6 +6,7 @@ G = H / N query heads per key-value head, K width of a head, D width of the mode
 
 import functools
 import math
+from dataclasses import replace
 
 import jax
 import jax.numpy as jnp
@@ -17,9 +18,14 @@ from springroll.models.blocked_attention import attend_blocks
 from springroll.models.decoder_config import DecoderConfig
 from springroll.models.layers import linear, rms_norm
 from springroll.models.rope import Rotation, rotate
+from springroll.models.slices import sliced, slices_for, summed_slices
 from springroll.trees import Params
 
-FORMED = 1 << 24  # scores that are formed at once: 64 MiB
+SLICED = (  # what a group of heads has of its own, by the axis that heads are on
+    ("q_proj", "k_proj", "v_proj", "q_bias", "k_bias", "v_bias", "sinks"),
+    ("o_proj",),
+)
+FORMED = {"cpu": 1 << 20, "device": 1 << 24}  # scores at once: a processor's cache holds 4 MiB
 BLOCK = 128  # queries, and keys, of a block, at least
 
 
@@ -36,10 +42,43 @@ def attention(
     model has them q_bias, k_bias, v_bias, o_bias, the norm weights q_norm, k_norm, and sinks (H,).
     A position sees `window` () int32 tokens up to itself, all if None.
     """
+    count = head_slices(config, x_BTD)
+    if count == 1:
+        return _with_bias(params, _heads(config, params, x_BTD, turn, window))
+    own = lambda axis: {
+        name: sliced(params[name], count, axis) for name in SLICED[axis] if name in params
+    }
+    common = {name: params[name] for name in ("q_norm", "k_norm") if name in params}
+    narrow = replace(
+        config,
+        heads=config.heads // count,
+        kv_heads=config.kv_heads // count,
+        head_dim=config.head_dim,
+    )
+    part = lambda slice, x: _heads(narrow, common | slice, x, turn, window)
+    return _with_bias(params, summed_slices(part, own(0) | own(1), x_BTD))
+
+
+def head_slices(config: DecoderConfig, x_BTD: Array) -> int:
+    """In how many groups of heads so long a text is attended to."""
+    if config.qk_norm == "whole":  # a norm over all heads
+        return 1
+    width = (config.heads + 2 * config.kv_heads) * config.head_dim
+    return slices_for(x_BTD.shape[0] * x_BTD.shape[1], width, config.kv_heads)
+
+
+def _heads(
+    config: DecoderConfig, params: Params, x_BTD: Array, turn: Rotation, window: Array | None
+) -> Array:
+    """What these heads add, without the last bias: (B, T, D)."""
     q, k, v = queries_keys_values(config, params, x_BTD)
     sinks, sight = params.get("sinks"), Sight(window)
     y_BTHK = attend(config, rotate(q, turn), rotate(k, turn), v, sinks, sight)
-    return from_heads(params, y_BTHK)
+    return linear(y_BTHK.reshape(*x_BTD.shape[:2], -1), params["o_proj"])
+
+
+def _with_bias(params: Params, y_BTD: Array) -> Array:
+    return y_BTD + params["o_bias"][None, None] if "o_bias" in params else y_BTD
 
 
 def queries_keys_values(
@@ -76,13 +115,28 @@ def attend(
     The queries are those of the last T of S positions. Scores and softmax are float32 whatever the
     inputs are, and computed again for the gradient. A sink is one more score per head whose key has
     no value: it takes weight away from the others. Where all scores would be more than `FORMED`
-    they are taken in blocks, of which one at a time exists.
+    they are taken in blocks, one after the other.
     """
-    rows, most = q_BTHK.shape[0] * q_BTHK.shape[2], k_BSNK.shape[1]
-    if rows * q_BTHK.shape[1] * most <= FORMED:
+    batch, time, heads, _ = q_BTHK.shape
+    size = block_size(batch * heads, time, k_BSNK.shape[1])
+    if size is None:
         return _formed(config, q_BTHK, k_BSNK, v_BSNK, sinks_H, sight)
-    size = max(BLOCK, 1 << (math.isqrt(FORMED // rows).bit_length() - 1))
     return attend_blocks(config, size, (q_BTHK, k_BSNK, v_BSNK, sinks_H), sight)
+
+
+def block_size(rows: int, queries: int, keys: int) -> int | None:
+    """Queries, and keys, of a block, with `rows` heads of all texts; None: scores are formed at
+    once."""
+    most = FORMED["cpu" if jax.default_backend() == "cpu" else "device"]
+    if rows * queries * keys <= most:
+        return None
+    return max(BLOCK, 1 << max(0, math.isqrt(most // rows).bit_length() - 1))
+
+
+def keys_per_query(rows: int, time: int) -> float:
+    """Keys that a query of such a text meets, whether it sees them or not: a mean."""
+    size = block_size(rows, time, time)
+    return time if size is None else (-(-time // size) + 1) * size / 2
 
 
 @functools.partial(jax.checkpoint, prevent_cse=False, static_argnums=0)

@@ -20,6 +20,7 @@ from jax import Array, lax
 from springroll import compat
 from springroll.models.attention_scores import MASKED, Sight, grouped, scaled, scores, seen
 from springroll.models.decoder_config import DecoderConfig
+from springroll.models.slices import kept
 from springroll.trees import PyTree
 
 Inputs: TypeAlias = tuple[Array, Array, Array, Array | None]  # q, k, v, sinks
@@ -71,12 +72,12 @@ def _forward(config: DecoderConfig, size: int, inputs: Inputs, sight: Sight) -> 
 
     empty = jnp.zeros(q.shape, v.dtype), jnp.zeros((batch, time, *shape[1:3]), jnp.float32)
     y, log = lax.fori_loop(0, time // size, queries, varying(empty))
-    y = y[:, : inputs[0].shape[1]]
+    y, log = kept(y[:, : inputs[0].shape[1]]), kept(log)
     return y, (inputs, sight, y, log)
 
 
-def _backward(config: DecoderConfig, size: int, kept: Kept, dy: Array) -> tuple[Inputs, None]:
-    inputs, sight, y, log = kept
+def _backward(config: DecoderConfig, size: int, saved: Kept, dy: Array) -> tuple[Inputs, None]:
+    inputs, sight, y, log = saved
     q, k, v, sinks = inputs
     blocks = _Blocks(sight, size, k.shape[1] - q.shape[1])
     # What all weights of a query have in common: the sum over keys of weight times its gradient.

@@ -4,6 +4,7 @@ For the gradient of norm and gate only their inputs are stored.
 """
 
 import functools
+import math
 from collections.abc import Callable
 from typing import TypeVar
 
@@ -13,6 +14,7 @@ import numpy as np
 from jax import Array, lax
 
 from springroll import compat
+from springroll.models.slices import rows_of, sliced, slices_for, summed_slices
 from springroll.quant.int8_weights import Int8
 from springroll.trees import Params, PyTree
 
@@ -148,6 +150,17 @@ _short_linear.defvjp(
 
 
 def swiglu(params: Params, x: Array, activation: str = "silu") -> Array:
-    """down(activation(gate(x)) * up(x))."""
-    gate, up = linear(x, params["gate_proj"]), linear(x, params["up_proj"])
-    return linear(gated(gate, up, 0.0, activation), params["down_proj"])
+    """down(activation(gate(x)) * up(x)); of many tokens the hidden units one slice after the
+    other."""
+    hidden = rows_of(params["gate_proj"])
+    count = slices_for(math.prod(x.shape[:-1]), 2 * hidden, hidden)
+
+    def units(params: Params, x: Array) -> Array:
+        gate, up = linear(x, params["gate_proj"]), linear(x, params["up_proj"])
+        return linear(gated(gate, up, 0.0, activation), params["down_proj"])
+
+    if count == 1:
+        return units(params, x)
+    axis = {"gate_proj": 0, "up_proj": 0, "down_proj": 1}
+    slices = {name: sliced(w, count, axis[name]) for name, w in params.items()}
+    return summed_slices(units, slices, x)

@@ -37,11 +37,14 @@ class Seconds(NamedTuple):
 
 
 def work(spec: StepSpec) -> Work:
-    """Executed FLOPs, all that the programs do: also the masked half of attention, rows that only
-    pad an expert's block, and what is computed again."""
+    """Executed FLOPs, all that the programs do: also for keys that are masked, for rows that only
+    pad an expert's block, and for what is computed again."""
+    from springroll.models.attention import keys_per_query
+
     config, tokens = spec.config, spec.tokens
+    keys = keys_per_query(spec.rows * config.heads, spec.sequence)
     dense = 2.0 * tokens * active_layer(config, spec.rows * spec.sequence) * config.layers
-    attention = 4.0 * tokens * spec.sequence * config.heads * config.head_dim * config.layers
+    attention = 4.0 * tokens * keys * config.heads * config.head_dim * config.layers
     head = 2.0 * tokens * config.vocab * config.hidden
     if not spec.method.trains:
         return Work(dense + attention, 0.0, head)

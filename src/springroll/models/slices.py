@@ -1,0 +1,61 @@
+"""A layer whose inner width is taken in slices, so that one slice of it exists at a time.
+
+Both halves of a transformer layer are sums over independent parts: attention over groups of heads,
+the feed-forward half over its hidden units. Where a layer's inner activations would be many, as
+with long texts, the parts are computed one after the other, and again for the gradient. Every
+weight belongs to one slice, so that its gradient is still one product.
+"""
+
+from collections.abc import Callable
+
+import jax
+import jax.numpy as jnp
+from jax import Array, lax
+from jax.ad_checkpoint import checkpoint_name
+
+from springroll import compat
+from springroll.quant.int8_weights import Int8
+from springroll.trees import Params, PyTree
+
+WIDE = 1 << 28  # numbers of a layer's inner activations above which they are sliced
+KEPT = "kept"  # name of what a slice keeps for its gradient
+
+
+def slices_for(tokens: int, width: int, parts: int) -> int:
+    """How many slices of an inner width so many tokens need: a divisor of the `parts` it has."""
+    least = -(-tokens * width // WIDE)
+    return next((n for n in range(least, parts) if parts % n == 0), parts)
+
+
+def rows_of(w: Array | Int8) -> int:
+    """The first axis of a weight."""
+    return (w.values if isinstance(w, Int8) else w).shape[0]
+
+
+def sliced(x: Array | Int8, count: int, axis: int) -> PyTree:
+    """x cut into `count` equal slices along an axis: (count, ...)."""
+    if isinstance(x, Int8):
+        of_rows = sliced(x.scale, count, 0) if axis == 0 else jnp.stack([x.scale] * count)
+        return Int8(sliced(x.values, count, axis), of_rows)
+    shape = (*x.shape[:axis], count, x.shape[axis] // count, *x.shape[axis + 1 :])
+    return jnp.moveaxis(x.reshape(shape), axis, 0)
+
+
+def summed_slices(part: Callable[[Params, Array], Array], slices: PyTree, x: Array) -> Array:
+    """The sum of part(slices[i], x) over i, in float32, in the type of x.
+
+    For the gradient a part is computed again, but for what it names `KEPT`.
+    """
+
+    def step(total: Array, one: Params) -> tuple[Array, None]:
+        return total + part(one, x).astype(jnp.float32), None
+
+    keep = jax.checkpoint_policies.save_only_these_names(KEPT)
+    step = jax.checkpoint(step, prevent_cse=False, policy=keep)
+    zero = compat.vary_as(jnp.zeros(x.shape, jnp.float32), x, *jax.tree.leaves(slices))
+    return lax.scan(step, zero, slices)[0].astype(x.dtype)
+
+
+def kept(x: Array) -> Array:
+    """x, which is not computed again for the gradient of a slice."""
+    return checkpoint_name(x, KEPT)

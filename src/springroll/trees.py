@@ -85,6 +85,11 @@ def check_arrays(params: PyTree) -> None:
             )
 
 
+def is_none(x: PyTree) -> bool:
+    """For `is_leaf`: None in place of an array."""
+    return x is None
+
+
 def is_numeric(x: PyTree) -> bool:
     """Whether JAX takes it for an array: a number, an array, or what is made one."""
     numbers = (Array, np.ndarray, np.generic, bool, int, float, complex)

@@ -60,6 +60,11 @@ class StepSpec:
         return rest_numbers(self.config)
 
     @property
+    def embedding(self) -> int:
+        """Parameters that the embedding reads."""
+        return self.config.vocab * self.config.hidden
+
+    @property
     def layer_input(self) -> int:
         """Bytes of one layer's inputs, of all micro-batches; those of its experts too, where they
         are bundles: as wide, and a float32 weight per expert."""
@@ -112,7 +117,7 @@ def rest_stored(spec: StepSpec) -> int:
 
 def device_bytes(spec: StepSpec, place: Placement) -> Bytes:
     """What the device holds at the peak of a step: between the passes, when head and loss are
-    computed, or in the backward pass, when a layer is."""
+    computed, in the backward pass, when a layer is, or after it, when the embedding is."""
     config, method = spec.config, spec.method
     streamed = config.layers - place.layers
     at_update = place.mode in ("device", "resident")
@@ -129,12 +134,27 @@ def device_bytes(spec: StepSpec, place: Placement) -> Bytes:
         sizes["layer inputs"] = 2 * spec.layer_input if place.inputs else 0
         return sizes | {"working set": max(spec.working)}
     sizes["layer inputs"] = (place.inputs + 1) * spec.layer_input  # and the gradient of one
-    rest = spec.rest * spec.gradient
     layer = config.layers * method.layer_thin or spec.bundle * spec.gradient
     going = 2 if place.mode == "host" and streamed else 1  # one more on its way to the host
-    head = {"gradients": rest, "working set": spec.working.head}
-    back = {"gradients": rest + going * layer, "working set": spec.working.layer}
-    return sizes | max(head, back, key=total)
+    # The gradient of the head, and of an embedding that is the head too, is there before the
+    # layers'; that of another embedding comes last. What goes to the host goes as soon as it is
+    # whole, in the type of the weights.
+    leaves = spec.clip == "global" or (place.mode == "host" and streamed > 0)
+    going_rest = method.weights if leaves and spec.gradient > method.weights else 0
+    own = spec.rest - spec.embedding
+    shared = spec.embedding * spec.gradient if config.tied else 0
+    first = shared + own * spec.gradient
+    kept = shared if leaves else first
+    last = kept - shared + spec.embedding * spec.gradient
+    working = spec.working
+    steps = (
+        {"gradients": first, "working set": working.head},
+        {"gradients": first + own * going_rest, "working set": 0},
+        {"gradients": kept + going * layer, "working set": working.layer},
+        {"gradients": last, "working set": working.embed},
+        {"gradients": last + spec.embedding * going_rest, "working set": 0},
+    )
+    return sizes | max(steps, key=total)
 
 
 def host_bytes(spec: StepSpec, place: Placement) -> Bytes:

@@ -105,8 +105,10 @@ def calibration(spec: StepSpec, optimizer: optax.GradientTransformation) -> Call
 
     def head() -> PyTree:
         x, _ = programs.embed(arrays.rest, None, arrays.tokens)
-        gradients = programs.finish(arrays.rest, None, arrays.x, stats, arrays.tokens, None)
-        return x, programs.embed_backward(arrays.rest, None, arrays.tokens, arrays.x, gradients[2])
+        _, _, (own, common), *_ = programs.finish(
+            arrays.rest, None, arrays.x, stats, arrays.tokens, None
+        )
+        return x, own, programs.embed_backward(arrays.rest, None, arrays.tokens, arrays.x, common)
 
     summed = [backward()[0]]
 

@@ -25,10 +25,12 @@ from springroll.trees import PyTree
 
 
 class WorkingSet(NamedTuple):
-    """Temporary bytes of the largest program for a layer, and of that for head and loss."""
+    """Temporary bytes of the largest program for a layer, of that for head and loss, and of the
+    gradient of the embedding."""
 
     layer: int
     head: int
+    embed: int = 0
 
 
 class Arguments(NamedTuple):
@@ -74,6 +76,7 @@ def working_set(
         asked = [
             lambda: programs.backward.lower(*forward, args.x, args.stats, None),
             lambda: programs.finish.lower(*head, None),
+            lambda: _embed_backward(programs, args, args.x),
         ]
     else:
         asked = [lambda: programs.forward.lower(*forward), lambda: programs.score.lower(*head)]
@@ -101,10 +104,23 @@ def expert_working_set(
         return programs.backward.lower(bundles[place], None, entered, INDEX, carry, stats, None)
 
     head = (args.rest, None, carry, [args.stats] * config.layers, args.tokens, None)
-    asked = [lambda: backward(0), lambda: backward(1), lambda: programs.finish.lower(*head)]
+    asked = [
+        lambda: backward(0),
+        lambda: backward(1),
+        lambda: programs.finish.lower(*head),
+        lambda: _embed_backward(programs, args, carry),
+    ]
     with ThreadPoolExecutor(2) as pool:
-        *layer, last = pool.map(_temporary, asked)
-    return WorkingSet(max(layer), last)
+        *layer, last, embed = pool.map(_temporary, asked)
+    return WorkingSet(max(layer), last, embed)
+
+
+def _embed_backward(programs: StepPrograms, args: Arguments, dx: PyTree) -> Lowered:
+    """The program that adds the gradient of the embedding to an earlier one."""
+    given = args.rest, None, args.tokens, dx
+    first = jax.tree.map(lambda _: None, args.rest)
+    added, _ = jax.eval_shape(programs._embed_backward, *given, first)
+    return programs.embed_backward.lower(*given, added)
 
 
 def _temporary(lower: Callable[[], Lowered]) -> int:

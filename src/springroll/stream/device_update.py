@@ -33,6 +33,7 @@ class DeviceUpdate:
     """
 
     fields = ("weights", "state")
+    on_host = False
 
     def __init__(
         self,

@@ -24,7 +24,7 @@ from springroll.stream.conveyor import Conveyor, Passing, Stop
 from springroll.stream.saved_activations import SaveAll, SavedInputs, Saving
 from springroll.stream.step_programs import Join, StepPrograms, all_weights
 from springroll.stream.store import HostStore
-from springroll.stream.update import Gradient, Held, Update
+from springroll.stream.update import Early, Gradient, Held, Update, fetched, merged
 from springroll.stream.visit_order import ORDERS, Phase, Visit, VisitOrder, forward_only
 from springroll.trees import PyTree
 
@@ -193,7 +193,10 @@ class _Step(_Forward):
         self.saved = SavedInputs(self.conveyor.link, len(parts), stays, engine.saving)
         self.dx: dict[int, PyTree] = {}
         self.d_stats: dict[int, PyTree] = {}
-        self.rest_grads: PyTree = None
+        self.head_grads: PyTree = None  # of weights that the embedding does not read
+        self.rest_grads: PyTree = None  # of the others
+        self.early: Early = None  # the former on their way to the host, and their squared norm
+        self.early_square = jnp.zeros((), jnp.float32)
         self.grads: PyTree = None  # of the layer at hand
         self.squares: list[Array] = []
         self.held: Held = {}
@@ -235,19 +238,30 @@ class _Step(_Forward):
 
     def finish(self, visit: Visit, rest: Passing) -> None:
         self.saved.prefetch(self.engine.layers - 1)
+        grads: PyTree = None
         for part in visit.parts:
-            loss, metrics, self.rest_grads, self.dx[part], self.d_stats[part], token = (
-                self.programs.finish(
-                    *self.engine.operands(rest),
-                    self.x.pop(part),
-                    self.listed(part),
-                    self.tokens[part],
-                    self.rest_grads,
-                )
+            loss, metrics, grads, self.dx[part], self.d_stats[part], token = self.programs.finish(
+                *self.engine.operands(rest),
+                self.x.pop(part),
+                self.listed(part),
+                self.tokens[part],
+                grads,
             )
             self.losses[part] = loss, metrics
             rest.until(token)
+            self.head_grads, self.rest_grads = grads
         self.good = all_finite(True, *(loss for loss, _ in self.losses.values()))
+        if self.goes_early(rest):
+            self.early_square = self.programs.square(self.head_grads)
+            small = self.programs.narrow(self.head_grads, rest.arrays["weights"])
+            self.early = self.conveyor.link.fetch(small)
+            self.head_grads = None
+
+    def goes_early(self, rest: Passing) -> bool:
+        """Whether the gradient of the head leaves the device before those of the layers."""
+        if self.engine.clip.waits:
+            return True
+        return self.engine.update.on_host and not self.conveyor.store.resident(rest.bundle)
 
     def backward(self, visit: Visit, layer: Passing) -> None:
         at = visit.layer
@@ -271,24 +285,32 @@ class _Step(_Forward):
                 *self.engine.operands(rest), self.tokens[part], self.dx.pop(part), self.rest_grads
             )
             rest.until(token)
-        self.settle(rest, self.rest_grads, None)
-        self.rest_grads = None
+        grads = self.rest_grads
+        if self.early is None:
+            grads = merged(self.head_grads, grads)
+        self.head_grads = self.rest_grads = None
+        self.settle(rest, grads, None, self.early)
 
-    def settle(self, passing: Passing, grads: PyTree, stats: PyTree) -> None:
-        """The gradient of a bundle is whole: apply it, or hold it until the norm is known."""
+    def settle(self, passing: Passing, grads: PyTree, stats: PyTree, early: Early = None) -> None:
+        """The gradient of a bundle is whole: apply it, or hold it until the norm is known.
+
+        `early` is the part of it that went to the host before.
+        """
         clip = self.engine.clip
         squared = self.programs.square(grads)
+        if early is not None:
+            squared = squared + self.early_square
         self.squares.append(squared)
         if clip.waits:
             small = self.programs.narrow(grads, passing.arrays["weights"])
-            self.held[passing.bundle] = self.conveyor.link.fetch((small, stats))
+            self.held[passing.bundle] = fetched(self.conveyor.link, small, stats, early)
             return
         good = self.good = all_finite(self.good, squared)
         scale = jnp.ones((), jnp.float32)
         if clip.limit is not None:
             norm = jnp.sqrt(squared) if clip.by == "layer" else self.norm
             scale = clip_factor(np.float32(clip.limit), norm)
-        gradient = Gradient(grads, scale, good, stats)
+        gradient = Gradient(grads, scale, good, stats, early)
         self.engine.update.apply(self.conveyor, passing, gradient)
 
 

@@ -29,7 +29,7 @@ from springroll.stream.host_adamw import AdamW
 from springroll.stream.priority_pool import PriorityPool
 from springroll.stream.step_programs import narrow
 from springroll.stream.store import HostStore, writable
-from springroll.stream.update import Gradient, Held, or_fail
+from springroll.stream.update import Gradient, Held, fetched, or_fail
 from springroll.trees import PyTree, path_of
 from springroll.typed_call import typed_call
 
@@ -59,6 +59,7 @@ class HostUpdate:
     """
 
     fields = ("weights",)
+    on_host = True
 
     @typed_call
     def __init__(
@@ -97,13 +98,14 @@ class HostUpdate:
     def apply(self, conveyor: Conveyor[HostStore], passing: Passing, gradient: Gradient) -> None:
         self._room.acquire()
         small = narrow(gradient.values, passing.arrays["weights"])
-        came = conveyor.link.fetch((small, *gradient[1:]))
+        came = fetched(conveyor.link, small, gradient[1:-1], gradient.early)
         written = self._promised(conveyor, passing.bundle)
         written.add_done_callback(lambda _: self._room.release())
 
-        def begin(fetched: Future[PyTree]) -> None:
+        def begin(done: Future[PyTree]) -> None:
             passing.leave()
-            self._begin(conveyor, passing.bundle, Gradient(*fetched.result()), written)
+            values, rest = done.result()
+            self._begin(conveyor, passing.bundle, Gradient(values, *rest), written)
 
         came.add_done_callback(or_fail(begin, written))
 
@@ -113,13 +115,13 @@ class HostUpdate:
             written = self._promised(conveyor, bundle)
 
             def begin(
-                fetched: Future[PyTree],
+                done: Future[PyTree],
                 bundle: int = bundle,
                 waited: Future[tuple[PyTree, PyTree]] = held[bundle],
                 written: Future[None] = written,
             ) -> None:
                 values, stats = waited.result()
-                scale, good = fetched.result()
+                scale, good = done.result()
                 self._begin(conveyor, bundle, Gradient(values, scale, good, stats), written)
 
             common.add_done_callback(or_fail(begin, written))

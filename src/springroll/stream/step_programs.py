@@ -5,15 +5,16 @@ copy of a bundle may go when the tokens of its readers are ready, and tokens are
 """
 
 from collections.abc import Callable
-from typing import TypeAlias
+from typing import Any, TypeAlias
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 from jax import Array
 
+from springroll import compat
 from springroll.models.protocols import Metrics, Stages, read_part
-from springroll.trees import PyTree, squared_norm
+from springroll.trees import PyTree, is_none, squared_norm
 
 Join: TypeAlias = Callable[[PyTree, PyTree], PyTree]
 
@@ -62,11 +63,30 @@ class StepPrograms:
     def _finish(
         self, moving: PyTree, still: PyTree, x: Array, stats: PyTree, tokens: Array, grads: PyTree
     ) -> tuple[Array, Metrics, PyTree, Array, PyTree, Array]:
-        """(loss, metrics, gradients added to `grads`, that of x, of the statistics, token)."""
-        objective = lambda p, x, s: self._model.finish(self._join(p, still), x, stacked(s), tokens)
-        loss, pull, metrics = jax.vjp(objective, moving, x, stats, has_aux=True)
-        new, dx, d_stats = pull(jnp.full_like(loss, 1 / self._parts))
-        return loss, metrics, self._added(grads, new), dx, _real(d_stats), _token()
+        """(loss, metrics, gradients added to `grads`, that of x, of the statistics, token).
+
+        Gradients are a pair of trees: of the weights that `embed` does not read, which are whole
+        after the last part, and of those that it reads. Elsewhere they have None.
+        """
+        leaves, tree = jax.tree.flatten(moving)
+        read = self._read(leaves, tree, still, tokens)
+
+        def objective(leaves: list[Array], x: Array, s: PyTree) -> tuple[Array, Metrics]:
+            weights = self._join(tree.unflatten(leaves), still)
+            return self._model.finish(weights, x, stacked(s), tokens)
+
+        used = _used(lambda leaves: objective(leaves, x, stats)[0], leaves)
+        mine = [loss or not embed for loss, embed in zip(used, read, strict=True)]
+        of_mine = lambda own, x, s: objective(_placed(own, mine, leaves), x, s)
+        own = _chosen(leaves, mine)
+        loss, pull, metrics = jax.vjp(of_mine, own, x, stats, has_aux=True)
+        own, dx, d_stats = pull(jnp.full_like(loss, 1 / self._parts))
+        new = _placed(own, mine, [None] * len(leaves))
+        part = lambda which: tree.unflatten(
+            [g if embed == which else None for g, embed in zip(new, read, strict=True)]
+        )
+        added = self._added(grads, (part(False), part(True)))
+        return loss, metrics, added, dx, _real(d_stats), _token()
 
     def _backward(
         self,
@@ -87,9 +107,25 @@ class StepPrograms:
     def _embed_backward(
         self, moving: PyTree, still: PyTree, tokens: Array, dx: Array, grads: PyTree
     ) -> tuple[PyTree, Array]:
-        embed = lambda p: self._model.embed(self._join(p, still), read_part(tokens))
-        _, pull = jax.vjp(embed, moving)
-        return jax.tree.map(lambda g, new: g + new.astype(g.dtype), grads, pull(dx)[0]), _token()
+        """(gradients of the weights that `embed` reads, added to `grads`, token)."""
+        leaves, tree = jax.tree.flatten(moving)
+        read = self._read(leaves, tree, still, tokens)
+
+        def embed(own: list[Array]) -> PyTree:
+            weights = self._join(tree.unflatten(_placed(own, read, leaves)), still)
+            return self._model.embed(weights, read_part(tokens))
+
+        _, pull = jax.vjp(embed, _chosen(leaves, read))
+        before = _chosen(jax.tree.leaves(grads, is_leaf=is_none), read)
+        pairs = zip(before, pull(dx)[0], strict=True)
+        added = [self._added(None if g is None else [g], [new])[0] for g, new in pairs]
+        return tree.unflatten(_placed(added, read, [None] * len(leaves))), _token()
+
+    def _read(self, leaves: list[Array], tree: Any, still: PyTree, tokens: Array) -> list[bool]:
+        """Which of the weights `embed` reads."""
+        part = read_part(tokens)
+        embed = lambda leaves: self._model.embed(self._join(tree.unflatten(leaves), still), part)
+        return _used(embed, leaves)
 
     def _added(self, grads: PyTree, new: PyTree) -> PyTree:
         """Several micro-batches are summed in float32."""
@@ -97,6 +133,21 @@ class StepPrograms:
             wide = lambda g: g.astype(jnp.float32) if self._parts > 1 else g
             return jax.tree.map(wide, new)
         return jax.tree.map(lambda a, b: a + b.astype(a.dtype), grads, new)
+
+
+def _used(fn: Callable[[list[Array]], PyTree], leaves: list[Array]) -> list[bool]:
+    """Which of the arrays the result of a function depends on."""
+    return compat.used_inputs(jax.make_jaxpr(fn)(leaves))
+
+
+def _chosen(leaves: list[PyTree], mine: list[bool]) -> list[PyTree]:
+    return [leaf for leaf, own in zip(leaves, mine, strict=True) if own]
+
+
+def _placed(own: list[Array], mine: list[bool], others: list[PyTree]) -> list[PyTree]:
+    """`own` in the places that are `mine`, and `others` elsewhere."""
+    given = iter(own)
+    return [next(given) if is_own else x for is_own, x in zip(mine, others, strict=True)]
 
 
 def stacked(stats: PyTree) -> PyTree:
@@ -130,8 +181,9 @@ def _none(x: Array) -> np.ndarray:
 
 @jax.jit
 def narrow(grads: PyTree, weights: PyTree) -> PyTree:
-    """Gradients in the types of the weights: what crosses the link."""
-    return jax.tree.map(lambda g, w: g.astype(w.dtype), grads, weights)
+    """Gradients in the types of the weights: what crosses the link. None stays."""
+    typed = lambda g, w: None if g is None else g.astype(w.dtype)
+    return jax.tree.map(typed, grads, weights, is_leaf=is_none)
 
 
 def _token() -> Array:

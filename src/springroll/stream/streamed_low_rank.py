@@ -41,6 +41,7 @@ class CollectGradients:
     """An `Update` that only collects."""
 
     fields = WEIGHTS
+    on_host = False
 
     def __init__(self, layers: int):
         self._layers = layers

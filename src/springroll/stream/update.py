@@ -2,16 +2,21 @@
 
 from collections.abc import Callable
 from concurrent.futures import Future
-from typing import NamedTuple, Protocol, TypeAlias, runtime_checkable
+from typing import Any, NamedTuple, Protocol, TypeAlias, runtime_checkable
 
+import jax
 from jax import Array
 
 from springroll.stream.conveyor import Conveyor, Passing
+from springroll.stream.link import Link
 from springroll.stream.store import HostStore
-from springroll.trees import PyTree
+from springroll.trees import PyTree, is_none
 
 Held: TypeAlias = dict[int, Future[tuple[PyTree, PyTree]]]
 """Gradients on the host that wait for a common factor: bundle -> future of (values, statistics)."""
+
+
+Early: TypeAlias = Future[PyTree] | None
 
 
 class Gradient(NamedTuple):
@@ -20,12 +25,14 @@ class Gradient(NamedTuple):
     values: like the bundle's weights, a mean over the step's tokens, before clipping.
     factor: () float32, to multiply them with. good: () bool; else nothing must change.
     stats: of the layer, averaged; None for the bundle of the rest.
+    early: the values that went to the host before the others, which have None in their places.
     """
 
     values: PyTree
     factor: Array
     good: Array
     stats: PyTree = None
+    early: Early = None
 
 
 @runtime_checkable
@@ -35,6 +42,11 @@ class Update(Protocol):
     @property
     def fields(self) -> tuple[str, ...]:
         """What must be on the device, beside the weights, when a gradient is applied."""
+        ...
+
+    @property
+    def on_host(self) -> bool:
+        """Whether gradients of bundles that pass go to the host, in the types of the weights."""
         ...
 
     def init(self, weights: PyTree, layer: bool) -> PyTree:
@@ -68,6 +80,10 @@ class PlacedUpdate:
     def fields(self) -> tuple[str, ...]:
         return self._passing.fields
 
+    @property
+    def on_host(self) -> bool:
+        return self._passing.on_host
+
     def init(self, weights: PyTree, layer: bool) -> PyTree:
         return self._passing.init(weights, layer)
 
@@ -83,12 +99,32 @@ class PlacedUpdate:
         self._resident.apply_all(conveyor, stays, gradient)
 
 
+def fetched(link: Link, values: PyTree, rest: PyTree, early: Early = None) -> Future[Any]:
+    """(values, rest) on the host; what came early is in its place."""
+    came = link.fetch((values, rest))
+    if early is None:
+        return came
+    whole: Future[Any] = Future()
+
+    def join(late: Future[Any]) -> None:
+        values, rest = late.result()
+        whole.set_result((merged(early.result(), values), rest))
+
+    came.add_done_callback(or_fail(join, whole))
+    return whole
+
+
+def merged(a: PyTree, b: PyTree) -> PyTree:
+    """Trees that have None where the other has an array, as one."""
+    return jax.tree.map(lambda x, y: y if x is None else x, a, b, is_leaf=is_none)
+
+
 def or_fail(
-    call: Callable[[Future[PyTree]], None], written: Future[None]
-) -> Callable[[Future[PyTree]], None]:
+    call: Callable[[Future[Any]], None], written: Future[Any]
+) -> Callable[[Future[Any]], None]:
     """The call, whose failure comes out where the bundle is waited for."""
 
-    def guarded(done: Future[PyTree]) -> None:
+    def guarded(done: Future[Any]) -> None:
         try:
             call(done)
         except BaseException as error:

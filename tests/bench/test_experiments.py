@@ -14,6 +14,7 @@ import pytest
 
 import bench
 from bench import (
+    attention_blocks,
     gpu_stream,
     host_adamw,
     link_bandwidth,
@@ -81,6 +82,7 @@ def test_what_does_not_fit_is_noted_and_the_rest_goes_on(tmp_path, monkeypatch, 
 
 DOC = ROOT / "docs" / "expert-granular.md"
 QUICK = {
+    "attention_blocks": lambda: attention_blocks.run(time=8, dtype="float32", repeats=1),
     "host_adamw": lambda: host_adamw.run(numbers=5000, repeats=1, chunk=700),
     "link_bandwidth": lambda: link_bandwidth.bandwidth((0.01,), repeats=1),
     "state_quantization": lambda: state_quantization.run(rows=8, columns=256, steps=5),

@@ -20,6 +20,7 @@ from springroll.planner.devices import (
     named_card,
 )
 from springroll.planner.measured_rates import quick_rates, seconds
+from springroll.planner.plan import plan
 
 
 @pytest.mark.parametrize(
@@ -116,3 +117,10 @@ def test_a_median_leaves_the_first_call_out():
     calls = []
     assert seconds(lambda: calls.append(0), repeats=3) >= 0
     assert len(calls) == 4
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("model", ["qwen3-8b", "llama3.1-8b"])
+def test_eight_billion_parameters_train_on_a_card_of_ten_gigabytes(model):
+    found = plan(model, device="RTX 3080", host="128GB")
+    assert found.streams and found.device_peak < 9.32 * GIB

@@ -91,6 +91,24 @@ def test_the_layer_takes_blocks_where_scores_would_be_many(monkeypatch):
     np.testing.assert_allclose(parts(*qkvs), whole, atol=1e-5)
 
 
+@pytest.mark.parametrize(
+    ("rows", "time", "size"),
+    [
+        (64, 64, None),
+        (1, 1024, None),
+        (64, 128, None),
+        (64, 130, 80),
+        (8, 4096, 256),
+        (8, 3841, 256),
+    ],
+)
+def test_blocks_are_even_and_none_is_larger_than_the_text(rows, time, size):
+    assert attention.block_size(rows, time, time) == size
+    assert attention.keys_per_query(rows, time) == (
+        time if size is None else size * (-(-time // size) + 1) / 2
+    )
+
+
 @pytest.mark.slow
 def test_memory_grows_with_the_time_and_not_with_its_square():
     def bytes_of(time):

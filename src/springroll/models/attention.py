@@ -26,7 +26,8 @@ SLICED = (  # what a group of heads has of its own, by the axis that heads are o
     ("o_proj",),
 )
 FORMED = {"cpu": 1 << 20, "device": 1 << 24}  # scores at once: a processor's cache holds 4 MiB
-BLOCK = 128  # queries, and keys, of a block, at least
+BLOCK = 128  # queries, and keys, of the largest block, at least
+ALIGNED = 16  # sizes of blocks are multiples of it
 
 
 def attention(
@@ -128,9 +129,11 @@ def block_size(rows: int, queries: int, keys: int) -> int | None:
     """Queries, and keys, of a block, with `rows` heads of all texts; None: scores are formed at
     once."""
     most = FORMED["cpu" if jax.default_backend() == "cpu" else "device"]
-    if rows * queries * keys <= most:
+    largest = max(BLOCK, 1 << max(0, math.isqrt(most // rows).bit_length() - 1))
+    if rows * queries * keys <= most or keys <= largest:
         return None
-    return max(BLOCK, 1 << max(0, math.isqrt(most // rows).bit_length() - 1))
+    even = -(-keys // -(-keys // largest))  # blocks of about the same size
+    return -(-even // ALIGNED) * ALIGNED
 
 
 def keys_per_query(rows: int, time: int) -> float:

@@ -1,5 +1,7 @@
 """bfloat16 weights with their low halves train as float32 weights do, bit for bit."""
 
+import os
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -13,7 +15,8 @@ from springroll.quant.stochastic_rounding import with_stochastic_rounding
 from springroll.trees import PyTree
 
 # The emitter of the quick suite (see conftest.py) contracts products and sums program by program.
-EMITTER = {"xla_cpu_use_fusion_emitters": True}
+_OTHER = "xla_cpu_use_fusion_emitters=false" in os.environ.get("XLA_FLAGS", "")
+EMITTER = {"xla_cpu_use_fusion_emitters": True} if _OTHER else {}
 
 split, join = jax.jit(split_master.split), jax.jit(split_master.join)
 

@@ -20,8 +20,8 @@ os.environ.setdefault("PYTHONWARNINGS", "ignore:Error reading persistent:UserWar
 # its least, here and in processes that tests start. With JAX_DISABLE_MOST_OPTIMIZATIONS=0 the suite
 # runs as users compile; tests of what a compiled program holds ask for `optimized`.
 os.environ.setdefault("JAX_DISABLE_MOST_OPTIMIZATIONS", "1")
-# XLA's older emitter of kernels takes a third less time for all of it. An XLA without it would not
-# start, as that of jaxlib 0.12, hence the version; the slow suite compiles with the one that users have.
+# XLA's older emitter of kernels takes a third less time for all of it. An XLA without it, such as
+# that of jaxlib 0.12, would not start. The slow suite compiles with the one that users have.
 _EMITTER = "--xla_cpu_use_fusion_emitters=false"
 _before = os.environ.get("XLA_FLAGS", "")
 _quick = os.environ["JAX_DISABLE_MOST_OPTIMIZATIONS"] == "1"

@@ -310,8 +310,7 @@ def read(
     place, whole = jnp.maximum(place, 0) + known, lengths + known
     turn = model.rotation_at(place.reshape(-1), jnp.repeat(whole, time))
     flat = lambda y: y.reshape(1, rows * time, *y.shape[2:])
-    at = jnp.arange(known + time, dtype=jnp.int32)
-    there = (at[None, :] >= known + time - whole[:, None]).astype(jnp.int32)
+    there = lax.iota(jnp.int32, known + time)[None, :] >= known + time - whole[:, None]
 
     def block(x: Array, scanned: tuple[Params, PerLayer, Cache | None]) -> tuple[Array, Cache]:
         layer, own, old = scanned

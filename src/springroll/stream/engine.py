@@ -259,6 +259,8 @@ class _Step(_Forward):
 
     def goes_early(self, rest: Passing) -> bool:
         """Whether the gradient of the head leaves the device before those of the layers."""
+        if not jax.tree.leaves(self.head_grads):
+            return False
         if self.engine.clip.waits:
             return True
         return self.engine.update.on_host and not self.conveyor.store.resident(rest.bundle)

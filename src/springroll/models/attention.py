@@ -45,7 +45,7 @@ def attention(
     """
     count = head_slices(config, x_BTD)
     if count == 1:
-        return _with_bias(params, _heads(config, params, x_BTD, turn, window))
+        return _biased(params, "o", _heads(config, params, x_BTD, turn, window))
     own = lambda axis: {
         name: sliced(params[name], count, axis) for name in SLICED[axis] if name in params
     }
@@ -57,7 +57,7 @@ def attention(
         head_dim=config.head_dim,
     )
     part = lambda slice, x: _heads(narrow, common | slice, x, turn, window)
-    return _with_bias(params, summed_slices(part, own(0) | own(1), x_BTD))
+    return _biased(params, "o", summed_slices(part, own(0) | own(1), x_BTD))
 
 
 def head_slices(config: DecoderConfig, x_BTD: Array) -> int:
@@ -76,10 +76,6 @@ def _heads(
     sinks, sight = params.get("sinks"), Sight(window)
     y_BTHK = attend(config, rotate(q, turn), rotate(k, turn), v, sinks, sight)
     return linear(y_BTHK.reshape(*x_BTD.shape[:2], -1), params["o_proj"])
-
-
-def _with_bias(params: Params, y_BTD: Array) -> Array:
-    return y_BTD + params["o_bias"][None, None] if "o_bias" in params else y_BTD
 
 
 def queries_keys_values(
@@ -158,5 +154,8 @@ def _formed(
 
 
 def _project(params: Params, name: str, x_BTD: Array) -> Array:
-    y = linear(x_BTD, params[f"{name}_proj"])
-    return y + params[f"{name}_bias"][None, None] if f"{name}_bias" in params else y
+    return _biased(params, name, linear(x_BTD, params[f"{name}_proj"]))
+
+
+def _biased(params: Params, name: str, y_BTD: Array) -> Array:
+    return y_BTD + params[f"{name}_bias"][None, None] if f"{name}_bias" in params else y_BTD

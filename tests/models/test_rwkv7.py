@@ -9,10 +9,11 @@ import numpy as np
 import pytest
 
 from springroll.errors import InputError
+from springroll.models import slices
 from springroll.models.hf.rwkv7 import blinkdl, blinkdl_config
 from springroll.models.rwkv7.config import shapes
 from springroll.models.rwkv7.model import RWKV7, State
-from tests.compiling import quick_jit
+from tests.compiling import normal, quick_jit
 from tests.golden.rwkv7_by_formula import HEAD, rwkv7_checkpoint
 
 GOLDEN = Path(__file__).parents[1] / "golden" / "rwkv7.npz"
@@ -135,3 +136,45 @@ def test_padding_on_the_left_changes_nothing():
 def test_a_chunk_that_would_overflow_is_refused(chunk):
     with pytest.raises(InputError, match=rf"chunk is {chunk}; expected at most 128, or 0"):
         RWKV7(case()[0].config, chunk=chunk)
+
+
+def test_segments_of_a_long_text_equal_the_whole(monkeypatch):
+    """Two segments of 128 tokens and one of 9, forward and backward, with padding at the front."""
+    model, params = RWKV7(case()[0].config, chunk=0), case()[1]
+    layer = jax.tree.map(lambda x: x[1], params["layers"])
+    x, v = normal(0, 2, 265, model.config.hidden), normal(1, 2, 265, model.config.hidden)
+    real = jnp.arange(265)[None] >= jnp.array([[0], [130]])
+    before = jax.tree.map(lambda x: x[0], model.start(2))
+    seen = lambda y: jnp.where(real[..., None], y, np.float32(0))
+
+    def learned():
+        """A program of its own each time it is called: `WIDE` is read when it is traced."""
+        block = lambda *args: model.block(*args, before, np.bool_(False), real, True)
+
+        def run(layer, x, v):
+            (y, _, state), pull = jax.vjp(block, layer, x, v)
+            zeros = (jnp.zeros_like(v), jax.tree.map(jnp.zeros_like, state))
+            return y, state, pull((seen(jnp.cos(y)), *zeros))
+
+        return jax.make_jaxpr(run)(layer, x, v).pretty_print(), quick_jit(run)(layer, x, v)
+
+    text, whole = learned()
+    monkeypatch.setattr(slices, "WIDE", 1)
+    cut, parts = learned()
+    assert "f32[2,128,64]" in cut and "f32[2,128,64]" not in text
+    close(seen(parts[0]), seen(whole[0]))
+    close(parts[1], whole[1])
+    for a, b in zip(*map(jax.tree.leaves, (parts[2], whole[2])), strict=True):
+        np.testing.assert_allclose(a, b, atol=1e-4 * max(1, float(jnp.abs(b).max())))
+
+
+def test_segments_sum_the_gradients_of_short_weights_in_float32():
+    w, x = jnp.full((1, 1, 1), 1, jnp.bfloat16), jnp.full((1, 600, 1), 1, jnp.bfloat16)
+
+    def total(w):
+        step = lambda w, state, x: (state + jnp.sum(x * w, dtype=jnp.float32), x)
+        return slices.in_segments(step, w, jnp.float32(0), x, 1)[0]
+
+    gradient = jax.grad(total)(w)
+    assert gradient.dtype == jnp.bfloat16
+    assert float(gradient.ravel()[0]) == 600  # a bfloat16 sum of ones ends at 256

@@ -1,9 +1,11 @@
-"""A layer whose inner width is taken in slices, so that one slice of it exists at a time.
+"""A layer taken in slices of its width or of its time, so that one slice of it exists at a time.
 
 Both halves of a transformer layer are sums over independent parts: attention over groups of heads,
 the feed-forward half over its hidden units. Where a layer's inner activations would be many, as
 with long texts, the parts are computed one after the other, and again for the gradient. Every
 weight belongs to one slice, so that its gradient is still one product.
+
+A recurrent layer reads a long text in segments instead, each from the state after the one before.
 """
 
 from collections.abc import Callable
@@ -25,6 +27,12 @@ def slices_for(tokens: int, width: int, parts: int) -> int:
     """How many slices of an inner width so many tokens need: a divisor of the `parts` it has."""
     least = -(-tokens * width // WIDE)
     return next((n for n in range(least, parts) if parts % n == 0), parts)
+
+
+def segment_size(rows: int, width: int, multiple: int) -> int:
+    """How many positions of so many rows an inner width is computed for at once, a multiple of
+    `multiple`."""
+    return multiple * max(1, WIDE // (rows * width * multiple))
 
 
 def rows_of(w: Array | Int8) -> int:
@@ -54,6 +62,47 @@ def summed_slices(part: Callable[[Params, Array], Array], slices: PyTree, x: Arr
     step = jax.checkpoint(step, prevent_cse=False, policy=keep)
     zero = compat.vary_as(jnp.zeros(x.shape, jnp.float32), x, *jax.tree.leaves(slices))
     return lax.scan(step, zero, slices)[0].astype(x.dtype)
+
+
+def in_segments(
+    step: Callable[[Params, PyTree, PyTree], tuple[PyTree, PyTree]],
+    weights: Params,
+    state: PyTree,
+    inputs: PyTree,
+    size: int,
+) -> tuple[PyTree, PyTree]:
+    """(state after the last, outputs) of step(weights, state, inputs) -> (state, outputs) over
+    segments of `size` positions; inputs and outputs are (batch, time, ...).
+
+    For the gradient a segment is computed again, and gradients of short weights are summed in
+    float32.
+    """
+    short = lambda w: w.dtype in (jnp.bfloat16, jnp.float16)
+    wide = jax.tree.map(lambda w: w.astype(jnp.float32) if short(w) else w, weights)
+
+    def segment(state: PyTree, inputs: PyTree) -> tuple[PyTree, PyTree]:
+        narrow = jax.tree.map(lambda w, own: w.astype(own.dtype), wide, weights)
+        return step(narrow, state, inputs)
+
+    segment = jax.checkpoint(segment, prevent_cse=False)
+    time = jax.tree.leaves(inputs)[0].shape[1]
+    end = time - time % size
+
+    def cut(x: Array) -> Array:
+        """(batch, time, ...) -> (segments, batch, size, ...), without what is left at the end."""
+        x = x[:, :end]
+        return jnp.moveaxis(x.reshape(x.shape[0], -1, size, *x.shape[2:]), 1, 0)
+
+    def joined(y: Array) -> Array:
+        y = jnp.moveaxis(y, 0, 1)
+        return y.reshape(y.shape[0], -1, *y.shape[3:])
+
+    state, outputs = lax.scan(segment, state, jax.tree.map(cut, inputs))
+    outputs = jax.tree.map(joined, outputs)
+    if end < time:
+        state, rest = segment(state, jax.tree.map(lambda x: x[:, end:], inputs))
+        outputs = jax.tree.map(lambda *parts: jnp.concatenate(parts, axis=1), outputs, rest)
+    return state, outputs
 
 
 def kept(x: Array) -> Array:

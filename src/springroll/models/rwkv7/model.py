@@ -13,6 +13,7 @@ matrices are 0. Matrices that the authors draw orthogonal are drawn normal with 
 Source: github.com/BlinkDL/RWKV-LM, RWKV-v7.
 """
 
+import functools
 from dataclasses import dataclass
 from typing import ClassVar, NamedTuple, TypeAlias
 
@@ -28,7 +29,10 @@ from springroll.models.decoder_config import shape_leaves, structure
 from springroll.models.rwkv7.config import RWKV7Config, shapes
 from springroll.models.rwkv7.mix import channel_mix, layer_norm, time_mix
 from springroll.models.rwkv7.wkv import LONGEST
+from springroll.models.slices import in_segments, segment_size
 from springroll.trees import Params
+
+INNER = 40  # numbers of a layer's inner activations per token, in widths of the model
 
 # A matrix (out, in) is gain / sqrt(in) N(0, 1), those of the small nets' second half
 # gain / sqrt(out): the variance of orthogonal ones times the gain its authors give each.
@@ -198,8 +202,28 @@ class RWKV7:
 
         `first` () bool: this is layer 0, and v_first is to be set; `real_BT` is False where a token
         is padding, which must stand before all others and leaves the state as it is; `empty`: the
-        state is, so that nothing is to be done for that.
+        state is, so that nothing is to be done for that. A long text is read in segments, of which
+        one exists at a time.
         """
+        step = functools.partial(self._segment, first=first, empty=empty)
+        inputs = x_BTD, v_first_BTD, real_BT
+        size = segment_size(x_BTD.shape[0], INNER * self.config.hidden, LONGEST)
+        if x_BTD.shape[1] <= size:
+            state, (x_BTD, v_first_BTD) = step(layer, state, inputs)
+        else:
+            state, (x_BTD, v_first_BTD) = in_segments(step, layer, state, inputs, size)
+        return x_BTD, v_first_BTD, state
+
+    def _segment(
+        self,
+        layer: Params,
+        state: State,
+        inputs: tuple[Array, Array, Array | None],
+        first: Array | np.bool_,
+        empty: bool,
+    ) -> tuple[State, tuple[Array, Array]]:
+        """(state after, (x, the first layer's value)) of one segment; see `block`."""
+        x_BTD, v_first_BTD, real_BT = inputs
         eps = self.config.norm_eps
         y = layer_norm(x_BTD, layer["attn_norm"], layer["attn_norm_bias"], eps)
         y = y if real_BT is None else jnp.where(real_BT[..., None], y, state.time[:, None])
@@ -211,7 +235,7 @@ class RWKV7:
         z = layer_norm(x_BTD, layer["ffn_norm"], layer["ffn_norm_bias"], eps)
         z = z if real_BT is None else jnp.where(real_BT[..., None], z, state.channel[:, None])
         x_BTD = x_BTD + channel_mix(layer["ffn"], z, state.channel)
-        return x_BTD, v_first_BTD, State(wkv, y[:, -1], z[:, -1])
+        return State(wkv, y[:, -1], z[:, -1]), (x_BTD, v_first_BTD)
 
     def hidden(
         self,

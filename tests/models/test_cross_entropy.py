@@ -8,10 +8,10 @@ import numpy as np
 import pytest
 
 import springroll as sr
-from springroll.models.cross_entropy import cross_entropy
+from springroll.models.cross_entropy import cross_entropy, token_nats
 from tests.compiling import normal, quick_jit, temporary_bytes
 
-BATCH, TIME, WIDTH, VOCAB = 2, 10, 8, 24
+BATCH, TIME, WIDTH, VOCAB = 2, 10, 8, 300  # three slices of at least 128, the last overlaps
 
 
 def draw():
@@ -34,7 +34,7 @@ def expected():
     return quick_jit(functools.partial(gradients, plain))(*draw())
 
 
-@pytest.mark.parametrize("chunk", [1, 3 * BATCH * VOCAB, 4 * BATCH * VOCAB, 1 << 20])
+@pytest.mark.parametrize("chunk", [1, 150 * BATCH * TIME, 1 << 20])
 def test_value_and_gradients_are_those_of_the_plain_one(chunk):
     fn = functools.partial(cross_entropy, chunk=chunk)
     ours = quick_jit(functools.partial(gradients, fn))(*draw())
@@ -44,7 +44,7 @@ def test_value_and_gradients_are_those_of_the_plain_one(chunk):
 
 def test_negative_targets_do_not_count():
     x, head, targets = draw()
-    ours = quick_jit(functools.partial(cross_entropy, chunk=4 * BATCH * VOCAB))
+    ours = quick_jit(functools.partial(cross_entropy, chunk=1))
     none, some = np.full_like(targets, -1), np.array(targets)
     some[:, 6:] = -1
     want = quick_jit(plain)(x[:, :6], head, targets[:, :6])
@@ -60,7 +60,7 @@ def test_neither_loss_nor_gradient_holds_tokens_times_vocabulary():
         shape((vocab, width), jnp.float32),
         shape((batch, time), jnp.int32),
     )
-    fn = functools.partial(cross_entropy, chunk=batch * vocab * 16)
+    fn = functools.partial(cross_entropy, chunk=1)
     compiled = jax.jit(functools.partial(gradients, fn)).lower(*args).compile()
     logits = batch * time * vocab * 4
     assert temporary_bytes(compiled) < logits / 3
@@ -80,10 +80,31 @@ def test_bfloat16_has_float32_logits():
 def test_a_thin_head_is_differentiated_without_being_formed():
     x, head, targets = draw()
     left, right = jnp.ones((WIDTH, 2)) / 7, jnp.arange(2.0 * VOCAB).reshape(VOCAB, 2) / 50
-    fn = functools.partial(cross_entropy, chunk=3 * BATCH * VOCAB)
+    fn = functools.partial(cross_entropy, chunk=1)
     thin = lambda right: sr.Factored(base=head, left=left, right=right, roles="nm")
     loss = lambda right: sr.factored(fn, densify_limit=0)(x, thin(right), targets)
     dense = lambda right: plain(x, head + right @ left.T, targets)
     learn = lambda fn: quick_jit(jax.value_and_grad(fn))(right)
     for a, b in zip(learn(loss), learn(dense), strict=True):
         np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-6)
+
+
+def test_capped_logits_and_weighted_tokens_have_the_gradients_of_the_plain_ones():
+    x, head, targets = draw()
+    weight = normal(3, BATCH, TIME)
+    targets = targets.at[0, 3].set(-1)
+
+    def loss(x, head, nats):
+        return jnp.sum(weight * nats(x, head))
+
+    def capped(x, head):
+        logits = 2 * jnp.tanh(jnp.einsum("BTD,VD->BTV", x, head) / 2) / np.float32(0.7)
+        picked = jnp.take_along_axis(
+            jax.nn.log_softmax(logits), jnp.maximum(targets, 0)[..., None], axis=-1
+        )
+        return jnp.where(targets >= 0, -picked[..., 0], np.float32(0))
+
+    ours = lambda x, head: token_nats(x, head, targets, 0.7, chunk=1, cap=2.0)
+    learn = lambda nats: quick_jit(jax.value_and_grad(lambda *a: loss(*a, nats), (0, 1)))(x, head)
+    for a, b in zip(*map(jax.tree.leaves, (learn(ours), learn(capped))), strict=True):
+        np.testing.assert_allclose(a, b, atol=1e-4)

@@ -1,10 +1,14 @@
 """Cross-entropy of a language model's head that never holds tokens x vocabulary.
 
-The tokens are walked in chunks along time (the batch axis stays whole, so a sharded batch stays
-where it is). A chunk's logits are computed, used and dropped, and computed again for the gradient:
-one extra product with the head buys tokens x vocabulary x 4 bytes. When everything fits one chunk
-nothing is computed twice.
+The vocabulary is walked in slices of the head, with a running maximum and sum of the softmax
+(Milakov and Gimelshein 2018). A slice's logits are computed, used and dropped, and computed again
+for the gradient: one extra product with the head buys tokens x vocabulary x 4 bytes. Every slice of
+the head sees all tokens at once, so that its gradient is one product, and the batch stays whole, so
+that a sharded one stays where it is. When everything fits one slice nothing is computed twice.
 """
+
+import functools
+from typing import TypeAlias
 
 import jax
 import jax.numpy as jnp
@@ -14,11 +18,15 @@ from jax import Array, lax
 from springroll import compat
 from springroll.models.layers import soft_cap
 
-CHUNK = 1 << 22  # logits alive at a time: 16 MiB of float32
+CHUNK = {"cpu": 1 << 22, "device": 1 << 24}  # logits alive at a time: 16, 64 MiB of float32
+LEAST = 128  # rows of the head in a slice, if it has so many
+
+Shaped: TypeAlias = tuple[float, float]  # cap and temperature of logits
+Saved: TypeAlias = tuple[Array, Array, Array, Array]
 
 
 def cross_entropy(
-    x_BTD: Array, head_VD: Array, targets_BT: Array, chunk: int = CHUNK, cap: float = 0.0
+    x_BTD: Array, head_VD: Array, targets_BT: Array, chunk: int | None = None, cap: float = 0.0
 ) -> Array:
     """Mean of -log softmax(x head^T)[target] in nats, float32 ().
 
@@ -26,17 +34,12 @@ def cross_entropy(
         x_BTD: what the head is applied to (batch, time, width).
         head_VD: the head (vocabulary, width).
         targets_BT: token ids (batch, time); a negative one does not count.
-        chunk: how many logits may be alive at a time; at least one token per row always is.
+        chunk: how many logits may be alive at a time; `LEAST` per token always are. Default:
+            `CHUNK`.
         cap: of the logits, see `soft_cap`; 0: none.
     """
     counted = jnp.maximum(jnp.sum(targets_BT >= 0), 1).astype(jnp.float32)
-    pieces = _pieces(x_BTD, head_VD, targets_BT, chunk)
-    if pieces is None:
-        return _nats(x_BTD, head_VD, targets_BT, cap) / counted
-    step = jax.checkpoint(lambda x, t: _nats(x, head_VD, t, cap), prevent_cse=False)
-    zero = compat.vary_as(jnp.float32(0), x_BTD, head_VD, targets_BT)
-    total, _ = lax.scan(lambda sum, xt: (sum + step(*xt), None), zero, pieces)
-    return total / counted
+    return jnp.sum(token_nats(x_BTD, head_VD, targets_BT, chunk=chunk, cap=cap)) / counted
 
 
 def token_nats(
@@ -44,7 +47,7 @@ def token_nats(
     head_VD: Array,
     targets_BT: Array,
     temperature: float = 1.0,
-    chunk: int = CHUNK,
+    chunk: int | None = None,
     cap: float = 0.0,
 ) -> Array:
     """-log softmax(x head^T / temperature)[target] of every token, float32 (batch, time).
@@ -53,48 +56,118 @@ def token_nats(
     """
     if not cap:
         x_BTD, temperature = x_BTD / np.asarray(temperature, x_BTD.dtype), 1.0
-    nats = lambda x, t: _token_nats(x, head_VD, t, cap, temperature)
-    pieces = _pieces(x_BTD, head_VD, targets_BT, chunk)
-    if pieces is None:
-        return nats(x_BTD, targets_BT)
-    step = jax.checkpoint(nats, prevent_cse=False)
-    found = lax.map(lambda xt: step(*xt), pieces)
-    return found.swapaxes(0, 1).reshape(targets_BT.shape[0], -1)[:, : targets_BT.shape[1]]
+    if chunk is None:
+        chunk = CHUNK["cpu" if jax.default_backend() == "cpu" else "device"]
+    vocabulary, tokens = head_VD.shape[0], x_BTD.shape[0] * x_BTD.shape[1]
+    size = max(LEAST, chunk // tokens)
+    if size >= vocabulary:
+        return _formed((cap, temperature), x_BTD, head_VD, targets_BT)
+    size = -(-vocabulary // -(-vocabulary // size))  # slices of about the same size
+    return _sliced((cap, temperature), size, x_BTD, head_VD, targets_BT)
 
 
-def _pieces(
-    x_BTD: Array, head_VD: Array, targets_BT: Array, chunk: int
-) -> tuple[Array, Array] | None:
-    """Both cut along time, (pieces, batch, size, ...), padded with what does not count; None where
-    everything fits one chunk."""
-    batch, time, width = x_BTD.shape
-    fits = max(1, chunk // (batch * head_VD.shape[0]))
-    pieces = -(-time // fits)
-    if pieces == 1:
-        return None
-    size = -(-time // pieces)
-    missing = pieces * size - time
-    x = jnp.pad(x_BTD, ((0, 0), (0, missing), (0, 0)))
-    targets = jnp.pad(targets_BT, ((0, 0), (0, missing)), constant_values=-1)
-    x = x.reshape(batch, pieces, size, width).swapaxes(0, 1)
-    return x, targets.reshape(batch, pieces, size).swapaxes(0, 1)
+def _formed(shaped: Shaped, x: Array, head: Array, targets: Array) -> Array:
+    logits = _shape(shaped, _product(x, head))
+    picked = jnp.take_along_axis(logits, jnp.maximum(targets, 0)[..., None], axis=-1)[..., 0]
+    return _counted(targets, jax.nn.logsumexp(logits, axis=-1) - picked)
 
 
-def _nats(x_BTD: Array, head_VD: Array, targets_BT: Array, cap: float) -> Array:
-    """Sum over the counted tokens, float32 ()."""
-    return jnp.sum(_token_nats(x_BTD, head_VD, targets_BT, cap))
+@functools.partial(jax.custom_vjp, nondiff_argnums=(0, 1))
+def _sliced(shaped: Shaped, size: int, x: Array, head: Array, targets: Array) -> Array:
+    return _forward(shaped, size, x, head, targets)[0]
 
 
-def _token_nats(
-    x_BTD: Array, head_VD: Array, targets_BT: Array, cap: float, temperature: float = 1.0
-) -> Array:
-    """Nats of every token, 0 where it does not count, float32 (batch, time)."""
-    logits = jnp.einsum("BTD,VD->BTV", x_BTD, head_VD, preferred_element_type=jnp.float32)
-    if cap:
-        logits = soft_cap(logits, cap) / np.float32(temperature)
-    picked = jnp.take_along_axis(logits, jnp.maximum(targets_BT, 0)[..., None], axis=-1)[..., 0]
-    nats = jax.nn.logsumexp(logits, axis=-1) - picked
-    return jnp.where(targets_BT >= 0, nats, jnp.float32(0))
+def _forward(
+    shaped: Shaped, size: int, x: Array, head: Array, targets: Array
+) -> tuple[Array, Saved]:
+    slices = _Slices(head.shape[0], size)
+
+    @functools.partial(jax.checkpoint, prevent_cse=False)  # where a thin head is differentiated
+    def step(carry: tuple[Array, Array, Array], i: Array) -> tuple[tuple[Array, ...], None]:
+        top, total, picked = carry
+        logits = _shape(shaped, _product(x, slices.cut(head, i)))
+        picked = picked + jnp.sum(jnp.where(slices.hit(targets, i), logits, np.float32(0)), axis=-1)
+        logits = jnp.where(slices.new(i), logits, np.float32(-np.inf))
+        highest = lax.stop_gradient(jnp.maximum(top, jnp.max(logits, axis=-1)))
+        total = total * jnp.exp(top - highest)
+        total = total + jnp.sum(jnp.exp(logits - highest[..., None]), axis=-1)
+        return (highest, total, picked), None
+
+    start = (jnp.full(targets.shape, -np.inf, jnp.float32), *[jnp.zeros(targets.shape)] * 2)
+    start = jax.tree.map(lambda a: compat.vary_as(a, x, head, targets), start)
+    (top, total, picked), _ = lax.scan(step, start, slices.numbers)
+    log = top + jnp.log(total)
+    return _counted(targets, log - picked), (x, head, targets, log)
+
+
+def _backward(
+    shaped: Shaped, size: int, saved: Saved, gradient: Array
+) -> tuple[Array, Array, None]:
+    x, head, targets, log = saved
+    slices = _Slices(head.shape[0], size)
+    gradient = _counted(targets, gradient)[..., None]
+
+    def step(i: Array, made: tuple[Array, Array]) -> tuple[Array, Array]:
+        dx, dhead = made
+        part = slices.cut(head, i)
+        logits, pull = jax.vjp(functools.partial(_shape, shaped), _product(x, part))
+        share = jnp.exp(logits - log[..., None]) - slices.hit(targets, i).astype(jnp.float32)
+        (change,) = pull(jnp.where(slices.new(i), share * gradient, np.float32(0)))
+        change = change.astype(head.dtype)
+        dx = dx + jnp.einsum("BTV,VD->BTD", change, part, preferred_element_type=jnp.float32)
+        added = jnp.einsum("BTV,BTD->VD", change, x, preferred_element_type=jnp.float32)
+        return dx, slices.add(dhead, added.astype(head.dtype), i)
+
+    start = jnp.zeros(x.shape, jnp.float32), jnp.zeros_like(head)
+    start = jax.tree.map(lambda a: compat.vary_as(a, x, head, targets, gradient), start)
+    dx, dhead = lax.fori_loop(0, len(slices.numbers), step, start)
+    return dx.astype(x.dtype), dhead, None
+
+
+_sliced.defvjp(_forward, _backward)
+
+
+class _Slices:
+    """Rows of a head in slices of equal size, of which the last may begin in the one before."""
+
+    def __init__(self, vocabulary: int, size: int):
+        self.vocabulary, self.size = vocabulary, size
+        self.numbers = np.arange(-(-vocabulary // size), dtype=np.int32)
+
+    def cut(self, head: Array, i: Array) -> Array:
+        return lax.dynamic_slice_in_dim(head, self._first(i), self.size)
+
+    def add(self, head: Array, part: Array, i: Array) -> Array:
+        return lax.dynamic_update_slice_in_dim(head, self.cut(head, i) + part, self._first(i), 0)
+
+    def new(self, i: Array) -> Array:
+        """(1, 1, size) bool: which rows were not in the slice before."""
+        return (self._rows(i) >= i * self.size)[None, None]
+
+    def hit(self, targets_BT: Array, i: Array) -> Array:
+        """(B, T, size) bool: where the target is."""
+        return (targets_BT[..., None] == self._rows(i)[None, None]) & self.new(i)
+
+    def _first(self, i: Array) -> Array:
+        return jnp.minimum(i * self.size, self.vocabulary - self.size)
+
+    def _rows(self, i: Array) -> Array:
+        return self._first(i) + lax.iota(jnp.int32, self.size)
+
+
+def _product(x: Array, head: Array) -> Array:
+    return jnp.einsum("BTD,VD->BTV", x, head, preferred_element_type=jnp.float32)
+
+
+def _shape(shaped: Shaped, logits: Array) -> Array:
+    """Logits capped and divided by the temperature, where they are capped."""
+    cap, temperature = shaped
+    return soft_cap(logits, cap) / np.float32(temperature) if cap else logits
+
+
+def _counted(targets: Array, nats: Array) -> Array:
+    """Nats where a target counts, else 0."""
+    return jnp.where(targets >= 0, nats, jnp.float32(0))
 
 
 def bits_per_byte(logits: Array, rows: Array | np.ndarray) -> Array:

@@ -274,3 +274,24 @@ def _frugal() -> dict[str, Any]:
 def _keep_barriers() -> dict[str, Any]:
     old = tuple(int(part) for part in jax.__version__.split(".")[:2]) < (0, 11)
     return {"xla_disable_hlo_passes": "cse_barrier_expander"} if old else {}
+
+
+def has_cudnn_attention(width: int) -> bool:
+    """Whether the default device computes attention of heads of this width by cuDNN."""
+    if jax.default_backend() != "gpu":
+        return False
+    from jax._src.cudnn import fused_attention_stablehlo as cudnn
+
+    try:
+        cudnn.check_cudnn_version()
+    except RuntimeError:  # none is installed
+        return False
+    widest = 256 if cudnn.check_compute_capability("9.0") else 128
+    return cudnn.check_compute_capability("8.0") and width % 8 == 0 and width <= widest
+
+
+def cudnn_attention(q_BTHK: Array, k_BTNK: Array, v_BTNK: Array, scale: float) -> Array:
+    """Causal attention (B, T, H, K) with N shared key-value heads, by cuDNN."""
+    return jax.nn.dot_product_attention(
+        q_BTHK, k_BTNK, v_BTNK, scale=scale, is_causal=True, implementation="cudnn"
+    )

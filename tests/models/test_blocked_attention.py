@@ -10,6 +10,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from springroll import compat
 from springroll.models import attention
 from springroll.models.attention_scores import Sight
 from springroll.models.blocked_attention import attend_blocks
@@ -118,3 +119,24 @@ def test_memory_grows_with_the_time_and_not_with_its_square():
         return temporary_bytes(learn.lower(shape(8), shape(2), shape(2)).compile())
 
     assert bytes_of(32_768) < 2.2 * bytes_of(16_384)
+
+
+def test_cudnn_is_asked_for_what_it_has(monkeypatch):
+    """Plain causal attention in short floats, on a device that has cuDNN."""
+    config = llama(16, 24, 4, 1, vocab=5)
+    x = jnp.zeros((2, 9, 4, 4), jnp.bfloat16)
+    asked = []
+    cudnns = lambda q, k, v, scale: asked.append(scale) or q
+    attend = lambda x, *others, of=config: attention.attend(of, x, x[:, -9:], x, *others)
+    monkeypatch.setattr(compat, "cudnn_attention", cudnns)
+    attend(x)
+    assert not asked and not compat.has_cudnn_attention(8)  # there is none here
+    monkeypatch.setattr(compat, "has_cudnn_attention", lambda width: True)
+    attend(x)
+    assert asked == [0.5]
+    attend(x.astype(jnp.float32))
+    attend(x, jnp.zeros(4, jnp.bfloat16))
+    attend(x, None, Sight(window=jnp.int32(3)))
+    attend(x, of=dataclasses.replace(config, score_cap=3.0))
+    attention.attend(config, x[:, :3], x, x)  # a prompt that is read on
+    assert len(asked) == 1

@@ -13,6 +13,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax import Array, lax
 
+from springroll import compat
 from springroll.models.attention_scores import ALL, MASKED, Sight, scores, seen
 from springroll.models.blocked_attention import attend_blocks
 from springroll.models.decoder_config import DecoderConfig
@@ -112,13 +113,25 @@ def attend(
     The queries are those of the last T of S positions. Scores and softmax are float32 whatever the
     inputs are, and computed again for the gradient. A sink is one more score per head whose key has
     no value: it takes weight away from the others. Where all scores would be more than `FORMED`
-    they are taken in blocks, one after the other.
+    they are taken in blocks, one after the other. What cuDNN computes it does where there is one.
     """
+    if _is_cudnns(config, q_BTHK, k_BSNK, sinks_H, sight):
+        scale = config.query_scale or config.head_dim
+        return compat.cudnn_attention(q_BTHK, k_BSNK, v_BSNK, scale**-0.5)
     batch, time, heads, _ = q_BTHK.shape
     size = block_size(batch * heads, time, k_BSNK.shape[1])
     if size is None:
         return _formed(config, q_BTHK, k_BSNK, v_BSNK, sinks_H, sight)
     return attend_blocks(config, size, (q_BTHK, k_BSNK, v_BSNK, sinks_H), sight)
+
+
+def _is_cudnns(
+    config: DecoderConfig, q: Array, k: Array, sinks_H: Array | None, sight: Sight
+) -> bool:
+    """Whether it is causal attention as cuDNN has it, on a device that has cuDNN."""
+    plain = all(x is None for x in (*sight, sinks_H)) and not config.score_cap
+    short = q.dtype in (jnp.bfloat16, jnp.float16)
+    return plain and short and q.shape[1] == k.shape[1] and compat.has_cudnn_attention(q.shape[-1])
 
 
 def block_size(rows: int, queries: int, keys: int) -> int | None:

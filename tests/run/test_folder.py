@@ -63,6 +63,18 @@ def test_a_run_that_was_moved_is_found_where_it_is(tmp_path):
     assert config.out == str(folder.path) == str(tmp_path / "b")
 
 
+def test_a_run_stays_where_it_began_when_code_of_a_user_changes_folder(tmp_path, monkeypatch):
+    """As a reward function may that tries programs; the rest of the run was written elsewhere."""
+    monkeypatch.chdir(tmp_path)
+    folder, config = open_run(Example(out="run"), Example())
+    assert str(folder.path) == config.out == "run"
+    (tmp_path / "other").mkdir()
+    monkeypatch.chdir(tmp_path / "other")
+    assert folder.read_config()["run_id"] == folder.run_id
+    places = (folder.metrics, folder.journal, folder.checkpoints, folder.best, folder.summary)
+    assert {path.parent for path in places} == {tmp_path / "run"}
+
+
 def test_a_config_of_another_version_says_where(tmp_path):
     folder = RunFolder.create(tmp_path, Example())
     write_json(folder.config, {"run_id": "x", "config": {"depth": 3}})

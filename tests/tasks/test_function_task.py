@@ -272,6 +272,7 @@ def test_a_function_that_cannot_be_loaded_is_found_at_once(monkeypatch, tmp_path
         ({"timeout": 0.0}, "timeout is 0.0; it must be above 0 and at most 1,000,000"),
         ({"timeout": math.nan}, "timeout is nan; it must be above 0 and at most 1,000,000"),
         ({"timeout": math.inf}, "timeout is inf; it must be above 0 and at most 1,000,000"),
+        ({"stop": ("\n", "")}, "a stop string is empty; every text would end before it begins"),
         ({"style": "loud"}, "expected plain or instruct"),
         ({"data": "./absent.jsonl"}, r"cannot read absent\.jsonl"),
         ({"data": "/dev/zero"}, "cannot read /dev/zero: it is no file, but a pipe or a device"),

@@ -191,6 +191,11 @@ def test_results_of_many_kinds():
     assert [v[0] for v in outcomes_of(jnp.arange(3.0), 3)] == [0, 1, 2]
     given = [{"reward": 0.5, "correct": True, "formatted": False}, {"reward": 2}]
     assert outcomes_of(given, 2) == [Verdict(0.5, True, False), Verdict(2, True, True)]
+    truths = [{"score": 0, "acc": np.float32(1)}, {"score": 2, "acc": None, "formatted": None}]
+    assert outcomes_of(truths, 2) == [Verdict(0, True, True), Verdict(2, True, True)]
+    no_truth = [{"reward": 1, "correct": "False"}, {"score": 1, "acc": [1]}]
+    assert [each[0] for each in outcomes_of(no_truth, 2)] == ["wrong", "wrong"]
+    assert "returned as 'correct' a str; expected" in outcomes_of(no_truth, 2)[0][1]
     assert outcomes_of((x for x in [0.0]), 1) == [Verdict(0, False, True)]
     far = [Verdict(3.4e38, True, True), Verdict(-3.4e38, False, True)]
     assert outcomes_of([3.4e38, -3.4e38], 2) == far

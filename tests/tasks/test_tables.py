@@ -68,6 +68,10 @@ BAD = {
     ("f.csv", b"\xff\xfe"): "f.csv is no text in UTF-8",
     ("g.csv", 'prompt\na\n"b\n'): "cannot read .*g.csv: unexpected end of data",
     ("a.jsonl", "\n \n"): "a.jsonl holds no records",
+    (
+        "a.txt",
+        "What is 2+2?",
+    ): "a.txt is not JSON: .*; a file is read as JSON lines unless its name",
     ("b.jsonl", "{}\n[1]"): "line 2 of .*b.jsonl is a list; expected an object with named fields",
 }
 

@@ -168,8 +168,8 @@ class FinetuneConfig(SamplingOptions, RunConfig):
             )
         if self.momentum_generations and (self.optimizer == "adam" or self.state_bits != 32):
             raise InputError(
-                f"momentum_generations is {self.momentum_generations}; only the momentum of sgd is "
-                "made again, and nothing is left to hold in fewer bits; leave it out"
+                f"momentum_generations is {self.momentum_generations}; it is of --optimizer sgd "
+                "with --state-bits 32; leave it out"
             )
         if self.answers > 1 and not self.sampling_temperature:
             raise InputError(

@@ -26,8 +26,7 @@ class StopStrings:
     decode: Callable[[Sequence[int]], str]
 
     def __post_init__(self) -> None:
-        if "" in self.strings:
-            raise InputError("a stop string is empty; every text would end before it begins")
+        check_stop(self.strings)
 
     def ends(self, tokens: np.ndarray, start: np.ndarray, stop: np.ndarray) -> np.ndarray:
         """Where texts end: the first number of tokens above `start` that hold a stop string, or -1.
@@ -53,3 +52,9 @@ class StopStrings:
         if not holds(len(tokens)):
             return -1
         return next(n for n in range(start + 1, len(tokens) + 1) if holds(n))
+
+
+def check_stop(strings: Sequence[str]) -> None:
+    """Raise InputError where one of the strings is empty."""
+    if "" in strings:
+        raise InputError("a stop string is empty; every text would end before it begins")

@@ -94,7 +94,7 @@ def film(config: RLConfig, learning: Learning, result: Result, folder: RunFolder
     params, stats = learning.weights(result.state, result.carry)
     states, _ = record_episode(learning.rollout, params, jax.random.key(config.seed), stats)
     try:
-        write_gif(folder.path / "policy.gif", draw(environment, states))
+        write_gif(folder.root / "policy.gif", draw(environment, states))
     except NoPicture as reason:
         return f"no policy.gif: {reason}"
     return ""

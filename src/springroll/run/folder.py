@@ -16,7 +16,7 @@ Imports no jax.
 import contextlib
 import re
 import sys
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import NoReturn, TypeVar
 
@@ -34,44 +34,48 @@ C = TypeVar("C", bound=RunConfig)
 class RunFolder:
     """The paths of one run. Made by `create` or `resume`, which check what is there."""
 
-    path: Path
+    path: Path  # as it was named
     run_id: str
+    root: Path = field(init=False, repr=False)  # the same place, wherever a user's code goes
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "root", self.path.absolute())
 
     @property
     def config(self) -> Path:
-        return self.path / "config.json"
+        return self.root / "config.json"
 
     @property
     def metrics(self) -> Path:
-        return self.path / "metrics.jsonl"
+        return self.root / "metrics.jsonl"
 
     @property
     def answers(self) -> Path:
-        return self.path / "answers.jsonl"
+        return self.root / "answers.jsonl"
 
     @property
     def tensorboard(self) -> Path:
-        return self.path / "tensorboard"
+        return self.root / "tensorboard"
 
     @property
     def journal(self) -> Path:
-        return self.path / "journal"
+        return self.root / "journal"
 
     @property
     def checkpoints(self) -> Path:
-        return self.path / "checkpoints"
+        return self.root / "checkpoints"
 
     @property
     def best(self) -> Path:
-        return self.path / "best"
+        return self.root / "best"
 
     @property
     def curve(self) -> Path:
-        return self.path / "curve.png"
+        return self.root / "curve.png"
 
     @property
     def summary(self) -> Path:
-        return self.path / "summary.json"
+        return self.root / "summary.json"
 
     @classmethod
     def create(cls, path: str | Path, config: RunConfig) -> "RunFolder":

@@ -54,7 +54,7 @@ def open_journal(folder: RunFolder) -> Journal:
 def _refuse_lost(folder: RunFolder, generations: int, state: str) -> None:
     later = folder.later_than(generations)
     if later:
-        names = ", ".join(str(path.relative_to(folder.path)) for path in later)
+        names = ", ".join(str(path.relative_to(folder.root)) for path in later)
         raise InputError(
             f"the journal {folder.journal} {state}, but the run was further: {names}; restore the "
             f"journal from a copy, or, to run again what it lacks, move those away (nothing was "

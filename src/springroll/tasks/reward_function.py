@@ -150,6 +150,21 @@ def outcomes_of(results: object, count: int) -> list[Outcome]:
     return [_outcome(result) for result in as_many(results, count)]
 
 
+def _truth(fields: dict[str, Any], names: tuple[str, ...], otherwise: bool) -> bool:
+    """The first of these fields that is there and not None: a boolean, or a number that is not 0.
+
+    Raises:
+        Unusable: it is something else; the text "False" would pass for true.
+    """
+    for name in names:
+        if fields.get(name) is not None:
+            try:
+                return finite_number(fields[name]) != 0
+            except Unusable as error:
+                raise Unusable(error.kind, f"as {name!r} {error.line}") from None
+    return otherwise
+
+
 async def _awaited(result: Any) -> list[Any]:
     return [await result]
 
@@ -170,8 +185,8 @@ def _outcome(result: object) -> Outcome:
         if fields[given] is None:
             return Failed("none", "it returned None, which says that it does not apply")
         reward = finite_number(fields[given])
-        correct = bool(fields.get("correct", fields.get("acc", reward >= 1)))
-        return Verdict(reward, correct, bool(fields.get("formatted", True)))
+        correct = _truth(fields, ("correct", "acc"), reward >= 1)
+        return Verdict(reward, correct, _truth(fields, ("formatted",), True))
     except Exception as error:  # of an object of the user's that does not let itself be read
         return failure_of(error)
 

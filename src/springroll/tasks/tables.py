@@ -39,7 +39,7 @@ def read_table(path: Path) -> list[Row]:
         InputError: the file cannot be read, holds no records or something else; the package
             `pyarrow` for parquet is missing.
     """
-    rows = list(READERS.get(path.suffix.lower(), _json_lines)(path))
+    rows = list(READERS.get(path.suffix.lower(), _unnamed)(path))
     if not rows:
         raise InputError(f"{path} holds no records; expected JSON, one object a line")
     return rows
@@ -79,6 +79,17 @@ def _text(path: Path) -> str:
 
 def _json_lines(path: Path) -> Iterator[Row]:
     return _lines(_text(path), path)
+
+
+def _unnamed(path: Path) -> Iterator[Row]:
+    """JSON lines by another name, which is told where the file is something else."""
+    text = _text(path)
+    try:
+        yield from _lines(text, path)
+    except InputError as error:
+        raise InputError(
+            f"{error}; a file is read as JSON lines unless its name ends in {', '.join(READERS)}"
+        ) from None
 
 
 def _lines(text: str, path: Path) -> Iterator[Row]:

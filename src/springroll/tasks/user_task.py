@@ -10,6 +10,7 @@ from functools import partial
 from typing import Any, TypeAlias
 
 from springroll.errors import InputError, one_line
+from springroll.generate.stopping import check_stop
 from springroll.ranges import COUNT, PROCESSES, SEED, TIMEOUT, check_number
 from springroll.tasks.data_set import read_data
 from springroll.tasks.draws import is_held_out
@@ -87,6 +88,7 @@ def function_task(
     check_number("rows", rows, int, COUNT)
     check_number("timeout", timeout, float, TIMEOUT)
     stop = (stop,) if isinstance(stop, str) else tuple(stop)
+    check_stop(stop)
     terms = terms_of(function)
     train, held_out, identity = _sides(data, held_out_data, prompt, answer)
     if style == "plain":

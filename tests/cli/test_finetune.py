@@ -7,6 +7,7 @@ import math
 import shutil
 from collections import Counter
 from dataclasses import replace
+from pathlib import Path
 
 import jax
 import jax.numpy as jnp
@@ -32,6 +33,7 @@ from springroll.trees import named_leaves
 from tests.cli.tiny import files
 
 GENERATIONS = 4
+OLD_RUN = Path(__file__).parents[1] / "golden" / "old_runs" / "train"
 REWARDS = """
 def near_d(texts):
     return [1 - sum(abs(min(ord(c), 255) - 100) for c in text) / 620 for text in texts]
@@ -246,6 +248,7 @@ def test_it_prints_accuracy_beside_what_else_changed(tmp_path, finished, shown, 
     ("options", "said"),
     [
         ("--model nowhere/at/all", "nowhere/at/all"),
+        (f"--model {OLD_RUN}", "old_runs/train is a run, not a model; `"),
         ("--pop-size 7", "even number"),
         ("--answers 2", "--temperature 1"),
         ("--optimizer muon", "--method es takes sgd or adam"),

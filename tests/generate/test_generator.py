@@ -88,6 +88,12 @@ def test_a_budget_of_bytes_is_a_number_of_rows():
         generator(memory_bytes=row - 1).run(params, members, PROMPTS)
 
 
+def test_texts_that_no_memory_holds_are_refused_before_it_is_taken():
+    _, params, _ = tiny()
+    with pytest.raises(InputError, match=r"keeps of 1 texts of 1,073,741,824 tokens would take"):
+        generator(max_tokens=10**9).run(params, None, PROMPTS[:1])
+
+
 @pytest.mark.slow
 def test_drawn_tokens_depend_on_seed_member_and_prompt_alone():
     _, params, members = tiny()

@@ -103,7 +103,7 @@ def test_damaged_files_are_one_line(folder, content, message):
     assert "\n" not in str(error.value)
 
 
-def test_files_of_another_kind(folder):
+def test_files_of_another_kind(folder, monkeypatch):
     plain = gsm8k_task(data=str(folder))
     (folder / "main").mkdir()
     for name in ("train", "test"):
@@ -114,6 +114,9 @@ def test_files_of_another_kind(folder):
     (folder / "main" / "test-00000-of-00001.ndjson").unlink()
     with pytest.raises(InputError, match="holds no test set: no file whose name begins with test"):
         gsm8k_task(data=str(folder / "main"))
+    monkeypatch.chdir(folder)  # a file may be called as a data set of the hub is
+    with pytest.raises(InputError, match=r"holds no test set: .*; give a folder with train\.jsonl"):
+        gsm8k_task(data="main/train-00000-of-00001.ndjson")
 
 
 def test_missing_and_unreadable_files_are_named(folder):

@@ -23,7 +23,7 @@ from tests.tasks.worked import worked
         ("countdown", {"number": 2}, r"has no option 'number'; did you mean numbers\?"),
         ("countdown", {"digits": 2}, "countdown has no option 'digits'; it has seed, numbers"),
         ("a:b", {"loud": 2}, "a:b has no option 'loud'; it has data"),
-        ("a:b", {}, "a:b needs the option 'data'"),
+        ("a:b", {}, "a:b needs the option 'data', of commands --data"),
     ],
 )
 def test_unknown_names_and_options(name, options, message):

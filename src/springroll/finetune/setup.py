@@ -226,8 +226,8 @@ def prepare(config: FinetuneConfig, *, new: bool = False) -> Setup:
     folder = hf_folder(require_model(config))
     usual = {"seed": config.seed} | ({"data": config.data} if config.data else {})
     task = task_of_line(config.task, **usual)
-    tokenizer = open_tokenizer(folder)
     config_of = open_hf(folder).config
+    tokenizer = open_tokenizer(folder)
     family = family_of(config_of)
     config = with_lengths(config, task, context_length(folder) if new else None)
     assert config.max_tokens is not None

@@ -19,6 +19,7 @@ from springroll.generate.queue import Jobs, Slots, Waiting
 from springroll.generate.sampling import Sampling
 from springroll.generate.stopping import StopStrings
 from springroll.generate.transcript import Generated, Transcript
+from springroll.memory import all_memory, check_fits
 from springroll.models.protocols import Generative
 from springroll.ranges import COUNT, NOT_NEGATIVE, SEED, Range, check_number
 from springroll.trees import PyTree, tree_bytes
@@ -250,6 +251,10 @@ class _Run:
         self.options = options
         layout = self.layout = Layout.of(options, params, members, prompts, unperturbed, copies)
         self.prompts, self.program, self.jobs = layout.prompts, layout.program, layout.jobs
+        slots, length = layout.groups * layout.height, self.program.length
+        kept = jax.eval_shape(lambda: programs.memory(self.program, slots))
+        what = f"what the model keeps of {slots:,} texts of {length:,} tokens"
+        check_fits(tree_bytes(kept), what, all_memory())
         self.waiting = Waiting(self.jobs)
         self.transcript = Transcript(
             members=int(self.jobs.member.max()) + 1,

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from springroll.errors import InputError
+from springroll.tokens.tokenizer import check_stop
 
 MARGIN = 8  # tokens before those that can hold a stop string: some decode to no or half a character
 
@@ -52,9 +52,3 @@ class StopStrings:
         if not holds(len(tokens)):
             return -1
         return next(n for n in range(start + 1, len(tokens) + 1) if holds(n))
-
-
-def check_stop(strings: Sequence[str]) -> None:
-    """Raise InputError where one of the strings is empty."""
-    if "" in strings:
-        raise InputError("a stop string is empty; every text would end before it begins")

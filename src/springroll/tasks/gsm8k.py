@@ -39,7 +39,7 @@ def gsm8k_task(
     Args:
         data: a folder with train.jsonl and test.jsonl, fields `question` and `answer`, or with
             files of another kind and such names (see `read_data`); or the name of the data set on
-            the hub (extra `data`).
+            the hub (extra `data`), also as hub:OWNER/NAME.
         seed: of the order of the training problems.
         style: "instruct", or "plain" for a base model: `Question: ... Answer:`.
         answer: where the answer stands (see `answers.py`).
@@ -98,10 +98,13 @@ def _sides(data: str) -> tuple[dict[str, list[Record]], str]:
     """Records by side, each with its number, and a digest of the data."""
     folder = Path(os.path.expanduser(data))
     paths = {side: folder / name for side, name in FILES.items()}
-    if os.path.isdir(folder) and not any(path.exists() for path in paths.values()):
+    if os.path.exists(folder) and not any(path.exists() for path in paths.values()):
         found = read_data(data)
         if not found.held_out:
-            raise InputError(f"{data} holds no test set: no file whose name begins with test")
+            raise InputError(
+                f"{data} holds no test set: no file whose name begins with test; give a folder "
+                f"with {' and '.join(FILES.values())}"
+            )
         digest = found.digest
         rows = {"train": found.train, "test": found.held_out}
         sides = {side: records_with(rows[side], "question", "answer") for side in rows}
@@ -109,7 +112,7 @@ def _sides(data: str) -> tuple[dict[str, list[Record]], str]:
         sides = {side: read_records(path, "question", "answer") for side, path in paths.items()}
         digest = " ".join(file_digest(path) for path in paths.values())
     elif data == HUB or (data.count("/") == 1 and not data.startswith((".", "/", "~"))):
-        sides = {side: _from_hub(data, side) for side in FILES}
+        sides = {side: _from_hub(data.removeprefix("hub:"), side) for side in FILES}
         digest = hashlib.sha256(repr(sides).encode()).hexdigest()[:16]
     else:
         raise InputError(f"no folder {data}; give one with {' and '.join(FILES.values())}")

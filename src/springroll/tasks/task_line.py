@@ -58,7 +58,7 @@ def text_task(name: str, **options: Option) -> TextTask:
         raise InputError(f"{name} has no option {unknown[0]!r}{hint}")
     missing = [o for o, p in parameters.items() if p.default is p.empty and o not in options]
     if missing:
-        raise InputError(f"{name} needs the option {missing[0]!r}")
+        raise InputError(f"{name} needs the option {missing[0]!r}, of commands --{missing[0]}")
     values: dict[str, Any] = options  # each of the type that its parameter has
     return make(**values)
 

@@ -10,7 +10,6 @@ from functools import partial
 from typing import Any, TypeAlias
 
 from springroll.errors import InputError, one_line
-from springroll.generate.stopping import check_stop
 from springroll.ranges import COUNT, PROCESSES, SEED, TIMEOUT, check_number
 from springroll.tasks.data_set import read_data
 from springroll.tasks.draws import is_held_out
@@ -30,6 +29,7 @@ from springroll.tasks.tables import Record, Row
 from springroll.tasks.verdicts import UNSCORED, Verdict
 from springroll.tasks.weighted import terms_of, weighted
 from springroll.tasks.worker_pool import WorkerPool
+from springroll.tokens.tokenizer import check_stop
 from springroll.typed_call import typed_call
 
 LONG = 60.0  # seconds after which a call in this process is spoken of

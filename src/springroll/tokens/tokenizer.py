@@ -270,6 +270,12 @@ def _chat_text(tokenizer: Tokenizer, messages: Messages, **variables: object) ->
     return text[: start + len(whole if text.startswith(whole, start) else begun)]
 
 
+def check_stop(strings: Collection[str]) -> None:
+    """Raise InputError if one of the strings that end a text is empty."""
+    if "" in strings:
+        raise InputError("a stop string is empty; every text would end before it begins")
+
+
 def end_tokens(tokenizer: Tokenizer, stop: Iterable[str] = ()) -> frozenset[int]:
     """The tokens at which generation may end.
 

@@ -22,6 +22,7 @@ from springroll.models.hf.family import Config, Family, Naming, Stored, Tensor
 from springroll.models.hf.mxfp4 import with_mxfp4
 from springroll.models.hf.pth import mapped_pth
 from springroll.models.hf.rwkv7 import RWKV7_FAMILY, blinkdl, blinkdl_config
+from springroll.program import program
 from springroll.safetensors_map import forget, mapped
 
 INDEX = "model.safetensors.index.json"
@@ -69,6 +70,11 @@ def read_config(folder: str | Path) -> Config:
         return blinkdl_config(_tensors_of(lone), str(lone))
     values, where = read_json(folder), folder / "config.json"
     kind = values.get("model_type")
+    if "run_id" in values and kind is None:
+        raise InputError(
+            f"{folder} is a run, not a model; `{program()} export {folder} FOLDER` writes its "
+            "model to a folder"
+        )
     if not isinstance(kind, str) or kind not in FAMILIES:
         raise InputError(f"{where}: model_type is {brief(kind)}; known are {', '.join(FAMILIES)}")
     return FAMILIES[kind].read(values, str(where))

@@ -10,7 +10,7 @@ from springroll.finetune.config import FinetuneConfig
 from springroll.finetune.setup import Asked, Setup
 from springroll.tasks.problem import Problem, spoken
 from springroll.tasks.task_line import task_of_line
-from springroll.tokens.byte_tokenizer import byte_tokenizer
+from springroll.tokens.byte_tokenizer import ByteTokenizer, byte_tokenizer
 
 
 def setup_of(tokenizer, task: Any, prompts=()):
@@ -38,6 +38,19 @@ def test_a_record_that_the_template_refuses_is_named():
         setup.tokens_of(Problem(said, None, where="line 7 of x.jsonl"))
     with pytest.raises(InputError, match=r"^line 8 of x\.jsonl is no prompt: a model of plain byt"):
         setup.tokens_of(Problem("ab", None, tools=[{"name": "add"}], where="line 8 of x.jsonl"))
+
+
+class Silent(ByteTokenizer):
+    """Of a text that is left empty, such as by a chat template."""
+
+    def encode(self, text, special=True):
+        return []
+
+
+def test_a_record_of_which_the_model_reads_nothing_is_named():
+    setup = setup_of(Silent(), SimpleNamespace(chat=False))
+    with pytest.raises(InputError, match=r"^line 7 of x is no prompt: the model reads no token of"):
+        setup.tokens_of(Problem(" ", None, where="line 7 of x"))
 
 
 @pytest.mark.parametrize(

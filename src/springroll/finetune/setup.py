@@ -102,12 +102,16 @@ class Setup:
         """The prompt of a problem as the model reads it.
 
         Raises:
-            InputError: the chat template refuses its messages; the line says which record it is.
+            InputError: the chat template refuses its messages, or makes nothing of them; the line
+                says which record it is.
         """
         tools = {"tools": problem.tools} if problem.tools else {}
         chat = bool(tools) or (self.task.chat and self.tokenizer.chats)
         try:
-            return prompt_tokens(self.tokenizer, problem.prompt, chat, **tools)
+            tokens = prompt_tokens(self.tokenizer, problem.prompt, chat, **tools)
+            if not tokens:
+                raise InputError("the model reads no token of it")
+            return tokens
         except InputError as error:
             if not problem.where:
                 raise

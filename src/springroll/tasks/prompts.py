@@ -87,10 +87,10 @@ def problem_of(row: Row, columns: Sequence[str], answer: str | None = None) -> P
     where, record = row
     more: Record = {} if answer is None else {"answer": value_of(record, answer)}
     prompt = _joined(row, columns) if len(columns) > 1 else value_of(record, columns[0])
-    if isinstance(prompt, str) and columns == ["messages"]:  # as CSV holds them
+    if isinstance(prompt, str) and prompt and columns == ["messages"]:  # as CSV holds them
         prompt = parse_json(prompt, f"the column 'messages' of {where}")
-    if not isinstance(prompt, str):
-        prompt = _messages(prompt, where, columns[0])
+    if not isinstance(prompt, str) or not prompt:
+        prompt = _messages(prompt, where, ",".join(columns))
         if columns == ["messages"] and len(prompt) > 1 and prompt[-1]["role"] == "assistant":
             *prompt, last = prompt
             more = (
@@ -113,7 +113,7 @@ def _joined(row: Row, columns: Sequence[str]) -> str:
 
 def _messages(value: object, where: str, column: str) -> list[dict[str, Any]]:
     if not isinstance(value, list) or not value:
-        said = "nothing" if value is None or value == [] else kind_of(value)
+        said = "nothing" if value in (None, "", []) else kind_of(value)
         raise InputError(
             f"{where} has {said} under {column!r}; expected the prompt, as text or as a list of "
             "messages"

@@ -40,7 +40,8 @@ def blocks(page, language):
 
 def shell_lines(page):
     """Every command of a page: lines of its shell blocks, and `springroll ...` in its text."""
-    lines = [line for block in blocks(page, "sh") for line in block.text.splitlines()]
+    texts = [re.sub(r"\\\n\s*", "", block.text) for block in blocks(page, "sh")]  # lines that go on
+    lines = [line for text in texts for line in text.splitlines()]
     text = re.sub(r"^```.*?^```", "", page.read_text(), flags=re.DOTALL | re.MULTILINE)
     spans = re.findall(r"`([^`]+)`", text)
     return lines + [" ".join(each.split()) for each in spans]

@@ -9,6 +9,7 @@ import subprocess
 import sys
 import time
 
+import jax
 import numpy as np
 import pytest
 
@@ -89,6 +90,14 @@ def test_it_resumes_to_the_same_bytes(tmp_path, text, options, monkeypatch, caps
     assert newest(tmp_path / "parts") == newest(tmp_path / "whole")
 
 
+def test_two_devices_go_on_where_one_stopped_and_end_where_one_does(tmp_path, text):
+    assert main(command(text, tmp_path / "one", *STREAM)) == 0
+    assert main(command(text, tmp_path / "two", *STREAM, steps=2)) == 0
+    assert main(command(text, tmp_path / "two", "--resume", "--devices", "2")) == 0
+    one, two = (newest_weights(str(tmp_path / name)).params for name in ("one", "two"))
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=1e-5), one, two)
+
+
 @pytest.mark.parametrize(
     ("options", "message"),
     [
@@ -99,7 +108,7 @@ def test_it_resumes_to_the_same_bytes(tmp_path, text, options, monkeypatch, caps
         ),
         ("--engine stream --layerwise", "leave out --layerwise"),
         ("--engine stream --update host --optimizer muon", "leave out --update host for muon"),
-        ("--engine stream --devices 2", "stream uses one device; devices is 2"),
+        ("--engine stream --devices 3", "batch is 4; it must divide evenly over 3 devices"),
         ("--engine resident --clip-by layer", "clip_by layer is of streaming"),
         ("--engine streem", "did you mean stream"),
         ("--depth 0", "depth is 0"),

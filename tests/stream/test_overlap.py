@@ -68,9 +68,9 @@ class LoggedLink(ThrottledLink):
         super().__init__(rate)
         self._events = events
 
-    def send(self, tree):
+    def send(self, tree, to=None):
         self._events.append(("send", tree["weights"]["w"].shape if "w" in tree["weights"] else ()))
-        return super().send(tree)
+        return super().send(tree, to)
 
 
 def trainer(events, gate=None, **options):

@@ -199,6 +199,7 @@ class Rates:
 
     flops: executed FLOP/s of the blocks; head_flops: of the head; to_device, to_host: link bytes/s;
     host_update: parameters/s of AdamW on the host; device_update: of any update on the device.
+    between: bytes/s from device to device; None: as `to_device`.
     shared: all of them are the same cores, so that times add up instead of overlapping.
     source: where the figures are from, for people.
     """
@@ -209,6 +210,7 @@ class Rates:
     to_host: float
     host_update: float
     device_update: float
+    between: float | None = None
     shared: bool = False
     source: str = ""
 

@@ -17,7 +17,8 @@ class StepSpec:
 
     tokens: of a step, in micro-batches of `rows` sequences of `sequence` tokens; for evolve those
     of all members of a generation. depth: bundles on the device at a time, which are layers, or
-    with `experts_per_bundle` attention or so many experts.
+    with `experts_per_bundle` attention or so many experts. devices: that every micro-batch is
+    divided over; `working` is that of the share of one.
     """
 
     config: DecoderConfig
@@ -29,11 +30,18 @@ class StepSpec:
     depth: int = 3
     clip: Clip = "previous"
     experts_per_bundle: int | None = None
+    devices: int = 1
 
     @property
     def parts(self) -> int:
         """Micro-batches of a step."""
         return self.tokens // (self.rows * self.sequence)
+
+    @property
+    def at_once(self) -> int:
+        """Devices that computation is divided over; the experts of a mixture are computed for all
+        tokens on every device."""
+        return 1 if self.config.experts else self.devices
 
     @property
     def layer(self) -> int:
@@ -66,12 +74,12 @@ class StepSpec:
 
     @property
     def layer_input(self) -> int:
-        """Bytes of one layer's inputs, of all micro-batches; those of its experts too, where they
-        are bundles: as wide, and a float32 weight per expert."""
+        """Bytes of one layer's inputs on each device, of all micro-batches; those of its experts
+        too, where they are bundles: as wide, and a float32 weight per expert."""
         one = self.config.hidden * self.method.weights
         if self.experts_per_bundle:
             one = 2 * one + 4 * self.config.experts
-        return self.tokens * one
+        return self.tokens // self.devices * one
 
     @property
     def gradient(self) -> int:
@@ -116,7 +124,7 @@ def rest_stored(spec: StepSpec) -> int:
 
 
 def device_bytes(spec: StepSpec, place: Placement) -> Bytes:
-    """What the device holds at the peak of a step: between the passes, when head and loss are
+    """What each device holds at the peak of a step: between the passes, when head and loss are
     computed, in the backward pass, when a layer is, or after it, when the embedding is."""
     config, method = spec.config, spec.method
     streamed = config.layers - place.layers
@@ -158,7 +166,7 @@ def device_bytes(spec: StepSpec, place: Placement) -> Bytes:
 
 
 def host_bytes(spec: StepSpec, place: Placement) -> Bytes:
-    """What streaming keeps in host memory."""
+    """What streaming keeps in host memory, for all devices together."""
     config, method = spec.config, spec.method
     streamed = config.layers - place.layers
     rest = 1 if place.mode in ("host", "device") else 0
@@ -169,9 +177,9 @@ def host_bytes(spec: StepSpec, place: Placement) -> Bytes:
         "state": streamed * method.layer_state + rest * method.rest_state,
     }
     if not method.trains:
-        sizes["layer inputs"] = 0 if place.inputs else 2 * spec.layer_input
+        sizes["layer inputs"] = 0 if place.inputs else 2 * spec.layer_input * spec.devices
         return sizes | {"bundle returning": min(1, streamed) * passing(spec, place.mode)}
-    sizes["layer inputs"] = (config.layers - place.inputs) * spec.layer_input
+    sizes["layer inputs"] = (config.layers - place.inputs) * spec.layer_input * spec.devices
     if not streamed:
         return sizes
     if spec.clip == "global":
@@ -181,6 +189,11 @@ def host_bytes(spec: StepSpec, place: Placement) -> Bytes:
     if place.mode == "device":  # the new one comes while the old one is there
         sizes["bundle returning"] = max(largest(spec, passing(spec, place.mode)), rest_stored(spec))
     return sizes
+
+
+def together(spec: StepSpec, place: Placement) -> int:
+    """Bytes of all devices and the host, where they are the same memory."""
+    return spec.devices * total(device_bytes(spec, place)) + total(host_bytes(spec, place))
 
 
 def total(sizes: Bytes) -> int:

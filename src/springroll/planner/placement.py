@@ -5,12 +5,20 @@ from collections.abc import Iterator
 from typing import NamedTuple
 
 from springroll.planner.devices import Rates
-from springroll.planner.footprint import Placement, StepSpec, device_bytes, host_bytes, total
+from springroll.planner.footprint import (
+    Placement,
+    StepSpec,
+    device_bytes,
+    host_bytes,
+    together,
+    total,
+)
 from springroll.planner.step_time import Seconds, step_seconds
 
 
 class Budgets(NamedTuple):
-    """Bytes that may be used; `together`: of both at once, where they are the same memory."""
+    """Bytes that may be used on each device and on the host; `together`: of all at once, where they
+    are the same memory."""
 
     device: int
     host: int
@@ -29,7 +37,7 @@ def fits(spec: StepSpec, place: Placement, budgets: Budgets) -> bool:
     device, host = total(device_bytes(spec, place)), total(host_bytes(spec, place))
     if device > budgets.device or host > budgets.host:
         return False
-    return budgets.together is None or device + host <= budgets.together
+    return budgets.together is None or together(spec, place) <= budgets.together
 
 
 def choose(spec: StepSpec, rates: Rates, budgets: Budgets) -> Choice | None:

@@ -5,6 +5,9 @@ to the device, copies to the host. Updates on the host run beside both, also bes
 pass of the next step. What nothing can hide comes on top: the first bundle on its way in, the last
 gradient on its way out, the last update.
 
+Several devices have a link each: all weights come to every device, and one returns gradients. What
+they sum between them, all gradients once per micro-batch, is not overlapped.
+
 Letters: P parameters of the layers that a token meets, N tokens, F FLOP/s. A forward pass is 2 P N
 FLOPs, a backward pass computes it again and takes twice as much for gradients: 8 P N for a step.
 """
@@ -75,8 +78,9 @@ def step_seconds(spec: StepSpec, place: Placement, rates: Rates) -> Seconds:
     streamed = config.layers - place.layers
     weights = spec.layer * method.weights
     executed = work(spec)
-    forward, backward = executed.forward / rates.flops, executed.backward / rates.flops
-    head = executed.head / rates.head_flops
+    flops = spec.at_once * rates.flops
+    forward, backward = executed.forward / flops, executed.backward / flops
+    head = executed.head / (spec.devices * rates.head_flops)
     saved = (config.layers - place.inputs) * spec.layer_input if method.trains else 0
     if not method.trains and not place.inputs:
         saved = 2 * config.layers * spec.layer_input  # a population's activations come and go
@@ -89,7 +93,7 @@ def step_seconds(spec: StepSpec, place: Placement, rates: Rates) -> Seconds:
         update, back = config.layers * spec.layer + spec.rest, passing(spec, place.mode)
     elif place.mode == "evolve":
         back = weights
-    backward += update / rates.device_update
+    backward += update / rates.device_update + summed(spec) / (rates.between or rates.to_device)
     link_in, link_out = rates.to_device, rates.to_host
     rest_in, rest_out = _rest(spec, place)
     if method.trains:
@@ -124,6 +128,14 @@ def step_seconds(spec: StepSpec, place: Placement, rates: Rates) -> Seconds:
     step += fill
     bottleneck = max(busy, key=lambda name: busy[name])
     return Seconds(compute, sum(ins), sum(outs), cpu, fill, step, bottleneck)
+
+
+def summed(spec: StepSpec) -> float:
+    """Bytes that each device passes on while gradients are summed over the devices, in a ring."""
+    layers = spec.method.layer_thin or spec.layer * spec.method.weights
+    gradients = spec.config.layers * layers + spec.rest * spec.method.weights
+    trains = spec.method.trains and spec.devices > 1
+    return 2 * (spec.devices - 1) / spec.devices * spec.parts * gradients if trains else 0.0
 
 
 def _rest(spec: StepSpec, place: Placement) -> tuple[int, int]:

@@ -65,8 +65,9 @@ class Engine:
         self.conveyor, self.update, self.parts = conveyor, update, parts
         self.clip = clip.checked()
         self.layers = conveyor.store.bundles - 1
-        self.programs = StepPrograms(model, parts, join)
+        self.programs = StepPrograms(model, parts, join, conveyor.link.replicas)
         self.operands = operands
+        self.devices = conveyor.link.replicas.count
         self.saving: Saving = model if isinstance(model, Saving) else SaveAll()
         if order == "checkpointed" and isinstance(model, Saving):
             raise InputError("the checkpointed schedule computes whole layers; take layer-major")
@@ -85,7 +86,8 @@ class Engine:
     def score(self, tokens: PyTree, rows: int) -> Metrics:
         """Metrics of the model on tokens (n, time + 1), a mean; at most `rows` rows at a time."""
         count = rows_of(tokens)
-        together = next(n for n in range(min(rows, count), 0, -1) if count % n == 0)
+        fit = [n for n in range(min(rows, count), 0, -1) if count % n == 0]
+        together = next((n for n in fit if n % self.devices == 0), fit[0])
         piece = lambda start: jax.tree.map(lambda x: x[start : start + together], tokens)
         return _Forward(self, [piece(start) for start in range(0, count, together)]).metrics()
 
@@ -94,6 +96,11 @@ class Engine:
         count = rows_of(tokens)
         if count % parts:
             raise InputError(f"a batch of {count} sequences cannot be cut into {parts} equal parts")
+        if count // parts % self.devices:
+            raise InputError(
+                f"a micro-batch of {count // parts} sequences cannot be divided over "
+                f"{self.devices} devices"
+            )
         return [jax.tree.map(lambda x, i=i: x[i::parts], tokens) for i in range(parts)]
 
 
@@ -119,7 +126,7 @@ class _Forward:
     def __init__(self, engine: Engine, parts: list[PyTree]):
         self.engine, self.programs = engine, engine.programs
         self.conveyor = engine.conveyor
-        self.tokens = jax.device_put(parts, self.conveyor.link.on_device)
+        self.tokens = jax.device_put(parts, self.conveyor.link.replicas.rows(parts))
         self.x: dict[int, PyTree] = {}
         self.stats: dict[int, dict[int, PyTree]] = {part: {} for part in range(len(parts))}
         self.losses: dict[int, tuple[Array, Metrics]] = {}

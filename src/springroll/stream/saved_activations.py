@@ -4,6 +4,8 @@ from collections.abc import Callable, Hashable
 from concurrent.futures import Future
 from typing import Protocol, runtime_checkable
 
+import jax
+
 from springroll.stream.link import Link
 from springroll.trees import PyTree
 
@@ -14,7 +16,7 @@ class Activations:
     def __init__(self, link: Link):
         self._link = link
         self._on_device: dict[Hashable, PyTree | Future[PyTree]] = {}
-        self._on_host: dict[Hashable, Future[PyTree]] = {}
+        self._on_host: dict[Hashable, tuple[Future[PyTree], PyTree]] = {}  # and its layouts
 
     def __contains__(self, key: Hashable) -> bool:
         return key in self._on_device or key in self._on_host
@@ -24,12 +26,14 @@ class Activations:
         if on_device:
             self._on_device[key] = x
         else:
-            self._on_host[key] = self._link.fetch(x)
+            layouts = jax.tree.map(lambda leaf: leaf.sharding, x)
+            self._on_host[key] = self._link.fetch(x), layouts
 
     def prefetch(self, key: Hashable) -> None:
         """Begin to send back what is on the host under this key, if anything is."""
         if key in self._on_host:
-            self._on_device[key] = self._link.send(self._on_host.pop(key).result())
+            came, layouts = self._on_host.pop(key)
+            self._on_device[key] = self._link.send(came.result(), layouts)
 
     def get(self, key: Hashable) -> PyTree:
         """The arrays, on the device."""

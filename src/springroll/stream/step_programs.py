@@ -14,6 +14,7 @@ from jax import Array
 
 from springroll import compat
 from springroll.models.protocols import Metrics, Stages, read_part
+from springroll.stream.replicas import ALONE, Replicas
 from springroll.trees import PyTree, is_none, squared_norm
 
 Join: TypeAlias = Callable[[PyTree, PyTree], PyTree]
@@ -29,36 +30,45 @@ class StepPrograms:
 
     Args:
         join: (what is differentiated, what is not) -> the weights of a bundle.
+        replicas: the devices that a micro-batch is divided over.
     """
 
-    def __init__(self, model: Stages, parts: int = 1, join: Join = all_weights):
+    def __init__(
+        self,
+        model: Stages,
+        parts: int = 1,
+        join: Join = all_weights,
+        replicas: Replicas = ALONE,
+    ):
         self._model, self._parts, self._join = model, parts, join
-        self.embed = jax.jit(self._embed)
-        self.forward = jax.jit(self._forward)
-        self.score = jax.jit(self._score)
-        self.finish = jax.jit(self._finish, donate_argnums=5)
-        self.backward = jax.jit(self._backward, donate_argnums=6)
-        self.embed_backward = jax.jit(self._embed_backward, donate_argnums=4)
+        self._split, self._summed = replicas.split, replicas.summed
+        self.embed = replicas.compiled(self._embed)
+        self.forward = replicas.compiled(self._forward)
+        self.score = replicas.compiled(self._score)
+        self.finish = replicas.compiled(self._finish, donate_argnums=5)
+        self.backward = replicas.compiled(self._backward, donate_argnums=6)
+        self.embed_backward = replicas.compiled(self._embed_backward, donate_argnums=4)
         self.square = jax.jit(squared_norm)
         self.narrow = narrow
 
     def _embed(self, moving: PyTree, still: PyTree, tokens: Array) -> tuple[Array, Array]:
         """x of the first layer."""
         x = self._model.embed(self._join(moving, still), read_part(tokens))
-        return x, _token()
+        return self._split(x), _token()
 
     def _forward(
         self, moving: PyTree, still: PyTree, x: Array, index: Array
     ) -> tuple[PyTree, PyTree, Array]:
         """(x after the layer, its statistics, token)."""
         x, stats = self._model.block(self._join(moving, still), x, index)
-        return x, stats, _token()
+        return self._split(x), self._summed(stats), _token()
 
     def _score(
         self, moving: PyTree, still: PyTree, x: Array, stats: PyTree, tokens: Array
     ) -> tuple[Array, Metrics]:
         """(loss, metrics); `stats` are a list over the layers."""
-        return self._model.finish(self._join(moving, still), x, stacked(stats), tokens)
+        result = self._model.finish(self._join(moving, still), x, stacked(stats), tokens)
+        return self._summed(result)
 
     def _finish(
         self, moving: PyTree, still: PyTree, x: Array, stats: PyTree, tokens: Array, grads: PyTree
@@ -86,7 +96,9 @@ class StepPrograms:
             [g if embed == which else None for g, embed in zip(new, read, strict=True)]
         )
         added = self._added(grads, (part(False), part(True)))
-        return loss, metrics, added, dx, _real(d_stats), _token()
+        d_stats = _real(d_stats)
+        loss, metrics, d_stats = self._summed((loss, metrics, d_stats))
+        return loss, metrics, added, self._split(dx), d_stats, _token()
 
     def _backward(
         self,
@@ -102,7 +114,7 @@ class StepPrograms:
         block = lambda p, x: self._model.block(self._join(p, still), x, index)
         (out, stats), pull = jax.vjp(block, moving, x)
         new, dx = pull((dx, _cotangent(stats, d_stats)))
-        return self._added(grads, new), _cotangent(out, dx), _token()
+        return self._added(grads, new), self._split(_cotangent(out, dx)), _token()
 
     def _embed_backward(
         self, moving: PyTree, still: PyTree, tokens: Array, dx: Array, grads: PyTree
@@ -129,6 +141,7 @@ class StepPrograms:
 
     def _added(self, grads: PyTree, new: PyTree) -> PyTree:
         """Several micro-batches are summed in float32."""
+        new = self._summed(new)
         if grads is None:
             wide = lambda g: g.astype(jnp.float32) if self._parts > 1 else g
             return jax.tree.map(wide, new)

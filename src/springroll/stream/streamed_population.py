@@ -141,7 +141,7 @@ def stream_population(
             optimizer mixes numbers, or keeps state per weight that a file cannot take back; the
             budget does not hold the rest and one layer.
     """
-    link = Link() if link is None else link
+    link = (Link() if link is None else link).to_one("a population")
     mapped = params if isinstance(params, MappedStore) else None
     tree = mapped.params if mapped else params
     parts, depth = layered_within(

@@ -6,7 +6,7 @@ import math
 import os
 from collections.abc import Iterator
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -15,7 +15,7 @@ from jax import Array, lax
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from springroll.errors import InputError
-from springroll.memory import available_bytes
+from springroll.memory import available_bytes, uneven
 from springroll.models.decoder_config import CONFIGS, DecoderConfig, named, structs
 from springroll.models.hf.family import Config as ModelConfig
 from springroll.models.hf.files import family_of, is_hf_folder, open_hf, read_config
@@ -34,7 +34,7 @@ from springroll.tasks.text import (
     validation,
 )
 from springroll.train.config import TrainConfig
-from springroll.train.learners import Learner
+from springroll.train.learners import Layout, Learner
 from springroll.train.optimizers import learner_for
 from springroll.train.step_memory import StepMemory, refuse_too_big, too_big
 from springroll.train.streamed import stream_learner
@@ -56,13 +56,38 @@ class Training(NamedTuple):
     corpus: Corpus
     lines: dict[str, float]  # bits per byte to beat
     memory: StepMemory
+    notes: list[str]  # what else to say of the devices
 
 
 class Placement(NamedTuple):
-    """Where states and batches live: the same state on every device, a batch split over them."""
+    """Where states and batches live: a batch is split over the devices of a mesh; a state is on
+    every device, or with `fsdp` split over them too."""
 
-    state: NamedSharding
-    batch: NamedSharding
+    mesh: Mesh
+    fsdp: bool = False
+
+    @property
+    def devices(self) -> list[Any]:
+        """In the order of the mesh."""
+        return list(self.mesh.devices.flat)
+
+    @property
+    def batch(self) -> NamedSharding:
+        """Of tokens (sequences, T + 1)."""
+        return NamedSharding(self.mesh, PartitionSpec(AXIS))
+
+    @property
+    def layout(self) -> Layout | None:
+        """Of a state that is split."""
+        return (lambda state: jax.tree.map(self.state, state)) if self.fsdp else None
+
+    def state(self, leaf: Any) -> NamedSharding:
+        """Of an array of a state: whole, or cut along the longest axis that divides evenly."""
+        fitting = [n if n % self.mesh.size == 0 else 0 for n in leaf.shape]
+        if not self.fsdp or not any(fitting):
+            return NamedSharding(self.mesh, PartitionSpec())
+        axis = fitting.index(max(fitting))
+        return NamedSharding(self.mesh, PartitionSpec(*[None] * axis, AXIS))
 
 
 def resolved(config: TrainConfig) -> TrainConfig:
@@ -89,7 +114,9 @@ def build(config: TrainConfig) -> Training:
     config, model, learner, memory = engine(config, placement)
     text = text_for(config, corpus)
     task = text_task(config, model, learner, text, lines, corpus.digest, placement)
-    return Training(config, task, model, learner, corpus, lines, memory)
+    smallest = uneven(placement.devices)
+    notes = [smallest] if smallest else []
+    return Training(config, task, model, learner, corpus, lines, memory, notes)
 
 
 def engine(
@@ -103,32 +130,33 @@ def engine(
     if is_hf_folder(config.model):
         open_hf(config.model)  # what is wrong with its files is found before anything is allocated
     if config.engine == "stream":
-        return streamed(config)
-    model, learner = make(config)
+        return streamed(config, placement)
+    model, learner = make(config, placement.layout)
     memory = memory_of(config, learner, placement)
-    if config.engine == "auto" and too_big(memory, budget(config)):
+    if config.engine == "auto" and not config.fsdp and too_big(memory, budget(config, placement)):
         # Where streaming does not fit either, the nearest change that does is the better answer.
         with contextlib.suppress(InputError):
-            return streamed(config)
-    refuse_too_big(memory, budget(config), alternatives(config, placement))
+            return streamed(config, placement)
+    refuse_too_big(memory, budget(config, placement), alternatives(config, placement))
     return dataclasses.replace(config, engine="resident"), model, learner, memory
 
 
 def streamed(
-    config: TrainConfig,
+    config: TrainConfig, placement: Placement
 ) -> tuple[TrainConfig, LanguageModel, Learner, StepMemory]:
     """The same with layers that pass through the device."""
     config = dataclasses.replace(config, engine="stream")
     model = language_model(config)
-    return config, model, *stream_learner(config, model)
+    return config, model, *stream_learner(config, model, placement.devices)
 
 
-def make(config: TrainConfig) -> tuple[LanguageModel, Learner]:
+def make(config: TrainConfig, layout: Layout | None = None) -> tuple[LanguageModel, Learner]:
     """The model of a config and what trains it; nothing is allocated."""
     model = language_model(config)
-    if not is_hf_folder(config.model):
-        return model, learner_for(config, model, model.init)
-    return model, learner_for(config, model, lambda key: pretrained(config.model, model.config))
+    init = model.init
+    if is_hf_folder(config.model):
+        init = lambda key: pretrained(config.model, model.config)
+    return model, learner_for(config, model, init, layout=layout)
 
 
 def language_model(config: TrainConfig) -> LanguageModel:
@@ -175,8 +203,9 @@ def place(config: TrainConfig) -> Placement:
         raise InputError(f"devices is {wanted}; this process has {len(found)}")
     if config.batch % wanted:
         raise InputError(f"batch is {config.batch}; it must divide evenly over {wanted} devices")
-    mesh = Mesh(np.array(found[:wanted]), (AXIS,))
-    return Placement(NamedSharding(mesh, PartitionSpec()), NamedSharding(mesh, PartitionSpec(AXIS)))
+    if config.fsdp and wanted == 1:
+        raise InputError("fsdp divides a model over devices, and there is one; leave out --fsdp")
+    return Placement(Mesh(np.array(found[:wanted]), (AXIS,)), config.fsdp)
 
 
 def memory_of(config: TrainConfig, learner: Learner, placement: Placement) -> StepMemory:
@@ -187,33 +216,43 @@ def memory_of(config: TrainConfig, learner: Learner, placement: Placement) -> St
     return learner.memory(jax.ShapeDtypeStruct(shape, kind, sharding=placement.batch))
 
 
-def budget(config: TrainConfig) -> int | None:
-    """Bytes a step may need on a device."""
-    return available_bytes() if config.device_bytes is None else config.device_bytes
+def budget(config: TrainConfig, placement: Placement) -> int | None:
+    """Bytes a step may need on each device."""
+    given = config.device_bytes
+    return available_bytes(placement.devices) if given is None else given
 
 
 def alternatives(config: TrainConfig, placement: Placement) -> Iterator[tuple[str, int]]:
     """Options that need less memory, and the peak of each, least change first; compiled one by
     one, as asked for."""
+    devices = placement.mesh.size
+    divided: dict[str, bool | int | str] = {"fsdp": devices > 1}
+    layerwise = divided | {"remat": True, "optimizer": "apollo-mini", "layerwise": True}
     changes: list[dict[str, bool | int | str]] = [
         {"remat": True},
-        {"remat": True, "batch": placement.state.mesh.size},
-        {"remat": True, "optimizer": "lowgrad"},
-        {"remat": True, "optimizer": "apollo-mini", "layerwise": True, "accumulate": 1},
-        {"remat": True, "optimizer": "apollo-mini", "layerwise": True, "accumulate": 1, "batch": 1},
+        *([divided, divided | {"remat": True}] if config.optimizer != "lowgrad" else []),
+        {"remat": True, "batch": devices},
+        {"remat": True, "optimizer": "lowgrad", "fsdp": False},
+        layerwise | {"accumulate": 1},
+        layerwise | {"accumulate": 1, "batch": devices},
     ]
+    seen = [config]
     for change in changes:
         other = dataclasses.replace(config, **change)
-        if other != config:
-            yield flags(change, config), memory_of(other, make(other)[1], placement).peak
+        if other not in seen:
+            seen.append(other)
+            learner = make(other, placement._replace(fsdp=other.fsdp).layout)[1]
+            yield flags(change, config), memory_of(other, learner, placement).peak
 
 
 def flags(change: dict[str, bool | int | str], config: TrainConfig) -> str:
     """The change of a config as options of a command line."""
     given = {name: value for name, value in change.items() if getattr(config, name) != value}
     spelt = lambda name: "--" + name.replace("_", "-")
+    switches = {True: spelt, False: lambda name: f"--no-{name}"}
     return " ".join(
-        spelt(name) if value is True else f"{spelt(name)} {value}" for name, value in given.items()
+        switches[value](name) if isinstance(value, bool) else f"{spelt(name)} {value}"
+        for name, value in given.items()
     )
 
 
@@ -229,18 +268,19 @@ def text_task(
     """The loop's view: one member, whose carry is the whole training state."""
 
     def init() -> tuple[None, PyTree]:
-        put = lambda x: jax.device_put(x, placement.state) if hasattr(x, "devices") else x
+        put = lambda x: jax.device_put(x, placement.state(x)) if hasattr(x, "devices") else x
         return None, jax.tree.map(put, learner.init(jax.random.key(config.seed)))
 
     def template() -> tuple[None, PyTree]:
         shapes = jax.eval_shape(learner.init, jax.random.key(config.seed))
-        at = lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=placement.state)
+        at = lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=placement.state(x))
         return None, jax.tree.map(at, shapes)
 
     def evaluate(
         state: None, members: None, carry: PyTree, rows: np.ndarray
     ) -> tuple[Array, PyTree, Metrics]:
-        tokens = jax.device_put(rows, placement.batch)
+        # The stream cuts a batch on the host before it sends it.
+        tokens = rows if config.engine == "stream" else jax.device_put(rows, placement.batch)
         carry, figures = learner.step(carry, tokens)
         bits = figures["loss"] * bits_per_nat
         return -figures["loss"][None], carry, {**figures, "train_bits_per_byte": bits}

@@ -113,6 +113,9 @@ class TrainConfig(RunConfig):
     A step that needs more is refused or streamed."""
     devices: int | None = option(None, PROCESSES, changeable=True)
     """Devices to split a batch over; default: all accelerators, or one CPU."""
+    fsdp: bool = option(False, changeable=True)
+    """Divide weights and optimizer state over the devices too (fully sharded data parallel), so
+    that each holds its share. Of resident training."""
     valid_streams: int = option(64, COUNT, changeable=True)
     """Rows of the validation sample."""
     valid_tokens: int = option(256, COUNT, changeable=True)
@@ -126,6 +129,13 @@ class TrainConfig(RunConfig):
             )
         if self.clip_by != "global" and self.engine == "resident":
             raise InputError(f"clip_by {self.clip_by} is of streaming; leave out --engine resident")
+        if self.fsdp and self.engine == "stream":
+            raise InputError("fsdp is of resident training; leave it out, or --engine stream")
+        if self.fsdp and self.optimizer == "lowgrad":
+            raise InputError(
+                "fsdp divides full gradients and their optimizer's state; lowgrad has neither: "
+                "leave out --fsdp, or take galore or adamw"
+            )
         if self.weight_decay and self.optimizer == "lowgrad":
             raise InputError(
                 "lowgrad leaves weights alone between two refreshes, so weight_decay would not act "

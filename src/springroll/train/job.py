@@ -38,7 +38,7 @@ def build(config: TrainConfig) -> job.Prepared[TrainConfig]:
         f"{config.model}: {model.parameters:,} {config.dtype} parameters{active}, "
         f"{config.optimizer}, {per_step:,} tokens a step; {made.corpus}"
     )
-    lines = [opening, lines_to_beat(made.lines), made.memory.table()]
+    lines = [opening, *made.notes, lines_to_beat(made.lines), made.memory.table()]
     return job.Prepared(config=config, task=made.task, opening=lines)
 
 

@@ -12,7 +12,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
-from jax import Array
+from jax import Array, lax
 from jax.sharding import NamedSharding, PartitionSpec
 from jax.stages import Lowered, Wrapped
 
@@ -27,6 +27,7 @@ from springroll.trees import Params, PyTree, tree_bytes
 State: TypeAlias = PyTree  # of a learner
 Loss = Callable[[Params, PyTree], tuple[Array, Metrics]]  # (params, batch) -> loss, metrics
 Adjust = Callable[[PyTree, Metrics], PyTree]  # what moves a weight without a gradient
+Layout = Callable[[PyTree], PyTree]  # a state, or its shapes -> a sharding of every array
 
 
 class Learner(NamedTuple):
@@ -63,6 +64,7 @@ def optax_learner(
     narrow: Callable[[Params], Params] = lambda params: params,
     accumulate: int = 1,
     adjust: Adjust = lambda params, _: params,
+    layout: Layout | None = None,
 ) -> Learner:
     """Full gradients, and any optax transformation.
 
@@ -72,11 +74,13 @@ def optax_learner(
         narrow: float32 params -> those to train, such as their bfloat16 halves.
         accumulate: micro-batches that a batch is cut into.
         adjust: applied to the new weights with the metrics of the step (balancing of experts).
+        layout: of a state that is divided over devices, from its first array on.
     """
 
     def start(key: Array) -> Trained:
         params = init(key)
-        return Trained(narrow(params), optimizer.init(params), jnp.zeros((), jnp.int32))
+        made = Trained(narrow(params), optimizer.init(params), jnp.zeros((), jnp.int32))
+        return laid_out(made, layout)
 
     def step(state: Trained, batch: Array) -> tuple[Trained, Metrics]:
         gradient = lambda tokens: jax.value_and_grad(loss, has_aux=True)(state.params, tokens)
@@ -90,13 +94,14 @@ def optax_learner(
         params = chosen(good, params, state.params)
         moments = chosen(good, moments, state.optimizer)
         metrics = metrics | {"loss": jnp.where(good, value, jnp.nan), "grad_norm": norm}
-        return Trained(params, moments, state.steps + 1), metrics
+        return laid_out(Trained(params, moments, state.steps + 1), layout), metrics
 
     jitted = jax.jit(step, donate_argnums=0)
+    gradients = lambda state: tree_bytes(state.params)
     return Learner(
         init=jax.jit(start),
         step=jitted,
-        memory=compiled(start, jitted.lower, weights_of, lambda state: tree_bytes(state.params)),
+        memory=compiled(start, jitted.lower, weights_of, gradients, layout),
         params=weights_of,
     )
 
@@ -107,6 +112,7 @@ def layerwise_learner(
     *,
     narrow: Callable[[Params], Params] = lambda params: params,
     adjust: Adjust = lambda params, _: params,
+    layout: Layout | None = None,
 ) -> Learner:
     """Full gradients, one layer's at a time; see `springroll.subspace.layerwise`.
 
@@ -115,11 +121,13 @@ def layerwise_learner(
 
     def start(key: Array) -> Trained:
         params = init(key)
-        return Trained(narrow(params), trainer.init(params), jnp.zeros((), jnp.int32))
+        made = Trained(narrow(params), trainer.init(params), jnp.zeros((), jnp.int32))
+        return laid_out(made, layout)
 
     def step(state: Trained, batch: Array) -> tuple[Trained, Metrics]:
         params, optimizer, metrics = trainer.step(state.params, state.optimizer, batch)
-        return Trained(adjust(params, metrics), optimizer, state.steps + 1), metrics
+        after = Trained(adjust(params, metrics), optimizer, state.steps + 1)
+        return laid_out(after, layout), metrics
 
     def gradients(state: Trained) -> int:
         layers, rest = parted(state.params)
@@ -130,7 +138,7 @@ def layerwise_learner(
     return Learner(
         init=jax.jit(start),
         step=jitted,
-        memory=compiled(start, jitted.lower, weights_of, gradients),
+        memory=compiled(start, jitted.lower, weights_of, gradients, layout),
         params=weights_of,
     )
 
@@ -167,28 +175,41 @@ def compiled(
     lower: Callable[[State, jax.ShapeDtypeStruct], Lowered],
     params: Callable[[State], Params],
     gradients: Callable[[State], int],
+    layout: Layout | None = None,
 ) -> Callable[[jax.ShapeDtypeStruct], Memory]:
     """`Learner.memory` from the compiler's plan of a step.
 
     Args:
         lower: the program for shapes of state and batch, as `jax.jit(...).lower` gives it.
         gradients: bytes of those that are alive together.
+        layout: of the state; by default all of it is on every device of the batch.
     """
 
     def memory(batch: jax.ShapeDtypeStruct) -> Memory:
         state = jax.eval_shape(init, jax.random.key(0))
-        weights = tree_bytes(jax.eval_shape(params, state))
         on_batch = isinstance(batch.sharding, NamedSharding)
         everywhere = NamedSharding(batch.sharding.mesh, PartitionSpec()) if on_batch else None
-        on = lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=everywhere)
+        to = layout(state) if layout else jax.tree.map(lambda _: everywhere, state)
+        on = lambda x, sharding: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=sharding)
+        program = lower(jax.tree.map(on, state, to), batch).compile()
+        if layout:
+            share = lambda x, s: jax.ShapeDtypeStruct(s.shard_shape(x.shape), x.dtype)
+            state = jax.tree.map(share, state, to)
+        weights = tree_bytes(jax.eval_shape(params, state))
         return step_memory(
-            lower(jax.tree.map(on, state), batch).compile(),
+            program,
             weights=weights,
             state=tree_bytes(state) - weights,
             gradients=gradients(state),
+            devices=batch.sharding.mesh.size if on_batch else 1,
         )
 
     return memory
+
+
+def laid_out(state: State, layout: Layout | None) -> State:
+    """The state as its layout has it, in a program."""
+    return state if layout is None else lax.with_sharding_constraint(state, layout(state))
 
 
 def weights_of(state: Trained) -> Params:

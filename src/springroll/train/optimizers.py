@@ -21,6 +21,7 @@ from springroll.subspace.optimizers import (
 from springroll.subspace.trainer import Trainer
 from springroll.train.config import TrainConfig
 from springroll.train.learners import (
+    Layout,
     Learner,
     Loss,
     Metrics,
@@ -38,10 +39,12 @@ def learner_for(
     model: LanguageModel,
     init: Callable[[jax.Array], PyTree],
     loss: Loss | None = None,
+    layout: Layout | None = None,
 ) -> Learner:
     """What trains `model` as configured, from the float32 parameters that `init` makes of a key.
 
-    `loss` is the model's own by default, of text; `layerwise` has no other.
+    `loss` is the model's own by default, of text; `layerwise` has no other. `layout`: of a state
+    that is divided over devices, which that of `lowgrad` is not.
     """
     loss = model.loss if loss is None else loss
     if config.optimizer == "lowgrad":
@@ -52,11 +55,17 @@ def learner_for(
     if config.layerwise:
         layers, rest = layer_optimizers(config, model)
         trainer = layerwise(stages(model), layers, rest, clip=config.clip)
-        return layerwise_learner(trainer, init, narrow=narrow, adjust=balanced)
+        return layerwise_learner(trainer, init, narrow=narrow, adjust=balanced, layout=layout)
     tx = OPTIMIZERS[config.optimizer].build(settings_of(config, model))
     tx = rounded(config, clipped(config, decayed(config, tx)))
     return optax_learner(
-        loss, init, tx, narrow=narrow, accumulate=config.accumulate, adjust=balanced
+        loss,
+        init,
+        tx,
+        narrow=narrow,
+        accumulate=config.accumulate,
+        adjust=balanced,
+        layout=layout,
     )
 
 

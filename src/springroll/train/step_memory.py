@@ -38,6 +38,7 @@ class Memory:
     gradients: int  # that are alive together
     activations: int  # the compiler's temporary memory without the gradients
     peak: int  # arguments, temporary memory, and outputs that take no argument's place
+    devices: int = 1  # that need as much each
 
     def table(self) -> "Table":
         """The bytes by kind."""
@@ -45,7 +46,7 @@ class Memory:
 
         from springroll.run.progress import gibibytes
 
-        table = Table("memory of a step", "bytes", title_justify="left")
+        table = Table("memory of a step", on_each("bytes", self.devices), title_justify="left")
         table.columns[1].justify = "right"
         for name in ("weights", "gradients", "state", "activations"):
             table.add_row(name, gibibytes(getattr(self, name)))
@@ -54,7 +55,14 @@ class Memory:
         return table
 
 
-def step_memory(compiled: "Compiled", *, weights: int, state: int, gradients: int) -> Memory:
+def on_each(what: str, devices: int) -> str:
+    """The heading of a column of bytes."""
+    return what if devices == 1 else f"each of {devices} devices"
+
+
+def step_memory(
+    compiled: "Compiled", *, weights: int, state: int, gradients: int, devices: int = 1
+) -> Memory:
     """The memory of a compiled step, `jax.jit(step).lower(...).compile()`, on each device.
 
     Args:
@@ -62,6 +70,7 @@ def step_memory(compiled: "Compiled", *, weights: int, state: int, gradients: in
             takes counts as batch.
         gradients: bytes of the gradients alive together, of which the compiler does not know what
             they are.
+        devices: that run the program.
     """
     plan = compiled.memory_analysis()
     assert plan is not None
@@ -74,6 +83,7 @@ def step_memory(compiled: "Compiled", *, weights: int, state: int, gradients: in
         gradients=min(gradients, temporary),
         activations=max(0, temporary - gradients),
         peak=arguments + temporary + max(0, outputs),
+        devices=devices,
     )
 
 

@@ -1,9 +1,9 @@
 """`springroll train --engine stream`: the learner of a model that passes through the device."""
 
 import dataclasses
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from importlib.util import find_spec
-from typing import TYPE_CHECKING, NamedTuple, cast
+from typing import TYPE_CHECKING, Any, NamedTuple, cast
 
 import jax
 import jax.numpy as jnp
@@ -20,7 +20,14 @@ from springroll.models.hf.load import read_bundles
 from springroll.models.moe import balance
 from springroll.models.protocols import LanguageModel, Metrics
 from springroll.planner.devices import Rates, assumed_rates, device_of
-from springroll.planner.footprint import Placement, StepSpec, device_bytes, host_bytes, total
+from springroll.planner.footprint import (
+    Placement,
+    StepSpec,
+    device_bytes,
+    host_bytes,
+    together,
+    total,
+)
 from springroll.planner.methods import MethodBytes, Mode, method_bytes
 from springroll.planner.placement import Budgets, choose, least_device, least_host
 from springroll.planner.working_set import expert_working_set, working_set
@@ -30,6 +37,7 @@ from springroll.stream.device_update import DeviceUpdate
 from springroll.stream.fill_store import Tensors, bundled_leaves, stacked_leaves
 from springroll.stream.host_adamw import AdamW, kernels
 from springroll.stream.host_update import HostUpdate
+from springroll.stream.link import Link
 from springroll.stream.streamed import Streamed
 from springroll.stream.streamed_low_rank import StreamedLowRank
 from springroll.stream.update import PlacedUpdate, Update
@@ -42,6 +50,7 @@ from springroll.train.optimizers import (
     learning_rate,
     low_rank_trainer,
 )
+from springroll.train.step_memory import on_each
 from springroll.trees import Params, PyTree
 
 if TYPE_CHECKING:
@@ -53,6 +62,7 @@ class StreamMemory(NamedTuple):
 
     device: dict[str, int]
     host: dict[str, int]
+    devices: int = 1  # that hold as much each
 
     @property
     def peak(self) -> int:
@@ -63,11 +73,12 @@ class StreamMemory(NamedTuple):
         """For people."""
         from rich.table import Table
 
-        table = Table("memory of a step", "device", "host", title_justify="left")
+        heading = on_each("device", self.devices)
+        table = Table("memory of a step", heading, "host", title_justify="left")
         for column in table.columns[1:]:
             column.justify = "right"
         for kind in dict.fromkeys((*self.device, *self.host)):
-            sizes = [tier.get(kind, 0) for tier in self]
+            sizes = [tier.get(kind, 0) for tier in (self.device, self.host)]
             if any(sizes):
                 table.add_row(kind, *(spelt(size) if size else "" for size in sizes))
         table.add_section()
@@ -75,20 +86,23 @@ class StreamMemory(NamedTuple):
         return table
 
 
-def stream_learner(config: TrainConfig, model: LanguageModel) -> tuple[Learner, StreamMemory]:
-    """What trains `model` as configured; only shapes are allocated.
+def stream_learner(
+    config: TrainConfig, model: LanguageModel, devices: Sequence[Any]
+) -> tuple[Learner, StreamMemory]:
+    """What trains `model` as configured on these devices; only shapes are allocated.
 
     Raises:
         InputError: what cannot be streamed, or fits in no way; before anything is allocated.
     """
     decoder = stages(model)
-    spec, budgets = step_spec(config, decoder), budgets_of(config)
+    spec, budgets = step_spec(config, decoder, len(devices)), budgets_of(config, devices)
     place = placed(config, spec, budgets)
     make = low_rank if config.optimizer == "lowgrad" else streamed
+    link = Link(devices)
     run = StreamedRun(
-        config, decoder, lambda: make(config, decoder, place, waiting(spec, place, budgets))
+        config, decoder, lambda: make(config, decoder, place, waiting(spec, place, budgets), link)
     )
-    memory = StreamMemory(device_bytes(spec, place), host_bytes(spec, place))
+    memory = StreamMemory(device_bytes(spec, place), host_bytes(spec, place), len(devices))
     learner = Learner(
         init=run.init,
         step=run.step,
@@ -133,11 +147,17 @@ class StreamedRun:
         return self.trainer.score(state, rows, self._config.batch)["nats"]
 
 
-def streamed(config: TrainConfig, model: Decoder, place: Placement, waiting: int) -> Streamed:
+def streamed(
+    config: TrainConfig,
+    model: Decoder,
+    place: Placement,
+    waiting: int,
+    link: Link | None = None,
+) -> Streamed:
     """The trainer, with its store allocated; `waiting`: see `HostUpdate`."""
-    params, together = float32_shapes(model), config.experts_per_bundle
-    parts = expert_stages(model, together) if together else stages(model)
-    bundles = experts_apart(params, together) if together else whole_layers(params)
+    params, few = float32_shapes(model), config.experts_per_bundle
+    parts = expert_stages(model, few) if few else stages(model)
+    bundles = experts_apart(params, few) if few else whole_layers(params)
     last, of_layer = len(bundles) - 1, (len(bundles) - 1) // model.config.layers
     stay = range(last - place.layers * of_layer, last)  # needed first again
     rest = [last] if place.mode == "resident" else []
@@ -147,6 +167,7 @@ def streamed(config: TrainConfig, model: Decoder, place: Placement, waiting: int
         update_for(config, model, place.mode, waiting),
         bundles=bundles,
         narrow=config.dtype == "bfloat16",
+        link=link,
         depth=config.depth,
         on_device=[*stay, *rest],
         parts=config.accumulate,
@@ -156,7 +177,11 @@ def streamed(config: TrainConfig, model: Decoder, place: Placement, waiting: int
 
 
 def low_rank(
-    config: TrainConfig, model: Decoder, place: Placement, waiting: int
+    config: TrainConfig,
+    model: Decoder,
+    place: Placement,
+    waiting: int,
+    link: Link | None = None,
 ) -> StreamedLowRank:
     """The same for gradients in subspaces."""
     dtype = jnp.dtype(config.dtype)
@@ -166,6 +191,7 @@ def low_rank(
         stages(model),
         low_rank_trainer(dataclasses.replace(config, accumulate=1), model, cast, model.loss),
         kept,
+        link=link,
         depth=config.depth,
         on_device=range(model.config.layers - place.layers, model.config.layers),
         parts=config.accumulate,
@@ -225,12 +251,10 @@ def on_host(config: TrainConfig) -> bool:
     return "host" in updates and (config.update == "host" or find_spec("numba") is not None)
 
 
-def step_spec(config: TrainConfig, model: Decoder) -> StepSpec:
-    """The step, counted."""
+def step_spec(config: TrainConfig, model: Decoder, devices: int = 1) -> StepSpec:
+    """The step, counted; `devices` divide the batch."""
     if config.layerwise:
         raise InputError("stream updates layer by layer anyway; leave out --layerwise")
-    if (config.devices or 1) > 1:
-        raise InputError(f"stream uses one device; devices is {config.devices}")
     if config.update == "host" and not on_host(config):
         raise InputError(
             "updates on the host are exact AdamW in float32 or with --rounding split; "
@@ -238,15 +262,17 @@ def step_spec(config: TrainConfig, model: Decoder) -> StepSpec:
         )
     if config.update == "host":
         kernels()  # or it says what to install
-    together = config.experts_per_bundle
-    if together and config.optimizer == "lowgrad":
+    few = config.experts_per_bundle
+    if few and config.optimizer == "lowgrad":
         raise InputError("lowgrad streams whole layers; leave out --experts-per-bundle")
-    if together:
-        expert_stages(model, together)  # or it says why not
+    if few:
+        expert_stages(model, few)  # or it says why not
     modes: dict[str, tuple[Mode, ...]] = {"host": ("host",), "device": ("device",)}
     both: tuple[Mode, ...] = ("host", "device") if on_host(config) else ("device",)
-    size = model.config, config.batch, config.sequence, config.dtype
-    working = expert_working_set(*size, together) if together else working_set(*size)
+    # The experts of a mixture are computed for all tokens on every device.
+    rows = config.batch if model.config.experts else config.batch // devices
+    size = model.config, rows, config.sequence, config.dtype
+    working = expert_working_set(*size, few) if few else working_set(*size)
     return StepSpec(
         config=model.config,
         method=method_of(config, model, modes.get(config.update, both)),
@@ -256,7 +282,8 @@ def step_spec(config: TrainConfig, model: Decoder) -> StepSpec:
         working=working,
         depth=config.depth,
         clip="none" if config.clip is None else config.clip_by,
-        experts_per_bundle=together,
+        experts_per_bundle=few,
+        devices=devices,
     )
 
 
@@ -273,11 +300,11 @@ def method_of(config: TrainConfig, model: Decoder, modes: tuple[Mode, ...]) -> M
     return sizes if config.optimizer == "lowgrad" else dataclasses.replace(sizes, updates=modes)
 
 
-def budgets_of(config: TrainConfig) -> Budgets:
-    """Bytes as given, or what there is."""
+def budgets_of(config: TrainConfig, devices: Sequence[Any] = ()) -> Budgets:
+    """Bytes as given, or what there is; of several devices on the smallest."""
     one_memory = jax.devices()[0].platform == "cpu"
     free = host_memory() or 1 << 62
-    device = available_bytes() if config.device_bytes is None else config.device_bytes
+    device = available_bytes(devices) if config.device_bytes is None else config.device_bytes
     host = free if config.host_bytes is None else config.host_bytes
     return Budgets(device or 1 << 62, host, free if one_memory else None)
 
@@ -285,10 +312,9 @@ def budgets_of(config: TrainConfig) -> Budgets:
 def waiting(spec: StepSpec, place: Placement, budgets: Budgets) -> int:
     """Bundles whose gradients may wait on the host: those that were counted, and as many as what is
     left of the budget holds."""
-    host, device = total(host_bytes(spec, place)), total(device_bytes(spec, place))
-    left = budgets.host - host
+    left = budgets.host - total(host_bytes(spec, place))
     if budgets.together is not None:
-        left = min(left, budgets.together - host - device)
+        left = min(left, budgets.together - together(spec, place))
     return 2 + max(0, left) // (spec.bundle * spec.method.weights)
 
 

@@ -4,6 +4,7 @@ import ctypes
 import os
 import subprocess
 import sys
+from typing import NamedTuple
 
 import pytest
 
@@ -52,6 +53,30 @@ def test_memory_of_the_host_and_of_a_container(tmp_path, monkeypatch):
     assert budget.available_bytes() == 400000
     files["/sys/fs/cgroup/memory.max"] = "max\n"
     assert budget.available_bytes() == 800 * 1024
+
+
+def test_of_cards_of_different_sizes_the_smallest_counts():
+    class Card(NamedTuple):
+        name: str
+        bytes: int | None
+        used: int = 0
+
+        def memory_stats(self):
+            return self.bytes and {"bytes_limit": self.bytes, "bytes_in_use": self.used}
+
+        def __str__(self):
+            return self.name
+
+    large, small, silent = Card("cuda:0", 24 << 30), Card("cuda:1", 8 << 30), Card("cpu:0", None)
+    assert budget.available_bytes([large, small]) == 8 << 30
+    assert budget.available_bytes([large._replace(used=20 << 30), small]) == 4 << 30
+    assert budget.uneven([large, large]) is budget.uneven([silent] * 2) is None
+    said = "cuda:1 has 8 GiB of memory, others have up to 24 GiB: a step must fit on the smallest"
+    assert str(budget.uneven([large, small, large])).startswith(said)
+    everything = budget.available_bytes([silent])
+    assert everything and budget.available_bytes([silent] * 2) == pytest.approx(
+        everything / 2, rel=0.2
+    )
 
 
 @pytest.mark.parametrize(

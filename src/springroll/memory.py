@@ -67,15 +67,15 @@ def available_bytes(devices: Sequence[Any] = ()) -> int | None:
 
 
 def uneven(devices: Sequence[Any]) -> str | None:
-    """One line where devices differ in their memory: the smallest, whose memory counts."""
+    """A line where devices differ in their memory, which names the smallest: that one counts."""
     limits = [(device.memory_stats() or {}).get("bytes_limit", 0) for device in devices]
     least, most = min(limits), max(limits)
     if least == most or not least:
         return None
     smallest = devices[limits.index(least)]
     return (
-        f"{smallest} has {spelt(least)} of memory, others up to {spelt(most)}: every device gets "
-        "as much as fits on the smallest; leave it out to use more"
+        f"{smallest} has {spelt(least)} of memory, others have up to {spelt(most)}: a step must "
+        "fit on the smallest; hide it (CUDA_VISIBLE_DEVICES) to use more"
     )
 
 

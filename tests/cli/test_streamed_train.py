@@ -90,6 +90,7 @@ def test_it_resumes_to_the_same_bytes(tmp_path, text, options, monkeypatch, caps
     assert newest(tmp_path / "parts") == newest(tmp_path / "whole")
 
 
+@pytest.mark.slow
 def test_two_devices_go_on_where_one_stopped_and_end_where_one_does(tmp_path, text):
     assert main(command(text, tmp_path / "one", *STREAM)) == 0
     assert main(command(text, tmp_path / "two", *STREAM, steps=2)) == 0

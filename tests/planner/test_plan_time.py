@@ -9,7 +9,14 @@ import pytest
 from springroll.models.decoder import decoder
 from springroll.models.decoder_config import CONFIGS, DecoderConfig
 from springroll.planner.devices import Rates
-from springroll.planner.footprint import Placement, StepSpec
+from springroll.planner.footprint import (
+    Placement,
+    StepSpec,
+    device_bytes,
+    host_bytes,
+    together,
+    total,
+)
 from springroll.planner.methods import method_bytes
 from springroll.planner.step_time import active_layer, step_seconds, tokens_to_hide, work
 from springroll.planner.working_set import INDEX, WorkingSet, arguments
@@ -163,3 +170,28 @@ def test_shapes_of_arguments_cost_nothing():
     assert has.x.shape == (2, 128, 256) and has.tokens.shape == (2, 129)
     assert {x.dtype for x in jax.tree.leaves(has.layer)} == {jnp.dtype("bfloat16")}
     assert "layers" not in has.rest and "embed_tokens" in has.rest
+
+
+@pytest.mark.parametrize("mode", ["host", "device"])
+def test_devices_share_tokens_and_each_gets_all_layers(mode):
+    place = Placement(mode, 0, 8)
+    one, two = spec(65536), spec(65536, devices=2)
+    first, second = (step_seconds(x, place, H200) for x in (one, two))
+    saved = 24 * one.layer_input  # of the other layers, to the host and back
+    assert second.to_device == pytest.approx(first.to_device - saved / 2 / H200.to_device)
+    assert second.to_host == pytest.approx(first.to_host - saved / 2 / H200.to_host)
+    assert second.host_update == first.host_update
+    gradients = 2 * SEVEN.parameters  # bytes; a ring of two passes on half of them, twice
+    wait = one.parts * gradients / H200.to_device
+    update = 0 if mode == "host" else SEVEN.parameters / H200.device_update
+    assert second.compute - update - wait == pytest.approx((first.compute - update) / 2, rel=1e-3)
+    fast = dataclasses.replace(H200, between=450e9)
+    assert step_seconds(two, place, fast).compute < second.compute
+    # Bytes: inputs of layers are divided, weights are not; the host has what it had.
+    inputs = lambda x: device_bytes(x, place)["layer inputs"]
+    assert inputs(two) == inputs(one) // 2
+    rest = lambda x: total(device_bytes(x, place)) - inputs(x)
+    assert rest(two) == rest(one) and host_bytes(two, place) == host_bytes(one, place)
+    assert together(two, place) == 2 * total(device_bytes(two, place)) + total(
+        host_bytes(two, place)
+    )

@@ -16,6 +16,8 @@ from springroll.stream.step_programs import StepPrograms
 from springroll.stream.streamed_population import stream_population
 from springroll.trees import tree_bytes
 from tests.stream.streaming import distance, model, started, streamed, tokens
+from tests.stream.test_expert_bundles import moe
+from tests.stream.test_expert_bundles import streamed as mixture
 from tests.stream.test_streamed_low_rank import filled, trainer
 
 STEPS, LAYERS, DEVICES = 2, 3, 2
@@ -64,6 +66,15 @@ def test_two_devices_train_as_one_and_their_links_carry_what_the_formula_says(wh
     assert now._replace(sent=0) == before._replace(sent=0)
     ledgers = [t.engine.conveyor.ledger.peak_bytes for t, _ in (alone, together)]
     assert ledgers[0] == ledgers[1]  # on each device
+
+
+@pytest.mark.slow
+def test_experts_that_come_a_few_at_a_time_learn_the_same_on_two_devices():
+    (one, seen), (two, found) = (
+        run(*mixture("host", **options)) for options in ({}, {"link": link(), "kept_inputs": 1})
+    )
+    np.testing.assert_allclose(found, seen, rtol=1e-5)
+    assert distance(two.params, one.params) < 1e-5 * distance(one.params, started(moe()))
 
 
 def test_low_rank_steps_of_two_devices_are_those_of_one():

@@ -5,8 +5,10 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
+from jax.sharding import Mesh, PartitionSpec
 
 from springroll.quant.split_master import high_half, with_split_master
+from springroll.train.build import Placement
 from springroll.train.learners import optax_learner
 from springroll.train.step_memory import Memory
 
@@ -47,6 +49,41 @@ def test_micro_batches_make_the_same_step():
     one = trained(optax_learner(loss, init, optax.adam(0.1)))[0]
     four = trained(optax_learner(loss, init, optax.adam(0.1), accumulate=4))[0]
     np.testing.assert_allclose(one.params["w"], four.params["w"], atol=1e-5)
+
+
+def test_a_state_divided_over_devices_takes_the_same_steps():
+    placement = Placement(Mesh(np.array(jax.devices()[:2]), ("batch",)), fsdp=True)
+    wide = lambda key: {"w": jax.random.normal(key, (6, 1)), "count": jnp.zeros(())}
+    rows = np.random.default_rng(0).integers(0, 9, (8, 7)).astype(np.uint8)
+    states, memories = [], []
+    for layout in (None, placement.layout):
+        learner = optax_learner(loss, wide, optax.adam(0.1), layout=layout)
+        state = learner.init(jax.random.key(0))
+        for _ in range(3):
+            state, _ = learner.step(
+                state, jax.device_put(rows, placement.batch) if layout else rows
+            )
+        states.append(state)
+        given = jax.ShapeDtypeStruct(rows.shape, rows.dtype, sharding=placement.batch)
+        memories.append(learner.memory(given))
+    whole, divided = states
+    np.testing.assert_allclose(whole.params["w"], divided.params["w"], rtol=1e-5)
+    for moment in (divided.optimizer[0].mu, divided.optimizer[0].nu, divided.params):
+        assert [shard.data.shape for shard in moment["w"].addressable_shards] == [(3, 1)] * 2
+    count = 4  # bytes, of a number that is whole on every device
+    assert memories[1].weights - count == (memories[0].weights - count) // 2
+    assert memories[1].devices == 2 and memories[1].batch <= rows.size // 2 + 8
+    table = [column.header for column in memories[1].table().columns]
+    assert table == ["memory of a step", "each of 2 devices"]
+
+
+def test_arrays_are_cut_along_the_longest_axis_that_divides():
+    placement = Placement(Mesh(np.array(jax.devices()[:4]), ("batch",)), fsdp=True)
+    spec = lambda *shape: placement.state(np.zeros(shape)).spec
+    assert spec(3, 8, 16) == PartitionSpec(None, None, "batch")
+    assert spec(3, 8, 9) == PartitionSpec(None, "batch")
+    assert spec(3, 9) == spec() == spec(0) == PartitionSpec()
+    assert placement._replace(fsdp=False).state(np.zeros((8, 8))).spec == PartitionSpec()
 
 
 def test_a_loss_that_is_not_finite_changes_nothing():

@@ -12,6 +12,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from jax import Array, lax
+from jax.core import Tracer
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from springroll.errors import InputError
@@ -153,10 +154,22 @@ def streamed(
 def make(config: TrainConfig, layout: Layout | None = None) -> tuple[LanguageModel, Learner]:
     """The model of a config and what trains it; nothing is allocated."""
     model = language_model(config)
-    init = model.init
-    if is_hf_folder(config.model):
-        init = lambda key: pretrained(config.model, model.config)
-    return model, learner_for(config, model, init, layout=layout)
+    if not is_hf_folder(config.model):
+        return model, learner_for(config, model, model.init, layout=layout)
+    init = lambda key: pretrained(config.model, model.config)
+    learner = learner_for(config, model, init, layout=layout)
+    if layout is None:
+        return model, learner
+    of_weights = learner_for(config, model, lambda weights: weights, layout=layout).init
+
+    def start(key: Array) -> PyTree:
+        """A callback's arrays would be whole on every device before they are divided."""
+        if isinstance(key, Tracer):
+            return learner.init(key)
+        weights = read_params(config.model, model.config, np.float32)
+        return of_weights(jax.device_put(weights, layout(weights)))
+
+    return model, learner._replace(init=start)
 
 
 def language_model(config: TrainConfig) -> LanguageModel:

@@ -96,7 +96,8 @@ class Link:
         if self.on_host is None:
             return jax.device_get(tree)
         tree = jax.tree.map(_one_copy, tree)
-        to = jax.tree.map(lambda x: x.sharding.with_memory_kind(PINNED), tree)
+        beside = lambda x: x.sharding.with_memory_kind(PINNED) if _on_several(x) else self.on_host
+        to = jax.tree.map(beside, tree)
         return jax.block_until_ready(jax.device_put(tree, to))
 
     def _everywhere(self, tree: PyTree) -> PyTree:
@@ -150,10 +151,14 @@ class ThrottledLink(Link):
         return result
 
 
-def _one_copy(x: Array) -> Array:
+def _on_several(x: PyTree) -> bool:
+    """Whether it is an array on several devices."""
+    return isinstance(x, Array) and len(x.sharding.device_set) > 1
+
+
+def _one_copy(x: PyTree) -> PyTree:
     """Of what every device has, that of the first."""
-    several = len(x.sharding.device_set) > 1
-    return x.addressable_data(0) if several and x.is_fully_replicated else x
+    return x.addressable_data(0) if _on_several(x) and x.is_fully_replicated else x
 
 
 def _done(value: PyTree) -> Future[PyTree]:

@@ -51,6 +51,7 @@ class Streamed:
         bundles: what passes at a time; by default layers. Those of `bundles.experts_apart` go with
             `models.expert_stages`.
         narrow: keep and compute with bfloat16 halves; `update` then knows the other halves.
+        link: to the device; `Link(devices)` trains on several, see `springroll.stream.replicas`.
         depth: bundles on the device at a time.
         on_device: bundles that stay there.
         parts, clip, kept_inputs, order: see `Engine`.

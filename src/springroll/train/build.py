@@ -299,7 +299,7 @@ def text_task(
         return -figures["loss"][None], carry, {**figures, "train_bits_per_byte": bits}
 
     bits_per_nat = np.float32(text.tokens_per_byte / math.log(2))
-    whole = jax.jit(lambda params: mean_nats(model, params, text.sample, config.batch))
+    whole = jax.jit(lambda params: mean_nats(model, params, text.sample, config.batch, placement))
 
     def validate(_: None, carry: PyTree) -> Metrics:
         if learner.score is None:
@@ -331,9 +331,18 @@ def text_task(
     )
 
 
-def mean_nats(model: LanguageModel, params: PyTree, sample: np.ndarray, rows: int) -> Array:
-    """Mean nats per token of `sample` (n, T + 1), at most `rows` rows at a time."""
+def mean_nats(
+    model: LanguageModel,
+    params: PyTree,
+    sample: np.ndarray,
+    rows: int,
+    over: NamedSharding | None = None,
+) -> Array:
+    """Mean nats per token of `sample` (n, T + 1), at most `rows` rows at a time, which devices
+    share as `over` says where they divide evenly."""
     count = sample.shape[0]
     together = next(n for n in range(min(rows, count), 0, -1) if count % n == 0)
     pieces = sample.reshape(-1, together, sample.shape[1])
-    return jnp.mean(lax.map(lambda piece: model.loss(params, piece)[1]["nats"], pieces))
+    shared = over is not None and over.mesh.size > 1 and together % over.mesh.size == 0
+    split = lambda x: lax.with_sharding_constraint(x, over) if shared else x
+    return jnp.mean(lax.map(lambda piece: model.loss(params, split(piece))[1]["nats"], pieces))

@@ -299,7 +299,9 @@ def text_task(
         return -figures["loss"][None], carry, {**figures, "train_bits_per_byte": bits}
 
     bits_per_nat = np.float32(text.tokens_per_byte / math.log(2))
-    whole = jax.jit(lambda params: mean_nats(model, params, text.sample, config.batch, placement))
+    whole = jax.jit(
+        lambda params: mean_nats(model, params, text.sample, config.batch, placement.batch)
+    )
 
     def validate(_: None, carry: PyTree) -> Metrics:
         if learner.score is None:

@@ -115,8 +115,7 @@ def build(config: TrainConfig) -> Training:
     config, model, learner, memory = engine(config, placement)
     text = text_for(config, corpus)
     task = text_task(config, model, learner, text, lines, corpus.digest, placement)
-    smallest = uneven(placement.devices)
-    notes = [smallest] if smallest else []
+    notes = [note for note in (uneven(placement.devices), undivided(placement)) if note]
     return Training(config, task, model, learner, corpus, lines, memory, notes)
 
 
@@ -216,8 +215,6 @@ def place(config: TrainConfig) -> Placement:
         raise InputError(f"devices is {wanted}; this process has {len(found)}")
     if config.batch % wanted:
         raise InputError(f"batch is {config.batch}; it must divide evenly over {wanted} devices")
-    if config.fsdp and wanted == 1:
-        raise InputError("fsdp divides a model over devices, and there is one; leave out --fsdp")
     return Placement(Mesh(np.array(found[:wanted]), (AXIS,)), config.fsdp)
 
 
@@ -227,6 +224,12 @@ def memory_of(config: TrainConfig, learner: Learner, placement: Placement) -> St
     kind = np.int32 if is_hf_folder(config.model) else np.uint8
     shape = (rows, config.sequence + 1)
     return learner.memory(jax.ShapeDtypeStruct(shape, kind, sharding=placement.batch))
+
+
+def undivided(placement: Placement) -> str | None:
+    """A line where a state is to be divided, and there is nobody to share it with."""
+    alone = placement.fsdp and placement.mesh.size == 1
+    return "fsdp divides nothing: there is one device (--devices)" if alone else None
 
 
 def budget(config: TrainConfig, placement: Placement) -> int | None:

@@ -111,4 +111,4 @@ def test_what_several_devices_cannot_do_is_said():
     with pytest.raises(InputError, match="a micro-batch of 1 sequences cannot be divided over 2"):
         made.step(state, tokens(rows=2))
     with pytest.raises(InputError, match="a population streams through one device; the link goes"):
-        stream_population(None, None, None, link=link())  # type: ignore[arg-type]
+        stream_population(None, None, None, key=None, link=link())  # type: ignore[arg-type]

@@ -290,8 +290,8 @@ def stages(model: LanguageModel) -> Decoder:
     """
     if not isinstance(model, Decoder):
         raise InputError(
-            f"an {type(model).__name__} cannot be walked layer by layer; leave out --layerwise and "
-            "--engine stream, or take a smaller model"
+            f"an {type(model).__name__} cannot be walked layer by layer; leave out --layerwise, "
+            "--fsdp and --engine stream, or take a smaller model"
         )
     return model
 

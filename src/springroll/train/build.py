@@ -4,7 +4,7 @@ import contextlib
 import dataclasses
 import math
 import os
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -17,6 +17,7 @@ from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from springroll.errors import InputError
 from springroll.memory import available_bytes, uneven
+from springroll.models.decoder import stages
 from springroll.models.decoder_config import CONFIGS, DecoderConfig, named, structs
 from springroll.models.hf.family import Config as ModelConfig
 from springroll.models.hf.files import family_of, is_hf_folder, open_hf, read_config
@@ -35,6 +36,7 @@ from springroll.tasks.text import (
     validation,
 )
 from springroll.train.config import TrainConfig
+from springroll.train.divided import DividedStages
 from springroll.train.learners import Layout, Learner
 from springroll.train.optimizers import learner_for
 from springroll.train.step_memory import StepMemory, refuse_too_big, too_big
@@ -77,10 +79,9 @@ class Placement(NamedTuple):
         """Of tokens (sequences, T + 1)."""
         return NamedSharding(self.mesh, PartitionSpec(AXIS))
 
-    @property
-    def layout(self) -> Layout | None:
-        """Of a state that is split."""
-        return (lambda state: jax.tree.map(self.state, state)) if self.fsdp else None
+    def layout(self, state: PyTree) -> PyTree:
+        """Of all arrays of a state."""
+        return jax.tree.map(self.state, state)
 
     def state(self, leaf: Any) -> NamedSharding:
         """Of an array of a state: whole, or cut along the longest axis that divides evenly."""
@@ -131,7 +132,7 @@ def engine(
         open_hf(config.model)  # what is wrong with its files is found before anything is allocated
     if config.engine == "stream":
         return streamed(config, placement)
-    model, learner = make(config, placement.layout)
+    model, learner = make(config, placement)
     memory = memory_of(config, learner, placement)
     if config.engine == "auto" and not config.fsdp and too_big(memory, budget(config, placement)):
         # Where streaming does not fit either, the nearest change that does is the better answer.
@@ -150,25 +151,36 @@ def streamed(
     return config, model, *stream_learner(config, model, placement.devices)
 
 
-def make(config: TrainConfig, layout: Layout | None = None) -> tuple[LanguageModel, Learner]:
+def make(config: TrainConfig, placement: Placement | None = None) -> tuple[LanguageModel, Learner]:
     """The model of a config and what trains it; nothing is allocated."""
     model = language_model(config)
-    if not is_hf_folder(config.model):
-        return model, learner_for(config, model, model.init, layout=layout)
-    init = lambda key: pretrained(config.model, model.config)
-    learner = learner_for(config, model, init, layout=layout)
-    if layout is None:
-        return model, learner
-    of_weights = learner_for(config, model, lambda weights: weights, layout=layout).init
+    folder = is_hf_folder(config.model)
+    init = (lambda key: pretrained(config.model, model.config)) if folder else model.init
+    if placement is None or not placement.fsdp:
+        return model, learner_for(config, model, init)
+    parts, layout = DividedStages(stages(model), placement.state, placement.batch), placement.layout
+    build = lambda init: learner_for(config, model, init, parts.loss, layout, parts)
+    return model, reading(config, model, build, layout) if folder else build(init)
+
+
+def reading(
+    config: TrainConfig,
+    model: LanguageModel,
+    build: Callable[[Callable[[PyTree], PyTree]], Learner],
+    layout: Layout,
+) -> Learner:
+    """What trains the weights in a folder, which are divided as they are read: those of a callback
+    would first be whole on every device."""
+    learner = build(lambda key: pretrained(config.model, model.config))
+    of_weights = build(lambda weights: weights).init
 
     def start(key: Array) -> PyTree:
-        """A callback's arrays would be whole on every device before they are divided."""
-        if isinstance(key, Tracer):
+        if isinstance(key, Tracer):  # for its shapes
             return learner.init(key)
         weights = read_params(config.model, model.config, np.float32)
         return of_weights(jax.device_put(weights, layout(weights)))
 
-    return model, learner._replace(init=start)
+    return learner._replace(init=start)
 
 
 def language_model(config: TrainConfig) -> LanguageModel:
@@ -257,8 +269,9 @@ def alternatives(config: TrainConfig, placement: Placement) -> Iterator[tuple[st
         other = dataclasses.replace(config, **change)
         if other not in seen:
             seen.append(other)
-            learner = make(other, placement._replace(fsdp=other.fsdp).layout)[1]
-            yield flags(change, config), memory_of(other, learner, placement).peak
+            with contextlib.suppress(InputError):  # of a model that cannot be divided
+                learner = make(other, placement._replace(fsdp=other.fsdp))[1]
+                yield flags(change, config), memory_of(other, learner, placement).peak
 
 
 def flags(change: dict[str, bool | int | str], config: TrainConfig) -> str:

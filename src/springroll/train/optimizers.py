@@ -7,7 +7,7 @@ import optax
 
 from springroll.models.decoder import stages
 from springroll.models.moe import balance
-from springroll.models.protocols import LanguageModel
+from springroll.models.protocols import LanguageModel, Stages
 from springroll.quant.split_master import high_half, with_split_master
 from springroll.quant.stochastic_rounding import with_stochastic_rounding
 from springroll.subspace.layerwise import layerwise
@@ -40,11 +40,12 @@ def learner_for(
     init: Callable[[jax.Array], PyTree],
     loss: Loss | None = None,
     layout: Layout | None = None,
+    parts: Stages | None = None,
 ) -> Learner:
     """What trains `model` as configured, from the float32 parameters that `init` makes of a key.
 
-    `loss` is the model's own by default, of text; `layerwise` has no other. `layout`: of a state
-    that is divided over devices, which that of `lowgrad` is not.
+    `loss` is the model's own by default, of text; `layerwise` has no other, but may have other
+    `parts`. `layout`: of a state that is divided over devices, which that of `lowgrad` is not.
     """
     loss = model.loss if loss is None else loss
     if config.optimizer == "lowgrad":
@@ -54,7 +55,7 @@ def learner_for(
     narrow = high_half if config.dtype == "bfloat16" else lambda params: params
     if config.layerwise:
         layers, rest = layer_optimizers(config, model)
-        trainer = layerwise(stages(model), layers, rest, clip=config.clip)
+        trainer = layerwise(parts or stages(model), layers, rest, clip=config.clip)
         return layerwise_learner(trainer, init, narrow=narrow, adjust=balanced, layout=layout)
     tx = OPTIMIZERS[config.optimizer].build(settings_of(config, model))
     tx = rounded(config, clipped(config, decayed(config, tx)))

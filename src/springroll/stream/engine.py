@@ -99,7 +99,7 @@ class Engine:
         if count // parts % self.devices:
             raise InputError(
                 f"a micro-batch of {count // parts} sequences cannot be divided over "
-                f"{self.devices} devices"
+                f"{self.devices} devices; take a multiple of {self.devices}"
             )
         return [jax.tree.map(lambda x, i=i: x[i::parts], tokens) for i in range(parts)]
 

@@ -158,9 +158,14 @@ def make(config: TrainConfig, placement: Placement | None = None) -> tuple[Langu
     init = (lambda key: pretrained(config.model, model.config)) if folder else model.init
     if placement is None or not placement.fsdp:
         return model, learner_for(config, model, init)
-    parts, layout = DividedStages(stages(model), placement.state, placement.batch), placement.layout
+    parts, layout = dividing(model, placement), placement.layout
     build = lambda init: learner_for(config, model, init, parts.loss, layout, parts)
     return model, reading(config, model, build, layout) if folder else build(init)
+
+
+def dividing(model: LanguageModel, placement: Placement) -> DividedStages:
+    """The model on weights that are divided so."""
+    return DividedStages(stages(model), placement.state, placement.batch)
 
 
 def reading(
@@ -315,9 +320,7 @@ def text_task(
         return -figures["loss"][None], carry, {**figures, "train_bits_per_byte": bits}
 
     bits_per_nat = np.float32(text.tokens_per_byte / math.log(2))
-    whole = jax.jit(
-        lambda params: mean_nats(model, params, text.sample, config.batch, placement.batch)
-    )
+    whole = jax.jit(lambda params: mean_nats(model, params, text.sample, config.batch, placement))
 
     def validate(_: None, carry: PyTree) -> Metrics:
         if learner.score is None:
@@ -354,13 +357,17 @@ def mean_nats(
     params: PyTree,
     sample: np.ndarray,
     rows: int,
-    over: NamedSharding | None = None,
+    placement: Placement | None = None,
 ) -> Array:
-    """Mean nats per token of `sample` (n, T + 1), at most `rows` rows at a time, which devices
-    share as `over` says where they divide evenly."""
-    count = sample.shape[0]
-    together = next(n for n in range(min(rows, count), 0, -1) if count % n == 0)
+    """Mean nats per token of `sample` (n, T + 1), at most `rows` rows at a time, which the devices
+    of a placement share where they divide evenly."""
+    count, devices = sample.shape[0], placement.mesh.size if placement else 1
+    fit = [n for n in range(min(rows, count), 0, -1) if count % n == 0]
+    together = next((n for n in fit if n % devices == 0), fit[0])
     pieces = sample.reshape(-1, together, sample.shape[1])
-    shared = over is not None and over.mesh.size > 1 and together % over.mesh.size == 0
-    split = lambda x: lax.with_sharding_constraint(x, over) if shared else x
-    return jnp.mean(lax.map(lambda piece: model.loss(params, split(piece))[1]["nats"], pieces))
+    loss = model.loss
+    if placement and devices > 1 and together % devices == 0:
+        whole = dividing(model, placement).loss if placement.fsdp else model.loss
+        split = lambda piece: lax.with_sharding_constraint(piece, placement.batch)
+        loss = lambda params, piece: whole(params, split(piece))
+    return jnp.mean(lax.map(lambda piece: loss(params, piece)[1]["nats"], pieces))

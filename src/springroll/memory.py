@@ -4,7 +4,9 @@ import ctypes
 import os
 import re
 import sys
+from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 from springroll.errors import InputError, brief
 
@@ -49,17 +51,19 @@ def spelt(size: float) -> str:
     return f"{size:.3g} B"
 
 
-def available_bytes() -> int | None:
-    """Bytes a program can have: of the first device, or on a CPU what the host has left.
+def available_bytes(devices: Sequence[Any] = ()) -> int | None:
+    """Bytes a program can have on each device, by default on the first alone: on the one that has
+    least, or on a CPU a share of what the host has left.
 
     None where the system does not tell.
     """
     import jax
 
-    stats = jax.devices()[0].memory_stats()
-    if stats and stats.get("bytes_limit"):
-        return stats["bytes_limit"] - stats.get("bytes_in_use", 0)
-    return host_memory()
+    devices = devices or jax.devices()[:1]
+    stats = [device.memory_stats() or {} for device in devices]
+    left = [s["bytes_limit"] - s.get("bytes_in_use", 0) for s in stats if s.get("bytes_limit")]
+    host = None if left else host_memory()
+    return min(left) if left else host and host // len(devices)
 
 
 def host_memory() -> int | None:

@@ -116,6 +116,20 @@ def test_it_learns_and_resumes_to_the_same_bytes(tmp_path, place, options):
 
 
 @pytest.mark.slow
+@pytest.mark.parametrize("options", [f"{ES} --unperturbed 3", f"{ES} --temperature 1 --answers 2"])
+def test_devices_change_no_byte(tmp_path, place, options):
+    """Three devices cut pairs and prompts; a run with two of them goes on with one."""
+    more = options.split()
+    assert main(command(place, tmp_path / "one", *more)) == 0
+    assert main(command(place, tmp_path / "three", *more, "--devices", "3")) == 0
+    assert main(command(place, tmp_path / "parts", *more, "--devices", "2", generations=2)) == 0
+    assert main(command(place, tmp_path / "parts", "--resume", "--devices", "1")) == 0
+    for name in ("journal", "answers.jsonl", f"checkpoints/{GENERATIONS:09d}.safetensors"):
+        found = [(tmp_path / run / name).read_bytes() for run in ("one", "three", "parts")]
+        assert found == found[:1] * 3, name
+
+
+@pytest.mark.slow
 def test_samples_of_several_answers_learn(tmp_path, place):
     """Moments in 8 bits, weights in bfloat16; that this resumes is a slow test."""
     assert main(command(place, tmp_path / "run", *SAMPLED.split())) == 0
@@ -265,6 +279,8 @@ def test_it_prints_accuracy_beside_what_else_changed(tmp_path, finished, shown, 
         ("--momentum 1", "below 1"),
         ("--kl -1", "0 or more"),
         ("--temperature -1", "0 or more"),
+        ("--devices 99", "devices is 99; this process has 4: give --devices 4 or fewer"),
+        ("--devices 0", "devices is 0; it must be from 1 to 1,024"),
         ("--top-k 5", "at temperature 0 the likeliest token is taken"),
         ("--temperature 1 --top-p 0", "top_p is 0.0; it must be above 0 and at most 1"),
     ],

@@ -7,6 +7,8 @@ with them, and copied into the memory of each row.
 
 from collections.abc import Sequence
 
+import jax
+import jax.numpy as jnp
 import numpy as np
 
 from springroll.generate import programs
@@ -57,8 +59,9 @@ class Beginnings:
         signs = jobs.sign[jobs.pair != ANY]
         pairs = min(groups, int(jobs.pair.max()) + 1)
         self._count = pairs * len(np.unique(signs)) + int((jobs.pair == ANY).any())
-        self._entries = part.made(
-            lambda: programs.unread(program, source, self._count, len(tokens))
+        empty = lambda x: jnp.zeros(x.shape, x.dtype, device=part.device)
+        self._entries = jax.tree.map(
+            empty, programs.unread(program, source, self._count, len(tokens))
         )
 
     def read(self, job: np.ndarray, pair: np.ndarray) -> int:

@@ -214,8 +214,7 @@ def _groups(
         size = tree_bytes(jax.eval_shape(lambda: options.model.memory(1, length, dtype)))
         shared = len(prompts.beginning)
         if shared and members is not None:  # a member's own is kept while its rows wait
-            entries = lambda: programs.unread(program, source, 1, shared)
-            size += tree_bytes(jax.eval_shape(entries))
+            size += tree_bytes(programs.unread(program, source, 1, shared))
         most = min(most, options.memory_bytes // size)
         if not most:
             raise InputError(
@@ -332,7 +331,7 @@ class _Run:
         if self.options.stop is not None:
             segment = min(segment, STOP_SEGMENT)
             # The device does not know of rows that the host found to have ended.
-            held = self.part.put(jnp.asarray(self.slots.job.reshape(-1) >= 0))
+            held = self.part.put(self.slots.job.reshape(-1) >= 0)
             self.rows = self.rows._replace(live=held)
         least = live - max(1, slots // 8 if self.waiting else slots // 16)
         if not self.waiting:

@@ -16,6 +16,7 @@ import springroll as sr
 from springroll.cli.job import config_of
 from springroll.cli.jobs import job_of
 from springroll.cli.main import main
+from springroll.errors import InputError
 from springroll.finetune import setup
 from springroll.finetune.config import FinetuneConfig
 from springroll.finetune.evolution import roles_of, still, usual_sigma, with_sigma
@@ -24,6 +25,7 @@ from springroll.generate.prompts import common_tokens
 from springroll.models.decoder import decoder
 from springroll.models.decoder_config import CONFIGS
 from springroll.run.config import stored_id
+from springroll.run.job import run_job
 from springroll.safetensors_map import mapped
 from springroll.tasks.task_line import task_of_line
 from springroll.tasks.verdicts import UNSCORED
@@ -171,6 +173,21 @@ def test_a_journal_that_is_ahead_is_told_without_generating(tmp_path, place, fin
     assert main(command(place, tmp_path / "run", "--resume")) == 0
     assert newest(tmp_path / "run") == whole
     assert "going on with" in capsys.readouterr().err
+
+
+def test_a_run_goes_on_with_the_devices_it_had(finished):
+    """They are made before anything is built, so the options that are stored must be known."""
+    seen = []
+
+    def build(config):
+        raise InputError("enough")
+
+    job = replace(
+        job_of("finetune"), set_up=lambda config: seen.append(config.devices), build=build
+    )
+    with pytest.raises(InputError, match="enough"):
+        run_job(job, FinetuneConfig(out=str(finished), resume=True))
+    assert seen == [1]
 
 
 def test_what_the_model_wrote_is_kept_and_shown(finished, said):

@@ -183,6 +183,15 @@ def test_the_memory_is_written_in_place_and_weights_meet_all_rows_at_once():
     assert f"[{groups},{rows // groups},{config.ffn},{config.hidden}]" not in text
 
 
+def test_what_programs_hand_on_is_bound_to_its_device_from_the_beginning():
+    """A program is compiled once for arrays that are bound, and once more for those that are not;
+    what it returns is bound where the weights are."""
+    _, params, members = tiny()
+    run = running(generator(), params, members, PROMPTS)
+    arrays = jax.tree.leaves((run.memory, run.rows, run.clock, run.source, run.writer))
+    assert all(isinstance(x, jax.Array) and x.committed for x in arrays)
+
+
 @pytest.mark.parametrize(
     "options, message",
     [

@@ -4,7 +4,6 @@ from collections.abc import Sequence
 from dataclasses import replace
 from typing import Any
 
-import jax
 import numpy as np
 from jax.sharding import Mesh
 from rich.table import Table
@@ -86,12 +85,12 @@ def with_generators(setup: Setup, **changed: Any) -> Setup:
     return replace(setup, **both)
 
 
-def sharing(devices: Sequence[jax.Device]) -> int:
+def sharing(devices: Sequence[Any]) -> int:
     """How many of the devices have the same memory: those of a processor."""
     return len(devices) if devices[0].platform == "cpu" else 1
 
 
-def memory_for(shapes: Shapes, devices: Sequence[jax.Device]) -> int:
+def memory_for(shapes: Shapes, devices: Sequence[Any]) -> int:
     """Bytes that a generation may take on each of the devices.
 
     On devices of a processor beside the first, layers that are taken apart are a second copy (see

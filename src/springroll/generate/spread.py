@@ -12,7 +12,7 @@ import threading
 from collections.abc import Callable, Sequence
 from concurrent.futures import FIRST_EXCEPTION, ThreadPoolExecutor, wait
 from dataclasses import dataclass, field, replace
-from typing import TypeVar
+from typing import Any, TypeAlias, TypeVar
 
 import jax
 import jax.numpy as jnp
@@ -24,6 +24,7 @@ from springroll.evolve.perturbation import auto_mesh
 from springroll.generate.queue import ANY, Jobs
 from springroll.trees import PyTree
 
+Device: TypeAlias = Any  # a jax.Device, which type checkers know as a value alone
 Result = TypeVar("Result")
 
 
@@ -39,7 +40,7 @@ class Part:
     first: int
     pairs: int
     members: int
-    device: jax.Device | None = None
+    device: Device | None = None
     halted: threading.Event = field(default_factory=threading.Event)
 
     def cut(self, members: Members | None) -> Members | None:
@@ -50,12 +51,12 @@ class Part:
             return members
         return members.chunk(jnp.asarray(self.first, jnp.int32), self.pairs)
 
-    def put(self, tree: PyTree) -> PyTree:
+    def put(self, tree: Result) -> Result:
         """Arrays on the device, bound to it: programs are compiled once for arrays that are bound,
         and once more for those that are not."""
         return tree if self.device is None else jax.device_put(tree, self.device)
 
-    def made(self, make: Callable[[], PyTree]) -> PyTree:
+    def made(self, make: Callable[[], Result]) -> Result:
         """New arrays, made on the device."""
         if self.device is None:
             return make()
@@ -67,7 +68,7 @@ def parts_of(
     members: Members | None,
     prompts: int,
     others: int,
-    devices: Sequence[jax.Device | None] = (None,),
+    devices: Sequence[Device | None] = (None,),
 ) -> list[Part]:
     """The parts of a run that have rows, one for each device.
 
@@ -102,7 +103,7 @@ def _cut(jobs: Jobs, parts: int) -> list[np.ndarray]:
 
 def devices_of(
     mesh: jax.sharding.Mesh | None, members: Members | None, params: PyTree
-) -> list[jax.Device | None]:
+) -> list[Device | None]:
     """Those of a mesh, by default of the strategy's; without one, that of the weights.
 
     Raises:

@@ -1,11 +1,13 @@
 """Which devices of the process a run uses."""
 
+from typing import Any
+
 import jax
 
 from springroll.errors import InputError
 
 
-def devices_for(asked: int | None) -> list[jax.Device]:
+def devices_for(asked: int | None) -> list[Any]:
     """As many as asked for; by default all accelerators, or one CPU.
 
     Raises:

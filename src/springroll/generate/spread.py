@@ -8,6 +8,7 @@ device, since its draws follow from (seed, member, prompt) alone.
 
 from __future__ import annotations
 
+import gc
 import threading
 from collections.abc import Callable, Sequence
 from concurrent.futures import FIRST_EXCEPTION, ThreadPoolExecutor, wait
@@ -139,4 +140,5 @@ def side_by_side(write: Callable[[Part], Result], parts: Sequence[Part]) -> list
         except BaseException:
             parts[0].halted.set()
             raise
+    gc.collect(0)  # jaxlib lets go of views, and so of copies of the weights, at a collection alone
     return [each.result() for each in results]

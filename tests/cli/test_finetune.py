@@ -175,9 +175,10 @@ def test_a_journal_that_is_ahead_is_told_without_generating(tmp_path, place, fin
     assert "going on with" in capsys.readouterr().err
 
 
-def test_a_run_goes_on_with_the_devices_it_had(finished):
-    """They are made before anything is built, so the options that are stored must be known."""
+def test_a_run_goes_on_with_the_devices_it_had(finished, monkeypatch):
+    """They are made before JAX starts, so the options that are stored must be known by then."""
     seen = []
+    monkeypatch.setattr("springroll.run.config.check_sizes", lambda _: seen.append("memory"))
 
     def build(config):
         raise InputError("enough")
@@ -187,7 +188,7 @@ def test_a_run_goes_on_with_the_devices_it_had(finished):
     )
     with pytest.raises(InputError, match="enough"):
         run_job(job, FinetuneConfig(out=str(finished), resume=True))
-    assert seen == [1]
+    assert seen == [1, "memory"]
 
 
 def test_what_the_model_wrote_is_kept_and_shown(finished, said):

@@ -40,7 +40,8 @@ def blocks(page, language):
 
 def shell_lines(page):
     """Every command of a page: lines of its shell blocks, and `springroll ...` in its text."""
-    lines = [line for block in blocks(page, "sh") for line in block.text.splitlines()]
+    whole = [block.text.replace("\\\n", " ") for block in blocks(page, "sh")]
+    lines = [line for text in whole for line in text.splitlines()]
     text = re.sub(r"^```.*?^```", "", page.read_text(), flags=re.DOTALL | re.MULTILINE)
     spans = re.findall(r"`([^`]+)`", text)
     return lines + [" ".join(each.split()) for each in spans]

@@ -17,6 +17,7 @@ import springroll as sr
 from springroll.cli.job import config_of
 from springroll.cli.jobs import job_of
 from springroll.cli.main import main
+from springroll.errors import InputError
 from springroll.finetune import setup
 from springroll.finetune.config import FinetuneConfig
 from springroll.finetune.evolution import roles_of, still, usual_sigma, with_sigma
@@ -25,6 +26,7 @@ from springroll.generate.prompts import common_tokens
 from springroll.models.decoder import decoder
 from springroll.models.decoder_config import CONFIGS
 from springroll.run.config import stored_id
+from springroll.run.job import run_job
 from springroll.safetensors_map import mapped
 from springroll.tasks.task_line import task_of_line
 from springroll.tasks.verdicts import UNSCORED
@@ -118,6 +120,20 @@ def test_it_learns_and_resumes_to_the_same_bytes(tmp_path, place, options):
 
 
 @pytest.mark.slow
+@pytest.mark.parametrize("options", [f"{ES} --unperturbed 3", f"{ES} --temperature 1 --answers 2"])
+def test_devices_change_no_byte(tmp_path, place, options):
+    """Three devices cut pairs and prompts; a run with two of them goes on with one."""
+    more = options.split()
+    assert main(command(place, tmp_path / "one", *more)) == 0
+    assert main(command(place, tmp_path / "three", *more, "--devices", "3")) == 0
+    assert main(command(place, tmp_path / "parts", *more, "--devices", "2", generations=2)) == 0
+    assert main(command(place, tmp_path / "parts", "--resume", "--devices", "1")) == 0
+    for name in ("journal", "answers.jsonl", f"checkpoints/{GENERATIONS:09d}.safetensors"):
+        found = [(tmp_path / run / name).read_bytes() for run in ("one", "three", "parts")]
+        assert found == found[:1] * 3, name
+
+
+@pytest.mark.slow
 def test_samples_of_several_answers_learn(tmp_path, place):
     """Moments in 8 bits, weights in bfloat16; that this resumes is a slow test."""
     assert main(command(place, tmp_path / "run", *SAMPLED.split())) == 0
@@ -159,6 +175,22 @@ def test_a_journal_that_is_ahead_is_told_without_generating(tmp_path, place, fin
     assert main(command(place, tmp_path / "run", "--resume")) == 0
     assert newest(tmp_path / "run") == whole
     assert "going on with" in capsys.readouterr().err
+
+
+def test_a_run_goes_on_with_the_devices_it_had(finished, monkeypatch):
+    """They are made before JAX starts, so the options that are stored must be known by then."""
+    seen = []
+    monkeypatch.setattr("springroll.run.config.check_sizes", lambda _: seen.append("memory"))
+
+    def build(config):
+        raise InputError("enough")
+
+    job = replace(
+        job_of("finetune"), set_up=lambda config: seen.append(config.devices), build=build
+    )
+    with pytest.raises(InputError, match="enough"):
+        run_job(job, FinetuneConfig(out=str(finished), resume=True))
+    assert seen == [1, "memory"]
 
 
 def test_what_the_model_wrote_is_kept_and_shown(finished, said):
@@ -268,6 +300,8 @@ def test_it_prints_accuracy_beside_what_else_changed(tmp_path, finished, shown, 
         ("--momentum 1", "below 1"),
         ("--kl -1", "0 or more"),
         ("--temperature -1", "0 or more"),
+        ("--devices 99", "devices is 99; this process has 4: give --devices 4 or fewer"),
+        ("--devices 0", "devices is 0; it must be from 1 to 1,024"),
         ("--top-k 5", "at temperature 0 the likeliest token is taken"),
         ("--temperature 1 --top-p 0", "top_p is 0.0; it must be above 0 and at most 1"),
     ],

@@ -103,7 +103,7 @@ class Made:
 
 def run_of(monkeypatch, memory, **options):
     """(config, setup, lines) of a run on a machine with so much memory."""
-    monkeypatch.setattr(planned, "available_bytes", lambda: memory)
+    monkeypatch.setattr(planned, "available_bytes", lambda devices: memory // len(devices))
     config = resolved(FinetuneConfig(**(TINY | options)), 1)
     rows, bytes = config.rows, None if config.rows else config.cache_bytes or memory // 2
     model = decoder(CONFIGS["llama-tiny"])
@@ -138,6 +138,29 @@ def test_rows_that_are_given_decide_alone(monkeypatch):
 def test_a_run_that_does_not_fit_is_warned(monkeypatch):
     _, _, lines = run_of(monkeypatch, 1 << 10)
     assert str(lines[-1]).startswith("warning: a generation takes about")
+
+
+def test_of_several_devices_each_has_its_part():
+    """The first one draws all factors, for the update, and those of its own pairs apart."""
+    one, two, six = (plan_of(devices=devices, unperturbed=1) for devices in (None, 2, 6))
+    assert (one.jobs, two.jobs, six.jobs) == (9 * 4, 4 * 4 + 2, 6 + 1)
+    assert (two.rows, two.devices, two.passes) == (two.jobs, 2, 1)
+    assert two.taken.weights == one.taken.weights and 2 * two.taken.cache == one.taken.cache
+    # Of one device 4 pairs as noise and 4 of groups, as large here; of two 4 + 2 and 2.
+    assert one.taken.factors == two.taken.factors == 8 * six.taken.factors // 6
+    assert (one.record()["devices"], two.record()["devices"]) == (1, 2)
+
+
+def test_a_run_says_how_many_devices_it_has_and_keeps_to_them(monkeypatch):
+    for asked, resume, count in ((None, False, 1), (2, False, 2), (None, True, 1), (2, True, 2)):
+        config, setup, lines = run_of(monkeypatch, GIB, devices=asked, resume=resume)
+        assert config.devices == count
+        for made in (setup.generator, setup.greedy):
+            assert (made.mesh.size if made.mesh else 1) == count
+        where = " on the first of 2 devices" if count > 1 else ""
+        assert lines[0].columns[0].header == f"a generation takes{where}, estimated"
+    whole = run_of(monkeypatch, 1 << 24)[0].cache_bytes
+    assert run_of(monkeypatch, 1 << 24, devices=2)[0].cache_bytes < whole / 2
 
 
 @pytest.mark.slow

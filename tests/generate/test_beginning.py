@@ -7,7 +7,6 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from springroll.generate.generator import _Run
 from springroll.generate.prompts import shared_tokens
 from springroll.models.decoder import decoder
 from springroll.models.decoder_config import DecoderConfig
@@ -15,7 +14,7 @@ from springroll.models.rope import DynamicScaling, LongRopeScaling
 from springroll.models.rwkv7.config import rwkv7
 from springroll.models.rwkv7.model import RWKV7
 from tests.compiling import normal, quick_jit
-from tests.generate.writing import MEMBERS, PROMPTS, generator, same, tiny
+from tests.generate.writing import MEMBERS, PROMPTS, generator, running, same, tiny
 from tests.models.test_decoder_golden import DENSE, EXPERTS, FAMILIES, by_formula
 
 TEMPLATE = [140 + i for i in range(21)]
@@ -145,7 +144,7 @@ def test_members_of_rwkv_write_what_they_write_after_reading_whole():
 def test_a_beginning_is_read_once_for_all_rows_of_a_member_that_wait():
     """Two groups of two rows: each pair's prompts pass through one of them."""
     _, params, members = tiny()
-    run = _Run(generator(rows=4), params, members, SHARED, 0, 0, 1)
+    run = running(generator(rows=4), params, members, SHARED)
     beginnings = run.beginnings
     assert beginnings is not None and beginnings._count == 4
     calls = []

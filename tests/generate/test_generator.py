@@ -8,7 +8,7 @@ import pytest
 from springroll.errors import InputError
 from springroll.generate import programs
 from springroll.generate.forward import read
-from springroll.generate.generator import Generator, _Run
+from springroll.generate.generator import Generator
 from tests.generate.writing import (
     END,
     MEMBERS,
@@ -17,6 +17,7 @@ from tests.generate.writing import (
     at_once,
     formed,
     generator,
+    running,
     same,
     tiny,
 )
@@ -82,7 +83,7 @@ def test_a_budget_of_bytes_is_a_number_of_rows():
     _, params, members = tiny()
     row = 2 * 2 * 32 * 32 * 4  # keys and values, layers, 8 + 10 tokens rounded up, width, float32
     tight = generator(memory_bytes=5 * row + 1)
-    run = _Run(tight, params, members, PROMPTS, 0, 1, 1)
+    run = running(tight, params, members, PROMPTS, unperturbed=1)
     assert run.slots.job.shape == (2, 2)  # groups of two rows
     with pytest.raises(InputError, match="one row of 32 tokens needs"):
         generator(memory_bytes=row - 1).run(params, members, PROMPTS)
@@ -124,9 +125,9 @@ def test_short_floats_decode_with_float32_logits():
     _, params, members = tiny()
     short = jax.tree.map(lambda w: w.astype(jnp.bfloat16), params)
     writer = generator(max_tokens=2, log_probabilities=True)
-    run = _Run(writer, short, members, PROMPTS[:1], 0, 0, 1)
+    run = running(writer, short, members, PROMPTS[:1])
     assert {x.dtype for x in jax.tree.leaves(run.memory.ring)} == {jnp.dtype(jnp.bfloat16)}
-    got = run.finish()
+    got = run.finish().generated()
     assert got.log_probabilities is not None and got.log_probabilities.dtype == np.float32
     assert np.isfinite(got.log_probabilities).all() and (got.log_probabilities <= 0).all()
 
@@ -172,7 +173,7 @@ def test_ragged_prompts_give_the_tokens_of_transformers(family, tmp_path):
 
 def test_the_memory_is_written_in_place_and_weights_meet_all_rows_at_once():
     model, params, members = tiny()
-    run = _Run(generator(), params, members, PROMPTS, 0, 1, 1)
+    run = running(generator(), params, members, PROMPTS, unperturbed=1)
     run.slots.fill(run.waiting)
     run._bind()
     groups, rows = run.slots.job.shape[0], run.slots.job.size
@@ -186,6 +187,15 @@ def test_the_memory_is_written_in_place_and_weights_meet_all_rows_at_once():
     assert not [line for line in body if " copy(" in line]
     config = model.config
     assert f"[{groups},{rows // groups},{config.ffn},{config.hidden}]" not in text
+
+
+def test_what_programs_hand_on_is_bound_to_its_device_from_the_beginning():
+    """A program is compiled once for arrays that are bound, and once more for those that are not;
+    what it returns is bound where the weights are."""
+    _, params, members = tiny()
+    run = running(generator(), params, members, PROMPTS)
+    arrays = jax.tree.leaves((run.memory, run.rows, run.clock, run.source, run.writer))
+    assert all(isinstance(x, jax.Array) and x.committed for x in arrays)
 
 
 @pytest.mark.parametrize(

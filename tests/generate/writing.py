@@ -7,7 +7,8 @@ import jax.numpy as jnp
 import numpy as np
 
 import springroll as sr
-from springroll.generate.generator import Generator
+from springroll.generate.generator import Generator, _Run
+from springroll.generate.spread import devices_of, parts_of
 from springroll.models.decoder import decoder
 from springroll.models.decoder_config import CONFIGS
 from tests.evolve.dense_population import all_params
@@ -27,6 +28,12 @@ def tiny(name="llama-tiny"):
 
 def generator(name="llama-tiny", **options):
     return Generator(**({"model": tiny(name)[0], "end": END, "max_tokens": MOST} | options))
+
+
+def running(writer, params, members, prompts, unperturbed=0):
+    """A call of `writer.run` that has not begun."""
+    [part] = parts_of(members, len(prompts), unperturbed, devices_of(None, members, params))
+    return _Run(writer, params, members, prompts, 0, part)
 
 
 @functools.cache

@@ -76,7 +76,7 @@ def _generating(
     )
     distinct = [[i + 1] * prompt_tokens for i in range(config.num_prompts)]
     asked = [prompt for prompt in distinct for _ in range(config.answers)]
-    given = (shapes.params, shapes.members(), asked, config.unperturbed)
+    given = (shapes.params, shapes.members(), asked, config.unperturbed, plan.devices)
     found = {name: _beside(program) for name, program in lowered_generation(generator, *given)}
     return found["read"], found["write"]
 

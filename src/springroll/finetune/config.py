@@ -13,6 +13,7 @@ from springroll.run.options import (
     COUNT,
     NOT_NEGATIVE,
     POSITIVE,
+    PROCESSES,
     SHARE,
     accepts_former_names,
     option,
@@ -128,14 +129,18 @@ class FinetuneConfig(SamplingOptions, RunConfig):
     unquantized: Literal["float32", "bfloat16"] | None = None
     """Type of what int8 leaves out: embedding, head and vectors; activations have it too.
     Default: float32, and bfloat16 for models of more than 17 million parameters."""
+    devices: int | None = option(None, PROCESSES, changeable=True)
+    """Devices that write answers side by side, each with a copy of the weights; default: all
+    accelerators, or one CPU. Weights are updated on the first."""
     cache_memory: str | None = option(None, memory=True, changeable=True, formerly="memory")
-    """Memory for the keys and values, or states, of answers under generation, such as 2GiB; answers
-    that do not fit wait for a free row. Default: what the plan of a generation leaves."""
+    """Memory of each device for the keys and values, or states, of answers under generation, such
+    as 2GiB; answers that do not fit wait for a free row. Default: what the plan of a generation
+    leaves."""
     rows: int | None = option(None, COUNT, changeable=True)
-    """Answers generated side by side. If it is given, `cache_memory` is not used. Default: as many
-    as fit the cache memory."""
+    """Answers generated side by side on each device. If it is given, `cache_memory` is not used.
+    Default: as many as fit the cache memory."""
     prefill_tokens: int | None = option(None, COUNT, changeable=True)
-    """Tokens of prompts that are read at once, at most. Default: 65,536, or what fits."""
+    """Tokens of prompts that a device reads at once, at most. Default: 65,536, or what fits."""
     eval_problems: int = option(256, COUNT, changeable=True)
     """Held-out problems that the weights themselves answer, greedily, at each validation."""
 

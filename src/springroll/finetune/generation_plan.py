@@ -27,8 +27,8 @@ from springroll.finetune.evolution import (
     updated_whole,
 )
 from springroll.finetune.setup import WritingModel
-from springroll.generate.generator import PREFILL_TOKENS, float_type, room
-from springroll.generate.prompts import largest_call, rounded
+from springroll.generate.generator import PREFILL_TOKENS, float_type
+from springroll.generate.prompts import largest_call, room, rounded
 from springroll.memory import spelt
 from springroll.planner.devices import UPDATE_BYTES, Rates
 from springroll.trees import PyTree, tree_bytes, tree_numbers
@@ -109,9 +109,10 @@ class Taken:
 
 @dataclass(frozen=True, kw_only=True)
 class GenerationPlan:
-    """A generation in so much memory.
+    """A generation in so much memory, that of one device.
 
-    memory: bytes there are. jobs: answers of a generation; rows: how many are written side by side.
+    memory: bytes there are. jobs: answers of a generation that the device writes; rows: how many of
+    them side by side. devices: that write as many, of which this is the one that updates weights.
     cache_bytes: what keys and values may take, if later prompts are longer. prefill_tokens: of
     prompts that are read at once. seconds: of reading, writing and updating; None without rates.
     """
@@ -125,6 +126,7 @@ class GenerationPlan:
     prefill_tokens: int
     seconds: dict[str, float] | None
     source: str = "estimated"  # of what programs need
+    devices: int = 1
 
     @property
     def fits(self) -> bool:
@@ -148,6 +150,8 @@ class GenerationPlan:
         table.add_row("may be used", spelt(self.memory))
         table.add_section()
         table.add_row("answers side by side", f"{self.rows:,} of {self.jobs:,}")
+        if self.devices > 1:
+            table.add_row("devices that write as many", f"{self.devices:,}")
         table.add_row("prompt tokens read at once", f"{self.prefill_tokens:,} at most")
         if self.seconds is not None:
             for kind, taken in self.seconds.items():
@@ -165,6 +169,7 @@ class GenerationPlan:
             "jobs": self.jobs,
             "rows": self.rows,
             "passes": self.passes,
+            "devices": self.devices,
             "members_at_once": self.rows * self.members / self.jobs,
             "prefill_tokens": self.prefill_tokens,
             "seconds": self.seconds,
@@ -237,11 +242,11 @@ def generation_plan(
     """Bytes and seconds of a generation; as many rows as fit, unless the config says it.
 
     Args:
-        config: population, prompts, answers, tokens; `rows`, `cache_memory` and `prefill_tokens`
-            where given.
+        config: population, prompts, answers, tokens; `devices`, `rows`, `cache_memory` and
+            `prefill_tokens` where given.
         shapes: of the model and its state.
         prompt_tokens: of the longest prompt.
-        memory: bytes there are.
+        memory: bytes there are on the device.
         rates: of the device; None: times are left out.
     """
     max_tokens = config.max_tokens or 1
@@ -252,13 +257,17 @@ def generation_plan(
     # What all prompts begin with is kept for every member while its rows wait.
     row += min(row, (config.shared_prompt_tokens or 0) * _of_token(shapes.model, dtype))
     work = estimated_work(shapes, prompt, length)
-    weights, pairs = tree_bytes(shapes.params), config.population // 2
-    factors = pairs * shapes.perturbation.bytes_per_pair()
+    weights, devices = tree_bytes(shapes.params), config.devices or 1
+    share = lambda count: -(-count // devices)
+    pairs = share(config.population // 2)
+    # The first device has all factors, for the update, and those of its own pairs apart.
+    drawn = config.population // 2 + (pairs if devices > 1 else 0)
+    factors = drawn * shapes.perturbation.bytes_per_pair()
     residuals = tree_bytes(shapes.state.master)
     momentum = tree_bytes((shapes.state.opt_state, shapes.state.past))
     members = config.population + config.unperturbed
     each = config.num_prompts * config.answers
-    jobs = members * each
+    jobs = share(config.population * each) + share(config.unperturbed * each)
 
     left = max(0, int(USED * memory) - weights - residuals - momentum - factors)
     tokens = max(prompt, int(READ_SHARE / ROUNDED * left) // work.token)
@@ -268,8 +277,8 @@ def generation_plan(
     together = 2 * config.answers
     shared = pairs * work.group
     whole = left - shared - max(reading, jobs * work.row)
-    share = work.group / together
-    some = min((left - reading) / (row + share), left / (row + share + work.row))
+    own = row + work.group / together
+    some = min((left - reading) / own, left / (own + work.row))
     cache = config.cache_bytes or max(whole if whole >= jobs * row else int(some) * row, 0)
     rows = min(jobs, config.rows or cache // row)
     groups = pairs if rows == jobs else -(-rows // together)
@@ -292,6 +301,7 @@ def generation_plan(
         cache_bytes=cache,
         prefill_tokens=tokens,
         seconds=rates and _seconds(config, shapes, taken, (jobs, rows, prompt_tokens), rates),
+        devices=devices,
     )
 
 

@@ -3,6 +3,7 @@
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
+from springroll.cpu import use_cpu_devices
 from springroll.finetune.config import FinetuneConfig
 from springroll.finetune.recipes import RECIPES
 from springroll.memory import return_freed_blocks
@@ -172,8 +173,10 @@ def explain(config: FinetuneConfig) -> job.Explained:
 
 
 def set_up(config: FinetuneConfig) -> None:
-    """Keep the memory of the process close to what is held."""
+    """Keep the memory of the process close to what is held, and make the devices of a CPU available
+    to JAX."""
     return_freed_blocks()
+    use_cpu_devices(config.devices or 1)
 
 
 JOB = job.Job(

@@ -7,12 +7,14 @@ with them, and copied into the memory of each row.
 
 from collections.abc import Sequence
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 
 from springroll.generate import programs
 from springroll.generate.prompts import Prompts, Reading, readings, shared_tokens
 from springroll.generate.queue import ANY, Jobs
+from springroll.generate.spread import Part
 from springroll.models.protocols import Generative
 
 SIGNS = 3  # +1, -1, and 0 of the weights themselves
@@ -37,7 +39,7 @@ class Beginnings:
         program: programs.Program,
         source: programs.Source,
         tokens: np.ndarray,
-        jobs: Jobs,
+        part: Part,
         groups: int,
         most: int,
     ):
@@ -45,18 +47,22 @@ class Beginnings:
 
         Args:
             tokens: (S,) int32.
-            jobs: All of the run; rows of at most `groups` pairs, and of the weights themselves, are
-                taken in at a time.
+            part: All that the device writes; rows of at most `groups` pairs, and of the weights
+                themselves, are taken in at a time.
             most: Tokens of one call, at most.
         """
-        self._program, self._source, self._jobs, self._most = program, source, jobs, most
+        jobs = self._jobs = part.jobs
+        self._program, self._source, self._most = program, source, most
         self._prompts = Prompts.of([tokens.tolist()])
         # By pair and sign, where it is kept; the last line is that of the weights themselves.
         self._place = np.full((int(jobs.pair.max()) + 2, SIGNS), -1, np.int32)
         signs = jobs.sign[jobs.pair != ANY]
         pairs = min(groups, int(jobs.pair.max()) + 1)
         self._count = pairs * len(np.unique(signs)) + int((jobs.pair == ANY).any())
-        self._entries = programs.unread(program, source, self._count, len(tokens))
+        empty = lambda x: jnp.zeros(x.shape, x.dtype, device=part.device)
+        self._entries = jax.tree.map(
+            empty, programs.unread(program, source, self._count, len(tokens))
+        )
 
     def read(self, job: np.ndarray, pair: np.ndarray) -> int:
         """Read what these jobs begin with, with their weights, if that is not there yet.
@@ -94,8 +100,8 @@ class Beginnings:
             self._program,
             self._source,
             prompts,
-            jnp.asarray(reading.source),
-            jnp.asarray(np.where(reading.row >= 0, reading.row, beyond)),
+            reading.source,
+            np.where(reading.row >= 0, reading.row, beyond),
             self._entries,
         )
         return prompts.tokens.size

@@ -14,11 +14,12 @@ from springroll.errors import InputError, expect
 from springroll.evolve.members import Members
 from springroll.generate import programs
 from springroll.generate.beginning import Beginnings, read_once
-from springroll.generate.prompts import Prompts, Reading, check_prompts, readings, rounded
+from springroll.generate.prompts import Prompts, Reading, check_prompts, readings, room
 from springroll.generate.queue import Jobs, Slots, Waiting
 from springroll.generate.sampling import Sampling
+from springroll.generate.spread import Part, devices_of, parts_of, side_by_side
 from springroll.generate.stopping import StopStrings
-from springroll.generate.transcript import Generated, Transcript
+from springroll.generate.transcript import Generated, Transcript, joined
 from springroll.memory import all_memory, check_fits
 from springroll.models.protocols import Generative
 from springroll.ranges import COUNT, NOT_NEGATIVE, SEED, Range, check_number
@@ -56,6 +57,9 @@ class Generator:
         shared_prompt_tokens: Tokens that all prompts begin with are read once per member if they
             are 8 or more, up to so many; by default a multiple of 8. 0: prompts are read whole, as
             they are by models that cannot read on (see `Generative`).
+        mesh: With an axis "population": its devices write side by side, each a part of the rows,
+            with the weights on every one. `rows`, `memory_bytes` and `prefill_tokens` are of each
+            device. By default the strategy's; without one, rows are where the weights are.
 
     Raises:
         InputError: A number is out of its range, or both `rows` and `memory_bytes` are given.
@@ -76,6 +80,7 @@ class Generator:
     prefill_tokens: int = PREFILL_TOKENS
     log_probabilities: bool = False
     shared_prompt_tokens: int | None = None
+    mesh: jax.sharding.Mesh | None = None
 
     def __post_init__(self) -> None:
         written = all(callable(getattr(self.model, name, None)) for name in ("memory", "step"))
@@ -123,11 +128,15 @@ class Generator:
         check_number("seed", seed, int, SEED)
         check_number("unperturbed", unperturbed, int, NOT_NEGATIVE)
         check_number("copies", copies, int, COUNT)
-        return _Run(self, params, members, prompts, seed, unperturbed, copies).finish()
+        others = copies if members is None else unperturbed
+        devices = devices_of(self.mesh, members, params)
+        parts = parts_of(members, len(prompts), others, devices)
+        write = lambda part: _Run(self, params, members, prompts, seed, part).finish()
+        return joined(side_by_side(write, parts)).generated()
 
 
 class Layout(NamedTuple):
-    """How a call of `Generator.run` is laid out: whose rows there are, and in which groups."""
+    """How the part of a device is laid out: whose rows there are, and in which groups."""
 
     prompts: Prompts
     program: programs.Program
@@ -143,10 +152,10 @@ class Layout(NamedTuple):
         params: PyTree,
         members: Members | None,
         prompts: Sequence[Sequence[int]],
-        unperturbed: int = 0,
-        copies: int = 1,
+        jobs: Jobs,
     ) -> Layout:
-        """The arguments are those of `Generator.run`; arrays may be `jax.ShapeDtypeStruct`s."""
+        """The arguments are those of `Generator.run`, but for `members`, which are those of the
+        pairs of `jobs`; arrays may be `jax.ShapeDtypeStruct`s."""
         found = Prompts.of(prompts, read_once(options.model, prompts, options.shared_prompt_tokens))
         program = programs.Program(
             model=options.model,
@@ -157,10 +166,6 @@ class Layout(NamedTuple):
             sampled=options.temperature > 0,
             log_probabilities=options.log_probabilities,
         )
-        signs = () if members is None else members.perturbation.signs
-        pairs = 0 if members is None else members.pairs.shape[0]
-        others = copies if members is None else unperturbed
-        jobs = Jobs.of(pairs, signs, others, len(prompts))
         source = programs.Source(params, members, options.sampling.draw(0))
         groups, height = _groups(options, program, found, jobs, source)
         return cls(found, program, jobs, groups, height, options.prefill_tokens)
@@ -194,11 +199,6 @@ class Layout(NamedTuple):
         return prompts, begun
 
 
-def room(prompt: int, max_tokens: int) -> int:
-    """Tokens that a row has room for, whose prompt is padded to so many."""
-    return -(-rounded(prompt + max_tokens) // 16) * 16
-
-
 def _groups(
     options: Generator,
     program: programs.Program,
@@ -215,8 +215,7 @@ def _groups(
         size = tree_bytes(jax.eval_shape(lambda: options.model.memory(1, length, dtype)))
         shared = len(prompts.beginning)
         if shared and members is not None:  # a member's own is kept while its rows wait
-            entries = lambda: programs.unread(program, source, 1, shared)
-            size += tree_bytes(jax.eval_shape(entries))
+            size += tree_bytes(programs.unread(program, source, 1, shared))
         most = min(most, options.memory_bytes // size)
         if not most:
             raise InputError(
@@ -230,13 +229,13 @@ def _groups(
     height = min(most, options.per_group or signs * (count if everything else prompts.most_copies))
     pairs = int(jobs.pair.max()) + 1
     if everything and height == signs * count:
-        free = most - pairs * height
+        free = max(0, most - pairs * height)
         return pairs + -(-free // height), height
     return most // height, height
 
 
 class _Run:
-    """One call of `Generator.run`: rows of the device, and whose they are."""
+    """A device's part of a call of `Generator.run`: its rows, and whose they are."""
 
     def __init__(
         self,
@@ -245,19 +244,23 @@ class _Run:
         members: Members | None,
         prompts: Sequence[Sequence[int]],
         seed: int,
-        unperturbed: int,
-        copies: int,
+        part: Part,
     ):
-        self.options = options
-        layout = self.layout = Layout.of(options, params, members, prompts, unperturbed, copies)
+        self.options, self.part = options, part
+        members = part.cut(members)
+        if members is not None:
+            members = part.put(members)
+            members = replace(members, factors=members.drawn())
+        params, draw = part.put((params, options.sampling.draw(seed)))
+        layout = self.layout = Layout.of(options, params, members, prompts, part.jobs)
         self.prompts, self.program, self.jobs = layout.prompts, layout.program, layout.jobs
-        slots, length = layout.groups * layout.height, self.program.length
-        kept = jax.eval_shape(lambda: programs.memory(self.program, slots))
-        what = f"what the model keeps of {slots:,} texts of {length:,} tokens"
-        check_fits(tree_bytes(kept), what, all_memory())
+        slots = layout.groups * layout.height
+        memory = lambda: programs.memory(self.program, slots)
+        what = f"what the model keeps of {slots:,} texts of {self.program.length:,} tokens"
+        check_fits(tree_bytes(jax.eval_shape(memory)), what, all_memory())
         self.waiting = Waiting(self.jobs)
         self.transcript = Transcript(
-            members=int(self.jobs.member.max()) + 1,
+            members=part.members,
             prompts=len(prompts),
             most=options.max_tokens,
             end=options.end,
@@ -265,19 +268,16 @@ class _Run:
             log_probabilities=options.log_probabilities,
         )
         self.slots = Slots.empty(layout.groups, layout.height)
-        if members is not None:
-            members = replace(members, factors=members.drawn())
-        draw = options.sampling.draw(seed)
         self.source = programs.Source(params, members, draw)
         self.beginnings = self._beginnings()
         self.writer = programs.Writer(programs.step_weights(self.program, params), None, draw)
-        self.memory = programs.memory(self.program, self.slots.job.size)
-        self.rows = programs.idle(self.slots.job.size)
-        self.clock = jnp.int32(layout.clock)
+        self.memory = part.made(memory)
+        self.rows = part.made(lambda: programs.idle(slots))
+        self.clock = part.made(lambda: jnp.int32(layout.clock))
 
-    def finish(self) -> Generated:
+    def finish(self) -> Transcript:
         """Everything, until no job is left."""
-        while True:
+        while not self.part.halted.is_set():
             self._take_in()
             live = int((self.slots.job >= 0).sum())
             if not live:
@@ -285,7 +285,7 @@ class _Run:
             if not self.waiting:
                 self._compact(live)
             self._write_on(live)
-        return self.transcript.generated()
+        return self.transcript
 
     def _beginnings(self) -> Beginnings | None:
         """None where prompts are read whole."""
@@ -293,7 +293,7 @@ class _Run:
         if not len(tokens):
             return None
         most = self.options.prefill_tokens
-        return Beginnings(self.program, self.source, tokens, self.jobs, groups, most)
+        return Beginnings(self.program, self.source, tokens, self.part, groups, most)
 
     def _take_in(self) -> None:
         """Fill idle slots; rows whose first token ends them make room again."""
@@ -335,7 +335,7 @@ class _Run:
         if self.options.stop is not None:
             segment = min(segment, STOP_SEGMENT)
             # The device does not know of rows that the host found to have ended.
-            held = jnp.asarray(self.slots.job.reshape(-1) >= 0)
+            held = self.part.put(self.slots.job.reshape(-1) >= 0)
             self.rows = self.rows._replace(live=held)
         least = live - max(1, slots // 8 if self.waiting else slots // 16)
         if not self.waiting:
@@ -344,7 +344,7 @@ class _Run:
             self.program,
             segment,
             self.writer,
-            jnp.int32(max(0, least)),
+            np.int32(max(0, least)),
             self.clock,
             self.memory,
             self.rows,
@@ -381,7 +381,7 @@ class _Run:
         if 2 * slots.job.size > size:
             return
         self.slots = slots
-        self.memory, self.rows = programs.move(self.memory, self.rows, jnp.asarray(source))
+        self.memory, self.rows = programs.move(self.memory, self.rows, source)
         self._bind()
 
     def _bind(self) -> None:
@@ -389,7 +389,7 @@ class _Run:
         if self.source.members is None:
             return
         self.writer = self.writer._replace(groups=None)  # those before make room for the new
-        pairs = jnp.asarray(np.maximum(self.slots.pair, 0))
+        pairs = np.maximum(self.slots.pair, 0)
         groups = programs.step_groups(self.program, self.source.members, pairs)
         self.writer = self.writer._replace(groups=groups)
 

@@ -11,6 +11,7 @@ from springroll.evolve.members import Members
 from springroll.generate import programs
 from springroll.generate.generator import Generator, Layout
 from springroll.generate.queue import Slots, Waiting
+from springroll.generate.spread import parts_of
 from springroll.trees import PyTree
 
 
@@ -20,18 +21,22 @@ def lowered_generation(
     members: Members,
     prompts: Sequence[Sequence[int]],
     unperturbed: int = 0,
+    devices: int = 1,
 ) -> Iterator[tuple[str, Lowered]]:
     """The programs of `options.run(params, members, prompts)` while all its rows are filled, each
     prompt being read whole.
 
     Args:
         params, members: may be of `jax.ShapeDtypeStruct`s; members with their factors.
+        devices: over which rows are spread; the programs are those of the first.
 
     Returns:
         ("read", the largest call that takes prompts in), and ("write", a segment of steps).
     """
     options = replace(options, shared_prompt_tokens=0)
-    layout = Layout.of(options, params, members, prompts, unperturbed)
+    part = parts_of(members, len(prompts), unperturbed, [None] * devices)[0]
+    members = jax.eval_shape(part.cut, members)
+    layout = Layout.of(options, params, members, prompts, part.jobs)
     program, slots = layout.program, Slots.empty(layout.groups, layout.height)
     new = slots.fill(Waiting(layout.jobs))
     count = slots.job.size

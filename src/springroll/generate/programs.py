@@ -142,9 +142,13 @@ def memory(program: Program, rows: int) -> Memory:
     return program.model.memory(rows, program.length, program.dtype)
 
 
-@functools.partial(jax.jit, static_argnums=(0, 2, 3))
 def unread(program: Program, source: Source, count: int, length: int) -> Entries:
-    """Room for what a reading of `length` tokens leaves behind, with `count` weights."""
+    """Shapes of what a reading of `length` tokens leaves behind, with `count` weights."""
+    return _unread.eval_shape(program, source, count, length)
+
+
+@functools.partial(jax.jit, static_argnums=(0, 2, 3))  # traced once, on whichever device
+def _unread(program: Program, source: Source, count: int, length: int) -> Entries:
     one = np.ones((1, 1), np.int32)
     tokens = np.zeros((1, 1, length), np.int32)
     nothing = Prompts(tokens, length * one, one.astype(np.float32), np.zeros(1, np.int32))

@@ -172,6 +172,11 @@ def rounded(count: int) -> int:
     return -(-count // step) * step
 
 
+def room(prompt: int, max_tokens: int) -> int:
+    """Tokens that a row has room for, whose prompt is padded to so many."""
+    return -(-rounded(prompt + max_tokens) // 16) * 16
+
+
 def readings(
     prompts: Prompts, jobs: Jobs, rows: np.ndarray, job: np.ndarray, shared: bool, most: int
 ) -> list[Reading]:

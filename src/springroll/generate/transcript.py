@@ -1,5 +1,6 @@
 """What members wrote after prompts: of a whole run, and as it comes in."""
 
+from collections.abc import Sequence
 from typing import NamedTuple
 
 import numpy as np
@@ -15,7 +16,7 @@ class Generated(NamedTuple):
     finished: np.ndarray  # (N, P) bool; False: max_tokens came before an end token or stop string
     stopped: np.ndarray  # (N, P) bool: finished by a stop string
     log_probabilities: np.ndarray | None  # (N, P, max_tokens) float32 of those tokens, then zeros
-    steps: int  # forward passes of one token per row
+    steps: int  # forward passes of one token per row, of all devices
     slot_steps: int  # rows times steps, idle rows too
     row_steps: int  # rows that wrote a token, summed over steps
     prompt_tokens: int = 0  # tokens of prompts that were read, padding too
@@ -89,7 +90,7 @@ class Transcript:
         return ended | (stop == self._most)
 
     def generated(self) -> Generated:
-        """All of it."""
+        """All of it; every row has been written."""
         last = np.take_along_axis(self.tokens, self.count[:, :, None] - 1, axis=2)[:, :, 0]
         ended = np.isin(last, self._end) & ~self.stopped
         return Generated(
@@ -103,3 +104,16 @@ class Transcript:
             row_steps=self.row_steps,
             prompt_tokens=self.prompt_tokens,
         )
+
+
+def joined(transcripts: Sequence[Transcript]) -> Transcript:
+    """What several have written, each other rows of the same run, in the first of them."""
+    first, *others = transcripts
+    for other in others:
+        for name in ("tokens", "log_p", "count", "stopped"):
+            ours, theirs = getattr(first, name), getattr(other, name)
+            if ours is not None:
+                np.add(ours, theirs, out=ours)
+        for name in ("steps", "slot_steps", "row_steps", "prompt_tokens"):
+            setattr(first, name, getattr(first, name) + getattr(other, name))
+    return first

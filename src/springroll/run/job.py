@@ -244,16 +244,15 @@ def run_job(job: Job[C], config: C, console: "Console | None" = None) -> "Result
     from springroll.run.loop import run
     from springroll.run.rebuild import open_journal
 
-    job.set_up(config)
-    check_sizes(config)  # before anything is allocated
     if config.resume:
         folder, config = open_run(config, job.config())
         open_journal(folder).close()  # a run in use, or without its journal, before what takes long
-        ready = job.build(config)
     else:
         RunFolder.refuse_occupied(config.out)  # before what takes long
-        ready = job.build(config)  # what is wrong with the options leaves no folder behind
         folder = None
+    job.set_up(config)  # before JAX starts, which it does to say how much memory there is
+    check_sizes(config)  # before anything is allocated
+    ready = job.build(config)  # what is wrong with the options leaves no folder behind
 
     def say(lines: "Sequence[str | Table]") -> None:
         if console is None:

@@ -294,6 +294,7 @@ def method_of(config: TrainConfig, model: Decoder, modes: tuple[Mode, ...]) -> M
         config.optimizer,
         dtype=config.dtype,
         state_bits=config.state_bits,
+        basis_bits=config.basis_bits,
         rank=config.rank,
         rounding=config.rounding,
     )

@@ -129,7 +129,7 @@ def lowgrad(
     _check(options)
     rank = per_path(rank, "rank")
     refresh_interval = per_path(refresh_interval, "refresh_interval")
-    checked_bits(basis_bits)
+    basis_bits = checked_bits(basis_bits)
     check_arrays(params)
     expect(bool(jax.tree.leaves(params)), "params", params, "arrays, of which there is none")
     if roles is None:

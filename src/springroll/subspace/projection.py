@@ -155,7 +155,7 @@ class Projection:
         for name in ("rank", "refresh_interval"):
             object.__setattr__(self, name, per_path(getattr(self, name), name))
         object.__setattr__(self, "seed", whole(self.seed, "seed", least=None))
-        checked_bits(self.basis_bits)
+        object.__setattr__(self, "basis_bits", checked_bits(self.basis_bits))
         one_of(self.side, Side, "side")
         one_of(self.refresh, Refresh, "refresh")
         one_of(self.moments, Moments, "moments")

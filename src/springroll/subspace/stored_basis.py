@@ -11,14 +11,15 @@ back what is missing (`python -m bench.basis_bits`). 4-bit projectors are from Q
 """
 
 from collections.abc import Callable
-from typing import Literal, TypeAlias
+from typing import Literal, TypeAlias, cast, get_args
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jax import Array
 from jax.typing import DTypeLike
 
-from springroll.errors import InputError
+from springroll.errors import InputError, brief
 from springroll.quant.root_companding import Quantized, dequantize, quantize, requantize
 from springroll.thin.factored_array import Blocks
 from springroll.trees import PyTree
@@ -29,17 +30,18 @@ BITS_OF: dict[object, BasisBits] = {jnp.dtype("float32"): 32, jnp.dtype("bfloat1
 
 
 def checked_bits(bits: object) -> BasisBits:
-    """The same.
+    """The same, as Python's integer.
 
     Raises:
         InputError: they are none of `BasisBits`.
     """
-    if isinstance(bits, bool) or bits not in (32, 16, 8, 4):
+    whole = isinstance(bits, int | np.integer) and not isinstance(bits, bool)
+    if not whole or int(bits) not in get_args(BasisBits):
         raise InputError(
-            f"basis_bits is {bits!r}; expected 32 (float32), 16 (bfloat16), 8 or 4 per number of a"
-            " basis"
+            f"basis_bits is {brief(bits)}; expected 32 (float32), 16 (bfloat16), 8 or 4 per number"
+            " of a basis"
         )
-    return bits
+    return cast(BasisBits, int(bits))
 
 
 def bits_of(dtype: DTypeLike) -> BasisBits:

@@ -1,7 +1,7 @@
 """Bases of subspaces in 8 and 4 bits: what is left of them, and what training loses.
 
     python -m bench.basis_bits                  the bases alone, seconds
-    python -m bench.basis_bits --steps 200      and GaLore on `llama-1m` with each, minutes
+    python -m bench.basis_bits --steps 300      and GaLore on `llama-1m` with each, minutes
 
 A basis of 1024 x 256 follows a gradient whose singular values fall off by a power law. Of each way
 to keep it: the range of its singular values (1 when orthonormal), the overlap of its subspace with
@@ -54,11 +54,11 @@ def geometry() -> dict[str, dict[str, float]]:
     return found
 
 
-def trained(steps: int, seed: int, bits: BasisBits) -> float:
+def trained(model: str, steps: int, seed: int, bits: BasisBits) -> float:
     """Validation bits per byte of GaLore after so many steps, moments in 8 bits."""
     options: dict[str, Any] = {"batch": 8, "sequence": 128, "valid_streams": 64}
     config = TrainConfig(
-        model="llama-1m",
+        model=model,
         optimizer="galore",
         state_bits=8,
         basis_bits=bits,
@@ -72,11 +72,11 @@ def trained(steps: int, seed: int, bits: BasisBits) -> float:
     return curve(build(config).task, [0, steps])[-1]
 
 
-def run(steps: int = 0, seeds: int = 2) -> measure.Result:
+def run(steps: int = 0, model: str = "llama-1m", seeds: int = 2) -> measure.Result:
     """The figures; `ours` and `baseline` are of 8-bit bases and of exact ones."""
     found = geometry()
     curves = {
-        str(bits): [round(trained(steps, seed, bits), 4) for seed in range(seeds)]
+        str(bits): [round(trained(model, steps, seed, bits), 4) for seed in range(seeds)]
         for bits in ((32, 8, 4) if steps else ())
     }
     ours = found["8"]["captured_orthonormal"]
@@ -87,6 +87,7 @@ def run(steps: int = 0, seeds: int = 2) -> measure.Result:
         ratio=ours,
         unit="energy of the gradient that the subspace keeps, relative to the exact basis",
         bases={bits: {k: round(v, 4) for k, v in row.items()} for bits, row in found.items()},
+        model=model,
         steps=steps,
         valid_bits_per_byte=curves,
     )
@@ -95,7 +96,9 @@ def run(steps: int = 0, seeds: int = 2) -> measure.Result:
 def main() -> None:
     parser = measure.Arguments(description=str(__doc__).splitlines()[0])
     parser.add_argument("--steps", type=int, default=0)
-    measure.report(run(parser.parse_args().steps))
+    parser.add_argument("--model", default="llama-1m")
+    options = parser.parse_args()
+    measure.report(run(options.steps, options.model))
 
 
 if __name__ == "__main__":

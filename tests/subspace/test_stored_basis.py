@@ -19,7 +19,7 @@ from springroll.trees import tree_bytes
 
 STACK, M, N, R = 3, 64, 40, 16
 # Of a column, the share that is lost: half a code at random, for numbers like Gaussian ones.
-LOST = {16: 0.003, 8: 0.01, 4: 0.15}
+LOST: dict[Any, float] = {16: 0.003, 8: 0.01, 4: 0.15}
 
 
 def bases(key=0, stack=STACK):
@@ -50,7 +50,8 @@ def test_a_layer_of_a_stack_is_a_stack_of_a_layer():
 def test_what_is_left_of_orthonormality():
     """The subspace is nearly the same, and a length in it is off by little."""
     exact = bases()
-    for bits, kept_share, length in ((8, 0.9999, 0.02), (4, 0.97, 0.35)):
+    limits: Any = ((8, 0.9999, 0.02), (4, 0.97, 0.35))
+    for bits, kept_share, length in limits:
         decoded = floats(stored(exact, bits))
         clean = jnp.linalg.qr(decoded)[0]
         assert float(jnp.min(overlap(clean, exact))) > kept_share
@@ -71,7 +72,7 @@ PARAMS = {
 }
 
 
-def trained(tx, steps=4):
+def trained(tx, steps=4) -> tuple[Any, Any]:
     state, params = tx.init(PARAMS), PARAMS
     step = jax.jit(lambda p, s: tx.update(gradient(p), s, p))
     for _ in range(steps):
@@ -142,7 +143,7 @@ def loss(params, x):
 
 
 def low_rank(bits, **options):
-    settings = {"rank": 6, "refresh_interval": 2, "turns": 1} | options
+    settings: dict[str, Any] = {"rank": 6, "refresh_interval": 2, "turns": 1} | options
     return lowgrad(loss, LAYERS, optax.adam(1e-2), X, basis_bits=bits, **settings)
 
 
@@ -151,7 +152,7 @@ def test_a_trainer_with_coded_bases_nearly_follows_the_exact_one():
     states = {}
     for bits in (32, 8):
         trainer = low_rank(bits)
-        state = trainer.init(LAYERS)
+        state, metrics = trainer.init(LAYERS), {}
         for _ in range(3):
             state, metrics = trainer.update(state, X)
         states[bits] = trainer, state, float(metrics["loss"])
@@ -185,7 +186,11 @@ def test_ranks_and_intervals_by_path():
         return jnp.mean(jnp.tanh(x @ params["q"]) * (x @ params["k"]))
 
     params = {"q": jnp.ones((20, 30)), "k": jnp.ones((20, 30))}
-    make = lambda **given: lowgrad(pair, params, optax.sgd(1.0), X, **{"rank": 4} | given)
+
+    def make(**given):
+        options: dict[str, Any] = {"rank": 4} | given
+        return lowgrad(pair, params, optax.sgd(1.0), X, **options)
+
     assert [len(s.users) for s in make().layout.streams] == [2]
     by_rank = jax.eval_shape(make(rank={"*": 4, "k": 2}).init, params)
     assert {path: low.shape for path, low in by_rank.low.items()} == {"q": (30, 4), "k": (30, 2)}

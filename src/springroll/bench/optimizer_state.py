@@ -29,6 +29,7 @@ from springroll.subspace.galore import galore
 from springroll.subspace.hf_adam import adam_direction
 from springroll.subspace.lowgrad import lowgrad
 from springroll.subspace.optimizers import StateBits
+from springroll.subspace.stored_basis import BasisBits
 from springroll.trees import PyTree, named_leaves, tree_bytes, tree_numbers
 
 MODELS = ("llama-60m", "llama-130m", "llama-350m", "llama-1b", "llama-7b")
@@ -61,7 +62,7 @@ BASELINES = {
     "Adam in 8 bits": "adamw_8bit",
 }
 # GaLore by the bits of its moments and of its bases.
-GALORE = {
+GALORE: dict[str, tuple[StateBits, BasisBits]] = {
     "galore_8bit_bases16": (8, 16),
     "galore_8bit": (8, 8),
     "galore_8bit_bases4": (8, 4),

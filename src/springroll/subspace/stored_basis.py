@@ -11,7 +11,7 @@ back what is missing (`python -m bench.basis_bits`). 4-bit projectors are from Q
 """
 
 from collections.abc import Callable
-from typing import Literal, TypeAlias, cast, get_args
+from typing import Any, Literal, TypeAlias, cast, get_args
 
 import jax
 import jax.numpy as jnp
@@ -29,7 +29,7 @@ Basis: TypeAlias = Array | Quantized
 BITS_OF: dict[object, BasisBits] = {jnp.dtype("float32"): 32, jnp.dtype("bfloat16"): 16}
 
 
-def checked_bits(bits: object) -> BasisBits:
+def checked_bits(bits: Any) -> BasisBits:
     """The same, as Python's integer.
 
     Raises:

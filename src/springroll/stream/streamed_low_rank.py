@@ -128,7 +128,7 @@ class LowRankLayers:
             done = refresh.refresh_layer(stream, toward[stream.name], key, part, layer)
             weights |= done["base"]
             put = lambda a, new: jax.lax.dynamic_update_index_in_dim(a, new, layer, 0)
-            projectors[stream.name] = put(projectors[stream.name], done["basis"])
+            projectors[stream.name] = jax.tree.map(put, projectors[stream.name], done["basis"])
             low |= {path: put(low[path], done["low"][path]) for path in paths}
             change[stream.name] = done["change"]
         return weights, projectors, low, change

@@ -59,7 +59,7 @@ def expert_state(name: str, rank: int) -> dict[str, dict[str, int]]:
     params = jax.eval_shape(model.init, jax.random.key(0))
     experts = sum(x.size for x in _experts(params))
     eight = quantize_state(optax.adamw(1e-3))
-    wrapped = galore(eight, rank, rows="out", select=is_expert, basis_dtype=jnp.bfloat16)
+    wrapped = galore(eight, rank, rows="out", select=is_expert, basis_bits=16)
     inner = jax.eval_shape(wrapped.init, params)
     rows = {
         "AdamW, float32": _row(4 * experts, moments=ADAM * experts),

@@ -49,17 +49,23 @@ def test_shared_streams_need_fewer_bases(found):
 
 @pytest.mark.parametrize("name", ["llama-60m", "llama-7b"])
 def test_the_published_saving(name):
+    """GaLore's 17.5 % are of AdamW in bfloat16, whose state is half of float32's."""
     result = run(name)
-    assert result["ratio"] <= TARGET and result["ratio_with_float32_bases"] <= TARGET
+    assert result["ratio"] <= TARGET == 0.175
     state = result["state_gb"]
     assert state["apollo_mini"] < state["apollo"] < state["galore"] < state["adamw"]
-    assert state["galore_8bit"] < 0.5 * state["galore"]
+    assert state["galore_8bit"] < 0.3 * state["galore"]
+    assert state["adamw_bfloat16"] == pytest.approx(state["adamw"] / 2, rel=1e-3)
+    if name == "llama-7b":  # embedding and head count too; those of small models are most of them
+        assert result["shares"]["AdamW in bfloat16"]["galore_8bit"] <= TARGET
 
 
-def test_like_is_compared_with_like():
-    """The paper's 17.5 % is of AdamW in bfloat16, whose state is half as large."""
-    result = run("llama-7b")
-    share = result["share_of_bfloat16_adamw"]
-    assert share["projected"] == pytest.approx(2 * result["ratio"], rel=1e-3)
-    state = result["state_gb"]
-    assert share["model"] == pytest.approx(2 * state["galore_8bit"] / state["adamw"], rel=1e-3)
+def test_bases_in_codes_follow_their_formula(found):
+    """b / 8 bytes per number and a float32 scale for 256 (8 bits) or 128 (4 bits) of them."""
+    config = CONFIGS["llama-1m"]
+    r = config.hidden // 4
+    numbers = config.layers * sum(m * r for m, _ in sides(config))
+    bases = lambda name: tree_bytes(found[name].projectors)
+    assert bases("galore_8bit_bases16") == 2 * numbers
+    assert bases("galore_8bit") == numbers * (1 + 4 / 256)
+    assert bases("galore_8bit_bases4") == bases("galore_4bit") == numbers * (0.5 + 4 / 128)

@@ -129,8 +129,8 @@ def test_what_fits_in_no_way_is_refused(tmp_path, text, capsys):
     [
         ("--optimizer adamv", "did you mean adamw?"),
         ("--model llama-2m", "no model named 'llama-2m'"),
-        ("--optimizer galore --rank 33", "rank 33 is above min(m, n) of"),
-        ("--optimizer lowgrad --rank 33", "rank 33 is above min(m, n) of"),
+        ("--basis-bits 8", "adamw stores no bases of subspaces; leave out --basis-bits 8"),
+        ("--optimizer apollo --basis-bits 4", "apollo stores no bases of subspaces"),
         ("--optimizer lowgrad --weight-decay 0.1", "weight_decay would not act"),
         ("--rank 0", "rank is 0; it must be at least 1"),
         ("--warmup 1", "warmup is 1.0; it must be a share from 0 to below 1"),

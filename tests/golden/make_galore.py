@@ -49,18 +49,24 @@ def trajectory(optimizer, side, family):
     return kept
 
 
-def main():
+def released_adamw():
+    """GaLoreAdamW, without the 8-bit optimizers that its module also imports."""
     for missing in ("bitsandbytes", "bitsandbytes.optim", "bitsandbytes.optim.optimizer"):
         module: Any = sys.modules.setdefault(missing, types.ModuleType(missing))
         module.functional = None
         module.Optimizer2State = object
     from galore_torch import GaLoreAdamW
 
+    return GaLoreAdamW
+
+
+def main():
+    optimizer = released_adamw()
     torch.linalg.svd = canonical(torch.linalg.svd)
     out = {}
     for family in FAMILIES:
         for side in SIDES:
-            out |= trajectory(GaLoreAdamW, side, family)
+            out |= trajectory(optimizer, side, family)
     np.savez_compressed(Path(__file__).with_name("galore.npz"), **out)
 
 

@@ -17,6 +17,7 @@ from springroll.planner.methods import (
     method_bytes,
     rest_numbers,
 )
+from springroll.planner.search import options_of
 from springroll.subspace.lowgrad import lowgrad
 
 DENSE = DecoderConfig(
@@ -149,6 +150,19 @@ def test_float32_weights_need_no_low_halves():
     assert method_bytes(DENSE, "adamw", rounding="stochastic").updates == ("device",)
 
 
+def test_bases_in_codes_are_counted():
+    state = lambda bits: method_bytes(DENSE, "galore", basis_bits=bits).layer_state
+    numbers = (6 * 128 + 320) * (128 // 4)  # six read 128 inputs, down reads 320
+    assert state(32) - state(8) == numbers * (4 - 1 - 4 / 256)
+    assert state(32) - state(16) == 2 * numbers
+
+
+def test_other_methods_are_planned_with_the_bases_that_they_store():
+    asked = options_of("H100", "64GiB", None, None, method="galore-8bit", basis_bits=8)
+    assert (asked.by("fira").basis_bits, asked.by("lowgrad").basis_bits) == (8, 8)
+    assert asked.by("adamw-8bit").basis_bits == asked.by("evolve").basis_bits == 32
+
+
 def test_the_order_of_methods_is_one_of_memory():
     small = [method_bytes(DENSE, m).layer_state for m in ("adamw", "muon", "adamw-8bit", "sgd")]
     assert small == sorted(small, reverse=True)
@@ -162,6 +176,9 @@ def test_the_order_of_methods_is_one_of_memory():
         ({"method": "adam"}, "did you mean adamw"),
         ({"method": "xyz"}, "known are adamw, muon"),
         ({"method": "adamw", "state_bits": 16}, "expected 32, 8 or 4"),
+        ({"method": "adamw", "basis_bits": 8}, "adamw stores no bases of subspaces"),
+        ({"method": "evolve", "basis_bits": 8}, "evolve stores no bases of subspaces"),
+        ({"method": "galore", "basis_bits": 12}, "basis_bits is 12; expected 32"),
         ({"method": "sgd-8bit"}, "sgd has no state"),
         ({"method": "galore", "rank": 1000}, "at most the hidden size, 128"),
         ({"method": "adamw", "dtype": "float16"}, "expected one of bfloat16, float32"),

@@ -302,7 +302,11 @@ def test_steps_are_compared_wherever_a_schedule_does_not_hide_them():
 
 def test_what_cannot_be_streamed_is_said():
     with pytest.raises(InputError, match="expected a dictionary with stacked layers in 'layers'"):
-        Streamed(model(), {"layers": [{"w": jnp.ones(3)}]}, update("device"))
+        Streamed(model(), {"blocks": {"w": jnp.ones((2, 3))}}, update("device"))
+    with pytest.raises(
+        InputError, match="'layers' is a list of 2; blocks that are walked one by o"
+    ):
+        Streamed(model(), {"layers": [{"w": jnp.ones(3)}, {"w": jnp.ones(4)}]}, update("device"))
     uneven = {"layers": {"a": jnp.ones((2, 3)), "b": jnp.ones((3, 3))}}
     with pytest.raises(InputError, match="expected the same number of layers in all"):
         Streamed(model(), uneven, update("device"))

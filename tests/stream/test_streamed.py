@@ -12,11 +12,14 @@ from springroll.quant.quantize_state import quantize_state
 from springroll.quant.split_master import join, with_split_master
 from springroll.run import checkpoint
 from springroll.stream import host_update
+from springroll.stream.clipping import Clip, leading_clip
 from springroll.stream.conveyor import BrokenRule, Ledger
+from springroll.stream.device_update import DeviceUpdate
 from springroll.stream.fill_store import bundled_leaves, fill, stacked_leaves
 from springroll.stream.link import Link, ThrottledLink
 from springroll.stream.store import HostStore
 from springroll.stream.streamed import Streamed
+from springroll.stream.update import PlacedUpdate
 from tests.stream.streaming import adam, arrays, model, shapes, started, streamed, tokens, update
 
 
@@ -198,11 +201,46 @@ def test_gradients_that_wait_are_bounded_and_change_nothing():
     assert bits(run(trainer, state, 0, 2)[0].params) == expected
 
 
+def clipped(norm=0.5, inner=None):
+    return optax.chain(optax.clip_by_global_norm(norm), adam() if inner is None else inner)
+
+
+@pytest.mark.parametrize("where", ["device", "host"])
+def test_a_chain_that_clips_first_is_the_global_clip(where):
+    """Bit for bit that of `clip`, and its state has the structure of the chain's."""
+    asked, _ = run(*streamed(model(), where, clip=Clip(0.5)), 0, 2)
+    found, _ = run(*streamed(model(), where, optax.chain(clipped(), optax.identity())), 0, 2)
+    assert bits(found.params) == bits(asked.params)
+    placed = PlacedUpdate(DeviceUpdate(clipped()), update(where, clipped()))
+    assert Streamed(model(), shapes(model()), placed).engine.clip == Clip(0.5)
+    params = {"w": jnp.ones(3)}
+    norm, without = leading_clip(clipped())
+    assert norm == 0.5
+    assert jax.tree.structure(without.init(params)) == jax.tree.structure(clipped().init(params))
+
+
+def test_two_clips_are_one_too_many():
+    whole = shapes(model())
+    with pytest.raises(
+        InputError, match=r"clip is 1 by 'layer', and the optimizer clips by the gl"
+    ):
+        Streamed(model(), whole, DeviceUpdate(clipped()), clip=Clip(1.0, "layer"))
+    with pytest.raises(
+        InputError, match=r"layers clips by the norm 0\.5 and that of the rest does"
+    ):
+        DeviceUpdate(clipped(), adam())
+    with pytest.raises(InputError, match=r"does not clip and that of the rest clips by the norm 2"):
+        DeviceUpdate(adam(), clipped(2.0))
+    with pytest.raises(InputError, match="DeviceUpdate wraps an optax transformation"):
+        DeviceUpdate(adam(), 3)  # pyright: ignore[reportArgumentType]
+
+
 @pytest.mark.parametrize("where", ["device", "host"])
 def test_what_looks_at_all_gradients_together_is_refused(where):
-    """A bundle's own norm would be clipped; `clip` of `Streamed` knows that of the whole."""
-    clipped = optax.chain(optax.clip_by_global_norm(1.0), adam())
-    with pytest.raises(InputError, match=r"optax\.clip_by_global_norm looks at.*clip=Clip\("):
-        Streamed(model(), shapes(model()), update(where, clipped))
-    with pytest.raises(InputError, match=r"optax\.clip_by_global_norm looks at"):
-        Streamed(model(), shapes(model()), update(where, adam(), rest=clipped))
+    """A bundle's own norm would be clipped, of steps as of gradients that another link changed."""
+    late = optax.chain(adam(), optax.clip_by_global_norm(1.0))
+    second = optax.chain(optax.scale(2.0), optax.clip_by_global_norm(1.0), adam())
+    inside = with_split_master(clipped())
+    for each in (late, second, inside):
+        with pytest.raises(InputError, match=r"optax\.clip_by_global_norm looks at.*clip=Clip\("):
+            Streamed(model(), shapes(model()), update(where, each))

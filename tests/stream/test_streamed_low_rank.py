@@ -108,3 +108,19 @@ def test_micro_batches_and_scores():
     state, metrics = streamed.step(state, tokens(0))
     np.testing.assert_allclose(found, float(metrics["nats"]), rtol=1e-6)
     assert jnp.isfinite(metrics["grad_norm"])
+
+
+@pytest.mark.slow
+def test_bases_in_codes_stream_as_they_train():
+    """Across a refresh. A code that falls the other way is a hundredth of one number of a basis."""
+    decoder = model("llama-tiny")
+    whole = trainer(decoder, basis_bits=8)
+    streamed, state = filled(decoder, trainer(decoder, basis_bits=8), depth=2)
+    expected = whole.init(started(decoder))
+    for i in range(STEPS):
+        expected, metrics = whole.update(expected, tokens(i))
+        state, found = streamed.step(state, tokens(i))
+        np.testing.assert_allclose(float(found["loss"]), float(metrics["loss"]), rtol=1e-4)
+    same = lambda a, b: (a.codes.dtype, a.shape) == (b.codes.dtype, b.shape)
+    names = expected.projectors
+    assert all(same(names[name], state.projectors[name]) for name in names)

@@ -2,13 +2,21 @@
 
 from typing import Any
 
+import jax
+import numpy as np
+import optax
 import pytest
 
+import springroll as sr
 from springroll.subspace.apollo import apollo, apollo_mini
 from springroll.subspace.fira import fira
 from springroll.subspace.galore import galore
 from springroll.subspace.hf_adam import hf_adamw
+from springroll.subspace.projection import Projector
+from springroll.trees import named_leaves
+from tests.reference import galore_models
 from tests.reference.gradient_sequence import FAMILIES, GAP, STEPS
+from tests.reference.other_models import MODELS, batch, problem
 from tests.reference.torch_parity import deviation, golden, trajectory, with_projectors
 
 LR, DECAY, RANK = 0.01, 0.1, 4
@@ -37,6 +45,42 @@ def test_galore_torch(kept, side):
         ours = trajectory(tx, family, (GAP, STEPS))
         for step, params in ours.items():
             assert deviation(params, theirs(kept, f"{family}/{side}", step)) < 2e-3
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("side", galore_models.SIDES)
+@pytest.mark.parametrize("name", MODELS)
+def test_galore_torch_on_models_of_other_libraries(name, side):
+    """Attention and a head: matrices with an axis of heads, or laid out either way round."""
+    params, loss = problem(name)
+    tx = galore(
+        hf_adamw(galore_models.LR, weight_decay=galore_models.DECAY),
+        galore_models.RANK,
+        scale=galore_models.SCALE,
+        side=side,
+        refresh_interval=galore_models.GAP,
+        roles=sr.discover(loss, params, *batch(0)),
+        compat="galore-torch",
+    )
+    start, state = named_leaves(params), tx.init(params)
+
+    @jax.jit
+    def step(params, state, x, y):
+        updates, state = tx.update(jax.grad(loss)(params, x, y), state, params)
+        return optax.apply_updates(params, updates), state
+
+    for i in range(galore_models.STEPS):
+        params, state = step(params, state, *batch(i))
+    kept = golden("galore_models")
+    for path, weight in named_leaves(params).items():
+        theirs = kept[f"{name}/{side}/{path}"]
+        moved = np.linalg.norm(theirs - start[path])
+        assert np.linalg.norm(weight - theirs) < 2e-3 * moved, path
+    assert sum(p is not None for p in map_projectors(state)) == 5
+
+
+def map_projectors(state):
+    return jax.tree.leaves(state.projectors, is_leaf=lambda x: isinstance(x, Projector))
 
 
 @pytest.mark.parametrize("name", ["apollo", "mini"])

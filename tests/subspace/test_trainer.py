@@ -212,7 +212,6 @@ def test_an_expert_that_no_row_meets_stays_exactly_as_it_is():
 
 ERRORS = {
     "rank 40 is not below any matrix; the widest is w1": {"rank": 40},
-    r"w2 \[24, 10\]: rank 12 is above": {"rank": 12, "select": lambda path: "w" in path},
     r"b \[24\] was selected for a projector": {"select": lambda path: True},
     "select chose none": {"select": lambda path: False},
     "rank is 0": {"rank": 0},

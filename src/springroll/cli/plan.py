@@ -48,6 +48,8 @@ class PlanOptions:
     `finetune`."""
     rank: int | None = option(None, COUNT)
     """Rank of subspaces, default: a quarter of the hidden size; of perturbations, default: 1."""
+    basis_bits: Literal[32, 16, 8, 4] = 32
+    """Bits per number of the bases of subspaces (`galore`, `fira`, `lowgrad`)."""
     dtype: Literal["bfloat16", "float32"] = "bfloat16"
     """Type of weights and activations."""
     rounding: Literal["split", "stochastic"] = "split"
@@ -105,6 +107,7 @@ def run(argv: Sequence[str]) -> int:
         micro_batch=options.batch,
         method=options.method,
         rank=options.rank,
+        basis_bits=options.basis_bits,
         dtype=options.dtype,
         rounding=options.rounding,
         depth=options.depth,

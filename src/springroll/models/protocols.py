@@ -120,6 +120,12 @@ def checked_stages(model: Stages, params: PyTree) -> Stages:
             f"{type(model).__name__} has no {', '.join(missing)}; a model that is walked layer "
             f"by layer has {', '.join(PARTS)} (see springroll.models.Stages)"
         )
+    if isinstance(params, dict) and isinstance(params.get(model.stack), list | tuple):
+        raise InputError(
+            f"{model.stack!r} is a list of {len(params[model.stack])}; blocks that are walked one "
+            "by one are alike and stacked along the first axis of each array, as by jax.tree.map("
+            "lambda *w: jnp.stack(w), *blocks); blocks of different shapes are not walked"
+        )
     if not isinstance(params, dict) or not isinstance(params.get(model.stack), dict):
         names = sorted(params) if isinstance(params, dict) else type(params).__name__
         raise InputError(

@@ -86,7 +86,7 @@ def _each_method(options: Options) -> list[Options]:
     bits = "" if options.state_bits == 32 else f"-{options.state_bits}bit"
     asked = options.method + bits
     names = dict.fromkeys((asked, *COMPARED))
-    return [dataclasses.replace(options, method=name, state_bits=32) for name in names]
+    return [options.by(name) for name in names]
 
 
 def _method_plan(

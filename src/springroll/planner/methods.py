@@ -19,6 +19,7 @@ from springroll.subspace.optimizers import (
     StateBits,
     subspaces,
 )
+from springroll.subspace.stored_basis import BasisBits, checked_bits
 from springroll.trees import tree_bytes
 
 Mode = Literal["resident", "host", "device", "lowgrad", "evolve"]
@@ -76,12 +77,14 @@ def method_bytes(
     *,
     dtype: Dtype = "bfloat16",
     state_bits: int = 32,
+    basis_bits: BasisBits = 32,
     rank: int | None = None,
     rounding: Rounding = "split",
 ) -> MethodBytes:
     """The bytes of `method`, one of `METHODS`, also spelt with its state: "adamw-8bit".
 
     Args:
+        basis_bits: 32, 16, 8 or 4 per number of the bases of subspaces.
         rank: of subspaces; by default a quarter of the hidden size.
         rounding: of bfloat16 weights: "split" keeps the exact float32 in two more bytes,
             "stochastic" keeps none.
@@ -99,14 +102,24 @@ def method_bytes(
     unsplit = method in ("lowgrad", "evolve") or rounding == "stochastic"
     low = 0 if weights == 4 or unsplit else 2
     bits = "" if state_bits == 32 else f"-{state_bits}bit"
+    if checked_bits(basis_bits) != 32 and not stores_bases(method):
+        raise InputError(
+            f"{method} stores no bases of subspaces; leave out basis_bits {basis_bits}"
+        )
     if method == "evolve":
         return MethodBytes(method, weights, low, 0, 0, 0, 0, ("evolve",))
     updates = TRAINED[method].streamed_updates(state_bits, exact=bool(low) or weights == 4)
-    state = optimizer_state(method, config, state_bits, rank)
+    state = optimizer_state(method, config, state_bits, rank, basis_bits)
     if method == "lowgrad":
         sizes = (0, 0, state.layer, state.rest)
         return MethodBytes(method + bits, weights, low, *sizes, updates, state.layer_gradient)
     return MethodBytes(method + bits, weights, low, state.layer, state.rest, 0, 0, updates)
+
+
+def stores_bases(method: str) -> bool:
+    """Whether it keeps the bases of subspaces, in so many bits as `basis_bits` says."""
+    name = method.removesuffix("-8bit").removesuffix("-4bit")
+    return name in TRAINED and TRAINED[name].bases
 
 
 class OptimizerState(NamedTuple):
@@ -118,23 +131,33 @@ class OptimizerState(NamedTuple):
 
 
 def optimizer_state(
-    method: str, config: DecoderConfig, state_bits: StateBits, rank: int | None
+    method: str,
+    config: DecoderConfig,
+    state_bits: StateBits,
+    rank: int | None,
+    basis_bits: BasisBits = 32,
 ) -> OptimizerState:
     """What the optimizer's own `init` makes of the shapes of a layer, and of what is in no layer.
 
     rank: as asked for; None is the optimizer's default.
     """
-    return _optimizer_state(method, dataclasses.replace(config, layers=1), state_bits, rank)
+    one_layer = dataclasses.replace(config, layers=1)
+    return _optimizer_state(method, one_layer, state_bits, rank, basis_bits)
 
 
 @functools.lru_cache(maxsize=512)
 def _optimizer_state(
-    method: str, one_layer: DecoderConfig, state_bits: StateBits, rank: int | None
+    method: str,
+    one_layer: DecoderConfig,
+    state_bits: StateBits,
+    rank: int | None,
+    basis_bits: BasisBits,
 ) -> OptimizerState:
     model, entry = decoder(one_layer), TRAINED[method]
     settings = OptimizerSettings(
         learning_rate=optax.constant_schedule(entry.learning_rate),
         state_bits=state_bits,
+        basis_bits=basis_bits,
         **subspaces(entry, model, rank),
     )
     optimizer, rest = entry.build(settings), entry.rest(settings)
@@ -153,6 +176,7 @@ def _optimizer_state(
         roles=settings.roles,
         rank=settings.rank,
         select=settings.select,
+        basis_bits=basis_bits,
         has_aux=True,
     )
     state = jax.eval_shape(trainer.init, params)

@@ -37,6 +37,7 @@ from springroll.planner.search import (
     options_of,
     step_spec,
 )
+from springroll.subspace.stored_basis import BasisBits
 
 LESS_STATE = ("adamw-8bit", "adamw-4bit", "apollo-mini", "lowgrad", "evolve")
 SHORTEST = 128  # tokens of a sequence that is worth training on
@@ -52,6 +53,7 @@ def plan(
     micro_batch: int | None = None,
     method: str = "adamw",
     state_bits: int = 32,
+    basis_bits: BasisBits = 32,
     rank: int | None = None,
     dtype: Dtype = "bfloat16",
     rounding: Rounding = "split",
@@ -73,6 +75,7 @@ def plan(
             not fit. Link traffic does not depend on it.
         method: one of `methods.METHODS`, also with coded state: "adamw-8bit".
         state_bits: 32, 8 or 4 per number of the optimizer's moments.
+        basis_bits: 32, 16, 8 or 4 per number of the bases of subspaces.
         rank: of subspaces; by default a quarter of the hidden size.
         dtype: of weights and activations.
         rounding: of bfloat16 weights: "split" is an exact float32 master in two halves.
@@ -98,6 +101,7 @@ def plan(
         micro_batch=micro_batch,
         method=method,
         state_bits=state_bits,
+        basis_bits=basis_bits,
         rank=rank,
         dtype=dtype,
         rounding=rounding,
@@ -190,5 +194,4 @@ def less_state(options: Options) -> Iterator[tuple[str, Options]]:
     """Methods that keep less, the nearest to exact AdamW first."""
     for method in LESS_STATE:
         if method != options.method:
-            other = dataclasses.replace(options, method=method, state_bits=32)
-            yield f"--method {method}", other
+            yield f"--method {method}", options.by(method)

@@ -1,6 +1,6 @@
 """What is asked of a plan, and the search for the fastest step that fits."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, get_args
 
 from springroll.errors import InputError, kind_of
@@ -8,11 +8,12 @@ from springroll.memory import host_memory
 from springroll.models.decoder_config import DecoderConfig
 from springroll.planner.devices import Device, Rates, assumed_rates, bytes_of, device_of
 from springroll.planner.footprint import Bytes, Clip, StepSpec, device_bytes, host_bytes
-from springroll.planner.methods import Dtype, Rounding, method_bytes
+from springroll.planner.methods import Dtype, Rounding, method_bytes, stores_bases
 from springroll.planner.placement import Budgets, Choice, choose
 from springroll.planner.plan_result import Plan
 from springroll.planner.working_set import WorkingSet, expert_working_set, working_set
 from springroll.ranges import COUNT, check_number
+from springroll.subspace.stored_basis import BasisBits
 
 TOKENS, SEQUENCE = 16384, 1024
 MICRO_BATCH_TOKENS = 4096  # where more would fit: enough to keep a card busy
@@ -34,12 +35,18 @@ class Options:
     micro_batch: int | None = None
     method: str = "adamw"
     state_bits: int = 32
+    basis_bits: BasisBits = 32
     rank: int | None = None
     dtype: Dtype = "bfloat16"
     rounding: Rounding = "split"
     depth: int = 3
     clip: Clip = "previous"
     experts_per_bundle: int | None = None
+
+    def by(self, method: str) -> "Options":
+        """The same for another method, in the spelling that names its state."""
+        bits = self.basis_bits if stores_bases(method) else 32
+        return replace(self, method=method, state_bits=32, basis_bits=bits)
 
     def __post_init__(self) -> None:
         for name in ("tokens", "sequence", "depth", "micro_batch", "rank"):
@@ -95,6 +102,7 @@ def step_spec(
         options.method,
         dtype=options.dtype,
         state_bits=options.state_bits,
+        basis_bits=options.basis_bits,
         rank=options.rank,
         rounding=options.rounding,
     )

@@ -23,7 +23,7 @@ import optax
 from jax.tree_util import GetAttrKey, keystr
 
 from springroll.errors import InputError
-from springroll.quant.root_companding import Quantized, dequantize, quantize, requantize
+from springroll.quant.root_companding import BLOCK, Quantized, dequantize, quantize, requantize
 from springroll.quant.sliced_update import update_in_slices
 from springroll.quant.transformation import transformation, whole, wrapped
 from springroll.trees import KeyPath, PyTree, Select, path_of, selector
@@ -32,7 +32,6 @@ from springroll.trees import KeyPath, PyTree, Select, path_of, selector
 # optimizers, an average of differences in Adan.
 FIRST = ("mu", "trace", "m", "m1", "m2", "momentum", "exp_avg")
 SECOND = ("nu", "nu_max", "n", "sum_of_squares", "e_g", "e_x", "exp_avg_sq", "grad_sum_sq")
-_BLOCK = {8: 256, 4: 128}
 
 
 def quantize_state(
@@ -80,14 +79,14 @@ def quantize_state(
     """
     bits, seed = whole(bits, "bits"), whole(seed, "seed", least=None)
     min_size = whole(min_size, "min_size", least=0)
-    if bits not in _BLOCK:
+    if bits not in BLOCK:
         raise InputError(f"quantize_state(bits={bits}): expected 8 or 4")
     if block is not None and whole(block, "block") < 2:
         raise InputError(f"quantize_state(block={block}): expected at least 2 numbers per scale")
     make = functools.partial(
         quantize,
         bits=bits,
-        block=block or _BLOCK[bits],
+        block=block,
         stochastic=bits == 4 if stochastic is None else stochastic,
     )
     inner = wrapped(inner, "quantize_state")

@@ -27,6 +27,7 @@ from jax.typing import ArrayLike
 
 from springroll.trees import serializable
 
+BLOCK = {8: 256, 4: 128}  # numbers per scale, by bits
 # Below, a scale is taken for zero: quotients would leave the range of float32.
 _TINY = np.float32(1e-37)
 
@@ -68,18 +69,28 @@ serializable(Quantized, ("codes", "scales", "draws"))
 
 
 def quantize(
-    x: Array, *, bits: int, block: int, signed: bool, stochastic: bool = False, seed: int = 0
+    x: Array,
+    *,
+    bits: int,
+    block: int | None = None,
+    signed: bool,
+    stochastic: bool = False,
+    seed: int = 0,
+    axes: int | None = None,
 ) -> Quantized:
     """Codes of a float array with at least one axis, with a scale for each `block` numbers.
 
     Blocks lie along the last axis and never cross it, unless it is shorter than a block: then
-    trailing axes are merged, but never the first, which is the stack of layers. They are as long
-    as each other, at most `block`; a remainder does not cost a block of padding. Non-finite
-    numbers make their block NaN. With `stochastic`, see `rounded`.
+    trailing axes are merged, but never the first, which is the stack of layers. With `axes`, so
+    many trailing ones are merged. Blocks are as long as each other, at most `block` (`BLOCK` by
+    default); a remainder does not cost a block of padding. Non-finite numbers make their block
+    NaN. With `stochastic`, see `rounded`.
     """
-    axes = 1
-    while axes < x.ndim - 1 and math.prod(x.shape[-axes:]) < block:
-        axes += 1
+    block = block or BLOCK[bits]
+    if axes is None:
+        axes = 1
+        while axes < x.ndim - 1 and math.prod(x.shape[-axes:]) < block:
+            axes += 1
     tail = x.shape[x.ndim - axes :]
     n = math.prod(tail)
     even = math.ceil(n / math.ceil(n / block))

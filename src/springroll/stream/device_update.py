@@ -10,7 +10,7 @@ import numpy as np
 import optax
 from jax import Array
 
-from springroll.quant.transformation import wrapped
+from springroll.stream.clipping import without_clips
 from springroll.stream.conveyor import Conveyor, Passing, Stop
 from springroll.stream.store import HostStore
 from springroll.stream.update import Gradient, Held, or_fail
@@ -25,8 +25,9 @@ class DeviceUpdate:
     """Any optax transformation, a bundle at a time.
 
     As in `sr.layerwise`, it sees {"layers": one layer} and the extra argument `layer`; for the rest
-    (embedding, last norm, head) there may be another one. What looks at all gradients together,
-    such as a global norm, would see one bundle at a time, and is refused where states are made.
+    (embedding, last norm, head) there may be another one. A clip by the global norm at the head of
+    an `optax.chain` is that of the whole gradient (`clip_norm`). What else looks at all gradients
+    together would see one bundle at a time, and is refused where states are made.
 
     Args:
         adjust: what moves weights that have no gradient (balancing of experts).
@@ -41,8 +42,8 @@ class DeviceUpdate:
         rest: optax.GradientTransformation | None = None,
         adjust: Adjust | None = None,
     ):
-        self._layers = wrapped(optimizer, "DeviceUpdate")
-        self._rest = wrapped(optimizer if rest is None else rest, "DeviceUpdate")
+        apart = without_clips(optimizer, rest, "DeviceUpdate")
+        self.clip_norm, self._layers, self._rest = apart
         self._adjust = adjust
         self.of_layer = jax.jit(self._layer, donate_argnums=(0, 1))
         self.of_rest = jax.jit(self._others, donate_argnums=(0, 1))

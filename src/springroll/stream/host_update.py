@@ -21,8 +21,8 @@ import optax
 
 from springroll.cpu import cores
 from springroll.errors import InputError
-from springroll.quant.transformation import wrapped
 from springroll.ranges import COUNT, PROCESSES
+from springroll.stream.clipping import without_clips
 from springroll.stream.conveyor import Conveyor, Passing
 from springroll.stream.device_update import Adjust, init_bundle
 from springroll.stream.host_adamw import AdamW
@@ -74,8 +74,8 @@ class HostUpdate:
         adjust: Adjust | None = None,
     ):
         self._adamw, self._decays, self._adjust = adamw, decays, adjust
-        self._optimizer = wrapped(optimizer, "HostUpdate")
-        self._rest = self._optimizer if rest is None else wrapped(rest, "HostUpdate")
+        apart = without_clips(optimizer, rest, "HostUpdate")
+        self.clip_norm, self._optimizer, self._rest = apart
         self._checked: set[Hashable] = set()  # kinds of bundles; there are two in most models
         self._room = threading.Semaphore(waiting or sys.maxsize)
         self._pool = PriorityPool(threads or cores())

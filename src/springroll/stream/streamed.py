@@ -10,7 +10,7 @@ from springroll.errors import InputError
 from springroll.models.protocols import Metrics, Stages, checked_stages
 from springroll.ranges import COUNT, NOT_NEGATIVE
 from springroll.stream.bundles import Bundles, whole_layers
-from springroll.stream.clipping import Clip
+from springroll.stream.clipping import Clip, common_clip
 from springroll.stream.conveyor import Conveyor
 from springroll.stream.engine import Engine
 from springroll.stream.fill_store import Tensors, blank, fill
@@ -54,7 +54,9 @@ class Streamed:
         link: to the device; `Link(devices)` trains on several, see `springroll.stream.replicas`.
         depth: bundles on the device at a time.
         on_device: bundles that stay there.
-        parts, clip, kept_inputs, order: see `Engine`.
+        clip: of gradients; an `update` whose optimizer begins with `optax.clip_by_global_norm`
+            brings its own.
+        parts, kept_inputs, order: see `Engine`.
 
     Raises:
         InputError: the model lacks a part, or blocks stacked in layers; a clip that cannot be, or
@@ -83,6 +85,7 @@ class Streamed:
         checked_stages(model, shapes)
         if model.stack != "layers":
             raise InputError(f"the layers are in {model.stack!r}; a trainer streams 'layers'")
+        clip = common_clip(clip, getattr(update, "clip_norm", None))
         self.link = link or Link()
         self.shapes = shapes
         self.bundles = whole_layers(shapes) if bundles is None else bundles

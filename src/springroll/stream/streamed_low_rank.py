@@ -28,6 +28,7 @@ from springroll.stream.stored_leaves import stacked
 from springroll.stream.update import Gradient, Held
 from springroll.subspace import moments, refresh, schedule
 from springroll.subspace.leaves import Layout
+from springroll.subspace.stored_basis import met
 from springroll.subspace.streams import place
 from springroll.subspace.trainer import LowGradState, Trainer, listed
 from springroll.thin.factored_array import Factored
@@ -98,7 +99,7 @@ class LowRankLayers:
             return leaf
         user = self._thin[path]
         roles = user.roles[1:]
-        left, right = place(projectors[user.stream], roles, "sm"), place(leaf, roles, "sn")
+        left, right = place(met(projectors[user.stream]), roles, "sm"), place(leaf, roles, "sn")
         return Factored(bases[path], left, right, None, roles, path=path)
 
     def _turn(
@@ -120,14 +121,14 @@ class LowRankLayers:
             paths = [user.path for user in stream.users]
             part = {
                 "basis": moments.layer_of(projectors[stream.name], layer),
-                "change": jnp.zeros((stream.bases[1], self._layout.rank, self._layout.rank)),
+                "change": jnp.zeros((stream.bases[1], stream.rank, stream.rank)),
                 "base": {path: weights[path] for path in paths},
                 "low": {path: moments.layer_of(low[path], layer) for path in paths},
             }
             done = refresh.refresh_layer(stream, toward[stream.name], key, part, layer)
             weights |= done["base"]
             put = lambda a, new: jax.lax.dynamic_update_index_in_dim(a, new, layer, 0)
-            projectors[stream.name] = put(projectors[stream.name], done["basis"])
+            projectors[stream.name] = jax.tree.map(put, projectors[stream.name], done["basis"])
             low |= {path: put(low[path], done["low"][path]) for path in paths}
             change[stream.name] = done["change"]
         return weights, projectors, low, change
@@ -251,7 +252,7 @@ class StreamedLowRank:
         projectors, low = state.projectors, state.low
         change = {
             s.name: np.broadcast_to(
-                np.eye(layout.rank, dtype=np.float32), (*s.bases[:2], layout.rank, layout.rank)
+                np.eye(s.rank, dtype=np.float32), (*s.bases[:2], s.rank, s.rank)
             ).copy()
             for s in layout.streams
         }

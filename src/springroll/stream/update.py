@@ -84,6 +84,11 @@ class PlacedUpdate:
     def on_host(self) -> bool:
         return self._passing.on_host
 
+    @property
+    def clip_norm(self) -> float | None:
+        """The global norm that the optimizer clips by."""
+        return getattr(self._passing, "clip_norm", None)
+
     def init(self, weights: PyTree, layer: bool) -> PyTree:
         return self._passing.init(weights, layer)
 

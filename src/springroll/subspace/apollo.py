@@ -19,7 +19,8 @@ from springroll.ranges import check_scalar
 from springroll.subspace.channels import GAMMA, Per, energy, length, limit_growth, stretch
 from springroll.subspace.hf_adam import adam_direction, hf_step
 from springroll.subspace.low_rank import Rule, Step, low_rank
-from springroll.subspace.matrix_view import PerPath, one_of
+from springroll.subspace.matrix_view import one_of
+from springroll.subspace.per_path import PerPath
 from springroll.subspace.projection import Projection, ProjectionOptions
 
 Compat = Literal["apollo-torch"]
@@ -57,8 +58,7 @@ def apollo(
 
     Args:
         learning_rate: number or schedule.
-        rank: r; min(m, n) where a matrix is smaller. One number, or patterns on paths and a
-            number for each, {"*": 256, "*head": 64}.
+        rank: r, as of `galore`.
         scale: alpha: 1 for APOLLO, 128 for APOLLO-Mini.
         per: one s for each "channel" (column of R) or for the "tensor", that is, the matrix.
         b1, b2, eps: Adam's; eps is added before the bias correction.

@@ -14,7 +14,8 @@ from springroll.subspace.channels import GAMMA, energy, length, limit_growth, st
 from springroll.subspace.galore import RELEASED
 from springroll.subspace.hf_adam import adam_direction, hf_step
 from springroll.subspace.low_rank import Rule, Step, low_rank
-from springroll.subspace.matrix_view import PerPath, one_of
+from springroll.subspace.matrix_view import one_of
+from springroll.subspace.per_path import PerPath
 from springroll.subspace.projection import Projection, ProjectionOptions
 
 Compat = Literal["fira"]
@@ -51,8 +52,7 @@ def fira(
 
     Args:
         learning_rate: number or schedule.
-        rank: r; min(m, n) where a matrix is smaller. One number, or patterns on paths and a
-            number for each, as of `galore`.
+        rank: r, as of `galore`.
         scale: alpha.
         b1, b2, eps: Adam's; eps is added before the bias correction.
         weight_decay: decoupled, of the weight after the step.

@@ -9,7 +9,8 @@ from springroll.deprecation import renamed_keywords
 from springroll.quant.transformation import number
 from springroll.ranges import check_scalar
 from springroll.subspace.low_rank import Rule, Step, low_rank
-from springroll.subspace.matrix_view import PerPath, one_of
+from springroll.subspace.matrix_view import one_of
+from springroll.subspace.per_path import PerPath
 from springroll.subspace.projection import Projection, ProjectionOptions
 
 Compat = Literal["galore-torch"]
@@ -52,8 +53,9 @@ def galore(
 
     Args:
         inner: any optax transformation, `quantize_state(...)` and `optax.contrib.muon` among them.
-        rank: r; min(m, n) where a matrix is smaller. One number, or patterns on paths and a
-            number for each, {"*": 128, "*head": 64}; of several that match the last.
+        rank: r; min(m, n) where a matrix is smaller, with a warning. One number; patterns on paths
+            and a number for each, {"*": 128, "*head": 64}, of several that match the last; or a
+            function of the path.
         scale: alpha of the paper.
         compat: "galore-torch" makes the choices of the released code (1.0): parameters are (out,
             in), `side` "std", SVD, moments kept, all matrices on one step. With
@@ -63,8 +65,9 @@ def galore(
     Returns:
         An optax transformation; where `inner` decays weights its update needs the parameters.
 
-    State: per m x n matrix r m for P and what `inner` keeps for (r, n); float32 arrays. Cost: 4mnr
-    FLOPs a step; a refresh 4mnr and a QR of (m, r).
+    State: per m x n matrix r m for P, in `basis_bits`, and what `inner` keeps for (r, n), in
+    float32; with `quantize_state` inside and bases in 8 bits LLaMA-7B keeps 16.9 % of the state of
+    AdamW in bfloat16. Cost: 4mnr FLOPs a step; a refresh 4mnr and a QR of (m, r).
 
     Raises:
         InputError: a name that does not exist, a rank below 1; in `init`, a selected vector, a

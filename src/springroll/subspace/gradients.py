@@ -13,6 +13,7 @@ from jax import Array, lax
 
 from springroll.errors import InputError
 from springroll.subspace.leaves import Layout
+from springroll.subspace.stored_basis import Basis, met
 from springroll.subspace.streams import Stream
 from springroll.thin.factored_array import Blocks
 from springroll.trees import PyTree
@@ -27,7 +28,7 @@ def gradients(
     parts: int,
     trainable: PyTree,
     frozen: PyTree,
-    projectors: Mapping[str, Array],
+    projectors: Mapping[str, Basis],
     batch: PyTree,
     in_axes: PyTree = 0,
 ) -> tuple[Array, PyTree, PyTree]:
@@ -50,7 +51,7 @@ def power(
     layout: Layout,
     parts: int,
     base: PyTree,
-    projectors: Mapping[str, Array],
+    projectors: Mapping[str, Basis],
     low: Mapping[str, Array],
     grads: Mapping[str, Array],
     batch: PyTree,
@@ -63,15 +64,18 @@ def power(
     micro-batches, vmapped examples and devices. No m x n array here either.
     """
     right = {path: Blocks((low[path], grads[path])) for path in low}
-    one = jnp.ones(layout.rank)
-    gains = {s.name: jnp.concatenate([one, one / _largest(grads, s)]) for s in layout.streams}
+    one = {s.name: jnp.ones(s.rank) for s in layout.streams}
+    gains = {
+        s.name: jnp.concatenate([one[s.name], one[s.name] / _largest(grads, s)])
+        for s in layout.streams
+    }
 
     def objective(probe: Mapping[str, Array], *micro: PyTree) -> tuple[Array, None]:
-        left = {name: Blocks((p, probe[name])) for name, p in projectors.items()}
+        left = {name: met(p, probe[name]) for name, p in projectors.items()}
         return run(layout.weights(base, left, right, gains), *micro)[0], None
 
     of = jax.value_and_grad(objective, has_aux=True)
-    zero = {name: jnp.zeros_like(p) for name, p in projectors.items()}
+    zero = {name: jnp.zeros(p.shape) for name, p in projectors.items()}
     return averaged(lambda *micro: of(zero, *micro), batch, parts, in_axes)[1]
 
 

@@ -13,6 +13,7 @@ from springroll.errors import InputError
 from springroll.subspace.inner_reads import Run, reader, reads_weights
 from springroll.subspace.inner_turns import check_reads_no_coordinates
 from springroll.subspace.leaves import Layout
+from springroll.subspace.stored_basis import Basis
 from springroll.trees import Metrics, PyTree, squared_norm
 
 # (trainable tree, optimizer state, skipped steps): what the hot step writes, in place.
@@ -26,7 +27,7 @@ def inner_step(
     moving: Moving,
     loss: Array,
     grads: PyTree,
-    fixed: tuple[PyTree, Mapping[str, Array]] | None,
+    fixed: tuple[PyTree, Mapping[str, Basis]] | None,
 ) -> tuple[Moving, Metrics]:
     """(moving, metrics) after the step, unless loss or gradient is not finite.
 
@@ -99,7 +100,7 @@ def _scaled(layout: Layout, scale: float | None, updates: PyTree) -> PyTree:
     def one(path: str, update: Array) -> Array:
         if path not in thin:
             return update
-        by = math.sqrt(thin[path].inputs / layout.rank) if scale is None else scale
+        by = math.sqrt(thin[path].inputs / thin[path].rank) if scale is None else scale
         return update * jnp.asarray(by, update.dtype)
 
     return layout.map(one, updates)

@@ -11,6 +11,7 @@ import numpy as np
 from jax import Array
 
 from springroll.errors import InputError
+from springroll.subspace.stored_basis import Basis, BasisBits, floats, met
 from springroll.subspace.streams import Stream, ThinLeaf, axes_of, place
 from springroll.thin.factored_array import Blocks, Factored
 from springroll.trees import PyTree, named_leaves
@@ -30,15 +31,15 @@ class Layout:
     shapes: tuple[tuple[int, ...], ...]
     dtypes: tuple[np.dtype, ...]
     streams: tuple[Stream, ...]
-    rank: int
+    basis_bits: BasisBits = 32
 
     @classmethod
-    def of(cls, params: PyTree, streams: Sequence[Stream], rank: int) -> Layout:
+    def of(cls, params: PyTree, streams: Sequence[Stream], basis_bits: BasisBits = 32) -> Layout:
         leaves = named_leaves(params)
         shapes = [tuple(jnp.shape(leaf)) for leaf in leaves.values()]
         dtypes = [jnp.result_type(leaf) for leaf in leaves.values()]
         tree = jax.tree.structure(params)
-        return cls(tree, tuple(leaves), tuple(shapes), tuple(dtypes), tuple(streams), rank)
+        return cls(tree, tuple(leaves), tuple(shapes), tuple(dtypes), tuple(streams), basis_bits)
 
     @property
     def thin(self) -> dict[str, ThinLeaf]:
@@ -46,7 +47,7 @@ class Layout:
 
     def check(self, params: PyTree) -> None:
         """Raise InputError unless `params` have the structure, shapes and types of the layout."""
-        other = Layout.of(params, self.streams, self.rank)
+        other = Layout.of(params, self.streams, self.basis_bits)
         if other.tree != self.tree:
             raise InputError("params have another structure than those the trainer was made for.")
         for path, shape, dtype, s, d in zip(
@@ -84,7 +85,7 @@ class Layout:
         return self.map(lambda path, leaf: low.get(path, leaf), trainable)
 
     def projected(
-        self, trainable: PyTree, frozen: PyTree, projectors: Mapping[str, Array]
+        self, trainable: PyTree, frozen: PyTree, projectors: Mapping[str, Basis]
     ) -> PyTree:
         """The trainable tree with the weights' own coordinates, (Pᵀ W)ᵀ + Sᵀ, in the place of Sᵀ.
 
@@ -100,7 +101,7 @@ class Layout:
             all_axes = "".join(chr(ord("a") + i) for i in range(len(user.roles)))
             spec = f"{all_axes},{at('s') + at('m')}z->{at('s') + at('n')}z"
             wide = base.astype(jnp.float32)
-            return low + jnp.einsum(spec, wide, projectors[user.stream])
+            return low + jnp.einsum(spec, wide, floats(projectors[user.stream]))
 
         return self.map(one, trainable, frozen)
 
@@ -113,7 +114,7 @@ class Layout:
     def weights(
         self,
         base: PyTree,
-        left: Mapping[str, Array | Blocks],
+        left: Mapping[str, Basis | Blocks],
         right: Mapping[str, Array | Blocks],
         gains: Mapping[str, Array] | None = None,
     ) -> PyTree:
@@ -124,7 +125,7 @@ class Layout:
             if path not in thin:
                 return leaf
             user = thin[path]
-            p = place(left[user.stream], user.roles, "sm")
+            p = place(met(left[user.stream]), user.roles, "sm")
             s = place(right[path], user.roles, "sn")
             gain = None if gains is None else gains[user.stream]
             return Factored(leaf, p, s, gain, user.roles, path=path)
@@ -133,4 +134,4 @@ class Layout:
 
     def zeros(self) -> dict[str, Array]:
         """S = 0 for every thin weight, float32."""
-        return {p: jnp.zeros((*user.sizes("sn"), self.rank)) for p, user in self.thin.items()}
+        return {p: jnp.zeros((*user.sizes("sn"), user.rank)) for p, user in self.thin.items()}

@@ -69,11 +69,15 @@ class LowRank:
     projection: Projection
     rule: Rule
     reading: dict[Hashable, bool] = field(default_factory=dict, compare=False, repr=False)
+    announced: list[bool] = field(default_factory=list, compare=False, repr=False)
 
     def init(self, params: PyTree) -> LowRankState:
         if is_placeholder(params):  # only the inner state has trees like the parameters
             return LowRankState(jnp.zeros((), jnp.int32), 0, 0, self.inner.init(params))
         views = self.projection.views(params)
+        if not self.announced:  # a wrapper may call it again, for every layer
+            self.announced.append(True)
+            self.projection.warn_capped(views)
         leaves, structure = jax.tree.flatten(params)
         low = [
             x if v is None else jnp.zeros(self.projection.low_shape(v))

@@ -14,7 +14,9 @@ from springroll.quant.transformation import whole, wrapped
 from springroll.ranges import POSITIVE, check_scalar
 from springroll.subspace.basis import Moments
 from springroll.subspace.leaves import Layout
+from springroll.subspace.per_path import PerPath, per_path
 from springroll.subspace.refresh import MERGED
+from springroll.subspace.stored_basis import BasisBits, checked_bits
 from springroll.subspace.streams import streams_of
 from springroll.subspace.trainer import Options, Refresh, Trainer
 from springroll.thin.discovery import discover
@@ -29,16 +31,17 @@ def lowgrad(
     params: PyTree,
     optimizer: optax.GradientTransformation,
     *example: PyTree,
-    rank: int = 128,
+    rank: PerPath = 128,
     roles: WeightRoles | None = None,
     select: Select = None,
     own_experts: bool = False,
-    refresh_interval: int = 200,
+    refresh_interval: PerPath = 200,
     turns: int = 4,
     refresh: Refresh = "power",
     moments: Moments = "rotate",
     widen: float | None = None,
     scale: float | None = None,
+    basis_bits: BasisBits = 32,
     accumulate: int = 1,
     in_axes: PyTree = 0,
     has_aux: bool = False,
@@ -78,14 +81,18 @@ def lowgrad(
             sees (PᵀW)ᵀ + Sᵀ instead, real norms and decay; one that keeps copies of weights
             (Prodigy, schedule-free) is refused.
         *example: a batch, or its shapes; not needed with `roles`.
-        rank: columns of P. A quarter of the model's width keeps the quality of full gradients.
+        rank: columns of P. A quarter of the model's width keeps the quality of full gradients. One
+            number; patterns on paths with a number for each, {"*": 128, "*head": 64}, of several
+            that match the last; or a function of the path. Above the smaller side of a weight that
+            `select` chose it is that side, with a warning. Only weights of one rank and interval
+            share a projector.
         roles: what `sr.discover(loss, params, *batch)` returned.
         select: the weights in subspaces: a pattern on their paths ("layers/*_proj") or several, or
             a function path -> bool. By default every weight that is only used
             in products and is larger than `rank` on both sides, so also an untied output head;
             published recipes leave that out.
         own_experts: experts get projectors of their own also where they meet one common activation.
-        refresh_interval: steps between two refreshes of a layer.
+        refresh_interval: steps between two refreshes of a layer; like the rank.
         turns: parts of the interval in which layers are refreshed; 1 refreshes all in one step.
         refresh: "power", or "random": new random bases, without the second backward pass.
         moments: what becomes of the optimizer's averages, see `subspace.rotate_moment`.
@@ -93,6 +100,8 @@ def lowgrad(
             this much (‖P_newᵀ P_old‖²/rank; 0.5 is a high value); None: never.
         scale: factor on the updates of S; None is sqrt(inputs / rank), with which Adam moves W as
             far per entry as with full gradients, so that learning rates carry over.
+        basis_bits: per number of P: 32, 16 (bfloat16), or codes of 8 or 4, decoded a layer at a
+            time where blocks are recomputed.
         accumulate: equal parts in which a batch is computed; only gradients of S are summed.
         in_axes: what of a batch is cut into those parts, as in `jax.vmap`: 0, or None for what all
             parts share, for each argument or tree of them, (0, 0, None). Numbers without axes are
@@ -105,10 +114,9 @@ def lowgrad(
         `params(state)`, which is `state.params`, the model.
 
     Raises:
-        InputError: a rank above a selected matrix, a selected vector, nothing to select, an
-            unknown option value, parameters that are no arrays, weights of another type than
-            float32, bfloat16 and int8, optimizer state of unknown meaning; in training a batch
-            unlike the example.
+        InputError: a selected vector, nothing to select, an unknown option value, parameters that
+            are no arrays, weights of another type than float32, bfloat16 and int8, optimizer state
+            of unknown meaning; in training a batch unlike the example.
 
     Source: gradients in a subspace are from GaLore (arXiv 2403.03507), the power step from PowerSGD
     (1905.13727), turning the moments from LDAdam (2410.16103).
@@ -119,7 +127,9 @@ def lowgrad(
         *(refresh_interval, turns, refresh, moments, widen, scale, accumulate, seed), in_axes
     )
     _check(options)
-    whole(rank, "rank")
+    rank = per_path(rank, "rank")
+    refresh_interval = per_path(refresh_interval, "refresh_interval")
+    basis_bits = checked_bits(basis_bits)
     check_arrays(params)
     expect(bool(jax.tree.leaves(params)), "params", params, "arrays, of which there is none")
     if roles is None:
@@ -130,7 +140,8 @@ def lowgrad(
             )
         check_takes(loss, "loss", params, *example)
         roles = discover(loss, params, *example)
-    layout = Layout.of(params, streams_of(roles, rank, select, own_experts), rank)
+    streams = streams_of(roles, rank, select, own_experts, refresh_interval)
+    layout = Layout.of(params, streams, basis_bits)
     _check_types(layout)
     thin_loss = factored(loss, densify_limit=0)
 
@@ -162,7 +173,7 @@ def _check(options: Options) -> None:
         given = getattr(options, name)
         if given not in get_args(kind):
             raise InputError(f"{name}={given!r} is unknown; expected one of {get_args(kind)}.")
-    for name in ("refresh_interval", "turns", "accumulate"):
+    for name in ("turns", "accumulate"):
         whole(getattr(options, name), name)
     whole(options.seed, "seed", None)
     if options.scale is not None:

@@ -1,6 +1,5 @@
 """Which parameters are projected, and how each is seen as a stack of matrices (in, out)."""
 
-import fnmatch
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -10,14 +9,11 @@ import jax.numpy as jnp
 from jax import Array
 
 from springroll.errors import InputError, suggestion
-from springroll.quant.transformation import whole
 from springroll.thin.roles import WeightRole
 from springroll.trees import PyTree, Select, named_leaves, selector
 
 Side = Literal["in", "out", "std", "reverse_std", "left", "right", "full"]
 Rows = Literal["in", "out"]
-PerPath = int | Mapping[str, int]
-"""A number for all parameters, or patterns on their paths and a number for each; later ones win."""
 
 
 @dataclass(frozen=True)
@@ -120,30 +116,6 @@ def one_of(value: str, known: object, name: str) -> None:
     if value not in names:
         hint = suggestion(str(value), names, quoted=True)
         raise InputError(f"{name} is {value!r}; expected one of {', '.join(names)}{hint}")
-
-
-def per_path(value: PerPath, name: str) -> PerPath:
-    """The same as Python integers.
-
-    Raises:
-        InputError: a number below 1 or none at all, or an array that a function is traced with.
-    """
-    if isinstance(value, Mapping):
-        return {pattern: whole(number, name) for pattern, number in value.items()}
-    return whole(value, name)
-
-
-def number_of(value: PerPath, path: str, name: str) -> int:
-    """The number of one parameter."""
-    if not isinstance(value, Mapping):
-        return value
-    found = [n for pattern, n in value.items() if fnmatch.fnmatchcase(path, pattern)]
-    if not found:
-        raise InputError(
-            f"no pattern of {name} matches {path}: {', '.join(value)}; give '*' a number, or leave "
-            "the parameter out with select"
-        )
-    return found[-1]
 
 
 def _letters(

@@ -15,7 +15,6 @@ import jax.numpy as jnp
 import optax
 import optax.contrib
 
-from springroll.errors import InputError
 from springroll.models.protocols import LanguageModel
 from springroll.quant.quantize_state import quantize_state
 from springroll.subspace.apollo import apollo, apollo_mini
@@ -23,6 +22,7 @@ from springroll.subspace.fira import fira
 from springroll.subspace.galore import galore
 from springroll.subspace.hf_adam import adam_direction
 from springroll.subspace.projection import ProjectionOptions
+from springroll.subspace.stored_basis import BasisBits
 from springroll.subspace.streams import smaller_side
 from springroll.thin.discovery import discover
 from springroll.thin.roles import WeightRoles
@@ -42,8 +42,9 @@ class OptimizerSettings:
     learning_rate: number or schedule; b1, b2: decay of the first and second moment;
     state_bits: bits per number of the moments; the rest is for projecting optimizers:
     rank: of the subspaces; select: which parameters, path -> bool; roles: of their axes,
-    from `sr.discover`; refresh_interval: steps between two refreshes of a projector; scale: factor
-    of the projected update, None for the method's own; seed: of random projections.
+    from `sr.discover`; refresh_interval: steps between two refreshes of a projector; basis_bits:
+    per number of the bases that are stored; scale: factor of the projected update, None for the
+    method's own; seed: of random projections.
     """
 
     learning_rate: optax.ScalarOrSchedule
@@ -54,6 +55,7 @@ class OptimizerSettings:
     select: Callable[[str], bool] | None = None
     roles: WeightRoles | None = None
     refresh_interval: int = 200
+    basis_bits: BasisBits = 32
     scale: float | None = None
     seed: int = 0
 
@@ -118,6 +120,7 @@ def _apollo_mini(settings: OptimizerSettings) -> optax.GradientTransformation:
 def _projection(settings: OptimizerSettings) -> ProjectionOptions:
     return {
         "refresh_interval": settings.refresh_interval,
+        "basis_bits": settings.basis_bits,
         "select": settings.select,
         "roles": settings.roles,
         "seed": settings.seed,
@@ -164,6 +167,7 @@ class OptimizerEntry:
     state_bits: the bits per number that its state can have.
     projects: whether it works in subspaces of the matrices, so that its settings need `rank`,
         `select` and `roles`.
+    bases: whether it stores their bases; APOLLO draws them anew.
     rank: the default rank; None is a quarter of the hidden size.
     """
 
@@ -174,6 +178,7 @@ class OptimizerEntry:
     updates: tuple[Update, ...] = ("device",)
     state_bits: tuple[StateBits, ...] = (32, 8, 4)
     projects: bool = False
+    bases: bool = False
     rank: int | None = None
 
     @property
@@ -209,12 +214,14 @@ OPTIMIZERS: dict[str, OptimizerEntry] = {
         learning_rate=1e-2,
         build=_galore,
         projects=True,
+        bases=True,
     ),
     "fira": OptimizerEntry(
         description="GaLore, and the rest of the gradient scaled alike",
         learning_rate=1e-2,
         build=_fira,
         projects=True,
+        bases=True,
     ),
     "apollo": OptimizerEntry(
         description="gradients scaled per channel, as Adam would in a random subspace",
@@ -235,6 +242,7 @@ OPTIMIZERS: dict[str, OptimizerEntry] = {
         build=adam,
         updates=("lowgrad",),
         projects=True,
+        bases=True,
     ),
 }
 
@@ -258,28 +266,20 @@ def axis_roles(model: LanguageModel) -> WeightRoles:
 def subspaces(entry: OptimizerEntry, model: LanguageModel, rank: int | None = None) -> Subspaces:
     """The subspaces that an optimizer works in; nothing is computed.
 
-    A rank that was asked for is that of every matrix of a block. With the default rank, matrices
-    that are narrower (keys and values of grouped attention) are left to Adam.
+    A rank that was asked for is that of every matrix of a block, or its smaller side where that is
+    less. With the default rank, matrices that are narrower (keys and values of grouped attention)
+    are left to Adam.
 
     Args:
         entry: of the table.
         model: whose parameters are trained.
         rank: as asked for, or None.
-
-    Raises:
-        InputError: the rank that was asked for is above a matrix of a block.
     """
     if not entry.projects:
         return {}
     roles = axis_roles(model)
     matrices = [leaf for leaf in roles.values() if is_block_matrix(leaf.path)]
     if rank is not None:
-        for leaf in matrices:
-            if rank > smaller_side(leaf):
-                raise InputError(
-                    f"rank {rank} is above min(m, n) of {leaf.path} {list(leaf.shape)}, whose "
-                    f"smaller side is {smaller_side(leaf)}; lower the rank"
-                )
         return {"rank": rank, "select": is_block_matrix, "roles": roles}
     default = entry.rank or max(1, model.config.hidden // 4)
     wide = {leaf.path for leaf in matrices if smaller_side(leaf) >= default}

@@ -6,15 +6,16 @@ A projector is the bases that turn a matrix gradient into a small one, and back.
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Literal, NamedTuple, TypedDict
+from typing import Literal, NamedTuple, TypedDict, cast
 
 import jax
 import jax.numpy as jnp
 from jax import Array
 from jax.typing import DTypeLike
 
+from springroll.deprecation import warn_renamed
 from springroll.errors import InputError
 from springroll.noise import counter
 from springroll.noise.kinds import normal_from_bits
@@ -22,13 +23,19 @@ from springroll.quant.transformation import whole
 from springroll.subspace.basis import Moments, Order, change_of_basis, rotate_moment
 from springroll.subspace.matrix_view import (
     MatrixView,
-    PerPath,
     Rows,
     Side,
     matrix_views,
-    number_of,
     one_of,
-    per_path,
+)
+from springroll.subspace.per_path import PerPath, number_of, per_path, warn_capped
+from springroll.subspace.stored_basis import (
+    Basis,
+    BasisBits,
+    bits_of,
+    checked_bits,
+    floats,
+    stored,
 )
 from springroll.thin.roles import WeightRole
 from springroll.trees import PyTree, Select
@@ -40,11 +47,11 @@ class Projector(NamedTuple):
     """Orthonormal bases of the input side, of the output side, or of both.
 
     With only `left`, G (*stack, m, n) becomes PᵀG (*stack, r, n), with only `right` GQ (*stack, m,
-    r), with both PᵀGQ (*stack, r, r).
+    r), with both PᵀGQ (*stack, r, r). Bases are as they are kept, decoded where they are used.
     """
 
-    left: Array | None  # P (*stack, m, r)
-    right: Array | None  # Q (*stack, n, r)
+    left: Basis | None  # P (*stack, m, r)
+    right: Basis | None  # Q (*stack, n, r)
 
     def down(self, gradient: Array) -> Array:
         """The small gradient, float32."""
@@ -66,17 +73,22 @@ class Projector(NamedTuple):
 def carry_over(new: Projector, old: Projector, moment: Array, order: Order, how: Moments) -> Array:
     """A moment of small gradients, from the coordinates of one projector to those of another."""
     if new.left is not None and old.left is not None:
-        moment = rotate_moment(change_of_basis(new.left, old.left), moment, order, how)
+        moment = rotate_moment(_change(new.left, old.left), moment, order, how)
     if new.right is not None and old.right is not None:
-        change = change_of_basis(new.right, old.right)
+        change = _change(new.right, old.right)
         moment = jnp.matrix_transpose(
             rotate_moment(change, jnp.matrix_transpose(moment), order, how)
         )
     return moment
 
 
-def _product(spec: str, a: Array, b: Array) -> Array:
+def _change(new: Basis, old: Basis) -> Array:
+    return change_of_basis(floats(new), floats(old))
+
+
+def _product(spec: str, a: Basis, b: Basis) -> Array:
     """einsum of a basis and a matrix with float32 sums, in bfloat16 if that is what both are."""
+    a, b = floats(a), floats(b)
     dtype = jnp.bfloat16 if a.dtype == b.dtype == jnp.bfloat16 else jnp.float32
     return jnp.einsum(spec, a.astype(dtype), b.astype(dtype), preferred_element_type=jnp.float32)
 
@@ -85,8 +97,8 @@ class ProjectionOptions(TypedDict, total=False):
     """Keywords that `galore`, `apollo` and `fira` share.
 
     refresh_interval: steps from one refresh of a projector to the next (200); like the rank one
-        number, or patterns on the parameters' paths with a number for each, {"*": 200, "*head": 50}
-        (of several that match the last).
+        number, patterns on the parameters' paths with a number for each, {"*": 200, "*head": 50}
+        (of several that match the last), or a function of the path.
     side: which side of a matrix gets short: its inputs "in", its outputs "out", the smaller of them
         "std" (inputs if equal), the larger "reverse_std", what is first or second in the layout
         "left" or "right", or both "full".
@@ -102,7 +114,8 @@ class ProjectionOptions(TypedDict, total=False):
     roles: of the axes, from `sr.discover`; where they are given, `rows` is not used.
     select: which parameters: a pattern on their paths or several, or a function path -> bool. By
         default all that the roles call low-rank, without roles all with two axes or more.
-    basis_dtype: in which bases are stored, float32 or bfloat16; they are found in float32.
+    basis_bits: per number of a basis: 32, 16 (bfloat16), or codes of 8 or 4. Bases are found in
+        float32; with codes every use is of the decoded basis.
     seed: of random bases.
     """
 
@@ -114,7 +127,7 @@ class ProjectionOptions(TypedDict, total=False):
     rows: Rows
     roles: Mapping[str, WeightRole] | None
     select: Select
-    basis_dtype: DTypeLike
+    basis_bits: BasisBits
     seed: int
 
 
@@ -134,7 +147,7 @@ class Projection:
     rows: Rows = "in"
     roles: Mapping[str, WeightRole] | None = None
     select: Select = None
-    basis_dtype: DTypeLike = jnp.float32
+    basis_bits: BasisBits = 32
     seed: int = 0
     stored: bool = True  # else drawn anew whenever it is needed, the same for the interval
 
@@ -142,6 +155,7 @@ class Projection:
         for name in ("rank", "refresh_interval"):
             object.__setattr__(self, name, per_path(getattr(self, name), name))
         object.__setattr__(self, "seed", whole(self.seed, "seed", least=None))
+        object.__setattr__(self, "basis_bits", checked_bits(self.basis_bits))
         one_of(self.side, Side, "side")
         one_of(self.refresh, Refresh, "refresh")
         one_of(self.moments, Moments, "moments")
@@ -159,6 +173,9 @@ class Projection:
             given: dict[str, object] = {**later}
             inside = given.pop("options", {})
             merged |= given | (inside if isinstance(inside, dict) else {})
+        if "basis_dtype" in merged:
+            warn_renamed("the option 'basis_dtype'", "'basis_bits'", stacklevel=3)
+            merged["basis_bits"] = bits_of(cast(DTypeLike, merged.pop("basis_dtype")))
         return cls(rank, **merged)  # pyright: ignore[reportArgumentType]
 
     def check_side(self, method: str) -> None:
@@ -175,6 +192,12 @@ class Projection:
     def rank_of(self, view: MatrixView) -> int:
         """Its own rank: at most the smaller side of the matrix, with which nothing is lost."""
         return min(number_of(self.rank, view.path, "rank"), view.size("m"), view.size("n"))
+
+    def warn_capped(self, views: Sequence[MatrixView | None]) -> None:
+        """Say which ranks are above a side of their matrices."""
+        ranks = [(v, number_of(self.rank, v.path, "rank"), self.rank_of(v)) for v in views if v]
+        capped = [(v.path, v.shape, asked, rank) for v, asked, rank in ranks if asked > rank]
+        warn_capped(capped, stacklevel=3)
 
     def interval_of(self, view: MatrixView) -> int:
         """Steps between two refreshes of its projector."""
@@ -194,7 +217,7 @@ class Projection:
         normal = self.gaussian(view, 0, jnp.arange(math.prod(view.stack)))
         make = (lambda x: x) if self.refresh == "power" else jnp.zeros_like
         return jax.tree.map(
-            lambda x: make(x).reshape(*view.stack, *x.shape[1:]).astype(self.basis_dtype), normal
+            lambda x: stored(make(x).reshape(*view.stack, *x.shape[1:]), self.basis_bits), normal
         )
 
     def drawn(self, view: MatrixView, step: Array, layer: Array | int = 0) -> Projector:

@@ -16,6 +16,7 @@ from springroll.subspace.basis import Order, orthonormal, power_step, svd_basis
 from springroll.subspace.inner_state import Leaf, decode, encode
 from springroll.subspace.matrix_view import MatrixView
 from springroll.subspace.projection import Projection, Projector, carry_over
+from springroll.subspace.stored_basis import Basis, floats, map_bases, stored_like
 
 
 class Turn(NamedTuple):
@@ -75,7 +76,8 @@ def renewed(
             old = jax.tree.map(lambda x: x[at], projector)
             if projection.refresh == "random":
                 normal = projection.gaussian(view, step, (due.base + j)[None])
-                new = jax.tree.map(lambda x, y: orthonormal(x[0]).astype(y.dtype), normal, old)
+                drawn = lambda kept, x: stored_like(kept, orthonormal(x[0]))
+                new = map_bases(drawn, old, normal)
             else:
                 new = next_projector(projection, gradient[at], old)
             arrays = [
@@ -95,11 +97,12 @@ def renewed(
 def next_projector(projection: Projection, gradient: Array, old: Projector) -> Projector:
     """The projector of one matrix (m, n) from its gradient."""
 
-    def basis(gradient: Array, old: Array | None) -> Array | None:
-        if old is None:
+    def basis(gradient: Array, kept: Basis | None) -> Basis | None:
+        if kept is None:
             return None
+        old = floats(kept)
         svd = projection.refresh == "svd"
         new = svd_basis(gradient, old.shape[-1]) if svd else power_step(gradient, old)
-        return new.astype(old.dtype)
+        return stored_like(kept, new)
 
     return Projector(basis(gradient, old.left), basis(jnp.matrix_transpose(gradient), old.right))

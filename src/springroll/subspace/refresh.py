@@ -19,6 +19,7 @@ from springroll.subspace import moments
 from springroll.subspace.basis import Moments, change_of_basis, orthonormal, random_basis
 from springroll.subspace.leaves import Layout
 from springroll.subspace.moments import layer_of, update_layers
+from springroll.subspace.stored_basis import Basis, BasisBits, floats, stored, stored_like
 from springroll.subspace.streams import Stream, place
 from springroll.thin.factored_array import Factored
 from springroll.trees import PyTree
@@ -38,33 +39,35 @@ def merged(weight: Factored, key: Array) -> Array:
     return jnp.clip(jnp.floor(exact + up), -127, 127).astype(jnp.int8)
 
 
-def random_bases(layout: Layout, key: Array) -> dict[str, Array]:
+def random_bases(layout: Layout, key: Array) -> dict[str, Basis]:
     """Random orthonormal bases, stream -> P: what training starts from, or `refresh="random"`."""
     return {
-        s.name: _drawn(jax.random.fold_in(key, zlib.crc32(s.name.encode())), s, layout.rank)
+        s.name: _drawn(jax.random.fold_in(key, zlib.crc32(s.name.encode())), s, layout.basis_bits)
         for s in layout.streams
     }
 
 
-def _drawn(key: Array, stream: Stream, rank: int) -> Array:
-    return _bases(key, (*stream.bases, rank)).reshape(*stream.sizes, rank)
+def _drawn(key: Array, stream: Stream, bits: BasisBits) -> Basis:
+    basis = _bases(key, (*stream.bases, stream.rank)).reshape(*stream.sizes, stream.rank)
+    return _stored(basis, bits, stream.input_axes + 1)
 
 
 _bases = jax.jit(random_basis, static_argnums=1)  # one program per shape, not per trainer
+_stored = jax.jit(stored, static_argnums=(1, 2))
 
 
 def refreshed(
     layout: Layout,
     base: PyTree,
-    projectors: Mapping[str, Array],
+    projectors: Mapping[str, Basis],
     low: Mapping[str, Array],
     opt: PyTree,
-    directions: Mapping[str, Array] | None,
+    directions: Mapping[str, Basis] | None,
     layers: Mapping[str, Array],
     counts: Mapping[str, Array],
     key: Array,
     how: Moments,
-) -> tuple[PyTree, dict[str, Array], dict[str, Array], PyTree, dict[str, Array]]:
+) -> tuple[PyTree, dict[str, Basis], dict[str, Array], PyTree, dict[str, Array]]:
     """(base, projectors, low, opt, overlap) after the chosen layers got new bases.
 
     For every stream, the first counts[name] of layers[name] (indices along the stack) are merged
@@ -77,7 +80,8 @@ def refreshed(
     for stream in layout.streams:
         name = stream.name
         depth, bases, _ = stream.bases
-        same = jnp.broadcast_to(jnp.eye(layout.rank), (depth, bases, layout.rank, layout.rank))
+        rank = stream.rank
+        same = jnp.broadcast_to(jnp.eye(rank), (depth, bases, rank, rank))
         parts = {
             "basis": projectors[name],
             "change": same,
@@ -90,7 +94,7 @@ def refreshed(
         new[name], change[name] = after["basis"], after["change"]
         flat.update(after["base"])
         low.update(after["low"])
-        energy = jnp.sum(jnp.square(change[name]), axis=(-2, -1)) / layout.rank
+        energy = jnp.sum(jnp.square(change[name]), axis=(-2, -1)) / rank
         overlap[name] = jnp.mean(energy, axis=-1)
     if directions is not None:
         opt = moments.rotated(opt, layout.thin, change, layers, counts, how)
@@ -99,10 +103,11 @@ def refreshed(
 
 
 def refresh_layer(
-    stream: Stream, target: Array | None, key: Array, part: PyTree, layer: Array
+    stream: Stream, target: Basis | None, key: Array, part: PyTree, layer: Array
 ) -> PyTree:
     """One layer of a stream: weights merged, S = 0, and a new basis with C = P_newᵀ P_old."""
-    basis, base, low = part["basis"], dict(part["base"]), dict(part["low"])
+    kept, base, low = part["basis"], dict(part["base"]), dict(part["low"])
+    basis = floats(kept)
     for user in stream.users:
         path = user.path
         roles = user.roles[1:] if user.stacked else user.roles
@@ -114,7 +119,8 @@ def refresh_layer(
         return {**part, "base": base, "low": low}
     _, bases, inputs = stream.bases
     old = basis.reshape(bases, inputs, -1)
-    directions: Array = layer_of(target, layer) if stream.stacked else target
-    new = orthonormal(directions.reshape(old.shape), near=old)
-    change = change_of_basis(new, old).reshape(part["change"].shape)
-    return {"basis": new.reshape(basis.shape), "change": change, "base": base, "low": low}
+    directions = floats(layer_of(target, layer) if stream.stacked else target)
+    exact = orthonormal(directions.reshape(old.shape), near=old)
+    new = stored_like(kept, exact.reshape(basis.shape))
+    change = change_of_basis(floats(new).reshape(old.shape), old).reshape(part["change"].shape)
+    return {"basis": new, "change": change, "base": base, "low": low}

@@ -11,6 +11,7 @@ from dataclasses import dataclass
 import numpy as np
 from jax.typing import ArrayLike
 
+from springroll.subspace.per_path import PerPath, number_of
 from springroll.subspace.streams import Stream
 from springroll.trees import tree_dataclass
 
@@ -30,10 +31,11 @@ class Schedule:
     interval: dict[str, np.ndarray]
 
 
-def start(streams: Sequence[Stream], refresh_interval: int) -> Schedule:
+def start(streams: Sequence[Stream], refresh_interval: PerPath) -> Schedule:
     """The schedule before the first call, which refreshes all."""
     zeros = {s.name: np.zeros(s.depth, np.int32) for s in streams}
-    intervals = {s.name: np.full(s.depth, refresh_interval, np.int32) for s in streams}
+    every = {s.name: number_of(refresh_interval, s.name, "refresh_interval") for s in streams}
+    intervals = {s.name: np.full(s.depth, every[s.name], np.int32) for s in streams}
     return Schedule(np.zeros((), np.int32), zeros, intervals)
 
 

@@ -7,11 +7,11 @@ most of it is spanned by the inputs x, and every weight that meets the same x ca
 
 import math
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
-
-import jax
+from dataclasses import dataclass, replace
 
 from springroll.errors import InputError
+from springroll.subspace.per_path import PerPath, number_of, warn_capped
+from springroll.thin.factored_array import Blocks
 from springroll.thin.roles import WeightRole, WeightRoles
 from springroll.trees import PyTree, Select, selector
 
@@ -26,6 +26,7 @@ class ThinLeaf:
     shape: tuple[int, ...]
     roles: str  # as in `Factored`: m inputs, n outputs, s one subspace each
     stream: str  # whose projector it uses: the path of that stream's first weight
+    rank: int
 
     @property
     def stacked(self) -> bool:
@@ -52,6 +53,11 @@ class Stream:
     users: tuple[ThinLeaf, ...]
 
     @property
+    def rank(self) -> int:
+        """Columns of the projector."""
+        return self.users[0].rank
+
+    @property
     def depth(self) -> int:
         """Layers that are refreshed one by one: the first axis if it is stacked, or 1."""
         return self.users[0].shape[0] if self.stacked else 1
@@ -64,6 +70,11 @@ class Stream:
     def sizes(self) -> tuple[int, ...]:
         """The axes of the projector before the rank: stacked ones, then inputs."""
         return self.users[0].sizes("sm")
+
+    @property
+    def input_axes(self) -> int:
+        """How many axes of the projector are inputs."""
+        return len(self.users[0].sizes("m"))
 
     @property
     def bases(self) -> tuple[int, int, int]:
@@ -83,48 +94,60 @@ def place(factor: PyTree, roles: str, letters: str) -> PyTree:
     order = [axes.index(i) for i in sorted(axes)]
     if order == sorted(order):
         return factor
-    return jax.tree.map(lambda a: a.transpose(*order, len(order)), factor)
+    turned = lambda a: a.transpose(*order, len(order))
+    if isinstance(factor, Blocks):
+        return Blocks(tuple(turned(factor.read(part)) for part in factor.parts))
+    return turned(factor)
 
 
 def streams_of(
-    roles: WeightRoles, rank: int, select: Select = None, own_experts: bool = False
+    roles: WeightRoles,
+    rank: PerPath,
+    select: Select = None,
+    own_experts: bool = False,
+    refresh_interval: PerPath = 1,
 ) -> tuple[Stream, ...]:
     """The streams of the selected weights, in order of first appearance.
 
     Experts among which a common activation is dealt out (gate, up) share its projector, unless
-    `own_experts`; experts that meet what only they have computed (down) have one each.
+    `own_experts`; experts that meet what only they have computed (down) have one each. Weights with
+    another rank or another interval than others have a projector of their own.
 
     By default every weight that is only used in products and has more than `rank` inputs and
-    outputs. A weight chosen by `select` that is a vector or too small is an InputError, and so is
-    a choice of nothing.
+    outputs. A rank that is above a chosen weight's smaller side is that side, with a warning. A
+    weight chosen by `select` that is a vector is an InputError, and so is a choice of nothing.
     """
-    if rank < 1:
-        raise InputError(f"rank is {rank}; expected at least 1.")
     selected = selector(select, list(roles))
     chosen = [leaf for leaf in roles.values() if _chosen(leaf, rank, selected)]
     if not chosen:
         raise InputError(_nothing(roles, rank, selected))
+    asked = {leaf.path: number_of(rank, leaf.path, "rank") for leaf in chosen}
+    ranks = {leaf.path: min(asked[leaf.path], smaller_side(leaf)) for leaf in chosen}
+    too_large = [leaf for leaf in chosen if asked[leaf.path] > ranks[leaf.path]]
+    warn_capped([(x.path, x.shape, asked[x.path], ranks[x.path]) for x in too_large], stacklevel=4)
     groups: dict[tuple, list[ThinLeaf]] = {}
     for leaf in chosen:
         common = () if own_experts else leaf.dealt
         letters = "".join("n" if i in common else r for i, r in enumerate(leaf.roles or ""))
-        thin = ThinLeaf(leaf.path, leaf.shape, letters, "")
+        thin = ThinLeaf(leaf.path, leaf.shape, letters, "", ranks[leaf.path])
         alone = len(leaf.meets) != 1 or leaf.meets[0] is None
-        key = (leaf.path if alone else leaf.meets, thin.sizes("sm"), thin.stacked)
+        every = number_of(refresh_interval, leaf.path, "refresh_interval")
+        key = (leaf.path if alone else leaf.meets, thin.sizes("sm"), thin.stacked, thin.rank, every)
         groups.setdefault(key, []).append(thin)
     return tuple(_stream(users) for users in groups.values())
 
 
 def _stream(users: Sequence[ThinLeaf]) -> Stream:
     name = users[0].path
-    named = (ThinLeaf(user.path, user.shape, user.roles, name) for user in users)
-    return Stream(name, tuple(named))
+    return Stream(name, tuple(replace(user, stream=name) for user in users))
 
 
-def _chosen(leaf: WeightRole, rank: int, select: Chosen | None) -> bool:
+def _chosen(leaf: WeightRole, rank: PerPath, select: Chosen | None) -> bool:
     if select is None:
         products = bool(leaf.meets) and None not in leaf.meets
-        return leaf.program_kind == "low-rank" and products and rank < smaller_side(leaf)
+        if leaf.program_kind != "low-rank" or not products:
+            return False
+        return number_of(rank, leaf.path, "rank") < smaller_side(leaf)
     if not select(leaf.path):
         return False
     if leaf.program_kind != "low-rank":
@@ -132,35 +155,30 @@ def _chosen(leaf: WeightRole, rank: int, select: Chosen | None) -> bool:
             f"{leaf.path} {list(leaf.shape)} was selected for a projector but is {leaf.kind}:"
             f" {leaf.reason}. Leave it out of select."
         )
-    if rank > smaller_side(leaf):
-        raise InputError(
-            f"{leaf.path} {list(leaf.shape)}: rank {rank} is above its matrix of"
-            f" {_inputs(leaf)} inputs and {_outputs(leaf)} outputs; lower rank or leave it out of"
-            " select."
-        )
     return True
 
 
-def _nothing(roles: WeightRoles, rank: int, select: Chosen | None) -> str:
+def _nothing(roles: WeightRoles, rank: PerPath, select: Chosen | None) -> str:
     if select is not None:
         return f"select chose none of the {len(roles)} parameters; it is called with their paths."
     thin = [leaf for leaf in roles.values() if leaf.program_kind == "low-rank"]
     if not thin:
         return "no parameter is a matrix in a product, so there is nothing to train in a subspace."
     widest = max(thin, key=smaller_side)
+    inputs, outputs = _sides(widest)
     return (
-        f"rank {rank} is not below any matrix; the widest is {widest.path} {list(widest.shape)}"
-        f" with {_inputs(widest)} inputs and {_outputs(widest)} outputs. Lower rank."
+        f"rank {number_of(rank, widest.path, 'rank')} is not below any matrix; the widest is"
+        f" {widest.path} {list(widest.shape)} with {inputs} inputs and {outputs} outputs. Lower"
+        " rank."
     )
 
 
-def _inputs(leaf: WeightRole) -> int:
-    return ThinLeaf(leaf.path, leaf.shape, leaf.roles or "", "").inputs
-
-
-def _outputs(leaf: WeightRole) -> int:
-    return ThinLeaf(leaf.path, leaf.shape, leaf.roles or "", "").outputs
+def _sides(leaf: WeightRole) -> tuple[int, int]:
+    """Inputs and outputs."""
+    size = lambda letter: math.prod(leaf.shape[i] for i in axes_of(leaf.roles or "", letter))
+    return size("m"), size("n")
 
 
 def smaller_side(leaf: WeightRole) -> int:
-    return min(_inputs(leaf), _outputs(leaf))
+    """The largest rank that its gradient can have."""
+    return min(_sides(leaf))

@@ -22,7 +22,9 @@ from springroll.subspace.inner_reads import check_keeps_no_weights
 from springroll.subspace.inner_state import check_moments
 from springroll.subspace.inner_step import Moving, inner_step
 from springroll.subspace.leaves import Layout
+from springroll.subspace.per_path import PerPath
 from springroll.subspace.schedule import Schedule
+from springroll.subspace.stored_basis import Basis
 from springroll.thin.factored_array import formed
 from springroll.thin.roles import WeightRoles
 from springroll.trees import PyTree, known_to_flax, tree_dataclass
@@ -38,7 +40,8 @@ class LowGradState:
     """The state of a `Trainer`, as arrays: what a checkpoint holds.
 
     base: W, the weights as of their last refresh, and all other parameters as they are now.
-    projectors: stream -> P (stacked, inputs, rank) float32, orthonormal columns.
+    projectors: stream -> P (stacked, inputs, rank), orthonormal columns, float32 or as `basis_bits`
+        says.
     low: path -> Sᵀ (stacked, outputs, rank) float32.
     opt: the inner optimizer's state over the trainable tree.
     skipped: () int32, steps without an update because the loss was not finite.
@@ -47,7 +50,7 @@ class LowGradState:
     """
 
     base: PyTree
-    projectors: dict[str, Array]
+    projectors: dict[str, Basis]
     low: dict[str, Array]
     opt: PyTree
     skipped: Array
@@ -74,7 +77,7 @@ class LowGradState:
 class Options:
     """How subspaces change; see `lowgrad`."""
 
-    refresh_interval: int
+    refresh_interval: PerPath
     turns: int
     refresh: Refresh
     moments: Moments
@@ -276,13 +279,13 @@ class Trainer:
         return self.compiled[name]
 
     def _step(
-        self, moving: Moving, frozen: PyTree, projectors: Mapping[str, Array], batch: PyTree
+        self, moving: Moving, frozen: PyTree, projectors: Mapping[str, Basis], batch: PyTree
     ) -> tuple[Moving, Metrics]:
         loss, aux, grads = self._gradients(moving, frozen, projectors, batch)
         return self._updated(moving, loss, aux, grads, (frozen, projectors))
 
     def _probe(
-        self, moving: Moving, frozen: PyTree, projectors: Mapping[str, Array], batch: PyTree
+        self, moving: Moving, frozen: PyTree, projectors: Mapping[str, Basis], batch: PyTree
     ) -> tuple[Moving, Metrics, dict[str, Array]]:
         """`_step`, and where the subspaces should go: Z per stream."""
         loss, aux, grads = self._gradients(moving, frozen, projectors, batch)
@@ -301,7 +304,7 @@ class Trainer:
         return *self._updated(moving, loss, aux, grads, (frozen, projectors)), directions
 
     def _gradients(
-        self, moving: Moving, frozen: PyTree, projectors: Mapping[str, Array], batch: PyTree
+        self, moving: Moving, frozen: PyTree, projectors: Mapping[str, Basis], batch: PyTree
     ) -> tuple[Array, PyTree, PyTree]:
         parts, axes = self.options.accumulate, self.options.in_axes
         return gradients.gradients(
@@ -318,7 +321,7 @@ class Trainer:
         loss: Array,
         aux: PyTree,
         grads: PyTree,
-        fixed: tuple[PyTree, Mapping[str, Array]] | None = None,
+        fixed: tuple[PyTree, Mapping[str, Basis]] | None = None,
     ) -> tuple[Moving, Metrics]:
         """The inner optimizer's step; `fixed`: the frozen weights and the projectors."""
         moving, metrics = inner_step(
@@ -329,13 +332,13 @@ class Trainer:
     def _refresh(
         self,
         state: LowGradState,
-        directions: Mapping[str, Array] | None,
+        directions: Mapping[str, Basis] | None,
         layers: Mapping[str, Array],
         counts: Mapping[str, Array],
         key: Array,
     ) -> tuple[LowGradState, dict[str, Array]]:
         if directions is not None:  # of a batch whose loss was not finite, nothing is learned
-            healthy = [jnp.all(jnp.isfinite(z)) for z in directions.values()]
+            healthy = [jnp.all(jnp.isfinite(x)) for x in jax.tree.leaves(directions)]
             counts = jax.tree.map(lambda n: jnp.where(jnp.stack(healthy).all(), n, 0), counts)
         base, projectors, low, opt, overlap = refresh.refreshed(
             self.layout,

@@ -105,10 +105,13 @@ class Blocks:
 
     Args:
         parts: arrays (..., r_i) that are equal in all axes but the last; together they are one
-            factor (..., sum of r_i) in their common dtype.
+            factor (..., sum of r_i) in their common dtype. Pytrees with a shape and a dtype, of
+            which the leading axes of all arrays are those of the factor, may stand in their place.
+        read: makes an array of a part.
     """
 
-    parts: tuple[Array, ...]
+    parts: tuple[PyTree, ...]
+    read: Callable[[PyTree], Array] = dataclasses.field(default=lambda part: part, metadata=STATIC)
 
     @property
     def shape(self) -> tuple[int, ...]:
@@ -123,7 +126,8 @@ class Blocks:
         return common_dtype(*self.parts)
 
     def joined(self) -> Array:
-        return lax.concatenate([cast(part, self.dtype) for part in self.parts], self.ndim - 1)
+        parts = [cast(self.read(part), self.dtype) for part in self.parts]
+        return lax.concatenate(parts, self.ndim - 1) if len(parts) > 1 else parts[0]
 
 
 @jax.tree_util.register_dataclass
@@ -212,12 +216,19 @@ class Factored:
             roles=self.roles if roles is None else roles,
         )
 
+    def joined(self, join: Callable[[Blocks], Array] = Blocks.joined) -> Factored:
+        """The same without `Blocks`: `join` makes an array of each."""
+        one = lambda factor: join(factor) if isinstance(factor, Blocks) else factor
+        return dataclasses.replace(self, left=one(self.left), right=one(self.right))
+
     def dense(self, dtype: DTypeLike | None = None) -> Array:
         """The full weight, in the dtype of `base` or in `dtype`. Costs an array of base's shape.
 
         A base of at most 8 bits is clipped after the thin term is added, int8 to +-127 and int4 to
         +-7; real factors, in units of its codes, are first rounded to nearest.
         """
+        if isinstance(self.left, Blocks) or isinstance(self.right, Blocks):
+            return self.joined().dense(dtype)
         wide = wide_dtype(common_dtype(self.base, self.left, self.right))
         if self.lattice is None and self.rank > MANY:
             return settled(cast(self.base, wide) + self._product(wide), dtype or self.dtype)

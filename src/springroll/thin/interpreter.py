@@ -1,10 +1,10 @@
 """The interpreter: a jaxpr on values of which some are `Factored`, by one rule per primitive."""
 
-import dataclasses
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Concatenate, NamedTuple, TypeAlias, cast
 
+import jax
 import jax.numpy as jnp
 from jax import Array
 from jax.extend import core as jex
@@ -12,7 +12,7 @@ from jax.extend import core as jex
 from springroll import compat
 from springroll.thin.axis_trace import MOVES, Flow
 from springroll.thin.densify import Policy
-from springroll.thin.factored_array import Blocks, Factored
+from springroll.thin.factored_array import Factored
 from springroll.thin.walk import Memo, walk
 
 Operand: TypeAlias = Array | Factored
@@ -78,12 +78,9 @@ class Frame:
         """`value`; a Factored of `Blocks` with each factor in one piece, joined once."""
         if not isinstance(value, Factored):
             return value
-        return dataclasses.replace(value, left=self._one(value.left), right=self._one(value.right))
-
-    def _one(self, factor: Array | Blocks) -> Array:
-        if not isinstance(factor, Blocks):
-            return factor
-        return self.memo.once(factor.joined, factor.parts, "joined")
+        return value.joined(
+            lambda factor: self.memo.once(factor.joined, jax.tree.leaves(factor.parts), "joined")
+        )
 
     def varies_along(self, atom: jex.Var | jex.Literal) -> set[int]:
         """The axes along which a plain operand may differ from entry to entry.

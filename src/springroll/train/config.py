@@ -21,6 +21,7 @@ from springroll.run.options import (
 )
 
 WARMUP = "it must be a share from 0 to below 1"
+WITH_BASES = ("galore", "fira", "lowgrad")
 Optimizer = Literal["adamw", "galore", "apollo", "apollo-mini", "fira", "muon", "lowgrad"]
 
 
@@ -65,6 +66,9 @@ class TrainConfig(RunConfig):
     """Factor of the projected update; default: the method's own."""
     state_bits: Literal[32, 8, 4] = 32
     """Bits per number of the optimizer's moments."""
+    basis_bits: Literal[32, 16, 8, 4] = 32
+    """Bits per number of the bases of subspaces (`galore`, `fira`, `lowgrad`): float32, bfloat16 or
+    codes."""
     layerwise: bool = False
     """Update every layer during the backward pass, so that only one layer's gradient exists at a
     time. Excludes accumulation; clipping is per layer."""
@@ -122,6 +126,11 @@ class TrainConfig(RunConfig):
     """Tokens per row of the validation sample."""
 
     def check_together(self) -> None:
+        if self.basis_bits != 32 and self.optimizer not in WITH_BASES:
+            raise InputError(
+                f"{self.optimizer} stores no bases of subspaces; leave out --basis-bits"
+                f" {self.basis_bits}, or take {', '.join(WITH_BASES)}"
+            )
         if self.layerwise and self.accumulate > 1:
             raise InputError(
                 "layerwise updates weights during the backward pass, so there is nothing to "

@@ -294,7 +294,8 @@ def method_of(config: TrainConfig, model: Decoder, modes: tuple[Mode, ...]) -> M
         config.optimizer,
         dtype=config.dtype,
         state_bits=config.state_bits,
-        rank=config.rank,
+        basis_bits=config.basis_bits,
+        rank=None if config.rank is None else min(config.rank, model.config.hidden),
         rounding=config.rounding,
     )
     return sizes if config.optimizer == "lowgrad" else dataclasses.replace(sizes, updates=modes)

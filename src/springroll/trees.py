@@ -201,3 +201,22 @@ def _state_dicts(flax: Any, fields: Sequence[str]) -> tuple[Callable[..., Any], 
         return dataclasses.replace(target, **{name: restore(name) for name in fields})
 
     return to_dict, from_dict
+
+
+def real_cotangents(tree: PyTree) -> PyTree:
+    """Cotangents with None in place of those of integers, which no program can return."""
+    return jax.tree.map(lambda d: None if d.dtype == jax.dtypes.float0 else d, tree)
+
+
+def whole_cotangents(values: PyTree, real: PyTree) -> PyTree:
+    """The inverse: zeros, of the type that integers have for a cotangent, where there is None."""
+
+    def zero(x: Array) -> Array | np.ndarray:
+        if jnp.issubdtype(x.dtype, jnp.floating):
+            return jnp.zeros_like(x)
+        return np.zeros(x.shape, jax.dtypes.float0)
+
+    leaves, tree = jax.tree.flatten(values)
+    given = tree.flatten_up_to(real)
+    filled = [zero(x) if d is None else d for x, d in zip(leaves, given, strict=True)]
+    return tree.unflatten(filled)

@@ -36,17 +36,17 @@ def attention(
     params: Params,
     x_BTD: Array,
     turn: Rotation,
-    window: Array | None = None,
+    sight: Sight = ALL,
 ) -> Array:
     """The attention half of a block, before it is added to the residual stream: (B, T, D).
 
     `params` holds q_proj (H K, D), k_proj and v_proj (N K, D), o_proj (D, H K), and where the
     model has them q_bias, k_bias, v_bias, o_bias, the norm weights q_norm, k_norm, and sinks (H,).
-    A position sees `window` () int32 tokens up to itself, all if None.
+    `sight` says which positions up to itself a position sees.
     """
     count = head_slices(config, x_BTD)
     if count == 1:
-        return _biased(params, "o", _heads(config, params, x_BTD, turn, window))
+        return _biased(params, "o", _heads(config, params, x_BTD, turn, sight))
     own = lambda axis: {
         name: sliced(params[name], count, axis) for name in SLICED[axis] if name in params
     }
@@ -57,7 +57,7 @@ def attention(
         kv_heads=config.kv_heads // count,
         head_dim=config.head_dim,
     )
-    part = lambda slice, x: _heads(narrow, common | slice, x, turn, window)
+    part = lambda slice, x: _heads(narrow, common | slice, x, turn, sight)
     return _biased(params, "o", summed_slices(part, own(0) | own(1), x_BTD))
 
 
@@ -70,12 +70,11 @@ def head_slices(config: DecoderConfig, x_BTD: Array) -> int:
 
 
 def _heads(
-    config: DecoderConfig, params: Params, x_BTD: Array, turn: Rotation, window: Array | None
+    config: DecoderConfig, params: Params, x_BTD: Array, turn: Rotation, sight: Sight
 ) -> Array:
     """What these heads add, without the last bias: (B, T, D)."""
     q, k, v = queries_keys_values(config, params, x_BTD)
-    sinks, sight = params.get("sinks"), Sight(window)
-    y_BTHK = attend(config, rotate(q, turn), rotate(k, turn), v, sinks, sight)
+    y_BTHK = attend(config, rotate(q, turn), rotate(k, turn), v, params.get("sinks"), sight)
     return linear(y_BTHK.reshape(*x_BTD.shape[:2], -1), params["o_proj"])
 
 

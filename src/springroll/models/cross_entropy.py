@@ -26,7 +26,12 @@ Saved: TypeAlias = tuple[Array, Array, Array, Array]
 
 
 def cross_entropy(
-    x_BTD: Array, head_VD: Array, targets_BT: Array, chunk: int | None = None, cap: float = 0.0
+    x_BTD: Array,
+    head_VD: Array,
+    targets_BT: Array,
+    chunk: int | None = None,
+    cap: float = 0.0,
+    count: Array | None = None,
 ) -> Array:
     """Mean of -log softmax(x head^T)[target] in nats, float32 ().
 
@@ -37,8 +42,10 @@ def cross_entropy(
         chunk: how many logits may be alive at a time; `LEAST` per token always are. Default:
             `CHUNK`.
         cap: of the logits, see `soft_cap`; 0: none.
+        count: () float32, what the sum is divided by; None: by how many tokens count.
     """
     counted = jnp.maximum(jnp.sum(targets_BT >= 0), 1).astype(jnp.float32)
+    counted = counted if count is None else count
     return jnp.sum(token_nats(x_BTD, head_VD, targets_BT, chunk=chunk, cap=cap)) / counted
 
 

@@ -11,7 +11,7 @@ import dataclasses
 import functools
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import ClassVar, NamedTuple
+from typing import ClassVar, NamedTuple, TypeAlias
 
 import jax
 import jax.numpy as jnp
@@ -35,9 +35,12 @@ from springroll.models.layers import (
     swiglu,
 )
 from springroll.models.moe import chosen_are_less, every_expert, moe
-from springroll.models.protocols import LanguageModel
+from springroll.models.packed import Batch, Stream, closed, learnt, opened, places, read_tokens
+from springroll.models.protocols import LanguageModel, Metrics, read_part
 from springroll.models.rope import Rotation, rotate, rotations, varies
 from springroll.trees import Params
+
+Where: TypeAlias = tuple[Rotation, Sight]
 
 
 class PerLayer(NamedTuple):
@@ -69,43 +72,40 @@ class Decoder:
         """Matrices init_std * N(0, 1), biases 0, norm weights 1 (0 with norm_plus_one)."""
         return init(self.config, key, dtype)
 
-    def embed(self, params: Params, tokens: Array) -> Array:
-        """tokens (batch, time) integers -> (batch, time, D)."""
+    def embed(self, params: Params, tokens: Batch) -> Stream:
+        """tokens (batch, time) integers, or packed rows -> x (batch, time, D)."""
+        tokens, segments = read_tokens(tokens)
         x = jnp.take(params["embed_tokens"], tokens, axis=0)
-        return x * np.asarray(self.config.hidden**0.5, x.dtype) if self.config.embed_scale else x
+        x = x * np.asarray(self.config.hidden**0.5, x.dtype) if self.config.embed_scale else x
+        return closed(x, segments)
 
-    def block(self, layer: Params, x_BTD: Array, index: Array) -> tuple[Array, Params]:
+    def block(self, layer: Params, x: Stream, index: Array) -> tuple[Stream, Params]:
         """One layer (a slice of params["layers"]): x (batch, time, D) -> x, and its statistics.
 
         `index` () int32 is the layer's number. Statistics of a layer with experts are `load` (E,),
         `switch` and `z` (see `moe`); of a dense layer there are none.
         """
-        return self._block(layer, x_BTD, *self.of_layer(x_BTD.shape[1], index))
+        x_BTD, segments = opened(x)
+        x_BTD, stats = self._block(layer, x_BTD, self.of_layer(x_BTD.shape[1], index, segments))
+        return closed(x_BTD, segments), stats
 
-    def _block(
-        self, layer: Params, x_BTD: Array, turn: Rotation, window: Array | None
-    ) -> tuple[Array, Params]:
+    def _block(self, layer: Params, x_BTD: Array, where: Where) -> tuple[Array, Params]:
         """The same with arguments as those of `attend`."""
-        config = self.config
-        x_BTD, y = self.attend(layer, x_BTD, turn, window)
-        if config.experts:
-            y, stats = moe(config, layer["mlp"], y)
+        x_BTD, y = self.attend(layer, x_BTD, where)
+        if self.config.experts:
+            y, stats = moe(self.config, layer["mlp"], y)
         else:
-            y, stats = swiglu(layer["mlp"], y, config.activation), {}
+            y, stats = swiglu(layer["mlp"], y, self.config.activation), {}
         return self.fed(layer, x_BTD, y), stats
 
-    def attend(
-        self, layer: Params, x_BTD: Array, turn: Rotation, window: Array | None
-    ) -> tuple[Array, Array]:
+    def attend(self, layer: Params, x_BTD: Array, where: Where) -> tuple[Array, Array]:
         """The first half of a layer: (x after attention, input of the feed-forward half).
 
-        `turn` are the rotary angles of the layer; `window` () int32 is how many tokens a position
-        sees, None for all (see `of_layer`).
+        `where` are the rotary angles of the layer, and what a position sees (see `of_layer`).
         """
         y = self.norm(x_BTD, layer["input_layernorm"])
-        return self.attended(
-            layer, x_BTD, attention(self.config, layer["self_attn"], y, turn, window)
-        )
+        y = attention(self.config, layer["self_attn"], y, *where)
+        return self.attended(layer, x_BTD, y)
 
     def attended(self, layer: Params, x_BTD: Array, y_BTD: Array) -> tuple[Array, Array]:
         """(x after attention that gave y, input of the feed-forward half)."""
@@ -135,21 +135,22 @@ class Decoder:
         """tokens (batch, time) integers -> logits (batch, time, V) float32."""
         return self.head(params, self.hidden(params, tokens)[0])
 
-    def loss(self, params: Params, tokens: Array) -> tuple[Array, dict[str, Array]]:
+    def loss(self, params: Params, tokens: Batch) -> tuple[Array, Metrics]:
         """tokens (batch, time + 1) -> mean nats per predicted token () float32, and metrics.
 
         Metrics: `nats`; with experts also `load` (L, E), picks per expert, and `switch` and `z`,
         means over the layers of the routing losses, which are added to the returned value with the
         weights of the configuration. Differentiate with `jax.value_and_grad(..., has_aux=True)`.
         """
-        return self.finish(params, *self.hidden(params, tokens[:, :-1]), tokens)
+        return self.finish(params, *self.hidden(params, read_part(tokens)), tokens)
 
     def finish(
-        self, params: Params, x_BTD: Array, stats: Params, tokens: Array
-    ) -> tuple[Array, dict[str, Array]]:
+        self, params: Params, x: Stream, stats: Params, tokens: Batch
+    ) -> tuple[Array, Metrics]:
         """`loss` from the residual stream after the last block and statistics per layer."""
-        x, cap = self.norm(x_BTD, params["norm"]), self.config.logit_cap
-        nats = cross_entropy(x, self.head_weight(params), tokens[:, 1:], cap=cap)
+        x_BTD, cap = self.norm(opened(x)[0], params["norm"]), self.config.logit_cap
+        targets, count = learnt(tokens)
+        nats = cross_entropy(x_BTD, self.head_weight(params), targets, cap=cap, count=count)
         if not stats:
             return nats, {"nats": nats}
         switch, z = jnp.mean(stats["switch"]), jnp.mean(stats["z"])
@@ -158,7 +159,7 @@ class Decoder:
 
     def token_nats(
         self, params: Params, tokens: Array, targets: Array, temperature: float = 1.0
-    ) -> tuple[Array, dict[str, Array]]:
+    ) -> tuple[Array, Metrics]:
         """Nats of each of the targets (batch, time) that follow the tokens (batch, time).
 
         0 where a target is negative; logits are divided by the temperature. The metrics are those
@@ -169,18 +170,18 @@ class Decoder:
         nats = token_nats(x, self.head_weight(params), targets, temperature, cap=cap)
         return nats, {"load": stats["load"]} if stats else {}
 
-    def hidden(self, params: Params, tokens: Array) -> tuple[Array, Params]:
+    def hidden(self, params: Params, tokens: Batch) -> tuple[Array, Params]:
         """The residual stream after the last block (batch, time, D), and statistics per layer."""
-        time = tokens.shape[1]
-        turn, own = self.rotation(time), self.per_layer(time)
+        x, segments = opened(self.embed(params, tokens))
+        turn, own = self.rotation(x.shape[1], segments), self.per_layer(x.shape[1])
 
         def step(x: Array, scanned: tuple[Params, PerLayer]) -> tuple[Array, Params]:
             layer, own = scanned
-            return self._block(layer, x, turn.of_layer(own.rope), own.window)
+            return self._block(layer, x, (turn.of_layer(own.rope), Sight(own.window, segments)))
 
         if self.remat:
             step = jax.checkpoint(step, prevent_cse=False)
-        return lax.scan(step, self.embed(params, tokens), (params["layers"], own))
+        return lax.scan(step, x, (params["layers"], own))
 
     def memory(self, rows: int, length: int, dtype: DTypeLike = jnp.float32) -> Memory:
         """See `Generative` in `springroll.models.protocols`; so for the next five."""
@@ -230,9 +231,12 @@ class Decoder:
     def head_weight(self, params: Params) -> Array:
         return params["embed_tokens"] if self.config.tied else params["lm_head"]
 
-    def rotation(self, time: int) -> Rotation:
-        """The rotary angles of the first `time` positions, of all ropes of the model."""
-        return self.rotation_at(jnp.arange(time, dtype=jnp.float32), jnp.int32(time))
+    def rotation(self, time: int, segments: Array | None = None) -> Rotation:
+        """The rotary angles of the first `time` positions, or of those within segments (B, T)."""
+        if segments is None:
+            return self.rotation_at(jnp.arange(time, dtype=jnp.float32), jnp.int32(time))
+        turn = self.rotation_at(*(x.reshape(-1) for x in places(segments)))
+        return Rotation(*(y.reshape(*y.shape[:-2], *segments.shape, y.shape[-1]) for y in turn))
 
     def rotation_at(self, place: Array, length: Array) -> Rotation:
         """The same of any positions (time,) in texts of so many tokens, () or (time,) int32."""
@@ -248,10 +252,10 @@ class Decoder:
             rope=stack([kinds.index(rope) for rope in ropes]) if len(kinds) > 1 else None,
         )
 
-    def of_layer(self, time: int, index: Array) -> tuple[Rotation, Array | None]:
-        """(turn, window) of the layer with that number () int32, as `attend` takes them."""
+    def of_layer(self, time: int, index: Array, segments: Array | None = None) -> Where:
+        """Of the layer with that number () int32, what `attend` takes."""
         own = jax.tree.map(lambda x: x[index], self.per_layer(time))
-        return self.rotation(time).of_layer(own.rope), own.window
+        return self.rotation(time, segments).of_layer(own.rope), Sight(own.window, segments)
 
 
 def decoder(config: DecoderConfig, remat: bool = False) -> Decoder:
@@ -352,7 +356,8 @@ def step(
     for i in range(config.layers):
         layer = layers[i] if isinstance(layers, list) else jax.tree.map(lambda w: w[i], layers)  # noqa: B023
         own = jax.tree.map(lambda numbers: numbers[i], all_layers)  # noqa: B023
-        turned = functools.partial(_rotate_rows, turn.of_layer(own.rope))
+        rows = Rotation(*(y[:, None] for y in turn.of_layer(own.rope)))
+        turned = functools.partial(rotate, turn=rows)
         y = model.norm(x, layer["input_layernorm"])
         q, k, v = queries_keys_values(config, layer["self_attn"], y)
         new = Cache(turned(k).swapaxes(1, 2), v.swapaxes(1, 2))
@@ -362,11 +367,6 @@ def step(
         x = _rest_of_layer(model, layer, x, from_heads(layer["self_attn"], y[:, None]))
         entries.append(Cache(new.k[None], new.v[None]))
     return model.head(params, x)[:, 0], tuple(entries)
-
-
-def _rotate_rows(turn: Rotation, y: Array) -> Array:
-    """One token of every row (R, 1, H, K), turned by each row's own position."""
-    return rotate(y.swapaxes(0, 1), turn).swapaxes(0, 1)
 
 
 def _rest_of_layer(model: Decoder, layer: Params, x: Array, y: Array) -> Array:

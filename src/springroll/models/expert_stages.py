@@ -26,6 +26,7 @@ from springroll.models.decoder import Decoder
 from springroll.models.decoder_config import DecoderConfig
 from springroll.models.dispatch import collect, dispatch, spread
 from springroll.models.moe import dense_weights, expert_nets, route
+from springroll.models.packed import Batch, opened
 from springroll.ranges import check_number
 from springroll.trees import Params, PyTree
 
@@ -158,12 +159,14 @@ class Carry(NamedTuple):
     """What enters a bundle; None is what it does not look at.
 
     x: the residual stream (batch, time, D). y: what enters the experts of the layer, the same
-    shape. weight: how much of each, (batch * time, E) float32, zero where not chosen.
+    shape. weight: how much of each, (batch * time, E) float32, zero where not chosen. segments:
+    those of packed rows.
     """
 
     x: PyTree
     y: PyTree
     weight: PyTree
+    segments: PyTree = None
 
 
 @dataclass(frozen=True)
@@ -183,11 +186,12 @@ class ExpertStages:
         """Bundles of a layer."""
         return 1 + self.model.config.experts // self.together
 
-    def embed(self, params: Params, tokens: Array) -> Carry:
-        """tokens (batch, time) -> the `Carry` that enters the first bundle."""
-        x = self.model.embed(params, tokens)
-        weight = jnp.zeros((tokens.size, self.model.config.experts), jnp.float32)
-        return Carry(x, jnp.zeros_like(x), weight)
+    def embed(self, params: Params, tokens: Batch) -> Carry:
+        """tokens (batch, time) or packed rows -> the `Carry` that enters the first bundle."""
+        x, segments = opened(self.model.embed(params, tokens))
+        count = x.shape[0] * x.shape[1]
+        weight = jnp.zeros((count, self.model.config.experts), jnp.float32)
+        return Carry(x, jnp.zeros_like(x), weight, segments)
 
     def block(self, bundle: Params, carry: Carry, index: Array) -> tuple[Carry, dict[str, Array]]:
         """(one bundle, what enters it, its number () int32) -> (what leaves it, statistics).
@@ -196,11 +200,11 @@ class ExpertStages:
         """
         layer, place = index // self.of_layer, index % self.of_layer
         if "self_attn" in bundle:
-            return self._attention(bundle, carry.x, layer)
+            return self._attention(bundle, carry, layer)
         return self._experts(bundle["mlp"]["experts"], carry, place - 1), {}
 
     def finish(
-        self, params: Params, carry: Carry, stats: dict[str, Array], tokens: Array
+        self, params: Params, carry: Carry, stats: dict[str, Array], tokens: Batch
     ) -> tuple[Array, dict[str, Array]]:
         """(params, carry, stacked statistics, tokens (batch, time + 1)) -> (loss, metrics)."""
         return self.model.finish(params, carry.x, stats, tokens)
@@ -216,19 +220,23 @@ class ExpertStages:
     def kept(self, bundle: int, carry: Carry) -> Carry:
         """What the gradient of a bundle needs of its input."""
         if bundle % self.of_layer == 0:
-            return Carry(carry.x, None, None)
-        return Carry(None, carry.y, carry.weight)
+            return carry._replace(y=None, weight=None)
+        return carry._replace(x=None)
 
     def restored(self, bundle: int, kept: Carry) -> Carry:
         """An input with the gradient of the one that was kept."""
         return kept if bundle % self.of_layer == 0 else kept._replace(x=kept.y)
 
-    def _attention(self, bundle: Params, x: Array, layer: Array) -> tuple[Carry, dict[str, Array]]:
+    def _attention(
+        self, bundle: Params, carry: Carry, layer: Array
+    ) -> tuple[Carry, dict[str, Array]]:
         config = self.model.config
-        x, y = self.model.attend(bundle, x, *self.model.of_layer(x.shape[1], layer))
+        where = self.model.of_layer(carry.x.shape[1], layer, carry.segments)
+        x, y = self.model.attend(bundle, carry.x, where)
         routing = route(config, bundle["mlp"], y.reshape(-1, config.hidden))
         weight, load = dense_weights(routing, config.experts)
-        return Carry(x, y, weight), {"load": load, "switch": routing.switch, "z": routing.z}
+        stats = {"load": load, "switch": routing.switch, "z": routing.z}
+        return Carry(x, y, weight, carry.segments), stats
 
     def _experts(self, params: Params, carry: Carry, group: Array) -> Carry:
         config, hidden = self.model.config, self.model.config.hidden

@@ -14,6 +14,7 @@ from jax.typing import DTypeLike
 
 from springroll.errors import InputError
 from springroll.models.decoder_config import DecoderConfig
+from springroll.models.packed import Batch
 from springroll.models.rwkv7.config import RWKV7Config
 from springroll.trees import Params, PyTree
 
@@ -38,7 +39,7 @@ class LanguageModel(Protocol):
         """tokens (batch, time) integers -> logits (batch, time, V) float32."""
         ...
 
-    def loss(self, params: Params, tokens: Array) -> tuple[Array, Metrics]:
+    def loss(self, params: Params, tokens: Batch) -> tuple[Array, Metrics]:
         """tokens (batch, time + 1) -> mean nats per predicted token () float32, and metrics."""
         ...
 

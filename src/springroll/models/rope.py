@@ -5,6 +5,7 @@ Llama and Qwen weights. Source: RoFormer, arXiv 2104.09864.
 """
 
 import math
+from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import NamedTuple, TypeAlias
 
@@ -90,6 +91,12 @@ class YarnScaling:
         return 1 - np.clip((np.arange(len(rate)) - fast) / max(slow - fast, 1e-3), 0, 1)
 
 
+def _by_length(length: Array, *channels: np.ndarray) -> Iterator[Array]:
+    """Numbers of the channels as float32, to go with one length () or many (time,)."""
+    for each in channels:
+        yield jnp.asarray(each, jnp.float32).reshape((1,) * length.ndim + each.shape)
+
+
 def yarn_gain(factor: float, mscale: float = 1.0) -> float:
     """0.1 mscale ln(factor) + 1."""
     return 0.1 * mscale * math.log(factor) + 1 if factor > 1 else 1.0
@@ -149,7 +156,8 @@ class DynamicScaling:
         over = jnp.maximum(length.astype(jnp.float32) - np.float32(self.original_length), 0)
         grown = 1 + over * np.float32(self.factor / self.original_length)
         power = -2 * np.arange(len(rate)) / (2 * len(rate) - 2)
-        return jnp.asarray(rate, jnp.float32) * grown[..., None] ** jnp.asarray(power, jnp.float32)
+        rates, powers = _by_length(length, rate, power)
+        return rates * grown[..., None] ** powers
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -186,8 +194,8 @@ class LongRopeScaling:
         return rate / np.asarray(self.short)
 
     def at_length(self, rate: np.ndarray, length: Array) -> Array:
-        short, long = (
-            jnp.asarray(rate / np.asarray(x), jnp.float32) for x in (self.short, self.long)
+        short, long = _by_length(
+            length, rate / np.asarray(self.short), rate / np.asarray(self.long)
         )
         return jnp.where((length > self.original_length)[..., None], long, short)
 
@@ -214,9 +222,10 @@ class Rope(NamedTuple):
 
 
 class Rotation(NamedTuple):
-    """Cosine and sine (times a gain) per position and pair, both (time, width / 2) float32.
+    """Cosine and sine (times a gain) per position and pair, both (time, width / 2) float32, or
+    (batch, time, width / 2) where rows have positions of their own.
 
-    Of a model with several ropes both are (ropes, time, width / 2), see `of_layer`.
+    Of a model with several ropes there is one more axis before these, see `of_layer`.
     """
 
     cos: Array
@@ -266,7 +275,7 @@ def rotate(x_BTHK: Array, turn: Rotation) -> Array:
 
     Channels beyond those that turn stay as they are.
     """
-    cos, sin = turn.cos[None, :, None, :], turn.sin[None, :, None, :]
+    cos, sin = ((y[None] if y.ndim == 2 else y)[:, :, None, :] for y in (turn.cos, turn.sin))
     turns = 2 * cos.shape[-1]
     x = x_BTHK[..., :turns].astype(jnp.float32)
     a, b = jnp.split(x, 2, axis=-1)

@@ -9,13 +9,18 @@ from typing import Any, TypeAlias
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 from jax import Array
 
 from springroll import compat
 from springroll.models.protocols import Metrics, Stages, read_part
 from springroll.stream.replicas import ALONE, Replicas
-from springroll.trees import PyTree, is_none, squared_norm
+from springroll.trees import (
+    PyTree,
+    is_none,
+    real_cotangents,
+    squared_norm,
+    whole_cotangents,
+)
 
 Join: TypeAlias = Callable[[PyTree, PyTree], PyTree]
 
@@ -96,9 +101,8 @@ class StepPrograms:
             [g if embed == which else None for g, embed in zip(new, read, strict=True)]
         )
         added = self._added(grads, (part(False), part(True)))
-        d_stats = _real(d_stats)
-        loss, metrics, d_stats = self._summed((loss, metrics, d_stats))
-        return loss, metrics, added, self._split(dx), d_stats, _token()
+        loss, metrics, d_stats = self._summed((loss, metrics, real_cotangents(d_stats)))
+        return loss, metrics, added, self._split(real_cotangents(dx)), d_stats, _token()
 
     def _backward(
         self,
@@ -113,8 +117,8 @@ class StepPrograms:
         """(gradients added to `grads`, dx of the layer before, token)."""
         block = lambda p, x: self._model.block(self._join(p, still), x, index)
         (out, stats), pull = jax.vjp(block, moving, x)
-        new, dx = pull((dx, _cotangent(stats, d_stats)))
-        return self._added(grads, new), self._split(_cotangent(out, dx)), _token()
+        new, dx = pull((whole_cotangents(out, dx), whole_cotangents(stats, d_stats)))
+        return self._added(grads, new), self._split(real_cotangents(dx)), _token()
 
     def _embed_backward(
         self, moving: PyTree, still: PyTree, tokens: Array, dx: Array, grads: PyTree
@@ -127,9 +131,9 @@ class StepPrograms:
             weights = self._join(tree.unflatten(_placed(own, read, leaves)), still)
             return self._model.embed(weights, read_part(tokens))
 
-        _, pull = jax.vjp(embed, _chosen(leaves, read))
+        x, pull = jax.vjp(embed, _chosen(leaves, read))
         before = _chosen(jax.tree.leaves(grads, is_leaf=is_none), read)
-        pairs = zip(before, pull(dx)[0], strict=True)
+        pairs = zip(before, pull(whole_cotangents(x, dx))[0], strict=True)
         added = [self._added(None if g is None else [g], [new])[0] for g, new in pairs]
         return tree.unflatten(_placed(added, read, [None] * len(leaves))), _token()
 
@@ -167,29 +171,6 @@ def stacked(stats: PyTree) -> PyTree:
     """Statistics of the layers that have any, with a leading axis of layers."""
     present = [one for one in stats if jax.tree.leaves(one)] or stats[:1]
     return jax.tree.map(lambda *leaves: jnp.stack(leaves), *present)
-
-
-def _real(tree: PyTree) -> PyTree:
-    """Cotangents without those of integers, which no program can return."""
-    return jax.tree.map(lambda d: None if d.dtype == jax.dtypes.float0 else d, tree)
-
-
-def _cotangent(values: PyTree, real: PyTree) -> PyTree:
-    """The inverse: zeros, of the type that integers have for a cotangent, where there is None."""
-    leaves, tree = jax.tree.flatten(values)
-    given = tree.flatten_up_to(real)
-    return tree.unflatten(
-        [
-            (jnp.zeros_like(x) if jnp.issubdtype(x.dtype, jnp.floating) else _none(x))
-            if d is None
-            else d
-            for x, d in zip(leaves, given, strict=True)
-        ]
-    )
-
-
-def _none(x: Array) -> np.ndarray:
-    return np.zeros(x.shape, jax.dtypes.float0)
 
 
 @jax.jit

@@ -26,7 +26,7 @@ from springroll.models.protocols import Metrics, Stages, checked_stages, read_pa
 from springroll.quant.transformation import wrapped
 from springroll.ranges import POSITIVE, check_number
 from springroll.subspace.inner_reads import check_each_by_itself
-from springroll.trees import Params, PyTree, squared_norm
+from springroll.trees import Params, PyTree, real_cotangents, squared_norm, whole_cotangents
 
 
 class LayerwiseState(NamedTuple):
@@ -117,22 +117,26 @@ def layerwise(
         layers, others = parted(params)
         inputs = read_part(tokens)
         depth = jax.tree.leaves(layers)[0].shape[0]
-        x, pull_embed = jax.vjp(lambda p: model.embed(p, inputs), others)
+        x0, pull_embed = jax.vjp(lambda p: model.embed(p, inputs), others)
         with jax.named_scope("forward"):
             x, (entered, stats) = lax.scan(
-                lambda x, w: _entered(model, x, *w), x, (layers, jnp.arange(depth, dtype=jnp.int32))
+                lambda x, w: _entered(model, x, *w),
+                x0,
+                (layers, jnp.arange(depth, dtype=jnp.int32)),
             )
         loss, pull, metrics = jax.vjp(
             lambda p, x, s: model.finish(p, x, s, tokens), others, x, stats, has_aux=True
         )
         d_others, dx, d_stats = pull(jnp.ones_like(loss))
+        dx = real_cotangents(dx)
 
         def backward(k: Array, carry: tuple[PyTree, ...]) -> tuple[PyTree, ...]:
             layers, states, dx, squares, good = carry
             at = (depth - 1 - k).astype(jnp.int32)
             weights, memory = _read((layers, states), at)
-            _, pull = jax.vjp(lambda w, x: model.block(w, x, at), weights, entered[at])
-            grads, dx = pull((dx, _at(d_stats, at)))
+            (x, _), pull = jax.vjp(lambda w, x: model.block(w, x, at), weights, _at(entered, at))
+            grads, dx = pull((whole_cotangents(x, dx), _at(d_stats, at)))
+            dx = real_cotangents(dx)
             square = squared_norm(grads)
             good = good & jnp.isfinite(square)
             grads = _scaled(grads, factor(jnp.sqrt(square), state))
@@ -143,7 +147,7 @@ def layerwise(
         with jax.named_scope("backward"):
             start = (layers, state.layers, dx, jnp.zeros((), jnp.float32), jnp.isfinite(loss))
             layers, states, dx, squares, good = lax.fori_loop(0, depth, backward, start)
-        grads = jax.tree.map(jnp.add, d_others, pull_embed(dx)[0])
+        grads = jax.tree.map(jnp.add, d_others, pull_embed(whole_cotangents(x0, dx))[0])
         square = squared_norm(grads)
         good = good & jnp.isfinite(square)
         grads = _scaled(grads, factor(jnp.sqrt(square), state))

@@ -37,7 +37,7 @@ def prompt_columns(fields: Iterable[str], chosen: str | None, source: str) -> li
     known = [*fields]
     for columns in [chosen] if chosen else USUAL:
         parts = columns.split(",")
-        missing = [part for part in parts if not _holds(known, part)]
+        missing = [part for part in parts if not holds(known, part)]
         if not missing:
             return parts
         if chosen:
@@ -54,7 +54,8 @@ def no_column(name: str, fields: Sequence[str], source: str) -> InputError:
     return InputError(f"{source} has no column {name!r}{hint}")
 
 
-def _holds(fields: Sequence[str], column: str) -> bool:
+def holds(fields: Sequence[str], column: str) -> bool:
+    """Whether a column, or the object that a column such as `a.b` looks into, is there."""
     return column in fields or column.partition(".")[0] in fields
 
 
@@ -86,11 +87,11 @@ def problem_of(row: Row, columns: Sequence[str], answer: str | None = None) -> P
     """
     where, record = row
     more: Record = {} if answer is None else {"answer": value_of(record, answer)}
-    prompt = _joined(row, columns) if len(columns) > 1 else value_of(record, columns[0])
+    prompt = joined(row, columns) if len(columns) > 1 else value_of(record, columns[0])
     if isinstance(prompt, str) and prompt and columns == ["messages"]:  # as CSV holds them
         prompt = parse_json(prompt, f"the column 'messages' of {where}")
     if not isinstance(prompt, str) or not prompt:
-        prompt = _messages(prompt, where, ",".join(columns))
+        prompt = messages_of(prompt, where, ",".join(columns))
         if columns == ["messages"] and len(prompt) > 1 and prompt[-1]["role"] == "assistant":
             *prompt, last = prompt
             more = (
@@ -100,10 +101,11 @@ def problem_of(row: Row, columns: Sequence[str], answer: str | None = None) -> P
             )
     if record.get("prompt") != prompt:
         more["prompt"] = prompt
-    return Problem(prompt, record | more if more else record, _tools(record, where), where)
+    return Problem(prompt, record | more if more else record, tools_of(record, where), where)
 
 
-def _joined(row: Row, columns: Sequence[str]) -> str:
+def joined(row: Row, columns: Sequence[str]) -> str:
+    """The texts of several columns, with an empty line between them."""
     texts = [value_of(row.record, column) or "" for column in columns]
     for column, text in zip(columns, texts, strict=True):
         if not isinstance(text, str):
@@ -111,7 +113,12 @@ def _joined(row: Row, columns: Sequence[str]) -> str:
     return "\n\n".join(filter(None, texts))
 
 
-def _messages(value: object, where: str, column: str) -> list[dict[str, Any]]:
+def messages_of(value: object, where: str, column: str) -> list[dict[str, Any]]:
+    """A list of messages from a file, each with a role and its content as text.
+
+    Raises:
+        InputError: it is none.
+    """
     if not isinstance(value, list) or not value:
         said = "nothing" if value in (None, "", []) else kind_of(value)
         raise InputError(
@@ -137,7 +144,7 @@ def _message(value: object, where: str) -> dict[str, Any]:
     return {"role": value["role"], "content": content or ""} | _said(others)
 
 
-def _tools(record: Record, where: str) -> list[Any] | None:
+def tools_of(record: Record, where: str) -> list[Any] | None:
     """The descriptions of tools: a list of objects, or JSON text of one."""
     tools = record.get("tools")
     if isinstance(tools, str) and tools.lstrip().startswith("["):

@@ -212,7 +212,10 @@ def _text(row: Mapping[str, object], name: str) -> str:
     for column in ("text", "content", *row):
         if isinstance(text := row.get(column), str):
             return text
-    raise InputError(f"the data set {name} has no column of text; it has {', '.join(row)}")
+    raise InputError(
+        f"the data set {name} has no column of text; it has {', '.join(row)}; chats and prompts "
+        "with answers are learnt by springroll train --format records"
+    )
 
 
 def _read(path: Path, max_bytes: int | None = None) -> bytes:

@@ -28,6 +28,7 @@ class Encoding(Protocol):
     """What the package `tokenizers` makes of a text."""
 
     ids: TokenIds
+    offsets: Sequence[tuple[int, int]]  # of each token, in characters of the text
 
 
 class Loaded(Protocol):
@@ -35,7 +36,9 @@ class Loaded(Protocol):
 
     def encode(self, sequence: str, *, add_special_tokens: bool) -> Encoding: ...
 
-    def encode_batch(self, input: list[str]) -> list[Encoding]: ...
+    def encode_batch(
+        self, input: list[str], *, add_special_tokens: bool = True
+    ) -> list[Encoding]: ...
 
     def decode(self, ids: TokenIds, *, skip_special_tokens: bool) -> str: ...
 
@@ -62,8 +65,12 @@ class HfTokenizer:
             raise self._failure(error) from None
 
     def encode_all(self, texts: Sequence[str]) -> list[TokenIds]:
+        return [encoding.ids for encoding in self.encodings(texts)]
+
+    def encodings(self, texts: Sequence[str], special: bool = True) -> list[Encoding]:
+        """Many texts in tokens, each with its place in its text."""
         try:
-            return [encoding.ids for encoding in self.loaded.encode_batch(list(texts))]
+            return self.loaded.encode_batch(list(texts), add_special_tokens=special)
         except BaseException as error:
             raise self._failure(error) from None
 

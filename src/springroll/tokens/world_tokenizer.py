@@ -67,7 +67,8 @@ class WorldTokenizer:
         if self.template is not None:
             return self.template(messages, **variables)
         turns = [f"{m['role'].capitalize()}: {_one_block(m['content'])}" for m in messages]
-        return "\n\n".join([*turns, "Assistant:"])
+        asked = variables.get("add_generation_prompt", True)
+        return "\n\n".join([*turns, "Assistant:" if asked else ""])
 
 
 def world_tokenizer(folder: str | Path) -> WorldTokenizer:

@@ -2,9 +2,8 @@
 
 import contextlib
 import dataclasses
-import math
 import os
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -26,16 +25,8 @@ from springroll.models.protocols import LanguageModel
 from springroll.models.rwkv7.config import RWKV7_CONFIGS, RWKV7Config
 from springroll.run.task import Curve, Metrics, Task
 from springroll.subspace.optimizers import OPTIMIZERS
-from springroll.tasks.corpus import Corpus, load_corpus
-from springroll.tasks.text import (
-    Streams,
-    baselines,
-    document_encoder,
-    streams,
-    tokenized,
-    validation,
-)
 from springroll.train.config import TrainConfig
+from springroll.train.data import Data, Records, Text, batch_shape, format_of, packs
 from springroll.train.divided import DividedStages
 from springroll.train.learners import Layout, Learner
 from springroll.train.optimizers import learner_for
@@ -43,7 +34,7 @@ from springroll.train.step_memory import StepMemory, refuse_too_big, too_big
 from springroll.train.streamed import stream_learner
 from springroll.trees import PyTree
 
-BYTES = 256  # the vocabulary of raw text
+BYTES = 256  # the vocabulary of models made anew
 PRETRAINED = 25  # the default learning rate of a model made anew over that of a pretrained one
 LOST_LIMIT = 10  # steps in a row whose loss is not finite, and the run stops
 AXIS = "batch"  # of the mesh
@@ -56,10 +47,14 @@ class Training(NamedTuple):
     task: Task
     model: LanguageModel
     learner: Learner
-    corpus: Corpus
-    lines: dict[str, float]  # bits per byte to beat
+    data: Data
     memory: StepMemory
     notes: list[str]  # what else to say of the devices
+
+    @property
+    def lines(self) -> Mapping[str, float]:
+        """Bits per byte to beat."""
+        return self.data.lines
 
 
 class Placement(NamedTuple):
@@ -103,21 +98,28 @@ def resolved(config: TrainConfig) -> TrainConfig:
     if config.lr is None and is_hf_folder(config.model):
         rate = OPTIMIZERS[config.optimizer].learning_rate / PRETRAINED
         config = dataclasses.replace(config, lr=rate)
+    if config.format is None:  # runs of versions without records learn the text of such files
+        config = dataclasses.replace(config, format=format_of(config.data))
     return config
 
 
 def build(config: TrainConfig) -> Training:
-    """Load the text, make model and learner, see that a step fits, and join them to a task."""
-    corpus = load_corpus(config.data)
-    lines = baselines(validation(corpus, config.valid_streams, config.valid_tokens))
-    if not is_hf_folder(config.model):  # tokens are bytes: what is too much of them is said at once
-        streams(corpus.train, config.batch * config.accumulate, config.sequence)
+    """Load the data, make model and learner, see that a step fits, and join them to a task."""
+    source = source_of(config)
     placement = place(config)
     config, model, learner, memory = engine(config, placement)
-    text = text_for(config, corpus)
-    task = text_task(config, model, learner, text, lines, corpus.digest, placement)
+    data = source()
+    task = training_task(config, model, learner, data, placement)
     notes = [note for note in (uneven(placement.devices), undivided(placement)) if note]
-    return Training(config, task, model, learner, corpus, lines, memory, notes)
+    return Training(config, task, model, learner, data, memory, notes)
+
+
+def source_of(config: TrainConfig) -> Callable[[], Data]:
+    """What gives the data. What is wrong with them is said before anything is compiled."""
+    if config.format != "records":
+        return Text(config).data
+    data = Records(config, packs(config, model_config(config.model))).data()
+    return lambda: data
 
 
 def engine(
@@ -207,23 +209,6 @@ def pretrained(folder: str | Path, config: ModelConfig) -> PyTree:
     return jax.pure_callback(lambda: read_params(folder, config, np.float32), like)
 
 
-class Text(NamedTuple):
-    """What is learnt and what it is validated on, in tokens."""
-
-    train: Streams
-    sample: np.ndarray  # (n, T + 1)
-    tokens_per_byte: float
-
-
-def text_for(config: TrainConfig, corpus: Corpus) -> Text:
-    """The corpus in the tokens of the model."""
-    per_byte = 1.0
-    if is_hf_folder(config.model):
-        corpus, per_byte = tokenized(corpus, document_encoder(config.model))
-    train = streams(corpus.train, config.batch * config.accumulate, config.sequence)
-    return Text(train, validation(corpus, config.valid_streams, config.valid_tokens), per_byte)
-
-
 def place(config: TrainConfig) -> Placement:
     """The devices of a run: as asked; by default all accelerators, or one CPU."""
     found = jax.devices()
@@ -237,10 +222,8 @@ def place(config: TrainConfig) -> Placement:
 
 def memory_of(config: TrainConfig, learner: Learner, placement: Placement) -> StepMemory:
     """The memory that a step needs."""
-    rows = config.accumulate * config.batch
-    kind = np.int32 if is_hf_folder(config.model) else np.uint8
-    shape = (rows, config.sequence + 1)
-    return learner.memory(jax.ShapeDtypeStruct(shape, kind, sharding=placement.batch))
+    put = lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=placement.batch)
+    return learner.memory(jax.tree.map(put, batch_shape(config)))
 
 
 def undivided(placement: Placement) -> str | None:
@@ -290,14 +273,8 @@ def flags(change: dict[str, bool | int | str], config: TrainConfig) -> str:
     )
 
 
-def text_task(
-    config: TrainConfig,
-    model: LanguageModel,
-    learner: Learner,
-    text: Text,
-    lines: dict[str, float],
-    digest: str,
-    placement: Placement,
+def training_task(
+    config: TrainConfig, model: LanguageModel, learner: Learner, data: Data, placement: Placement
 ) -> Task:
     """The loop's view: one member, whose carry is the whole training state."""
 
@@ -311,29 +288,30 @@ def text_task(
         return None, jax.tree.map(at, shapes)
 
     def evaluate(
-        state: None, members: None, carry: PyTree, rows: np.ndarray
+        state: None, members: None, carry: PyTree, rows: PyTree
     ) -> tuple[Array, PyTree, Metrics]:
         # The stream cuts a batch on the host before it sends it.
         tokens = rows if config.engine == "stream" else jax.device_put(rows, placement.batch)
         carry, figures = learner.step(carry, tokens)
-        bits = figures["loss"] * bits_per_nat
-        return -figures["loss"][None], carry, {**figures, "train_bits_per_byte": bits}
+        told = figures["loss"] * per_nat
+        return -figures["loss"][None], carry, {**figures, f"train_{measure.name}": told}
 
-    bits_per_nat = np.float32(text.tokens_per_byte / math.log(2))
-    whole = jax.jit(lambda params: mean_nats(model, params, text.sample, config.batch, placement))
+    measure = data.measure
+    per_nat = np.float32(measure.per_nat)
+    whole = jax.jit(lambda params: mean_nats(model, params, data.sample, config.batch, placement))
 
     def validate(_: None, carry: PyTree) -> Metrics:
         if learner.score is None:
             nats = whole(learner.params(carry))
         else:
-            nats = learner.score(carry, text.sample)
-        return {"valid_bits_per_byte": nats * bits_per_nat}
+            nats = learner.score(carry, data.sample)
+        return {f"valid_{measure.name}": nats * per_nat}
 
     return Task(
         init=init,
         # Streamed layers have memory of their own, which a checkpoint is read into.
         template=None if config.engine == "stream" else template,
-        batch=text.train.batch,
+        batch=data.batch,
         ask=lambda state: None,
         evaluate=evaluate,
         tell=lambda state, members, fitness: (None, {}),
@@ -343,10 +321,14 @@ def text_task(
         iteration="step",
         seed=config.seed,
         lost_limit=LOST_LIMIT,
-        identity={"corpus": digest},
-        summary=lines,
+        identity=data.identity,
+        summary=data.lines,
         curve=Curve(
-            lines={name.removesuffix("_bits_per_byte"): bits for name, bits in lines.items()},
+            train=f"train_{measure.name}",
+            valid=f"valid_{measure.name}",
+            label=measure.label,
+            short=measure.short,
+            lines={name.removesuffix("_bits_per_byte"): bits for name, bits in data.lines.items()},
             title=f"{config.model}, {model.config.parameters:,} parameters, {config.optimizer}",
         ),
     )
@@ -355,16 +337,17 @@ def text_task(
 def mean_nats(
     model: LanguageModel,
     params: PyTree,
-    sample: np.ndarray,
+    sample: PyTree,
     rows: int,
     placement: Placement | None = None,
 ) -> Array:
-    """Mean nats per token of `sample` (n, T + 1), at most `rows` rows at a time, which the devices
-    of a placement share where they divide evenly."""
-    count, devices = sample.shape[0], placement.mesh.size if placement else 1
+    """Mean nats per token of `sample`, tokens (n, T + 1) or `Packed` rows, at most `rows` rows at a
+    time, which the devices of a placement share where they divide evenly."""
+    count = jax.tree.leaves(sample)[0].shape[0]
+    devices = placement.mesh.size if placement else 1
     fit = [n for n in range(min(rows, count), 0, -1) if count % n == 0]
     together = next((n for n in fit if n % devices == 0), fit[0])
-    pieces = sample.reshape(-1, together, sample.shape[1])
+    pieces = jax.tree.map(lambda x: x.reshape(-1, together, *x.shape[1:]), sample)
     loss = model.loss
     if placement and devices > 1 and together % devices == 0:
         whole = dividing(model, placement).loss if placement.fsdp else model.loss

@@ -37,7 +37,18 @@ class TrainConfig(RunConfig):
     )
     """Optimizer steps, over all resumes, after which the run stops."""
     data: str = "stdlib"
-    """Text to learn: `stdlib` (Python's own source), a file, a folder, `minipile` or a hub name."""
+    """Text to learn: `stdlib` (Python's own source), a file, a folder, `minipile` or a hub name; or
+    records: chats, or prompts with answers, in JSON, CSV or parquet (see `docs/training.md`)."""
+    format: Literal["text", "records"] | None = None
+    """What the data is: `text`, all of which is learnt, or `records`, of which the answers are.
+    Default: records where all files are JSON lines, JSON, CSV or parquet."""
+    prompt_column: str | None = None
+    """Column of the records' prompts; default: found by its name."""
+    answer_column: str | None = None
+    """Column of the records' answers; default: found by its name."""
+    packing: Literal["auto", "on", "off"] = "auto"
+    """Several records in a row of --sequence tokens, which do not see each other; `auto`: for all
+    models but RWKV-7."""
     model: str = "llama-1m"
     """Model to train: a name such as `llama-60m` or `moe-1m` (its vocabulary becomes the 256
     bytes), or a Hugging Face folder, whose tokenizer is used; families are in
@@ -121,7 +132,7 @@ class TrainConfig(RunConfig):
     """Divide weights and optimizer state over the devices too (fully sharded data parallel), so
     that each holds its share. Of resident training."""
     valid_streams: int = option(64, COUNT, changeable=True)
-    """Rows of the validation sample."""
+    """Rows of the validation sample; of records it is rows of --sequence tokens."""
     valid_tokens: int = option(256, COUNT, changeable=True)
     """Tokens per row of the validation sample."""
 
@@ -153,6 +164,10 @@ class TrainConfig(RunConfig):
         if self.layerwise and self.optimizer == "lowgrad":
             raise InputError(
                 "lowgrad holds no full gradient that layerwise could save; leave out --layerwise"
+            )
+        if (self.prompt_column or self.answer_column) and self.format == "text":
+            raise InputError(
+                "text has no columns; leave out --format text, or the names of columns"
             )
 
     def sizes(self) -> Mapping[str, int]:

@@ -13,9 +13,11 @@ if TYPE_CHECKING:
     from springroll.run.task import Task
 
 DESCRIPTION = """\
-Train a decoder-only language model on text by gradients.
+Train a decoder-only language model by gradients: on text, or on the answers of chats and of
+prompts.
 
   springroll train --model llama-1m --optimizer lowgrad --data stdlib --steps 300
+  springroll train --model FOLDER --data chats.jsonl --sequence 2048 --steps 500
 """
 
 
@@ -27,7 +29,6 @@ def set_up(config: TrainConfig) -> None:
 
 def build(config: TrainConfig) -> job.Prepared[TrainConfig]:
     """Load the text, make model and learner, and see that a step fits."""
-    from springroll.run.text_job import lines_to_beat
     from springroll.train import build as parts
 
     made = parts.build(config if config.resume else parts.resolved(config))
@@ -36,9 +37,9 @@ def build(config: TrainConfig) -> job.Prepared[TrainConfig]:
     per_step = config.batch * config.accumulate * config.sequence
     opening = (
         f"{config.model}: {model.parameters:,} {config.dtype} parameters{active}, "
-        f"{config.optimizer}, {per_step:,} tokens a step; {made.corpus}"
+        f"{config.optimizer}, {per_step:,} tokens a step; {made.data.opening[0]}"
     )
-    lines = [opening, *made.notes, lines_to_beat(made.lines), made.memory.table()]
+    lines = [opening, *made.notes, *made.data.opening[1:], made.memory.table()]
     return job.Prepared(config=config, task=made.task, opening=lines)
 
 
@@ -46,14 +47,18 @@ def report(out: str, summary: job.Summary) -> job.Rows:
     """The score beside the lines to beat, the speed, and what to do next."""
     from springroll.run.text_job import text_report
 
-    return text_report(out, summary, "step")
+    nats = summary.get("valid_nats_per_answer_token")
+    told = [] if nats is None else [("held-out answers", f"{nats:.4f} nats/token")]
+    return [*told, *text_report(out, summary, "step")]
 
 
 def evaluate(run: job.OpenRun[TrainConfig], options: job.EvalOptions) -> job.Evaluation:
-    """Bits per byte of the newest weights."""
+    """Bits per byte of the newest weights, or nats per answer token."""
     from springroll.run.text_job import evaluate_text
-    from springroll.train.trained import byte_model, saved_weights
+    from springroll.train.trained import byte_model, evaluate_records, saved_weights
 
+    if run.config.format == "records":
+        return evaluate_records(run, options)
     return evaluate_text(run, saved_weights(run.config), byte_model(run.config), options)
 
 

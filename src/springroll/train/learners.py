@@ -10,7 +10,6 @@ from typing import NamedTuple, TypeAlias, cast
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 import optax
 from jax import Array, lax
 from jax.sharding import NamedSharding, PartitionSpec
@@ -36,16 +35,16 @@ class Learner(NamedTuple):
     init: Callable[[Array], State]
     """The state before the first step, from a key."""
     step: Callable[[State, PyTree], tuple[State, Metrics]]
-    """(state, tokens (sequences, T + 1)) -> (state, metrics); the state is donated.
+    """(state, tokens (sequences, T + 1) or packed rows) -> (state, metrics); the state is donated.
     Metrics: `loss` in nats per token, not finite where the step was skipped, and `grad_norm`."""
     memory: Callable[[PyTree], StepMemory]
     """The memory that a step on a batch of this shape and sharding needs. The compiled program is
     stored: the first step runs it."""
     params: Callable[[State], Params]
     """The weights of a state."""
-    score: Callable[[State, np.ndarray], Array] | None = None
-    """(state, tokens (n, T + 1)) -> mean nats per token, where `params` are never together on the
-    device."""
+    score: Callable[[State, PyTree], Array] | None = None
+    """(state, tokens (n, T + 1) or packed rows) -> mean nats per token, where `params` are never
+    together on the device."""
 
 
 class Trained(NamedTuple):
@@ -82,7 +81,7 @@ def optax_learner(
         made = Trained(narrow(params), optimizer.init(params), jnp.zeros((), jnp.int32))
         return laid_out(made, layout)
 
-    def step(state: Trained, batch: Array) -> tuple[Trained, Metrics]:
+    def step(state: Trained, batch: PyTree) -> tuple[Trained, Metrics]:
         gradient = lambda tokens: jax.value_and_grad(loss, has_aux=True)(state.params, tokens)
         (value, metrics), grads = averaged(gradient, (batch,), accumulate)
         norm = optax.tree.norm(grads)
@@ -124,7 +123,7 @@ def layerwise_learner(
         made = Trained(narrow(params), trainer.init(params), jnp.zeros((), jnp.int32))
         return laid_out(made, layout)
 
-    def step(state: Trained, batch: Array) -> tuple[Trained, Metrics]:
+    def step(state: Trained, batch: PyTree) -> tuple[Trained, Metrics]:
         params, optimizer, metrics = trainer.step(state.params, state.optimizer, batch)
         after = Trained(adjust(params, metrics), optimizer, state.steps + 1)
         return laid_out(after, layout), metrics
@@ -150,7 +149,7 @@ def lowgrad_learner(
 ) -> Learner:
     """Gradients in subspaces only; the trainer moves them when it is time."""
 
-    def step(state: LowGradState, batch: Array) -> tuple[LowGradState, Metrics]:
+    def step(state: LowGradState, batch: PyTree) -> tuple[LowGradState, Metrics]:
         state, metrics = trainer.update(state, batch)
         norm = metrics["grad_norm"]
         loss = jnp.where(jnp.isfinite(norm), metrics["loss"], jnp.nan)
@@ -172,11 +171,11 @@ def lowgrad_learner(
 
 def compiled(
     init: Callable[[Array], State],
-    lower: Callable[[State, jax.ShapeDtypeStruct], Lowered],
+    lower: Callable[[State, PyTree], Lowered],
     params: Callable[[State], Params],
     gradients: Callable[[State], int],
     layout: Layout | None = None,
-) -> Callable[[jax.ShapeDtypeStruct], Memory]:
+) -> Callable[[PyTree], Memory]:
     """`Learner.memory` from the compiler's plan of a step.
 
     Args:
@@ -185,10 +184,11 @@ def compiled(
         layout: of the state; by default all of it is on every device of the batch.
     """
 
-    def memory(batch: jax.ShapeDtypeStruct) -> Memory:
+    def memory(batch: PyTree) -> Memory:
         state = jax.eval_shape(init, jax.random.key(0))
-        on_batch = isinstance(batch.sharding, NamedSharding)
-        everywhere = NamedSharding(batch.sharding.mesh, PartitionSpec()) if on_batch else None
+        split = jax.tree.leaves(batch)[0].sharding
+        on_batch = isinstance(split, NamedSharding)
+        everywhere = NamedSharding(split.mesh, PartitionSpec()) if on_batch else None
         to = layout(state) if layout else jax.tree.map(lambda _: everywhere, state)
         on = lambda x, sharding: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=sharding)
         program = lower(jax.tree.map(on, state, to), batch).compile()
@@ -201,7 +201,7 @@ def compiled(
             weights=weights,
             state=tree_bytes(state) - weights,
             gradients=gradients(state),
-            devices=batch.sharding.mesh.size if on_batch else 1,
+            devices=split.mesh.size if on_batch else 1,
         )
 
     return memory

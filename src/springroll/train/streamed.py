@@ -7,7 +7,6 @@ from typing import TYPE_CHECKING, Any, NamedTuple, cast
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 from jax import Array
 
 from springroll.errors import InputError
@@ -135,15 +134,15 @@ class StreamedRun:
         self._trainer = self._allocate()
         return self._trainer.fill(tensors(self._config, self._model, key))
 
-    def step(self, state: PyTree, tokens: Array) -> tuple[PyTree, Metrics]:
-        """One step on tokens (sequences, T + 1)."""
+    def step(self, state: PyTree, tokens: PyTree) -> tuple[PyTree, Metrics]:
+        """One step on tokens (sequences, T + 1) or packed rows."""
         state, metrics = self.trainer.step(state, tokens)
         if self._config.optimizer == "lowgrad":  # the others have done so, layer by layer
             state = dataclasses.replace(state, base=balanced(state.base, metrics))
         return state, metrics
 
-    def score(self, state: PyTree, rows: np.ndarray) -> Array:
-        """Mean nats per token of rows (n, T + 1)."""
+    def score(self, state: PyTree, rows: PyTree) -> Array:
+        """Mean nats per token of rows (n, T + 1), or per answer token of packed rows."""
         return self.trainer.score(state, rows, self._config.batch)["nats"]
 
 

@@ -1,16 +1,28 @@
 """A decoder that `train` trained: where its weights are, and how it is scored and let write."""
 
+import dataclasses
+
 import jax
 import jax.numpy as jnp
 import numpy as np
 from jax import Array
+from rich.table import Table
 
 from springroll.errors import InputError
 from springroll.generate.byte_model import ByteModel, Draw
 from springroll.models.hf.files import is_hf_folder
-from springroll.run.job import Explained, SavedWeights
+from springroll.run.job import (
+    EvalOptions,
+    Evaluation,
+    Explained,
+    Figures,
+    OpenRun,
+    SavedWeights,
+)
+from springroll.run.weights import load_weights
 from springroll.train.build import language_model, make, mean_nats
 from springroll.train.config import TrainConfig
+from springroll.train.data import Records, packs
 from springroll.trees import PyTree
 
 
@@ -65,6 +77,39 @@ def byte_model(config: TrainConfig) -> ByteModel:
         return float(nats) / float(np.log(2))
 
     return ByteModel(bits=bits, write=write)
+
+
+def evaluate_records(run: OpenRun[TrainConfig], options: EvalOptions) -> Evaluation:
+    """Nats per answer token of the newest weights: of the records that the run held out, or of all
+    records of another data set.
+
+    Raises:
+        InputError: there is no checkpoint, or the records cannot be read.
+    """
+    config, model = run.config, language_model(run.config)
+    asked = dataclasses.replace(
+        config,
+        data=options.data or config.data,
+        valid_streams=options.streams or config.valid_streams,
+    )
+    records = Records(asked, packs(config, model.config))
+    of = records.encoded
+    chosen = range(len(of.places)) if options.data else of.pieces(records.sides().held_out)
+    sample = records.sample(chosen)
+    weights = load_weights(run, saved_weights(config))
+    score = jax.jit(lambda params: mean_nats(model, params, sample, config.batch))
+    nats = float(score(weights.params))
+    answers = int((sample.targets >= 0).sum())
+    figures: Figures = {
+        "run": run.path,
+        "generation": weights.generation,
+        "data": asked.data,
+        "answer_tokens": answers,
+        "nats_per_answer_token": nats,
+    }
+    table = Table("nats per answer token", "", caption=f"{answers:,} answer tokens of {asked.data}")
+    table.add_row("the run", f"{nats:.4f}")
+    return Evaluation(figures, table, list(weights.notes))
 
 
 def explained(config: TrainConfig) -> Explained:

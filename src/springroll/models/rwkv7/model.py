@@ -26,6 +26,7 @@ from jax.typing import DTypeLike
 from springroll.errors import InputError
 from springroll.models.cross_entropy import cross_entropy, token_nats
 from springroll.models.decoder_config import shape_leaves, structure
+from springroll.models.packed import Batch, Packed, learnt
 from springroll.models.rwkv7.config import RWKV7Config, shapes
 from springroll.models.rwkv7.mix import channel_mix, layer_norm, time_mix
 from springroll.models.rwkv7.wkv import LONGEST
@@ -274,11 +275,16 @@ class RWKV7:
         x, state = self.hidden(params, tokens, state)
         return self.head(params, x), state
 
-    def loss(self, params: Params, tokens: Array) -> tuple[Array, dict[str, Array]]:
-        """tokens (batch, time + 1) -> mean nats per predicted token () float32, and `nats`."""
-        x, _ = self.hidden(params, tokens[:, :-1])
+    def loss(self, params: Params, tokens: Batch) -> tuple[Array, dict[str, Array]]:
+        """tokens (batch, time + 1) -> mean nats per predicted token () float32, and `nats`.
+
+        Of packed rows only such that begin with their one text: the state goes on along a row.
+        """
+        read = tokens.tokens if isinstance(tokens, Packed) else tokens[:, :-1]
+        x, _ = self.hidden(params, read)
         x = layer_norm(x, params["norm"], params["norm_bias"], self.config.norm_eps)
-        nats = cross_entropy(x, params["lm_head"], tokens[:, 1:])
+        targets, count = learnt(tokens)
+        nats = cross_entropy(x, params["lm_head"], targets, count=count)
         return nats, {"nats": nats}
 
     def token_nats(

@@ -12,6 +12,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from jax import Array, lax
+from jax.experimental.xla_metadata import set_xla_metadata
 from jax.extend import core as jex
 from jax.typing import ArrayLike
 
@@ -41,6 +42,32 @@ def once(make: Callable[[], Any], epoch: Array) -> Any:
         return lax.cond(epoch >= 0, make, zeros)
 
     return lax.platform_dependent(cpu=conditional, default=lambda: lax.optimization_barrier(make()))
+
+
+_platform: contextvars.ContextVar[str | None] = contextvars.ContextVar(
+    "platform that programs are traced for", default=None
+)
+
+
+def platform() -> str:
+    """What programs are traced for, "cpu" or "gpu": the backend of this process, if nothing else is
+    asked for (`tracing_for`)."""
+    return _platform.get() or jax.default_backend()
+
+
+@contextlib.contextmanager
+def tracing_for(platform: str) -> Iterator[None]:
+    """Trace programs as they are on another platform, apart from those of this process.
+
+    JAX keeps what it traced by what is in force meanwhile, of which metadata of operations are a
+    part: without them a program of this process could be met with a choice made for the other.
+    """
+    token = _platform.set(platform)
+    try:
+        with set_xla_metadata(springroll_platform=platform):
+            yield
+    finally:
+        _platform.reset(token)
 
 
 def size(x: Any) -> int:

@@ -54,6 +54,21 @@ def hf_folder(name: str | Path) -> Path:
     return model_folder(_downloaded(*match.groups()))
 
 
+def hf_config(name: str) -> Path:
+    """The folder with the config.json of a model on the hub; nothing else of it is downloaded.
+
+    Raises:
+        InputError: it is no name; the package or the network is missing; no such model.
+    """
+    match = _ID.fullmatch(name)
+    if match is None or match[2] is not None:
+        raise InputError(
+            f"no model {name!r}: it is no folder or config.json here, and no name as OWNER/NAME on "
+            "huggingface.co"
+        )
+    return _downloaded(match[1], "config.json").parent
+
+
 def no_gguf(path: Path) -> InputError:
     """What is said of the name of a GGUF file where there is none."""
     return InputError(

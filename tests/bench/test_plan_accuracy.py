@@ -15,12 +15,14 @@ from springroll.planner.footprint import device_bytes, host_bytes, total
 TOY = Case(config=CONFIGS["llama-tiny"], mode="device", rows=1, sequence=16)
 
 
-def test_six_cases_of_every_kind():
-    assert len(CASES) == 6
+def test_ten_cases_of_every_kind():
+    assert len(CASES) == 10
     assert {case.mode for case in CASES.values()} >= {"host", "device", "resident"}
     assert {case.dtype for case in CASES.values()} == {"float32", "bfloat16"}
     assert {bool(case.config.experts) for case in CASES.values()} == {True, False}
     assert len({case.rows * case.parts * case.sequence for case in CASES.values()}) > 2
+    assert max(case.sequence for case in CASES.values()) >= 16384
+    assert any(case.clip == "global" for case in CASES.values())
     sizes = [case.config.parameters for case in CASES.values()]
     assert min(sizes) > 5e7  # so that arrays outweigh what a process takes anyway
 

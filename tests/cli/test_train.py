@@ -12,14 +12,17 @@ import pytest
 
 from springroll.cli.main import main
 from springroll.cli.sample import written
+from springroll.errors import InputError
 from springroll.models.decoder import decoder
 from springroll.models.decoder_config import CONFIGS
+from springroll.planner.devices import assumed_rates, named_card
 from springroll.run.job import SampleOptions
 from springroll.subspace.optimizers import OPTIMIZERS
 from springroll.train import build
 from springroll.train.build import resolved
 from springroll.train.config import TrainConfig
 from springroll.train.step_memory import Memory
+from springroll.train.streamed import rates
 from tests.cli.newest import newest_weights
 from tests.cli.tiny import files, text_file
 
@@ -267,6 +270,19 @@ def test_the_schedule_is_that_of_the_steps_the_run_began_with():
     assert resolved(TrainConfig(generations=50)).schedule_steps == 50
     assert resolved(TrainConfig(generations=50, schedule_steps=9)).schedule_steps == 9
     assert resolved(TrainConfig(seconds=3.0)).schedule_steps is None
+
+
+def test_the_card_that_places_layers_is_decided_when_a_run_begins(monkeypatch):
+    assert resolved(TrainConfig(engine="stream")).card is None  # on a CPU, as ever
+    monkeypatch.setattr(build, "card_at_hand", lambda: named_card("RTX 4090"))
+    assert resolved(TrainConfig()).card == "RTX 4090"
+    assert resolved(TrainConfig(card="H200")).card == "H200"
+    assert resolved(TrainConfig(engine="resident")).card is None
+    with pytest.raises(InputError, match="did you mean RTX 4090"):
+        resolved(TrainConfig(card="RTX 4091"))
+    here, there = (rates(TrainConfig(card=card)) for card in (None, "RTX 4090"))
+    assert here == assumed_rates(named_card("H100"))  # as runs of earlier versions
+    assert there == assumed_rates(named_card("RTX 4090"), dtype=TrainConfig().dtype)
 
 
 def test_a_pretrained_model_is_trained_at_a_smaller_rate_unless_told(hf_folder):

@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+import re
 from typing import Any
 
 import jax
@@ -33,6 +34,8 @@ from springroll.planner.footprint import (
 from springroll.planner.methods import method_bytes
 from springroll.planner.placement import Budgets, choose, fits, least_device, least_host, placements
 from springroll.planner.plan import named_model, options_of, plan
+from springroll.planner.refusal import changes, refusal
+from springroll.planner.search import fastest_plan, larger_step, step_spec
 from springroll.planner.step_time import step_seconds
 from springroll.planner.working_set import WorkingSet, working_set
 
@@ -171,11 +174,11 @@ def test_a_plan_that_streams():
 
 
 def test_the_compiler_tells_the_working_set():
-    config = CONFIGS["llama-60m"]
-    small, large = (working_set(config, 1, time, "float32") for time in (128, 256))
-    scores = config.heads * 256 * 256 * 4
+    config = CONFIGS["llama-1m"]
+    small, large = (working_set(config, 1, time, "float32") for time in (64, 128))
+    scores = config.heads * 128 * 128 * 4
     assert 0 < small.layer < large.layer and large.layer > scores
-    forward = working_set(config, 1, 256, "float32", trains=False)
+    forward = working_set(config, 1, 128, "float32", trains=False)
     assert forward.layer < large.layer and forward.head <= large.head
 
 
@@ -223,7 +226,7 @@ def test_the_largest_named_model(monkeypatch):
 @pytest.mark.parametrize(
     ("device", "host", "said"),
     [
-        ("900MiB", "800MiB", r"adamw needs .* of host memory, 800 MiB are given; .* fits"),
+        ("900MiB", "800MiB", r"adamw needs .* of host memory, 800 MiB are given .*state.* fits"),
         (
             "20MiB",
             "64GiB",
@@ -239,11 +242,57 @@ def test_what_cannot_be_is_refused_with_the_nearest_that_can(device, host, said,
     assert "\n" not in str(refused.value)
 
 
+def test_a_refusal_names_both_tiers_their_largest_parts_and_the_smallest_change(monkeypatch):
+    monkeypatch.setattr(compared, "CONFIGS", {})
+    with pytest.raises(InputError, match="give more memory") as refused:
+        plan("llama-60m", device="60MiB", host="200MiB", **SMALL)
+    both = r"device memory for a layer at a time, 60 MiB are given \(the largest part is .*\) and "
+    assert re.search(both + ".* of host memory, 200 MiB are given", str(refused.value))
+    deep = lambda size, depth: options_of(
+        size, "4GiB", None, None, tokens=512, sequence=128, depth=depth
+    )
+    least = least_device(step_spec(CONFIGS["llama-60m"], deep("1GiB", 4), 1))
+    one = deep(least, 9)
+    assert fastest_plan("x", CONFIGS["llama-60m"], one) is None
+    said = refusal("llama-60m", CONFIGS["llama-60m"], one)
+    assert re.search(r"--depth 4 fits, and so would .* MiB more device memory$", said)
+    mac = options_of("M4 Max 1GiB", None, None, None, tokens=512, sequence=128)
+    assert "for device and host together" in refusal("x", CONFIGS["llama-350m"], mac)
+
+
+def test_changes_that_are_proposed_can_be_asked_for():
+    options = options_of(
+        "1GiB", "1GiB", None, None, tokens=4096, sequence=512, micro_batch=4, clip="global"
+    )
+    found = dict(changes(CONFIGS["moe-4m"], options))
+    assert list(found)[:3] == ["--clip-by previous", "--depth 2", "--depth 1"]
+    for name in ("--batch 1", "--experts-per-bundle 8", "--tokens-per-step 2048"):
+        assert name in found
+    assert "--sequence 256" in found and "--method evolve" in found
+
+
+def test_a_larger_step_is_proposed_where_the_link_is_waited_for():
+    config, asked = CONFIGS["llama-350m"], {"tokens": 512, "sequence": 128, "micro_batch": 1}
+    slow = options_of("1200MiB", "16GiB", "500MB", None, **asked)
+    found = fastest_plan("x", config, slow)
+    assert found is not None and found.hidden_from > 512
+    larger = larger_step("x", config, slow, found)
+    assert larger is not None and larger.hidden_from <= larger.spec.tokens
+    assert larger.tokens_per_second > 2 * found.tokens_per_second
+    assert f"--tokens-per-step {larger.spec.tokens}: " in shown(*found.tables(larger))
+    assert larger_step("x", config, slow, larger) is None or larger.spec.tokens > 512
+    roomy = options_of("24GiB", "16GiB", None, None, **asked)
+    resident = fastest_plan("x", config, roomy)
+    assert resident is not None and larger_step("x", config, roomy, resident) is None
+
+
 @pytest.mark.parametrize(
     ("options", "said"),
     [
         ({"tokens_per_step": 1000}, "take 1024, or another --sequence"),
         ({"micro_batch": 5}, "take a divisor of 16"),
+        ({"device": "3x H200"}, r"16 sequences per step do not divide over 3 .*-step 18432\)"),
+        ({"device": "4x H200", "micro_batch": 2}, "2 sequences in a micro-batch do not divide"),
         ({"depth": 0}, "depth is 0; it must be at least 1"),
         ({"clip": "hard"}, "expected one of none, global, previous, layer"),
         ({"device": "H300"}, "did you mean H200"),

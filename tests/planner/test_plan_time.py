@@ -8,7 +8,7 @@ import pytest
 
 from springroll.models.decoder import decoder
 from springroll.models.decoder_config import CONFIGS, DecoderConfig
-from springroll.planner.devices import Rates
+from springroll.planner.devices import Rates, assumed_rates, named_card
 from springroll.planner.footprint import (
     Placement,
     StepSpec,
@@ -18,6 +18,7 @@ from springroll.planner.footprint import (
     total,
 )
 from springroll.planner.methods import method_bytes
+from springroll.planner.search import options_of, step_spec
 from springroll.planner.step_time import active_layer, step_seconds, tokens_to_hide, work
 from springroll.planner.working_set import INDEX, WorkingSet, arguments
 from springroll.stream.step_programs import StepPrograms
@@ -163,6 +164,21 @@ def test_parameters_that_a_token_meets():
     met = moe.layers * active_layer(moe, 65536) + rest
     assert moe.active_parameters <= met <= 1.3 * moe.active_parameters  # blocks are padded
     assert active_layer(moe, 64) > 2 * active_layer(moe, 65536)  # few tokens pad many blocks
+
+
+def test_cards_of_a_host_divide_the_work_and_keep_one_copy_on_it():
+    asked = {"tokens": 32768, "sequence": 1024}
+    one, four = (
+        step_spec(SEVEN, options_of(device, "256GiB", None, None, **asked), rows, NOTHING)
+        for device, rows in (("H100", 4), ("4x H100", 16))
+    )
+    assert four.devices == 4 and four.parts == 2 and one.parts == 8
+    assert 4 * four.layer_input == one.layer_input
+    rates = assumed_rates(named_card("H100"))
+    slow, fast = (step_seconds(each, STREAMED, rates) for each in (one, four))
+    assert fast.compute < slow.compute / 2 and fast.host_update == slow.host_update
+    kept = lambda each: host_bytes(each, STREAMED)["state"]
+    assert kept(one) == kept(four)
 
 
 def test_shapes_of_arguments_cost_nothing():

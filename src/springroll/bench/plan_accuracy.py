@@ -2,7 +2,7 @@
 
     springroll bench plan_accuracy -- [CASE]
 
-Six configurations. Bytes are those of both tiers, as device and host of a CPU are one memory; they
+Ten configurations. Bytes are those of both tiers, as device and host of a CPU are one memory; they
 are measured as the kernel's own record of a process's peak (VmHWM, reset through
 /proc/self/clear_refs) during steps, less what the process took before the trainer was built and
 after another one had compiled all programs. Seconds are predicted from the rates of one layer
@@ -32,7 +32,7 @@ from springroll.planner.methods import Dtype, Mode
 if TYPE_CHECKING:
     import optax
 
-    from springroll.planner.footprint import Placement, StepSpec
+    from springroll.planner.footprint import Clip, Placement, StepSpec
     from springroll.stream.streamed import Streamed, StreamedState
     from springroll.stream.update import Update
 
@@ -58,9 +58,11 @@ class Case:
     sequence: int = 256
     stay: int = 0  # layers on the device
     inputs: int = 1 << 20  # layers whose inputs stay, at most
+    clip: Clip = "none"
 
 
 DENSE = llama(1024, 2816, 16, 8, vocab=8192)
+LONG = llama(1024, 2816, 16, 4, vocab=8192, kv_heads=4)
 EXPERTS = llama(512, 512, 8, 8, vocab=8192, experts=16, top_k=2)
 CASES = {
     "float32, host": Case(config=DENSE, mode="host"),
@@ -72,6 +74,14 @@ CASES = {
     "experts, device": Case(config=EXPERTS, mode="device", rows=4),
     "experts, host, inputs away": Case(
         config=EXPERTS, mode="host", rows=4, parts=2, stay=2, inputs=0
+    ),
+    "16,384 tokens at once, host": Case(config=LONG, mode="host", rows=1, sequence=16384),
+    "8,192 tokens at once, bfloat16, device, inputs away": Case(
+        config=LONG, mode="device", dtype="bfloat16", rows=1, parts=2, sequence=8192, inputs=0
+    ),
+    "gradients wait for their norm": Case(config=DENSE, mode="host", stay=3, clip="global"),
+    "tied, large vocabulary": Case(
+        config=llama(512, 1408, 8, 8, vocab=65536, tied=True), mode="host", parts=2
     ),
 }
 
@@ -90,7 +100,7 @@ def planned(case: Case) -> tuple[StepSpec, Placement]:
         rows=case.rows,
         sequence=case.sequence,
         working=working_set(config, case.rows, case.sequence, case.dtype),
-        clip="none",
+        clip=case.clip,
     )
     return spec, Placement(case.mode, case.stay, min(case.inputs, config.layers))
 
@@ -129,6 +139,7 @@ def trainer(case: Case) -> tuple[Streamed, StreamedState]:
     import jax
 
     from springroll.models.decoder import decoder, leaves
+    from springroll.stream.clipping import Clip as Clipping
     from springroll.stream.fill_store import stacked_leaves
     from springroll.stream.streamed import Streamed
 
@@ -142,6 +153,7 @@ def trainer(case: Case) -> tuple[Streamed, StreamedState]:
         on_device=[*stay, *([layers] if case.mode == "resident" else [])],
         parts=case.parts,
         kept_inputs=min(case.inputs, layers),
+        clip=Clipping(1e9) if case.clip == "global" else Clipping(),
     )
     state = made.fill(stacked_leaves(leaves(case.config, jax.random.key(0))))
     return made, state

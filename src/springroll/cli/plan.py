@@ -4,13 +4,16 @@ import json
 import sys
 from collections.abc import Sequence
 from dataclasses import dataclass, fields
-from typing import Annotated, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import tyro
 
 from springroll.cli.options import parse
 from springroll.errors import InputError, nearest
-from springroll.run.options import COUNT, check_ranges, option
+from springroll.run.options import COUNT, NOT_NEGATIVE, check_ranges, option
+
+if TYPE_CHECKING:
+    from springroll.planner.search import Options
 
 WIDE = 120  # columns where nothing says how many there are
 
@@ -25,15 +28,16 @@ class PlanOptions:
 
       springroll plan --device "RTX 3080" --host-memory 64GB
       springroll plan gpt-oss-120b --device H200 --host-memory 1.5TB
+      springroll plan qwen3-8b --device "RTX 3080" --host-memory 128GB --total-tokens 1B --price 0.2
       springroll plan llama-7b --device 24GiB --host-memory 110GiB --method adamw-8bit
       springroll plan qwen2.5-7b --device "RTX 4090" --method finetune --pop-size 64
     """
 
     model: Annotated[str | None, tyro.conf.Positional] = None
-    """A name such as `llama-7b`, or a Hugging Face folder; with `--method finetune` all that
-    `springroll finetune --model` takes."""
+    """A name such as `llama-7b`, a Hugging Face folder or its config.json, a GGUF file, or a name
+    on the hub, of which only the config.json is downloaded."""
     device: str = "auto"
-    """A card, its memory, or `auto` for the one at hand."""
+    """A card, its memory, several (`8x H200`), or `auto` for the one at hand."""
     host_memory: str | None = option(None, memory=True, formerly="host")
     """Host memory that may be used, such as 64GB; default: what this machine has left."""
     tokens_per_step: int = option(16384, COUNT)
@@ -65,6 +69,10 @@ class PlanOptions:
     of so many experts. Default: whole layers."""
     link: str | None = None
     """Bytes per second of the link each way, such as 25GB; default: that of the card."""
+    total_tokens: str | None = None
+    """Tokens of a whole training, such as 10B: its steps and days."""
+    price: float | None = option(None, NOT_NEGATIVE)
+    """Price of an hour of the machine, all its devices together: what the training costs."""
     pop_size: int = option(256, COUNT)
     """Members of a generation (`finetune` only)."""
     prompts: int = option(32, COUNT)
@@ -88,14 +96,11 @@ def run(argv: Sequence[str]) -> int:
     check_method(options)
     if options.method == "finetune":
         return finetune(options)
-
-    from springroll.planner.alternatives import (
-        alternatives,
-        alternatives_table,
-        capacity,
-        capacity_table,
-    )
-    from springroll.planner.plan import named_model, options_of, plan_or_refuse
+    for name in ("total_tokens", "price"):
+        if options.model is None and getattr(options, name) is not None:
+            spelt = name.replace("_", "-")
+            raise InputError(f"give the model that --{spelt} is planned for, such as llama-7b")
+    from springroll.planner.search import options_of
 
     asked = options_of(
         options.device,
@@ -114,15 +119,37 @@ def run(argv: Sequence[str]) -> int:
         experts_per_bundle=options.experts_per_bundle,
         clip=options.clip_by,
     )
-    if options.model is None:
-        ways = capacity(asked)
-        show([capacity_table(ways)], [way.record() for way in ways], options.json)
-        return 0
-    name, config = named_model(options.model, options.experts_per_bundle)
+    if options.model is not None:
+        return of_model(options.model, options, asked)
+    from springroll.planner.alternatives import capacity, capacity_table
+
+    ways = capacity(asked)
+    show([capacity_table(ways)], [way.record() for way in ways], options.json)
+    return 0
+
+
+def of_model(model: str, options: PlanOptions, asked: "Options") -> int:
+    """Print the plan of a model, what a whole training takes, and the other methods."""
+    from springroll.planner.alternatives import alternatives, alternatives_table
+    from springroll.planner.asked_model import named_model
+    from springroll.planner.plan import plan_or_refuse
+    from springroll.planner.plan_result import run_table
+    from springroll.planner.search import larger_step
+    from springroll.planner.whole_run import tokens_of
+
+    total_tokens = tokens_of(options.total_tokens or "1B")
+    name, config = named_model(model, options.experts_per_bundle)
     plan = plan_or_refuse(name, config, asked)
-    others = alternatives(name, config, asked)
-    record = plan.record() | {"alternatives": [way.record() for way in others]}
-    show([*plan.tables(), alternatives_table(others)], record, options.json)
+    larger, others = larger_step(name, config, asked, plan), alternatives(name, config, asked)
+    training = plan.whole_run(total_tokens, options.price)
+    record = plan.record() | {
+        "alternatives": [way.record() for way in others],
+        "larger_step": larger and larger.record(),
+        "training": training._asdict(),
+    }
+    wanted = options.total_tokens is not None or options.price is not None
+    whole = [run_table(training)] if wanted else []
+    show([*plan.tables(larger), *whole, alternatives_table(others)], record, options.json)
     return 0
 
 

@@ -1,6 +1,5 @@
 """A plan of fine-tuning that somebody asks for: a model by its name, a device by its name."""
 
-import os
 from dataclasses import replace
 from typing import Any
 
@@ -9,12 +8,11 @@ from springroll.finetune.compiled_plan import compiled_plan
 from springroll.finetune.config import FinetuneConfig
 from springroll.finetune.generation_plan import GenerationPlan, generation_plan, shapes_of
 from springroll.finetune.setup import WritingModel, resolved
-from springroll.gguf.from_index import PREFIX
-from springroll.hub import hf_folder
 from springroll.memory import spelt
-from springroll.models.decoder_config import named, size
+from springroll.models.decoder_config import size
 from springroll.models.hf.family import Config
-from springroll.models.hf.files import context_length, family_of, read_config
+from springroll.models.hf.files import context_length, family_of
+from springroll.planner.asked_model import config_at
 from springroll.planner.devices import Device, Rates, assumed_rates, device_of
 from springroll.planner.measured_rates import quick_rates
 from springroll.run.config import check_sizes
@@ -85,13 +83,11 @@ def config_of(model: str, prompt_tokens: int, max_tokens: int) -> Config:
             f"prompts of {prompt_tokens:,} tokens and answers of {max_tokens:,} are {tokens:,} "
             f"tokens; plans are made for {MOST_TOKENS:,} at most"
         )
-    if not (os.path.exists(model) or model.startswith(PREFIX) or "/" in model):
-        return named(model)
-    folder = hf_folder(model)
-    context = context_length(folder)
+    shape, where = config_at(model)
+    context = None if where is None else context_length(where)
     if context is not None and tokens > context:
         raise InputError(
             f"prompts of {prompt_tokens:,} tokens and answers of {max_tokens:,} are {tokens:,} "
             f"tokens; {model} reads {context:,} at most: give fewer"
         )
-    return read_config(folder)
+    return shape

@@ -23,6 +23,7 @@ from springroll.finetune.setup import WritingModel
 from springroll.generate.generator import Generator
 from springroll.generate.lowered import lowered_generation
 from springroll.models.hf.files import family_of
+from springroll.planner.working_set import hastily
 
 FEW = (2, 4)  # layers
 
@@ -97,7 +98,7 @@ def _updating(config: FinetuneConfig, model: WritingModel) -> int:
 
 def _beside(program: Lowered) -> int:
     """Temporary bytes of a program, and results that take no argument's place."""
-    used = program.compile().memory_analysis()
+    used = program.compile(hastily()).memory_analysis()
     assert used is not None  # every backend that we know has one
     new = used.output_size_in_bytes - used.alias_size_in_bytes
     return int(used.temp_size_in_bytes + max(0, new))

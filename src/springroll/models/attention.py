@@ -133,10 +133,10 @@ def _is_cudnns(
     return plain and short and q.shape[1] == k.shape[1] and compat.has_cudnn_attention(q.shape[-1])
 
 
-def block_size(rows: int, queries: int, keys: int) -> int | None:
+def block_size(rows: int, queries: int, keys: int, platform: str | None = None) -> int | None:
     """Queries, and keys, of a block, with `rows` heads of all texts; None: scores are formed at
-    once."""
-    most = FORMED["cpu" if jax.default_backend() == "cpu" else "device"]
+    once. The platform is that which is traced for, if none is given."""
+    most = FORMED["cpu" if (platform or compat.platform()) == "cpu" else "device"]
     largest = max(BLOCK, 1 << max(0, math.isqrt(most // rows).bit_length() - 1))
     if rows * queries * keys <= most or keys <= largest:
         return None
@@ -144,9 +144,9 @@ def block_size(rows: int, queries: int, keys: int) -> int | None:
     return -(-even // ALIGNED) * ALIGNED
 
 
-def keys_per_query(rows: int, time: int) -> float:
+def keys_per_query(rows: int, time: int, platform: str | None = None) -> float:
     """Keys that a query of such a text meets, whether it sees them or not: a mean."""
-    size = block_size(rows, time, time)
+    size = block_size(rows, time, time, platform)
     return time if size is None else (-(-time // size) + 1) * size / 2
 
 

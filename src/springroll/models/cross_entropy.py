@@ -64,7 +64,7 @@ def token_nats(
     if not cap:
         x_BTD, temperature = x_BTD / np.asarray(temperature, x_BTD.dtype), 1.0
     if chunk is None:
-        chunk = CHUNK["cpu" if jax.default_backend() == "cpu" else "device"]
+        chunk = CHUNK["cpu" if compat.platform() == "cpu" else "device"]
     vocabulary, tokens = head_VD.shape[0], x_BTD.shape[0] * x_BTD.shape[1]
     size = max(LEAST, chunk // tokens)
     if size >= vocabulary:

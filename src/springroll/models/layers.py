@@ -81,7 +81,7 @@ def is_short(x: Array) -> bool:
     times faster than those of float32 on a processor with AMX. Asked for a bfloat16 result it
     converts both operands to float32 first. The value is the same up to the order of sums.
     """
-    return x.dtype == jnp.bfloat16 and jax.default_backend() == "cpu"
+    return x.dtype == jnp.bfloat16 and compat.platform() == "cpu"
 
 
 def rounded_einsum(spec: str, x: Array, y: Array) -> Array:

@@ -94,11 +94,12 @@ def _method_plan(
 ) -> MethodPlan:
     description = METHODS[options.method.removesuffix("-8bit").removesuffix("-4bit")]
     try:
-        spec = step_spec(shape, options, micro_batches(options)[-1])
+        found = plan(options)
+        rows = micro_batches(options)[-1] if found is None else found.spec.rows
+        spec = step_spec(shape, options, rows)
     except InputError:  # a rank above this model's size
         return MethodPlan(options.method, description, 0, None)
-    parameters = deepest(spec, options.budgets)
-    return MethodPlan(options.method, description, parameters, plan(options))
+    return MethodPlan(options.method, description, deepest(spec, options.budgets), found)
 
 
 def alternatives_table(plans: Sequence[MethodPlan]) -> Table:

@@ -1,103 +1,27 @@
 """Devices that plans are made for, and how fast they compute, copy and update.
 
-A device is a card by name, a size in bytes, or the one of this process.
-
-Peaks are those of the makers' data sheets, dense, bfloat16 with float32 accumulation: what XLA asks
-for. GeForce cards accumulate in float32 at half the rate that is usually quoted, and sheets that
-quote sparse figures are halved. Links are what copies of page-locked memory reach in practice: 12,
-25 and 50 GB/s each way over 16 lanes of PCIe 3, 4 and 5.
+A device is a card by name (`cards`), several of them, a size in bytes, or that of this process.
 """
 
+import dataclasses
 import re
 from dataclasses import dataclass
 
-from springroll.errors import InputError, nearest
-from springroll.memory import available_bytes, parse_bytes
+from springroll.errors import InputError, brief, nearest
+from springroll.memory import UNITS, available_bytes, parse_bytes
+from springroll.planner.cards import ALIASES, CARDS, CONTEXT, GIB, MIB, Card
 from springroll.ranges import Range, check_number
 
-MEMORY = Range(at_least=1, below=2**63, refusal="expected memory above zero, such as 24GiB")
-GIB = 1 << 30
-MIB = 1 << 20
-CONTEXT = 700 * MIB  # of a card's memory: what the driver, the context and the libraries take
+__all__ = ["CARDS", "CONTEXT", "GIB", "MIB", "Card", "Device", "Rates", "device_of"]
 
-PCIE4, PCIE5 = 25e9, 50e9
-C2C = 400e9  # NVLink-C2C: 450 GB/s each way on paper
+MEMORY = Range(at_least=1, below=2**63, refusal="expected memory above zero, such as 24GiB")
+MOST_DEVICES = 1024
 # Of the dense peak, what the blocks of a decoder reach in bfloat16, everything that is executed
 # counted. 450 TFLOP/s of an H200's 989 is what the design assumes; MegaTrain's published 272
 # TFLOP/s for a 7B model on an H100, counted at six per parameter and token where its code executes
 # ten, are 0.46.
 FRACTION = 0.455
 UPDATE_BYTES = 26  # of memory traffic per parameter of exact AdamW
-# AdamW on the host takes 26 bytes of DRAM traffic per parameter and is bound by it.
-# 2 channels of DDR4 or 5, 8 to 12 of DDR5, LPDDR5X of a Grace.
-DESKTOP, SERVER, GRACE = 1.5e9, 3.5e9, 12e9  # parameters per second
-
-
-@dataclass(frozen=True)
-class Card:
-    """An accelerator, and the machine it usually sits in.
-
-    memory: bytes; peak: FLOP/s; bandwidth: of its memory, bytes/s; link: bytes/s each way;
-    host_update: parameters per second of AdamW on the host; unified: its memory is the host's.
-    """
-
-    name: str
-    memory: int
-    peak: float
-    bandwidth: float
-    link: float = PCIE4
-    host_update: float = DESKTOP
-    unified: bool = False
-
-    @property
-    def usable(self) -> int:
-        """Bytes that are left for a program."""
-        return self.memory - CONTEXT
-
-
-def _card(
-    name: str,
-    gib: float,
-    teraflops: float,
-    gigabytes: float,
-    link: float = PCIE4,
-    host_update: float = DESKTOP,
-    unified: bool = False,
-) -> Card:
-    memory, peak, bandwidth = int(gib * GIB), teraflops * 1e12, gigabytes * 1e9
-    return Card(name, memory, peak, bandwidth, link, host_update, unified)
-
-
-CARDS: tuple[Card, ...] = (
-    # NVIDIA Ampere GA102 whitepaper, appendix A (3060: GA106 data sheet).
-    _card("RTX 3060", 12, 25.6, 360),
-    _card("RTX 3080", 10, 59.5, 760),
-    _card("RTX 3090", 24, 71, 936),
-    _card("A6000", 48, 154.8, 768, PCIE4, SERVER),
-    # NVIDIA Ada whitepaper, appendix A; L4 and L40S data sheets, halved for sparsity.
-    _card("RTX 4060 Ti 16GB", 16, 44.1, 288, PCIE4 / 2),  # 8 lanes
-    _card("RTX 4070", 12, 58.3, 504),
-    _card("RTX 4080", 16, 97.5, 717),
-    _card("RTX 4090", 24, 165.2, 1008),
-    _card("RTX 6000 Ada", 48, 364, 960, PCIE4, SERVER),
-    _card("L4", 24, 121, 300, PCIE4, SERVER),
-    _card("L40S", 48, 362, 864, PCIE4, SERVER),
-    # NVIDIA RTX Blackwell whitepaper, appendix A.
-    _card("RTX 5080", 16, 112.6, 960, PCIE5),
-    _card("RTX 5090", 32, 209.5, 1792, PCIE5),
-    # Data sheets of A100, H100 SXM, H200 SXM, B200 (HGX), GH200, halved where sparse.
-    _card("A100 40GB", 40, 312, 1555, PCIE4, SERVER),
-    _card("A100 80GB", 80, 312, 2039, PCIE4, SERVER),
-    _card("H100", 79.6, 989, 3350, PCIE5, SERVER),
-    _card("H200", 140.4, 989, 4800, PCIE5, SERVER),
-    _card("B200", 179, 2250, 8000, PCIE5, SERVER),
-    _card("GH200", 95.6, 989, 4000, C2C, GRACE),
-    # DGX Spark: 1 PFLOP of sparse FP4 on paper, an eighth of which is dense bfloat16.
-    _card("GB10", 119.7, 125, 273, 100e9, 5e9, True),
-    # AMD data sheet.
-    _card("MI300X", 192, 1307, 5300, PCIE5, SERVER),
-)
-ALIASES = {"DGX Spark": "GB10", "RTX A6000": "A6000", "A100": "A100 80GB", "H100 SXM": "H100"}
 
 
 @dataclass(frozen=True)
@@ -106,7 +30,7 @@ class Device:
 
     name: for people; memory: bytes a program can have; card: whose speed is assumed, None where it
     is measured; local: it is the device of this process, whose compiler is asked;
-    unified: its memory is the host's.
+    unified: its memory is the host's; count: how many of them one host has.
     """
 
     name: str
@@ -114,23 +38,45 @@ class Device:
     card: Card | None
     local: bool = False
     unified: bool = False
+    count: int = 1
+
+    @property
+    def platform(self) -> str | None:
+        """That programs are counted for; None where this process's compiler is asked, of a CPU."""
+        return None if self.local and self.card is None else "gpu"
 
 
 def device_of(given: str | int | None) -> Device:
-    """A card's name, bytes (24GiB, or a number of them), or `None` and "auto" for the one at hand.
+    """A card's name, bytes (24GiB, or a number of them), several of either ("8x H200"), or `None`
+    and "auto" for the one at hand.
 
     Of bytes alone the speed is that of the slowest card with at least as many.
 
     Raises:
-        InputError: an unknown name (the nearest is named), a size that is none.
+        InputError: an unknown name (the nearest is named), a size or a number that is none.
     """
     if given is None or given == "auto":
         return detected()
+    several = SEVERAL.fullmatch(given) if isinstance(given, str) else None
+    if several is not None:
+        one = device_of(several[2])
+        count = int(several[1]) if len(several[1]) < 6 else MOST_DEVICES + 1
+        if not 1 <= count <= MOST_DEVICES or one.local or one.count > 1:
+            raise InputError(
+                f"device is {brief(given)}; expected 1 to {MOST_DEVICES} cards, such as '8x H200'"
+            )
+        if one.unified and count > 1:
+            raise InputError(f"{one.name} shares the host's memory; plans are made for one of them")
+        name = one.name if count == 1 else f"{count}x {one.name}"
+        return dataclasses.replace(one, name=name, count=count)
     if not isinstance(given, str) or re.match(r"\s*[+-]?[\d.][\d.e+-]*\s*[A-Za-z]+\s*$", given):
         size = bytes_of(given, "device")
         return Device(f"{given} of device memory", size, card_with(size))
     card = named_card(given)
     return Device(card.name, card.usable, card, unified=card.unified)
+
+
+SEVERAL = re.compile(r"\s*([0-9]+)\s*[x\u00d7*]\s*(\S.*)", re.DOTALL)
 
 
 def bytes_of(given: str | int, name: str) -> int:
@@ -147,6 +93,8 @@ def bytes_of(given: str | int, name: str) -> int:
 def named_card(name: str) -> Card:
     """The card of that name; spaces, hyphens, capitals and the maker's name do not matter.
 
+    A name with an amount of memory behind it is that card with so much: "M4 Max 64GB".
+
     Raises:
         InputError: there is none; the nearest is named.
     """
@@ -155,19 +103,24 @@ def named_card(name: str) -> Card:
     by_name |= {key.removeprefix("rtx"): card for key, card in by_name.items()}
     if (key := _plain(name)) in by_name:
         return by_name[key]
+    with_memory = re.fullmatch(r"(.*\S)[\s-]+([0-9.]+ ?[A-Za-z]+)\s*", name, re.DOTALL)
+    if with_memory and with_memory[2].lstrip("0123456789. ").upper() in UNITS:
+        card, memory = named_card(with_memory[1]), bytes_of(with_memory[2], "device")
+        return dataclasses.replace(card, name=f"{card.name} {with_memory[2]}", memory=memory)
     near = nearest(key, by_name)
     hint = f"did you mean {by_name[near].name}?" if near else "give its memory, such as 24GiB"
-    raise InputError(f"no card named {name!r}; {hint}")
+    raise InputError(f"no card named {brief(name)}; {hint}")
 
 
 def card_with(size: int) -> Card:
-    """The slowest card with that much memory, give or take a context; the largest of all if none
-    has as much."""
-    large_enough = [card for card in CARDS if card.memory >= size and not card.unified]
+    """The slowest card with that much memory, give or take a context, of those that compute in
+    bfloat16; the largest of all if none has as much."""
+    known = [card for card in CARDS if not card.unified and card.peak > card.peak32]
+    large_enough = [card for card in known if card.memory >= size]
     least = min((card.memory for card in large_enough), default=0)
     comparable = [card for card in large_enough if card.memory <= 1.1 * least]
     if not comparable:
-        return max(CARDS, key=lambda card: card.memory)
+        return max(known, key=lambda card: card.memory)
     return min(comparable, key=lambda card: card.peak)
 
 
@@ -181,16 +134,33 @@ def detected() -> Device:
         raise InputError("this system does not tell how much memory it has; give device, as 24GiB")
     if device.platform == "cpu":
         return Device("this CPU", memory, None, local=True, unified=True)
+    card = card_at_hand()
+    unified = card is not None and card.unified
+    return Device(device.device_kind, memory, card, local=True, unified=unified)
+
+
+def card_at_hand() -> Card | None:
+    """That of the first device of this process; of an unknown one, the slowest with as much memory;
+    of a CPU none."""
+    import jax
+
+    device = jax.devices()[0]
+    if device.platform == "cpu":
+        return None
     try:
-        card: Card | None = named_card(device.device_kind)
+        return named_card(device.device_kind)
     except InputError:
-        card = card_with(memory)
-    return Device(device.device_kind, memory, card, local=True)
+        return card_with(available_bytes() or 0)
+
+
+# Words of names that tell no two cards apart.
+UNSAID = frozenset(("nvidia", "geforce", "tesla", "amd", "instinct", "radeon", "apple", "gpu"))
+UNSAID |= {"sxm", "sxm2", "sxm4", "sxm5", "generation", "workstation", "server", "edition"}
 
 
 def _plain(name: str) -> str:
     words = re.sub(r"[^a-z0-9]+", " ", name.lower()).split()
-    return "".join(word for word in words if word not in ("nvidia", "geforce", "amd", "instinct"))
+    return "".join(word for word in words if word not in UNSAID)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -215,14 +185,16 @@ class Rates:
     source: str = ""
 
 
-def assumed_rates(card: Card, link: float | None = None) -> Rates:
+def assumed_rates(card: Card, link: float | None = None, dtype: str = "bfloat16") -> Rates:
     """The rates of a card; `link` in bytes/s each way instead of its own."""
+    peak = card.peak if dtype == "bfloat16" else card.peak32 or card.peak
     return Rates(
-        flops=FRACTION * card.peak,
-        head_flops=FRACTION * card.peak,
+        flops=FRACTION * peak,
+        head_flops=FRACTION * peak,
         to_device=link or card.link,
         to_host=link or card.link,
         host_update=card.host_update,
         device_update=card.bandwidth / UPDATE_BYTES,
-        source=f"{FRACTION:.0%} of the {card.peak / 1e12:.0f} TFLOP/s of {card.name}",
+        between=card.between,
+        source=f"{FRACTION:.0%} of the {peak / 1e12:.0f} TFLOP/s of {card.name}",
     )

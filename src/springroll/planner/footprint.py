@@ -1,5 +1,6 @@
 """Bytes of a streamed step on the device and on the host, by kind; exact arithmetic over shapes."""
 
+import functools
 from dataclasses import dataclass
 from typing import Literal
 
@@ -18,7 +19,8 @@ class StepSpec:
     tokens: of a step, in micro-batches of `rows` sequences of `sequence` tokens; for evolve those
     of all members of a generation. depth: bundles on the device at a time, which are layers, or
     with `experts_per_bundle` attention or so many experts. devices: that every micro-batch is
-    divided over; `working` is that of the share of one.
+    divided over; `working` is that of the share of one. platform: that the programs are traced for,
+    None for this process's.
     """
 
     config: DecoderConfig
@@ -31,8 +33,9 @@ class StepSpec:
     clip: Clip = "previous"
     experts_per_bundle: int | None = None
     devices: int = 1
+    platform: str | None = None
 
-    @property
+    @functools.cached_property
     def parts(self) -> int:
         """Micro-batches of a step."""
         return self.tokens // (self.rows * self.sequence)
@@ -43,17 +46,17 @@ class StepSpec:
         tokens on every device."""
         return 1 if self.config.experts else self.devices
 
-    @property
+    @functools.cached_property
     def layer(self) -> int:
         """Parameters of a layer."""
         return layer_numbers(self.config)
 
-    @property
+    @functools.cached_property
     def bundles(self) -> int:
         """That a layer passes as."""
         return 1 + self.config.experts // self.experts_per_bundle if self.experts_per_bundle else 1
 
-    @property
+    @functools.cached_property
     def bundle(self) -> int:
         """Parameters of the largest of them."""
         if not self.experts_per_bundle:
@@ -62,17 +65,17 @@ class StepSpec:
         few = experts // self.config.experts * self.experts_per_bundle
         return max(few, self.layer - experts)
 
-    @property
+    @functools.cached_property
     def rest(self) -> int:
         """Parameters of no layer."""
         return rest_numbers(self.config)
 
-    @property
+    @functools.cached_property
     def embedding(self) -> int:
         """Parameters that the embedding reads."""
         return self.config.vocab * self.config.hidden
 
-    @property
+    @functools.cached_property
     def layer_input(self) -> int:
         """Bytes of one layer's inputs on each device, of all micro-batches; those of its experts
         too, where they are bundles: as wide, and a float32 weight per expert."""
@@ -81,7 +84,7 @@ class StepSpec:
             one = 2 * one + 4 * self.config.experts
         return self.tokens // self.devices * one
 
-    @property
+    @functools.cached_property
     def gradient(self) -> int:
         """Bytes per number of a gradient: summed in float32, one micro-batch as computed."""
         return 4 if self.parts > 1 else self.method.weights

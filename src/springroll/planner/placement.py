@@ -1,11 +1,13 @@
 """What stays on the device and what streams: the placement with the shortest modelled step."""
 
 import dataclasses
+from collections import Counter
 from collections.abc import Iterator
 from typing import NamedTuple
 
 from springroll.planner.devices import Rates
 from springroll.planner.footprint import (
+    Bytes,
     Placement,
     StepSpec,
     device_bytes,
@@ -61,9 +63,12 @@ def _placements(spec: StepSpec, budgets: Budgets) -> Iterator[Placement]:
         yield dataclasses.replace(resident, inputs=_inputs(spec, resident, budgets))
     for mode in spec.method.updates:
         for stay in range(layers + 1):
+            place = Placement(mode, stay, 0)
+            if total(device_bytes(spec, place)) > budgets.device:
+                break  # nor do more layers fit
             if stay == layers and mode in ("host", "device"):
                 continue  # that is resident
-            yield Placement(mode, stay, _inputs(spec, Placement(mode, stay, 0), budgets))
+            yield dataclasses.replace(place, inputs=_inputs(spec, place, budgets))
 
 
 def _inputs(spec: StepSpec, place: Placement, budgets: Budgets) -> int:
@@ -76,10 +81,54 @@ def _inputs(spec: StepSpec, place: Placement, budgets: Budgets) -> int:
 
 def least_device(spec: StepSpec) -> int:
     """Bytes of device memory without which no step fits: one window of layers, nothing stays."""
-    return min(total(device_bytes(spec, Placement(mode, 0, 0))) for mode in spec.method.updates)
+    return min(total(device_bytes(spec, place)) for place in _smallest(spec))
 
 
 def least_host(spec: StepSpec, budgets: Budgets) -> int:
     """Bytes of host memory that a step needs beside that device."""
     roomy = Budgets(budgets.device, 1 << 62)
     return min((total(host_bytes(spec, place)) for place in placements(spec, roomy)), default=0)
+
+
+class Shortage(NamedTuple):
+    """The memory that the smallest step lacks: where, the bytes it needs and has, and the largest
+    part of them."""
+
+    tier: str
+    needed: int
+    given: int
+    part: str
+    size: int
+
+    @property
+    def missing(self) -> int:
+        """Bytes."""
+        return self.needed - self.given
+
+
+def shortages(spec: StepSpec, budgets: Budgets) -> list[Shortage]:
+    """What is missing for a step that does not fit: on the device, on the host, or of both."""
+    least = lambda sizes: min(map(sizes, _smallest(spec)), key=total)
+    device = lambda place: device_bytes(spec, place)
+    host = lambda place: host_bytes(spec, place)
+    both = lambda place: Counter(device(place)) + Counter(host(place))
+    roomy = placements(spec, Budgets(budgets.device, 1 << 62))
+    held = min(map(host, roomy), key=total, default=least(host))
+    tiers: list[tuple[str, Bytes, int]] = [
+        ("device memory for a layer at a time", least(device), budgets.device)
+    ]
+    if budgets.together is not None:
+        tiers.append(("memory for device and host together", least(both), budgets.together))
+    else:
+        tiers.append(("host memory", held, budgets.host))
+    largest = lambda sizes: max(sizes, key=lambda kind: sizes[kind])
+    return [
+        Shortage(tier, total(sizes), given, largest(sizes), max(sizes.values()))
+        for tier, sizes, given in tiers
+        if total(sizes) > given
+    ]
+
+
+def _smallest(spec: StepSpec) -> list[Placement]:
+    """One window of layers, and nothing that could be elsewhere stays."""
+    return [Placement(mode, 0, 0) for mode in spec.method.updates]

@@ -11,36 +11,18 @@ card (`devices`) or with measured ones (`measured_rates`). If nothing fits, the 
 missing and the nearest change that fits.
 """
 
-import dataclasses
-import os
-from collections.abc import Iterator
 from pathlib import Path
 
-from springroll.errors import InputError, as_path, expect
-from springroll.hub import no_gguf
-from springroll.memory import spelt
-from springroll.models.decoder import decoder
-from springroll.models.decoder_config import DecoderConfig, named
-from springroll.models.expert_stages import expert_stages
-from springroll.planner.alternatives import largest_named
+from springroll.errors import InputError
+from springroll.models.decoder_config import DecoderConfig
+from springroll.planner.asked_model import named_model
 from springroll.planner.devices import Rates
 from springroll.planner.footprint import Clip
 from springroll.planner.methods import Dtype, Rounding
-from springroll.planner.placement import least_device, least_host
 from springroll.planner.plan_result import Plan
-from springroll.planner.search import (
-    SEQUENCE,
-    TOKENS,
-    Options,
-    fastest_plan,
-    micro_batches,
-    options_of,
-    step_spec,
-)
+from springroll.planner.refusal import refusal
+from springroll.planner.search import SEQUENCE, TOKENS, Options, fastest_plan, options_of
 from springroll.subspace.stored_basis import BasisBits
-
-LESS_STATE = ("adamw-8bit", "adamw-4bit", "apollo-mini", "lowgrad", "evolve")
-SHORTEST = 128  # tokens of a sequence that is worth training on
 
 
 def plan(
@@ -66,7 +48,8 @@ def plan(
     """How a step of training `model` runs on a machine; seconds, most of it the compiler's.
 
     Args:
-        model: a name (`models.decoder_config.CONFIGS`), a configuration or a Hugging Face folder.
+        model: a configuration, a name (`models.decoder_config.CONFIGS`), a Hugging Face folder or
+            its config.json, a GGUF file, or a name on the hub.
         device: a card ("RTX 3080"), bytes ("24GiB"), or the one at hand.
         host: bytes of host memory that may be used; by default what this machine has left.
         tokens_per_step: per optimizer step; for evolve of all members of a generation.
@@ -112,38 +95,6 @@ def plan(
     return plan_or_refuse(name, config, options)
 
 
-def named_model(
-    model: str | Path | DecoderConfig, experts_per_bundle: int | None = None
-) -> tuple[str, DecoderConfig]:
-    """A name for people, and the shape.
-
-    Raises:
-        InputError: no such name, a folder without a model, or one whose experts cannot pass so.
-    """
-    name, config = _found_model(model)
-    if experts_per_bundle is not None:
-        expert_stages(decoder(config), experts_per_bundle)
-    return name, config
-
-
-def _found_model(model: str | Path | DecoderConfig) -> tuple[str, DecoderConfig]:
-    if isinstance(model, DecoderConfig):
-        return f"a decoder of {model.parameters / 1e9:.3g}B parameters", model
-    named_or_path = isinstance(model, str | os.PathLike)
-    expect(named_or_path, "model", model, "a name such as 'llama-7b', a folder or a DecoderConfig")
-    path = as_path(model, "model")
-    if os.path.exists(path):  # a folder, or a file of weights
-        from springroll.models.hf.files import read_config
-
-        config = read_config(path)
-        if not isinstance(config, DecoderConfig):
-            raise InputError(f"{model} holds an RWKV-7; only decoders can be planned")
-        return str(model), config
-    if path.suffix == ".gguf":
-        raise no_gguf(path)
-    return str(model), named(str(model))
-
-
 def plan_or_refuse(name: str, config: DecoderConfig, options: Options) -> Plan:
     """The fastest plan that fits.
 
@@ -154,44 +105,3 @@ def plan_or_refuse(name: str, config: DecoderConfig, options: Options) -> Plan:
     if best is None:
         raise InputError(refusal(name, config, options))
     return best
-
-
-def refusal(name: str, config: DecoderConfig, options: Options) -> str:
-    """One line: what is missing, and the nearest that fits."""
-    spec = step_spec(config, options, micro_batches(options)[-1])
-    device, budgets = least_device(spec), options.budgets
-    device_too_small = device > budgets.device
-    if device_too_small:
-        message = f"{spelt(device)} of device memory for a layer at a time"
-    else:
-        message = f"{spelt(least_host(spec, budgets))} of host memory"
-    have = spelt(budgets.device if device_too_small else budgets.host)
-    message = f"{name} with {spec.method.name} needs {message}, {have} are given"
-    at_once, state = less_at_once(options), less_state(options)
-    changes = (*at_once, *state) if device_too_small else state
-    for change, other in changes:
-        if fastest_plan(name, config, other) is not None:
-            return f"{message}; {change} fits"
-    smaller = largest_named(options)
-    if smaller is not None:
-        return f"{message}; the largest model that fits is {smaller.model}"
-    return f"{message}, and no named model fits; give more memory"
-
-
-def less_at_once(options: Options) -> Iterator[tuple[str, Options]]:
-    """Fewer tokens on the device, the smallest change first."""
-    for tokens in (options.tokens // 2, options.tokens // 4, options.sequence):
-        if options.sequence <= tokens < options.tokens and tokens % options.sequence == 0:
-            change = {"tokens": tokens, "micro_batch": None}
-            yield f"--tokens-per-step {tokens}", dataclasses.replace(options, **change)
-    for sequence in (options.sequence // 2, options.sequence // 4):
-        if sequence >= SHORTEST and options.tokens % sequence == 0:
-            change = {"sequence": sequence, "micro_batch": None}
-            yield f"--sequence {sequence}", dataclasses.replace(options, **change)
-
-
-def less_state(options: Options) -> Iterator[tuple[str, Options]]:
-    """Methods that keep less, the nearest to exact AdamW first."""
-    for method in LESS_STATE:
-        if method != options.method:
-            yield f"--method {method}", options.by(method)

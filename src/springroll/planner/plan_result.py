@@ -12,8 +12,8 @@ from springroll.planner.devices import Device, Rates
 from springroll.planner.footprint import Bytes, Placement, StepSpec, total
 from springroll.planner.placement import Budgets
 from springroll.planner.step_time import Seconds, tokens_to_hide, work
+from springroll.planner.whole_run import DAY, WholeRun, whole_run
 
-DAY = 86400.0
 UPDATES = {
     "resident": "nothing streams: all layers and their state stay on the device",
     "host": "weights stream to the device, gradients return, the host updates",
@@ -89,9 +89,13 @@ class Plan:
         """Tokens per step from which on the link and the host are hidden; 0 if nothing streams."""
         return tokens_to_hide(self.spec, self.place, self.rates)
 
-    def tables(self) -> list[Table]:
-        """For people: bytes, time."""
-        return [memory_table(self), time_table(self)]
+    def whole_run(self, total_tokens: int, price: float | None = None) -> WholeRun:
+        """A training of so many tokens; `price` is that of an hour of all devices."""
+        return whole_run(total_tokens, self.spec.tokens, self.seconds.step, price)
+
+    def tables(self, larger: "Plan | None" = None) -> list[Table]:
+        """For people: bytes, time; `larger` is a step that hides link and host, to propose."""
+        return [memory_table(self), time_table(self, larger)]
 
     def record(self) -> dict[str, Any]:
         """Everything as plain values, for JSON."""
@@ -100,6 +104,7 @@ class Plan:
             "parameters": self.parameters,
             "method": self.spec.method.name,
             "device": self.device.name,
+            "devices": self.spec.devices,
             "device_budget": self.budgets.device,
             "host_budget": self.budgets.host,
             "tokens_per_step": self.spec.tokens,
@@ -124,7 +129,9 @@ class Plan:
 def memory_table(plan: Plan) -> Table:
     """Bytes per tier and kind."""
     name = f"memory of {title(plan)}"
-    table = Table("", "device", "host", title=name, title_justify="left", min_width=len(name))
+    count = plan.spec.devices
+    device = "device" if count == 1 else f"each of {count} devices"
+    table = Table("", device, "host", title=name, title_justify="left", min_width=len(name))
     for column in table.columns[1:]:
         column.justify = "right"
     for kind in dict.fromkeys((*plan.device_bytes, *plan.host_bytes)):
@@ -144,7 +151,7 @@ def title(plan: Plan) -> str:
     return f"{plan.model} by {plan.spec.method.name} on {plan.device.name}"
 
 
-def time_table(plan: Plan) -> Table:
+def time_table(plan: Plan, larger: Plan | None = None) -> Table:
     """What streams, what a step waits for, and how fast it goes."""
     spec, seconds, layers = plan.spec, plan.seconds, plan.spec.config.layers
     table = Table(show_header=False, title="a step", title_justify="left")
@@ -170,12 +177,35 @@ def time_table(plan: Plan) -> Table:
     table.add_row("waits for", f"[bold]{plan.bottleneck}[/bold]")
     if plan.hidden_from:
         table.add_row("full overlap from", f"{plan.hidden_from:,} tokens per step")
+    if larger is not None:
+        speed = f"{larger.tokens_per_second:,.0f} tokens per second"
+        table.add_row("proposed", f"--tokens-per-step {larger.spec.tokens}: {speed}")
     table.add_section()
     table.add_row("tokens per second", f"[bold]{plan.tokens_per_second:,.0f}[/bold]")
     table.add_row("days per billion tokens", f"{plan.days_per_billion:.3g}")
     executed = sum(work(spec)) / seconds.step / 1e12
-    table.add_row("executed", f"{executed:.3g} TFLOP/s; assumed: {plan.rates.source}")
+    shown = f"{executed:,.0f}" if executed >= 100 else f"{executed:.3g}"
+    table.add_row("executed", f"{shown} TFLOP/s; assumed: {plan.rates.source}")
     return table
+
+
+def run_table(run: WholeRun) -> Table:
+    """A whole training."""
+    name = f"a training of {spelt_tokens(run.tokens)} tokens"
+    table = Table(show_header=False, title=name, title_justify="left", min_width=len(name))
+    table.add_row("steps", f"{run.steps:,}")
+    table.add_row("days", f"[bold]{run.days:,.3g}[/bold]")
+    if run.price is not None:
+        table.add_row("price", f"[bold]{run.price:,.2f}[/bold]")
+    return table
+
+
+def spelt_tokens(tokens: int) -> str:
+    """1.5B, 300M, 12,345."""
+    for power, unit in ((10**12, "T"), (10**9, "B"), (10**6, "M")):
+        if tokens >= power:
+            return f"{tokens / power:.4g}{unit}"
+    return f"{tokens:,}"
 
 
 def _parameters(plan: Plan) -> str:

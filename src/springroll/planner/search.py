@@ -1,6 +1,7 @@
 """What is asked of a plan, and the search for the fastest step that fits."""
 
-from dataclasses import dataclass, replace
+import dataclasses
+from dataclasses import dataclass
 from typing import Any, get_args
 
 from springroll.errors import InputError, kind_of
@@ -46,7 +47,7 @@ class Options:
     def by(self, method: str) -> "Options":
         """The same for another method, in the spelling that names its state."""
         bits = self.basis_bits if stores_bases(method) else 32
-        return replace(self, method=method, state_bits=32, basis_bits=bits)
+        return dataclasses.replace(self, method=method, state_bits=32, basis_bits=bits)
 
     def __post_init__(self) -> None:
         for name in ("tokens", "sequence", "depth", "micro_batch", "rank"):
@@ -64,6 +65,14 @@ class Options:
                 f"{rows} sequences per step do not divide into micro-batches of "
                 f"{self.micro_batch}; take a divisor of {rows}"
             )
+        count = self.device.count
+        for where, number in (("per step", rows), ("in a micro-batch", self.micro_batch)):
+            if number and number % count:
+                tokens = -(-rows // count) * count * self.sequence
+                raise InputError(
+                    f"{number} sequences {where} do not divide over {count} devices; take a "
+                    f"multiple of {count} (--tokens-per-step {tokens})"
+                )
         if not isinstance(self.rates, Rates):
             raise InputError(f"rates is {kind_of(self.rates)}; expected Rates, as of measure_rates")
         if self.clip not in get_args(Clip):
@@ -72,7 +81,7 @@ class Options:
 
 def fastest_plan(name: str, config: DecoderConfig, options: Options) -> Plan | None:
     """The fastest step that fits, with the largest micro-batch that lets it; None if none does."""
-    free = step_spec(config, options, 1, working=WorkingSet(0, 0))
+    free = step_spec(config, options, options.device.count, working=WorkingSet(0, 0))
     if choose(free, options.rates, options.budgets) is None:
         return None  # not even if computing took no memory: no need to ask the compiler
     for rows in micro_batches(options):
@@ -83,14 +92,31 @@ def fastest_plan(name: str, config: DecoderConfig, options: Options) -> Plan | N
     return None
 
 
+def larger_step(name: str, config: DecoderConfig, options: Options, plan: Plan) -> Plan | None:
+    """A plan with so many tokens per step that link and host are hidden; None where they are, or
+    where no such step fits. The tokens are doubled, so that they still divide."""
+    if plan.hidden_from <= options.tokens:
+        return None
+    tokens = options.tokens
+    while tokens < plan.hidden_from:
+        tokens *= 2
+    for _ in range(3):  # what is saved for more tokens crosses the link as well
+        found = fastest_plan(name, config, dataclasses.replace(options, tokens=tokens))
+        if found is None or found.hidden_from <= tokens:
+            return found
+        tokens *= 2
+    return None
+
+
 def micro_batches(options: Options) -> list[int]:
-    """Sequences that may be computed together, the most first."""
+    """Sequences that may be computed together, on all devices, the most first."""
     if options.micro_batch:
         return [options.micro_batch]
-    rows = options.tokens // options.sequence
+    count = options.device.count
+    rows = options.tokens // options.sequence // count  # of each device
     most = max(1, MICRO_BATCH_TOKENS // options.sequence)
     largest = max(n for n in range(1, min(rows, most) + 1) if rows % n == 0)
-    return sorted({largest, 1}, reverse=True)
+    return sorted({largest * count, count}, reverse=True)
 
 
 def step_spec(
@@ -110,11 +136,13 @@ def step_spec(
     if not together or not config.experts or config.experts % together or not method.cuts_layers:
         together = None
     if working is None:
-        shape = config, rows, options.sequence, _compiled_dtype(options)
+        # The experts of a mixture are computed for all tokens on every device.
+        share = rows if config.experts else rows // options.device.count
+        shape, platform = (config, share, options.sequence, options.dtype), options.device.platform
         if together:
-            working = expert_working_set(*shape, together)
+            working = expert_working_set(*shape, together, platform=platform)
         else:
-            working = working_set(*shape, trains=method.trains)
+            working = working_set(*shape, trains=method.trains, platform=platform)
     return StepSpec(
         config=config,
         method=method,
@@ -125,6 +153,8 @@ def step_spec(
         depth=options.depth,
         clip=options.clip,
         experts_per_bundle=together,
+        devices=options.device.count,
+        platform=options.device.platform,
     )
 
 
@@ -146,14 +176,6 @@ def _nonzero(sizes: Bytes) -> Bytes:
     return {kind: size for kind, size in sizes.items() if size}
 
 
-def _compiled_dtype(options: Options) -> str:
-    """A CPU's compiler has no bfloat16 of its own; see `working_set`."""
-    import jax
-
-    for_a_card = not options.device.local and jax.default_backend() == "cpu"
-    return "float32" if for_a_card else options.dtype
-
-
 def options_of(
     device: str | int | None,
     host: str | int | None,
@@ -166,7 +188,7 @@ def options_of(
     return Options(
         device=on,
         budgets=_budgets(on, host),
-        rates=_rates(on, _bytes(link, "link")) if rates is None else rates,
+        rates=_rates(on, _bytes(link, "link"), rest.get("dtype")) if rates is None else rates,
         **rest,
     )
 
@@ -185,9 +207,9 @@ def _host_memory() -> int:
     return free
 
 
-def _rates(device: Device, link: int | None) -> Rates:
+def _rates(device: Device, link: int | None, dtype: Dtype | None) -> Rates:
     if device.card is not None:
-        return assumed_rates(device.card, link)
+        return assumed_rates(device.card, link, dtype or "bfloat16")
     from springroll.planner.measured_rates import quick_rates
 
     return quick_rates()

@@ -45,7 +45,7 @@ def work(spec: StepSpec) -> Work:
     from springroll.models.attention import keys_per_query
 
     config, tokens = spec.config, spec.tokens
-    keys = keys_per_query(spec.rows * config.heads, spec.sequence)
+    keys = keys_per_query(spec.rows * config.heads, spec.sequence, spec.platform)
     dense = 2.0 * tokens * active_layer(config, spec.rows * spec.sequence) * config.layers
     attention = 4.0 * tokens * keys * config.heads * config.head_dim * config.layers
     head = 2.0 * tokens * config.vocab * config.hidden

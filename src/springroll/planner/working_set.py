@@ -1,25 +1,24 @@
-"""Bytes that a layer's computation needs beside its arguments, from the compiler.
+"""Bytes that a layer's computation needs beside its arguments, of the programs of the engine.
 
-The programs are those that the engine runs, compiled for shapes alone: nothing is allocated, so a
-model of any size can be asked about on any machine, in a second or two per shape of layer.
-
-A CPU computes bfloat16 in float32 and copies whole weights for it, which no card does. Where a card
-is planned for on a CPU, the float32 program is compiled in its place: scores and sums are float32
-on both, other activations count twice as much as they will, so the plan errs on the safe side.
+For the CPU of this process they are asked of its compiler, for shapes alone: nothing is allocated,
+and XLA leaves out what only makes programs fast. For a card they are counted over the programs as
+they are traced for one (`liveness`), in no time, whether there is one here or not.
 """
 
 import functools
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
-from typing import NamedTuple
+from typing import Any, NamedTuple, TypeAlias
 
 import jax
 import jax.numpy as jnp
-from jax.stages import Lowered
+from jax.stages import Traced
 
+from springroll import compat
 from springroll.models.decoder import decoder
 from springroll.models.decoder_config import DecoderConfig, shapes, structs
 from springroll.models.expert_stages import expert_stages, only_experts, without_experts
+from springroll.planner.liveness import temporary_bytes
 from springroll.stream.step_programs import StepPrograms
 from springroll.trees import PyTree
 
@@ -58,14 +57,28 @@ def arguments(config: DecoderConfig, rows: int, sequence: int, dtype: str) -> Ar
 INDEX = jax.ShapeDtypeStruct((), jnp.int32)
 
 
+Ask: TypeAlias = Callable[[], Traced]
+HASTY: dict[str, Any] = {
+    "xla_backend_optimization_level": 0,
+    "xla_llvm_disable_expensive_passes": True,
+}
+
+
 @functools.lru_cache(maxsize=256)
 def working_set(
-    config: DecoderConfig, rows: int, sequence: int, dtype: str, trains: bool = True
+    config: DecoderConfig,
+    rows: int,
+    sequence: int,
+    dtype: str,
+    trains: bool = True,
+    platform: str | None = None,
 ) -> WorkingSet:
-    """Ask the compiler of this process's first device; seconds.
+    """The working set of whole layers.
 
     Args:
         trains: for gradients; else of the forward pass alone.
+        platform: "gpu": counted, a fraction of a second; None: asked of the compiler of this
+            process's first device, seconds.
     """
     programs = StepPrograms(decoder(config))
     args = arguments(config, rows, sequence, dtype)
@@ -74,19 +87,23 @@ def working_set(
     head = (args.rest, None, args.x, stats, args.tokens)
     if trains:
         asked = [
-            lambda: programs.backward.lower(*forward, args.x, args.stats, None),
-            lambda: programs.finish.lower(*head, None),
+            lambda: programs.backward.trace(*forward, args.x, args.stats, None),
+            lambda: programs.finish.trace(*head, None),
             lambda: _embed_backward(programs, args, args.x),
         ]
     else:
-        asked = [lambda: programs.forward.lower(*forward), lambda: programs.score.lower(*head)]
-    with ThreadPoolExecutor(2) as pool:  # the compiler lets go of Python
-        return WorkingSet(*pool.map(_temporary, asked))
+        asked = [lambda: programs.forward.trace(*forward), lambda: programs.score.trace(*head)]
+    return WorkingSet(*_temporary(asked, platform))
 
 
 @functools.lru_cache(maxsize=256)
 def expert_working_set(
-    config: DecoderConfig, rows: int, sequence: int, dtype: str, together: int
+    config: DecoderConfig,
+    rows: int,
+    sequence: int,
+    dtype: str,
+    together: int,
+    platform: str | None = None,
 ) -> WorkingSet:
     """The same where `together` experts are a bundle: `layer` is that of the largest bundle."""
     model = expert_stages(decoder(config), together)
@@ -98,32 +115,45 @@ def expert_working_set(
     few = lambda w: jax.ShapeDtypeStruct((together, *w.shape[1:]), w.dtype)
     bundles = [without_experts(args.layer), jax.tree.map(few, only_experts(args.layer))]
 
-    def backward(place: int) -> Lowered:
+    def backward(place: int) -> Traced:
         entered = model.restored(place, model.kept(place, carry))
         stats = {} if place else args.stats
-        return programs.backward.lower(bundles[place], None, entered, INDEX, carry, stats, None)
+        return programs.backward.trace(bundles[place], None, entered, INDEX, carry, stats, None)
 
     head = (args.rest, None, carry, [args.stats] * config.layers, args.tokens, None)
     asked = [
         lambda: backward(0),
         lambda: backward(1),
-        lambda: programs.finish.lower(*head),
+        lambda: programs.finish.trace(*head),
         lambda: _embed_backward(programs, args, carry),
     ]
-    with ThreadPoolExecutor(2) as pool:
-        *layer, last, embed = pool.map(_temporary, asked)
+    *layer, last, embed = _temporary(asked, platform)
     return WorkingSet(max(layer), last, embed)
 
 
-def _embed_backward(programs: StepPrograms, args: Arguments, dx: PyTree) -> Lowered:
+def _embed_backward(programs: StepPrograms, args: Arguments, dx: PyTree) -> Traced:
     """The program that adds the gradient of the embedding to an earlier one."""
     given = args.rest, None, args.tokens, dx
     first = jax.tree.map(lambda _: None, args.rest)
     added, _ = jax.eval_shape(programs._embed_backward, *given, first)
-    return programs.embed_backward.lower(*given, added)
+    return programs.embed_backward.trace(*given, added)
 
 
-def _temporary(lower: Callable[[], Lowered]) -> int:
-    analysis = lower().compile().memory_analysis()
+def _temporary(asked: list[Ask], platform: str | None) -> list[int]:
+    if platform is not None:
+        with compat.tracing_for(platform):
+            return [temporary_bytes(ask().jaxpr) for ask in asked]
+    with ThreadPoolExecutor(2) as pool:  # the compiler lets go of Python
+        return list(pool.map(_compiled, asked))
+
+
+def hastily() -> dict[str, Any] | None:
+    """Options of a compiler that is only asked about memory: what makes programs fast on a CPU is
+    left out, which halves the time and does not change their buffers."""
+    return HASTY if jax.default_backend() == "cpu" else None
+
+
+def _compiled(ask: Ask) -> int:
+    analysis = ask().lower().compile(hastily()).memory_analysis()
     assert analysis is not None  # every backend that we know has one
     return int(analysis.temp_size_in_bytes)

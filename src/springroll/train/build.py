@@ -23,6 +23,7 @@ from springroll.models.hf.files import family_of, is_hf_folder, open_hf, read_co
 from springroll.models.hf.load import read_params
 from springroll.models.protocols import LanguageModel
 from springroll.models.rwkv7.config import RWKV7_CONFIGS, RWKV7Config
+from springroll.planner.devices import card_at_hand, named_card
 from springroll.run.task import Curve, Metrics, Task
 from springroll.subspace.optimizers import OPTIMIZERS
 from springroll.train.config import TrainConfig
@@ -91,7 +92,8 @@ def resolved(config: TrainConfig) -> TrainConfig:
     """The config of a new run, with what its continuations must not decide anew.
 
     The schedule is fixed to the steps that the run begins with. The default learning rates are
-    those of small models made anew; what a pretrained model knows, they would destroy.
+    those of small models made anew; what a pretrained model knows, they would destroy. Streamed
+    layers are placed by the speed of the card that the run begins on.
     """
     if config.schedule_steps is None and config.generations:
         config = dataclasses.replace(config, schedule_steps=config.generations)
@@ -100,6 +102,10 @@ def resolved(config: TrainConfig) -> TrainConfig:
         config = dataclasses.replace(config, lr=rate)
     if config.format is None:  # runs of versions without records learn the text of such files
         config = dataclasses.replace(config, format=format_of(config.data))
+    if config.card is None and config.engine != "resident":
+        card = card_at_hand()
+        return config if card is None else dataclasses.replace(config, card=card.name)
+    named_card(config.card or "H100")  # or it says which there are
     return config
 
 

@@ -97,6 +97,9 @@ class TrainConfig(RunConfig):
     Default: whole layers."""
     host_memory: str | None = option(None, memory=True, changeable=True)
     """Host memory that streaming may use, such as 64GiB; default: what is free."""
+    card: str | None = None
+    """The card by whose speed streamed layers are placed, by its name as `springroll plan --device`
+    takes it. Default: the one at hand when the run begins."""
     batch: int = option(8, COUNT)
     """Sequences per micro-batch."""
     sequence: int = option(256, COUNT, formerly="tokens")

@@ -18,7 +18,7 @@ from springroll.models.hf.files import is_hf_folder, open_hf
 from springroll.models.hf.load import read_bundles
 from springroll.models.moe import balance
 from springroll.models.protocols import LanguageModel, Metrics
-from springroll.planner.devices import Rates, assumed_rates, device_of
+from springroll.planner.devices import Rates, assumed_rates, named_card
 from springroll.planner.footprint import (
     Placement,
     StepSpec,
@@ -324,7 +324,7 @@ def placed(config: TrainConfig, spec: StepSpec, budgets: Budgets) -> Placement:
     Raises:
         InputError: nothing fits; what is missing is named.
     """
-    choice = choose(spec, rates(), budgets)
+    choice = choose(spec, rates(config), budgets)
     if choice is not None:
         return choice.place
     least = least_device(spec)
@@ -349,8 +349,9 @@ def fewer(spec: StepSpec) -> int | None:
     return None
 
 
-def rates() -> Rates:
-    """To compare placements with: those of a card with a fast link, for want of a measurement."""
-    card = device_of("H100").card
-    assert card is not None
-    return assumed_rates(card)
+def rates(config: TrainConfig) -> Rates:
+    """To compare placements with: those that `springroll plan` assumes of the card. A run without
+    one, begun on a CPU or by an earlier version, is placed for a card with a fast link."""
+    if config.card is None:
+        return assumed_rates(named_card("H100"))
+    return assumed_rates(named_card(config.card), dtype=config.dtype)

@@ -63,12 +63,12 @@ def is_hf_folder(path: str | Path) -> bool:
 
 
 def read_config(folder: str | Path) -> Config:
-    """The shape of the model in a folder; no weights are read."""
+    """The shape of the model in a folder, or of a lone config.json; no weights are read."""
     folder = model_folder(folder)
     lone = _lone_file(folder)
     if lone is not None:
         return blinkdl_config(_tensors_of(lone), str(lone))
-    values, where = read_json(folder), folder / "config.json"
+    values, where = read_json(folder), _config_file(folder)
     kind = values.get("model_type")
     if "run_id" in values and kind is None:
         raise InputError(
@@ -82,7 +82,13 @@ def read_config(folder: str | Path) -> Config:
 
 def read_json(folder: str | Path) -> JsonObject:
     """The config.json of a folder as it stands there."""
-    return atomic.read_json(model_folder(folder) / "config.json")
+    return atomic.read_json(_config_file(model_folder(folder)))
+
+
+def _config_file(folder: Path) -> Path:
+    """The config.json of a folder; what is one by itself is given as it is."""
+    lone = folder.suffix == ".json" and os.path.isfile(folder)
+    return folder if lone else folder / "config.json"
 
 
 def context_length(folder: str | Path) -> int | None:

@@ -76,7 +76,9 @@ def _inputs(spec: StepSpec, place: Placement, budgets: Budgets) -> int:
 
 def least_device(spec: StepSpec) -> int:
     """Bytes of device memory without which no step fits: one window of layers, nothing stays."""
-    return min(total(device_bytes(spec, Placement(mode, 0, 0))) for mode in spec.method.updates)
+    window = [Placement(mode, 0, 0) for mode in spec.method.updates]
+    places = window or [Placement("resident", spec.config.layers, 0)]  # what does not stream
+    return min(total(device_bytes(spec, place)) for place in places)
 
 
 def least_host(spec: StepSpec, budgets: Budgets) -> int:

@@ -25,7 +25,7 @@ from springroll.models.expert_stages import expert_stages
 from springroll.planner.alternatives import largest_named
 from springroll.planner.devices import Rates
 from springroll.planner.footprint import Clip
-from springroll.planner.methods import Dtype, Rounding
+from springroll.planner.methods import BaseBits, Dtype, Rounding
 from springroll.planner.placement import least_device, least_host
 from springroll.planner.plan_result import Plan
 from springroll.planner.search import (
@@ -62,6 +62,7 @@ def plan(
     clip: Clip = "previous",
     link: str | int | None = None,
     rates: Rates | None = None,
+    base_bits: BaseBits | None = None,
 ) -> Plan:
     """How a step of training `model` runs on a machine; seconds, most of it the compiler's.
 
@@ -85,6 +86,7 @@ def plan(
         clip: "global" holds all gradients on the host until their norm is known.
         link: bytes per second each way, such as "25GB", in place of the card's.
         rates: measured ones, in place of a card's.
+        base_bits: 8 or 4 per number of the matrices that the method lora adapts.
 
     Raises:
         InputError: unknown names, tokens that do not divide, and a step that fits nowhere: the
@@ -108,6 +110,7 @@ def plan(
         depth=depth,
         experts_per_bundle=experts_per_bundle,
         clip=clip,
+        base_bits=base_bits,
     )
     return plan_or_refuse(name, config, options)
 
@@ -162,7 +165,8 @@ def refusal(name: str, config: DecoderConfig, options: Options) -> str:
     device, budgets = least_device(spec), options.budgets
     device_too_small = device > budgets.device
     if device_too_small:
-        message = f"{spelt(device)} of device memory for a layer at a time"
+        held = "a layer at a time" if spec.method.updates else "the whole model"
+        message = f"{spelt(device)} of device memory for {held}"
     else:
         message = f"{spelt(least_host(spec, budgets))} of host memory"
     have = spelt(budgets.device if device_too_small else budgets.host)
@@ -192,6 +196,10 @@ def less_at_once(options: Options) -> Iterator[tuple[str, Options]]:
 
 def less_state(options: Options) -> Iterator[tuple[str, Options]]:
     """Methods that keep less, the nearest to exact AdamW first."""
+    if options.method.startswith("lora"):
+        for bits in (8, 4):
+            if bits < (options.base_bits or 16):
+                yield f"--base-bits {bits}", dataclasses.replace(options, base_bits=bits)
     for method in LESS_STATE:
         if method != options.method:
             yield f"--method {method}", options.by(method)

@@ -52,9 +52,10 @@ def report(out: str, summary: job.Summary) -> job.Rows:
 def evaluate(run: job.OpenRun[TrainConfig], options: job.EvalOptions) -> job.Evaluation:
     """Bits per byte of the newest weights."""
     from springroll.run.text_job import evaluate_text
-    from springroll.train.trained import byte_model, saved_weights
+    from springroll.train.trained import bits, readable, saved_weights
 
-    return evaluate_text(run, saved_weights(run.config), byte_model(run.config), options)
+    config = run.config
+    return evaluate_text(run, saved_weights(config), bits(config), options, readable(config))
 
 
 def sample(run: job.OpenRun[TrainConfig], options: job.SampleOptions) -> job.Sample:

@@ -344,8 +344,9 @@ def test_a_hugging_face_folder_goes_on_learning(tmp_path, text, hf_folder, optio
     capsys.readouterr()
     assert main(["sample", str(out), "--prompt", "a", "--length", "4"]) == 0
     assert capsys.readouterr().out.startswith("a")
-    assert main(["eval", str(out)]) == 2
-    assert "this command reads models of bytes" in capsys.readouterr().err
+    assert main(["eval", str(out), "--json"]) == 0
+    found = json.loads(capsys.readouterr().out)["bits_per_byte"]
+    assert found == pytest.approx(valid[-1], rel=1e-4)
     assert main(["export", str(out), str(tmp_path / "further")]) == 0
     same = (hf_folder / "tokenizer.json").read_bytes()
     assert (tmp_path / "further" / "tokenizer.json").read_bytes() == same

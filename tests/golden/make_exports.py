@@ -1,13 +1,13 @@
 """Folders that springroll writes, loaded by transformers: the logits must agree to 5e-6.
 
-    pip install torch transformers            # in one environment
+    pip install torch transformers peft       # in one environment
     python tests/golden/make_exports.py write FOLDER     # with springroll
     python tests/golden/make_exports.py check FOLDER     # with transformers
 
-Checked with transformers 5.23.0, torch 2.13.0: all within 5e-6, of logits that spread by 1. The
-families of `tests/models/test_hf.py` are read and written twice: like the folder that was read,
-with its joined tensors joined again (`_like`), and as the first family that has all of the model
-(`_any`); both must give the logits of `decoder.npz`.
+Checked with transformers 5.24.0, torch 2.13.0, peft 0.21.2: all within 5e-6, of logits that spread
+by 1. The families of `tests/models/test_hf.py` are read and written twice: like the folder that was
+read, with its joined tensors joined again (`_like`), and as the first family that has all of the
+model (`_any`); both must give the logits of `decoder.npz`.
 """
 
 import shutil
@@ -26,8 +26,11 @@ def write(root: Path) -> None:
 
     from springroll.models.decoder import decoder
     from springroll.models.decoder_config import llama
+    from springroll.models.hf.load import load_hf
+    from springroll.models.hf.lora import Adapter, save_adapter
     from springroll.models.hf.save import save_hf
     from springroll.models.rope import Llama3Scaling
+    from springroll.subspace.adapters import first_adapters, with_adapters
     from tests.models import test_hf
 
     shape = {"vocab": 48, "kv_heads": 2, "init_std": 0.12}
@@ -52,6 +55,18 @@ def write(root: Path) -> None:
         save_hf(root / name, model, params)
         np.save(root / name / "logits.npy", jax.jit(model.apply)(params, jnp.asarray(TOKENS)))
         np.save(root / name / "tokens.npy", TOKENS)
+    # transformers reads an adapter with PEFT, from the base that it names.
+    config, adapter = families["llama"], Adapter(4, 6.0)
+    model = decoder(config)
+    params, like = load_hf(root / "llama")[1], jax.eval_shape(model.init, jax.random.key(0))
+    trained = jax.tree.map(
+        lambda x: jax.random.normal(jax.random.key(x.size), x.shape) / 8,
+        jax.eval_shape(lambda: first_adapters(jax.random.key(0), like, adapter.rank)),
+    )
+    save_adapter(root / "adapter", config, trained, root / "llama", adapter)
+    thin = with_adapters(params, trained, adapter.alpha / adapter.rank)
+    np.save(root / "adapter" / "logits.npy", jax.jit(model.apply)(thin, jnp.asarray(TOKENS)))
+    np.save(root / "adapter" / "tokens.npy", TOKENS)
     golden = np.load(test_hf.GOLDEN)
     for name in test_hf.FAMILIES:
         source = root / f"{name}_source"

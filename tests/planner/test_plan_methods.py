@@ -188,3 +188,26 @@ def test_the_order_of_methods_is_one_of_memory():
 def test_methods_that_cannot_be_are_refused(options, said):
     with pytest.raises(InputError, match=said):
         method_bytes(DENSE, **options)
+
+
+@pytest.mark.parametrize(("bits", "per_number"), [(None, 2), (8, 1), (4, 4.25 / 8)])
+def test_adapters_and_their_moments_are_held_beside_a_model_that_is_never_updated(bits, per_number):
+    config = CONFIGS["llama-7b"]
+    found = method_bytes(config, "lora", rank=8, base_bits=bits)
+    assert found.layer_state == found.rest_state == found.low == 0 and not found.updates
+    width, wide = config.hidden, config.ffn
+    adapters = 8 * (4 * 2 * width + 3 * (width + wide))
+    assert found.layer_thin == 4 * adapters
+    assert found.layer_held == pytest.approx(3 * 4 * adapters, abs=8)  # and a counter
+    assert found.layer_frozen == pytest.approx(per_number * layer_numbers(config), rel=2e-3)
+    with pytest.raises(InputError, match="of the method lora"):
+        method_bytes(config, "adamw", base_bits=8)
+
+
+def test_a_smaller_base_is_what_lets_adapters_fit():
+    budget = {"device": "6GiB", "host": "8GiB", "tokens_per_step": 1024, "sequence": 1024}
+    with pytest.raises(InputError, match=r"for the whole model.*--base-bits 4 fits"):
+        sr.plan("llama-7b", method="lora", **budget)
+    found = sr.plan("llama-7b", method="lora", base_bits=4, **budget)
+    assert not found.streams and found.spec.method.name == "lora on 4 bits"
+    assert found.device_bytes["layers that stay"] < 3.5 * 2**30

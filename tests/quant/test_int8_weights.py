@@ -199,9 +199,9 @@ def test_damaged_weights_are_refused_by_name(bad):
 
 
 def test_what_cannot_be_held_is_refused():
-    with pytest.raises(InputError, match="no parameter can be held in int8: expected matrices"):
+    with pytest.raises(InputError, match="no parameter can be held in codes: expected matrices"):
         quantize_weights({"w": jnp.ones((3, 3))})
-    with pytest.raises(InputError, match=r"b is float32\[3\]; int8 weights are made of floating"):
+    with pytest.raises(InputError, match=r"b is float32\[3\]; coded weights are made of floating"):
         quantize_weights({"b": jnp.ones(3)}, lambda path, x: True)
-    with pytest.raises(InputError, match=r"w is int8\[3, 3\]; int8 weights are made of floating"):
+    with pytest.raises(InputError, match=r"w is int8\[3, 3\]; coded weights are made of floating"):
         quantize_weights({"w": jnp.ones((3, 3), jnp.int8)}, lambda path, x: path == "w")

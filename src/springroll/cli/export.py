@@ -39,10 +39,17 @@ class ExportOptions:
     """Write the best adapter of this rank, as PEFT reads it, of what the run changed in the model
     that it began with, instead of the whole model."""
 
+    adapter: bool = False
+    """Write the adapter that a run of `springroll train --optimizer lora` trained, as PEFT reads
+    it, instead of the whole model with the adapter merged into it."""
+
     def __post_init__(self) -> None:
         check_ranges(self)
-        if self.lora_rank is not None and self.dtype is not None:
-            raise InputError("an adapter is float32; leave out --dtype or --lora-rank")
+        if self.lora_rank is not None and self.adapter:
+            raise InputError("--adapter writes the one that was trained; leave out --lora-rank")
+        if (self.lora_rank is not None or self.adapter) and self.dtype is not None:
+            which = "--adapter" if self.adapter else "--lora-rank"
+            raise InputError(f"an adapter is float32; leave out --dtype or {which}")
 
 
 def run(argv: Sequence[str]) -> int:
@@ -53,14 +60,24 @@ def run(argv: Sequence[str]) -> int:
         raise opened.refused("whose model has no form that transformers knows")
     saved = job.weights(opened)
 
-    from springroll.models.hf.lora import save_lora
+    from springroll.models.hf.lora import save_adapter, save_lora
     from springroll.models.hf.save import save_hf
     from springroll.run.weights import load_weights
     from springroll.tokens.byte_tokenizer import write_byte_tokenizer
 
+    if options.adapter:
+        if saved.adapter is None or saved.like is None:
+            raise opened.refused("which trained no adapter; --lora-rank makes one of its change")
+        saved = saved._replace(params=lambda trained: trained)
+    elif options.lora_rank is not None and saved.adapter is not None:
+        raise opened.refused("which trained an adapter; --adapter writes it")
     weights = load_weights(opened, saved, best=options.best)
     for note in weights.notes:
         print(note, file=sys.stderr)
+    if options.adapter and saved.adapter and saved.like:
+        save_adapter(options.folder, saved.model, weights.params, saved.like, saved.adapter)
+        print(f"wrote an adapter of rank {saved.adapter.rank} for {saved.like} to {options.folder}")
+        return 0
     if options.lora_rank is not None:
         if saved.like is None:
             raise opened.refused("which began with no model that an adapter could be added to")

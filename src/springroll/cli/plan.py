@@ -47,13 +47,16 @@ class PlanOptions:
     batch: int | None = option(None, COUNT, formerly="micro_batch")
     """Sequences per micro-batch; default: about 4,096 tokens of them, or what fits."""
     method: str = "adamw"
-    """An optimizer of `springroll train` (adamw, muon, galore, fira, apollo, apollo-mini, lowgrad),
-    sgd or evolve; with -8bit or -4bit behind it the optimizer's state is kept in so many bits. Or
-    `finetune`."""
+    """An optimizer of `springroll train` (adamw, muon, galore, fira, apollo, apollo-mini, lowgrad,
+    lora), sgd or evolve; with -8bit or -4bit behind it the optimizer's state is kept in so many
+    bits. Or `finetune`."""
     rank: int | None = option(None, COUNT)
-    """Rank of subspaces, default: a quarter of the hidden size; of perturbations, default: 1."""
+    """Rank of subspaces, default: a quarter of the hidden size; of adapters, default: 16; of
+    perturbations, default: 1."""
     basis_bits: Literal[32, 16, 8, 4] = 32
     """Bits per number of the bases of subspaces (`galore`, `fira`, `lowgrad`)."""
+    base_bits: Literal[8, 4] | None = None
+    """Bits per number of the matrices that `lora` adapts; default: the type of --dtype."""
     dtype: Literal["bfloat16", "float32"] = "bfloat16"
     """Type of weights and activations."""
     rounding: Literal["split", "stochastic"] = "split"
@@ -118,6 +121,7 @@ def run(argv: Sequence[str]) -> int:
         depth=options.depth,
         experts_per_bundle=options.experts_per_bundle,
         clip=options.clip_by,
+        base_bits=options.base_bits,
     )
     if options.model is not None:
         return of_model(options.model, options, asked)

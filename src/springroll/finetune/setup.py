@@ -1,9 +1,6 @@
 """What both methods of fine-tuning share: the model, its tokenizer, the problems, generation."""
 
-import functools
-import hashlib
 import math
-import os
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -15,7 +12,6 @@ import numpy as np
 from jax import Array
 from jax.typing import ArrayLike
 
-from springroll.bounded import opened
 from springroll.errors import InputError
 from springroll.evolve.momentum import Momentum
 from springroll.finetune.config import FinetuneConfig
@@ -28,7 +24,7 @@ from springroll.generate.stopping import StopStrings
 from springroll.hub import hf_folder
 from springroll.memory import available_bytes, check_fits
 from springroll.models.decoder_config import size, structs
-from springroll.models.hf.files import context_length, family_of, open_hf, weight_files
+from springroll.models.hf.files import context_length, family_of, fingerprint, open_hf
 from springroll.models.hf.load import load_hf, load_int8
 from springroll.models.protocols import Generative, LanguageModel
 from springroll.run.answers import SHOWN
@@ -40,7 +36,6 @@ from springroll.trees import PyTree
 
 PROBLEM = 500  # bytes of a problem, at least
 ATTEMPTS = 1000  # problems in a row whose prompts are too long
-ENDS = 1 << 16  # bytes of both ends of a file that go into its fingerprint
 
 
 class Asked(NamedTuple):
@@ -327,22 +322,6 @@ def standard_error(values: np.ndarray) -> float:
 def memory_of(config: FinetuneConfig) -> int:
     """Bytes for what the rows under generation remember."""
     return config.cache_bytes or (available_bytes() or (4 << 30)) // 2
-
-
-@functools.cache
-def fingerprint(folder: Path) -> str:
-    """16 hex digits of a model's files: their names, sizes and both ends of each."""
-    whole = hashlib.sha256()
-    files = {path for path in folder.iterdir() if path.suffix in (".json", ".safetensors", ".pth")}
-    if not any(path.suffix != ".json" for path in files):
-        files.update(weight_files(folder))
-    for path in sorted(files):
-        with opened(path) as file:
-            size = os.fstat(file.fileno()).st_size
-            start = file.read(ENDS)
-            file.seek(max(0, size - ENDS))
-            whole.update(f"{path.name} {size}".encode() + start + file.read())
-    return whole.hexdigest()[:16]
 
 
 def decaying(value: float, half: float | None) -> float | Callable[[ArrayLike], Array]:

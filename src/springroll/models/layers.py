@@ -1,12 +1,15 @@
 """The elementary layers: norm, gate, and products with a weight.
 
-For the gradient of norm and gate only their inputs are stored.
+For the gradient of norm and gate only their inputs are stored. A weight may be an array or coded
+(`Int8`, `Nf4`), and either of them with a thin term (`Factored`), as of an adapter: then the base
+is frozen, and only the weight itself is stored for its product.
 """
 
 import functools
 import math
 from collections.abc import Callable
-from typing import TypeVar
+from dataclasses import replace
+from typing import TypeAlias, TypeVar, cast
 
 import jax
 import jax.numpy as jnp
@@ -14,11 +17,14 @@ import numpy as np
 from jax import Array, lax
 
 from springroll import compat
-from springroll.models.slices import rows_of, sliced, slices_for, summed_slices
+from springroll.models.slices import Coded, parts_of, sliced, slices_for, summed_slices
 from springroll.quant.int8_weights import Int8
+from springroll.quant.nf4_weights import Nf4, nf4_real
+from springroll.thin.factored_array import Factored
 from springroll.trees import Params, PyTree
 
 Carry = TypeVar("Carry")
+Product: TypeAlias = Callable[..., Array]  # (x (..., in), weight, *rest) -> (..., out)
 
 
 @functools.partial(jax.checkpoint, prevent_cse=False, static_argnums=(2, 3))
@@ -56,11 +62,17 @@ def gated(gate: Array, up: Array, limit: float, activation: str = "silu") -> Arr
     return up * gate * jax.nn.sigmoid(gate * np.asarray(1.702, gate.dtype))
 
 
-def linear(x: Array, w: Array | Int8) -> Array:
+def linear(x: Array, w: Array | Coded | Factored) -> Array:
     """x (..., in) times a weight (out, in): (..., out).
 
-    An `Int8` weight takes the type of x where the two meet, and its scale comes after the product.
+    A coded weight takes the type of x where the two meet; the scale of an `Int8` comes after the
+    product. A `Factored` weight is frozen but for its factors, see `with_thin_term`.
     """
+    if isinstance(w, Factored):
+        return with_thin_term(linear, x, w)
+    if isinstance(w, Nf4):
+        x, codes = lax.optimization_barrier((x, w.codes))
+        return linear(x, nf4_real(replace(w, codes=codes), x.dtype))
     if not isinstance(w, Int8):
         if not (is_short(x) and is_short(w)):
             return jnp.einsum("...i,oi->...o", x, w)
@@ -72,6 +84,45 @@ def linear(x: Array, w: Array | Int8) -> Array:
     y = jnp.einsum("...i,oi->...o", x, values.astype(x.dtype), preferred_element_type=wide)
     scale = w.scale.astype(wide).reshape(*(1,) * (y.ndim - 1), -1)
     return (y * scale).astype(x.dtype)
+
+
+def with_thin_term(product: Product, x: Array, w: Factored, *rest: Array) -> Array:
+    """product(x, base, *rest) of a frozen base, and two thin products beside it.
+
+    Args:
+        product: of weights (..., out, in), such as `linear`, which knows what the base is.
+        x: (..., in).
+        w: one layer of a weight: base (..., out, in), left (..., out, r), right (..., in, r); the
+            thin products are in the type of x. `gain` is None.
+        rest: further arguments of the product.
+    """
+    left, right = w.left.astype(x.dtype), jnp.swapaxes(w.right, -1, -2).astype(x.dtype)
+    thin = product(product(x, right, *rest), left, *rest)
+    return cast(Array, _frozen(product, x.shape[-1], x, w.base, rest)) + thin
+
+
+@functools.partial(jax.custom_vjp, nondiff_argnums=(0, 1))
+def _frozen(
+    product: Product, width: int, x: Array, w: Array | Coded, rest: tuple[Array, ...]
+) -> Array:
+    """A product whose gradient is that of x alone. What a scan stores of it for every layer is the
+    weight as it is coded: neither x nor floats that the codes stand for."""
+    del width
+    return product(x, w, *rest)
+
+
+def _frozen_backward(
+    product: Product, width: int, saved: tuple[Array | Coded, tuple[Array, ...]], dy: Array
+) -> tuple[Array, None, None]:
+    w, rest = saved
+    anywhere = jnp.zeros((*dy.shape[:-1], width), dy.dtype)  # the product is linear in x
+    return jax.vjp(lambda x: product(x, w, *rest), anywhere)[1](dy)[0], None, None
+
+
+_frozen.defvjp(
+    lambda product, width, x, w, rest: (_frozen(product, width, x, w, rest), (w, rest)),
+    _frozen_backward,
+)
 
 
 def is_short(x: Array) -> bool:
@@ -152,8 +203,8 @@ _short_linear.defvjp(
 def swiglu(params: Params, x: Array, activation: str = "silu") -> Array:
     """down(activation(gate(x)) * up(x)); of many tokens the hidden units one slice after the
     other."""
-    hidden = rows_of(params["gate_proj"])
-    count = slices_for(math.prod(x.shape[:-1]), 2 * hidden, hidden)
+    hidden, parts = parts_of(params["down_proj"])
+    count = slices_for(math.prod(x.shape[:-1]), 2 * hidden, parts)
 
     def units(params: Params, x: Array) -> Array:
         gate, up = linear(x, params["gate_proj"]), linear(x, params["up_proj"])

@@ -18,7 +18,9 @@ from jax import Array, lax
 from springroll.models.decoder_config import DecoderConfig
 from springroll.models.dispatch import block_count, block_size, collect, dispatch, spread
 from springroll.models.grouped import grouped_dot
-from springroll.models.layers import gated
+from springroll.models.layers import gated, linear, with_thin_term
+from springroll.models.slices import Coded
+from springroll.thin.factored_array import Factored
 from springroll.trees import Params
 
 
@@ -92,15 +94,33 @@ def expert_nets(
     The weight multiplies what enters the last matrix, which is narrower than what leaves it.
     """
 
-    def linear(name: str, x: Array, weight: Array | None = None) -> Array:
-        y = grouped_dot(x, params[f"{name}_proj"], block_group, transposed=True)
+    def through(name: str, x: Array, weight: Array | None = None) -> Array:
+        y = grouped(x, params[f"{name}_proj"], block_group)
         if not config.expert_bias:
             return y
         bias = jnp.repeat(params[f"{name}_bias"][block_group], len(x) // len(block_group), axis=0)
         return y + (bias if weight is None else bias * weight)
 
-    hidden = gated(linear("gate", x_RD), linear("up", x_RD), config.swiglu_limit, config.activation)
-    return linear("down", hidden * weight_R1, weight_R1)
+    hidden = gated(
+        through("gate", x_RD), through("up", x_RD), config.swiglu_limit, config.activation
+    )
+    return through("down", hidden * weight_R1, weight_R1)
+
+
+def grouped(x: Array, w: Array | Coded | Factored, block_group: Array) -> Array:
+    """`grouped_dot` of x (rows, in) with weights (E, out, in), of any kind that `linear` takes."""
+    if isinstance(w, Factored):
+        return with_thin_term(grouped, x, w, block_group)
+    if not isinstance(w, Coded):
+        return grouped_dot(x, w, block_group, transposed=True)
+
+    def step(_: None, block: tuple[Array, Array]) -> tuple[None, Array]:
+        rows, group = block
+        pick = lambda part: lax.dynamic_index_in_dim(part, group, keepdims=False)
+        return None, linear(rows, jax.tree.map(pick, w))
+
+    blocks = x.reshape(len(block_group), -1, x.shape[-1])
+    return lax.scan(step, None, (blocks, block_group))[1].reshape(x.shape[0], -1)
 
 
 def every_expert(config: DecoderConfig, params: Params, x_BTD: Array) -> Array:

@@ -8,7 +8,10 @@ weight belongs to one slice, so that its gradient is still one product.
 A recurrent layer reads a long text in segments instead, each from the state after the one before.
 """
 
+import math
 from collections.abc import Callable
+from dataclasses import replace
+from typing import TypeAlias
 
 import jax
 import jax.numpy as jnp
@@ -17,7 +20,11 @@ from jax.ad_checkpoint import checkpoint_name
 
 from springroll import compat
 from springroll.quant.int8_weights import Int8
+from springroll.quant.nf4_weights import BLOCK, Nf4, in_blocks_of
+from springroll.thin.factored_array import Factored
 from springroll.trees import Params, PyTree
+
+Coded: TypeAlias = Int8 | Nf4
 
 WIDE = 1 << 28  # numbers of a layer's inner activations above which they are sliced
 KEPT = "kept"  # name of what a slice keeps for its gradient
@@ -35,16 +42,32 @@ def segment_size(rows: int, width: int, multiple: int) -> int:
     return multiple * max(1, WIDE // (rows * width * multiple))
 
 
-def rows_of(w: Array | Int8) -> int:
-    """The first axis of a weight."""
-    return (w.values if isinstance(w, Int8) else w).shape[0]
+def parts_of(w: Array | Coded | Factored) -> tuple[int, int]:
+    """The inputs of a weight (out, in), and into how many equal parts they can be cut."""
+    if isinstance(w, Factored):
+        return parts_of(w.base)
+    if isinstance(w, Nf4):
+        share = math.gcd(w.inputs, BLOCK)
+        return w.inputs, w.inputs // share if share > 1 else 1  # two numbers share a byte
+    inputs = (w.values if isinstance(w, Int8) else w).shape[-1]
+    return inputs, inputs
 
 
-def sliced(x: Array | Int8, count: int, axis: int) -> PyTree:
-    """x cut into `count` equal slices along an axis: (count, ...)."""
+def sliced(x: Array | Coded | Factored, count: int, axis: int) -> PyTree:
+    """x cut into `count` equal slices along an axis: (count, ...).
+
+    Of a coded weight (out, in), or of a `Factored` one, what all slices share is repeated.
+    """
+    rows = lambda part, own: sliced(part, count, 0) if axis == own else jnp.stack([part] * count)
+    if isinstance(x, Factored):
+        base = sliced(x.base, count, axis)
+        return replace(x, base=base, left=rows(x.left, 0), right=rows(x.right, 1))
     if isinstance(x, Int8):
-        of_rows = sliced(x.scale, count, 0) if axis == 0 else jnp.stack([x.scale] * count)
-        return Int8(sliced(x.values, count, axis), of_rows)
+        return Int8(sliced(x.values, count, axis), rows(x.scale, 0))
+    if isinstance(x, Nf4):
+        inputs = x.inputs // count if axis == 1 else x.inputs
+        x = in_blocks_of(x, math.gcd(inputs, BLOCK)) if axis == 1 else x
+        return Nf4(sliced(x.codes, count, axis), sliced(x.scale, count, axis), inputs)
     shape = (*x.shape[:axis], count, x.shape[axis] // count, *x.shape[axis + 1 :])
     return jnp.moveaxis(x.reshape(shape), axis, 0)
 

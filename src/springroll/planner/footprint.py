@@ -118,6 +118,9 @@ def largest(spec: StepSpec, layer: int) -> int:
 
 def stored(spec: StepSpec) -> int:
     """Bytes of a layer where it lives."""
+    frozen = spec.method.layer_frozen
+    if frozen is not None:
+        return frozen
     return spec.layer * (spec.method.weights + spec.method.low) + spec.method.layer_state
 
 
@@ -145,6 +148,9 @@ def device_bytes(spec: StepSpec, place: Placement) -> Bytes:
         sizes["layer inputs"] = 2 * spec.layer_input if place.inputs else 0
         return sizes | {"working set": max(spec.working)}
     sizes["layer inputs"] = (place.inputs + 1) * spec.layer_input  # and the gradient of one
+    if method.layer_frozen is not None:
+        gradients = config.layers * method.layer_thin
+        return sizes | {"gradients": gradients, "working set": max(spec.working)}
     layer = config.layers * method.layer_thin or spec.bundle * spec.gradient
     going = 2 if place.mode == "host" and streamed else 1  # one more on its way to the host
     # The gradient of the head, and of an embedding that is the head too, is there before the

@@ -11,6 +11,8 @@ import optax
 from springroll.errors import InputError, expect, suggestion
 from springroll.models.decoder import decoder
 from springroll.models.decoder_config import DecoderConfig, Shapes, shapes, size, structs
+from springroll.models.hf.load import coded_structs
+from springroll.subspace.adapters import CODES, adapted, first_adapters
 from springroll.subspace.lowgrad import lowgrad
 from springroll.subspace.optimizers import (
     OPTIMIZERS,
@@ -25,6 +27,7 @@ from springroll.trees import tree_bytes
 Mode = Literal["resident", "host", "device", "lowgrad", "evolve"]
 Dtype = Literal["bfloat16", "float32"]
 Rounding = Literal["split", "stochastic"]
+BaseBits = Literal[8, 4]
 
 SGD = OptimizerEntry(
     description="no state",
@@ -47,7 +50,9 @@ class MethodBytes:
     layer_state, rest_state: of a layer and of what is in no layer, travelling with the weights;
     layer_held, rest_held: the same, but on the device all the time;
     updates: where updates of streamed layers can run;
-    layer_thin: of the gradient of a layer that only exists in a subspace.
+    layer_thin: of the gradient of a layer that only exists in a subspace, or of its adapters;
+    layer_frozen: of the weights of a layer that are never updated, as they are held; None where
+    they are.
     """
 
     name: str
@@ -59,6 +64,7 @@ class MethodBytes:
     rest_held: int
     updates: tuple[Mode, ...]
     layer_thin: int = 0
+    layer_frozen: int | None = None
 
     @property
     def trains(self) -> bool:
@@ -67,8 +73,13 @@ class MethodBytes:
 
     @property
     def cuts_layers(self) -> bool:
-        """Whether experts can pass by themselves: where full gradients are trained."""
-        return self.trains and "lowgrad" not in self.updates
+        """Whether experts can pass by themselves."""
+        return self.full_gradients
+
+    @property
+    def full_gradients(self) -> bool:
+        """Whether the gradient of every weight is computed."""
+        return self.trains and "lowgrad" not in self.updates and self.layer_frozen is None
 
 
 def method_bytes(
@@ -80,12 +91,14 @@ def method_bytes(
     basis_bits: BasisBits = 32,
     rank: int | None = None,
     rounding: Rounding = "split",
+    base_bits: BaseBits | None = None,
 ) -> MethodBytes:
     """The bytes of `method`, one of `METHODS`, also spelt with its state: "adamw-8bit".
 
     Args:
         basis_bits: 32, 16, 8 or 4 per number of the bases of subspaces.
-        rank: of subspaces; by default a quarter of the hidden size.
+        rank: of subspaces, by default a quarter of the hidden size; or of adapters, 16.
+        base_bits: per number of the matrices that `lora` adapts; None for those of `dtype`.
         rounding: of bfloat16 weights: "split" keeps the exact float32 in two more bytes,
             "stochastic" keeps none.
 
@@ -98,8 +111,10 @@ def method_bytes(
             raise InputError(f"{name} is {given!r}; expected one of {', '.join(get_args(known))}")
     if rank is not None and rank > config.hidden:
         raise InputError(f"rank is {rank}; expected at most the hidden size, {config.hidden}")
+    if base_bits is not None and (method != "lora" or base_bits not in CODES):
+        raise InputError(f"base_bits is {base_bits}; expected 8 or 4, of the method lora")
     weights = 2 if dtype == "bfloat16" else 4
-    unsplit = method in ("lowgrad", "evolve") or rounding == "stochastic"
+    unsplit = method in ("lowgrad", "evolve", "lora") or rounding == "stochastic"
     low = 0 if weights == 4 or unsplit else 2
     bits = "" if state_bits == 32 else f"-{state_bits}bit"
     if checked_bits(basis_bits) != 32 and not stores_bases(method):
@@ -110,6 +125,12 @@ def method_bytes(
         return MethodBytes(method, weights, low, 0, 0, 0, 0, ("evolve",))
     updates = TRAINED[method].streamed_updates(state_bits, exact=bool(low) or weights == 4)
     state = optimizer_state(method, config, state_bits, rank, basis_bits)
+    if method == "lora":
+        sizes = (0, 0, state.layer, 0)
+        frozen = frozen_bytes(config, dtype, base_bits)
+        held = f" on {base_bits} bits" if base_bits else ""
+        name = method + bits + held
+        return MethodBytes(name, weights, low, *sizes, updates, state.layer_gradient, frozen)
     if method == "lowgrad":
         sizes = (0, 0, state.layer, state.rest)
         return MethodBytes(method + bits, weights, low, *sizes, updates, state.layer_gradient)
@@ -162,6 +183,12 @@ def _optimizer_state(
     )
     optimizer, rest = entry.build(settings), entry.rest(settings)
     params = structs(shapes(one_layer))
+    if method == "lora":
+        thin = jax.eval_shape(
+            lambda: first_adapters(jax.random.key(0), params, rank or entry.rank or 1)
+        )
+        moments = tree_bytes(jax.eval_shape(optimizer.init, thin))
+        return OptimizerState(tree_bytes(thin) + moments, 0, tree_bytes(thin))
     others = {name: leaf for name, leaf in params.items() if name != "layers"}
     rest_bytes = tree_bytes(jax.eval_shape(rest.init, others))
     if method != "lowgrad":
@@ -185,6 +212,13 @@ def _optimizer_state(
     moments = tree_bytes(jax.eval_shape(optimizer.init, gradient))
     subspace = tree_bytes((state.projectors, state.low))
     return OptimizerState(subspace + moments, rest_bytes, tree_bytes(gradient))
+
+
+def frozen_bytes(config: DecoderConfig, dtype: Dtype, bits: BaseBits | None) -> int:
+    """Of the weights of a layer, those of its matrices in so many bits."""
+    params = structs(shapes(dataclasses.replace(config, layers=1)), dtype)
+    held = coded_structs(params, CODES[bits], adapted) if bits else params
+    return tree_bytes(held["layers"])
 
 
 @functools.cache

@@ -131,4 +131,5 @@ def shortages(spec: StepSpec, budgets: Budgets) -> list[Shortage]:
 
 def _smallest(spec: StepSpec) -> list[Placement]:
     """One window of layers, and nothing that could be elsewhere stays."""
-    return [Placement(mode, 0, 0) for mode in spec.method.updates]
+    streamed = [Placement(mode, 0, 0) for mode in spec.method.updates]
+    return streamed or [Placement("resident", spec.config.layers, 0)]

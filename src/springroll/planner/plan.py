@@ -18,7 +18,7 @@ from springroll.models.decoder_config import DecoderConfig
 from springroll.planner.asked_model import named_model
 from springroll.planner.devices import Rates
 from springroll.planner.footprint import Clip
-from springroll.planner.methods import Dtype, Rounding
+from springroll.planner.methods import BaseBits, Dtype, Rounding
 from springroll.planner.plan_result import Plan
 from springroll.planner.refusal import refusal
 from springroll.planner.search import SEQUENCE, TOKENS, Options, fastest_plan, options_of
@@ -44,6 +44,7 @@ def plan(
     clip: Clip = "previous",
     link: str | int | None = None,
     rates: Rates | None = None,
+    base_bits: BaseBits | None = None,
 ) -> Plan:
     """How a step of training `model` runs on a machine; seconds, most of it the compiler's.
 
@@ -68,6 +69,7 @@ def plan(
         clip: "global" holds all gradients on the host until their norm is known.
         link: bytes per second each way, such as "25GB", in place of the card's.
         rates: measured ones, in place of a card's.
+        base_bits: 8 or 4 per number of the matrices that the method lora adapts.
 
     Raises:
         InputError: unknown names, tokens that do not divide, and a step that fits nowhere: the
@@ -91,6 +93,7 @@ def plan(
         depth=depth,
         experts_per_bundle=experts_per_bundle,
         clip=clip,
+        base_bits=base_bits,
     )
     return plan_or_refuse(name, config, options)
 

@@ -52,6 +52,10 @@ def changes(config: DecoderConfig, options: Options) -> Iterator[tuple[str, Opti
     for sequence in (options.sequence // 2, options.sequence // 4):
         if sequence >= SHORTEST and options.tokens % sequence == 0:
             yield f"--sequence {sequence}", change(sequence=sequence, micro_batch=None)
+    if options.method.startswith("lora"):
+        for bits in (8, 4):
+            if bits < (options.base_bits or 16):
+                yield f"--base-bits {bits}", change(base_bits=bits)
     for method in LESS_STATE:
         if method != options.method:
             yield f"--method {method}", options.by(method)

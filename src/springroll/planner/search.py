@@ -9,7 +9,7 @@ from springroll.memory import host_memory
 from springroll.models.decoder_config import DecoderConfig
 from springroll.planner.devices import Device, Rates, assumed_rates, bytes_of, device_of
 from springroll.planner.footprint import Bytes, Clip, StepSpec, device_bytes, host_bytes
-from springroll.planner.methods import Dtype, Rounding, method_bytes, stores_bases
+from springroll.planner.methods import BaseBits, Dtype, Rounding, method_bytes, stores_bases
 from springroll.planner.placement import Budgets, Choice, choose
 from springroll.planner.plan_result import Plan
 from springroll.planner.working_set import WorkingSet, expert_working_set, working_set
@@ -43,11 +43,14 @@ class Options:
     depth: int = 3
     clip: Clip = "previous"
     experts_per_bundle: int | None = None
+    base_bits: BaseBits | None = None
 
     def by(self, method: str) -> "Options":
         """The same for another method, in the spelling that names its state."""
         bits = self.basis_bits if stores_bases(method) else 32
-        return dataclasses.replace(self, method=method, state_bits=32, basis_bits=bits)
+        base = self.base_bits if method.startswith("lora") else None
+        change = {"state_bits": 32, "basis_bits": bits, "base_bits": base}
+        return dataclasses.replace(self, method=method, **change)
 
     def __post_init__(self) -> None:
         for name in ("tokens", "sequence", "depth", "micro_batch", "rank"):
@@ -131,6 +134,7 @@ def step_spec(
         basis_bits=options.basis_bits,
         rank=options.rank,
         rounding=options.rounding,
+        base_bits=options.base_bits,
     )
     together = options.experts_per_bundle
     if not together or not config.experts or config.experts % together or not method.cuts_layers:

@@ -52,7 +52,7 @@ def work(spec: StepSpec) -> Work:
     if not spec.method.trains:
         return Work(dense + attention, 0.0, head)
     # Scores are computed twice more, logits once more (`models.attention`, `cross_entropy`).
-    full = spec.method.updates != ("lowgrad",)
+    full = spec.method.full_gradients
     return Work(dense + attention, (3 if full else 2) * dense + 4 * attention, 4 * head)
 
 
@@ -89,7 +89,7 @@ def step_seconds(spec: StepSpec, place: Placement, rates: Rates) -> Seconds:
     if place.mode == "host":
         # The gradient leaves in the type of the weights.
         update, back = place.layers * spec.layer, weights
-    elif place.mode in ("device", "resident"):
+    elif place.mode in ("device", "resident") and spec.method.layer_frozen is None:
         update, back = config.layers * spec.layer + spec.rest, passing(spec, place.mode)
     elif place.mode == "evolve":
         back = weights

@@ -48,7 +48,7 @@ def evaluate(run: job.OpenRun[PretrainConfig], options: job.EvalOptions) -> job.
     from springroll.pretrain.trained import byte_model, saved_weights
     from springroll.run.text_job import evaluate_text
 
-    return evaluate_text(run, saved_weights(run.config), byte_model(run.config), options)
+    return evaluate_text(run, saved_weights(run.config), byte_model(run.config).bits, options)
 
 
 def sample(run: job.OpenRun[PretrainConfig], options: job.SampleOptions) -> job.Sample:

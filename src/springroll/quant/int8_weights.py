@@ -29,7 +29,7 @@ from jax.typing import DTypeLike
 from springroll.errors import InputError, check_takes
 from springroll.trees import PyTree, map_named
 
-Select: TypeAlias = Callable[[str, Array], bool]
+Select: TypeAlias = Callable[[str, Array | jax.ShapeDtypeStruct], bool]
 LARGEST = 127  # -128 is not used
 BITS = 8  # of a residual; 4 is the other choice
 FINE = 1 << BITS  # steps of such a residual in a step of the values
@@ -147,7 +147,7 @@ def rounded(x: Array, bits: Array) -> Array:
     return jnp.where(uniform < x - low, low + 1, low)
 
 
-def in_blocks(path: str, x: Array) -> bool:
+def in_blocks(path: str, x: Array | jax.ShapeDtypeStruct) -> bool:
     """The default of `quantize_weights`: the matrices of a model's blocks, (layers, out, in).
 
     Those are what `models.attention.linear` multiplies with. Experts, routers, embeddings, heads,
@@ -158,13 +158,16 @@ def in_blocks(path: str, x: Array) -> bool:
     return path.startswith("layers/") and chosen and x.ndim == 3
 
 
-def quantize_weights(params: PyTree, select: Select = in_blocks) -> PyTree:
+def quantize_weights(
+    params: PyTree, select: Select = in_blocks, code: Callable[[Array], PyTree] = int8_of
+) -> PyTree:
     """`params` with every leaf for which `select(path, leaf)` holds as an `Int8`.
 
     Args:
         params: a tree of arrays.
         select: whether to hold the leaf (..., out, in) at a path, such as "layers/mlp/up_proj", in
             int8; by default the stacked matrices of a model's blocks.
+        code: what makes codes of a leaf; `nf4_weights.nf4_of` takes four bits.
 
     Raises:
         InputError: nothing is selected, or what is selected is no matrix of floats or holds NaN or
@@ -173,18 +176,18 @@ def quantize_weights(params: PyTree, select: Select = in_blocks) -> PyTree:
     check_takes(select, "select", "a path", "a leaf")
     chosen = 0
 
-    def one(path: str, x: Array) -> Array | Int8:
+    def one(path: str, x: Array) -> PyTree:
         nonlocal chosen
         if not select(path, x):
             return x
         chosen += 1
         _check(path, x)
-        return int8_of(x)
+        return code(x)
 
     quantized = map_named(one, params)
     if not chosen:
         raise InputError(
-            "no parameter can be held in int8: expected matrices of a model's layers, such as "
+            "no parameter can be held in codes: expected matrices of a model's layers, such as "
             "layers/mlp/up_proj"
         )
     return quantized
@@ -204,7 +207,7 @@ def values_only(like: Int8, values: PyTree, nothing: PyTree) -> Int8:
 def _check(path: str, x: Array) -> None:
     if x.ndim < 2 or not jnp.issubdtype(x.dtype, jnp.floating):
         raise InputError(
-            f"{path} is {x.dtype}{list(x.shape)}; int8 weights are made of floating matrices "
+            f"{path} is {x.dtype}{list(x.shape)}; coded weights are made of floating matrices "
             "(..., out, in)"
         )
     if not isinstance(x, jax.core.Tracer) and not bool(jnp.isfinite(x).all()):

@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     from rich.table import Table
 
     from springroll.atomic import JsonObject
+    from springroll.models.hf.lora import Adapter
     from springroll.run.folder import RunFolder
     from springroll.run.loop import Result
     from springroll.run.task import Task
@@ -158,6 +159,8 @@ class SavedWeights(NamedTuple):
     model: "PyTree" = None  # the model's configuration
     like: str | None = None  # the Hugging Face folder that the run began with
     dtype: Literal["float32", "bfloat16"] = "float32"
+    identity: Mapping[str, str] | None = None  # of what `params` reads beside the checkpoint
+    adapter: "Adapter | None" = None  # where the part is one, beside the weights of `like`
 
 
 class Explained(NamedTuple):

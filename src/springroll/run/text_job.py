@@ -1,6 +1,6 @@
 """What jobs on text share: scores in bits per byte beside the lines to beat, and writing."""
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Protocol, cast
 
 import numpy as np
@@ -12,8 +12,9 @@ from springroll.program import program
 from springroll.run import job
 from springroll.run.report import closing_rows
 from springroll.run.weights import load_weights
-from springroll.tasks.corpus import load_corpus
+from springroll.tasks.corpus import Corpus, load_corpus
 from springroll.tasks.text import baselines, validation
+from springroll.trees import PyTree
 
 BASELINES = ("unigram", "bigram", "gzip")
 
@@ -51,7 +52,11 @@ class TextConfig(Protocol):
 
 
 def evaluate_text(
-    run: job.OpenRun[job.C], saved: job.SavedWeights, model: ByteModel, options: job.EvalOptions
+    run: job.OpenRun[job.C],
+    saved: job.SavedWeights,
+    bits: Callable[[PyTree, np.ndarray], float],
+    options: job.EvalOptions,
+    read: Callable[[Corpus], tuple[Corpus, float]] = lambda corpus: (corpus, 1.0),
 ) -> job.Evaluation:
     """Bits per byte of the newest weights, beside those of the baselines.
 
@@ -60,8 +65,9 @@ def evaluate_text(
     Args:
         run: the run, whose config has the fields of `TextConfig`.
         saved: where its weights are.
-        model: what they are weights of.
+        bits: (weights, rows (n, T + 1) of bytes or tokens) -> mean bits per predicted one.
         options: another text, or another size of the sample.
+        read: the text in what the model reads, and how many of these a byte is.
 
     Raises:
         InputError: there is no checkpoint; the text cannot be read or is too short.
@@ -80,12 +86,14 @@ def evaluate_text(
         corpus = corpus._replace(valid=np.concatenate([corpus.train, corpus.valid]))
     rows, tokens = options.streams or config.valid_streams, options.tokens or config.valid_tokens
     sample = validation(corpus, rows, tokens)
+    coded, per_byte = read(corpus)
+    found = bits(weights.params, validation(coded, rows, tokens))
     figures: job.Figures = {
         "run": run.path,
         "generation": weights.generation,
         "data": corpus.name,
         "bytes": int(sample[:, 1:].size),
-        "bits_per_byte": model.bits(weights.params, sample),
+        "bits_per_byte": found * per_byte,
         **baselines(sample),
     }
     table = Table(

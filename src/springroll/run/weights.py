@@ -28,6 +28,12 @@ def load_weights(run: OpenRun[C], saved: SavedWeights, *, best: bool = False) ->
     if loaded is None:
         raise no_checkpoint(run, notes)
     identity = loaded.meta.get("identity", {})
+    for name, now in (saved.identity or {}).items():
+        if identity.get(name) != now:
+            raise run.refused(
+                f"whose {name} is not what it began with any more ({saved.like}): its checkpoints "
+                f"hold what was added to that; restore it"
+            )
     return Weights(saved.params(loaded.tree), loaded.generation, identity, notes)
 
 

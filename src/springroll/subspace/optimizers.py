@@ -163,12 +163,13 @@ class OptimizerEntry:
         gradients only exist in subspaces ("lowgrad" in `updates`), that of the trainable tree.
     rest: the transformation of what is in no layer, where layers are updated one by one.
     updates: where streamed layers can be updated: by exact kernels on the host, on the device, or
-        in a subspace, which is on the device all the time.
+        in a subspace, which is on the device all the time; none where a model is not updated, which
+        is not streamed.
     state_bits: the bits per number that its state can have.
     projects: whether it works in subspaces of the matrices, so that its settings need `rank`,
         `select` and `roles`.
     bases: whether it stores their bases; APOLLO draws them anew.
-    rank: the default rank; None is a quarter of the hidden size.
+    rank: the default rank, also of adapters; None is a quarter of the hidden size.
     """
 
     description: str
@@ -243,6 +244,13 @@ OPTIMIZERS: dict[str, OptimizerEntry] = {
         updates=("lowgrad",),
         projects=True,
         bases=True,
+    ),
+    "lora": OptimizerEntry(
+        description="AdamW on low-rank adapters beside a frozen model",
+        learning_rate=5e-3,
+        build=adam,
+        updates=(),
+        rank=16,
     ),
 }
 

@@ -5,7 +5,7 @@ import dataclasses
 import os
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypeAlias
 
 import jax
 import jax.numpy as jnp
@@ -30,6 +30,7 @@ from springroll.train.config import TrainConfig
 from springroll.train.data import Data, Records, Text, batch_shape, format_of, packs
 from springroll.train.divided import DividedStages
 from springroll.train.learners import Layout, Learner
+from springroll.train.lora import frozen_identity
 from springroll.train.optimizers import learner_for
 from springroll.train.step_memory import StepMemory, refuse_too_big, too_big
 from springroll.train.streamed import stream_learner
@@ -39,6 +40,7 @@ BYTES = 256  # the vocabulary of models made anew
 PRETRAINED = 25  # the default learning rate of a model made anew over that of a pretrained one
 LOST_LIMIT = 10  # steps in a row whose loss is not finite, and the run stops
 AXIS = "batch"  # of the mesh
+Change: TypeAlias = dict[str, bool | int | str]  # of a config
 
 
 class Training(NamedTuple):
@@ -114,6 +116,8 @@ def build(config: TrainConfig) -> Training:
     source = source_of(config)
     placement = place(config)
     config, model, learner, memory = engine(config, placement)
+    if learner.load is not None:  # what is wrong with its numbers leaves no run behind
+        learner.load(NamedSharding(placement.mesh, PartitionSpec()))
     data = source()
     task = training_task(config, model, learner, data, placement)
     notes = [note for note in (uneven(placement.devices), undivided(placement)) if note]
@@ -248,16 +252,20 @@ def alternatives(config: TrainConfig, placement: Placement) -> Iterator[tuple[st
     """Options that need less memory, and the peak of each, least change first; compiled one by
     one, as asked for."""
     devices = placement.mesh.size
-    divided: dict[str, bool | int | str] = {"fsdp": devices > 1}
+    least: Change = {"remat": True, "batch": devices}
+    divided: Change = {"fsdp": devices > 1}
     layerwise = divided | {"remat": True, "optimizer": "apollo-mini", "layerwise": True}
-    changes: list[dict[str, bool | int | str]] = [
+    changes: list[Change] = [
         {"remat": True},
         *([divided, divided | {"remat": True}] if config.optimizer != "lowgrad" else []),
-        {"remat": True, "batch": devices},
+        least,
         {"remat": True, "optimizer": "lowgrad", "fsdp": False},
         layerwise | {"accumulate": 1},
         layerwise | {"accumulate": 1, "batch": devices},
     ]
+    if config.optimizer == "lora":
+        coded: list[Change] = [{"base_bits": 8}, {"base_bits": 4}, least | {"base_bits": 4}]
+        changes = [{"remat": True}, least, *coded]
     seen = [config]
     for change in changes:
         other = dataclasses.replace(config, **change)
@@ -268,7 +276,7 @@ def alternatives(config: TrainConfig, placement: Placement) -> Iterator[tuple[st
                 yield flags(change, config), memory_of(other, learner, placement).peak
 
 
-def flags(change: dict[str, bool | int | str], config: TrainConfig) -> str:
+def flags(change: Change, config: TrainConfig) -> str:
     """The change of a config as options of a command line."""
     given = {name: value for name, value in change.items() if getattr(config, name) != value}
     spelt = lambda name: "--" + name.replace("_", "-")
@@ -327,7 +335,7 @@ def training_task(
         iteration="step",
         seed=config.seed,
         lost_limit=LOST_LIMIT,
-        identity=data.identity,
+        identity={**data.identity, **frozen_identity(config)},
         summary=data.lines,
         curve=Curve(
             train=f"train_{measure.name}",

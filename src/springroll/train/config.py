@@ -22,7 +22,9 @@ from springroll.run.options import (
 
 WARMUP = "it must be a share from 0 to below 1"
 WITH_BASES = ("galore", "fira", "lowgrad")
-Optimizer = Literal["adamw", "galore", "apollo", "apollo-mini", "fira", "muon", "lowgrad"]
+LORA_OPTIONS = ("lora_alpha", "base_bits")
+NOT_LORA = ("layerwise", "fsdp", "refresh_interval", "scale")
+Optimizer = Literal["adamw", "galore", "apollo", "apollo-mini", "fira", "muon", "lowgrad", "lora"]
 
 
 @accepts_former_names
@@ -55,7 +57,8 @@ class TrainConfig(RunConfig):
     `docs/model-folders.md`."""
     optimizer: Optimizer = "adamw"
     """Optimizer of the matrices in blocks; Adam takes care of the rest. `lowgrad` never forms a
-    full gradient; `galore`, `apollo`, `apollo-mini` and `fira` project full gradients."""
+    full gradient; `galore`, `apollo`, `apollo-mini` and `fira` project full gradients. `lora`
+    freezes the model and trains adapters of these matrices by AdamW."""
     lr: float | None = option(None, POSITIVE)
     """Peak learning rate; default: one for each optimizer, set for small models made anew, and a
     25th of it for a pretrained model."""
@@ -66,7 +69,13 @@ class TrainConfig(RunConfig):
     b2: float = option(0.999, SHARE)
     """Decay of the second moment."""
     rank: int | None = option(None, COUNT)
-    """Rank of the subspace; default: a quarter of the hidden size (1 for APOLLO-Mini)."""
+    """Rank of the subspace or adapter; default: a quarter of the hidden size (1 for APOLLO-Mini, 16
+    for LoRA)."""
+    lora_alpha: float | None = option(None, POSITIVE)
+    """Adapters of `lora` are multiplied by alpha / rank; default: alpha is the rank."""
+    base_bits: Literal[8, 4] | None = None
+    """Bits per number of the matrices that `lora` adapts: 8 (int8, a scale per output) or 4 (NF4, a
+    scale per 64 inputs). Default: the type of --dtype."""
     refresh: Literal["random", "power"] = "random"
     """Source of a new subspace of `lowgrad`: a random draw, or a power step on the gradient, for
     which the step is computed twice."""
@@ -163,6 +172,15 @@ class TrainConfig(RunConfig):
             raise InputError(
                 "lowgrad leaves weights alone between two refreshes, so weight_decay would not act "
                 "on them; leave it out, or take galore or apollo"
+            )
+        for name in LORA_OPTIONS if self.optimizer != "lora" else NOT_LORA:
+            if getattr(self, name) not in (None, False):
+                of = "of --optimizer lora" if name in LORA_OPTIONS else "not of --optimizer lora"
+                raise InputError(f"{name} is {of}; leave it out")
+        if self.optimizer == "lora" and self.engine == "stream":
+            raise InputError(
+                "lora holds its frozen model on the device; leave out --engine stream, and where "
+                "it does not fit take --base-bits 4"
             )
         if self.layerwise and self.optimizer == "lowgrad":
             raise InputError(

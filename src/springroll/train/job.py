@@ -55,11 +55,12 @@ def report(out: str, summary: job.Summary) -> job.Rows:
 def evaluate(run: job.OpenRun[TrainConfig], options: job.EvalOptions) -> job.Evaluation:
     """Bits per byte of the newest weights, or nats per answer token."""
     from springroll.run.text_job import evaluate_text
-    from springroll.train.trained import byte_model, evaluate_records, saved_weights
+    from springroll.train.trained import bits, evaluate_records, readable, saved_weights
 
-    if run.config.format == "records":
+    config = run.config
+    if config.format == "records":
         return evaluate_records(run, options)
-    return evaluate_text(run, saved_weights(run.config), byte_model(run.config), options)
+    return evaluate_text(run, saved_weights(config), bits(config), options, readable(config))
 
 
 def sample(run: job.OpenRun[TrainConfig], options: job.SampleOptions) -> job.Sample:

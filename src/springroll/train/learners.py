@@ -12,7 +12,7 @@ import jax
 import jax.numpy as jnp
 import optax
 from jax import Array, lax
-from jax.sharding import NamedSharding, PartitionSpec
+from jax.sharding import NamedSharding, PartitionSpec, Sharding
 from jax.stages import Lowered, Wrapped
 
 from springroll.compat import edge_jit
@@ -41,10 +41,12 @@ class Learner(NamedTuple):
     """The memory that a step on a batch of this shape and sharding needs. The compiled program is
     stored: the first step runs it."""
     params: Callable[[State], Params]
-    """The weights of a state."""
+    """The weights of a state, as the model's functions take them."""
     score: Callable[[State, PyTree], Array] | None = None
     """(state, tokens (n, T + 1) or packed rows) -> mean nats per token, where `params` are never
     together on the device."""
+    load: Callable[[Sharding], PyTree] | None = None
+    """Reads to the devices of a state what is no part of it, such as frozen weights."""
 
 
 class Trained(NamedTuple):
@@ -62,6 +64,7 @@ def optax_learner(
     *,
     narrow: Callable[[Params], Params] = lambda params: params,
     accumulate: int = 1,
+    in_axes: PyTree = 0,
     adjust: Adjust = lambda params, _: params,
     layout: Layout | None = None,
 ) -> Learner:
@@ -72,6 +75,7 @@ def optax_learner(
         init: key -> float32 params, which `optimizer.init` sees.
         narrow: float32 params -> those to train, such as their bfloat16 halves.
         accumulate: micro-batches that a batch is cut into.
+        in_axes: which of its leaves are cut, see `averaged`.
         adjust: applied to the new weights with the metrics of the step (balancing of experts).
         layout: of a state that is divided over devices, from its first array on.
     """
@@ -83,7 +87,7 @@ def optax_learner(
 
     def step(state: Trained, batch: PyTree) -> tuple[Trained, Metrics]:
         gradient = lambda tokens: jax.value_and_grad(loss, has_aux=True)(state.params, tokens)
-        (value, metrics), grads = averaged(gradient, (batch,), accumulate)
+        (value, metrics), grads = averaged(gradient, (batch,), accumulate, (in_axes,))
         norm = optax.tree.norm(grads)
         with jax.numpy_dtype_promotion("standard"):  # optimizers need not be strict where users are
             updates, moments = optimizer.update(grads, state.optimizer, state.params)
@@ -175,6 +179,7 @@ def compiled(
     params: Callable[[State], Params],
     gradients: Callable[[State], int],
     layout: Layout | None = None,
+    frozen: int = 0,
 ) -> Callable[[PyTree], Memory]:
     """`Learner.memory` from the compiler's plan of a step.
 
@@ -182,6 +187,7 @@ def compiled(
         lower: the program for shapes of state and batch, as `jax.jit(...).lower` gives it.
         gradients: bytes of those that are alive together.
         layout: of the state; by default all of it is on every device of the batch.
+        frozen: bytes of weights that are no part of the state.
     """
 
     def memory(batch: PyTree) -> Memory:
@@ -198,7 +204,7 @@ def compiled(
         weights = tree_bytes(jax.eval_shape(params, state))
         return step_memory(
             program,
-            weights=weights,
+            weights=weights + frozen,
             state=tree_bytes(state) - weights,
             gradients=gradients(state),
             devices=split.mesh.size if on_batch else 1,

@@ -29,6 +29,7 @@ from springroll.train.learners import (
     lowgrad_learner,
     optax_learner,
 )
+from springroll.train.lora import lora_learner
 from springroll.trees import PyTree
 
 UNLIMITED_WARMUP = 1000  # steps that `warmup` is a share of when the schedule has no end
@@ -48,6 +49,8 @@ def learner_for(
     `parts`. `layout`: of a state that is divided over devices, which that of `lowgrad` is not.
     """
     loss = model.loss if loss is None else loss
+    if config.optimizer == "lora":
+        return lora_learner(config, model, adapter_optimizer(config, model), loss)
     if config.optimizer == "lowgrad":
         cast = lambda key: jax.tree.map(lambda x: x.astype(config.dtype), init(key))
         trainer = low_rank_trainer(config, model, cast, loss)
@@ -67,6 +70,14 @@ def learner_for(
         accumulate=config.accumulate,
         adjust=balanced,
         layout=layout,
+    )
+
+
+def adapter_optimizer(config: TrainConfig, model: LanguageModel) -> optax.GradientTransformation:
+    """AdamW on all numbers of adapters."""
+    adam = OPTIMIZERS[config.optimizer].build(settings_of(config, model))
+    return clipped(
+        config, decayed(config, adam, lambda params: jax.tree.map(lambda _: True, params))
     )
 
 
@@ -154,10 +165,15 @@ def learning_rate(config: TrainConfig) -> optax.Schedule:
     return optax.join_schedules([warm, fall], [rise])
 
 
-def decayed(config: TrainConfig, tx: optax.GradientTransformation) -> optax.GradientTransformation:
-    """`tx`, and lr weight_decay W off every matrix of a block: AdamW's decay for any optimizer."""
+def decayed(
+    config: TrainConfig,
+    tx: optax.GradientTransformation,
+    decays: Callable[[PyTree], PyTree] = block_matrices,
+) -> optax.GradientTransformation:
+    """`tx`, and lr weight_decay W off every matrix of a block, or of what `decays` says: AdamW's
+    decay for any optimizer."""
     if not config.weight_decay:
         return tx
     rate = learning_rate(config)
     share = lambda step: -config.weight_decay * rate(step)
-    return optax.chain(tx, optax.add_decayed_weights(share, mask=block_matrices))
+    return optax.chain(tx, optax.add_decayed_weights(share, mask=decays))

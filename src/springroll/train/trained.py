@@ -1,6 +1,7 @@
 """A decoder that `train` trained: where its weights are, and how it is scored and let write."""
 
 import dataclasses
+from collections.abc import Callable
 
 import jax
 import jax.numpy as jnp
@@ -8,9 +9,11 @@ import numpy as np
 from jax import Array
 from rich.table import Table
 
-from springroll.errors import InputError
 from springroll.generate.byte_model import ByteModel, Draw
-from springroll.models.hf.files import is_hf_folder
+from springroll.models.decoder_config import structs
+from springroll.models.hf.files import family_of, is_hf_folder
+from springroll.models.hf.lora import Adapter
+from springroll.models.protocols import LanguageModel
 from springroll.run.job import (
     EvalOptions,
     Evaluation,
@@ -20,9 +23,13 @@ from springroll.run.job import (
     SavedWeights,
 )
 from springroll.run.weights import load_weights
+from springroll.subspace.adapters import first_adapters
+from springroll.tasks.corpus import Corpus
+from springroll.tasks.text import document_encoder, tokenized
 from springroll.train.build import language_model, make, mean_nats
 from springroll.train.config import TrainConfig
 from springroll.train.data import Records, packs
+from springroll.train.lora import base_of, frozen_identity, merged, rank_of, scale_of
 from springroll.trees import PyTree
 
 
@@ -30,6 +37,8 @@ def saved_weights(config: TrainConfig) -> SavedWeights:
     """Where in a checkpoint the weights are."""
     model, learner = make(config)
     like = config.model if is_hf_folder(config.model) else None
+    if config.optimizer == "lora":
+        return saved_adapters(config, model)
     saved = jax.eval_shape(learner.init, jax.eval_shape(lambda: jax.random.key(0)))
     if config.engine == "stream" and config.optimizer != "lowgrad":
         # Its optimizer states are others, its weights are not.
@@ -40,16 +49,24 @@ def saved_weights(config: TrainConfig) -> SavedWeights:
     return SavedWeights(saved, "carry", learner.params, model.config, like, config.dtype)
 
 
-def byte_model(config: TrainConfig) -> ByteModel:
-    """The model of bytes as functions of its weights.
+def saved_adapters(config: TrainConfig, model: LanguageModel) -> SavedWeights:
+    """The same of adapters; their weights are those of the frozen model with B A added."""
+    base = base_of(config, model)
+    part = jax.eval_shape(lambda: first_adapters(jax.random.key(0), base.floats, rank_of(config)))
+    return SavedWeights(
+        part,
+        "carry/params",
+        lambda trained: merged(base, trained, scale_of(config)),
+        model.config,
+        config.model,
+        config.dtype,
+        frozen_identity(config),
+        Adapter(rank_of(config), scale_of(config) * rank_of(config)),
+    )
 
-    Raises:
-        InputError: the model reads the tokens of a Hugging Face folder.
-    """
-    if is_hf_folder(config.model):
-        raise InputError(
-            f"the run learnt the tokens of {config.model}; this command reads models of bytes"
-        )
+
+def byte_model(config: TrainConfig) -> ByteModel:
+    """The model of bytes as functions of its weights."""
     model = language_model(config)
     window = config.sequence
 
@@ -72,11 +89,25 @@ def byte_model(config: TrainConfig) -> ByteModel:
         text = jax.jit(written)(text, jax.random.key(seed))
         return np.asarray(text[end : end + length]).tobytes()
 
-    def bits(params: PyTree, rows: np.ndarray) -> float:
+    return ByteModel(bits=bits(config), write=write)
+
+
+def bits(config: TrainConfig) -> Callable[[PyTree, np.ndarray], float]:
+    """(weights, rows (n, T + 1) of tokens or bytes) -> mean bits per predicted one."""
+    model = language_model(config)
+
+    def of(params: PyTree, rows: np.ndarray) -> float:
         nats = jax.jit(lambda params: mean_nats(model, params, rows, config.batch))(params)
         return float(nats) / float(np.log(2))
 
-    return ByteModel(bits=bits, write=write)
+    return of
+
+
+def readable(config: TrainConfig) -> Callable[[Corpus], tuple[Corpus, float]]:
+    """A text in the tokens of the model, and how many of them a byte is."""
+    if not is_hf_folder(config.model):
+        return lambda corpus: (corpus, 1.0)
+    return lambda corpus: tokenized(corpus, document_encoder(config.model))
 
 
 def evaluate_records(run: OpenRun[TrainConfig], options: EvalOptions) -> Evaluation:
@@ -114,8 +145,8 @@ def evaluate_records(run: OpenRun[TrainConfig], options: EvalOptions) -> Evaluat
 
 def explained(config: TrainConfig) -> Explained:
     """The loss of one row of tokens."""
-    saved = saved_weights(config)
     model = language_model(config)
+    params = structs(family_of(model.config).shapes(model.config), config.dtype)
     tokens = jax.ShapeDtypeStruct((1, config.sequence + 1), jnp.int32)
     loss = lambda params, tokens: model.loss(params, tokens)[0]
-    return Explained(loss, jax.eval_shape(saved.params, saved.part), (tokens,))
+    return Explained(loss, params, (tokens,))

@@ -1,5 +1,7 @@
 """The files of a model: which there are, what model they hold, and views of all its tensors."""
 
+import functools
+import hashlib
 import os
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -11,6 +13,7 @@ import numpy as np
 
 from springroll import atomic
 from springroll.atomic import JsonObject
+from springroll.bounded import opened
 from springroll.errors import InputError, brief
 from springroll.gguf import model_folder, packed, read_header
 from springroll.gguf.folder import WEIGHTS as GGUF
@@ -25,6 +28,7 @@ from springroll.models.hf.rwkv7 import RWKV7_FAMILY, blinkdl, blinkdl_config
 from springroll.program import program
 from springroll.safetensors_map import forget, mapped
 
+ENDS = 1 << 16  # bytes of both ends of a file that go into its fingerprint
 INDEX = "model.safetensors.index.json"
 SINGLE = "model.safetensors"
 # What the weights of a folder may be: one file, or several that an index names; the first counts.
@@ -246,3 +250,21 @@ def _shards(index: Path) -> list[str]:
             "download it again"
         )
     return names
+
+
+@functools.cache
+def fingerprint(folder: Path) -> str:
+    """16 hex digits of a model's files: their names, sizes and both ends of each."""
+    whole = hashlib.sha256()
+    lone = _lone_file(folder)
+    kinds = (".json", ".safetensors", ".pth")
+    files = {lone} if lone else {path for path in folder.iterdir() if path.suffix in kinds}
+    if not any(path.suffix != ".json" for path in files):
+        files.update(weight_files(folder))
+    for path in sorted(files):
+        with opened(path) as file:
+            size = os.fstat(file.fileno()).st_size
+            start = file.read(ENDS)
+            file.seek(max(0, size - ENDS))
+            whole.update(f"{path.name} {size}".encode() + start + file.read())
+    return whole.hexdigest()[:16]

@@ -7,12 +7,13 @@ that were read are given back.
 """
 
 import math
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax import Array
 from jax.typing import DTypeLike
 
 from springroll.gguf import Packed
@@ -21,7 +22,7 @@ from springroll.memory import available_bytes, check_fits
 from springroll.models.decoder_config import structs, structure
 from springroll.models.hf.family import Config, Model, Tensor
 from springroll.models.hf.files import Checkpoint, family_of, leaves_of, open_hf
-from springroll.quant.int8_weights import is_int8, quantize_weights
+from springroll.quant.int8_weights import Select, in_blocks, int8_of, quantize_weights
 from springroll.safetensors_map import forget
 from springroll.trees import Params, PyTree, map_named, tree_bytes
 
@@ -58,21 +59,38 @@ def load_int8(folder: str | Path, rest: DTypeLike = jnp.float32) -> tuple[Model,
     Raises:
         InputError: as `load_hf` and `quantize_weights`.
     """
+    return load_coded(folder, int8_of, in_blocks, rest)
+
+
+def load_coded(
+    folder: str | Path,
+    code: Callable[[Array], PyTree],
+    select: Select,
+    rest: DTypeLike = jnp.float32,
+) -> tuple[Model, Params]:
+    """The same with any codes; `select`: of which stacked leaves, as of `quantize_weights`."""
     checkpoint = open_hf(hf_folder(folder))
     config = checkpoint.config
-    like = jax.eval_shape(quantize_weights, structs(family_of(config).shapes(config), rest))
-    check_fits(tree_bytes(like), f"the weights of {folder}", available_bytes())
+    floats = structs(family_of(config).shapes(config), rest)
+    needed = tree_bytes(coded_structs(floats, code, select))
+    check_fits(needed, f"the weights of {folder}", available_bytes())
 
-    def leaf(path: str, like: PyTree) -> PyTree:
-        if not is_int8(like):
+    def leaf(path: str, like: jax.ShapeDtypeStruct) -> PyTree:
+        if not select(path, like):
             return jnp.asarray(_leaf(checkpoint, path, like.shape, like.dtype))
-        held = jax.tree.map(lambda x: np.empty(x.shape, x.dtype), like)
-        for layer, part in enumerate(read_parts(checkpoint, path, like.values.shape, jnp.float32)):
-            one = quantize_weights({path: jnp.asarray(part)}, lambda *_: True)[path]
-            held.values[layer], held.scale[layer] = one.values, one.scale
+        held = jax.tree.map(lambda x: np.empty(x.shape, x.dtype), jax.eval_shape(code, like))
+        for layer, part in enumerate(read_parts(checkpoint, path, like.shape, jnp.float32)):
+            one = quantize_weights({path: jnp.asarray(part)}, lambda *_: True, code)[path]
+            for whole, of_layer in zip(*map(jax.tree.leaves, (held, one)), strict=True):
+                whole[layer] = of_layer
         return jax.tree.map(jnp.asarray, held)
 
-    return family_of(config).model(config), map_named(leaf, like, is_leaf=is_int8)
+    return family_of(config).model(config), map_named(leaf, floats)
+
+
+def coded_structs(floats: Params, code: Callable[[Array], PyTree], select: Select) -> Params:
+    """The tree that `quantize_weights` makes, without values; of one that has none."""
+    return jax.eval_shape(lambda params: quantize_weights(params, select, code), floats)
 
 
 def read_parts(

@@ -16,7 +16,8 @@ from springroll import compat
 from springroll.models import layers
 from springroll.models.rwkv7.config import RWKV7Config
 from springroll.models.rwkv7.wkv import Inputs, by_chunk, by_token
-from springroll.quant.int8_weights import Int8
+from springroll.models.slices import Coded
+from springroll.thin.factored_array import Factored
 from springroll.trees import Params
 
 
@@ -40,9 +41,9 @@ def _standard(x: Array, eps: float) -> Array:
     return x * lax.rsqrt(jnp.mean(jnp.square(x), axis=-1, keepdims=True) + np.float32(eps))
 
 
-def linear(x: Array, w: Array | Int8) -> Array:
-    """x (..., in) times a weight (out, in): (..., out); `Int8` weights are not trained by it."""
-    if isinstance(w, Int8):
+def linear(x: Array, w: Array | Coded | Factored) -> Array:
+    """x (..., in) times a weight (out, in): (..., out); coded weights are not trained by it."""
+    if isinstance(w, Coded | Factored):
         return layers.linear(x, w)
     return _linear(compat.vary_as(x, w), compat.vary_as(w, x))
 

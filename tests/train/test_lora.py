@@ -259,3 +259,17 @@ def test_experts_are_adapted_each_and_written_merged_only(tmp_path, text, capsys
     assert main(["export", str(out), str(tmp_path / "adapter"), "--adapter"]) == 2
     assert "without experts" in capsys.readouterr().err
     assert main(["export", str(out), str(tmp_path / "merged")]) == 0
+
+
+@pytest.mark.slow
+def test_adapters_learn_from_the_answers_of_records(tmp_path, folder, capsys):
+    data, out = tmp_path / "sums.jsonl", tmp_path / "run"
+    rows = [{"prompt": f"{i} + 1 = ", "completion": str(i + 1)} for i in range(40)]
+    data.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    more = ("--base-bits", "4", "--accumulate", "2", "--sequence", "32")
+    assert main(command(str(data), folder, out, *more)) == 0
+    capsys.readouterr()
+    assert main(["eval", str(out), "--json"]) == 0
+    valid = json.loads((out / "summary.json").read_text())["valid_nats_per_answer_token"]
+    found = json.loads(capsys.readouterr().out)["nats_per_answer_token"]
+    assert found == pytest.approx(valid, rel=1e-4)

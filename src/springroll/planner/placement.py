@@ -1,5 +1,6 @@
 """What stays on the device and what streams: the placement with the shortest modelled step."""
 
+import bisect
 import dataclasses
 from collections.abc import Iterator
 from typing import NamedTuple
@@ -9,6 +10,7 @@ from springroll.planner.footprint import (
     Placement,
     StepSpec,
     device_bytes,
+    disk_bytes,
     host_bytes,
     together,
     total,
@@ -17,12 +19,13 @@ from springroll.planner.step_time import Seconds, step_seconds
 
 
 class Budgets(NamedTuple):
-    """Bytes that may be used on each device and on the host; `together`: of all at once, where they
-    are the same memory."""
+    """Bytes that may be used on each device, on the host and on a disk; `together`: of devices and
+    host at once, where they are the same memory."""
 
     device: int
     host: int
     together: int | None = None
+    disk: int = 0
 
 
 class Choice(NamedTuple):
@@ -33,11 +36,10 @@ class Choice(NamedTuple):
 
 
 def fits(spec: StepSpec, place: Placement, budgets: Budgets) -> bool:
-    """Whether both tiers hold what the placement puts there."""
-    device, host = total(device_bytes(spec, place)), total(host_bytes(spec, place))
-    if device > budgets.device or host > budgets.host:
+    """Whether all tiers hold what the placement puts there."""
+    if total(device_bytes(spec, place)) > budgets.device:
         return False
-    return budgets.together is None or together(spec, place) <= budgets.together
+    return _lacking(spec, place, budgets) <= 0 and total(disk_bytes(spec, place)) <= budgets.disk
 
 
 def choose(spec: StepSpec, rates: Rates, budgets: Budgets) -> Choice | None:
@@ -63,7 +65,24 @@ def _placements(spec: StepSpec, budgets: Budgets) -> Iterator[Placement]:
         for stay in range(layers + 1):
             if stay == layers and mode in ("host", "device"):
                 continue  # that is resident
-            yield Placement(mode, stay, _inputs(spec, Placement(mode, stay, 0), budgets))
+            place = Placement(mode, stay, _inputs(spec, Placement(mode, stay, 0), budgets))
+            yield replaced(place, least_disk(spec, place, budgets))
+
+
+def least_disk(spec: StepSpec, place: Placement, budgets: Budgets) -> int:
+    """How many of the layers that do not stay have to live on a disk, if there is one."""
+    if not budgets.disk or not spec.method.trains or _lacking(spec, place, budgets) <= 0:
+        return 0
+    counts = range(1, spec.config.layers - place.layers + 1)
+    suffices = lambda disk: _lacking(spec, replaced(place, disk), budgets) <= 0
+    return min(len(counts), 1 + bisect.bisect_left(counts, True, key=suffices))
+
+
+def _lacking(spec: StepSpec, place: Placement, budgets: Budgets) -> int:
+    """Bytes of host memory that the placement needs and the budgets have not."""
+    host = total(host_bytes(spec, place))
+    both = together(spec, place) - budgets.together if budgets.together is not None else 0
+    return max(host - budgets.host, both)
 
 
 def _inputs(spec: StepSpec, place: Placement, budgets: Budgets) -> int:
@@ -81,5 +100,13 @@ def least_device(spec: StepSpec) -> int:
 
 def least_host(spec: StepSpec, budgets: Budgets) -> int:
     """Bytes of host memory that a step needs beside that device."""
-    roomy = Budgets(budgets.device, 1 << 62)
-    return min((total(host_bytes(spec, place)) for place in placements(spec, roomy)), default=0)
+    roomy = budgets._replace(host=1 << 62, together=None, disk=0)
+    fitting = list(placements(spec, roomy))
+    if budgets.disk and spec.method.trains:
+        fitting = [replaced(place, spec.config.layers - place.layers) for place in fitting]
+    return min((total(host_bytes(spec, place)) for place in fitting), default=0)
+
+
+def replaced(place: Placement, disk: int) -> Placement:
+    """The same with so many layers on a disk."""
+    return dataclasses.replace(place, disk=disk)

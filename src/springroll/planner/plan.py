@@ -62,6 +62,7 @@ def plan(
     clip: Clip = "previous",
     link: str | int | None = None,
     rates: Rates | None = None,
+    disk: str | int | None = None,
 ) -> Plan:
     """How a step of training `model` runs on a machine; seconds, most of it the compiler's.
 
@@ -85,6 +86,7 @@ def plan(
         clip: "global" holds all gradients on the host until their norm is known.
         link: bytes per second each way, such as "25GB", in place of the card's.
         rates: measured ones, in place of a card's.
+        disk: bytes of a fast disk for layers that host memory cannot hold; by default none.
 
     Raises:
         InputError: unknown names, tokens that do not divide, and a step that fits nowhere: the
@@ -96,6 +98,7 @@ def plan(
         host,
         link,
         rates,
+        disk,
         tokens=tokens_per_step,
         sequence=sequence,
         micro_batch=micro_batch,

@@ -3,7 +3,7 @@
 import dataclasses
 from collections.abc import Callable, Sequence
 from importlib.util import find_spec
-from typing import TYPE_CHECKING, Any, cast
+from typing import Any, cast
 
 import jax
 import jax.numpy as jnp
@@ -56,9 +56,6 @@ from springroll.train.optimizers import (
 )
 from springroll.train.stream_memory import StreamMemory
 from springroll.trees import Params, PyTree
-
-if TYPE_CHECKING:
-    pass
 
 
 def stream_learner(

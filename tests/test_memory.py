@@ -104,6 +104,28 @@ def test_page_locking_is_allowed_for_all_that_is_free_unless_it_was_set(monkeypa
     assert os.environ["XLA_PJRT_GPU_HOST_MEMORY_LIMIT_GB"] == "100"
 
 
+def test_page_locking_keeps_within_what_the_host_may_have(monkeypatch):
+    monkeypatch.setattr(os, "environ", {})
+    monkeypatch.setattr(budget, "host_memory", lambda: 100 << 30)
+    budget.allow_page_locking(5 << 30)
+    budget.claim_device_memory()
+    assert os.environ == {
+        "XLA_PJRT_GPU_HOST_MEMORY_LIMIT_GB": "5",
+        "XLA_PYTHON_CLIENT_MEM_FRACTION": "0.9",
+    }
+
+
+def test_a_budget_is_held_against_what_the_device_has(monkeypatch):
+    class Card:
+        def memory_stats(self):
+            return {"bytes_limit": 10 << 30, "bytes_in_use": 1 << 30}
+
+    monkeypatch.setattr("jax.local_devices", lambda: [Card()])
+    budget.check_within_device(10 << 30, "--device-memory")
+    with pytest.raises(InputError, match="--device-memory is 24 GiB; a process can have 10 GiB"):
+        budget.check_within_device(24 << 30, "--device-memory")
+
+
 MAPPED = """
 import ctypes
 from springroll import memory

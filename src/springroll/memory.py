@@ -112,14 +112,45 @@ def check_fits(needed: int, what: str, free: int | None = None) -> None:
         )
 
 
-def allow_page_locking() -> None:
-    """Let JAX lock all host memory that is free; to be called before its backend starts.
+def allow_page_locking(limit: int | None = None) -> None:
+    """Let JAX lock host memory; to be called before its backend starts.
 
-    XLA's pool of page-locked memory for GPUs ends at 64 GB unless it is told otherwise by then.
+    XLA's pool of page-locked memory for GPUs ends at 64 GB unless it is told otherwise by then. It
+    grows by doubling, so that up to its limit it may hold twice what is in it.
+
+    Args:
+        limit: bytes; by default all that is free, which is never exceeded.
     """
-    free = host_memory()
-    if free is not None:
-        os.environ.setdefault("XLA_PJRT_GPU_HOST_MEMORY_LIMIT_GB", str(free >> 30))
+    bounds = [bound for bound in (host_memory(), limit) if bound is not None]
+    if bounds:
+        most = max(1, min(bounds) >> 30)
+        os.environ.setdefault("XLA_PJRT_GPU_HOST_MEMORY_LIMIT_GB", str(most))
+
+
+def claim_device_memory() -> None:
+    """Let JAX take nine tenths of a GPU's memory, where it would take three quarters; to be called
+    before its backend starts. What is left is for the driver and its libraries."""
+    os.environ.setdefault("XLA_PYTHON_CLIENT_MEM_FRACTION", "0.9")
+
+
+def check_within_device(given: int, name: str) -> None:
+    """Refuse a budget that is larger than what a process can have of the device.
+
+    Args:
+        given: bytes.
+        name: of the option, as "--device-memory".
+
+    Raises:
+        InputError: the device has less. Where it does not tell, nothing is refused.
+    """
+    import jax
+
+    limit = (jax.local_devices()[0].memory_stats() or {}).get("bytes_limit")
+    if limit and given > limit:
+        raise InputError(
+            f"{name} is {spelt(given)}; a process can have {spelt(limit)} of this device (a share "
+            "of its memory that XLA_PYTHON_CLIENT_MEM_FRACTION sets); leave it out, or take less"
+        )
 
 
 def return_freed_blocks() -> None:
@@ -133,6 +164,14 @@ def return_freed_blocks() -> None:
     choose = getattr(ctypes.CDLL(None), "mallopt", None) if sys.platform == "linux" else None
     if choose is not None:
         choose(_MMAP_THRESHOLD, LARGE_BLOCK)
+
+
+def trim_heap() -> None:
+    """Let the C library give back to the system what was freed so far: once, where
+    `return_freed_blocks` would cost time with every block. Other C libraries than glibc keep it."""
+    trim = getattr(ctypes.CDLL(None), "malloc_trim", None) if sys.platform == "linux" else None
+    if trim is not None:
+        trim(0)
 
 
 def _free_memory() -> int | None:

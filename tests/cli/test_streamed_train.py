@@ -29,6 +29,9 @@ SIZE = (
 ).split()
 # Less than two layers and all that goes with them, so that layers do stream.
 STREAM = ["--engine", "stream", "--depth", "1", "--device-memory", "560KiB"]
+# Of the five layers of llama-1m none stays on the device, and host memory does not hold them.
+ON_DISK = "--engine stream --depth 1 --clip-by previous --dtype bfloat16 --device-memory 2100KiB"
+ON_DISK += " --host-memory 12MiB"
 
 
 @pytest.fixture(scope="module")
@@ -111,6 +114,9 @@ def test_two_devices_go_on_where_one_stopped_and_end_where_one_does(tmp_path, te
         ("--engine stream --update host --optimizer muon", "leave out --update host for muon"),
         ("--engine stream --devices 3", "batch is 4; it must divide evenly over 3 devices"),
         ("--engine resident --clip-by layer", "clip_by layer is of streaming"),
+        (f"{ON_DISK} --model llama-1m", "12.6 MiB of host memory, 12 MiB .* a folder for layers"),
+        (f"{ON_DISK} --model llama-1m --disk /dev/null", "/dev/null is a file, expected a folder"),
+        ("--engine resident --disk here", "disk is of streaming; leave out --engine resident"),
         ("--engine streem", "did you mean stream"),
         ("--depth 0", "depth is 0"),
     ],
@@ -122,6 +128,34 @@ def test_what_is_wrong_is_one_line_and_leaves_nothing(tmp_path, text, capsys, op
 
     assert re.search(message, said), said
     assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("update", ["host", "device"])
+def test_layers_on_a_disk_make_the_same_run_whenever_it_is_killed(tmp_path, text, update, capsys):
+    """The same bytes as in memory; nothing is left on the disk."""
+    steps, roomy = 30, ON_DISK.replace("12MiB", "64MiB")
+    start = lambda out: command(text, tmp_path / out, model="llama-1m", steps=steps)
+    assert main([*start("whole"), *roomy.split(), "--update", update]) == 0
+    folder = tmp_path / "disk"
+    more = [*ON_DISK.split(), "--update", update, "--disk", str(folder)]
+    if update == "device":
+        more[more.index("12MiB")] = "14MiB"
+    for attempt in range(3):
+        resume = ["--resume"] if (tmp_path / "parts" / "config.json").exists() else []
+        line = [sys.executable, "-m", "springroll", *start("parts"), *more, *resume]
+        with subprocess.Popen(line, env=os.environ) as process:
+            for _ in range(600):
+                if len(checkpoint.saved(tmp_path / "parts" / "checkpoints")) > 1:
+                    break
+                time.sleep(0.1)
+            time.sleep(0.05 * attempt)
+            process.send_signal(signal.SIGKILL)
+        assert not os.listdir(folder)
+    capsys.readouterr()
+    assert main([*start("parts"), *more, "--resume"]) == 0
+    assert "disk" in capsys.readouterr().err
+    assert newest(tmp_path / "parts", steps) == newest(tmp_path / "whole", steps)
 
 
 @pytest.mark.slow

@@ -26,6 +26,7 @@ from springroll.planner.footprint import (
     Placement,
     StepSpec,
     device_bytes,
+    disk_bytes,
     host_bytes,
     rest_stored,
     stored,
@@ -36,7 +37,7 @@ from springroll.planner.placement import Budgets, choose, fits, least_device, le
 from springroll.planner.plan import named_model, options_of, plan
 from springroll.planner.refusal import changes, refusal
 from springroll.planner.search import fastest_plan, larger_step, step_spec
-from springroll.planner.step_time import step_seconds
+from springroll.planner.step_time import disk_traffic, step_seconds
 from springroll.planner.working_set import WorkingSet, working_set
 
 GIB = 1 << 30
@@ -314,3 +315,31 @@ def shown(*tables):
         for table in tables:
             console.print(table)
     return console.export_text()
+
+
+def test_a_disk_takes_the_layers_that_host_memory_does_not_hold():
+    one = spec()
+    roomy, tight = Budgets(24 * GIB, 110 * GIB, disk=1 << 40), Budgets(24 * GIB, 32 * GIB)
+    choice = choose(one, H200, roomy)
+    assert choice is not None and choice.place.disk == 0
+    assert choose(one, H200, tight) is None
+    choice = choose(one, H200, tight._replace(disk=1 << 40))
+    assert choice is not None
+    place = choice.place
+    on_host = SEVEN.layers - place.layers - place.disk
+    assert place.disk > 0 and total(host_bytes(one, place)) <= tight.host
+    assert total(disk_bytes(one, place)) == place.disk * stored(one)
+    fewer = dataclasses.replace(place, disk=place.disk - 1)
+    assert total(host_bytes(one, fewer)) > tight.host  # no layer is there without need
+    assert host_bytes(one, place)["weights"] == 2 * (on_host * one.layer + one.rest)
+    assert choice.seconds.disk > 0 and choice.seconds.step >= choice.seconds.disk
+    assert choose(one, H200, tight._replace(disk=place.disk * stored(one) - 1)) is None
+    exact = Placement("host", 0, 0, disk=1)
+    assert 0 <= disk_traffic(one, exact) - 26 * one.layer < 100  # counts of steps
+
+
+def test_layers_on_a_disk_are_in_the_tables(capsys):
+    made = plan("llama-7b", device="24GiB", host="32GiB", rates=H200, disk="1TB", **SMALL)
+    assert made.place.disk and made.record()["layers_on_disk"] == made.place.disk
+    Console(width=120).print(*made.tables())
+    assert "layers on the disk" in capsys.readouterr().out

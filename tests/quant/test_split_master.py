@@ -51,6 +51,16 @@ def test_every_number_comes_back():
     assert np.isnan(back[~number]).all() and np.isnan(high[~number].astype(np.float32)).all()
 
 
+def test_the_host_splits_to_the_same_bits():
+    with np.errstate(over="raise"):
+        for x in (words().view(np.float32), words().view(np.float32).reshape(2, -1)):
+            for found, expected in zip(
+                split_master.split_on_host(x), split_master.split(jnp.asarray(x)), strict=True
+            ):
+                assert found.dtype == expected.dtype and found.shape == x.shape
+                assert found.tobytes() == np.asarray(expected).tobytes()
+
+
 def test_the_high_half_is_the_nearest():
     x = words().view(np.float32)
     x = x[np.isfinite(x) & ((words() & 0xFFFF) != 0x8000)]  # a tie has two

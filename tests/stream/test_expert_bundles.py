@@ -19,6 +19,7 @@ from springroll.stream.clipping import Clip
 from springroll.stream.conveyor import Conveyor
 from springroll.stream.engine import Engine
 from springroll.stream.fill_store import bundled_leaves, fill, stacked_leaves
+from springroll.stream.stored_leaves import StoredLeaf
 from springroll.stream.streamed import Streamed
 from springroll.stream.update import PlacedUpdate
 from tests.stream.streaming import adam, arrays, distance, model, shapes, started, tokens, update
@@ -103,6 +104,10 @@ def test_gradients_are_those_of_the_whole_model():
 def test_n_steps_end_where_the_whole_model_does(where, options):
     params, expected = reference()  # without losses on the routing, parts have no part in it
     state, seen = run(*streamed(where, **options))
+    for leaf in jax.tree.leaves((state.params, state.optimizer)):  # as checkpoints are written
+        if isinstance(leaf, StoredLeaf):
+            pieces = [np.ravel(piece) for piece in leaf.slices()]
+            np.testing.assert_array_equal(np.concatenate(pieces), np.ravel(np.asarray(leaf)))
     np.testing.assert_allclose(seen, expected, rtol=1e-5)
     assert distance(state.params, params) < 1e-5 * distance(params, started(moe()))
 
@@ -111,11 +116,12 @@ def test_n_steps_end_where_the_whole_model_does(where, options):
 def test_clipping_by_bundle_and_of_all_of_them(by):
     limit = 0.1
     trainer, state = streamed(optimizer=optax.sgd(1.0), clip=Clip(limit, by))
-    before = [jax.tree.map(np.copy, trainer.store.view(i, "weights")) for i in range(7)]
+    before = [jax.tree.map(np.copy, trainer.store.views(i, ("weights",))) for i in range(7)]
     trainer.step(state, tokens())
     trainer.store.settle()
     moved = [
-        distance(trainer.store.view(bundle, "weights"), old) for bundle, old in enumerate(before)
+        distance(trainer.store.views(bundle, ("weights",)), old)
+        for bundle, old in enumerate(before)
     ]
     if by == "layer":
         assert max(moved) < limit * 1.001

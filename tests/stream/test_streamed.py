@@ -136,7 +136,7 @@ def test_a_view_outlives_its_store():
     store = HostStore(Link())
     given = np.arange(6, dtype=np.float32)
     store.append({"weights": {"w": given}})
-    view = store.view(0, "weights")["w"]
+    view = store.views(0, ("weights",))["weights"]["w"]
     view[:] = 7
     assert given[1] == 1 and store.leaf(0, "weights", 0)[1] == 7
     del store

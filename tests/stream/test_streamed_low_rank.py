@@ -8,6 +8,7 @@ import pytest
 
 from springroll.errors import InputError
 from springroll.models.decoder import leaves
+from springroll.stream.disk import Disk
 from springroll.stream.fill_store import stacked_leaves
 from springroll.stream.streamed_low_rank import StreamedLowRank
 from springroll.subspace.lowgrad import lowgrad
@@ -124,3 +125,15 @@ def test_bases_in_codes_stream_as_they_train():
     same = lambda a, b: (a.codes.dtype, a.shape) == (b.codes.dtype, b.shape)
     names = expected.projectors
     assert all(same(names[name], state.projectors[name]) for name in names)
+
+
+def test_bases_on_a_disk_give_the_same_bits(tmp_path):
+    decoder = model("llama-tiny")
+    made = trainer(decoder)
+    seen = []
+    for options in ({}, {"disk": Disk(tmp_path, 0), "on_disk": (0, 2)}):
+        streamed, state = filled(decoder, made, **options)
+        for i in range(2):
+            state, _ = streamed.step(state, tokens(i))
+        seen.append([x.tobytes() for x in arrays(state)])
+    assert seen[0] == seen[1]

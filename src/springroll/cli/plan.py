@@ -40,6 +40,8 @@ class PlanOptions:
     """A card, its memory, several (`8x H200`), or `auto` for the one at hand."""
     host_memory: str | None = option(None, memory=True, formerly="host")
     """Host memory that may be used, such as 64GB; default: what this machine has left."""
+    disk: str | None = option(None, memory=True)
+    """Space of a fast disk, such as 1TB, for layers that host memory cannot hold; default: none."""
     tokens_per_step: int = option(16384, COUNT)
     """Tokens per optimizer step; of `evolve`, of all members of a generation."""
     sequence: int = option(1024, COUNT)
@@ -110,6 +112,7 @@ def run(argv: Sequence[str]) -> int:
         options.host_memory,
         options.link,
         None,
+        options.disk,
         tokens=options.tokens_per_step,
         sequence=options.sequence,
         micro_batch=options.batch,

@@ -9,7 +9,6 @@ text the model reads whole prompts at once, then one token of every row after th
 
 import dataclasses
 import functools
-from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import ClassVar, NamedTuple, TypeAlias
 
@@ -24,7 +23,9 @@ from springroll.models import kv_cache
 from springroll.models.attention import attend, attention, from_heads, queries_keys_values
 from springroll.models.attention_scores import Sight
 from springroll.models.cross_entropy import cross_entropy, token_nats
-from springroll.models.decoder_config import DecoderConfig, shape_leaves, shapes, structure
+from springroll.models.decoder_config import DecoderConfig
+from springroll.models.decoder_weights import init
+from springroll.models.decoder_weights import leaves as leaves
 from springroll.models.kv_cache import Cache, Layers, Memory
 from springroll.models.layers import (
     float32_product,
@@ -373,28 +374,3 @@ def _rest_of_layer(model: Decoder, layer: Params, x: Array, y: Array) -> Array:
     """x after a layer whose attention gave y."""
     x, y = model.attended(layer, x, y)
     return model.fed(layer, x, model.feed_forward(layer["mlp"], y))
-
-
-def init(config: DecoderConfig, key: Array, dtype: DTypeLike = jnp.float32) -> Params:
-    """Fresh parameters; every leaf has a key of its own."""
-    return structure(shapes(config)).unflatten([values for _, values in leaves(config, key, dtype)])
-
-
-def leaves(
-    config: DecoderConfig, key: Array, dtype: DTypeLike = jnp.float32
-) -> Iterator[tuple[str, Array]]:
-    """The same parameters by path, one leaf after the other, in the order of the tree."""
-    by_path = shape_leaves(shapes(config))
-    keys = jax.random.split(key, len(by_path))
-    for (path, shape), k in zip(by_path.items(), keys, strict=True):
-        yield path, _leaf(config, path.rpartition("/")[2], shape, k, dtype)
-
-
-def _leaf(
-    config: DecoderConfig, name: str, shape: tuple[int, ...], key: Array, dtype: DTypeLike
-) -> Array:
-    if "norm" in name:
-        return jnp.zeros(shape, dtype) if config.norm_plus_one else jnp.ones(shape, dtype)
-    if name.endswith(("bias", "sinks")):
-        return jnp.zeros(shape, dtype)
-    return jax.random.normal(key, shape, dtype) * np.asarray(config.init_std, dtype)

@@ -1,4 +1,5 @@
-"""Bytes of a streamed step on the device and on the host, by kind; exact arithmetic over shapes."""
+"""Bytes of a streamed step on the device, on the host and on a disk, by kind; exact arithmetic over
+shapes."""
 
 import functools
 from dataclasses import dataclass
@@ -10,6 +11,7 @@ from springroll.planner.working_set import WorkingSet
 
 Clip = Literal["none", "global", "previous", "layer"]
 Bytes = dict[str, int]  # by kind
+WINDOW = 4  # bundles of a disk in host memory: two read ahead, one in use, one to be written
 
 
 @dataclass(frozen=True)
@@ -96,11 +98,13 @@ class Placement:
 
     mode: where streamed layers are updated; "resident" when there are none.
     layers: how many layers stay, with their state. inputs: the saved inputs of how many layers do.
+    disk: how many of the others live on a disk.
     """
 
     mode: Mode
     layers: int
     inputs: int
+    disk: int = 0
 
 
 def passing(spec: StepSpec, mode: Mode) -> int:
@@ -179,11 +183,13 @@ def host_bytes(spec: StepSpec, place: Placement) -> Bytes:
     config, method = spec.config, spec.method
     streamed = config.layers - place.layers
     rest = 1 if place.mode in ("host", "device") else 0
-    numbers = streamed * spec.layer + rest * spec.rest
+    on_host = streamed - place.disk
+    numbers = on_host * spec.layer + rest * spec.rest
     sizes = {
         "weights": numbers * method.weights,
         "low halves": numbers * method.low,
-        "state": streamed * method.layer_state + rest * method.rest_state,
+        "state": on_host * method.layer_state + rest * method.rest_state,
+        "window of the disk": disk_window(spec, place),
     }
     if not method.trains:
         sizes["layer inputs"] = 0 if place.inputs else 2 * spec.layer_input * spec.devices
@@ -192,7 +198,7 @@ def host_bytes(spec: StepSpec, place: Placement) -> Bytes:
     if not streamed:
         return sizes
     if spec.clip == "global":
-        sizes["gradients"] = numbers * method.weights
+        sizes["gradients"] = (numbers + place.disk * spec.layer) * method.weights
     elif place.mode == "host":
         sizes["gradients"] = max(spec.bundle, spec.rest) * method.weights
     if place.mode == "device":  # the new one comes while the old one is there
@@ -203,6 +209,21 @@ def host_bytes(spec: StepSpec, place: Placement) -> Bytes:
 def together(spec: StepSpec, place: Placement) -> int:
     """Bytes of all devices and the host, where they are the same memory."""
     return spec.devices * total(device_bytes(spec, place)) + total(host_bytes(spec, place))
+
+
+def disk_window(spec: StepSpec, place: Placement) -> int:
+    """Bytes of host memory that bundles of a disk pass through."""
+    return min(WINDOW, place.disk * spec.bundles) * largest(spec, stored(spec))
+
+
+def disk_bytes(spec: StepSpec, place: Placement) -> Bytes:
+    """What streaming keeps on a disk."""
+    numbers = place.disk * spec.layer
+    return {
+        "weights": numbers * spec.method.weights,
+        "low halves": numbers * spec.method.low,
+        "state": place.disk * spec.method.layer_state,
+    }
 
 
 def total(sizes: Bytes) -> int:

@@ -1,5 +1,6 @@
 """What stays on the device and what streams: the placement with the shortest modelled step."""
 
+import bisect
 import dataclasses
 from collections import Counter
 from collections.abc import Iterator
@@ -11,6 +12,7 @@ from springroll.planner.footprint import (
     Placement,
     StepSpec,
     device_bytes,
+    disk_bytes,
     host_bytes,
     together,
     total,
@@ -19,12 +21,13 @@ from springroll.planner.step_time import Seconds, step_seconds
 
 
 class Budgets(NamedTuple):
-    """Bytes that may be used on each device and on the host; `together`: of all at once, where they
-    are the same memory."""
+    """Bytes that may be used on each device, on the host and on a disk; `together`: of devices and
+    host at once, where they are the same memory."""
 
     device: int
     host: int
     together: int | None = None
+    disk: int = 0
 
 
 class Choice(NamedTuple):
@@ -35,11 +38,10 @@ class Choice(NamedTuple):
 
 
 def fits(spec: StepSpec, place: Placement, budgets: Budgets) -> bool:
-    """Whether both tiers hold what the placement puts there."""
-    device, host = total(device_bytes(spec, place)), total(host_bytes(spec, place))
-    if device > budgets.device or host > budgets.host:
+    """Whether all tiers hold what the placement puts there."""
+    if total(device_bytes(spec, place)) > budgets.device:
         return False
-    return budgets.together is None or together(spec, place) <= budgets.together
+    return _lacking(spec, place, budgets) <= 0 and total(disk_bytes(spec, place)) <= budgets.disk
 
 
 def choose(spec: StepSpec, rates: Rates, budgets: Budgets) -> Choice | None:
@@ -68,7 +70,24 @@ def _placements(spec: StepSpec, budgets: Budgets) -> Iterator[Placement]:
                 break  # nor do more layers fit
             if stay == layers and mode in ("host", "device"):
                 continue  # that is resident
-            yield dataclasses.replace(place, inputs=_inputs(spec, place, budgets))
+            place = dataclasses.replace(place, inputs=_inputs(spec, place, budgets))
+            yield replaced(place, least_disk(spec, place, budgets))
+
+
+def least_disk(spec: StepSpec, place: Placement, budgets: Budgets) -> int:
+    """How many of the layers that do not stay have to live on a disk, if there is one."""
+    if not budgets.disk or not spec.method.trains or _lacking(spec, place, budgets) <= 0:
+        return 0
+    counts = range(1, spec.config.layers - place.layers + 1)
+    suffices = lambda disk: _lacking(spec, replaced(place, disk), budgets) <= 0
+    return min(len(counts), 1 + bisect.bisect_left(counts, True, key=suffices))
+
+
+def _lacking(spec: StepSpec, place: Placement, budgets: Budgets) -> int:
+    """Bytes of host memory that the placement needs and the budgets have not."""
+    host = total(host_bytes(spec, place))
+    both = together(spec, place) - budgets.together if budgets.together is not None else 0
+    return max(host - budgets.host, both)
 
 
 def _inputs(spec: StepSpec, place: Placement, budgets: Budgets) -> int:
@@ -86,8 +105,16 @@ def least_device(spec: StepSpec) -> int:
 
 def least_host(spec: StepSpec, budgets: Budgets) -> int:
     """Bytes of host memory that a step needs beside that device."""
-    roomy = Budgets(budgets.device, 1 << 62)
-    return min((total(host_bytes(spec, place)) for place in placements(spec, roomy)), default=0)
+    return min((total(host_bytes(spec, place)) for place in _with_room(spec, budgets)), default=0)
+
+
+def _with_room(spec: StepSpec, budgets: Budgets) -> list[Placement]:
+    """Placements on that device with a host that holds anything, and on the disk, if there is one,
+    all that it can take."""
+    fitting = list(placements(spec, budgets._replace(host=1 << 62, together=None, disk=0)))
+    if not budgets.disk or not spec.method.trains:
+        return fitting
+    return [replaced(place, spec.config.layers - place.layers) for place in fitting]
 
 
 class Shortage(NamedTuple):
@@ -107,13 +134,13 @@ class Shortage(NamedTuple):
 
 
 def shortages(spec: StepSpec, budgets: Budgets) -> list[Shortage]:
-    """What is missing for a step that does not fit: on the device, on the host, or of both."""
+    """What is missing for a step that does not fit: on the device, on the host, of both, or
+    on the disk."""
     least = lambda sizes: min(map(sizes, _smallest(spec)), key=total)
     device = lambda place: device_bytes(spec, place)
     host = lambda place: host_bytes(spec, place)
     both = lambda place: Counter(device(place)) + Counter(host(place))
-    roomy = placements(spec, Budgets(budgets.device, 1 << 62))
-    held = min(map(host, roomy), key=total, default=least(host))
+    held = min(map(host, _with_room(spec, budgets)), key=total, default=least(host))
     tiers: list[tuple[str, Bytes, int]] = [
         ("device memory for a layer at a time", least(device), budgets.device)
     ]
@@ -121,6 +148,9 @@ def shortages(spec: StepSpec, budgets: Budgets) -> list[Shortage]:
         tiers.append(("memory for device and host together", least(both), budgets.together))
     else:
         tiers.append(("host memory", held, budgets.host))
+    enough = placements(spec, budgets._replace(disk=1 << 62))
+    stored = min((disk_bytes(spec, place) for place in enough), key=total, default={})
+    tiers.append(("disk", stored, budgets.disk))
     largest = lambda sizes: max(sizes, key=lambda kind: sizes[kind])
     return [
         Shortage(tier, total(sizes), given, largest(sizes), max(sizes.values()))
@@ -133,3 +163,8 @@ def _smallest(spec: StepSpec) -> list[Placement]:
     """One window of layers, and nothing that could be elsewhere stays."""
     streamed = [Placement(mode, 0, 0) for mode in spec.method.updates]
     return streamed or [Placement("resident", spec.config.layers, 0)]
+
+
+def replaced(place: Placement, disk: int) -> Placement:
+    """The same with so many layers on a disk."""
+    return dataclasses.replace(place, disk=disk)

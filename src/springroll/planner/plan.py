@@ -44,6 +44,7 @@ def plan(
     clip: Clip = "previous",
     link: str | int | None = None,
     rates: Rates | None = None,
+    disk: str | int | None = None,
     base_bits: BaseBits | None = None,
 ) -> Plan:
     """How a step of training `model` runs on a machine; seconds, most of it the compiler's.
@@ -69,6 +70,7 @@ def plan(
         clip: "global" holds all gradients on the host until their norm is known.
         link: bytes per second each way, such as "25GB", in place of the card's.
         rates: measured ones, in place of a card's.
+        disk: bytes of a fast disk for layers that host memory cannot hold; by default none.
         base_bits: 8 or 4 per number of the matrices that the method lora adapts.
 
     Raises:
@@ -81,6 +83,7 @@ def plan(
         host,
         link,
         rates,
+        disk,
         tokens=tokens_per_step,
         sequence=sequence,
         micro_batch=micro_batch,

@@ -1,7 +1,7 @@
 """The plan of a training step: where everything lives, how long it takes, and its tables."""
 
 import dataclasses
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 from rich.table import Table
@@ -29,8 +29,8 @@ class Plan:
 
     model: its name; device: what it is planned for; budgets: bytes that may be used;
     spec: tokens, micro-batches, bytes of the method; place: what stays on the device;
-    device_bytes, host_bytes: at the peak, by kind; seconds: each resource, the step, the
-    bottleneck; rates: of the machine.
+    device_bytes, host_bytes, disk_bytes: at the peak, by kind; seconds: each resource, the step,
+    the bottleneck; rates: of the machine.
     """
 
     model: str
@@ -42,6 +42,7 @@ class Plan:
     host_bytes: Bytes
     seconds: Seconds
     rates: Rates
+    disk_bytes: Bytes = field(default_factory=dict)
 
     @property
     def job(self) -> StepSpec:
@@ -118,6 +119,8 @@ class Plan:
             "device_peak": self.device_peak,
             "host_bytes": self.host_bytes,
             "host_peak": self.host_peak,
+            "layers_on_disk": self.place.disk,
+            "disk_bytes": self.disk_bytes,
             "seconds": self.seconds._asdict(),
             "tokens_per_second": self.tokens_per_second,
             "days_per_billion_tokens": self.days_per_billion,
@@ -131,18 +134,22 @@ def memory_table(plan: Plan) -> Table:
     name = f"memory of {title(plan)}"
     count = plan.spec.devices
     device = "device" if count == 1 else f"each of {count} devices"
-    table = Table("", device, "host", title=name, title_justify="left", min_width=len(name))
+    tiers = {device: plan.device_bytes, "host": plan.host_bytes}
+    if plan.disk_bytes:
+        tiers["disk"] = plan.disk_bytes
+    table = Table("", *tiers, title=name, title_justify="left", min_width=len(name))
     for column in table.columns[1:]:
         column.justify = "right"
-    for kind in dict.fromkeys((*plan.device_bytes, *plan.host_bytes)):
-        tiers = (plan.device_bytes.get(kind, 0), plan.host_bytes.get(kind, 0))
-        table.add_row(kind, *(spelt(size) if size else "" for size in tiers))
+    for kind in dict.fromkeys(kind for sizes in tiers.values() for kind in sizes):
+        row = [sizes.get(kind, 0) for sizes in tiers.values()]
+        table.add_row(kind, *(spelt(size) if size else "" for size in row))
     table.add_section()
-    table.add_row("all", spelt(plan.device_peak), spelt(plan.host_peak))
+    table.add_row("all", *(spelt(total(sizes)) for sizes in tiers.values()))
+    disk = [spelt(plan.budgets.disk)] if plan.disk_bytes else []
     if plan.budgets.together is None:
-        table.add_row("may use", spelt(plan.budgets.device), spelt(plan.budgets.host))
+        table.add_row("may use", spelt(plan.budgets.device), spelt(plan.budgets.host), *disk)
     else:
-        table.add_row("may use together", spelt(plan.budgets.together), "")
+        table.add_row("may use together", spelt(plan.budgets.together), "", *disk)
     return table
 
 
@@ -160,6 +167,8 @@ def time_table(plan: Plan, larger: Plan | None = None) -> Table:
     table.add_row("how", UPDATES[plan.place.mode])
     if plan.streams:
         table.add_row("layers that stay", f"{plan.place.layers} of {layers}")
+    if plan.place.disk:
+        table.add_row("layers on the disk", f"{plan.place.disk} of {layers}")
     if spec.method.trains:
         table.add_row("saved inputs on the device", f"{plan.place.inputs} of {layers} layers")
     table.add_section()
@@ -168,6 +177,7 @@ def time_table(plan: Plan, larger: Plan | None = None) -> Table:
         ("copying to the device", seconds.to_device),
         ("copying to the host", seconds.to_host),
         ("updating on the host", seconds.host_update),
+        ("reading and writing the disk", seconds.disk),
         ("time not overlapped", seconds.fill),
     )
     for name, taken in busy:

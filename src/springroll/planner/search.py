@@ -8,7 +8,14 @@ from springroll.errors import InputError, kind_of
 from springroll.memory import host_memory
 from springroll.models.decoder_config import DecoderConfig
 from springroll.planner.devices import Device, Rates, assumed_rates, bytes_of, device_of
-from springroll.planner.footprint import Bytes, Clip, StepSpec, device_bytes, host_bytes
+from springroll.planner.footprint import (
+    Bytes,
+    Clip,
+    StepSpec,
+    device_bytes,
+    disk_bytes,
+    host_bytes,
+)
 from springroll.planner.methods import BaseBits, Dtype, Rounding, method_bytes, stores_bases
 from springroll.planner.placement import Budgets, Choice, choose
 from springroll.planner.plan_result import Plan
@@ -171,6 +178,7 @@ def _plan(name: str, spec: StepSpec, choice: Choice, options: Options) -> Plan:
         place=choice.place,
         device_bytes=_nonzero(device_bytes(spec, choice.place)),
         host_bytes=_nonzero(host_bytes(spec, choice.place)),
+        disk_bytes=_nonzero(disk_bytes(spec, choice.place)),
         seconds=choice.seconds,
         rates=options.rates,
     )
@@ -185,13 +193,14 @@ def options_of(
     host: str | int | None,
     link: str | int | None,
     rates: Rates | None,
+    disk: str | int | None = None,
     **rest: Any,
 ) -> Options:
     """Options with the device found, budgets in bytes and rates assumed where not given."""
     on = device_of(device)
     return Options(
         device=on,
-        budgets=_budgets(on, host),
+        budgets=_budgets(on, host)._replace(disk=_bytes(disk, "disk") or 0),
         rates=_rates(on, _bytes(link, "link"), rest.get("dtype")) if rates is None else rates,
         **rest,
     )

@@ -16,7 +16,9 @@ from typing import NamedTuple
 
 from springroll.models.decoder_config import DecoderConfig
 from springroll.planner.devices import Rates
-from springroll.planner.footprint import Placement, StepSpec, passing, rest_stored
+from springroll.planner.footprint import Placement, StepSpec, passing, rest_stored, stored
+
+DISK = 3e9  # bytes/s that are read from a disk or written to it: an NVMe drive in use both ways
 
 
 class Work(NamedTuple):
@@ -37,6 +39,7 @@ class Seconds(NamedTuple):
     fill: float
     step: float
     bottleneck: str
+    disk: float = 0.0
 
 
 def work(spec: StepSpec) -> Work:
@@ -113,9 +116,14 @@ def step_seconds(spec: StepSpec, place: Placement, rates: Rates) -> Seconds:
         "copying to the host": sum(outs),
         "updating on the host": cpu,
     }
+    shared = sum(busy.values())
+    disk = disk_traffic(spec, place) / DISK
+    if disk:
+        busy["reading and writing the disk"] = disk
     if rates.shared:
         bottleneck = max(busy, key=lambda name: busy[name])
-        return Seconds(compute, sum(ins), sum(outs), cpu, 0.0, sum(busy.values()), bottleneck)
+        step = max(shared, disk)
+        return Seconds(compute, sum(ins), sum(outs), cpu, 0.0, step, bottleneck, disk)
     first = max(forward, ins[0], outs[0])
     second = max(backward + head, ins[1], outs[1])
     if spec.clip == "global" and place.mode == "host":
@@ -125,9 +133,17 @@ def step_seconds(spec: StepSpec, place: Placement, rates: Rates) -> Seconds:
     fill = 0.0
     if streamed:
         fill = weights / link_in + back / link_out + cpu / max(1, config.layers)
-    step += fill
+    step = max(step + fill, disk)
     bottleneck = max(busy, key=lambda name: busy[name])
-    return Seconds(compute, sum(ins), sum(outs), cpu, fill, step, bottleneck)
+    return Seconds(compute, sum(ins), sum(outs), cpu, fill, step, bottleneck, disk)
+
+
+def disk_traffic(spec: StepSpec, place: Placement) -> int:
+    """Bytes that a step reads from a disk and writes to it: weights forward, everything back."""
+    weights = spec.layer * spec.method.weights
+    if place.mode == "lowgrad":
+        return 2 * place.disk * weights
+    return place.disk * (weights + 2 * stored(spec))
 
 
 def summed(spec: StepSpec) -> float:

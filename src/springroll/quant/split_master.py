@@ -52,6 +52,16 @@ def split(x: Array) -> tuple[Array, Array]:
     return lax.bitcast_convert_type(high, jnp.bfloat16), lax.bitcast_convert_type(low, jnp.int16)
 
 
+def split_on_host(x: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """`split` in NumPy, the same bits: nothing is compiled for the shape."""
+    word = np.ascontiguousarray(x, np.float32).view(np.uint32)
+    nan = (word & np.uint32(0x7FFFFFFF)) > np.uint32(0x7F800000)
+    if nan.any():
+        word = np.where(nan, _QUIET_NAN, word)
+    high = ((word + np.uint32(0x8000)) >> np.uint32(16)).astype(np.uint16)
+    return high.view(jnp.bfloat16), word.astype(np.uint16).view(np.int16)
+
+
 def join(high: Array, low: Array) -> Array:
     """The float32 (...) that was split into high (...) bfloat16 and low (...) int16."""
     upper = lax.bitcast_convert_type(high, jnp.uint16).astype(jnp.uint32) << np.uint32(16)

@@ -14,7 +14,7 @@ import hashlib
 import json
 import math
 import re
-from collections.abc import Container, Mapping
+from collections.abc import Callable, Container, Iterator, Mapping
 from pathlib import Path
 from typing import BinaryIO, NamedTuple, Protocol, TypeAlias, TypeGuard, cast, runtime_checkable
 
@@ -47,8 +47,13 @@ Leaf: TypeAlias = jax.Array | np.ndarray | np.generic | jax.ShapeDtypeStruct | b
 class Overwritable(Protocol):
     """A leaf with memory of its own, which is written in place of making another."""
 
-    def overwrite(self, array: np.ndarray) -> PyTree:
-        """Take these values; returns the leaf."""
+    def slices(self) -> Iterator[np.ndarray]:
+        """Its values in pieces, in the order in which they lie in an array."""
+        ...
+
+    def overwrite(self, read: Callable[[np.ndarray], None]) -> PyTree:
+        """Take other values: `read` fills the arrays that it is given, one piece after the other.
+        Returns the leaf."""
         ...
 
 
@@ -132,9 +137,13 @@ def load(sidecar: Path, template: PyTree, *, prefix: str = "") -> Loaded:
         leaves = _read_header(file, tensors)
         wanted = _described(template)
         _compare(tensors, leaves, wanted, prefix)
-        arrays = [_read_leaf(file, leaves[_join(prefix, name)]) for name in wanted]
-    like, structure = jax.tree.flatten(template)
-    tree = jax.tree.unflatten(structure, map(_placed, arrays, like))
+        like, structure = jax.tree.flatten(template)
+        tree = structure.unflatten(
+            [
+                _restored(file, leaves[_join(prefix, name)], leaf)
+                for name, leaf in zip(wanted, like, strict=True)
+            ]
+        )
     return Loaded(tree, about["generation"], about["meta"])
 
 
@@ -241,12 +250,12 @@ def _write_tensors(file: BinaryIO, tree: PyTree, finite: str | None, part: str) 
         size += file.write(raw)
         digest.update(raw)
     for name, leaf in named.items():
-        array = _raw(leaf)
-        if finite is not None and re.match(finite, name):
-            refuse_not_finite(name, array)
-        raw = np.ascontiguousarray(array).reshape(-1).view(np.uint8)
-        size += file.write(raw.data)
-        digest.update(raw.data)
+        for array in leaf.slices() if isinstance(leaf, Overwritable) else (_raw(leaf),):
+            if finite is not None and re.match(finite, name):
+                refuse_not_finite(name, array)
+            raw = np.ascontiguousarray(array).reshape(-1).view(np.uint8)
+            size += file.write(raw.data)
+            digest.update(raw.data)
     return digest.hexdigest(), size
 
 
@@ -268,13 +277,18 @@ def _read_header(file: BinaryIO, path: Path) -> dict[str, _Description]:
     }
 
 
-def _read_leaf(file: BinaryIO, leaf: _Description) -> np.ndarray:
-    array = np.empty(leaf.shape, "uint32" if leaf.dtype.startswith("key<") else leaf.dtype)
-    if array.nbytes != leaf.bytes:
+def _restored(file: BinaryIO, leaf: _Description, like: Leaf) -> PyTree:
+    """A leaf of the file, as the kind of leaf that `like` is."""
+    dtype = np.dtype("uint32" if leaf.dtype.startswith("key<") else leaf.dtype)
+    if math.prod(leaf.shape) * dtype.itemsize != leaf.bytes:
         raise Damaged(f"{file.name} is damaged: {leaf} has {leaf.bytes} bytes there")
     file.seek(leaf.offset)
-    file.readinto(array.reshape(-1).view(np.uint8).data)  # type: ignore[attr-defined]
-    return array
+    read = lambda out: file.readinto(out.reshape(-1).view(np.uint8).data)  # type: ignore[attr-defined]
+    if isinstance(like, Overwritable):
+        return like.overwrite(read)
+    array = np.empty(leaf.shape, dtype)
+    read(array)
+    return _placed(array, like)
 
 
 def _join(prefix: str, name: str) -> str:
@@ -310,8 +324,6 @@ def _mismatch(tensors: Path, name: str, stored: object, wanted: object) -> str:
 
 def _placed(array: np.ndarray, like: Leaf) -> PyTree:
     """The array as the kind of leaf that `like` is, where `like` is."""
-    if isinstance(like, Overwritable):
-        return like.overwrite(array)
     if _is_key(like):
         implementation, words = _key_parts(like)
         key = jax.random.wrap_key_data(_placed(array, words), impl=implementation)

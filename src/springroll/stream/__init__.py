@@ -3,6 +3,7 @@
 from springroll.stream.bundles import experts_apart, whole_layers
 from springroll.stream.clipping import Clip
 from springroll.stream.device_update import DeviceUpdate
+from springroll.stream.disk import Disk
 from springroll.stream.fill_store import bundled_leaves, stacked_leaves
 from springroll.stream.host_adamw import AdamW
 from springroll.stream.host_update import HostUpdate
@@ -17,6 +18,7 @@ __all__ = [
     "AdamW",
     "Clip",
     "DeviceUpdate",
+    "Disk",
     "HostUpdate",
     "Link",
     "MappedStore",

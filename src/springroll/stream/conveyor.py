@@ -25,6 +25,7 @@ from springroll.stream.store import Fields, Store
 from springroll.trees import PyTree, tree_bytes
 
 S = TypeVar("S", bound=Store)
+READ_AHEAD = 2  # bundles that a store on a disk is told of before they are sent
 
 
 class BrokenRule(AssertionError):
@@ -80,6 +81,7 @@ class Stop(NamedTuple):
     bundle: int
     fields: tuple[str, ...]
     ahead: bool = True  # send the next bundle before this one is computed
+    after: tuple[str, ...] = ()  # what the host will use of it then
 
 
 class Passing:
@@ -141,6 +143,7 @@ class Conveyor(Generic[S]):
                 wanted = at + 1 + (ahead if stop.ahead else 0)
                 while sent < min(wanted, len(runs)):
                     self._make_room(on_device, runs[sent][0].bundle)
+                    self._announce(runs[sent : sent + 1 + READ_AHEAD])
                     passing = self._begin(runs[sent][0])
                     on_device.append(passing)
                     coming.append(passing)
@@ -155,6 +158,11 @@ class Conveyor(Generic[S]):
     def hold(self, bundle: int, fields: tuple[str, ...]) -> Passing:
         """A bundle that stays, outside the window, until it is told to leave."""
         return self._begin(Stop(bundle, fields), held=True)
+
+    def _announce(self, runs: Sequence[tuple[Stop, int]]) -> None:
+        """Tell the store what will be sent, and what the host will use then."""
+        for stop, _ in runs:
+            self.store.soon(stop.bundle, tuple(dict.fromkeys((*stop.fields, *stop.after))))
 
     def _make_room(self, on_device: deque[Passing], bundle: int) -> None:
         """Take down the oldest until there is room for this one."""
@@ -179,7 +187,8 @@ def merged(stops: Sequence[Stop]) -> list[tuple[Stop, int]]:
         if runs and runs[-1][0].bundle == stop.bundle:
             last, count = runs[-1]
             fields = tuple(dict.fromkeys((*last.fields, *stop.fields)))
-            runs[-1] = (Stop(stop.bundle, fields, last.ahead and stop.ahead), count + 1)
+            after = tuple(dict.fromkeys((*last.after, *stop.after)))
+            runs[-1] = (Stop(stop.bundle, fields, last.ahead and stop.ahead, after), count + 1)
         else:
             runs.append((stop, 1))
     return runs

@@ -142,7 +142,11 @@ class _Forward:
         acts, rest = self.acts(), self.engine.layers
         self.rest = self.conveyor.hold(rest, self.rest_fields)
         try:
-            stops = [Stop(v.layer, self.fields(v), v.ahead) for v in self.visits if v.layer >= 0]
+            stops = [
+                Stop(v.layer, self.fields(v), v.ahead, self.after(v))
+                for v in self.visits
+                if v.layer >= 0
+            ]
             bundles = self.conveyor.walk(stops)
             for visit in self.visits:
                 passing = next(bundles) if visit.layer >= 0 else self.rest
@@ -158,6 +162,10 @@ class _Forward:
     def fields(self, visit: Visit) -> tuple[str, ...]:
         """What must be on the device for a visit."""
         return WEIGHTS
+
+    def after(self, visit: Visit) -> tuple[str, ...]:
+        """What the host uses after a visit."""
+        return ()
 
     def embed(self, visit: Visit, rest: Passing) -> None:
         for part in visit.parts:
@@ -234,6 +242,10 @@ class _Step(_Forward):
     def fields(self, visit: Visit) -> tuple[str, ...]:
         changes = visit.phase == "backward" and not self.engine.clip.waits
         return self.engine.update.fields if changes else WEIGHTS
+
+    def after(self, visit: Visit) -> tuple[str, ...]:
+        changes = visit.phase == "backward" and not self.engine.clip.waits
+        return ("weights", "state") if changes and self.engine.update.on_host else ()
 
     def entering(self, visit: Visit, part: int) -> PyTree:
         if self.saved.has(visit.layer, part):  # a replay

@@ -1,5 +1,11 @@
-"""A store from weights that come one tensor at a time, so that memory holds the store and one."""
+"""A store from weights that come one tensor at a time and are written a slice at a time, so that
+memory holds the store and one slice.
 
+States are made before there is a store, on the processor: what they begin with is mostly one number
+that is repeated, and is kept as that.
+"""
+
+import math
 from collections.abc import Iterable, Iterator
 from typing import NamedTuple, Protocol, TypeAlias
 
@@ -8,15 +14,19 @@ import jax.numpy as jnp
 import numpy as np
 
 from springroll.errors import InputError
-from springroll.quant.split_master import high_half, split
+from springroll.memory import trim_heap
+from springroll.models.drawn import Drawn
+from springroll.quant.split_master import split_on_host
 from springroll.safetensors_map import forget
 from springroll.stream.bundles import Bundles, Index, Part, kinds, overlap, whole_layers
-from springroll.stream.store import Fields, HostStore
+from springroll.stream.homes import Fields, on_processor, repeated
+from springroll.stream.store import HostStore
 from springroll.trees import PyTree, named_leaves
 
 Tensors: TypeAlias = Iterator[
-    tuple[str, tuple[int, ...], np.ndarray]
+    tuple[str, tuple[int, ...], np.ndarray | Drawn]
 ]  # (path, index into its stacks, values)
+SLICE = 1 << 20  # numbers that are written at a time, 4 MiB in float32
 
 
 class InitState(Protocol):
@@ -39,8 +49,10 @@ def blank(store: HostStore, update: InitState, bundles: Bundles, narrow: bool) -
     for alike in kinds(bundles):
         tree = jax.tree.map(lambda part: part.struct, bundles[alike[0]])
         layer = alike[0] < len(bundles) - 1
-        zeros: Fields = jax.device_get(_fresh(update, tree, layer, narrow))
+        with on_processor():
+            zeros: Fields = jax.tree.map(repeated, _fresh(update, tree, layer, narrow))
         fields |= dict.fromkeys(alike, zeros)
+    trim_heap()
     for number in range(len(bundles)):
         store.append(fields[number])
 
@@ -63,7 +75,8 @@ def fill(
     for path, index, values in tensors:
         if path not in places:
             raise InputError(f"{path} is no parameter of the model")
-        values, shape = np.asarray(values), whole[path][len(index) :]
+        shape = whole[path][len(index) :]
+        values = values if isinstance(values, Drawn) else np.asarray(values)
         if values.shape != shape:
             raise InputError(f"{path} has the shape {list(values.shape)}; expected {list(shape)}")
         missing[path] -= values.size
@@ -71,7 +84,6 @@ def fill(
             common = overlap(place.part, index)
             if common is not None:
                 _write(store, place, common[1], values[common[0]])
-        forget(values)
     absent = [path for path, left in missing.items() if left]
     if absent:
         raise InputError(f"{len(absent)} parameters have no values, {absent[0]} among them")
@@ -82,13 +94,14 @@ def stacked_leaves(leaves: Iterable[tuple[str, PyTree]]) -> Tensors:
 
     Args:
         leaves: (path, array), such as ("layers/mlp/up_proj", an array (layers, ...)). They may be
-            made on the way: each is dropped before the next is asked for.
+            made on the way: each is dropped before the next is asked for. Of those that are `Drawn`
+            only slices are made.
 
     Returns:
-        An iterator of (path, (), NumPy array).
+        An iterator of (path, (), array).
     """
     for path, values in leaves:
-        yield path, (), np.asarray(values)
+        yield path, (), values if isinstance(values, Drawn) else np.asarray(values)
 
 
 def bundled_leaves(bundles: Iterable[PyTree]) -> Tensors:
@@ -116,9 +129,9 @@ def _named(prefix: str, index: tuple[int, ...], tree: PyTree) -> Tensors:
 
 def _fresh(update: InitState, tree: PyTree, layer: bool, narrow: bool) -> PyTree:
     """A bundle of zeros. Not compiled as a whole: XLA would spend minutes on folding it."""
-    weights = jax.tree.map(lambda a: jnp.zeros(a.shape, jnp.float32), tree)
-    state = update.init(weights, layer)
-    return {"weights": high_half(weights) if narrow else weights, "state": state}
+    zeros = lambda dtype: jax.tree.map(lambda a: jnp.zeros(a.shape, dtype), tree)
+    state = update.init(zeros(jnp.float32), layer)
+    return {"weights": zeros(jnp.bfloat16 if narrow else jnp.float32), "state": state}
 
 
 class _Place(NamedTuple):
@@ -150,19 +163,28 @@ def _lows(state: PyTree) -> list[int]:
     ]
 
 
-def _write(store: HostStore, place: _Place, inside: Index, values: np.ndarray) -> None:
-    def put(field: str, leaf: int, new: PyTree) -> None:
-        if any(isinstance(at, int) for at in inside):
-            whole = store.leaf(place.bundle, field, leaf).copy()
-            whole[inside] = new
-            new = whole
-        store.write(place.bundle, field, leaf, np.asarray(new))
+def _write(store: HostStore, place: _Place, inside: Index, values: np.ndarray | Drawn) -> None:
+    """Values of a part, or with `inside` of some of it, to where the part is, slice by slice."""
+    fixed = tuple(at for at in inside if isinstance(at, int))
+    whole = store.resident(place.bundle) and not fixed  # what is on the device is put there once
+    narrow = store.struct(place.bundle, "weights", place.weights).dtype == jnp.bfloat16
+    for rows in [()] if whole else _slices(values.shape):
+        given = new = np.asarray(values[rows])
+        at = (*fixed, *rows)
+        if not narrow or new.dtype == jnp.bfloat16:
+            new = new.astype(jnp.bfloat16 if narrow else np.float32, copy=False)
+            store.write(place.bundle, "weights", place.weights, new, at)
+        else:
+            high, rest = split_on_host(new)
+            store.write(place.bundle, "weights", place.weights, high, at)
+            if place.low is not None:
+                store.write(place.bundle, "state", place.low, rest, at)
+        forget(given)
 
-    narrow = store.leaf(place.bundle, "weights", place.weights).dtype == jnp.bfloat16
-    if not narrow or values.dtype == jnp.bfloat16:
-        put("weights", place.weights, values.astype(jnp.bfloat16 if narrow else np.float32))
-        return
-    high, rest = jax.device_get(split(jnp.asarray(values, jnp.float32)))
-    put("weights", place.weights, high)
-    if place.low is not None:
-        put("state", place.low, rest)
+
+def _slices(shape: tuple[int, ...]) -> list[Index]:
+    """Rows of an array that are written together."""
+    if not shape:
+        return [()]
+    rows = max(1, SLICE // max(1, math.prod(shape[1:])))
+    return [(slice(begin, min(begin + rows, shape[0])),) for begin in range(0, shape[0], rows)]

@@ -5,13 +5,11 @@ soon as a gradient is there, so they overlap the backward pass, and the bundle t
 pass needs first is updated first, so they overlap that pass too.
 """
 
-import contextlib
 import functools
 import sys
 import threading
 from collections.abc import Callable, Hashable
 from concurrent.futures import Future
-from contextlib import AbstractContextManager
 from typing import Annotated, Any
 
 import jax
@@ -25,10 +23,11 @@ from springroll.ranges import COUNT, PROCESSES
 from springroll.stream.clipping import without_clips
 from springroll.stream.conveyor import Conveyor, Passing
 from springroll.stream.device_update import Adjust, init_bundle
+from springroll.stream.homes import on_processor, writable
 from springroll.stream.host_adamw import AdamW
 from springroll.stream.priority_pool import PriorityPool
 from springroll.stream.step_programs import narrow
-from springroll.stream.store import HostStore, writable
+from springroll.stream.store import HostStore
 from springroll.stream.update import Gradient, Held, fetched, or_fail
 from springroll.trees import PyTree, path_of
 from springroll.typed_call import typed_call
@@ -148,40 +147,40 @@ class HostUpdate:
             return
         conveyor.ledger.writing(bundle)
         store = conveyor.store
-        weights = store.view(bundle, "weights")
-        moments, counts = adam_state(store.view(bundle, "state"), weights)
+        views = store.views(bundle, ("weights", "state"))
+        weights = views["weights"]
         layer = bundle < store.bundles - 1
-        with on_processor():  # the rate may be a schedule of optax
-            jobs = self._adamw.jobs(
-                weights,
-                moments,
-                jax.tree.map(writable, gradient.values),
-                step=int(counts[0]),
-                scale=float(writable(gradient.factor)),
-                decay=self._decaying(weights, layer),
-            )
+        try:
+            moments, counts = adam_state(views["state"], weights)
+            with on_processor():  # the rate may be a schedule of optax
+                jobs = self._adamw.jobs(
+                    weights,
+                    moments,
+                    jax.tree.map(writable, gradient.values),
+                    step=int(counts[0]),
+                    scale=float(writable(gradient.factor)),
+                    decay=self._decaying(weights, layer),
+                )
+        except BaseException:
+            store.changed(bundle)
+            raise
 
         def end(done: Future[None]) -> None:
-            done.result()
-            for count in counts:
-                count += 1
-            if self._adjust is not None and gradient.stats is not None:
-                with on_processor():
-                    stats = jax.tree.map(writable, gradient.stats)
-                    copy_changed(weights, self._adjust(weights, stats))
+            try:
+                done.result()
+                for count in counts:
+                    count += 1
+                if self._adjust is not None and gradient.stats is not None:
+                    with on_processor():
+                        stats = jax.tree.map(writable, gradient.stats)
+                        copy_changed(weights, self._adjust(weights, stats))
+            finally:
+                store.changed(bundle)
             written.set_result(None)
 
         # The rest comes first: the next step begins with its embedding.
         first_use = bundle if layer else -1
         self._pool.submit(first_use, jobs).add_done_callback(or_fail(end, written))
-
-
-def on_processor() -> AbstractContextManager[object]:
-    """Compute with JAX beside the device, whose queue is long."""
-    try:
-        return jax.default_device(jax.local_devices(backend="cpu")[0])
-    except RuntimeError:  # this process was started without
-        return contextlib.nullcontext()
 
 
 def adam_state(state: PyTree, weights: PyTree) -> tuple[dict[str, PyTree], list[np.ndarray]]:

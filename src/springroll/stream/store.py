@@ -4,30 +4,31 @@ A bundle is a dictionary of fields ("weights", "state"), each a tree of arrays. 
 `pinned_host` arrays of JAX: the device copies them at the full speed of the link, and as nothing
 else moves them, host code may write them in place through NumPy views. Where memory cannot be
 page-locked they are plain NumPy arrays, three to five times slower to copy from a GPU. Bundles may
-also be placed in the memory of the device, and are then never sent.
+also be placed in the memory of the device, and are then never sent, or on a disk, and are then
+read before they are sent and written after they have changed (`homes`, `disk`).
 
 Layers may also stay in files that are only read (`MappedStore`): the system reads pages when a
 layer is sent and may drop them when memory is short, so that a model of any size is evolved from a
 disk. Steps are not written back; see `springroll.stream.streamed_population`.
 """
 
-import ctypes
-import warnings
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import Future
 from pathlib import Path
-from typing import Any, Protocol, TypeAlias
+from typing import Any, Protocol
 
 import jax
 import numpy as np
 
+from springroll.errors import InputError
 from springroll.models.decoder import Decoder, stages
 from springroll.models.hf.files import family_of, open_hf
 from springroll.models.hf.load import read_layer, read_rest
+from springroll.stream.bundles import Index
+from springroll.stream.disk import Disk, DiskHome
+from springroll.stream.homes import DeviceHome, Fields, Home, HostHome, Locking
 from springroll.stream.link import Link
 from springroll.trees import Params, PyTree
-
-Fields: TypeAlias = dict[str, PyTree]  # field -> tree of arrays
 
 
 class Store(Protocol):
@@ -36,6 +37,10 @@ class Store(Protocol):
     @property
     def bundles(self) -> int:
         """How many there are."""
+        ...
+
+    def soon(self, bundle: int, fields: Sequence[str]) -> None:
+        """These will be asked for; begin to read them."""
         ...
 
     def arrays(self, bundle: int, fields: Sequence[str]) -> Fields:
@@ -48,66 +53,94 @@ class Store(Protocol):
 
 
 class HostStore:
-    """Bundles in memory, to be read and written.
+    """Bundles in memory, or on a disk, to be read and written.
 
-    Bundles whose indices are in `on_device` live in the memory of the device.
+    Args:
+        link: to the device.
+        on_device: bundles that live in the memory of the device.
+        on_disk: bundles that live in a file of `disk`.
     """
 
-    def __init__(self, link: Link, on_device: Sequence[int] = ()):
-        self._link = link
-        self._on_device = frozenset(on_device)
-        self._fields: list[Fields] = []
+    def __init__(
+        self,
+        link: Link,
+        on_device: Sequence[int] = (),
+        disk: Disk | None = None,
+        on_disk: Sequence[int] = (),
+    ):
+        if disk is None and on_disk:
+            raise InputError(f"on_disk names bundle {min(on_disk)}; give disk, where it is to be")
+        both = sorted({*on_device} & {*on_disk})
+        if both:
+            raise InputError(
+                f"bundle {both[0]} is in on_device and in on_disk; leave it out of one"
+            )
+        self._link, self.disk = link, disk
+        self._on_device, self._on_disk = frozenset(on_device), frozenset(on_disk)
+        self._homes: list[Home] = []
         self._promised: dict[int, Future[None]] = {}
-        self._locked = link.on_host is not None
+        self._locking = Locking()
 
     @property
     def bundles(self) -> int:
-        return len(self._fields)
+        return len(self._homes)
 
     def append(self, fields: Mapping[str, PyTree]) -> None:
         """One more bundle, copied from trees of arrays."""
-        self._fields.append(
-            {name: self._placed(self.bundles, tree) for name, tree in fields.items()}
-        )
+        if self.bundles in self._on_device:
+            home: Home = DeviceHome(self._link, fields)
+        elif self.disk is not None and self.bundles in self._on_disk:
+            home = DiskHome(self.disk, fields)
+        else:
+            home = HostHome(self._link, fields, self._locking)
+        self._homes.append(home)
+
+    def soon(self, bundle: int, fields: Sequence[str]) -> None:
+        written = self._promised.get(bundle)
+        if written is None or written.done():
+            self._homes[bundle].soon(fields)
 
     def arrays(self, bundle: int, fields: Sequence[str]) -> Fields:
         self.wait(bundle)
-        own = self._fields[bundle]
-        return dict(own) if self.resident(bundle) else {name: own[name] for name in fields}
+        return self._homes[bundle].arrays(fields)
 
     def resident(self, bundle: int) -> bool:
         return bundle in self._on_device
 
-    def view(self, bundle: int, field: str) -> PyTree:
-        """The same memory as writable NumPy arrays; only for bundles on the host.
+    def views(self, bundle: int, fields: Sequence[str]) -> Fields:
+        """The same memory as writable NumPy arrays; only for bundles that are not on the device.
 
-        Waits for nothing: who writes is who promised.
+        Waits for nothing that was promised: who writes is who promised, and says by `changed` that
+        it has written.
         """
-        return jax.tree.map(writable, self._fields[bundle][field])
+        return self._homes[bundle].views(fields)
+
+    def changed(self, bundle: int) -> None:
+        """What `views` of this bundle gave was written."""
+        self._homes[bundle].changed()
 
     def tree(self, bundle: int, field: str) -> PyTree:
-        """The arrays of a field, to look at their structure and shapes."""
-        return self._fields[bundle][field]
+        """The arrays of a field, or what stands for them, to look at structure, shapes, types."""
+        return self._homes[bundle].structs(field)
+
+    def struct(self, bundle: int, field: str, index: int) -> Any:
+        """One of them."""
+        return jax.tree.leaves(self.tree(bundle, field))[index]
 
     def leaf(self, bundle: int, field: str, index: int) -> np.ndarray:
         """One array of a field, as NumPy; not to be written."""
-        x = jax.tree.leaves(self._fields[bundle][field])[index]
-        return np.asarray(x) if bundle in self._on_device else writable(x)
+        return self._homes[bundle].leaf(field, index)
 
-    def write(self, bundle: int, field: str, index: int, values: np.ndarray) -> None:
-        """Other values for one array of a field, in the type that it has."""
-        leaves, tree = jax.tree.flatten(self._fields[bundle][field])
-        if bundle in self._on_device:
-            same = np.asarray(values, leaves[index].dtype)
-            leaves[index] = jax.device_put(same, self._link.on_device)
-            self._fields[bundle][field] = tree.unflatten(leaves)
-        else:
-            np.copyto(writable(leaves[index]), values, casting="unsafe")
+    def write(
+        self, bundle: int, field: str, index: int, values: np.ndarray, at: Index = ()
+    ) -> None:
+        """Other values for one array of a field, or for a part of it, in the type that it has."""
+        self._homes[bundle].write(field, index, values, at)
 
     def replace(self, bundle: int, fields: Mapping[str, PyTree]) -> None:
         """Take these arrays, on the host (for resident bundles: on the device), in place of the
         old ones."""
-        self._fields[bundle] = self._fields[bundle] | dict(fields)
+        self._homes[bundle].replace(fields)
 
     def promise(self, bundle: int, written: Future[None]) -> None:
         """The bundle is being written and must not be read before `written` is done."""
@@ -124,35 +157,6 @@ class HostStore:
         """Wait for every bundle."""
         for bundle in list(self._promised):
             self.wait(bundle)
-
-    def _placed(self, bundle: int, tree: PyTree) -> PyTree:
-        if bundle in self._on_device:
-            return jax.device_put(tree, self._link.on_device)
-        # A copy of our own: on a CPU, JAX takes NumPy memory over as it is.
-        tree = jax.tree.map(lambda x: np.array(x, order="C"), tree)
-        if self._locked and self._link.on_host is not None:
-            try:
-                return jax.block_until_ready(jax.device_put(tree, self._link.on_host))
-            except jax.errors.JaxRuntimeError as error:
-                self._locked = False
-                warnings.warn(
-                    f"host memory could not be page-locked ({str(error).splitlines()[0]}); going "
-                    "on with pageable memory, which a GPU copies several times slower. Raise "
-                    "`ulimit -l` or XLA_PJRT_GPU_HOST_MEMORY_LIMIT_GB",
-                    stacklevel=2,
-                )
-        return tree
-
-
-def writable(x: np.ndarray | jax.Array) -> np.ndarray:
-    """NumPy on the memory of an array that is on the host, which lives as long as the result."""
-    if isinstance(x, np.ndarray):
-        return x
-    x.block_until_ready()
-    size = x.size * x.dtype.itemsize
-    memory: Any = (ctypes.c_byte * size).from_address(x.unsafe_buffer_pointer())
-    memory.owner = x
-    return np.frombuffer(memory, x.dtype).reshape(x.shape)
 
 
 class MappedStore:
@@ -179,6 +183,9 @@ class MappedStore:
         """The rest as it is, and the stacked layers as shapes."""
         stacked = lambda x: jax.ShapeDtypeStruct((self._layers, *x.shape), x.dtype)
         return self._rest | {self._stack: jax.tree.map(stacked, self._layer(0))}
+
+    def soon(self, bundle: int, fields: Sequence[str]) -> None:
+        """The system reads ahead by itself."""
 
     def arrays(self, bundle: int, fields: Sequence[str]) -> Fields:
         """Weights as they lie in the file; a layer has no other state."""

@@ -1,13 +1,13 @@
 """Leaves of a store as a checkpoint sees them: put together from bundles, written in place.
 
 A leaf knows its shape and type without holding a byte. Read with `np.asarray`, it waits until its
-bundles are settled and puts them together, so that one leaf is alive beside the store; `overwrite`
-puts values back where they belong.
+bundles are settled and puts them together; in `slices`, one piece is alive beside the store at a
+time. `overwrite` puts values back where they belong.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import NamedTuple
 
 import jax
@@ -20,7 +20,7 @@ from springroll.trees import PyTree, map_named
 
 
 class Piece(NamedTuple):
-    """whole[at] is leaf number `leaf` of a bundle."""
+    """whole[at] is leaf number `leaf` of a bundle; a stretch of memory of the whole."""
 
     bundle: int
     leaf: int
@@ -34,7 +34,7 @@ class StoredLeaf:
         self, store: HostStore, field: str, shape: tuple[int, ...], pieces: Sequence[Piece]
     ):
         self._store, self._field, self._pieces = store, field, pieces
-        self.dtype = np.dtype(self._array(pieces[0]).dtype)
+        self.dtype = np.dtype(store.struct(pieces[0].bundle, field, pieces[0].leaf).dtype)
         self.shape = tuple(shape)
         self.size = int(np.prod(self.shape))
         self.ndim = len(self.shape)
@@ -51,11 +51,24 @@ class StoredLeaf:
             out[piece.at] = self._array(piece)
         return out
 
-    def overwrite(self, values: np.ndarray) -> StoredLeaf:
-        """Put values of the same shape in place."""
+    def slices(self) -> Iterator[np.ndarray]:
+        """The array in pieces, in the order in which it lies in memory."""
+        self.block_until_ready()
+        return (self._array(piece) for piece in self._pieces)
+
+    def overwrite(self, read: Callable[[np.ndarray], None]) -> StoredLeaf:
+        """Put other values in place.
+
+        Args:
+            read: fills the array that it is given with the values that come next, in the order of
+                `slices`.
+        """
         self.block_until_ready()
         for piece in self._pieces:
-            self._store.write(piece.bundle, self._field, piece.leaf, values[piece.at])
+            struct = self._store.struct(piece.bundle, self._field, piece.leaf)
+            values = np.empty(struct.shape, struct.dtype)
+            read(values)
+            self._store.write(piece.bundle, self._field, piece.leaf, values)
         return self
 
     def _array(self, piece: Piece) -> np.ndarray:

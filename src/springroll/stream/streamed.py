@@ -12,6 +12,7 @@ from springroll.ranges import COUNT, NOT_NEGATIVE
 from springroll.stream.bundles import Bundles, whole_layers
 from springroll.stream.clipping import Clip, common_clip
 from springroll.stream.conveyor import Conveyor
+from springroll.stream.disk import Disk
 from springroll.stream.engine import Engine
 from springroll.stream.fill_store import Tensors, blank, fill
 from springroll.stream.link import Link
@@ -54,6 +55,7 @@ class Streamed:
         link: to the device; `Link(devices)` trains on several, see `springroll.stream.replicas`.
         depth: bundles on the device at a time.
         on_device: bundles that stay there.
+        disk, on_disk: where bundles live that host memory does not hold, and which those are.
         clip: of gradients; an `update` whose optimizer begins with `optax.clip_by_global_norm`
             brings its own.
         parts, kept_inputs, order: see `Engine`.
@@ -77,6 +79,8 @@ class Streamed:
         link: Link | None = None,
         depth: Annotated[int, COUNT] = 3,
         on_device: Sequence[int] = (),
+        disk: Disk | None = None,
+        on_disk: Sequence[int] = (),
         parts: Annotated[int, COUNT] = 1,
         clip: Clip = Clip(),  # noqa: B008
         kept_inputs: Annotated[int | None, NOT_NEGATIVE] = None,
@@ -89,12 +93,13 @@ class Streamed:
         self.link = link or Link()
         self.shapes = shapes
         self.bundles = whole_layers(shapes) if bundles is None else bundles
-        outside = sorted(i for i in on_device if not 0 <= i < len(self.bundles))
-        if outside:
-            raise InputError(
-                f"on_device names bundle {outside[0]}; there are 0 to {len(self.bundles) - 1}"
-            )
-        self.store = HostStore(self.link, on_device)
+        for name, named in (("on_device", on_device), ("on_disk", on_disk)):
+            outside = sorted(i for i in named if not 0 <= i < len(self.bundles))
+            if outside:
+                raise InputError(
+                    f"{name} names bundle {outside[0]}; there are 0 to {len(self.bundles) - 1}"
+                )
+        self.store = HostStore(self.link, on_device, disk, on_disk)
         blank(self.store, update, self.bundles, narrow)
         conveyor = Conveyor(self.store, self.link, depth)
         self.engine = Engine(

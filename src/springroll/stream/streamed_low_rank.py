@@ -20,6 +20,7 @@ from jax import Array
 from springroll.errors import InputError
 from springroll.models.protocols import Metrics, Stages
 from springroll.stream.conveyor import Conveyor, Passing, Stop
+from springroll.stream.disk import Disk
 from springroll.stream.engine import WEIGHTS, Engine
 from springroll.stream.fill_store import Tensors
 from springroll.stream.link import Link
@@ -180,18 +181,23 @@ class StreamedLowRank:
         link: Link | None = None,
         depth: int = 3,
         on_device: Sequence[int] = (),
+        disk: Disk | None = None,
+        on_disk: Sequence[int] = (),
         parts: int = 1,
         kept_inputs: int | None = None,
     ):
         self.trainer, self.layout = trainer, trainer.layout
         self._check()
         self.link = link or Link()
-        self.store = HostStore(self.link, on_device)
+        self.store = HostStore(self.link, on_device, disk, on_disk)
         self._shapes = shapes
         self._bases = {path: _struct(shapes, path) for path in sorted(self.layout.thin)}
         layers = jax.tree.leaves(shapes["layers"])[0].shape[0]
         for _ in range(layers):
-            blank = {path: np.zeros(b.shape[1:], b.dtype) for path, b in self._bases.items()}
+            blank = {
+                path: np.broadcast_to(np.zeros((), b.dtype), b.shape[1:])
+                for path, b in self._bases.items()
+            }
             self.store.append({"weights": blank})
         self.store.append({"weights": {}})  # the rest does not stream
         self._collected = CollectGradients(layers)
@@ -212,13 +218,13 @@ class StreamedLowRank:
         for path, index, values in tensors:
             if path in self._bases:
                 leaf = bases.index(path)
-                rows = values[None] if index else values
-                for row, part in enumerate(rows, start=index[0] if index else 0):
-                    self.store.write(row, "weights", leaf, part)
+                for row in index[:1] or range(self.engine.layers):
+                    part = values if index else values[row]
+                    self.store.write(row, "weights", leaf, np.asarray(part))
             else:
                 shape = _struct(self._shapes, path)
                 whole = others.setdefault(path, np.zeros(shape.shape, shape.dtype))
-                whole[index] = values
+                whole[index] = np.asarray(values)
         stacks = stacked(self.store, "weights", range(self.engine.layers))
         put = lambda path, _: stacks[path] if path in stacks else self._device(others[path])
         params = self.layout.map(put, self._shapes)

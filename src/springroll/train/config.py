@@ -109,6 +109,10 @@ class TrainConfig(RunConfig):
     card: str | None = None
     """The card by whose speed streamed layers are placed, by its name as `springroll plan --device`
     takes it. Default: the one at hand when the run begins."""
+    disk: str | None = option(None, changeable=True)
+    """Folder on a fast disk for the weights and optimizer state of streamed layers that host memory
+    cannot hold. They are working memory there, and are gone when the process ends; the run goes on
+    from its checkpoints."""
     batch: int = option(8, COUNT)
     """Sequences per micro-batch."""
     sequence: int = option(256, COUNT, formerly="tokens")
@@ -159,6 +163,8 @@ class TrainConfig(RunConfig):
                 "layerwise updates weights during the backward pass, so there is nothing to "
                 f"accumulate over {self.accumulate} micro-batches; leave out one of the two"
             )
+        if self.disk is not None and self.engine == "resident":
+            raise InputError("disk is of streaming; leave out --engine resident")
         if self.clip_by != "global" and self.engine == "resident":
             raise InputError(f"clip_by {self.clip_by} is of streaming; leave out --engine resident")
         if self.fsdp and self.engine == "stream":

@@ -4,7 +4,7 @@ from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING
 
 from springroll.cpu import use_cpu_devices
-from springroll.memory import allow_page_locking
+from springroll.memory import allow_page_locking, claim_device_memory
 from springroll.run import job
 from springroll.train.config import TrainConfig
 from springroll.train.recipes import RECIPES
@@ -23,7 +23,9 @@ prompts.
 
 def set_up(config: TrainConfig) -> None:
     """Make page-locked host memory and the devices of a CPU available to JAX."""
-    allow_page_locking()
+    given = config.host_bytes  # the pool of locked memory has gaps between arrays
+    allow_page_locking(None if given is None else given * 5 // 4)
+    claim_device_memory()
     use_cpu_devices(config.devices or 1)
 
 

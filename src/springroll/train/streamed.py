@@ -3,16 +3,17 @@
 import dataclasses
 from collections.abc import Callable, Sequence
 from importlib.util import find_spec
-from typing import TYPE_CHECKING, Any, NamedTuple, cast
+from typing import Any, cast
 
 import jax
 import jax.numpy as jnp
 from jax import Array
 
 from springroll.errors import InputError
-from springroll.memory import available_bytes, host_memory, spelt
-from springroll.models.decoder import Decoder, leaves, stages
+from springroll.memory import available_bytes, check_within_device, host_memory, spelt
+from springroll.models.decoder import Decoder, stages
 from springroll.models.decoder_config import shapes, structs
+from springroll.models.decoder_weights import drawn_leaves
 from springroll.models.expert_stages import expert_stages
 from springroll.models.hf.files import is_hf_folder, open_hf
 from springroll.models.hf.load import read_bundles
@@ -23,6 +24,8 @@ from springroll.planner.footprint import (
     Placement,
     StepSpec,
     device_bytes,
+    disk_bytes,
+    disk_window,
     host_bytes,
     together,
     total,
@@ -33,6 +36,7 @@ from springroll.planner.working_set import expert_working_set, working_set
 from springroll.stream.bundles import experts_apart, whole_layers
 from springroll.stream.clipping import Clip
 from springroll.stream.device_update import DeviceUpdate
+from springroll.stream.disk import Disk, free_on_disk
 from springroll.stream.fill_store import Tensors, bundled_leaves, stacked_leaves
 from springroll.stream.host_adamw import AdamW, kernels
 from springroll.stream.host_update import HostUpdate
@@ -49,40 +53,8 @@ from springroll.train.optimizers import (
     learning_rate,
     low_rank_trainer,
 )
-from springroll.train.step_memory import on_each
+from springroll.train.stream_memory import StreamMemory
 from springroll.trees import Params, PyTree
-
-if TYPE_CHECKING:
-    from rich.table import Table
-
-
-class StreamMemory(NamedTuple):
-    """Bytes of a step on the device and on the host, by kind."""
-
-    device: dict[str, int]
-    host: dict[str, int]
-    devices: int = 1  # that hold as much each
-
-    @property
-    def peak(self) -> int:
-        """On the device."""
-        return total(self.device)
-
-    def table(self) -> "Table":
-        """For people."""
-        from rich.table import Table
-
-        heading = on_each("device", self.devices)
-        table = Table("memory of a step", heading, "host", title_justify="left")
-        for column in table.columns[1:]:
-            column.justify = "right"
-        for kind in dict.fromkeys((*self.device, *self.host)):
-            sizes = [tier.get(kind, 0) for tier in (self.device, self.host)]
-            if any(sizes):
-                table.add_row(kind, *(spelt(size) if size else "" for size in sizes))
-        table.add_section()
-        table.add_row("peak", spelt(total(self.device)), spelt(total(self.host)))
-        return table
 
 
 def stream_learner(
@@ -99,9 +71,20 @@ def stream_learner(
     make = low_rank if config.optimizer == "lowgrad" else streamed
     link = Link(devices)
     run = StreamedRun(
-        config, decoder, lambda: make(config, decoder, place, waiting(spec, place, budgets), link)
+        config,
+        decoder,
+        lambda: make(
+            config,
+            decoder,
+            place,
+            waiting(spec, place, budgets),
+            link,
+            disk_of(config, spec, place),
+        ),
     )
-    memory = StreamMemory(device_bytes(spec, place), host_bytes(spec, place), len(devices))
+    memory = StreamMemory(
+        device_bytes(spec, place), host_bytes(spec, place), disk_bytes(spec, place), len(devices)
+    )
     learner = Learner(
         init=run.init,
         step=run.step,
@@ -152,6 +135,7 @@ def streamed(
     place: Placement,
     waiting: int,
     link: Link | None = None,
+    disk: Disk | None = None,
 ) -> Streamed:
     """The trainer, with its store allocated; `waiting`: see `HostUpdate`."""
     params, few = float32_shapes(model), config.experts_per_bundle
@@ -169,6 +153,8 @@ def streamed(
         link=link,
         depth=config.depth,
         on_device=[*stay, *rest],
+        disk=disk,
+        on_disk=on_disk(place, model.config.layers, of_layer),
         parts=config.accumulate,
         clip=Clip(config.clip, config.clip_by),
         kept_inputs=place.inputs * of_layer,
@@ -181,6 +167,7 @@ def low_rank(
     place: Placement,
     waiting: int,
     link: Link | None = None,
+    disk: Disk | None = None,
 ) -> StreamedLowRank:
     """The same for gradients in subspaces."""
     dtype = jnp.dtype(config.dtype)
@@ -193,9 +180,26 @@ def low_rank(
         link=link,
         depth=config.depth,
         on_device=range(model.config.layers - place.layers, model.config.layers),
+        disk=disk,
+        on_disk=on_disk(place, model.config.layers),
         parts=config.accumulate,
         kept_inputs=place.inputs,
     )
+
+
+def disk_of(config: TrainConfig, spec: StepSpec, place: Placement) -> Disk | None:
+    """The file of the layers that live on a disk, if any do."""
+    if not place.disk or config.disk is None:
+        return None
+    return Disk(config.disk, disk_window(spec, place))
+
+
+def on_disk(place: Placement, layers: int, of_layer: int = 1) -> list[int]:
+    """The bundles that live on a disk: layers evenly among those that stream, so that it is read
+    while others are computed."""
+    streamed = layers - place.layers
+    chosen = [i * streamed // place.disk for i in range(place.disk)]
+    return [layer * of_layer + bundle for layer in chosen for bundle in range(of_layer)]
 
 
 def update_for(config: TrainConfig, model: Decoder, mode: Mode, waiting: int) -> Update:
@@ -235,7 +239,7 @@ def tensors(config: TrainConfig, model: Decoder, key: Array) -> Tensors:
     """The first weights, one tensor at a time."""
     if is_hf_folder(config.model):
         return bundled_leaves(read_bundles(open_hf(config.model, model.config)))
-    return stacked_leaves(leaves(model.config, key))
+    return stacked_leaves(drawn_leaves(model.config, key))
 
 
 def float32_shapes(model: Decoder) -> Params:
@@ -305,8 +309,11 @@ def budgets_of(config: TrainConfig, devices: Sequence[Any] = ()) -> Budgets:
     one_memory = jax.devices()[0].platform == "cpu"
     free = host_memory() or 1 << 62
     device = available_bytes(devices) if config.device_bytes is None else config.device_bytes
+    if config.device_bytes is not None:
+        check_within_device(config.device_bytes, "--device-memory")
     host = free if config.host_bytes is None else config.host_bytes
-    return Budgets(device or 1 << 62, host, free if one_memory else None)
+    disk = 0 if config.disk is None else max(1, free_on_disk(config.disk))
+    return Budgets(device or 1 << 62, host, free if one_memory else None, disk)
 
 
 def waiting(spec: StepSpec, place: Placement, budgets: Budgets) -> int:
@@ -334,10 +341,22 @@ def placed(config: TrainConfig, spec: StepSpec, budgets: Budgets) -> Placement:
             f"available; lower --depth (now {config.depth}), --batch or --sequence"
             + (f", or pass --experts-per-bundle {smaller}" if (smaller := fewer(spec)) else "")
         )
+    ways = ["fewer --state-bits", "--rounding stochastic"]
+    if config.clip is not None and config.clip_by == "global":
+        ways.append("--clip-by previous (gradients then need not wait on the host)")
+    if config.disk is None:
+        ways.append("a folder for layers (--disk)")
+    remedy = f"take {', '.join(ways)} or a smaller --model"
+    needed = least_host(spec, budgets)
+    if config.disk is not None and needed <= budgets.host:
+        raise InputError(
+            f"{spelt(budgets.disk)} are free on the disk of {config.disk}, too little for the "
+            f"layers that do not fit into {spelt(budgets.host)} of host memory; make room there, "
+            f"or {remedy}"
+        )
     raise InputError(
-        f"streaming needs {spelt(least_host(spec, budgets))} of host memory, "
-        f"{spelt(budgets.host)} are available; take fewer --state-bits, --rounding stochastic "
-        "or a smaller --model"
+        f"streaming needs {spelt(needed)} of host memory, {spelt(budgets.host)} are available; "
+        f"{remedy}"
     )
 
 

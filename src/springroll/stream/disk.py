@@ -1,0 +1,420 @@
+"""Bundles on a disk: read ahead of their use, written behind it, in a file that ends with the run.
+
+The file has no name in its folder, so that no other run meets it and nothing of it is left, however
+the process ends: it is working memory, and a run goes on from its checkpoint. All of its space is
+taken when it is made; a disk that is too small is found before the first step.
+
+What a bundle needs of a field is one stretch of the file and one buffer of host memory. Reading and
+writing go past the page cache where the system can (O_DIRECT), so that host memory holds the
+buffers alone. A `Disk` keeps within its memory: the buffers that were used longest ago make room,
+and who would write waits until others are written.
+"""
+
+import contextlib
+import errno
+import math
+import mmap
+import os
+import shutil
+import tempfile
+import threading
+import weakref
+from collections import OrderedDict
+from collections.abc import Callable, Mapping, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated, NamedTuple
+
+import jax
+import numpy as np
+
+from springroll.atomic import os_line
+from springroll.errors import InputError, as_path
+from springroll.memory import spelt
+from springroll.models.drawn import stretch
+from springroll.ranges import Range
+from springroll.stream.bundles import Index
+from springroll.stream.homes import Fields, is_zero
+from springroll.trees import PyTree
+from springroll.typed_call import typed_call
+
+BYTES = Range(at_least=0, below=2**63)
+SECTOR = 4096  # bytes: what O_DIRECT wants addresses, places and sizes to be multiples of
+LINE = 64  # of a cache; JAX on a CPU takes arrays that begin with one over as they are
+AT_ONCE = 1 << 25  # bytes of a call to the system
+
+
+class Traffic(NamedTuple):
+    """Bytes that were read and written so far, beside those that filled the file."""
+
+    read: int = 0
+    written: int = 0
+
+
+@dataclass(frozen=True, eq=False)
+class Region:
+    """A stretch of the file that holds the arrays of a tree."""
+
+    begin: int
+    size: int
+    tree: PyTree  # of jax.ShapeDtypeStruct
+    places: tuple[int, ...]  # of its leaves, from the beginning
+
+    def arrays(self, buffer: np.ndarray) -> PyTree:
+        """The tree, of views of the memory that the stretch was read into."""
+        leaves, tree = jax.tree.flatten(self.tree)
+        return tree.unflatten(
+            [
+                buffer[place : place + _bytes(leaf)].view(leaf.dtype).reshape(leaf.shape)
+                for place, leaf in zip(self.places, leaves, strict=True)
+            ]
+        )
+
+
+@dataclass
+class _Loaded:
+    """A region in memory.
+
+    users: those who write to it, or write it to the file. awaited: it was read ahead of its use.
+    """
+
+    buffer: Future[np.ndarray]
+    users: int = 0
+    awaited: bool = False
+
+
+class Disk:
+    """A file that holds regions, and those of them that are in memory.
+
+    Args:
+        folder: where the file is made; the folder is made if it is missing.
+        memory: bytes of host memory that regions may take; a single bundle may take more.
+
+    Raises:
+        InputError: no file can be made there.
+    """
+
+    @typed_call
+    def __init__(self, folder: str | Path, memory: Annotated[int, BYTES]):
+        self.folder, self._memory = as_path(folder), memory
+        self._file, self._straight = _opened(self.folder)
+        for descriptor in (self._file, self._straight):
+            weakref.finalize(self, os.close, descriptor)
+        self._size = 0
+        self.traffic = Traffic()
+        self._loaded: OrderedDict[Region, _Loaded] = OrderedDict()  # those used last are last
+        self._changed = threading.Condition()
+        self._failure: InputError | None = None
+        self._reading = ThreadPoolExecutor(2, "springroll-read")
+        self._writing = ThreadPoolExecutor(1, "springroll-write")  # in order
+
+    def reserve(self, tree: PyTree) -> Region:
+        """A region for arrays like these, zero at first.
+
+        Raises:
+            InputError: the disk is full.
+        """
+        structs = jax.tree.map(lambda x: jax.ShapeDtypeStruct(np.shape(x), x.dtype), tree)
+        places, end = [], 0
+        for leaf in jax.tree.leaves(structs):
+            places.append(end)
+            end += -(-_bytes(leaf) // LINE) * LINE
+        region = Region(self._size, -(-end // SECTOR) * SECTOR, structs, tuple(places))
+        if region.size:
+            try:
+                _take(self._file, region.begin, region.size)
+            except OSError as error:
+                raise InputError(
+                    f"weights and optimizer state do not fit on the disk of {self.folder} "
+                    f"({os_line(error)}) after {spelt(self._size)}; make room, or name another "
+                    "--disk"
+                ) from None
+        self._size += region.size
+        return region
+
+    def soon(self, region: Region) -> None:
+        """Begin to read, if there is room."""
+        with self._changed:
+            if region not in self._loaded and self._room(region.size, spare=True):
+                self._begin(region)
+                self._loaded[region].awaited = True
+
+    def load(self, region: Region) -> Future[np.ndarray]:
+        """What the region holds, in memory."""
+        with self._changed:
+            self._check()
+            if region not in self._loaded:
+                self._room(region.size)
+                self._begin(region)
+            self._loaded.move_to_end(region)
+            self._loaded[region].awaited = False
+            return self._loaded[region].buffer
+
+    def hold(self, regions: Sequence[Region]) -> list[np.ndarray]:
+        """The same, to be written to until `changed`."""
+        with self._changed:
+            self._wait_for_room(sum(region.size for region in regions))
+            absent = [region for region in regions if region not in self._loaded]
+            for region in regions:
+                if region not in absent:
+                    self._use(region)
+            self._room(sum(region.size for region in absent))
+            for region in absent:
+                self._begin(region)
+                self._use(region)
+        return [self._loaded[region].buffer.result() for region in regions]
+
+    def changed(self, region: Region) -> None:
+        """What was held is to be written to the file."""
+        self._writing.submit(self._write, region, self._loaded[region])
+
+    def replace(self, region: Region, arrays: PyTree) -> None:
+        """Other arrays for a region; returns while they are written to the file."""
+        with self._changed:
+            self._wait_for_room(region.size)
+            self._loaded.pop(region, None)
+            self._room(region.size)
+            buffer = _buffer(region.size)
+            for own, new in zip(
+                jax.tree.leaves(region.arrays(buffer)), jax.tree.leaves(arrays), strict=True
+            ):
+                np.copyto(own, np.asarray(new))
+            done: Future[np.ndarray] = Future()
+            done.set_result(buffer)
+            self._loaded[region] = _Loaded(done, users=1)
+            self._loaded.move_to_end(region)
+        self.changed(region)
+
+    def leaf(self, region: Region, index: int) -> np.ndarray:
+        """One array of a region, which need not be in memory."""
+        with self._changed:
+            loaded = self._loaded.get(region)
+        if loaded is not None:
+            return jax.tree.leaves(region.arrays(loaded.buffer.result()))[index]
+        struct = jax.tree.leaves(region.tree)[index]
+        buffer = np.empty(_bytes(struct), np.uint8)
+        self._read_into(buffer, region.begin + region.places[index], self._file)
+        return buffer.view(struct.dtype).reshape(struct.shape)
+
+    def write(self, region: Region, index: int, values: np.ndarray, at: Index = ()) -> None:
+        """leaf[at] = values, in the file: a region that is not in use."""
+        with self._changed:
+            self._changed.wait_for(lambda: self._failure or not self._users(region))
+            self._check()
+            self._loaded.pop(region, None)
+        struct = jax.tree.leaves(region.tree)[index]
+        start, _ = stretch(struct.shape, at)
+        raw = np.ascontiguousarray(values, struct.dtype).reshape(-1).view(np.uint8)
+        place = region.begin + region.places[index] + start * struct.dtype.itemsize
+        try:
+            _whole(os.pwrite, self._file, raw, place)
+        except OSError as error:
+            raise self._failed("write", error) from None
+
+    def _use(self, region: Region) -> None:
+        loaded = self._loaded[region]
+        loaded.users, loaded.awaited = loaded.users + 1, False
+
+    def _begin(self, region: Region) -> None:
+        self._loaded[region] = _Loaded(self._reading.submit(self._read, region))
+
+    def _read(self, region: Region) -> np.ndarray:
+        buffer = _buffer(region.size)
+        try:
+            self._read_into(buffer, region.begin, self._straight)
+        except InputError as error:
+            self._stop(error)
+            raise
+        with self._changed:
+            self.traffic = self.traffic._replace(read=self.traffic.read + region.size)
+        return buffer
+
+    def _read_into(self, buffer: np.ndarray, place: int, file: int) -> None:
+        try:
+            _whole(_read_at, file, buffer, place)
+        except OSError as error:
+            raise self._failed("read", error) from None
+
+    def _write(self, region: Region, loaded: _Loaded) -> None:
+        try:
+            _whole(os.pwrite, self._straight, loaded.buffer.result(), region.begin)
+        except OSError as error:
+            self._stop(self._failed("write", error))
+            return  # it stays in memory
+        with self._changed:
+            loaded.users -= 1
+            self.traffic = self.traffic._replace(written=self.traffic.written + region.size)
+            self._changed.notify_all()
+
+    def _stop(self, failure: InputError) -> None:
+        """Let everybody fail who waits, or comes later."""
+        with self._changed:
+            self._failure = self._failure or failure
+            self._changed.notify_all()
+
+    def _failed(self, what: str, error: OSError) -> InputError:
+        return InputError(
+            f"cannot {what} the store in {self.folder}: {os_line(error)}; mend that and go on from "
+            "the newest checkpoint with --resume"
+        )
+
+    def _check(self) -> None:
+        if self._failure is not None:
+            raise self._failure
+
+    def _users(self, region: Region) -> int:
+        loaded = self._loaded.get(region)
+        return 0 if loaded is None else loaded.users
+
+    def _wait_for_room(self, size: int) -> None:
+        """Until so many bytes fit beside those in use, or nothing else is."""
+        used = lambda: sum(r.size for r, loaded in self._loaded.items() if loaded.users)
+        self._changed.wait_for(lambda: self._failure or not used() or used() + size <= self._memory)
+        self._check()
+
+    def _room(self, size: int, spare: bool = False) -> bool:
+        """Drop regions that nobody uses, the oldest first; whether so many bytes fit now. With
+        `spare` those that are awaited stay, and all do where it would not suffice."""
+        lacking = sum(region.size for region in self._loaded) + size - self._memory
+        goes = lambda loaded: not (loaded.users or (spare and loaded.awaited))
+        idle = [r for r, loaded in self._loaded.items() if goes(loaded) and loaded.buffer.done()]
+        if spare and lacking > sum(region.size for region in idle):
+            return False
+        for region in idle:
+            if lacking <= 0:
+                break
+            del self._loaded[region]
+            lacking -= region.size
+        return lacking <= 0
+
+
+class DiskHome:
+    """A bundle on a disk; see `homes.Home`."""
+
+    def __init__(self, disk: Disk, fields: Mapping[str, PyTree]):
+        self._disk = disk
+        self._regions = {name: disk.reserve(tree) for name, tree in fields.items()}
+        self._held: tuple[Region, ...] = ()
+        for name, tree in fields.items():
+            for index, x in enumerate(jax.tree.leaves(tree)):
+                x = np.asarray(x)
+                if any(x.strides) or not is_zero(x):
+                    self.write(name, index, x, ())
+
+    def soon(self, fields: Sequence[str]) -> None:
+        for name in fields:
+            self._disk.soon(self._regions[name])
+
+    def arrays(self, fields: Sequence[str]) -> Fields:
+        coming = {name: self._disk.load(self._regions[name]) for name in fields}
+        return {name: self._regions[name].arrays(x.result()) for name, x in coming.items()}
+
+    def views(self, fields: Sequence[str]) -> Fields:
+        self._held = tuple(self._regions[name] for name in fields)
+        buffers = self._disk.hold(self._held)
+        each = zip(fields, self._held, buffers, strict=True)
+        return {name: region.arrays(buffer) for name, region, buffer in each}
+
+    def changed(self) -> None:
+        for region in self._held:
+            self._disk.changed(region)
+        self._held = ()
+
+    def structs(self, field: str) -> PyTree:
+        return self._regions[field].tree
+
+    def leaf(self, field: str, index: int) -> np.ndarray:
+        return self._disk.leaf(self._regions[field], index)
+
+    def write(self, field: str, index: int, values: np.ndarray, at: Index) -> None:
+        self._disk.write(self._regions[field], index, values, at)
+
+    def replace(self, fields: Mapping[str, PyTree]) -> None:
+        for name, tree in fields.items():
+            self._disk.replace(self._regions[name], tree)
+
+
+def free_on_disk(folder: str | Path) -> int:
+    """Bytes that are free where a folder is or would be made.
+
+    Raises:
+        InputError: it is no folder, or cannot be looked at.
+    """
+    path = as_path(folder, "disk").absolute()
+    try:
+        there = next(each for each in (path, *path.parents) if each.exists())
+        if not there.is_dir():
+            raise InputError(f"disk is {folder}; {there} is a file, expected a folder")
+        return shutil.disk_usage(there).free
+    except OSError as error:
+        raise InputError(f"disk cannot be {os_line(error, folder)}; name another folder") from None
+
+
+def _bytes(struct: jax.ShapeDtypeStruct) -> int:
+    return math.prod(struct.shape) * struct.dtype.itemsize
+
+
+def _opened(folder: Path) -> tuple[int, int]:
+    """Descriptors of a file without a name: as it is, and past the page cache if that can be."""
+    if not hasattr(os, "preadv"):
+        raise InputError("a store on a disk needs Linux, or another system with preadv")
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryFile(dir=folder, buffering=0) as file:
+            descriptor = os.dup(file.fileno())
+    except OSError as error:
+        raise InputError(
+            f"cannot keep a store in {folder}: {os_line(error)}; name a folder that can be written "
+            "to"
+        ) from None
+    return descriptor, _past_the_cache(descriptor)
+
+
+def _past_the_cache(file: int) -> int:
+    direct = -1
+    try:
+        direct = os.open(f"/proc/self/fd/{file}", os.O_RDWR | getattr(os, "O_DIRECT", 0))
+        probe = _buffer(SECTOR)
+        _whole(os.pwrite, direct, probe, 0)
+        _whole(_read_at, direct, probe, 0)
+    except OSError:  # another system, or a file system that takes the flag and no such call
+        if direct >= 0:
+            os.close(direct)
+        return os.dup(file)
+    return direct
+
+
+def _take(file: int, begin: int, size: int) -> None:
+    """Have this space of the disk, as zeros."""
+    if hasattr(os, "posix_fallocate"):
+        os.posix_fallocate(file, begin, size)
+    else:
+        os.ftruncate(file, begin + size)
+
+
+def _buffer(size: int) -> np.ndarray:
+    """Memory (size,) uint8 that begins with a page."""
+    if not size:
+        return np.empty(0, np.uint8)
+    memory = mmap.mmap(-1, size, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
+    if hasattr(mmap, "MADV_HUGEPAGE"):
+        with contextlib.suppress(OSError):
+            memory.madvise(mmap.MADV_HUGEPAGE)
+    return np.frombuffer(memory, np.uint8)
+
+
+def _read_at(file: int, part: memoryview, place: int) -> int:
+    return os.preadv(file, [part], place)
+
+
+def _whole(
+    call: Callable[[int, memoryview, int], int], file: int, buffer: np.ndarray, place: int
+) -> None:
+    """Read or write all of a buffer, whatever the system does at a time."""
+    done = 0
+    while done < buffer.size:
+        count = call(file, buffer[done : done + AT_ONCE].data, place + done)
+        if not count:
+            raise OSError(errno.EIO, "the file ends early")
+        done += count

@@ -10,17 +10,13 @@ buffers alone. A `Disk` keeps within its memory: the buffers that were used long
 and who would write waits until others are written.
 """
 
-import contextlib
-import errno
 import math
-import mmap
 import os
 import shutil
-import tempfile
 import threading
 import weakref
 from collections import OrderedDict
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
@@ -36,13 +32,19 @@ from springroll.models.drawn import stretch
 from springroll.ranges import Range
 from springroll.stream.bundles import Index
 from springroll.stream.homes import Fields, is_zero
+from springroll.stream.unnamed_file import (
+    SECTOR,
+    opened,
+    page_buffer,
+    read_whole,
+    take,
+    write_whole,
+)
 from springroll.trees import PyTree
 from springroll.typed_call import typed_call
 
 BYTES = Range(at_least=0, below=2**63)
-SECTOR = 4096  # bytes: what O_DIRECT wants addresses, places and sizes to be multiples of
 LINE = 64  # of a cache; JAX on a CPU takes arrays that begin with one over as they are
-AT_ONCE = 1 << 25  # bytes of a call to the system
 
 
 class Traffic(NamedTuple):
@@ -98,7 +100,7 @@ class Disk:
     @typed_call
     def __init__(self, folder: str | Path, memory: Annotated[int, BYTES]):
         self.folder, self._memory = as_path(folder), memory
-        self._file, self._straight = _opened(self.folder)
+        self._file, self._straight = opened(self.folder)
         for descriptor in (self._file, self._straight):
             weakref.finalize(self, os.close, descriptor)
         self._size = 0
@@ -123,7 +125,7 @@ class Disk:
         region = Region(self._size, -(-end // SECTOR) * SECTOR, structs, tuple(places))
         if region.size:
             try:
-                _take(self._file, region.begin, region.size)
+                take(self._file, region.begin, region.size)
             except OSError as error:
                 raise InputError(
                     f"weights and optimizer state do not fit on the disk of {self.folder} "
@@ -175,7 +177,7 @@ class Disk:
             self._wait_for_room(region.size)
             self._loaded.pop(region, None)
             self._room(region.size)
-            buffer = _buffer(region.size)
+            buffer = page_buffer(region.size)
             for own, new in zip(
                 jax.tree.leaves(region.arrays(buffer)), jax.tree.leaves(arrays), strict=True
             ):
@@ -208,7 +210,7 @@ class Disk:
         raw = np.ascontiguousarray(values, struct.dtype).reshape(-1).view(np.uint8)
         place = region.begin + region.places[index] + start * struct.dtype.itemsize
         try:
-            _whole(os.pwrite, self._file, raw, place)
+            write_whole(self._file, raw, place)
         except OSError as error:
             raise self._failed("write", error) from None
 
@@ -220,7 +222,7 @@ class Disk:
         self._loaded[region] = _Loaded(self._reading.submit(self._read, region))
 
     def _read(self, region: Region) -> np.ndarray:
-        buffer = _buffer(region.size)
+        buffer = page_buffer(region.size)
         try:
             self._read_into(buffer, region.begin, self._straight)
         except InputError as error:
@@ -232,13 +234,13 @@ class Disk:
 
     def _read_into(self, buffer: np.ndarray, place: int, file: int) -> None:
         try:
-            _whole(_read_at, file, buffer, place)
+            read_whole(file, buffer, place)
         except OSError as error:
             raise self._failed("read", error) from None
 
     def _write(self, region: Region, loaded: _Loaded) -> None:
         try:
-            _whole(os.pwrite, self._straight, loaded.buffer.result(), region.begin)
+            write_whole(self._straight, loaded.buffer.result(), region.begin)
         except OSError as error:
             self._stop(self._failed("write", error))
             return  # it stays in memory
@@ -353,68 +355,3 @@ def free_on_disk(folder: str | Path) -> int:
 
 def _bytes(struct: jax.ShapeDtypeStruct) -> int:
     return math.prod(struct.shape) * struct.dtype.itemsize
-
-
-def _opened(folder: Path) -> tuple[int, int]:
-    """Descriptors of a file without a name: as it is, and past the page cache if that can be."""
-    if not hasattr(os, "preadv"):
-        raise InputError("a store on a disk needs Linux, or another system with preadv")
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryFile(dir=folder, buffering=0) as file:
-            descriptor = os.dup(file.fileno())
-    except OSError as error:
-        raise InputError(
-            f"cannot keep a store in {folder}: {os_line(error)}; name a folder that can be written "
-            "to"
-        ) from None
-    return descriptor, _past_the_cache(descriptor)
-
-
-def _past_the_cache(file: int) -> int:
-    direct = -1
-    try:
-        direct = os.open(f"/proc/self/fd/{file}", os.O_RDWR | getattr(os, "O_DIRECT", 0))
-        probe = _buffer(SECTOR)
-        _whole(os.pwrite, direct, probe, 0)
-        _whole(_read_at, direct, probe, 0)
-    except OSError:  # another system, or a file system that takes the flag and no such call
-        if direct >= 0:
-            os.close(direct)
-        return os.dup(file)
-    return direct
-
-
-def _take(file: int, begin: int, size: int) -> None:
-    """Have this space of the disk, as zeros."""
-    if hasattr(os, "posix_fallocate"):
-        os.posix_fallocate(file, begin, size)
-    else:
-        os.ftruncate(file, begin + size)
-
-
-def _buffer(size: int) -> np.ndarray:
-    """Memory (size,) uint8 that begins with a page."""
-    if not size:
-        return np.empty(0, np.uint8)
-    memory = mmap.mmap(-1, size, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
-    if hasattr(mmap, "MADV_HUGEPAGE"):
-        with contextlib.suppress(OSError):
-            memory.madvise(mmap.MADV_HUGEPAGE)
-    return np.frombuffer(memory, np.uint8)
-
-
-def _read_at(file: int, part: memoryview, place: int) -> int:
-    return os.preadv(file, [part], place)
-
-
-def _whole(
-    call: Callable[[int, memoryview, int], int], file: int, buffer: np.ndarray, place: int
-) -> None:
-    """Read or write all of a buffer, whatever the system does at a time."""
-    done = 0
-    while done < buffer.size:
-        count = call(file, buffer[done : done + AT_ONCE].data, place + done)
-        if not count:
-            raise OSError(errno.EIO, "the file ends early")
-        done += count

@@ -23,6 +23,7 @@ from springroll.models.egg import VECTORS_IN_STACKS, Egg, EggConfig, egg
 from springroll.pretrain.config import PretrainConfig
 from springroll.pretrain.streamed import must_stream, streamed_task
 from springroll.quant.registers import fastest_registers
+from springroll.run.devices import devices_for
 from springroll.run.task import Curve, Metrics, Task
 from springroll.tasks.corpus import Corpus, load_corpus
 from springroll.tasks.text import Streams, baselines, streams, validation
@@ -44,13 +45,10 @@ class Pretraining(NamedTuple):
 
 def population_mesh(devices: int | None, pairs: int) -> Mesh | None:
     """A mesh over as many devices as divide the pairs; None for one device."""
-    found = jax.devices()
-    wanted = devices or len(found)
-    if wanted > len(found):
-        raise InputError(f"devices is {wanted}; this process has {len(found)}")
+    found = devices_for(devices or len(jax.devices()))
     if devices is not None and pairs % devices:
         raise InputError(f"{pairs} pairs do not divide over {devices} devices")
-    count = next(n for n in range(wanted, 0, -1) if pairs % n == 0)
+    count = next(n for n in range(len(found), 0, -1) if pairs % n == 0)
     return None if count == 1 else Mesh(np.array(found[:count]), (AXIS,))
 
 

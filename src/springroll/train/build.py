@@ -24,6 +24,7 @@ from springroll.models.hf.load import read_params
 from springroll.models.protocols import LanguageModel
 from springroll.models.rwkv7.config import RWKV7_CONFIGS, RWKV7Config
 from springroll.planner.devices import card_at_hand, named_card
+from springroll.run.devices import devices_for
 from springroll.run.task import Curve, Metrics, Task
 from springroll.subspace.optimizers import OPTIMIZERS
 from springroll.train.config import TrainConfig
@@ -221,13 +222,11 @@ def pretrained(folder: str | Path, config: ModelConfig) -> PyTree:
 
 def place(config: TrainConfig) -> Placement:
     """The devices of a run: as asked; by default all accelerators, or one CPU."""
-    found = jax.devices()
-    wanted = config.devices or (1 if found[0].platform == "cpu" else len(found))
-    if wanted > len(found):
-        raise InputError(f"devices is {wanted}; this process has {len(found)}")
-    if config.batch % wanted:
-        raise InputError(f"batch is {config.batch}; it must divide evenly over {wanted} devices")
-    return Placement(Mesh(np.array(found[:wanted]), (AXIS,)), config.fsdp)
+    devices = devices_for(config.devices)
+    count = len(devices)
+    if config.batch % count:
+        raise InputError(f"batch is {config.batch}; it must divide evenly over {count} devices")
+    return Placement(Mesh(np.array(devices), (AXIS,)), config.fsdp)
 
 
 def memory_of(config: TrainConfig, learner: Learner, placement: Placement) -> StepMemory:

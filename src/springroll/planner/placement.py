@@ -141,8 +141,9 @@ def shortages(spec: StepSpec, budgets: Budgets) -> list[Shortage]:
     host = lambda place: host_bytes(spec, place)
     both = lambda place: Counter(device(place)) + Counter(host(place))
     held = min(map(host, _with_room(spec, budgets)), key=total, default=least(host))
+    at_once = "a layer at a time" if spec.method.updates else "the whole model"
     tiers: list[tuple[str, Bytes, int]] = [
-        ("device memory for a layer at a time", least(device), budgets.device)
+        (f"device memory for {at_once}", least(device), budgets.device)
     ]
     if budgets.together is not None:
         tiers.append(("memory for device and host together", least(both), budgets.together))

@@ -46,6 +46,11 @@ class RunFolder:
         return self.root / "config.json"
 
     @property
+    def stated(self) -> Path:
+        """The same in messages: as the user named it."""
+        return self.path / self.config.name
+
+    @property
     def metrics(self) -> Path:
         return self.root / "metrics.jsonl"
 
@@ -167,12 +172,12 @@ class RunFolder:
         data = read_json(self.config)
         if not isinstance(data.get("run_id"), str) or not isinstance(data.get("config"), dict):
             raise InputError(
-                f"{self.config} is not the config of a run: no 'run_id' and 'config' in it"
+                f"{self.stated} is not the config of a run: no 'run_id' and 'config' in it"
             )
         if not isinstance(data.get("options_id", ""), str):
-            raise InputError(f"{self.config} is not the config of a run: a wrong 'options_id'")
+            raise InputError(f"{self.stated} is not the config of a run: a wrong 'options_id'")
         if not isinstance(data.get("command", ""), str):
-            raise InputError(f"{self.config} is not the config of a run: 'command' is not a text")
+            raise InputError(f"{self.stated} is not the config of a run: 'command' is not a text")
         return data
 
     def options(self, kind: type[C]) -> C:
@@ -185,16 +190,16 @@ class RunFolder:
         data = self.read_config()
         stored, wanted = data["config"], data.get("options_id", data["run_id"])
         notes = renamed_options(kind, stored)[1]
-        config = from_json(kind, stored, where=str(self.config))
+        config = from_json(kind, stored, where=str(self.stated))
         found = stored_id(kind, stored)
         if found != wanted:
             raise InputError(
-                f"{self.config} was changed after the run began: its options are those of run "
+                f"{self.stated} was changed after the run began: its options are those of run "
                 f"{found}, not of {wanted}; restore it, or start a new run with another --out "
                 f'(where an earlier version of springroll wrote it so, add "options_id": "{found}")'
             )
         for note in notes:
-            print(f"note: {self.config} is of an earlier version: {note}", file=sys.stderr)
+            print(f"note: {self.stated} is of an earlier version: {note}", file=sys.stderr)
         return config
 
     def later_than(self, generation: int) -> list[Path]:

@@ -40,7 +40,9 @@ def alone(model, params, texts, learnt):
     "changes",
     [
         {"window": 4, "local_theta": 100.0, "sinks": True},
-        {"rope_scaling": DynamicScaling(factor=4.0, original_length=8)},
+        pytest.param(
+            {"rope_scaling": DynamicScaling(factor=4.0, original_length=8)}, marks=pytest.mark.slow
+        ),
         pytest.param({"experts": 4, "top_k": 2}, marks=pytest.mark.slow),
     ],
 )
@@ -52,6 +54,7 @@ def test_the_loss_is_that_of_every_text_alone(changes):
     np.testing.assert_allclose(found, alone(model, params, TEXTS, odd), rtol=1e-5)
 
 
+@pytest.mark.slow
 def test_attention_in_blocks_keeps_texts_apart(monkeypatch):
     monkeypatch.setattr(attention, "FORMED", {"cpu": 1, "device": 1})
     monkeypatch.setattr(attention, "BLOCK", 16)

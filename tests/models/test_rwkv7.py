@@ -138,6 +138,7 @@ def test_a_chunk_that_would_overflow_is_refused(chunk):
         RWKV7(case()[0].config, chunk=chunk)
 
 
+@pytest.mark.slow
 def test_segments_of_a_long_text_equal_the_whole(monkeypatch):
     """Two segments of 128 tokens and one of 9, forward and backward, with padding at the front."""
     model, params = RWKV7(case()[0].config, chunk=0), case()[1]

@@ -43,7 +43,11 @@ def run(made, state):
     ("where", "options"),
     [
         ("host", {"parts": 2, "kept_inputs": 1}),
-        ("device", {"clip": Clip(0.5), "on_device": (0, 3), "kept_inputs": 0}),
+        pytest.param(
+            "device",
+            {"clip": Clip(0.5), "on_device": (0, 3), "kept_inputs": 0},
+            marks=pytest.mark.slow,
+        ),
         pytest.param("host", {"clip": Clip(0.5)}, marks=pytest.mark.slow),
         pytest.param("device", {"clip": Clip(0.5, "previous")}, marks=pytest.mark.slow),
         pytest.param("device", {"order": "checkpointed", "depth": 1}, marks=pytest.mark.slow),
@@ -77,6 +81,7 @@ def test_experts_that_come_a_few_at_a_time_learn_the_same_on_two_devices():
     assert distance(two.params, one.params) < 1e-5 * distance(one.params, started(moe()))
 
 
+@pytest.mark.slow
 def test_low_rank_steps_of_two_devices_are_those_of_one():
     (one, first), (two, second) = (
         filled(model(), trainer(model(), refresh_interval=1), **options)

@@ -147,6 +147,7 @@ def test_a_run_goes_on_to_the_same_bytes(tmp_path, text, folder):
     assert newest(out) == newest(whole)
 
 
+@pytest.mark.slow
 def test_a_run_is_written_as_model_and_as_adapter(tmp_path, text, folder, capsys):
     out = tmp_path / "run"
     assert main(command(text, folder, out, "--base-bits", "4")) == 0

@@ -116,7 +116,7 @@ def test_two_devices_go_on_where_one_stopped_and_end_where_one_does(tmp_path, te
         ("--engine resident --clip-by layer", "clip_by layer is of streaming"),
         (f"{ON_DISK} --model llama-1m", "12.6 MiB of host memory, 12 MiB .* a folder for layers"),
         (f"{ON_DISK} --model llama-1m --disk /dev/null", "/dev/null is a file, expected a folder"),
-        ("--engine resident --disk here", "disk is of streaming; leave out --engine resident"),
+        ("--engine resident --disk here", "disk is of streaming, the engine is resident; leave"),
         ("--engine streem", "did you mean stream"),
         ("--depth 0", "depth is 0"),
     ],

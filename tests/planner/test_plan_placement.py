@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+import random
 import re
 from typing import Any
 
@@ -33,7 +34,15 @@ from springroll.planner.footprint import (
     total,
 )
 from springroll.planner.methods import method_bytes
-from springroll.planner.placement import Budgets, choose, fits, least_device, least_host, placements
+from springroll.planner.placement import (
+    Budgets,
+    choose,
+    fits,
+    least_device,
+    least_host,
+    placements,
+    shortages,
+)
 from springroll.planner.plan import named_model, options_of, plan
 from springroll.planner.refusal import changes, refusal
 from springroll.planner.search import fastest_plan, larger_step, step_spec
@@ -132,6 +141,30 @@ def test_what_a_step_needs_at_least():
     assert choose(one, H200, Budgets(device - 1, 1 << 50)) is None
     assert choose(one, H200, Budgets(24 * GIB, host)) is not None
     assert choose(one, H200, Budgets(24 * GIB, host - 1)) is None
+
+
+def test_what_is_missing_suffices_whatever_there_is():
+    """Of random machines on which nothing fits: something is said to be missing, and with all of it
+    the step fits."""
+    draw = random.Random(0)
+    some = lambda: int(12 * SEVEN.parameters * 2 ** draw.uniform(-9, 1))
+    methods = [spec(name) for name in ("adamw", "muon-8bit", "lowgrad", "evolve", "lora")]
+    refused = 0
+    while refused < 100:
+        devices, clip = draw.choice((1, 2)), draw.choice(("global", "previous"))
+        one = dataclasses.replace(draw.choice(methods), rows=2, devices=devices, clip=clip)
+        together, disk = draw.choice((None, some())), draw.choice((0, some()))
+        budgets = Budgets(some(), some(), together, disk)
+        if choose(one, H200, budgets) is not None:
+            continue
+        short = {lack.tier.split()[0]: lack.needed for lack in shortages(one, budgets)}
+        assert short and ("disk" not in short or disk)
+        assert all(lack.missing > 0 for lack in shortages(one, budgets))
+        if together is not None:
+            apart = budgets.host < together
+            short |= {"together": short.pop("memory", together)} | ({} if apart else {"host": 1 << 62})
+        assert choose(one, H200, budgets._replace(**short)) is not None, (budgets, short)
+        refused += 1
 
 
 def test_the_deepest_model_uses_what_there_is():

@@ -231,6 +231,7 @@ def test_another_base_is_refused(tmp_path, text, capsys):
         ({"optimizer": "lora", "engine": "stream"}, "--base-bits 4"),
         ({"optimizer": "lora", "layerwise": True}, "layerwise is not of --optimizer lora"),
         ({"optimizer": "lora", "scale": 2.0}, "scale is not of --optimizer lora"),
+        ({"optimizer": "lora", "disk": "/tmp"}, "disk is not of --optimizer lora"),
         ({"lora_alpha": 2.0}, "lora_alpha is of --optimizer lora"),
         ({"optimizer": "lowgrad", "base_bits": 4}, "base_bits is of --optimizer lora"),
         ({"optimizer": "lora", "lora_alpha": float("nan")}, "lora_alpha"),

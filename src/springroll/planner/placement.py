@@ -3,7 +3,7 @@
 import bisect
 import dataclasses
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from typing import NamedTuple
 
 from springroll.planner.devices import Rates
@@ -134,30 +134,40 @@ class Shortage(NamedTuple):
 
 
 def shortages(spec: StepSpec, budgets: Budgets) -> list[Shortage]:
-    """What is missing for a step that does not fit: on the device, on the host, of both, or
-    on the disk."""
-    least = lambda sizes: min(map(sizes, _smallest(spec)), key=total)
-    device = lambda place: device_bytes(spec, place)
-    host = lambda place: host_bytes(spec, place)
-    both = lambda place: Counter(device(place)) + Counter(host(place))
-    held = min(map(host, _with_room(spec, budgets)), key=total, default=least(host))
+    """What is missing for a step that does not fit: on the device; on the host of such a device; of
+    both, where they are one memory; on the disk, if there is one. All of it together suffices."""
+    found: list[Shortage] = []
+
+    def held(tier: str, choices: Iterable[Bytes], given: int) -> int:
+        """The budget with which the smallest of these fits."""
+        sizes = min(choices, key=total)
+        needed, part = total(sizes), max(sizes, key=lambda kind: sizes[kind])
+        if needed > given:
+            found.append(Shortage(tier, needed, given, part, sizes[part]))
+        return max(needed, given)
+
+    apart = budgets.together is None or budgets.host < budgets.together
     at_once = "a layer at a time" if spec.method.updates else "the whole model"
-    tiers: list[tuple[str, Bytes, int]] = [
-        (f"device memory for {at_once}", least(device), budgets.device)
-    ]
+    smallest = (device_bytes(spec, place) for place in _smallest(spec))
+    least = held(f"device memory for {at_once}", smallest, budgets.device)
+    budgets = budgets._replace(device=least, host=budgets.host if apart else 1 << 62)
+    roomy = _with_room(spec, budgets)
+    host = held("host memory", (host_bytes(spec, place) for place in roomy), budgets.host)
+    budgets = budgets._replace(host=host)
     if budgets.together is not None:
-        tiers.append(("memory for device and host together", least(both), budgets.together))
-    else:
-        tiers.append(("host memory", held, budgets.host))
-    enough = placements(spec, budgets._replace(disk=1 << 62))
-    stored = min((disk_bytes(spec, place) for place in enough), key=total, default={})
-    tiers.append(("disk", stored, budgets.disk))
-    largest = lambda sizes: max(sizes, key=lambda kind: sizes[kind])
-    return [
-        Shortage(tier, total(sizes), given, largest(sizes), max(sizes.values()))
-        for tier, sizes, given in tiers
-        if total(sizes) > given
-    ]
+        each = lambda place: device_bytes(spec, place).items()
+        devices = lambda place: Counter({kind: spec.devices * n for kind, n in each(place)})
+        both = (
+            devices(place) + Counter(host_bytes(spec, place))
+            for place in roomy
+            if total(host_bytes(spec, place)) <= host
+        )
+        tier = "memory for device and host together"
+        budgets = budgets._replace(together=held(tier, both, budgets.together))
+    if budgets.disk:
+        enough = placements(spec, budgets._replace(disk=1 << 62))
+        held("disk", (disk_bytes(spec, place) for place in enough), budgets.disk)
+    return found
 
 
 def _smallest(spec: StepSpec) -> list[Placement]:

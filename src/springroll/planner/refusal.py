@@ -6,7 +6,8 @@ from collections.abc import Iterator
 from springroll.memory import spelt
 from springroll.models.decoder_config import DecoderConfig
 from springroll.planner.alternatives import largest_named
-from springroll.planner.placement import shortages
+from springroll.planner.footprint import StepSpec
+from springroll.planner.placement import Budgets, Shortage, shortages
 from springroll.planner.search import Options, fastest_plan, micro_batches, step_spec
 
 LESS_STATE = ("adamw-8bit", "adamw-4bit", "apollo-mini", "lowgrad", "evolve")
@@ -24,6 +25,7 @@ def refusal(name: str, config: DecoderConfig, options: Options) -> str:
     )
     message = f"{name} with {spec.method.name} needs {needed}"
     more = " and ".join(f"{spelt(one.missing)} more {one.tier.split(' for ')[0]}" for one in short)
+    more += disk_instead(spec, options.budgets, short)
     for change, other in changes(config, options):
         if fastest_plan(name, config, other) is not None:
             return f"{message}; {change} fits, and so would {more}"
@@ -31,6 +33,15 @@ def refusal(name: str, config: DecoderConfig, options: Options) -> str:
     if smaller is not None:
         return f"{message}; it takes {more}; the largest model that fits is {smaller.model}"
     return f"{message}, and no named model fits; give more memory"
+
+
+def disk_instead(spec: StepSpec, budgets: Budgets, short: list[Shortage]) -> str:
+    """The disk that would do in place of more host memory, where none was given."""
+    if budgets.disk or [one.tier for one in short] != ["host memory"]:
+        return ""
+    lacking = shortages(spec, budgets._replace(disk=1))
+    enough = [one.tier for one in lacking] == ["disk"]
+    return f", or {spelt(lacking[0].needed)} of disk (--disk)" if enough else ""
 
 
 def changes(config: DecoderConfig, options: Options) -> Iterator[tuple[str, Options]]:

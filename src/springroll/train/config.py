@@ -23,7 +23,7 @@ from springroll.run.options import (
 WARMUP = "it must be a share from 0 to below 1"
 WITH_BASES = ("galore", "fira", "lowgrad")
 LORA_OPTIONS = ("lora_alpha", "base_bits")
-NOT_LORA = ("layerwise", "fsdp", "refresh_interval", "scale")
+NOT_LORA = ("layerwise", "fsdp", "refresh_interval", "scale", "disk", "experts_per_bundle")
 Optimizer = Literal["adamw", "galore", "apollo", "apollo-mini", "fira", "muon", "lowgrad", "lora"]
 
 
@@ -164,7 +164,7 @@ class TrainConfig(RunConfig):
                 f"accumulate over {self.accumulate} micro-batches; leave out one of the two"
             )
         if self.disk is not None and self.engine == "resident":
-            raise InputError("disk is of streaming; leave out --engine resident")
+            raise InputError("disk is of streaming, the engine is resident; leave out one of them")
         if self.clip_by != "global" and self.engine == "resident":
             raise InputError(f"clip_by {self.clip_by} is of streaming; leave out --engine resident")
         if self.fsdp and self.engine == "stream":

@@ -131,16 +131,19 @@ def test_what_is_wrong_is_one_line_and_leaves_nothing(tmp_path, text, capsys, op
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("update", ["host", "device"])
-def test_layers_on_a_disk_make_the_same_run_whenever_it_is_killed(tmp_path, text, update, capsys):
+@pytest.mark.parametrize(
+    ("update", "device", "host"), [("host", "2100KiB", "12MiB"), ("device", "4300KiB", "14MiB")]
+)
+def test_layers_on_a_disk_make_the_same_run_whenever_it_is_killed(
+    tmp_path, text, update, device, host, capsys
+):
     """The same bytes as in memory; nothing is left on the disk."""
-    steps, roomy = 30, ON_DISK.replace("12MiB", "64MiB")
+    steps, tight = 30, ON_DISK.replace("2100KiB", device).replace("12MiB", host)
+    roomy = tight.replace(host, "64MiB")
     start = lambda out: command(text, tmp_path / out, model="llama-1m", steps=steps)
     assert main([*start("whole"), *roomy.split(), "--update", update]) == 0
     folder = tmp_path / "disk"
-    more = [*ON_DISK.split(), "--update", update, "--disk", str(folder)]
-    if update == "device":
-        more[more.index("12MiB")] = "14MiB"
+    more = [*tight.split(), "--update", update, "--disk", str(folder)]
     for attempt in range(3):
         resume = ["--resume"] if (tmp_path / "parts" / "config.json").exists() else []
         line = [sys.executable, "-m", "springroll", *start("parts"), *more, *resume]

@@ -46,6 +46,7 @@ def example(record, chat=True, **columns):
         ({"prompt": [USER, SAID, USER], "completion": "Hello"}, [USER, SAID, USER, SAID], (3,)),
         ({"prompt": "Hi", "completion": ""}, [USER], ()),
         ({"prompt": "Hi", "completion": None}, [USER], ()),
+        ({"prompt": "Hi", "completion": []}, [USER], ()),
     ],
 )
 def test_forms_of_records(record, messages, answers):

@@ -216,13 +216,15 @@ def _said(row: Row, columns: Sequence[str]) -> str | list[dict[str, Any]]:
     if len(columns) > 1:
         return joined(row, columns)
     value = value_of(row.record, columns[0])
-    if isinstance(value, list) and value:
+    if value is None or value == []:  # no messages are no text
+        return ""
+    if isinstance(value, list):
         return messages_of(value, row.where, columns[0])
-    if not isinstance(value, str | None):
+    if not isinstance(value, str):
         raise InputError(
             f"{row.where} has {kind_of(value)} under {columns[0]!r}; expected text or messages"
         )
-    return value or ""
+    return value
 
 
 def _turns(role: str, said: str | list[dict[str, Any]]) -> list[dict[str, Any]]:

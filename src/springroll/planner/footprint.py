@@ -79,12 +79,14 @@ class StepSpec:
 
     @functools.cached_property
     def layer_input(self) -> int:
-        """Bytes of one layer's inputs on each device, of all micro-batches; those of its experts
-        too, where they are bundles: as wide, and a float32 weight per expert."""
+        """Bytes of one layer's inputs on each device, of all micro-batches where layers stream, one
+        after the other; those of its experts too, where they are bundles: as wide, and a float32
+        weight per expert."""
         one = self.config.hidden * self.method.weights
         if self.experts_per_bundle:
             one = 2 * one + 4 * self.config.experts
-        return self.tokens // self.devices * one
+        tokens = self.tokens if self.method.updates else self.rows * self.sequence
+        return tokens // self.devices * one
 
     @functools.cached_property
     def gradient(self) -> int:

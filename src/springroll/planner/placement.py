@@ -91,7 +91,9 @@ def _lacking(spec: StepSpec, place: Placement, budgets: Budgets) -> int:
 
 
 def _inputs(spec: StepSpec, place: Placement, budgets: Budgets) -> int:
-    """Layers whose saved inputs fit on the device beside all else."""
+    """Layers whose saved inputs fit on the device beside all else; all, where nothing streams."""
+    if not spec.method.updates:
+        return spec.config.layers
     free = budgets.device - total(device_bytes(spec, place))
     if not spec.method.trains:
         return int(free >= 2 * spec.layer_input)
@@ -173,7 +175,7 @@ def shortages(spec: StepSpec, budgets: Budgets) -> list[Shortage]:
 def _smallest(spec: StepSpec) -> list[Placement]:
     """One window of layers, and nothing that could be elsewhere stays."""
     streamed = [Placement(mode, 0, 0) for mode in spec.method.updates]
-    return streamed or [Placement("resident", spec.config.layers, 0)]
+    return streamed or [Placement("resident", spec.config.layers, spec.config.layers)]
 
 
 def replaced(place: Placement, disk: int) -> Placement:

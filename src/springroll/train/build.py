@@ -211,6 +211,8 @@ def model_config(name: str) -> DecoderConfig | RWKV7Config:
     """The configuration of that name with the 256 bytes for a vocabulary, or that of a folder."""
     if is_hf_folder(name) or os.path.isdir(name):  # which says what is wrong with the folder
         return read_config(name)
+    if os.sep in name:
+        raise InputError(f"model is {name}; there is no folder of that name")
     return dataclasses.replace(named(name, CONFIGS | RWKV7_CONFIGS), vocab=BYTES)
 
 

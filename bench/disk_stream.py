@@ -20,6 +20,7 @@ import threading
 import time
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from typing import Any
 
 import jax
 import numpy as np
@@ -94,7 +95,8 @@ def main(folder: str, layers: int = 20, host: str = "4GiB", steps: int = 3) -> N
     watch, began = Watch(), time.perf_counter()
     state = learner.init(jax.random.key(0))
     building = time.perf_counter() - began
-    disk = learner.step.__self__.trainer.store.disk
+    step_of: Any = learner.step
+    disk = step_of.__self__.trainer.store.disk
     if disk is None:
         raise SystemExit(f"all layers fit into {host} of host memory; give less")
     losses, rates, seconds = [], [], []
@@ -132,4 +134,6 @@ def main(folder: str, layers: int = 20, host: str = "4GiB", steps: int = 3) -> N
 
 if __name__ == "__main__":
     given = sys.argv[1:]
-    main(given[0], *map(int, given[1:2]), *given[2:3], *map(int, given[3:4]))
+    kinds = (str, int, str, int)
+    arguments: list[Any] = [kind(text) for kind, text in zip(kinds, given, strict=False)]
+    main(*arguments)

@@ -16,6 +16,7 @@ import subprocess
 import sys
 import time
 from pathlib import Path
+from typing import Any
 
 
 def memory(kind: str) -> int:
@@ -35,7 +36,9 @@ def built(model: str, update: str) -> dict[str, float]:
     from springroll.train.config import TrainConfig
     from springroll.trees import tree_bytes
 
-    how = {"update": "device", "state_bits": 8} if update == "device" else {"update": "host"}
+    how: dict[str, Any] = (
+        {"update": "device", "state_bits": 8} if update == "device" else {"update": "host"}
+    )
     config = TrainConfig(
         model=model,
         engine="stream",

@@ -107,7 +107,7 @@ def chat_model(tmp_path_factory):
     """A folder with a template, and chats of several turns for it."""
     folder = tmp_path_factory.mktemp("chat")
     shape = dataclasses.replace(CONFIGS["llama-tiny"], vocab=VOCAB)
-    save_hf(folder / "model", decoder(shape).init(jax.random.key(0)), shape)
+    save_hf(folder / "model", shape, decoder(shape).init(jax.random.key(0)))
     chat_folder(folder / "model", CHATML)
     turn = lambda role, text: {"role": role, "content": text}
     chat = lambda i: [

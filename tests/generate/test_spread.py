@@ -2,6 +2,7 @@
 
 import threading
 from types import SimpleNamespace
+from typing import Any
 
 import jax
 import numpy as np
@@ -18,7 +19,7 @@ def mesh_of(devices, axis="population"):
     return jax.make_mesh((devices,), (axis,), devices=jax.devices()[:devices])
 
 
-def population(pop_size):
+def population(pop_size) -> Any:
     """All that is asked of members before they are cut."""
     signs = SimpleNamespace(signs=(1, -1))
     return SimpleNamespace(pairs=np.zeros(pop_size // 2), perturbation=signs)

@@ -13,6 +13,7 @@ model (`_any`); both must give the logits of `decoder.npz`.
 import shutil
 import sys
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -58,7 +59,8 @@ def write(root: Path) -> None:
     # transformers reads an adapter with PEFT, from the base that it names.
     config, adapter = families["llama"], Adapter(4, 6.0)
     model = decoder(config)
-    params, like = load_hf(root / "llama")[1], jax.eval_shape(model.init, jax.random.key(0))
+    params: Any = load_hf(root / "llama")[1]
+    like: Any = jax.eval_shape(model.init, jax.random.key(0))
     trained = jax.tree.map(
         lambda x: jax.random.normal(jax.random.key(x.size), x.shape) / 8,
         jax.eval_shape(lambda: first_adapters(jax.random.key(0), like, adapter.rank)),

@@ -105,6 +105,8 @@ def test_capped_logits_and_weighted_tokens_have_the_gradients_of_the_plain_ones(
         return jnp.where(targets >= 0, -picked[..., 0], np.float32(0))
 
     ours = lambda x, head: token_nats(x, head, targets, 0.7, chunk=1, cap=2.0)
-    learn = lambda nats: quick_jit(jax.value_and_grad(lambda *a: loss(*a, nats), (0, 1)))(x, head)
+    learn = lambda nats: quick_jit(jax.value_and_grad(lambda x, head: loss(x, head, nats), (0, 1)))(
+        x, head
+    )
     for a, b in zip(*map(jax.tree.leaves, (learn(ours), learn(capped))), strict=True):
         np.testing.assert_allclose(a, b, atol=1e-4)

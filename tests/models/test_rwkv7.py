@@ -150,7 +150,7 @@ def test_segments_of_a_long_text_equal_the_whole(monkeypatch):
 
     def learned():
         """A program of its own each time it is called: `WIDE` is read when it is traced."""
-        block = lambda *args: model.block(*args, before, np.bool_(False), real, True)
+        block = lambda layer, x, v: model.block(layer, x, v, before, np.bool_(False), real, True)
 
         def run(layer, x, v):
             (y, _, state), pull = jax.vjp(block, layer, x, v)

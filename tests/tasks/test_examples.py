@@ -56,7 +56,7 @@ def test_forms_of_records(record, messages, answers):
 
 def test_two_texts_of_a_prompt_have_a_line_between():
     found = example({"instruction": "Add", "input": "1, 2", "output": "3"})
-    assert found.messages[0]["content"] == "Add\n\n1, 2"
+    assert found.messages is not None and found.messages[0]["content"] == "Add\n\n1, 2"
 
 
 def test_a_call_of_a_tool_is_an_answer():

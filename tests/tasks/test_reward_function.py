@@ -195,7 +195,7 @@ def test_results_of_many_kinds():
     assert outcomes_of(truths, 2) == [Verdict(0, True, True), Verdict(2, True, True)]
     no_truth = [{"reward": 1, "correct": "False"}, {"score": 1, "acc": [1]}]
     assert [each[0] for each in outcomes_of(no_truth, 2)] == ["wrong", "wrong"]
-    assert "returned as 'correct' a str; expected" in outcomes_of(no_truth, 2)[0][1]
+    assert "returned as 'correct' a str; expected" in str(outcomes_of(no_truth, 2)[0][1])
     assert outcomes_of((x for x in [0.0]), 1) == [Verdict(0, False, True)]
     far = [Verdict(3.4e38, True, True), Verdict(-3.4e38, False, True)]
     assert outcomes_of([3.4e38, -3.4e38], 2) == far

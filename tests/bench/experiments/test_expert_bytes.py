@@ -84,7 +84,7 @@ def test_counted_bytes_are_those_of_arrays(own):
     assert (real(state.projectors), real(state.low)) == (row["bases"], row["low"])
     assert expert_bytes._expert_bytes(state.opt) == row["moments"]
     stack = (TINY.layers, TINY.experts) if own else (TINY.layers,)
-    gate = state.projectors["layers/mlp/experts/gate_proj"]
+    gate = jnp.asarray(state.projectors["layers/mlp/experts/gate_proj"])
     assert gate.shape == (*stack, TINY.hidden, 8)
     gram = jnp.swapaxes(gate, -1, -2) @ gate
     np.testing.assert_allclose(gram, np.broadcast_to(np.eye(8), gram.shape), atol=1e-5)

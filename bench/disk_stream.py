@@ -13,18 +13,16 @@ the run.
 import dataclasses
 import json
 import os
-import re
 import statistics
 import sys
-import threading
 import time
 from concurrent.futures import ThreadPoolExecutor
-from pathlib import Path
 from typing import Any
 
 import jax
 import numpy as np
 
+from springroll.bench.process_memory import peak_memory
 from springroll.memory import return_freed_blocks
 from springroll.models.decoder import decoder
 from springroll.models.decoder_config import named
@@ -56,25 +54,6 @@ def bandwidth(folder: str) -> float:
     return 2 * PIECES * piece.nbytes / (time.perf_counter() - began)
 
 
-class Watch:
-    """The most memory of its own that this process had."""
-
-    def __init__(self) -> None:
-        self.most, self._end = 0, threading.Event()
-        threading.Thread(target=self._look, daemon=True).start()
-
-    def end(self) -> int:
-        """Bytes."""
-        self._end.set()
-        return self.most
-
-    def _look(self) -> None:
-        while not self._end.wait(0.05):
-            status = Path("/proc/self/status").read_text()
-            found = re.search(r"RssAnon:\s+(\d+) kB", status)
-            self.most = max(self.most, int(found[1]) * 1024 if found else 0)
-
-
 def main(folder: str, layers: int = 20, host: str = "4GiB", steps: int = 3) -> None:
     """Train and print one line."""
     config = TrainConfig(
@@ -92,23 +71,23 @@ def main(folder: str, layers: int = 20, host: str = "4GiB", steps: int = 3) -> N
     model = decoder(dataclasses.replace(named(MODEL), vocab=256, layers=layers))
     raw = [bandwidth(folder)]
     learner, memory = streamed.stream_learner(config, model, jax.local_devices()[:1])
-    watch, began = Watch(), time.perf_counter()
-    state = learner.init(jax.random.key(0))
-    building = time.perf_counter() - began
-    step_of: Any = learner.step
-    disk = step_of.__self__.trainer.store.disk
-    if disk is None:
-        raise SystemExit(f"all layers fit into {host} of host memory; give less")
-    losses, rates, seconds = [], [], []
-    for step in range(steps + 1):  # the first one compiles
-        tokens = jax.random.randint(jax.random.key(step), (1, 17), 0, 256)
-        before, began = disk.traffic, time.perf_counter()
-        state, metrics = learner.step(state, tokens)
-        losses.append(float(metrics["loss"]))
-        state.params["norm"].block_until_ready()
-        seconds.append(time.perf_counter() - began)
-        rates.append((sum(disk.traffic) - sum(before)) / seconds[-1])
-    most = watch.end()
+    with peak_memory() as peak:
+        began = time.perf_counter()
+        state = learner.init(jax.random.key(0))
+        building = time.perf_counter() - began
+        step_of: Any = learner.step
+        disk = step_of.__self__.trainer.store.disk
+        if disk is None:
+            raise SystemExit(f"all layers fit into {host} of host memory; give less")
+        losses, rates, seconds = [], [], []
+        for step in range(steps + 1):  # the first one compiles
+            tokens = jax.random.randint(jax.random.key(step), (1, 17), 0, 256)
+            before, began = disk.traffic, time.perf_counter()
+            state, metrics = learner.step(state, tokens)
+            losses.append(float(metrics["loss"]))
+            state.params["norm"].block_until_ready()
+            seconds.append(time.perf_counter() - began)
+            rates.append((sum(disk.traffic) - sum(before)) / seconds[-1])
     raw.append(bandwidth(folder))
     ours, baseline = statistics.median(rates[1:]), statistics.mean(raw)
     result = {
@@ -121,7 +100,7 @@ def main(folder: str, layers: int = 20, host: str = "4GiB", steps: int = 3) -> N
         "bandwidths": raw,
         "losses": losses,
         "building_seconds": building,
-        "own_memory_bytes": most,
+        "own_memory_bytes": peak["own"],
         "planned": {
             "device": total(memory.device),
             "host": total(memory.host),

@@ -8,12 +8,9 @@ the first generation. Two generations run: the first only scores, the second tak
 first on the way. Memory is what the process has of its own, without pages of files.
 """
 
-import contextlib
 import os
-import re
 import sys
 import tempfile
-import threading
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -25,6 +22,7 @@ import numpy as np
 import optax
 
 from springroll.bench import measure
+from springroll.bench.process_memory import peak_memory
 from springroll.evolve.eggroll import eggroll
 from springroll.evolve.members import evaluate
 from springroll.evolve.strategy import Strategy
@@ -159,34 +157,6 @@ def drop_pages(folder: str) -> None:
             os.fsync(file.fileno())
             if hasattr(os, "posix_fadvise"):
                 os.posix_fadvise(file.fileno(), 0, 0, os.POSIX_FADV_DONTNEED)
-
-
-@contextlib.contextmanager
-def peak_memory() -> Iterator[dict[str, int]]:
-    """ "own": the most bytes of the process's own memory inside the block, looked at 20 times a
-    second; 1 where the system does not tell."""
-    peak, done = {"own": 1}, threading.Event()
-
-    def look() -> None:
-        while True:
-            peak["own"] = max(peak["own"], own_memory())
-            if done.wait(0.05):
-                return
-
-    watcher = threading.Thread(target=look)
-    watcher.start()
-    try:
-        yield peak
-    finally:
-        done.set()
-        watcher.join()
-
-
-def own_memory() -> int:
-    """Bytes of this process that are no pages of files."""
-    status = Path("/proc/self/status")
-    found = re.search(r"RssAnon:\s+(\d+) kB", status.read_text()) if status.exists() else None
-    return int(found[1]) << 10 if found else 1
 
 
 def main() -> None:

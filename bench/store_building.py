@@ -11,20 +11,12 @@ a tiny model, had loaded all code; what is resident at the end shows that all pa
 import dataclasses
 import gc
 import json
-import re
 import subprocess
 import sys
 import time
-from pathlib import Path
 from typing import Any
 
-
-def memory(kind: str) -> int:
-    """Bytes of this process: VmRSS, or VmHWM for the most it ever had."""
-    status = Path("/proc/self/status").read_text()
-    found = re.search(rf"{kind}:\s+(\d+) kB", status)
-    assert found is not None
-    return int(found[1]) * 1024
+from springroll.bench.process_memory import forget_peak, process_bytes
 
 
 def built(model: str, update: str) -> dict[str, float]:
@@ -54,13 +46,13 @@ def built(model: str, update: str) -> dict[str, float]:
     streamed.stream_learner(tiny, language_model(tiny), one)[0].init(jax.random.key(0))
     learner, _ = streamed.stream_learner(config, language_model(config), one)
     gc.collect()
-    before, began = memory("VmRSS"), time.perf_counter()
-    Path("/proc/self/clear_refs").write_text("5")  # the record begins anew
+    before, began = process_bytes("VmRSS"), time.perf_counter()
+    forget_peak()
     state = learner.init(jax.random.key(0))
     seconds = time.perf_counter() - began
     size = tree_bytes((state.params, state.optimizer))
-    peak = memory("VmHWM") - before
-    there = memory("VmRSS") - before
+    peak = process_bytes("VmHWM") - before
+    there = process_bytes("VmRSS") - before
     return {"store_bytes": size, "peak_bytes": peak, "resident_bytes": there, "seconds": seconds}
 
 

@@ -51,6 +51,11 @@ def spelt(size: float) -> str:
     return f"{size:.3g} B"
 
 
+def on_each(what: str, devices: int) -> str:
+    """The heading of a column of bytes: `what`, or those of each of several devices."""
+    return what if devices == 1 else f"each of {devices} devices"
+
+
 def available_bytes(devices: Sequence[Any] = ()) -> int | None:
     """Bytes a program can have on each device, by default on the first alone: on the one that has
     least, or on a CPU a share of what the host has left.
@@ -68,7 +73,7 @@ def available_bytes(devices: Sequence[Any] = ()) -> int | None:
 
 def uneven(devices: Sequence[Any]) -> str | None:
     """A line where devices differ in their memory, which names the smallest: that one counts."""
-    limits = [(device.memory_stats() or {}).get("bytes_limit", 0) for device in devices]
+    limits = [_limit(device) for device in devices]
     least, most = min(limits), max(limits)
     if least == most or not least:
         return None
@@ -77,6 +82,11 @@ def uneven(devices: Sequence[Any]) -> str | None:
         f"{smallest} has {spelt(least)} of memory, others have up to {spelt(most)}: a step must "
         "fit on the smallest; hide it (CUDA_VISIBLE_DEVICES) to use more"
     )
+
+
+def _limit(device: Any) -> int:
+    """Bytes that a process can have of a device; 0 where it does not tell."""
+    return (device.memory_stats() or {}).get("bytes_limit", 0)
 
 
 def host_memory() -> int | None:
@@ -90,8 +100,7 @@ def all_memory() -> int | None:
     import jax
 
     host = host_memory()
-    stats = [device.memory_stats() or {} for device in jax.local_devices()]
-    return None if host is None else host + sum(each.get("bytes_limit", 0) for each in stats)
+    return None if host is None else host + sum(map(_limit, jax.local_devices()))
 
 
 def check_fits(needed: int, what: str, free: int | None = None) -> None:
@@ -145,7 +154,7 @@ def check_within_device(given: int, name: str) -> None:
     """
     import jax
 
-    limit = (jax.local_devices()[0].memory_stats() or {}).get("bytes_limit")
+    limit = _limit(jax.local_devices()[0])
     if limit and given > limit:
         raise InputError(
             f"{name} is {spelt(given)}; a process can have {spelt(limit)} of this device (a share "

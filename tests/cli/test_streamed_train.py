@@ -130,6 +130,19 @@ def test_what_is_wrong_is_one_line_and_leaves_nothing(tmp_path, text, capsys, op
     assert not (tmp_path / "run").exists()
 
 
+def killed(arguments, out, later):
+    """Run a command or go on with its run, and kill it seconds after its second checkpoint."""
+    resume = ["--resume"] if (out / "config.json").exists() else []
+    line = [sys.executable, "-m", "springroll", *arguments, *resume]
+    with subprocess.Popen(line, env=os.environ) as process:
+        for _ in range(600):
+            if len(checkpoint.saved(out / "checkpoints")) > 1:
+                break
+            time.sleep(0.1)
+        time.sleep(later)
+        process.send_signal(signal.SIGKILL)
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize(
     ("update", "device", "host"), [("host", "2100KiB", "12MiB"), ("device", "4300KiB", "14MiB")]
@@ -145,15 +158,7 @@ def test_layers_on_a_disk_make_the_same_run_whenever_it_is_killed(
     folder = tmp_path / "disk"
     more = [*tight.split(), "--update", update, "--disk", str(folder)]
     for attempt in range(3):
-        resume = ["--resume"] if (tmp_path / "parts" / "config.json").exists() else []
-        line = [sys.executable, "-m", "springroll", *start("parts"), *more, *resume]
-        with subprocess.Popen(line, env=os.environ) as process:
-            for _ in range(600):
-                if len(checkpoint.saved(tmp_path / "parts" / "checkpoints")) > 1:
-                    break
-                time.sleep(0.1)
-            time.sleep(0.05 * attempt)
-            process.send_signal(signal.SIGKILL)
+        killed([*start("parts"), *more], tmp_path / "parts", 0.05 * attempt)
         assert not os.listdir(folder)
     capsys.readouterr()
     assert main([*start("parts"), *more, "--resume"]) == 0
@@ -168,16 +173,8 @@ def test_a_kill_in_the_middle_of_updates_mixes_no_two_steps(tmp_path, text):
     steps = 40
     assert main(command(text, tmp_path / "whole", *more, steps=steps)) == 0
     first = command(text, tmp_path / "parts", *more, steps=steps)
-    run = [sys.executable, "-m", "springroll"]
     for attempt in range(4):
-        resume = ["--resume"] if (tmp_path / "parts" / "config.json").exists() else []
-        with subprocess.Popen([*run, *first, *resume], env=os.environ) as process:
-            for _ in range(600):
-                if len(checkpoint.saved(tmp_path / "parts" / "checkpoints")) > 1:
-                    break
-                time.sleep(0.1)
-            time.sleep(0.05 * attempt)
-            process.send_signal(signal.SIGKILL)
+        killed(first, tmp_path / "parts", 0.05 * attempt)
     assert main([*first, "--resume"]) == 0
     assert newest(tmp_path / "parts", steps) == newest(tmp_path / "whole", steps)
 

@@ -27,6 +27,16 @@ def test_a_lone_file_is_read_as_its_folder_is(tmp_path):
     assert config_at("qwen3-8b") == (CONFIGS["qwen3-8b"], None)
 
 
+def test_a_configuration_and_a_folder_are_models_too(tmp_path):
+    config = CONFIGS["llama-60m"]
+    assert named_model(config)[1] is config
+    (tmp_path / "config.json").write_text(json.dumps(LLAMA))
+    name, found = named_model(tmp_path)
+    assert name == str(tmp_path) and found.hidden == 32
+    with pytest.raises(InputError, match="did you mean llama-60m"):
+        named_model("llama-60b")
+
+
 @pytest.mark.parametrize(
     "text", ["", "[]", "{", '{"model_type": "xyz"}', '{"model_type": "llama"}', "\xff\x00"]
 )

@@ -43,7 +43,7 @@ from springroll.planner.placement import (
     placements,
     shortages,
 )
-from springroll.planner.plan import named_model, options_of, plan
+from springroll.planner.plan import options_of, plan
 from springroll.planner.refusal import changes, refusal
 from springroll.planner.search import fastest_plan, larger_step, step_spec
 from springroll.planner.step_time import disk_traffic, step_seconds
@@ -215,24 +215,6 @@ def test_the_compiler_tells_the_working_set():
     assert 0 < small.layer < large.layer and large.layer > scores
     forward = working_set(config, 1, 128, "float32", trains=False)
     assert forward.layer < large.layer and forward.head <= large.head
-
-
-def test_a_configuration_and_a_folder_are_models_too(tmp_path):
-    config = CONFIGS["llama-60m"]
-    assert named_model(config)[1] is config
-    values = {
-        "model_type": "llama",
-        "vocab_size": 64,
-        "hidden_size": 32,
-        "num_hidden_layers": 2,
-        "num_attention_heads": 2,
-        "intermediate_size": 64,
-    }
-    (tmp_path / "config.json").write_text(json.dumps(values))
-    name, found = named_model(tmp_path)
-    assert name == str(tmp_path) and found.hidden == 32
-    with pytest.raises(InputError, match="did you mean llama-60m"):
-        named_model("llama-60b")
 
 
 def test_every_method_of_one_model_beside_each_other():

@@ -75,7 +75,7 @@ def test_a_disk_that_is_too_small_is_found_before_the_first_step(tmp_path, monke
     def full(*_):
         raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 
-    monkeypatch.setattr(disks, "_take", full)
+    monkeypatch.setattr(disks, "take", full)
     with pytest.raises(InputError, match=r"do not fit on the disk of .*No space left"):
         Streamed(model(), shapes(model()), update("host"), disk=Disk(tmp_path, 0), on_disk=[1])
 

@@ -147,6 +147,7 @@ def low_rank(bits, **options):
     return lowgrad(loss, LAYERS, optax.adam(1e-2), X, basis_bits=bits, **settings)
 
 
+@pytest.mark.slow
 def test_a_trainer_with_coded_bases_nearly_follows_the_exact_one():
     """And its dense weights are those that its loss is of."""
     states = {}

@@ -11,21 +11,20 @@ after another one had compiled all programs. Seconds are predicted from the rate
 
 from __future__ import annotations
 
-import ctypes
 import gc
 import json
 import os
-import re
 import statistics
 import subprocess
 import sys
 import tempfile
 import time
 from dataclasses import dataclass
-from pathlib import Path
 from typing import TYPE_CHECKING
 
 from springroll.bench import measure
+from springroll.bench.process_memory import forget_peak, process_bytes
+from springroll.memory import trim_heap
 from springroll.models.decoder_config import DecoderConfig, llama
 from springroll.planner.methods import Dtype, Mode
 
@@ -201,26 +200,19 @@ def peak(case: Case) -> int:
     steps(case, made, state, WARM)
     del made, state
     settled()
-    before = status("VmRSS")
+    before = process_bytes("VmRSS")
     made, state = trainer(case)
     steps(case, made, state, WARM)
     settled()
-    Path("/proc/self/clear_refs").write_text("5")
+    forget_peak()
     steps(case, made, state, WARM)
-    return status("VmHWM") - before
+    return process_bytes("VmHWM") - before
 
 
 def settled() -> None:
     """Give memory that nobody uses back to the system."""
     gc.collect()
-    ctypes.CDLL("libc.so.6").malloc_trim(0)
-
-
-def status(name: str) -> int:
-    """Bytes of that line of /proc/self/status."""
-    line = re.search(rf"{name}:\s+(\d+) kB", Path("/proc/self/status").read_text())
-    assert line is not None
-    return int(line[1]) * 1024
+    trim_heap()
 
 
 def measured(name: str, what: str) -> measure.Result:

@@ -19,9 +19,7 @@ class Sight(NamedTuple):
     """What limits the keys that a query sees, besides that none comes after it."""
 
     window: Array | None = None  # () int32: how many keys up to the query itself; None: all
-    segments: Array | None = (
-        None  # (B, S), such as numbers of documents: keys of its own; None: all
-    )
+    segments: Array | None = None  # (B, S), such as documents: keys of its own; None: all
 
 
 ALL = Sight()

@@ -125,8 +125,13 @@ def _cards(
 
 
 CARDS: tuple[Card, ...] = (
-    *_cards("Volta", ("V100 16GB", 16, "15.7", "15.7", 900), link=PCIE3, host=SERVER),
-    *_cards("Volta", ("V100 32GB", 32, "15.7", "15.7", 900), link=PCIE3, host=SERVER),
+    *_cards(
+        "Volta",
+        ("V100 16GB", 16, "15.7", "15.7", 900),
+        ("V100 32GB", 32, "15.7", "15.7", 900),
+        link=PCIE3,
+        host=SERVER,
+    ),
     *_cards("T4", ("T4", 15, "8.1", "8.1", 320), link=PCIE3, host=SERVER),
     *_cards("Turing", ("RTX 2080 Ti", 11, "13.4", "13.4", 616), link=PCIE3),
     *_cards(

@@ -7,7 +7,7 @@ from typing import Any
 from rich.table import Table
 
 from springroll.deprecation import warn_renamed
-from springroll.memory import spelt
+from springroll.memory import on_each, spelt
 from springroll.planner.devices import Device, Rates
 from springroll.planner.footprint import Bytes, Placement, StepSpec, total
 from springroll.planner.placement import Budgets
@@ -132,9 +132,7 @@ class Plan:
 def memory_table(plan: Plan) -> Table:
     """Bytes per tier and kind."""
     name = f"memory of {title(plan)}"
-    count = plan.spec.devices
-    device = "device" if count == 1 else f"each of {count} devices"
-    tiers = {device: plan.device_bytes, "host": plan.host_bytes}
+    tiers = {on_each("device", plan.spec.devices): plan.device_bytes, "host": plan.host_bytes}
     if plan.disk_bytes:
         tiers["disk"] = plan.disk_bytes
     table = Table("", *tiers, title=name, title_justify="left", min_width=len(name))

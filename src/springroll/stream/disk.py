@@ -10,7 +10,6 @@ buffers alone. A `Disk` keeps within its memory: the buffers that were used long
 and who would write waits until others are written.
 """
 
-import math
 import os
 import shutil
 import threading
@@ -40,7 +39,7 @@ from springroll.stream.unnamed_file import (
     take,
     write_whole,
 )
-from springroll.trees import PyTree
+from springroll.trees import PyTree, tree_bytes
 from springroll.typed_call import typed_call
 
 BYTES = Range(at_least=0, below=2**63)
@@ -68,7 +67,7 @@ class Region:
         leaves, tree = jax.tree.flatten(self.tree)
         return tree.unflatten(
             [
-                buffer[place : place + _bytes(leaf)].view(leaf.dtype).reshape(leaf.shape)
+                buffer[place : place + tree_bytes(leaf)].view(leaf.dtype).reshape(leaf.shape)
                 for place, leaf in zip(self.places, leaves, strict=True)
             ]
         )
@@ -121,7 +120,7 @@ class Disk:
         places, end = [], 0
         for leaf in jax.tree.leaves(structs):
             places.append(end)
-            end += -(-_bytes(leaf) // LINE) * LINE
+            end += -(-tree_bytes(leaf) // LINE) * LINE
         region = Region(self._size, -(-end // SECTOR) * SECTOR, structs, tuple(places))
         if region.size:
             try:
@@ -195,7 +194,7 @@ class Disk:
         if loaded is not None:
             return jax.tree.leaves(region.arrays(loaded.buffer.result()))[index]
         struct = jax.tree.leaves(region.tree)[index]
-        buffer = np.empty(_bytes(struct), np.uint8)
+        buffer = np.empty(tree_bytes(struct), np.uint8)
         self._read_into(buffer, region.begin + region.places[index], self._file)
         return buffer.view(struct.dtype).reshape(struct.shape)
 
@@ -351,7 +350,3 @@ def free_on_disk(folder: str | Path) -> int:
         return shutil.disk_usage(there).free
     except OSError as error:
         raise InputError(f"disk cannot be {os_line(error, folder)}; name another folder") from None
-
-
-def _bytes(struct: jax.ShapeDtypeStruct) -> int:
-    return math.prod(struct.shape) * struct.dtype.itemsize

@@ -86,8 +86,7 @@ class Engine:
     def score(self, tokens: PyTree, rows: int) -> Metrics:
         """Metrics of the model on tokens (n, time + 1), a mean; at most `rows` rows at a time."""
         count = rows_of(tokens)
-        fit = [n for n in range(min(rows, count), 0, -1) if count % n == 0]
-        together = next((n for n in fit if n % self.devices == 0), fit[0])
+        together = rows_together(count, rows, self.devices)
         piece = lambda start: jax.tree.map(lambda x: x[start : start + together], tokens)
         return _Forward(self, [piece(start) for start in range(0, count, together)]).metrics()
 
@@ -102,6 +101,13 @@ class Engine:
                 f"{self.devices} devices; take a multiple of {self.devices}"
             )
         return [jax.tree.map(lambda x, i=i: x[i::parts], tokens) for i in range(parts)]
+
+
+def rows_together(count: int, most: int, devices: int) -> int:
+    """How many of `count` rows are taken at a time, at most `most`: a divisor, and if there is one
+    a number that the devices share evenly."""
+    fit = [n for n in range(min(most, count), 0, -1) if count % n == 0]
+    return next((n for n in fit if n % devices == 0), fit[0])
 
 
 def rows_of(inputs: PyTree) -> int:

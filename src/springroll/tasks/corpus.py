@@ -10,7 +10,7 @@ from springroll.errors import InputError
 from springroll.ranges import Range, check_number
 from springroll.tasks.sources import documents
 
-VALID_SHARE = 0.05  # of the documents
+VALID_SHARE = 0.05  # of documents, and of prompts
 MIN_BYTES = 1024  # anything less is a mistake rather than a corpus
 MIN_DOCUMENTS = 20  # with fewer, a twentieth is none: they are cut into pieces
 PIECE = 4096  # bytes, at least
@@ -80,11 +80,15 @@ def load_corpus(source: str, *, max_bytes: int | None = None) -> Corpus:
     )
 
 
+def is_held_out(digest: bytes) -> bool:
+    """Whether what has this hash is for validation: `VALID_SHARE` of all."""
+    return int.from_bytes(digest[:8], "big") < int(VALID_SHARE * 2**64)
+
+
 def _split(hashed: list[tuple[bytes, bytes]], longest: int) -> tuple[list[bytes], list[bytes]]:
     """Validation and training documents, at least one of each, both in the order of the hashes."""
-    limit = int(VALID_SHARE * 2**64)
     fit = [index for index, (_, text) in enumerate(hashed) if len(text) <= longest]
-    chosen = [index for index in fit if int.from_bytes(hashed[index][0][:8], "big") < limit]
+    chosen = [index for index in fit if is_held_out(hashed[index][0])]
     side = set((chosen or fit[:1])[: len(hashed) - 1])
     valid = [text for index, (_, text) in enumerate(hashed) if index in side]
     train = [text for index, (_, text) in enumerate(hashed) if index not in side]

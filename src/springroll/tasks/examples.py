@@ -18,6 +18,7 @@ from typing import Any, NamedTuple
 
 from springroll.bounded import parse_json
 from springroll.errors import InputError, kind_of
+from springroll.tasks.corpus import is_held_out
 from springroll.tasks.data_set import read_data
 from springroll.tasks.prompts import holds, joined, messages_of, no_column, tools_of, value_of
 from springroll.tasks.tables import Row
@@ -29,7 +30,6 @@ ANSWERS = ("completion", "response", "answer", "output", "solution")
 TEXTS = ("text", "content")
 SYSTEMS = ("system", "system_prompt")
 SAID_BY = {"human": "user", "gpt": "assistant", "function_call": "assistant", "observation": "tool"}
-VALID_SHARE = 0.05  # of the prompts of data without a held-out part
 
 
 class Example(NamedTuple):
@@ -123,8 +123,8 @@ def sides(found: Examples, usable: Sequence[int]) -> Sides:
     if found.training < len(found.all):
         held_out = [i for i in usable if i >= found.training]
     else:
-        limit = int(VALID_SHARE * 2**64)
-        held_out = [i for i in usable if _hash(keys[i]) < limit]
+        digest = lambda key: hashlib.sha256(key.encode(errors="surrogatepass")).digest()
+        held_out = [i for i in usable if is_held_out(digest(keys[i]))]
         held_out = held_out or [i for i in usable if keys[i] == keys[usable[-1]]]
     apart = {keys[i] for i in held_out}
     train = [i for i in usable if i < found.training and keys[i] not in apart]
@@ -136,11 +136,6 @@ def sides(found: Examples, usable: Sequence[int]) -> Sides:
             "more records, with different prompts"
         )
     return Sides(train, held_out)
-
-
-def _hash(key: str) -> int:
-    digest = hashlib.sha256(key.encode(errors="surrogatepass")).digest()
-    return int.from_bytes(digest[:8], "big")
 
 
 def columns_of(

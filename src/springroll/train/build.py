@@ -26,6 +26,8 @@ from springroll.models.rwkv7.config import RWKV7_CONFIGS, RWKV7Config
 from springroll.planner.devices import card_at_hand, named_card
 from springroll.run.devices import devices_for
 from springroll.run.task import Curve, Metrics, Task
+from springroll.stream.engine import rows_together
+from springroll.stream.replicas import AXIS
 from springroll.subspace.optimizers import OPTIMIZERS
 from springroll.train.config import TrainConfig
 from springroll.train.data import Data, Records, Text, batch_shape, format_of, packs
@@ -40,7 +42,6 @@ from springroll.trees import PyTree
 BYTES = 256  # the vocabulary of models made anew
 PRETRAINED = 25  # the default learning rate of a model made anew over that of a pretrained one
 LOST_LIMIT = 10  # steps in a row whose loss is not finite, and the run stops
-AXIS = "batch"  # of the mesh
 Change: TypeAlias = dict[str, bool | int | str]  # of a config
 
 
@@ -360,8 +361,7 @@ def mean_nats(
     time, which the devices of a placement share where they divide evenly."""
     count = jax.tree.leaves(sample)[0].shape[0]
     devices = placement.mesh.size if placement else 1
-    fit = [n for n in range(min(rows, count), 0, -1) if count % n == 0]
-    together = next((n for n in fit if n % devices == 0), fit[0])
+    together = rows_together(count, rows, devices)
     pieces = jax.tree.map(lambda x: x.reshape(-1, together, *x.shape[1:]), sample)
     loss = model.loss
     if placement and devices > 1 and together % devices == 0:

@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Protocol
 
 from springroll.errors import InputError
+from springroll.memory import on_each
 
 if TYPE_CHECKING:
     from jax.stages import Compiled
@@ -53,11 +54,6 @@ class Memory:
         table.add_section()
         table.add_row("peak", gibibytes(self.peak))
         return table
-
-
-def on_each(what: str, devices: int) -> str:
-    """The heading of a column of bytes."""
-    return what if devices == 1 else f"each of {devices} devices"
 
 
 def step_memory(

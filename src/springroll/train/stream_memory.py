@@ -2,9 +2,8 @@
 
 from typing import TYPE_CHECKING, NamedTuple
 
-from springroll.memory import spelt
+from springroll.memory import on_each, spelt
 from springroll.planner.footprint import total
-from springroll.train.step_memory import on_each
 
 if TYPE_CHECKING:
     from rich.table import Table

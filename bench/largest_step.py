@@ -24,7 +24,7 @@ from typing import Any, Literal
 import jax
 import numpy as np
 
-from bench.evolve_from_disk import own_memory
+from springroll.bench.process_memory import process_bytes
 from springroll.bench import measure
 from springroll.bench.plan_accuracy import RETURNED, settled
 from springroll.memory import parse_bytes
@@ -79,13 +79,13 @@ def run(
     place = placed(config, spec, budgets_of(config))
     device = device_bytes(spec, place)
     settled()
-    before = own_memory()
+    before = process_bytes("RssAnon")
     start = time.perf_counter()
     trainer = streamed(config, made, place, WAITING)
     state = trainer.fill(tensors(config, made, jax.random.key(0)))
     filled = time.perf_counter() - start
     settled()
-    bytes_filled = own_memory() - before
+    bytes_filled = process_bytes("RssAnon") - before
     text = np.random.default_rng(0).integers(0, shape.vocab, (1, tokens + 1)).astype(np.int32)
     seconds, losses = [], []
     for _ in range(STEPS):
@@ -95,7 +95,7 @@ def run(
         trainer.store.settle()
         seconds.append(time.perf_counter() - start)
     settled()
-    bytes_after = own_memory() - before
+    bytes_after = process_bytes("RssAnon") - before
     per_parameter = max(bytes_filled, bytes_after) / shape.parameters
     assert all(map(math.isfinite, losses)), losses
     return measure.record(

@@ -24,9 +24,9 @@ from typing import Any, Literal
 import jax
 import numpy as np
 
-from springroll.bench.process_memory import process_bytes
 from springroll.bench import measure
 from springroll.bench.plan_accuracy import RETURNED, settled
+from springroll.bench.process_memory import process_bytes
 from springroll.memory import parse_bytes
 from springroll.models.decoder import decoder
 from springroll.models.decoder_config import named

@@ -62,7 +62,6 @@ def test_reading_on_gives_what_reading_whole_gives(name, monkeypatch):
     model, params = MODELS[name]()
     if name == "experts, chosen":
         monkeypatch.setitem(decoder.__globals__, "chosen_are_less", lambda config, tokens: True)
-        model = model.unperturbed
     known, width = 8, max(LENGTHS) + 1
     texts = np.random.default_rng(1).integers(1, 48, (len(LENGTHS), known + width))
     texts[:, :known] = texts[0, :known]

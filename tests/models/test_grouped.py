@@ -1,6 +1,7 @@
 """The grouped product: equal to ragged_dot and to one product per group, cheap, exact zeros."""
 
 import functools
+import re
 
 import jax
 import jax.numpy as jnp
@@ -9,6 +10,8 @@ import pytest
 
 import springroll as sr
 from springroll.models.grouped import grouped_dot
+from springroll.thin.factored_array import Factored
+from springroll.thin.transform import factored
 from tests.compiling import normal, quick_jit, temporary_bytes
 
 SIZE, BLOCK_GROUP = 4, (0, 0, 2, 3, 3, 3)  # group 1 has no block
@@ -153,3 +156,45 @@ def test_gradients_under_shard_map_with_its_checks(transposed):
     for pair in found:
         for a, b in zip(pair, expected, strict=True):
             np.testing.assert_allclose(a, b, atol=1e-4)
+
+
+def test_members_with_one_weight_are_multiplied_together():
+    """Two rows of each of 3 pairs, with one row per block: the weight is gathered for nobody."""
+    x, w = normal(0, 3, 2, 4, WIDTH), normal(1, GROUPS, OUT, WIDTH)
+    block_group = jax.random.randint(jax.random.key(2), (3, 2, 4), 0, GROUPS, jnp.int32)
+    product = jax.vmap(jax.vmap(lambda x, to: grouped_dot(x, w, to, transposed=True)))
+    np.testing.assert_allclose(
+        quick_jit(product)(x, block_group),
+        jnp.einsum("abik,abink->abin", x, w[block_group]),
+        atol=1e-5,
+    )
+    text = quick_jit(product).lower(x, block_group).as_text()
+    assert f"tensor<{GROUPS}x{OUT}x{WIDTH}xf32>" in text
+    assert not re.search(
+        rf"tensor<[x\d]*\d{{2,}}x{OUT}x{WIDTH}xf32>|tensor<3x[x\d]*x{OUT}x{WIDTH}xf32>", text
+    )
+
+
+def test_members_with_their_own_factors_take_those_of_their_blocks():
+    x, w = normal(0, 3, 8, WIDTH), normal(1, 3, GROUPS, WIDTH, 2)
+    block_group = jax.random.randint(jax.random.key(2), (3, 4), 0, GROUPS, jnp.int32)
+    expected = jnp.einsum(
+        "aik,aikn->ain", x, jax.vmap(lambda w, to: w[to])(w, jnp.repeat(block_group, 2, axis=1))
+    )
+    np.testing.assert_allclose(
+        quick_jit(jax.vmap(grouped_dot))(x, w, block_group), expected, atol=1e-5
+    )
+
+
+@pytest.mark.parametrize("roles", ["snm", "smn", "nnm"])
+def test_a_thin_weight_of_either_orientation_stays_thin(roles):
+    x, w = normal(0, 4, WIDTH), normal(1, GROUPS, OUT, WIDTH)
+    sizes = {"m": "sm", "n": "sn"}
+    factor = lambda key, side: normal(
+        key, *(n for n, role in zip(w.shape, roles, strict=True) if role in sizes[side]), 2
+    )
+    thin = Factored(w, factor(2, "m"), factor(3, "n"), roles=roles)
+    to = jnp.array([0, 2, 2, 3], jnp.int32)
+    product = lambda w, x: grouped_dot(x, w, to, transposed=True)
+    got = jax.jit(factored(product, densify_limit=0))(thin, x)
+    np.testing.assert_allclose(got, product(thin.dense(), x), atol=1e-5)

@@ -318,7 +318,7 @@ def _seconds(
     in two passes.
     """
     jobs, rows, prompt_tokens = counts
-    # Of a mixture all experts: members differ.
+    # Of a mixture all experts, as on a GPU.
     flops = 2.0 * tree_numbers([x for x in jax.tree.leaves(shapes.params) if len(x.shape) > 1])
     bandwidth = rates.device_update * UPDATE_BYTES
     steps = -(-jobs // max(1, rows)) * (config.max_tokens or 1)

@@ -37,7 +37,7 @@ def read(
     known = () if before is None else (before,)
     if groups is None:
         flat = lambda x: x.reshape(-1, *x.shape[2:])
-        return _unperturbed(model).read(params, flat(tokens), flat(lengths), *known)
+        return model.read(params, flat(tokens), flat(lengths), *known)
 
     def row(
         weights: PyTree, tokens: Array, length: Array, *known: Entries
@@ -63,7 +63,7 @@ def step(
 ) -> tuple[Array, Entries]:
     """`model.step` with sign (G, g) and everything else by row, R = G g."""
     if groups is None:
-        return _unperturbed(model).step(params, tokens, memory, seen, clock)
+        return model.step(params, tokens, memory, seen, clock)
     shape = sign.shape
 
     def row(weights: PyTree, token: Array, memory: Memory, seen: Array) -> tuple[Array, Entries]:
@@ -80,11 +80,6 @@ def _by_row(logits: Array, entries: Entries) -> tuple[Array, Entries]:
     """Logits (G, g, 1, V) and what is remembered (L, G, g, 1, ...), both by row."""
     entries = jax.tree.map(lambda x: x.reshape(x.shape[0], -1, *x.shape[4:]), entries)
     return logits.reshape(-1, logits.shape[-1]), entries
-
-
-def _unperturbed(model: Generative) -> Generative:
-    """The model as it is quickest where all rows have the same weights."""
-    return getattr(model, "unperturbed", model)
 
 
 def split_layers(params: PyTree) -> PyTree:

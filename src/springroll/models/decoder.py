@@ -7,7 +7,6 @@ Computation is in the type of the parameters; softmaxes, norms and logits are fl
 text the model reads whole prompts at once, then one token of every row after the other.
 """
 
-import dataclasses
 import functools
 from dataclasses import dataclass
 from typing import ClassVar, NamedTuple, TypeAlias
@@ -61,7 +60,6 @@ class Decoder:
 
     config: DecoderConfig
     remat: bool = False
-    chosen: bool = False  # text is written by the experts that its tokens chose; see `unperturbed`
     apart: ClassVar[bool] = True  # see `Generative` in `springroll.models.protocols`
 
     @property
@@ -212,22 +210,11 @@ class Decoder:
 
     def feed_forward(self, params: Params, x_BTD: Array) -> Array:
         """The second half of a layer when nothing is learnt from it: (B, T, D) -> (B, T, D)."""
-        if self.chosen and chosen_are_less(self.config, x_BTD.shape[0] * x_BTD.shape[1]):
-            return moe(self.config, params, x_BTD)[0]
-        return (
-            every_expert(self.config, params, x_BTD)
-            if self.config.experts
-            else swiglu(params, x_BTD, self.config.activation)
-        )
-
-    @property
-    def unperturbed(self) -> "Decoder":
-        """The same model for rows that all have the same weights; see `Generative`.
-
-        Tokens then meet the experts they chose, in blocks of those that chose the same. Members of
-        a population meet all: every block would have weights of its own.
-        """
-        return dataclasses.replace(self, chosen=True)
+        if not self.config.experts:
+            return swiglu(params, x_BTD, self.config.activation)
+        if chosen_are_less(self.config, x_BTD.shape[0] * x_BTD.shape[1]):
+            return moe(self.config, params, x_BTD, smallest=1)[0]
+        return every_expert(self.config, params, x_BTD)
 
     def head_weight(self, params: Params) -> Array:
         return params["embed_tokens"] if self.config.tied else params["lm_head"]

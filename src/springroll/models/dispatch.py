@@ -27,14 +27,18 @@ class Dispatch(NamedTuple):
     load: Array  # (experts,) int32: picks per expert
 
 
-def block_size(picks: int, experts: int) -> int:
-    """Rows of a block, so that padding costs at most a quarter of the product itself.
+def block_size(picks: int, experts: int, rows: int = 1, smallest: int = SMALLEST) -> int:
+    """Picks of a block, each of so many rows, so that padding costs at most a quarter of the
+    product itself.
 
     Every expert may pad up to one block: experts * size <= picks / 4 keeps rows within 1.25 picks
-    (from 32 picks per expert on). Larger blocks were no faster on a CPU.
+    (from 32 picks per expert on). Larger blocks were no faster on a CPU. Where there are no more
+    picks than experts, most experts are chosen once or not at all, and every pick is a block.
     """
-    size = SMALLEST
-    while 2 * size <= LARGEST and 8 * size * experts <= picks:
+    if picks <= experts:
+        return 1
+    size = max(1, smallest // rows)
+    while 2 * size * rows <= LARGEST and 8 * size * experts <= picks:
         size *= 2
     return size
 

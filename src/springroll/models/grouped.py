@@ -3,9 +3,12 @@
 This is what a mixture of experts computes. Rows are sorted by group and each group is padded to
 whole blocks (`springroll.models.dispatch`), so the work is one plain product per block, whatever
 the number of groups. `jax.lax.ragged_dot` on a CPU multiplies all rows by every group's weight.
+
+Blocks of a few rows are put together by group first. Under `jax.vmap` with one weight for all, as
+for the members of a population, those of all are: a weight is read once for all who chose it.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any, TypeAlias
 
 import jax
@@ -14,6 +17,7 @@ from jax import Array, lax
 from jax.typing import DTypeLike
 
 from springroll import compat
+from springroll.models.dispatch import SMALLEST, block_size, collect, dispatch, spread
 from springroll.thin.custom_product import product
 
 
@@ -44,6 +48,9 @@ def grouped_dot(x: Array, w: Array, block_group: Array, transposed: bool = False
 
 
 Saved: TypeAlias = tuple[Array, Array, Array]  # x, w, block_group
+Kernel: TypeAlias = Callable[[Array, Array, Array, int], Array]
+
+THIN = 64  # a side of a weight up to which it is a factor of a low-rank term
 
 
 def _own_gradient(fn: Callable[..., Array]) -> Any:
@@ -52,13 +59,63 @@ def _own_gradient(fn: Callable[..., Array]) -> Any:
 
 @_own_gradient
 def _product(x: Array, w: Array, block_group: Array, transposed: bool) -> Array:
-    axis = 1 if transposed else 0
+    run = block_by_block if len(x) >= SMALLEST * len(block_group) else put_together
+    return _of_members(run, x, w, block_group, 1 if transposed else 0)
+
+
+def _of_members(run: Kernel, x: Array, w: Array, block_group: Array, axis: int) -> Array:
+    """run(x, w, block_group, axis), under `jax.vmap` for all members at once."""
+    batchable = jax.custom_batching.custom_vmap(lambda x, w, to: run(x, w, to, axis))
+
+    @batchable.def_vmap
+    def _(
+        members: int, batched: Sequence[bool], x: Array, w: Array, block_group: Array
+    ) -> tuple[Array, bool]:
+        x, block_group = (
+            v if is_batched else jnp.broadcast_to(v, (members, *v.shape))
+            for v, is_batched in ((x, batched[0]), (block_group, batched[2]))
+        )
+        if batched[1]:
+            own = jax.vmap(lambda x, w, to: with_own_weights(x, w, to, axis))
+            return own(x, w, block_group), True
+        rows, groups = x.reshape(-1, x.shape[-1]), block_group.reshape(-1)
+        y = _of_members(put_together, rows, w, groups, axis)
+        return y.reshape(*x.shape[:-1], -1), True
+
+    return batchable(x, w, block_group)
+
+
+def block_by_block(x: Array, w: Array, block_group: Array, axis: int) -> Array:
+    """The product of blocks in any order, one after the other; axis of w (g, ., .) is summed."""
 
     def step(_: None, block: tuple[Array, Array]) -> tuple[None, Array]:
         rows, group = block
         return None, _dot(rows, _pick(w, group), 1, axis)
 
     return lax.scan(step, None, (_blocks(x, block_group), block_group))[1].reshape(x.shape[0], -1)
+
+
+def put_together(x: Array, w: Array, block_group: Array, axis: int) -> Array:
+    """The same of blocks that do not come by group: those of a group make larger ones first."""
+    blocks, groups = len(block_group), len(w)
+    if blocks <= groups:
+        return block_by_block(x, w, block_group, axis)
+    to = dispatch(block_group[:, None], groups, block_size(blocks, groups, len(x) // blocks))
+    wide = spread(x.reshape(blocks, -1), to.pick_of_row, to.row_of_pick)
+    y = block_by_block(wide.reshape(-1, x.shape[1]), w, to.block_group, axis)
+    y = collect(y.reshape(len(to.pick_of_row), -1), to.pick_of_row, to.row_of_pick)
+    return y.reshape(len(x), -1)
+
+
+def with_own_weights(x: Array, w: Array, block_group: Array, axis: int) -> Array:
+    """The same for one of many members with weights of its own. Those of all blocks are taken at
+    once where they are thin, or where that is no more than there are."""
+    if len(block_group) > len(w) and min(w.shape[1:]) > THIN:
+        return block_by_block(x, w, block_group, axis)
+    y = jnp.einsum(
+        "bik,bkn->bin" if axis == 0 else "bik,bnk->bin", _blocks(x, block_group), w[block_group]
+    )
+    return y.reshape(len(x), -1)
 
 
 def _forward(x: Array, w: Array, block_group: Array, transposed: bool) -> tuple[Array, Saved]:

@@ -16,7 +16,7 @@ import numpy as np
 from jax import Array, lax
 
 from springroll.models.decoder_config import DecoderConfig
-from springroll.models.dispatch import block_count, block_size, collect, dispatch, spread
+from springroll.models.dispatch import SMALLEST, block_count, block_size, collect, dispatch, spread
 from springroll.models.grouped import grouped_dot
 from springroll.models.layers import gated, linear, with_thin_term
 from springroll.models.slices import Coded
@@ -33,14 +33,19 @@ class Routing(NamedTuple):
     z: Array
 
 
-def moe(config: DecoderConfig, params: Params, x_BTD: Array) -> tuple[Array, dict[str, Array]]:
+def moe(
+    config: DecoderConfig, params: Params, x_BTD: Array, smallest: int = SMALLEST
+) -> tuple[Array, dict[str, Array]]:
     """The feed-forward half of a block: (B, T, D), and statistics `load` (E,), `switch`, `z`.
 
-    `params` is one layer of `mlp` in `springroll.models.decoder_config`.
+    `params` is one layer of `mlp` in `springroll.models.decoder_config`. Blocks have at least
+    `smallest` rows; those of a member of a population are put together with others' (see
+    `grouped_dot`) and need not be padded.
     """
     x_TD = x_BTD.reshape(-1, config.hidden)
     routing = route(config, params, x_TD)
-    to = dispatch(routing.expert_TK, config.experts)
+    size = block_size(routing.expert_TK.size, config.experts, smallest=smallest)
+    to = dispatch(routing.expert_TK, config.experts, size)
     # Every pick is the only one of its row: weights go the way that tokens go, with K = 1.
     weight_P1 = routing.weight_TK.reshape(-1, 1).astype(x_TD.dtype)
     weight_R1 = spread(weight_P1, to.pick_of_row, to.row_of_pick.reshape(-1, 1))

@@ -180,8 +180,6 @@ class Generative(Protocol):
     weight and every row's memory before it uses them. For the same reason the parts of a memory may
     have L = 1 and come one by one.
 
-    A model with an attribute `unperturbed` is replaced by it where all rows have the same weights.
-
     A model with a method `reads_on(n)` that is true of prompts of up to n tokens takes a beginning
     that they share from one reading of it: `read(params, tokens, lengths, before)`, where `before`
     are the entries of R rows that have read the beginning, without padding, and tokens the rest of

@@ -111,31 +111,40 @@ def thin_product(
 ) -> Outputs:
     """fn(x, base) + fn(fn(x, left), right), or None if the weight's roles do not fit the mark.
 
-    A stacked axis that only one factor carries makes a plain product of the other: with roles
-    "nmn" on an "smn" product all groups share `left`, and x . left is one product for all.
+    The factor that carries the summed axis comes first, be it left or right. A stacked axis that
+    only one factor carries makes a plain product of the other: with roles "nmn" on an "smn" product
+    all groups share `left`, and x . left is one product for all.
     """
     others = [v for v in rest if not isinstance(v, Factored)]
     if not isinstance(w, Factored) or isinstance(x, Factored) or len(others) < len(rest):
         return None
-    fits = all(
-        mine == marked or marked == "s" for mine, marked in zip(w.roles, spec.roles, strict=True)
-    )
+    first = _summed_side(spec, w)
     stacked = [{i for i in spec.axes("s") if i in w.axes(side)} for side in SIDES]
     if (
         w.lattice is not None
         or is_tiny(w.dtype)
         or (is_coded(w) and not jnp.issubdtype(x.dtype, jnp.inexact))
-        or not fits
+        or first is None
         or not all(s in (set(), {*spec.axes("s")}) for s in stacked)
     ):
         return None
+    second: Side = "right" if first == "left" else "left"
     t = frame.memo.once(
-        lambda: _times_factor(spec, x, w, "left", others), (x, w.left, spec, *others), "product"
+        lambda: _times_factor(spec, x, w, first, others),
+        (x, w.factor(first), spec, *others),
+        "product",
     )
     t = scale_rank(t, w.gain)
     dtype = compat.dtype_of(eqn.outvars[0])
-    main, term = spec.fn(x, w.base, *others), _times_factor(spec, t, w, "right", others)
+    main, term = spec.fn(x, w.base, *others), _times_factor(spec, t, w, second, others)
     return [cast(cast(main, wide_dtype(dtype)) + cast(term, wide_dtype(dtype)), dtype)]
+
+
+def _summed_side(spec: Product, w: Factored) -> Side | None:
+    """The factor that carries the summed axis, if the other carries the one that it becomes."""
+    (m,), (n,) = spec.axes("m"), spec.axes("n")
+    sides: dict[tuple[str, str], Side] = {("m", "n"): "left", ("n", "m"): "right"}
+    return sides.get((w.roles[m], w.roles[n]))
 
 
 def _times_factor(spec: Product, x: Array, w: Factored, side: Side, rest: Sequence[Array]) -> Array:
@@ -145,7 +154,7 @@ def _times_factor(spec: Product, x: Array, w: Factored, side: Side, rest: Sequen
     x, factor = cast(x, common), cast(w.factor(side), common)
     rank = len(carried)
     if spec.axes("s") and not set(spec.axes("s")) <= set(carried):  # one for all groups
-        summed = 0 if side == "left" else rank
+        summed = 0 if carried == spec.axes("m") else rank
         return lax.dot_general(x, factor, (((x.ndim - 1,), (summed,)), ((), ())))
     order = [carried.index(i) if i in carried else rank for i in range(w.ndim)]
     return spec.fn(x, lax.transpose(factor, order), *rest)

@@ -4,7 +4,7 @@ import jax
 import numpy as np
 import pytest
 
-from bench import decode
+from bench import decode, decode_experts
 from springroll.models.decoder import decoder
 from springroll.models.decoder_config import CONFIGS
 
@@ -29,3 +29,8 @@ def test_rates_compare_members_with_plain_rows():
     found = decode.compared(rate)
     assert found["ratio"] == rate["ours"] / rate["pure"] > 0
     assert drawing > 0
+
+
+def test_chosen_experts_are_compared_with_all_of_them():
+    record = decode_experts.run(members=4, config=CONFIGS["moe-tiny"], repeats=1)
+    assert record["ratio"] > 0 and record["over_pure"] > 0

@@ -47,7 +47,7 @@ def test_train(tmp_path, capsys):
 @pytest.mark.parametrize(
     "more",
     [
-        (),
+        pytest.param((), marks=pytest.mark.slow),  # `train` ends in the same loop
         pytest.param(("--weights", "int8"), marks=pytest.mark.slow),
         pytest.param(("--method", "grpo"), marks=pytest.mark.slow),
     ],

@@ -45,6 +45,7 @@ FLOATS = {
 PARAMS = quantize_weights(FLOATS)
 UP = "layers/up_proj/values"
 RESIDUALS = [("error_feedback", FINE), ("error_feedback_4bit", 16)]
+QUICK = [pytest.param(*RESIDUALS[0], marks=pytest.mark.slow), RESIDUALS[1]]
 
 
 def outputs(params, x):
@@ -96,7 +97,9 @@ def moved(es, state, generations, seed=1):
     return state
 
 
-@pytest.mark.parametrize("noise, roles", [("gaussian", "smn"), ("rademacher", "snm")])
+@pytest.mark.parametrize(
+    "noise, roles", [pytest.param("gaussian", "smn", marks=pytest.mark.slow), ("rademacher", "snm")]
+)
 def test_members_stand_where_formed_weights_do(noise, roles):
     es = sr.eggroll(pop_size=4, sigma=0.1, rank=2, noise=noise, roles={"layers/*/values": roles})
     members = es.ask(es.init(jax.random.key(0), PARAMS))
@@ -144,7 +147,7 @@ def after_300(master):
     return moved(es, first_state(es), 300)
 
 
-@pytest.mark.parametrize(("master", "fine"), RESIDUALS)
+@pytest.mark.parametrize(("master", "fine"), QUICK)
 def test_error_feedback_follows_the_exact_residual(master, fine):
     """Rounding errors e_t of the residual have mean 0 and lie in an interval of a fine step, 1/256
     or 1/16 of a step of the grid.

@@ -153,7 +153,7 @@ def compare(names, data):
 
 
 @pytest.mark.filterwarnings("ignore:.*cannot stay low-rank")
-@property_of(60)
+@property_of(25)
 @given(st.data())
 def test_any_types_give_what_the_formed_weight_gives(data):
     compare([*FLOATS, *INTEGERS], data)

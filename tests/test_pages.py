@@ -71,7 +71,7 @@ def run(page):
     return names
 
 
-SLOW = {"streaming.md"}  # what it shows is what `stream/` tests
+SLOW = {"generation.md", "lowgrad.md", "streaming.md"}  # other tests call what they show
 
 
 @pytest.mark.parametrize(

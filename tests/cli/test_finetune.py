@@ -369,6 +369,7 @@ def left_out(place, monkeypatch):
     return counts
 
 
+@pytest.mark.slow  # `tests/tasks/` has every kind of failure
 def test_rewards_that_fail_are_as_if_their_texts_were_left_out(tmp_path, place, monkeypatch):
     """One in twenty texts raises, or comes to None, NaN, text, a list or a number too large."""
     options = {"reward": "flaky", "generations": 1}

@@ -51,7 +51,7 @@ def config(job):
 
 @pytest.mark.parametrize(
     "job",
-    [pytest.param(x, marks=pytest.mark.slow) if x in ("finetune", "rl") else x for x in RENAMED],
+    [pytest.param(x, marks=pytest.mark.slow) if x != "pretrain" else x for x in RENAMED],
     indirect=True,
 )
 def test_an_old_run_is_evaluated_or_exported_continued_and_replayed(job, capsys):

@@ -227,7 +227,9 @@ def test_a_resumed_run_has_the_same_bits(tmp_path, master):
     assert jax.tree.structure(whole) == jax.tree.structure(start)
 
 
-@pytest.mark.parametrize("master", ["error_feedback", "error_feedback_4bit"])
+@pytest.mark.parametrize(
+    "master", [pytest.param("error_feedback", marks=pytest.mark.slow), "error_feedback_4bit"]
+)
 def test_slices_of_a_stack_are_rounded_as_the_whole(master):
     es = strategy(master)
     state = moved(es, first_state(es), 1)

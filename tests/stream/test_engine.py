@@ -84,7 +84,7 @@ def test_gradients_are_those_of_the_whole_model(name, parts):
     [
         pytest.param("device", {}, marks=pytest.mark.slow),
         ("device", {"parts": 2, "depth": 2, "kept_inputs": 1}),
-        ("device", {"on_device": (0, 2), "clip": Clip(0.5)}),
+        pytest.param("device", {"on_device": (0, 2), "clip": Clip(0.5)}, marks=pytest.mark.slow),
         ("device", {"order": "checkpointed", "depth": 1}),
         pytest.param("host", {"kept_inputs": 0}, marks=pytest.mark.slow),
         ("host", {"parts": 2, "clip": Clip(0.5)}),

@@ -146,6 +146,7 @@ def test_routers_are_adjusted_with_the_figures_of_their_layer(where):
     np.testing.assert_allclose(biases, np.asarray(expected), atol=1e-7)
 
 
+@pytest.mark.slow  # that a state comes back is in `test_streamed.py`
 def test_a_checkpoint_holds_the_parameters_of_the_model_and_resumes_bit_for_bit(tmp_path):
     make = lambda: trainer_of("host")
     trainer = make()
@@ -177,6 +178,7 @@ def test_a_window_holds_groups_of_experts_and_weights_cross_twice():
     assert max(numbers([bundle]) for bundle in bundles[:-1]) < layer
 
 
+@pytest.mark.slow
 def test_inputs_are_kept_once_for_all_experts_of_a_layer():
     trainer, state = streamed("host", kept_inputs=0)
     trainer.step(state, tokens())
@@ -191,6 +193,7 @@ def test_inputs_are_kept_once_for_all_experts_of_a_layer():
     )
 
 
+@pytest.mark.slow
 def test_tensors_find_their_bundles_however_they_come():
     params = started(moe())
     trainer, state = streamed()

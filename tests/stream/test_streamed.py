@@ -162,6 +162,7 @@ def test_pageable_memory_trains_to_the_same_weights(monkeypatch):
     assert bits(run(*streamed(model(), "host"), 0, 2)[0].params) == expected
 
 
+@pytest.mark.slow  # `test_streamed_population.py` has a slow link too
 def test_a_throttled_link_changes_nothing_but_the_time():
     expected = bits(run(*streamed(model()), 0, 2)[0].params)
     link = ThrottledLink(1e9)

@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 
 from springroll.errors import InputError
 
-EXAMPLES = [100, pytest.param(10_000, marks=pytest.mark.slow)]
+EXAMPLES = [40, pytest.param(10_000, marks=pytest.mark.slow)]
 MEMORY = 1 << 30  # bytes that a reader may take at once, none of which these small files need
 
 

@@ -13,8 +13,7 @@ def test_every_run_has_a_digest():
     assert list(THEN) == list(RUNS)
 
 
-@pytest.mark.parametrize(
-    "name", [ANYWHERE[0], *(pytest.param(name, marks=pytest.mark.slow) for name in ANYWHERE[1:])]
-)
+@pytest.mark.slow  # that integers go on as they always did is in `cli/test_old_runs.py`
+@pytest.mark.parametrize("name", ANYWHERE)
 def test_integers_are_what_they_were(name):
     assert measured((name,)) == {name: THEN[name]}

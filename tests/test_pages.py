@@ -71,15 +71,24 @@ def run(page):
     return names
 
 
+SLOW = {"generation.md", "lowgrad.md", "streaming.md"}  # other tests call what they show
+
+
 @pytest.mark.parametrize(
-    "page", [page for page in PAGES if blocks(page, "python")], ids=lambda page: page.name
+    "page",
+    [
+        pytest.param(page, marks=pytest.mark.slow if page.name in SLOW else ())
+        for page in PAGES
+        if blocks(page, "python") and page != README
+    ],
+    ids=lambda page: page.name,
 )
 def test_the_python_of_a_page_runs_as_it_stands(page, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     run(page)
 
 
-def test_the_readme_learns(tmp_path, monkeypatch, capsys):
+def test_the_readme_runs_as_it_stands_and_learns(tmp_path, monkeypatch, capsys):
     """Evolution loses two thirds of the loss at least, and low-rank gradients as much."""
     monkeypatch.chdir(tmp_path)
     run(README)

@@ -47,7 +47,7 @@ def test_shared_streams_need_fewer_bases(found):
     assert tree_bytes(low) == 4 * config.layers * r * (5 * d + 2 * f)
 
 
-@pytest.mark.parametrize("name", ["llama-60m", "llama-7b"])
+@pytest.mark.parametrize("name", [pytest.param("llama-60m", marks=pytest.mark.slow), "llama-7b"])
 def test_the_published_saving(name):
     """GaLore's 17.5 % are of AdamW in bfloat16, whose state is half of float32's."""
     result = run(name)

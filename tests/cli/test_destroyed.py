@@ -44,15 +44,8 @@ def test_train(tmp_path, capsys):
     assert stopped(line, tmp_path / "run", capsys)
 
 
-@pytest.mark.parametrize(
-    "more",
-    [
-        (),
-        pytest.param(("--weights", "int8"), marks=pytest.mark.slow),
-        pytest.param(("--method", "grpo"), marks=pytest.mark.slow),
-    ],
-    ids=str,
-)
+@pytest.mark.slow  # `train` ends in the same loop
+@pytest.mark.parametrize("more", [(), ("--weights", "int8"), ("--method", "grpo")], ids=str)
 def test_finetune(place, tmp_path, capsys, more):  # noqa: F811
     line = finetune(place, tmp_path / "run", "--lr", LR, "--pop-size", "4", *more)
     assert stopped(line, tmp_path / "run", capsys)

@@ -49,6 +49,11 @@ def config(job):
     return json.loads((Path(job) / "config.json").read_text())
 
 
+@pytest.mark.parametrize(
+    "job",
+    [pytest.param(x, marks=pytest.mark.slow) if x != "pretrain" else x for x in RENAMED],
+    indirect=True,
+)
 def test_an_old_run_is_evaluated_or_exported_continued_and_replayed(job, capsys):
     before, journal = config(job), (Path(job) / "journal").read_bytes()
 

@@ -152,6 +152,7 @@ def test_the_article_without_a_network(monkeypatch, capsys, no_network, tmp_path
     assert not (tmp_path / "run").exists()
 
 
+@pytest.mark.slow  # `test_destroyed.py` stops another job there
 def test_a_step_that_is_not_finite_stops_the_run(tmp_path, capsys):
     """Perturbations beyond float32: the run stops, says so, and keeps what it has."""
     text_file(tmp_path)

@@ -162,9 +162,10 @@ def test_it_lists_every_environment(capsys):
         assert id in said
 
 
+@pytest.mark.slow  # `tests/rl/test_tuning_runs.py` searches without training
 def test_a_search_prints_every_trial_and_goes_on(tmp_path, capsys):
     search = ["rl", "--tune", "--trials", "2", "--factor", "2", "--env", "Grid-5x5"]
-    small = "--width 8 --layers 1 --pop-size 8 --rank 2 --episodes 2 --eval-episodes 6"
+    small = "--width 8 --layers 1 --pop-size 8 --rank 2 --episodes 2 --eval-episodes 6 --devices 1"
     given = [*search, *small.split(), "--generations", "2", "--out", str(tmp_path / "search")]
     assert main(given) == 0
     said = capsys.readouterr().out

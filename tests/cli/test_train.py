@@ -60,20 +60,8 @@ LOW_BITS = [  # other dtypes, states and engines than the default
 ]
 
 
-QUICK = ("adamw",)
-
-
-@pytest.mark.parametrize(
-    "optimizer",
-    [
-        *QUICK,
-        *(
-            pytest.param(x, marks=pytest.mark.slow)
-            for x in [*OPTIMIZERS, LOW_BITS[3]]
-            if x not in QUICK
-        ),
-    ],
-)
+@pytest.mark.slow  # the quick one learns and resumes, below
+@pytest.mark.parametrize("optimizer", [*OPTIMIZERS, LOW_BITS[3]])
 def test_an_optimizer_learns(tmp_path, text, optimizer):
     more = f"--lr 0.03 --optimizer {optimizer}".split()
     assert main(command(text, tmp_path / "run", *more)) == 0

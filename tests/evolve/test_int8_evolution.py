@@ -45,6 +45,7 @@ FLOATS = {
 PARAMS = quantize_weights(FLOATS)
 UP = "layers/up_proj/values"
 RESIDUALS = [("error_feedback", FINE), ("error_feedback_4bit", 16)]
+QUICK = [pytest.param(*RESIDUALS[0], marks=pytest.mark.slow), RESIDUALS[1]]
 
 
 def outputs(params, x):
@@ -96,7 +97,9 @@ def moved(es, state, generations, seed=1):
     return state
 
 
-@pytest.mark.parametrize("noise, roles", [("gaussian", "smn"), ("rademacher", "snm")])
+@pytest.mark.parametrize(
+    "noise, roles", [pytest.param("gaussian", "smn", marks=pytest.mark.slow), ("rademacher", "snm")]
+)
 def test_members_stand_where_formed_weights_do(noise, roles):
     es = sr.eggroll(pop_size=4, sigma=0.1, rank=2, noise=noise, roles={"layers/*/values": roles})
     members = es.ask(es.init(jax.random.key(0), PARAMS))
@@ -144,7 +147,7 @@ def after_300(master):
     return moved(es, first_state(es), 300)
 
 
-@pytest.mark.parametrize(("master", "fine"), RESIDUALS)
+@pytest.mark.parametrize(("master", "fine"), QUICK)
 def test_error_feedback_follows_the_exact_residual(master, fine):
     """Rounding errors e_t of the residual have mean 0 and lie in an interval of a fine step, 1/256
     or 1/16 of a step of the grid.
@@ -224,7 +227,9 @@ def test_a_resumed_run_has_the_same_bits(tmp_path, master):
     assert jax.tree.structure(whole) == jax.tree.structure(start)
 
 
-@pytest.mark.parametrize("master", ["error_feedback", "error_feedback_4bit"])
+@pytest.mark.parametrize(
+    "master", [pytest.param("error_feedback", marks=pytest.mark.slow), "error_feedback_4bit"]
+)
 def test_slices_of_a_stack_are_rounded_as_the_whole(master):
     es = strategy(master)
     state = moved(es, first_state(es), 1)

@@ -83,7 +83,10 @@ def test_even_functions_give_antithetic_pairs_nothing():
     assert np.abs(direction(members, fitness)["w"]).max() < 1e-3
 
 
-@pytest.mark.parametrize(("pairs", "rank", "want"), [(2, 1, 2), (3, 2, 6), (20, 1, 8)])
+@pytest.mark.parametrize(
+    ("pairs", "rank", "want"),
+    [pytest.param(2, 1, 2, marks=pytest.mark.slow), (3, 2, 6), (20, 1, 8)],
+)
 def test_rank_of_the_update(pairs, rank, want):
     """min(N r / 2, m, n): the members of a pair share their direction."""
     state, members = population({"w": jnp.zeros((8, 9))}, pairs, rank=rank)

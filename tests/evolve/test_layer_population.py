@@ -42,7 +42,12 @@ def cut(leaf, factors, layer):
 
 @pytest.mark.parametrize(
     ("noise", "bias"),
-    [("gaussian", "mn"), ("int8", "nm"), ("int8", "dense"), ("rademacher", "sd")],
+    [
+        ("gaussian", "mn"),
+        pytest.param("int8", "nm", marks=pytest.mark.slow),
+        ("int8", "dense"),
+        pytest.param("rademacher", "sd", marks=pytest.mark.slow),
+    ],
 )
 def test_a_layer_is_drawn_as_in_the_stack(noise, bias):
     whole = describe(PARAMS, rank=2, noise=noise, roles={"*bias": bias})

@@ -85,7 +85,9 @@ def assert_close(got, want):
     jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=2e-5, atol=2e-5), got, want)
 
 
-@pytest.mark.parametrize("noise", ["gaussian", "rademacher", "int8"])
+@pytest.mark.parametrize(
+    "noise", ["gaussian", pytest.param("rademacher", marks=pytest.mark.slow), "int8"]
+)
 def test_equals_formed_weights(noise):
     members = members_of(noise=noise)
     fitness, aux = run(members)
@@ -102,17 +104,22 @@ def test_equals_formed_weights_without_pairs():
 
 def test_chunks_change_nothing():
     """4 pairs do not divide 6: the last chunk overlaps, and its overlap is thrown away."""
-    want = run(members_of())
-    assert_close(run(members_of(), pairs_per_chunk=4), want)
-    assert_close(run(members_of(stored=False, chunk=2)), want)
+    assert_close(run(members_of(), pairs_per_chunk=4), run(members_of()))
 
 
-def test_devices_change_nothing():
+@pytest.mark.slow  # devices do so too, below
+def test_chunks_that_are_drawn_anew_change_nothing():
+    assert_close(run(members_of(stored=False, chunk=2)), run(members_of()))
+
+
+@pytest.mark.parametrize(
+    ("devices", "how"),
+    [pytest.param(2, {}, marks=pytest.mark.slow), (3, {"stored": False, "chunk": 1})],
+)
+def test_devices_change_nothing(devices, how):
     want = run(members_of())
-    two = jax.make_mesh((2,), ("population",), devices=jax.devices()[:2])
-    assert_close(run(members_of(mesh=two)), want)
-    three = jax.make_mesh((3,), ("population",), devices=jax.devices()[:3])
-    assert_close(run(members_of(mesh=three, stored=False, chunk=1)), want)
+    mesh = jax.make_mesh((devices,), ("population",), devices=jax.devices()[:devices])
+    assert_close(run(members_of(mesh=mesh, **how)), want)
 
 
 def test_chunk_sizes():

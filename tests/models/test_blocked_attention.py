@@ -55,15 +55,19 @@ def formed(config, qkvs, sight):
     return attention._formed(config, *qkvs, sight)
 
 
-@settings(max_examples=12, deadline=None, derandomize=True)
-@given(cases(), st.booleans(), st.booleans())
-def test_blocks_equal_the_formed_scores(case, sinks, packed):
+def compare(case, sinks, packed):
     size, time, before, kv_heads, config, window = case
     qkvs, documents = inputs(time, before, kv_heads, sinks, packed)
     sight = Sight(None if window is None else jnp.int32(window), documents)
     expected = with_gradient(functools.partial(formed, config), qkvs, sight)
     got = with_gradient(functools.partial(attend_blocks, config, size), qkvs, sight)
     jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=1e-5), got, expected)
+
+
+@pytest.mark.parametrize("examples", [5, pytest.param(50, marks=pytest.mark.slow)])
+def test_blocks_equal_the_formed_scores(examples):
+    property_of = settings(max_examples=examples, deadline=None, derandomize=True)
+    property_of(given(cases(), st.booleans(), st.booleans())(compare))()
 
 
 def test_in_bfloat16_blocks_are_as_near_to_float32_as_formed_scores():

@@ -129,7 +129,9 @@ def test_remat_holds_less():
     assert temp(decoder(deep, remat=True)) < 0.6 * temp(decoder(deep))
 
 
-@KINDS
+@pytest.mark.parametrize(
+    "config", [DENSE, pytest.param(MOE, marks=pytest.mark.slow)], ids=["dense", "experts"]
+)
 def test_the_program_does_not_grow_with_depth(config):
     def lines(layers):
         deep = dataclasses.replace(config, layers=layers)

@@ -41,7 +41,7 @@ def with_block(memory, steps):
     "family, chosen, block",
     [
         ("qwen3_moe", False, 0),
-        ("gpt_oss", False, 0),
+        pytest.param("gpt_oss", False, 0, marks=pytest.mark.slow),
         ("gpt_oss", False, 7),  # the first step is its fifth, and it is full after three
         ("qwen3_moe", True, 2),
         pytest.param("gpt_oss", True, 0, marks=pytest.mark.slow),

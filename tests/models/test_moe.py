@@ -45,7 +45,9 @@ def ours(config, params, x):
     return jax.grad(score, (0, 1), has_aux=True)(params, x)
 
 
-@pytest.mark.parametrize("config", [CONFIG, SIGMOID], ids=["softmax", "sigmoid"])
+@pytest.mark.parametrize(
+    "config", [pytest.param(CONFIG, marks=pytest.mark.slow), SIGMOID], ids=["softmax", "sigmoid"]
+)
 def test_output_and_gradients_are_those_of_one_token_at_a_time(config):
     params, x = layer(config), tokens()
     if config.selection_bias:

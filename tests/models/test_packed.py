@@ -27,11 +27,11 @@ odd = lambda i: i % 2 == 1
 
 def alone(model, params, texts, learnt):
     """The mean over the learnt tokens of all texts, each read by itself."""
-    total, count = 0.0, 0
+    total, count, nats_of = 0.0, 0, jax.jit(model.token_nats)
     for text in texts:
         tokens, targets = text[None, :-1], text[None, 1:].copy()
         targets[0, [not learnt(i) for i in range(1, len(text))]] = -1
-        nats = model.token_nats(params, jnp.asarray(tokens), jnp.asarray(targets))[0]
+        nats = nats_of(params, jnp.asarray(tokens), jnp.asarray(targets))[0]
         total, count = total + float(nats.sum()), count + (targets >= 0).sum()
     return total / count
 

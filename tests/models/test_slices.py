@@ -40,7 +40,9 @@ def learned(config, layer, x):
     return jax.jit(both)(layer, x)
 
 
-@pytest.mark.parametrize("config", [PLAIN, RICH], ids=["plain", "rich"])
+@pytest.mark.parametrize(
+    "config", [pytest.param(PLAIN, marks=pytest.mark.slow), RICH], ids=["plain", "rich"]
+)
 def test_slices_equal_the_whole_layer(config, monkeypatch):
     layer, x = layer_of(config), jax.random.normal(jax.random.key(2), (2, 9, 16))
     whole = learned(config, layer, x)

@@ -8,7 +8,7 @@ import sys
 import pytest
 
 
-@pytest.mark.parametrize("apart", [3, pytest.param(1, marks=pytest.mark.slow)])
+@pytest.mark.parametrize("apart", [6, pytest.param(1, marks=pytest.mark.slow)])
 def test_at_every_file_operation_a_resumed_run_ends_with_the_same_bytes(tmp_path, apart):
     command = [sys.executable, "-W", "error", "-m", "tests.run.toy_crash"]
     done = subprocess.run([*command, str(tmp_path), str(apart)], capture_output=True, text=True)

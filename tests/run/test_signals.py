@@ -80,7 +80,10 @@ def test_killed_at_random_moments_a_run_ends_with_the_same_bytes(tmp_path, undis
     assert final_bytes(tmp_path) == undisturbed
 
 
-@pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
+@pytest.mark.parametrize(
+    ("number", "code"),
+    [pytest.param(signal.SIGINT, 130, marks=pytest.mark.slow), (signal.SIGTERM, 143)],
+)
 def test_a_first_signal_saves_and_says_how_to_go_on(tmp_path, undisturbed, number, code):
     with running(tmp_path) as process:
         wait_for(process, lambda: size_of(tmp_path / "journal") > 3000)

@@ -3,7 +3,7 @@ that gets full there. Run by test_crash.py.
 
     python -m tests.run.toy_crash FOLDER APART
 
-At every operation with APART 1; with 3 at every third one, and the disk is full at others than
+At every operation with APART 1; with 6 at every sixth one, and the disk is full at others than
 those at which it is killed.
 
 Every run is a fork of this process; the next fork goes on in the same folder, undisturbed. The task

@@ -57,23 +57,28 @@ def streamed(model, where="device", optimizer=None, **options):
     return trainer, trainer.fill(stacked_leaves(leaves(model.config, jax.random.key(0))))
 
 
-def whole(model, steps, parts=1, optimizer=None, batch=tokens):
+@functools.cache
+def gradient(model):
+    """((loss, figures), gradient) of the whole model."""
+    return jax.jit(jax.value_and_grad(model.loss, has_aux=True))
+
+
+def whole(model, steps, optimizer=None):
     """(params, loss and norm of each step) of ordinary training."""
     optimizer = optimizer or adam()
-    loss = lambda p, t: sum(model.loss(p, t[i::parts])[0] for i in range(parts)) / parts
 
     @jax.jit
-    def step(params, state, t):
-        value, grads = jax.value_and_grad(loss)(params, t)
+    def change(params, state, grads):
         with jax.numpy_dtype_promotion("standard"):
             updates, state = optimizer.update(grads, state, params)
-        return optax.apply_updates(params, updates), state, value, optax.tree.norm(grads)
+        return optax.apply_updates(params, updates), state, optax.tree.norm(grads)
 
-    params = model.init(jax.random.key(0))
-    state, seen = optimizer.init(params), []
+    params, seen = started(model), []
+    state = optimizer.init(params)
     for i in range(steps):
-        params, state, value, norm = step(params, state, batch(i))
-        seen.append((float(value), float(norm)))
+        (loss, _), grads = gradient(model)(params, tokens(i))
+        params, state, norm = change(params, state, grads)
+        seen.append((float(loss), float(norm)))
     return params, seen
 
 
@@ -86,5 +91,6 @@ def distance(a, b):
     return sum(map(squares, arrays(a), arrays(b))) ** 0.5
 
 
+@functools.cache
 def started(model):
     return model.init(jax.random.key(0))

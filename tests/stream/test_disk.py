@@ -31,8 +31,16 @@ def trained(where, steps=2, **options):
     return [x.tobytes() for x in arrays((state.params, state.optimizer))]
 
 
-@pytest.mark.parametrize("clip", [Clip(), Clip(1e-2, "global")], ids=["no clip", "global clip"])
-@pytest.mark.parametrize("where", ["host", "device"])
+@pytest.mark.parametrize(
+    ("where", "clip"),
+    [
+        ("host", Clip(1e-2, "global")),
+        ("device", Clip()),
+        pytest.param("host", Clip(), marks=pytest.mark.slow),
+        pytest.param("device", Clip(1e-2, "global"), marks=pytest.mark.slow),
+    ],
+    ids=str,
+)
 def test_bits_are_those_of_host_memory(tmp_path, where, clip):
     expected = trained(where, clip=clip)
     few = Disk(tmp_path / "new" / "folder", 0)

@@ -22,7 +22,18 @@ from springroll.stream.fill_store import bundled_leaves, fill, stacked_leaves
 from springroll.stream.stored_leaves import StoredLeaf
 from springroll.stream.streamed import Streamed
 from springroll.stream.update import PlacedUpdate
-from tests.stream.streaming import adam, arrays, distance, model, shapes, started, tokens, update
+from tests.stream.streaming import (
+    adam,
+    arrays,
+    distance,
+    gradient,
+    model,
+    shapes,
+    started,
+    tokens,
+    update,
+    whole,
+)
 
 STEPS = 3
 LAYERS = 2
@@ -33,22 +44,9 @@ def moe():
 
 
 @functools.cache
-def gradient():
-    return jax.jit(jax.value_and_grad(moe().loss, has_aux=True))
-
-
-@functools.cache
 def reference():
     """(params, loss and norm of each step) of ordinary training."""
-    params, optimizer, seen = started(moe()), adam(), []
-    state, change = optimizer.init(params), jax.jit(optimizer.update)
-    for i in range(STEPS):
-        (loss, _), grads = gradient()(params, tokens(i))
-        seen.append((float(loss), float(optax.tree.norm(grads))))
-        with jax.numpy_dtype_promotion("standard"):
-            updates, state = change(grads, state)
-        params = optax.apply_updates(params, updates)
-    return params, seen
+    return whole(moe(), STEPS)
 
 
 def trainer_of(where="device", optimizer=None, together=2, adjust=None, **options):
@@ -84,7 +82,7 @@ def test_gradients_are_those_of_the_whole_model():
     # With plain descent at a rate of 1 the change of the weights is the gradient.
     trainer, state = streamed(optimizer=optax.sgd(1.0))
     state, metrics = trainer.step(state, tokens())
-    (_, figures), grads = gradient()(started(moe()), tokens())
+    (_, figures), grads = gradient(moe())(started(moe()), tokens())
     before = arrays(started(moe()))
     for a, b, expected in zip(before, arrays(state.params), arrays(grads), strict=True):
         largest = max(float(np.max(np.abs(expected))), 1e-3)
@@ -148,6 +146,7 @@ def test_routers_are_adjusted_with_the_figures_of_their_layer(where):
     np.testing.assert_allclose(biases, np.asarray(expected), atol=1e-7)
 
 
+@pytest.mark.slow  # that a state comes back is in `test_streamed.py`
 def test_a_checkpoint_holds_the_parameters_of_the_model_and_resumes_bit_for_bit(tmp_path):
     make = lambda: trainer_of("host")
     trainer = make()
@@ -179,6 +178,7 @@ def test_a_window_holds_groups_of_experts_and_weights_cross_twice():
     assert max(numbers([bundle]) for bundle in bundles[:-1]) < layer
 
 
+@pytest.mark.slow
 def test_inputs_are_kept_once_for_all_experts_of_a_layer():
     trainer, state = streamed("host", kept_inputs=0)
     trainer.step(state, tokens())
@@ -193,6 +193,7 @@ def test_inputs_are_kept_once_for_all_experts_of_a_layer():
     )
 
 
+@pytest.mark.slow
 def test_tensors_find_their_bundles_however_they_come():
     params = started(moe())
     trainer, state = streamed()
@@ -220,6 +221,7 @@ def test_tensors_find_their_bundles_however_they_come():
     assert bits(trainer.state().params) == bits(params)
 
 
+@pytest.mark.slow  # as `test_streamed.py` does, with whole layers
 def test_halves_of_experts_are_the_float32_that_filled_them():
     _, state = streamed("device", with_split_master(adam()), narrow=True)
     name = "gate_proj"

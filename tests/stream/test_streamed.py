@@ -47,7 +47,7 @@ def joined(high, low):
     return join(jnp.asarray(np.asarray(high)), jnp.asarray(low))
 
 
-@pytest.mark.parametrize("where", ["device", "host"])
+@pytest.mark.parametrize("where", [pytest.param("device", marks=pytest.mark.slow), "host"])
 def test_halves_are_the_float32_that_filled_them(where):
     _trainer, state = streamed(model(), where, with_split_master(adam()), narrow=True)
     high, low = jax.tree.leaves(state.params["layers"]), low_of(state.optimizer.layers)
@@ -162,6 +162,7 @@ def test_pageable_memory_trains_to_the_same_weights(monkeypatch):
     assert bits(run(*streamed(model(), "host"), 0, 2)[0].params) == expected
 
 
+@pytest.mark.slow  # `test_streamed_population.py` has a slow link too
 def test_a_throttled_link_changes_nothing_but_the_time():
     expected = bits(run(*streamed(model()), 0, 2)[0].params)
     link = ThrottledLink(1e9)
@@ -205,7 +206,7 @@ def clipped(norm=0.5, inner=None):
     return optax.chain(optax.clip_by_global_norm(norm), adam() if inner is None else inner)
 
 
-@pytest.mark.parametrize("where", ["device", "host"])
+@pytest.mark.parametrize("where", ["device", pytest.param("host", marks=pytest.mark.slow)])
 def test_a_chain_that_clips_first_is_the_global_clip(where):
     """Bit for bit that of `clip`, and its state has the structure of the chain's."""
     asked, _ = run(*streamed(model(), where, clip=Clip(0.5)), 0, 2)

@@ -79,7 +79,7 @@ def test_equals_the_slow_version(refresh, moments):
         np.testing.assert_allclose(ours["w"][i], w, atol=2e-5)
 
 
-@pytest.mark.parametrize("side", ["in", "full"])
+@pytest.mark.parametrize("side", [pytest.param("in", marks=pytest.mark.slow), "full"])
 def test_the_layout_does_not_matter(side):
     """(out, in) with rows="out" is (in, out) transposed."""
     turned = lambda tree: jax.tree.map(jnp.matrix_transpose, tree)

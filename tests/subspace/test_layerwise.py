@@ -128,7 +128,10 @@ def test_equals_the_gradient_of_the_whole_loss():
     jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=1e-5), params, wanted)
 
 
-@pytest.mark.parametrize("make", [apollo_mini, functools.partial(apollo, rank=4)])
+@pytest.mark.parametrize(
+    "make",
+    [pytest.param(apollo_mini, marks=pytest.mark.slow), functools.partial(apollo, rank=4)],
+)
 def test_apollo_is_that_of_the_stacked_layers(make):
     """Layer i draws the projection that matrix i of the stack has."""
     model, params = setup()

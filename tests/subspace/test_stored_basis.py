@@ -81,17 +81,19 @@ def trained(tx, steps=4) -> tuple[Any, Any]:
     return params, state
 
 
-def test_a_step_with_coded_bases_is_nearly_the_step_with_exact_ones():
+@pytest.mark.parametrize(
+    ("bits", "most"), [pytest.param(8, 0.05, marks=pytest.mark.slow), (4, 0.5)]
+)
+def test_a_step_with_coded_bases_is_nearly_the_step_with_exact_ones(bits, most):
     make = lambda bits: galore(optax.adam(0.05), R, refresh_interval=2, basis_bits=bits)
     exact, _ = trained(make(32))
     moved = float(jnp.linalg.norm(exact["w"] - PARAMS["w"]))
     off = lambda params: float(jnp.linalg.norm(params["w"] - exact["w"])) / moved
-    for bits, most in ((8, 0.05), (4, 0.5)):
-        params, state = trained(make(bits))
-        assert off(params) < most
-        kept: Any = state.projectors["w"].left
-        assert isinstance(kept, Quantized) and kept.shape == (STACK, M, R)
-        assert kept.codes.shape == (STACK, M * R // (8 // bits))
+    params, state = trained(make(bits))
+    assert off(params) < most
+    kept: Any = state.projectors["w"].left
+    assert isinstance(kept, Quantized) and kept.shape == (STACK, M, R)
+    assert kept.codes.shape == (STACK, M * R // (8 // bits))
 
 
 @pytest.mark.slow

@@ -26,7 +26,11 @@ def noisy(params, x, y, noise):
 
 
 @pytest.mark.parametrize(
-    "in_axes", [(0, 0, None), [0, 0, {"key": None, "size": 0, "offset": None}]]
+    "in_axes",
+    [
+        pytest.param((0, 0, None), marks=pytest.mark.slow),
+        [0, 0, {"key": None, "size": 0, "offset": None}],
+    ],
 )
 def test_what_is_no_batch_is_shared_and_keys_are_folded(in_axes):
     noise = {"key": jax.random.key(7), "size": jnp.float32(0.3), "offset": jnp.ones(10)}

@@ -22,7 +22,7 @@ def two_products(params, x):
     return y @ params["a"].T, y @ params["b"].T
 
 
-@pytest.mark.parametrize("rank", [1, 2, 9])
+@pytest.mark.parametrize("rank", [1, pytest.param(2, marks=pytest.mark.slow), 9])
 @pytest.mark.parametrize("rows", [1, 7, 8])
 def test_products_are_those_of_the_formed_weight(rank, rows):
     params = {"a": weight(jax.random.key(1), rank), "b": weight(jax.random.key(2), rank)}

@@ -99,13 +99,26 @@ def kind_of(value: object) -> str:
     >>> import numpy as np
     >>> kind_of(np.zeros((3, 4), np.float32)), kind_of("adam"), kind_of(None), kind_of([1, 2])
     ('a float32[3,4]', "'adam'", 'None', 'a list')
+    >>> kind_of(3), kind_of(np.zeros(3, np.int8)), kind_of(np.zeros(3, np.uint8))
+    ('an int', 'an int8[3]', 'a uint8[3]')
     """
     if isinstance(value, str | None):
         return repr(value)
     shape, dtype = getattr(value, "shape", None), getattr(value, "dtype", None)
     if shape is None or dtype is None:
-        return f"a {type(value).__name__}"
-    return f"a {dtype}[{','.join(map(str, shape))}]"
+        return with_article(type(value).__name__)
+    return with_article(f"{dtype}[{','.join(map(str, shape))}]")
+
+
+def with_article(name: str) -> str:
+    """The name of a type with "a" or "an" before it, by its first sound.
+
+    >>> [with_article(name) for name in ("int", "uint8", "ndarray", "RWKV7", "PRNGKey")]
+    ['an int', 'a uint8', 'an ndarray', 'an RWKV7', 'a PRNGKey']
+    """
+    letters = name[:2].isupper() or name.startswith("nd")  # spoken one by one
+    vowels = "AEFHILMNORSX" if letters else "AEIO"
+    return f"{'an' if name[:1].upper() in vowels else 'a'} {name}"
 
 
 def expect(fits: bool, name: str, value: object, expected: str) -> None:

@@ -74,7 +74,7 @@ def test_a_run_resumes_to_the_same_bytes_and_is_scored(tmp_path, sums, capsys):
         ([{"prompt": "a" * i, "completion": "b"} for i in range(40, 60)], "", "longer than 32 tok"),
         ([{"prompt": "a" * i, "completion": "b"} for i in range(1, 9)], "", "and a step takes 4"),
         ([{"messages": [{"role": "user", "content": "a"}]}] * 2, "", "has no chat template"),
-        ([{"prompt": 3, "completion": "b"}], "", "has a int under 'prompt'"),
+        ([{"prompt": 3, "completion": "b"}], "", "has an int under 'prompt'"),
         ([{"prompt": "a", "completion": "b"}], "--answer-column c", "no column 'c'"),
         ([{"prompt": "a", "completion": "b"}], "--format text --prompt-column c", "no columns"),
         ([{"prompt": "a", "completion": "b"}], "--packing on --model rwkv7-tiny", "the state of"),

@@ -91,7 +91,7 @@ def test_chosen_columns_come_first():
             {"answer": "anser"},
             "no column 'anser'; did you mean ans",
         ),
-        ({"prompt": 3, "answer": "b"}, {}, "line 1 of x has a int under 'prompt'; expected text"),
+        ({"prompt": 3, "answer": "b"}, {}, "line 1 of x has an int under 'prompt'; expected text"),
         ({"prompt": "a", "answer": 4.5}, {}, "has a float under 'answer'; expected text or mess"),
         ({"messages": [{"role": "user"}, 3]}, {}, "message 2 of line 1 of x is no object with"),
         ({"messages": {"a": 1}}, {}, "has a dict under 'messages'"),

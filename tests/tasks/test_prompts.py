@@ -93,10 +93,10 @@ BAD = {
     "no text": ({"prompt": ""}, "record 7 of x has nothing under 'prompt'; expected the prompt"),
     "no cell": ({"messages": ""}, "record 7 of x has nothing under 'messages'"),
     "neither": ({"instruction": "", "input": None}, "x has nothing under 'instruction,input'"),
-    "number": ({"prompt": 3}, "record 7 of x has a int under 'prompt'; expected the prompt, as"),
+    "number": ({"prompt": 3}, "record 7 of x has an int under 'prompt'; expected the prompt, as"),
     "no object": ({"prompt": ["a"]}, "message 1 of record 7 of x is no object with a role and a"),
     "no role": ({"prompt": [*TALK, {"content": "a"}]}, "message 3 of record 7 of x is no object"),
-    "content": ({"prompt": [{"role": "user", "content": 3}]}, "has a int as its content"),
+    "content": ({"prompt": [{"role": "user", "content": 3}]}, "has an int as its content"),
     "picture": (
         {"prompt": [{"role": "user", "content": [{"type": "image"}]}]},
         "message 1 of record 7 of x holds something else than text",
@@ -104,7 +104,7 @@ BAD = {
     "no JSON": ({"messages": "user: hi"}, "the column 'messages' of record 7 of x is not JSON"),
     "two": (
         {"instruction": "a", "input": 3},
-        "record 7 of x has a int under 'input'; expected tex",
+        "record 7 of x has an int under 'input'; expected tex",
     ),
     "no column": (
         {"title": "a", "body": "b"},

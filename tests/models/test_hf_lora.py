@@ -5,10 +5,11 @@ import json
 import jax
 import numpy as np
 import pytest
-from safetensors.numpy import load_file
+from safetensors.numpy import load_file, save_file
 
 from springroll.errors import InputError
 from springroll.models.hf.decoder import hf_config
+from springroll.models.hf.files import is_hf_folder, open_hf, read_config
 from springroll.models.hf.load import read_params
 from springroll.models.hf.lora import WEIGHTS, save_lora
 from tests.models.test_hf import config_of, tensors_of, write
@@ -45,6 +46,25 @@ def formed(folder, name):
     found = load_file(folder / WEIGHTS)
     stem = f"base_model.model.{name}"
     return found[f"{stem}.lora_B.weight"] @ found[f"{stem}.lora_A.weight"]
+
+
+@pytest.mark.parametrize(
+    ("about", "said"),
+    [
+        ({"base_model_name_or_path": "Qwen/Qwen3-8B"}, "an adapter of 'Qwen/Qwen3-8B', and no mod"),
+        ({"base_model_name_or_path": "x" * 999}, "an adapter of 'xxx.*, and no model"),
+        ({"base_model_name_or_path": None}, "an adapter, whose base it does not name, and no"),
+    ],
+)
+def test_an_adapter_in_the_place_of_a_model_is_named(tmp_path, about, said):
+    weights = tmp_path / "adapter_model.safetensors"
+    save_file({"base_model.model.a.lora_A.weight": np.zeros((2, 2), np.float32)}, weights)
+    (tmp_path / "adapter_config.json").write_text(json.dumps(about))
+    for place in (tmp_path, weights):
+        for reads in (read_config, is_hf_folder, open_hf):
+            with pytest.raises(InputError, match=f"holds {said}") as caught:
+                reads(place)
+            assert len(str(caught.value)) < 500 + len(str(tmp_path))
 
 
 def test_a_change_of_the_rank_is_kept_whole(base, tmp_path):

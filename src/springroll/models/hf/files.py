@@ -31,6 +31,7 @@ from springroll.safetensors_map import forget, mapped
 ENDS = 1 << 16  # bytes of both ends of a file that go into its fingerprint
 INDEX = "model.safetensors.index.json"
 SINGLE = "model.safetensors"
+ADAPTER, ADAPTER_WEIGHTS = "adapter_config.json", "adapter_model"  # of PEFT
 # What the weights of a folder may be: one file, or several that an index names; the first counts.
 FORMS = (
     (SINGLE, INDEX),
@@ -196,11 +197,28 @@ def _lone_file(path: Path) -> Path | None:
     """The file of weights that is a model by itself: given, or alone in a folder without config."""
     kinds = (".pth", ".safetensors")
     if os.path.isfile(path):  # which takes names of any length
+        if path.stem == ADAPTER_WEIGHTS:
+            check_no_adapter(path.parent)
         return path if path.suffix in kinds else None
     if not os.path.isdir(path) or (path / "config.json").exists():
         return None
+    check_no_adapter(path)
     models = [file for file in sorted(path.iterdir()) if file.suffix in kinds]
     return models[0] if len(models) == 1 and models[0].name != SINGLE else None
+
+
+def check_no_adapter(folder: Path) -> None:
+    """Raise InputError, which names the base, where a folder holds an adapter as PEFT saves it."""
+    if not os.path.isfile(folder / ADAPTER):
+        return
+    base = atomic.read_json(folder / ADAPTER).get("base_model_name_or_path")
+    named = isinstance(base, str) and base != ""
+    of = f"an adapter of {brief(base)}" if named else "an adapter, whose base it does not name"
+    raise InputError(
+        f"{folder} holds {of}, and no model; no option reads adapters: give the base as the model, "
+        f"or a folder with both, which PEFT's merge_and_unload or `{program()} export` without "
+        "--adapter makes"
+    )
 
 
 def _tensors_of(file: Path) -> Mapping[str, Tensor]:
@@ -216,6 +234,7 @@ def weight_files(folder: Path) -> list[Path]:
             return [folder / name for name in _shards(folder / index)]
         if (folder / single).exists():
             return [folder / single]
+    check_no_adapter(folder)
     singles = " nor ".join(single for single, _ in FORMS)
     raise InputError(f"{folder} holds neither {singles}")
 

@@ -7,9 +7,10 @@ from jax import lax
 
 from springroll import compat
 from springroll.models.attention import block_size
+from springroll.models.decoder import decoder
 from springroll.models.decoder_config import CONFIGS
 from springroll.planner.liveness import temporary_bytes
-from springroll.planner.working_set import expert_working_set, working_set
+from springroll.planner.working_set import INDEX, arguments, expert_working_set, working_set
 
 SIDE = 64
 ONE = SIDE * SIDE * 4
@@ -116,3 +117,10 @@ def test_programs_for_another_platform_are_traced_apart():
         trace()
     trace()
     assert chosen == ["cpu", "gpu"]
+
+
+@pytest.mark.parametrize("name", ["llama-tiny", "moe-tiny"])
+def test_statistics_of_a_layer_are_those_that_it_gives(name):
+    config = CONFIGS[name]
+    args = arguments(config, 2, 8, "bfloat16")
+    assert args.stats == jax.eval_shape(decoder(config).block, args.layer, args.x, INDEX)[1]

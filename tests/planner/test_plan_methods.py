@@ -1,5 +1,6 @@
 """Bytes per method: those that the optimizers really keep, and those of the design's table."""
 
+import dataclasses
 import math
 
 import jax
@@ -13,8 +14,12 @@ from springroll.models.decoder import decoder
 from springroll.models.decoder_config import CONFIGS, DecoderConfig, shapes
 from springroll.planner.methods import (
     METHODS,
+    TRAINED,
+    _axis_roles,
     layer_numbers,
+    least_state,
     method_bytes,
+    optimizer_state,
     rest_numbers,
 )
 from springroll.planner.search import options_of
@@ -139,6 +144,25 @@ def test_how_many_parameters_fit(method, billions, with_device):
     host, both = (128 - 12) * 2**30, (128 + 139 - 24) * 2**30
     assert host / per_parameter(method) / 1e9 == pytest.approx(billions, rel=0.01)
     assert both / per_parameter(method) / 1e9 == pytest.approx(with_device, rel=0.01)
+
+
+@pytest.mark.parametrize("method", TRAINED)
+@pytest.mark.parametrize(("name", "rank", "bits"), [("llama-tiny", None, 32), ("moe-tiny", 8, 4)])
+def test_the_least_state_is_no_more_than_there_is(method, name, rank, bits):
+    asked = (method, CONFIGS[name], bits if method != "sgd" else 32, rank, 32)
+    least, found = least_state(*asked), optimizer_state(*asked)
+    assert all(a <= b for a, b in zip(least, found, strict=True))
+    # A gradient in a subspace is counted in place of a whole one.
+    assert bool(least.layer_gradient) == bool(found.layer_gradient) or method == "lora"
+
+
+def test_roles_are_found_once_for_all_methods_and_for_layers_that_differ_in_no_shape():
+    config = dataclasses.replace(CONFIGS["llama-tiny"], vocab=300)
+    before = _axis_roles.cache_info().misses
+    for method in ("galore", "apollo-mini", "lowgrad"):
+        for change in ({}, {"layers": 7}, {"norm_eps": 1e-5}, {"rope_theta": 5e5}):
+            method_bytes(dataclasses.replace(config, **change), method)
+    assert _axis_roles.cache_info().misses == before + 1
 
 
 def test_float32_weights_need_no_low_halves():

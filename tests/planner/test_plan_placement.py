@@ -14,6 +14,7 @@ from springroll.errors import InputError
 from springroll.models.config_checks import MOST_STACKED
 from springroll.models.decoder_config import CONFIGS
 from springroll.planner import alternatives as compared
+from springroll.planner import methods, search
 from springroll.planner.alternatives import (
     alternatives,
     alternatives_table,
@@ -206,6 +207,17 @@ def test_a_plan_that_streams():
     # AdamW's peak is where the embedding's gradient leaves, and no program runs; Muon's is in one.
     other = plan("llama-60m", method="muon", device="600MiB", host="4GiB", link="25GB", **SMALL)
     assert other.streams and "working set" in shown(*other.tables())
+
+
+def test_what_fits_nowhere_is_known_before_anything_is_traced(monkeypatch):
+    def traced(*_, **__):
+        raise AssertionError
+
+    monkeypatch.setattr(methods, "_optimizer_state", traced)
+    monkeypatch.setattr(search, "working_set", traced)
+    options = options_of("RTX 3060", "32GB", None, None)
+    for method in compared.COMPARED:
+        assert fastest_plan("x", CONFIGS["llama3.1-70b"], options.by(method)) is None
 
 
 def test_the_compiler_tells_the_working_set():

@@ -166,6 +166,17 @@ def chosen_are_less(config: DecoderConfig, tokens: int) -> bool:
     return blocks < config.experts or blocks * size < tokens * config.experts
 
 
+def statistics(config: DecoderConfig) -> Params:
+    """The statistics that `Decoder.block` gives of a layer, without values; a dense one has none.
+
+    The shapes are `load` (E,), `switch` () and `z` (), float32.
+    """
+    if not config.experts:
+        return {}
+    struct = lambda *shape: jax.ShapeDtypeStruct(shape, jnp.float32)
+    return {"load": struct(config.experts), "switch": struct(), "z": struct()}
+
+
 def balance(bias: Array, load: Array, rate: float = 1e-3) -> Array:
     """bias + rate * sign(mean load - load): overloaded experts are chosen less from now on.
 

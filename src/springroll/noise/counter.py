@@ -9,7 +9,7 @@ the middle, so that two pairs whose counters happen to overlap still see unrelat
 """
 
 import hashlib
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import jax.numpy as jnp
 import numpy as np
@@ -28,19 +28,25 @@ def finalize(x: Words) -> Words:
     return x ^ (x >> _u32(15))
 
 
-def fold(words: Array, value: ArrayLike) -> Array:
-    """Mix one more word into two: `words` (..., 2) and `value` (...) uint32 give (..., 2)."""
-    value = jnp.asarray(value).astype(jnp.uint32)
-    first = finalize(words[..., 0] ^ finalize(value + _u32(_GOLDEN)))
-    second = finalize(words[..., 1] + finalize(first ^ (value * _u32(_MUL_C) + _u32(1))))
-    return jnp.stack([first + second, second], axis=-1)
+def fold(words: ArrayLike, value: Any) -> Array:
+    """Mix one more word into two: `words` (..., 2) and `value` (...) uint32 give (..., 2).
+
+    Of two NumPy arrays it is one: what is known when a program is traced is no part of it.
+    """
+    known = isinstance(words, np.ndarray) and isinstance(value, np.ndarray)
+    xp: Any = np if known else jnp
+    word, value = xp.asarray(words), xp.asarray(value).astype(np.uint32)
+    with np.errstate(over="ignore"):
+        first = finalize(word[..., 0] ^ finalize(value + _u32(_GOLDEN)))
+        second = finalize(word[..., 1] + finalize(first ^ (value * _u32(_MUL_C) + _u32(1))))
+        return xp.stack([first + second, second], axis=-1)
 
 
-def stream(seed: Array, epoch: ArrayLike, path: str) -> Array:
+def stream(seed: Array | np.ndarray, epoch: ArrayLike, path: str) -> Array:
     """The two words from which every draw for one parameter in one epoch follows.
 
     The path enters by a hash that does not depend on the process (blake2b), so runs resume
-    anywhere.
+    anywhere. Of a NumPy seed and a Python number it is computed at once (`fold`).
 
     Args:
         seed: (2,) uint32.
@@ -51,8 +57,9 @@ def stream(seed: Array, epoch: ArrayLike, path: str) -> Array:
         (2,) uint32.
     """
     digest = np.frombuffer(hashlib.blake2b(path.encode(), digest_size=8).digest(), "<u4")
-    words = fold(seed.astype(jnp.uint32), jnp.asarray(epoch).astype(jnp.uint32))
-    return fold(fold(words, jnp.uint32(digest[0])), jnp.uint32(digest[1]))
+    epoch = np.asarray(epoch) if isinstance(epoch, int) else epoch
+    words = fold(seed.astype(np.uint32), epoch)
+    return fold(fold(words, digest[:1].reshape(())), digest[1:].reshape(()))
 
 
 def bits(words: Array, pairs: Array, size: int, first: ArrayLike = 0) -> Array:

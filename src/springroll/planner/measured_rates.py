@@ -20,10 +20,6 @@ from springroll.planner.devices import UPDATE_BYTES, Rates
 from springroll.planner.footprint import StepSpec
 from springroll.planner.step_time import work
 from springroll.planner.working_set import arguments
-from springroll.stream.device_update import DeviceUpdate
-from springroll.stream.host_adamw import AdamW, zeros
-from springroll.stream.link import Link
-from springroll.stream.priority_pool import PriorityPool
 from springroll.stream.step_programs import StepPrograms
 from springroll.trees import PyTree, squared_norm, tree_bytes
 
@@ -86,6 +82,8 @@ def calibration(spec: StepSpec, optimizer: optax.GradientTransformation) -> Call
     Args:
         optimizer: of one layer.
     """
+    from springroll.stream.link import Link
+
     config, dtype = spec.config, "float32" if spec.method.weights == 4 else "bfloat16"
     arrays = filled(arguments(config, spec.rows, spec.sequence, dtype))
     programs = StepPrograms(decoder(config), parts=spec.parts)
@@ -137,6 +135,9 @@ def calibration(spec: StepSpec, optimizer: optax.GradientTransformation) -> Call
 
 def host_update(layer: PyTree) -> Callable[[], None]:
     """A call that updates a layer by AdamW on the host, with all cores."""
+    from springroll.stream.host_adamw import AdamW, zeros
+    from springroll.stream.priority_pool import PriorityPool
+
     weights = jax.tree.map(lambda w: np.zeros(w.shape, w.dtype), layer)
     state = zeros(weights)
     pool = PriorityPool(cores())
@@ -150,6 +151,8 @@ def host_update(layer: PyTree) -> Callable[[], None]:
 
 def device_update(layer: PyTree, optimizer: optax.GradientTransformation) -> Callable[[], PyTree]:
     """A call that updates a layer on the device."""
+    from springroll.stream.device_update import DeviceUpdate
+
     update = DeviceUpdate(optimizer)
     wide = jax.tree.map(lambda w: jnp.zeros(w.shape, jnp.float32), layer)
     state = optimizer.init({"layers": wide})  # compiled, XLA would fold it for a minute

@@ -2,6 +2,8 @@
 
 import dataclasses
 import functools
+import math
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Literal, NamedTuple, get_args
 
@@ -9,8 +11,15 @@ import jax
 import optax
 
 from springroll.errors import InputError, expect, suggestion
-from springroll.models.decoder import decoder
-from springroll.models.decoder_config import DecoderConfig, Shapes, shapes, size, structs
+from springroll.models.decoder import Decoder, decoder
+from springroll.models.decoder_config import (
+    DecoderConfig,
+    Shapes,
+    shape_leaves,
+    shapes,
+    size,
+    structs,
+)
 from springroll.models.hf.load import coded_structs
 from springroll.subspace.adapters import CODES, adapted, first_adapters
 from springroll.subspace.lowgrad import lowgrad
@@ -19,9 +28,12 @@ from springroll.subspace.optimizers import (
     OptimizerEntry,
     OptimizerSettings,
     StateBits,
+    axis_roles,
+    is_block_matrix,
     subspaces,
 )
 from springroll.subspace.stored_basis import BasisBits, checked_bits
+from springroll.thin.roles import WeightRoles
 from springroll.trees import tree_bytes
 
 Mode = Literal["resident", "host", "device", "lowgrad", "evolve"]
@@ -40,6 +52,18 @@ TRAINED = OPTIMIZERS | {"sgd": SGD}
 METHODS = {name: entry.description for name, entry in TRAINED.items()} | {
     "evolve": "EGGROLL: forward passes only"
 }
+
+
+class OptimizerState(NamedTuple):
+    """Bytes that an optimizer keeps, and of the gradient of a layer where it is in a subspace."""
+
+    layer: int
+    rest: int
+    layer_gradient: int = 0
+
+
+# Of (method, model, bits of the state, rank, bits of the bases).
+Ask = Callable[[str, DecoderConfig, StateBits, int | None, BasisBits], OptimizerState]
 
 
 @dataclass(frozen=True)
@@ -92,6 +116,7 @@ def method_bytes(
     rank: int | None = None,
     rounding: Rounding = "split",
     base_bits: BaseBits | None = None,
+    ask: Ask | None = None,
 ) -> MethodBytes:
     """The bytes of `method`, one of `METHODS`, also spelt with its state: "adamw-8bit".
 
@@ -101,6 +126,7 @@ def method_bytes(
         base_bits: per number of the matrices that `lora` adapts; None for those of `dtype`.
         rounding: of bfloat16 weights: "split" keeps the exact float32 in two more bytes,
             "stochastic" keeps none.
+        ask: for the state; by default `optimizer_state`.
 
     Raises:
         InputError: an unknown method, state that a method has not, a rank that is too large.
@@ -124,7 +150,7 @@ def method_bytes(
     if method == "evolve":
         return MethodBytes(method, weights, low, 0, 0, 0, 0, ("evolve",))
     updates = TRAINED[method].streamed_updates(state_bits, exact=bool(low) or weights == 4)
-    state = optimizer_state(method, config, state_bits, rank, basis_bits)
+    state = (ask or optimizer_state)(method, config, state_bits, rank, basis_bits)
     if method == "lora":
         sizes = (0, 0, state.layer, 0)
         frozen = frozen_bytes(config, dtype, base_bits)
@@ -143,14 +169,6 @@ def stores_bases(method: str) -> bool:
     return name in TRAINED and TRAINED[name].bases
 
 
-class OptimizerState(NamedTuple):
-    """Bytes that an optimizer keeps, and of the gradient of a layer where it is in a subspace."""
-
-    layer: int
-    rest: int
-    layer_gradient: int = 0
-
-
 def optimizer_state(
     method: str,
     config: DecoderConfig,
@@ -162,8 +180,39 @@ def optimizer_state(
 
     rank: as asked for; None is the optimizer's default.
     """
-    one_layer = dataclasses.replace(config, layers=1)
-    return _optimizer_state(method, one_layer, state_bits, rank, basis_bits)
+    return _optimizer_state(method, _one_layer(config), state_bits, rank, basis_bits)
+
+
+def least_state(
+    method: str,
+    config: DecoderConfig,
+    state_bits: StateBits,
+    rank: int | None,
+    basis_bits: BasisBits,
+) -> OptimizerState:
+    """No more than `optimizer_state` finds, at once: what does not fit with it need not be asked.
+
+    Nothing but what every `lowgrad` has: small gradients in float32, and two moments of them.
+    """
+    if method != "lowgrad":
+        return OptimizerState(0, 0)
+    rank = rank or TRAINED[method].rank or max(1, config.hidden // 4)
+    leaves = shape_leaves(shapes(dataclasses.replace(config, layers=1))).items()
+    matrices = [shape for path, shape in leaves if is_block_matrix(path)]
+    small = sum(math.prod(shape[:-1]) * min(rank, *shape[-2:]) for shape in matrices)
+    return OptimizerState(small * state_bits // 4, 0, 4 * small)
+
+
+def _one_layer(config: DecoderConfig) -> DecoderConfig:
+    """What an optimizer sees: one layer, without what changes no shape."""
+    same = {"norm_eps": 1e-6, "init_std": 0.02, "rope_theta": 1e4, "rope_scaling": None}
+    return dataclasses.replace(config, layers=1, **same)
+
+
+@functools.lru_cache(maxsize=64)
+def _axis_roles(model: Decoder) -> WeightRoles:
+    """`axis_roles`, once for all methods."""
+    return axis_roles(model, structs(shapes(model.config)))
 
 
 @functools.lru_cache(maxsize=512)
@@ -179,7 +228,7 @@ def _optimizer_state(
         learning_rate=optax.constant_schedule(entry.learning_rate),
         state_bits=state_bits,
         basis_bits=basis_bits,
-        **subspaces(entry, model, rank),
+        **subspaces(entry, model, rank, _axis_roles),
     )
     optimizer, rest = entry.build(settings), entry.rest(settings)
     params = structs(shapes(one_layer))

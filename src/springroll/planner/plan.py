@@ -47,7 +47,9 @@ def plan(
     disk: str | int | None = None,
     base_bits: BaseBits | None = None,
 ) -> Plan:
-    """How a step of training `model` runs on a machine; seconds, most of it the compiler's.
+    """How a step of training `model` runs on a machine, in about a second.
+
+    For the CPU of this process the compiler is asked, which takes a few seconds more.
 
     Args:
         model: a configuration, a name (`models.decoder_config.CONFIGS`), a Hugging Face folder or

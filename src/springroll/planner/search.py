@@ -16,8 +16,17 @@ from springroll.planner.footprint import (
     disk_bytes,
     host_bytes,
 )
-from springroll.planner.methods import BaseBits, Dtype, Rounding, method_bytes, stores_bases
-from springroll.planner.placement import Budgets, Choice, choose
+from springroll.planner.methods import (
+    Ask,
+    BaseBits,
+    Dtype,
+    Rounding,
+    least_state,
+    method_bytes,
+    optimizer_state,
+    stores_bases,
+)
+from springroll.planner.placement import Budgets, Choice, choose, placements
 from springroll.planner.plan_result import Plan
 from springroll.planner.working_set import WorkingSet, expert_working_set, working_set
 from springroll.ranges import COUNT, check_number
@@ -91,9 +100,12 @@ class Options:
 
 def fastest_plan(name: str, config: DecoderConfig, options: Options) -> Plan | None:
     """The fastest step that fits, with the largest micro-batch that lets it; None if none does."""
-    free = step_spec(config, options, options.device.count, working=WorkingSet(0, 0))
-    if choose(free, options.rates, options.budgets) is None:
-        return None  # not even if computing took no memory: no need to ask the compiler
+    # Most models fit not even without the state of the optimizer, or if computing took no memory:
+    # of these nothing is traced.
+    for ask in (least_state, optimizer_state):
+        free = step_spec(config, options, options.device.count, WorkingSet(0, 0), ask)
+        if not any(True for _ in placements(free, options.budgets)):
+            return None
     for rows in micro_batches(options):
         spec = step_spec(config, options, rows)
         choice = choose(spec, options.rates, options.budgets)
@@ -130,9 +142,14 @@ def micro_batches(options: Options) -> list[int]:
 
 
 def step_spec(
-    config: DecoderConfig, options: Options, rows: int, working: WorkingSet | None = None
+    config: DecoderConfig,
+    options: Options,
+    rows: int,
+    working: WorkingSet | None = None,
+    ask: Ask = optimizer_state,
 ) -> StepSpec:
-    """The step of these options; asks the compiler for the working set if it is not given."""
+    """The step of these options; asks the compiler for the working set if it is not given, and
+    `ask` for the state of the optimizer."""
     method = method_bytes(
         config,
         options.method,
@@ -142,6 +159,7 @@ def step_spec(
         rank=options.rank,
         rounding=options.rounding,
         base_bits=options.base_bits,
+        ask=ask,
     )
     together = options.experts_per_bundle
     if not together or not config.experts or config.experts % together or not method.cuts_layers:

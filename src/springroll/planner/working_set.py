@@ -18,6 +18,7 @@ from springroll import compat
 from springroll.models.decoder import decoder
 from springroll.models.decoder_config import DecoderConfig, shapes, structs
 from springroll.models.expert_stages import expert_stages, only_experts, without_experts
+from springroll.models.moe import statistics
 from springroll.planner.liveness import temporary_bytes
 from springroll.stream.step_programs import StepPrograms
 from springroll.trees import PyTree
@@ -50,8 +51,7 @@ def arguments(config: DecoderConfig, rows: int, sequence: int, dtype: str) -> Ar
     rest = {name: leaf for name, leaf in tree.items() if name != "layers"}
     x = struct((rows, sequence, config.hidden))
     tokens = jax.ShapeDtypeStruct((rows, sequence + 1), jnp.int32)
-    stats = jax.eval_shape(decoder(config).block, layer, x, INDEX)[1]
-    return Arguments(layer, rest, x, stats, tokens)
+    return Arguments(layer, rest, x, statistics(config), tokens)
 
 
 INDEX = jax.ShapeDtypeStruct((), jnp.int32)

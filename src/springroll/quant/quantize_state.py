@@ -13,6 +13,7 @@ through floats and back:
 Both leave a state without `Quantized` nodes as it is, so the caller need not know which it has.
 """
 
+import dataclasses
 import functools
 import zlib
 from collections.abc import Sequence
@@ -20,6 +21,7 @@ from collections.abc import Sequence
 import jax
 import jax.numpy as jnp
 import optax
+from jax import Array
 from jax.tree_util import GetAttrKey, keystr
 
 from springroll.errors import InputError
@@ -83,13 +85,14 @@ def quantize_state(
         raise InputError(f"quantize_state(bits={bits}): expected 8 or 4")
     if block is not None and whole(block, "block") < 2:
         raise InputError(f"quantize_state(block={block}): expected at least 2 numbers per scale")
-    make = functools.partial(
-        quantize,
-        bits=bits,
-        block=block,
-        stochastic=bits == 4 if stochastic is None else stochastic,
-    )
+    at_random = bits == 4 if stochastic is None else stochastic
     inner = wrapped(inner, "quantize_state")
+
+    def coded(leaf: Array, signed: bool, path: str) -> Quantized:
+        own = seed ^ zlib.crc32(path.encode())
+        if at_random:
+            return quantize(leaf, bits=bits, block=block, signed=signed, stochastic=True, seed=own)
+        return dataclasses.replace(_coded(leaf, bits, block, signed), seed=own)
 
     def init(params: PyTree) -> PyTree:
         state = inner.init(params)
@@ -106,7 +109,7 @@ def quantize_state(
             )
         return treedef.unflatten(
             [
-                make(leaf, signed=kind == "first", seed=seed ^ zlib.crc32(keystr(path).encode()))
+                coded(leaf, kind == "first", keystr(path))
                 if (kind := kinds.get(keystr(path)))
                 and (selected is None or selected(_parameter(path, first, second) or ""))
                 else leaf
@@ -125,6 +128,12 @@ def quantize_state(
             return update_in_slices(floats, updates, state)
 
     return transformation(init, update)
+
+
+@functools.partial(jax.jit, static_argnums=(1, 2, 3), inline=True)
+def _coded(leaf: Array, bits: int, block: int | None, signed: bool) -> Quantized:
+    """Rounded to nearest: traced once per shape, not per leaf and optimizer."""
+    return quantize(leaf, bits=bits, block=block, signed=signed)
 
 
 def dequantize_state(state: PyTree) -> PyTree:

@@ -8,7 +8,7 @@ its `init`.
 import re
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Literal, TypedDict
+from typing import Any, Literal, TypedDict
 
 import jax
 import jax.numpy as jnp
@@ -265,13 +265,24 @@ def block_matrices(params: PyTree) -> PyTree:
     return map_named(lambda path, _: is_block_matrix(path), params)
 
 
-def axis_roles(model: LanguageModel) -> WeightRoles:
-    """Which axes of each parameter are inputs, outputs and stacks; nothing is computed."""
-    params = jax.eval_shape(model.init, jax.random.key(0))
+def axis_roles(model: LanguageModel, params: PyTree = None) -> WeightRoles:
+    """Which axes of each parameter are inputs, outputs and stacks; nothing is computed.
+
+    Args:
+        model: whose parameters are trained.
+        params: their shapes, where they are known.
+    """
+    if params is None:
+        params = jax.eval_shape(lambda: model.init(jax.random.key(0)))
     return discover(model.loss, params, jax.ShapeDtypeStruct((1, 9), jnp.int32))
 
 
-def subspaces(entry: OptimizerEntry, model: LanguageModel, rank: int | None = None) -> Subspaces:
+def subspaces(
+    entry: OptimizerEntry,
+    model: LanguageModel,
+    rank: int | None = None,
+    roles_of: Callable[[Any], WeightRoles] = axis_roles,
+) -> Subspaces:
     """The subspaces that an optimizer works in; nothing is computed.
 
     A rank that was asked for is that of every matrix of a block, or its smaller side where that is
@@ -282,10 +293,11 @@ def subspaces(entry: OptimizerEntry, model: LanguageModel, rank: int | None = No
         entry: of the table.
         model: whose parameters are trained.
         rank: as asked for, or None.
+        roles_of: `axis_roles`, or one that remembers.
     """
     if not entry.projects:
         return {}
-    roles = axis_roles(model)
+    roles = roles_of(model)
     matrices = [leaf for leaf in roles.values() if is_block_matrix(leaf.path)]
     if rank is not None:
         return {"rank": rank, "select": is_block_matrix, "roles": roles}

@@ -12,6 +12,7 @@ from typing import Literal, NamedTuple, TypedDict, cast
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jax import Array
 from jax.typing import DTypeLike
 
@@ -237,7 +238,7 @@ class Projection:
         A function of seed, path, epoch and number, so it need not be stored. Counted noise: a
         tenth of the time of threefry, which APOLLO would take on every step.
         """
-        seed = jnp.array([self.seed & 0xFFFFFFFF, self.seed >> 32 & 0xFFFFFFFF], jnp.uint32)
+        seed = np.array([self.seed & 0xFFFFFFFF, self.seed >> 32 & 0xFFFFFFFF], np.uint32)
         rank = self.rank_of(view)
 
         def normal(role: str) -> Array:

@@ -1,0 +1,17 @@
+from .bundles import experts_apart as experts_apart
+from .bundles import whole_layers as whole_layers
+from .clipping import Clip as Clip
+from .device_update import DeviceUpdate as DeviceUpdate
+from .disk import Disk as Disk
+from .fill_store import bundled_leaves as bundled_leaves
+from .fill_store import stacked_leaves as stacked_leaves
+from .host_adamw import AdamW as AdamW
+from .host_update import HostUpdate as HostUpdate
+from .link import Link as Link
+from .store import MappedStore as MappedStore
+from .store import mapped_model as mapped_model
+from .streamed import Streamed as Streamed
+from .streamed_low_rank import StreamedLowRank as StreamedLowRank
+from .streamed_population import StreamedPopulation as StreamedPopulation
+from .streamed_population import stream_population as stream_population
+from .update import PlacedUpdate as PlacedUpdate

@@ -61,6 +61,7 @@ class Decoder:
     config: DecoderConfig
     remat: bool = False
     apart: ClassVar[bool] = True  # see `Generative` in `springroll.models.protocols`
+    table: ClassVar[str] = "embed_tokens"  # see `Stages` there
 
     @property
     def stack(self) -> str:

@@ -62,6 +62,10 @@ class Stages(Protocol):
             kept.append(of_layer)
         loss, metrics = model.finish(rest, x, stacked(kept), inputs)
 
+    A model whose `embed` reads a table (V, D) by `jnp.take(table, tokens, axis=0)`, and nothing
+    else of it or of the tokens, names it in an attribute `table`: a large one then stays on the
+    host, and `embed` is given the rows that are read, with their places as tokens.
+
     Evolution takes minus the loss as fitness and gives `finish` no statistics ({}), so that losses
     that only serve the training of a router take no part.
     """

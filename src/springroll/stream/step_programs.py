@@ -4,8 +4,8 @@ Every program also returns a token, a number that is there when the program is d
 copy of a bundle may go when the tokens of its readers are ready, and tokens are never donated.
 """
 
-from collections.abc import Callable
-from typing import Any, TypeAlias
+from collections.abc import Callable, Hashable, Sequence
+from typing import Any, NamedTuple, TypeAlias
 
 import jax
 import jax.numpy as jnp
@@ -17,6 +17,7 @@ from springroll.stream.replicas import ALONE, Replicas
 from springroll.trees import (
     PyTree,
     is_none,
+    named_leaves,
     real_cotangents,
     squared_norm,
     whole_cotangents,
@@ -28,6 +29,13 @@ Join: TypeAlias = Callable[[PyTree, PyTree], PyTree]
 def all_weights(moving: PyTree, still: PyTree) -> PyTree:
     """The `Join` of full gradients: all weights of a bundle are differentiated."""
     return moving
+
+
+class Reads(NamedTuple):
+    """Names of what both ends of a model read of its rest; the head has all that nobody reads."""
+
+    embed: frozenset[str]
+    head: frozenset[str]
 
 
 class StepPrograms:
@@ -47,6 +55,7 @@ class StepPrograms:
     ):
         self._model, self._parts, self._join = model, parts, join
         self._split, self._summed = replicas.split, replicas.summed
+        self._embedded: frozenset[str] | None = None  # paths of what `embed` reads, if asked
         self.embed = replicas.compiled(self._embed)
         self.forward = replicas.compiled(self._forward)
         self.score = replicas.compiled(self._score)
@@ -55,6 +64,32 @@ class StepPrograms:
         self.embed_backward = replicas.compiled(self._embed_backward, donate_argnums=4)
         self.square = jax.jit(squared_norm)
         self.narrow = narrow
+
+    def reads(self, rest: PyTree, layers: Sequence[PyTree], tokens: PyTree) -> Reads:
+        """What the two ends of the model read, so that the programs can be given that alone.
+
+        Args:
+            rest, layers: of a model whose weights are all differentiated: arrays, or their shapes.
+            tokens: a micro-batch.
+        """
+        embed = lambda rest, tokens: self._model.embed(rest, read_part(tokens))
+        x, stats = jax.eval_shape(embed, rest, tokens), []
+        known: dict[Hashable, tuple[PyTree, PyTree]] = {}
+        for layer in layers:
+            leaves, tree = jax.tree.flatten((layer, x))
+            kind = tree, *((leaf.shape, leaf.dtype) for leaf in leaves)
+            if kind not in known:
+                known[kind] = jax.eval_shape(self._model.block, layer, x, jnp.int32(0))
+            x, of_layer = known[kind]
+            stats.append(of_layer)
+        finish = lambda rest, x, stats, tokens: self._model.finish(rest, x, stacked(stats), tokens)
+        paths = list(named_leaves(rest))
+        first = _used(embed, rest, tokens)
+        last = _used(lambda *given: finish(*given)[0], rest, x, stats, tokens)
+        name = lambda path: path.split("/")[0]
+        self._embedded = frozenset(p for p, read in zip(paths, first, strict=True) if read)
+        head = (p for p, read in zip(paths, last, strict=True) if read or p not in self._embedded)
+        return Reads(frozenset(map(name, self._embedded)), frozenset(map(name, head)))
 
     def _embed(self, moving: PyTree, still: PyTree, tokens: Array) -> tuple[Array, Array]:
         """x of the first layer."""
@@ -139,6 +174,8 @@ class StepPrograms:
 
     def _read(self, leaves: list[Array], tree: Any, still: PyTree, tokens: Array) -> list[bool]:
         """Which of the weights `embed` reads."""
+        if self._embedded is not None:
+            return [path in self._embedded for path in named_leaves(tree.unflatten(leaves))]
         part = read_part(tokens)
         embed = lambda leaves: self._model.embed(self._join(tree.unflatten(leaves), still), part)
         return _used(embed, leaves)
@@ -152,9 +189,10 @@ class StepPrograms:
         return jax.tree.map(lambda a, b: a + b.astype(a.dtype), grads, new)
 
 
-def _used(fn: Callable[[list[Array]], PyTree], leaves: list[Array]) -> list[bool]:
-    """Which of the arrays the result of a function depends on."""
-    return compat.used_inputs(jax.make_jaxpr(fn)(leaves))
+def _used(fn: Callable[..., PyTree], weights: PyTree, *others: PyTree) -> list[bool]:
+    """Which of the arrays of its first argument the result of a function depends on."""
+    used = compat.used_inputs(jax.make_jaxpr(fn)(weights, *others))
+    return used[: len(jax.tree.leaves(weights))]
 
 
 def _chosen(leaves: list[PyTree], mine: list[bool]) -> list[PyTree]:

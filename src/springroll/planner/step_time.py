@@ -16,7 +16,15 @@ from typing import NamedTuple
 
 from springroll.models.decoder_config import DecoderConfig
 from springroll.planner.devices import Rates
-from springroll.planner.footprint import Placement, StepSpec, passing, rest_stored, stored
+from springroll.planner.footprint import (
+    Placement,
+    StepSpec,
+    passing,
+    rest_passes,
+    rest_stored,
+    rest_waiting,
+    stored,
+)
 
 DISK = 3e9  # bytes/s that are read from a disk or written to it: an NVMe drive in use both ways
 
@@ -156,12 +164,14 @@ def summed(spec: StepSpec) -> float:
 
 def _rest(spec: StepSpec, place: Placement) -> tuple[int, int]:
     """Bytes of embedding and head to the device and back to the host."""
-    weights = spec.rest * spec.method.weights
-    if place.layers < spec.config.layers and place.mode == "host":
-        return weights, weights
-    if place.layers < spec.config.layers and place.mode == "device":
-        return rest_stored(spec), rest_stored(spec)
-    return 0, 0  # they stay on the device
+    if place.layers == spec.config.layers or not rest_passes(place):
+        return 0, 0  # they stay on the device
+    weights, (read, _) = spec.method.weights, spec.read
+    comes = (spec.head + 2 * read) * weights  # what is embedded comes again for its gradient
+    if place.mode == "host":
+        return comes, (spec.rest - spec.embedding + read) * weights
+    waits = rest_waiting(spec)
+    return comes + rest_stored(spec) + waits, rest_stored(spec) + waits
 
 
 def tokens_to_hide(spec: StepSpec, place: Placement, rates: Rates) -> int:

@@ -20,6 +20,7 @@ from springroll.models.decoder_config import DecoderConfig, shapes, structs
 from springroll.models.expert_stages import expert_stages, only_experts, without_experts
 from springroll.planner.liveness import temporary_bytes
 from springroll.stream.step_programs import StepPrograms
+from springroll.stream.table_rows import by_rows, rows_at_once
 from springroll.trees import PyTree
 
 
@@ -89,7 +90,7 @@ def working_set(
         asked = [
             lambda: programs.backward.trace(*forward, args.x, args.stats, None),
             lambda: programs.finish.trace(*head, None),
-            lambda: _embed_backward(programs, args, args.x),
+            lambda: _embed_backward(config, programs, args, args.x),
         ]
     else:
         asked = [lambda: programs.forward.trace(*forward), lambda: programs.score.trace(*head)]
@@ -125,16 +126,23 @@ def expert_working_set(
         lambda: backward(0),
         lambda: backward(1),
         lambda: programs.finish.trace(*head),
-        lambda: _embed_backward(programs, args, carry),
+        lambda: _embed_backward(config, programs, args, carry),
     ]
     *layer, last, embed = _temporary(asked, platform)
     return WorkingSet(max(layer), last, embed)
 
 
-def _embed_backward(programs: StepPrograms, args: Arguments, dx: PyTree) -> Traced:
-    """The program that adds the gradient of the embedding to an earlier one."""
-    given = args.rest, None, args.tokens, dx
-    first = jax.tree.map(lambda _: None, args.rest)
+def _embed_backward(
+    config: DecoderConfig, programs: StepPrograms, args: Arguments, dx: PyTree
+) -> Traced:
+    """The program that adds the gradient of the embedding, or of the most of its rows that come at
+    a time, to an earlier one."""
+    table, rest = args.rest["embed_tokens"], args.rest
+    if not config.tied and by_rows(table.shape):
+        _, rows = rows_at_once(config.vocab, *table.shape)
+        rest = rest | {"embed_tokens": jax.ShapeDtypeStruct((rows, config.hidden), table.dtype)}
+    given = rest, None, args.tokens, dx
+    first = jax.tree.map(lambda _: None, rest)
     added, _ = jax.eval_shape(programs._embed_backward, *given, first)
     return programs.embed_backward.trace(*given, added)
 

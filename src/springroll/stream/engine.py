@@ -253,6 +253,11 @@ class _Step(_Forward):
         return WEIGHTS if self.engine.clip.waits else self.engine.update.fields
 
     @property
+    def apart(self) -> bool:
+        """Whether gradients of the rest leave the device when they are whole, each for itself."""
+        return self.engine.clip.waits or not self.engine.rest_stays
+
+    @property
     def narrowed(self) -> bool:
         """Whether gradients go to the host in the types of the weights."""
         return self.engine.clip.waits or self.engine.update.on_host
@@ -311,7 +316,7 @@ class _Step(_Forward):
             head.until(token)
         self.head_grads, self.rest_grads = grads
         self.good = all_finite(True, *(loss for loss, _ in self.losses.values()))
-        if not self.engine.rest_stays:
+        if self.apart:
             self.rest_gradient.take(self.head_grads, head)
             self.head_grads = None
 
@@ -341,11 +346,11 @@ class _Step(_Forward):
                     moving, still, tokens[part], self.dx[part], grads
                 )
                 table.until(token)
-            if not self.engine.rest_stays:
+            if self.apart:
                 self.rest_gradient.take(grads, table, rest.taken(time))
         self.dx.clear()
         head_grads, self.head_grads, self.rest_grads = self.head_grads, None, None
-        if self.engine.rest_stays:
+        if not self.apart:
             self.settle(table, merged(head_grads, grads), None)
             return
         at = self.engine.layers

@@ -9,13 +9,12 @@ from collections.abc import Sequence
 from concurrent.futures import Future
 
 import jax
-import numpy as np
 
 from springroll.stream.conveyor import Conveyor, Passing
 from springroll.stream.homes import Fields, writable
 from springroll.stream.step_programs import Reads
 from springroll.stream.store import HostStore
-from springroll.stream.table_rows import LEAST, TableRows, TakenRows
+from springroll.stream.table_rows import TableRows, TakenRows, by_rows
 from springroll.trees import PyTree
 
 
@@ -47,7 +46,7 @@ class RestPassage:
         self._coming: Passing | None = None  # the head, ahead of its use
         if reads is not None and table is not None and table not in reads.head:
             shape = conveyor.store.tree(self._bundle, "weights")[table].shape
-            if len(shape) == 2 and np.prod(shape) > LEAST:
+            if by_rows(shape):
                 self.rows = TableRows(batches, *shape, apart=reads.embed == {table})
                 self._shape = shape
 

@@ -5,6 +5,7 @@ are gathered there, and gradients are those of rows. They are taken some rows at
 gradient of a step with more tokens than the table has rows is not on the device as a whole either.
 """
 
+import math
 from collections.abc import Sequence
 from typing import NamedTuple
 
@@ -16,6 +17,11 @@ from springroll.trees import PyTree
 
 LEAST = 1 << 24  # numbers of a table that is not worth it: 64 MiB of float32
 TOGETHER = 1 << 26  # numbers of a gradient on the device: 256 MiB of float32
+
+
+def by_rows(shape: tuple[int, ...]) -> bool:
+    """Whether a table of this shape crosses as rows, unless the head reads it too."""
+    return len(shape) == 2 and math.prod(shape) > LEAST
 
 
 def rows_at_once(tokens: int, vocabulary: int, width: int, apart: bool = True) -> tuple[int, int]:

@@ -217,6 +217,11 @@ class Decoder:
             return moe(self.config, params, x_BTD, smallest=1)[0]
         return every_expert(self.config, params, x_BTD)
 
+    @property
+    def sliced_head(self) -> str | None:
+        """See `protocols.Stages`."""
+        return None if self.config.tied or self.config.logit_cap else "lm_head"
+
     def head_weight(self, params: Params) -> Array:
         return params["embed_tokens"] if self.config.tied else params["lm_head"]
 

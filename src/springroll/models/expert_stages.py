@@ -187,6 +187,11 @@ class ExpertStages:
         return self.model.table
 
     @property
+    def sliced_head(self) -> str | None:
+        """See `protocols.Stages`."""
+        return self.model.sliced_head
+
+    @property
     def of_layer(self) -> int:
         """Bundles of a layer."""
         return 1 + self.model.config.experts // self.together

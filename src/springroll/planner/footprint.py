@@ -7,7 +7,8 @@ from typing import Literal
 
 from springroll.models.decoder_config import DecoderConfig, shapes, size
 from springroll.planner.methods import MethodBytes, Mode, layer_numbers, rest_numbers
-from springroll.planner.working_set import WorkingSet
+from springroll.planner.working_set import WorkingSet, head_slice
+from springroll.stream.rest_gradient import GOING
 from springroll.stream.table_rows import by_rows, rows_at_once
 
 Clip = Literal["none", "global", "previous", "layer"]
@@ -86,6 +87,11 @@ class StepSpec:
             return self.embedding, self.embedding
         times, rows = rows_at_once(self.tokens, self.config.vocab, self.config.hidden)
         return times * rows * self.config.hidden, rows * self.config.hidden
+
+    @functools.cached_property
+    def head_slice(self) -> int:
+        """Numbers of the head whose gradient is there at a time, where it passes."""
+        return head_slice(self.config, self.rows * self.sequence, self.platform)
 
     @property
     def head(self) -> int:
@@ -182,20 +188,27 @@ def device_bytes(spec: StepSpec, place: Placement) -> Bytes:
     narrowed = spec.clip == "global" or place.mode == "host"
     leaves = spec.clip == "global" or passes
     going_rest = method.weights if leaves and narrowed and spec.gradient > method.weights else 0
+    in_parts = GOING * (method.weights if narrowed else spec.gradient)  # of what leaves in parts
     read, at_a_time = spec.read if passes else (spec.embedding, spec.embedding)
     own = spec.rest - spec.embedding
+    at_once = own - (config.vocab * config.hidden if passes and spec.head_slice else 0)
+    sliced = spec.head_slice if passes else 0
     shared = spec.embedding * spec.gradient if config.tied else 0
-    first = shared + own * spec.gradient
+    first = shared + at_once * spec.gradient
     kept = shared if leaves else first
     last = kept - shared + at_a_time * spec.gradient
+    parts = sliced * (spec.gradient + in_parts)
+    parted = at_a_time * (in_parts if at_a_time < spec.embedding else 0)
     working = spec.working
     there = lambda numbers: {"embedding and head": numbers * method.weights} if passes else {}
+    inputs = sizes["layer inputs"] + (spec.layer_input if sliced else 0)  # and those of the head
     steps = [
         there(read) | {"gradients": 0, "working set": working.layer},
-        there(spec.head) | {"gradients": first, "working set": working.head},
-        there(spec.head) | {"gradients": first + own * going_rest, "working set": 0},
+        there(spec.head)
+        | {"gradients": first + parts, "working set": working.head, "layer inputs": inputs},
+        there(spec.head) | {"gradients": first + at_once * going_rest, "working set": 0},
         there(0) | {"gradients": kept + going * layer, "working set": working.layer},
-        there(at_a_time) | {"gradients": last, "working set": working.embed},
+        there(at_a_time) | {"gradients": last + parted, "working set": working.embed},
         there(at_a_time) | {"gradients": last + at_a_time * going_rest, "working set": 0},
     ]
     if passes and place.mode == "device":  # all else is gone when the rest is updated

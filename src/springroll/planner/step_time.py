@@ -91,7 +91,8 @@ def step_seconds(spec: StepSpec, place: Placement, rates: Rates) -> Seconds:
     executed = work(spec)
     flops = spec.at_once * rates.flops
     forward, backward = executed.forward / flops, executed.backward / flops
-    head = executed.head / (spec.devices * rates.head_flops)
+    again = 5 / 4 if method.trains and rest_passes(place) and spec.head_slice else 1  # logits
+    head = again * executed.head / (spec.devices * rates.head_flops)
     saved = (config.layers - place.inputs) * spec.layer_input if method.trains else 0
     if not method.trains and not place.inputs:
         saved = 2 * config.layers * spec.layer_input  # a population's activations come and go

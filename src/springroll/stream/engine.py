@@ -7,9 +7,7 @@ layers, which go to the host when they are too many; before and after them what 
 layer programs), arXiv 2512.17570 (all micro-batches of a layer before the next).
 """
 
-import functools
 import itertools
-import operator
 from collections.abc import Callable
 from typing import Any, TypeAlias
 
@@ -20,12 +18,14 @@ from jax import Array
 
 from springroll.errors import InputError
 from springroll.models.protocols import Metrics, Stages
+from springroll.stream.batch_rows import rows_of, rows_together
 from springroll.stream.clipping import Clip, clip_factor
 from springroll.stream.conveyor import Conveyor, Passing, Stop
 from springroll.stream.rest_gradient import RestGradient
 from springroll.stream.rest_passage import RestPassage
 from springroll.stream.saved_activations import SaveAll, SavedInputs, Saving
 from springroll.stream.step_programs import Join, Reads, StepPrograms, all_weights
+from springroll.stream.step_sums import all_finite, averaged, begun, index, norm_of
 from springroll.stream.store import HostStore
 from springroll.stream.update import Gradient, Held, Update, merged
 from springroll.stream.visit_order import ORDERS, Phase, Visit, VisitOrder, forward_only
@@ -76,6 +76,7 @@ class Engine:
             raise InputError("the checkpointed schedule computes whole layers; take layer-major")
         self.visits = ORDERS[order](self.layers, parts)
         self.table: str | None = getattr(model, "table", None)
+        self.sliced_head: str | None = getattr(model, "sliced_head", None)
         self.reads: Reads | None = None
         self.kept_inputs = self.layers if kept_inputs is None else kept_inputs
 
@@ -103,7 +104,7 @@ class Engine:
                 lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype), store.tree(bundle, "weights")
             )
             self.reads = self.programs.reads(like(at), [like(i) for i in range(at)], batches[0])
-        return RestPassage(self.conveyor, batches, self.reads, self.table, fields)
+        return RestPassage(self.conveyor, batches, self.reads, self.table, self.sliced_head, fields)
 
     @property
     def rest_stays(self) -> bool:
@@ -122,29 +123,6 @@ class Engine:
                 f"{self.devices} devices; take a multiple of {self.devices}"
             )
         return [jax.tree.map(lambda x, i=i: x[i::parts], tokens) for i in range(parts)]
-
-
-def rows_together(count: int, most: int, devices: int) -> int:
-    """How many of `count` rows are taken at a time, at most `most`: a divisor, and if there is one
-    a number that the devices share evenly."""
-    fit = [n for n in range(min(most, count), 0, -1) if count % n == 0]
-    return next((n for n in fit if n % devices == 0), fit[0])
-
-
-def rows_of(inputs: PyTree) -> int:
-    """The length of the first axis, which all arrays of a batch share.
-
-    Raises:
-        InputError: they do not share it, or there is none.
-    """
-    shapes = {jnp.shape(leaf) for leaf in jax.tree.leaves(inputs)}
-    counts = {shape[:1] for shape in shapes}
-    if len(counts) != 1 or counts <= {(), (0,)}:
-        raise InputError(
-            f"the arrays of a batch have the shapes {sorted(shapes)}; expected one first axis, the "
-            "rows of the batch"
-        )
-    return counts.pop()[0]
 
 
 class _Forward:
@@ -302,23 +280,49 @@ class _Step(_Forward):
 
     def finish(self, visit: Visit, rest: RestPassage) -> None:
         self.saved.prefetch(self.engine.layers - 1)
-        head = rest.head()
+        head, sliced = rest.head(), rest.sliced
+        program, name = self.programs.finish, ()
+        if sliced is not None:
+            program, name = self.programs.finish_apart, (sliced.name,)
         grads: PyTree = None
+        made_of: list[PyTree] = []
         for part in visit.parts:
-            loss, metrics, grads, self.dx[part], self.d_stats[part], token = self.programs.finish(
+            loss, metrics, grads, self.dx[part], self.d_stats[part], token, *inputs = program(
                 *self.engine.operands(head),
                 self.x.pop(part),
                 self.listed(part),
                 rest.tokens[part],
                 grads,
+                *name,
             )
             self.losses[part] = loss, metrics
+            made_of += inputs
             head.until(token)
         self.head_grads, self.rest_grads = grads
         self.good = all_finite(True, *(loss for loss, _ in self.losses.values()))
+        if sliced is not None:
+            self.head_slices(visit, rest, head, made_of)
         if self.apart:
             self.rest_gradient.take(self.head_grads, head)
             self.head_grads = None
+
+    def head_slices(
+        self, visit: Visit, rest: RestPassage, head: Passing, made_of: list[PyTree]
+    ) -> None:
+        """The gradient of the head, a slice of the vocabulary at a time with all micro-batches."""
+        for number, rows in enumerate(rest.slices):
+            grads: PyTree = None
+            for part, inputs in zip(visit.parts, made_of, strict=True):
+                grads, token = self.programs.head_slice(
+                    head.arrays["weights"][rows.table],
+                    rest.tokens[part],
+                    inputs,
+                    index(number),
+                    grads,
+                    rows.held,
+                )
+                head.until(token)
+            self.rest_gradient.take({rows.table: grads}, head, rows, goes=False)
 
     def backward(self, visit: Visit, layer: Passing) -> None:
         at = visit.layer
@@ -346,13 +350,13 @@ class _Step(_Forward):
                     moving, still, tokens[part], self.dx[part], grads
                 )
                 table.until(token)
-            if self.apart:
-                self.rest_gradient.take(grads, table, rest.taken(time))
+            if not self.apart:
+                self.settle(table, merged(self.head_grads, grads), None)
+                self.head_grads = None
+                return
+            self.rest_gradient.take(grads, table, rest.taken(time))
         self.dx.clear()
-        head_grads, self.head_grads, self.rest_grads = self.head_grads, None, None
-        if not self.apart:
-            self.settle(table, merged(head_grads, grads), None)
-            return
+        self.rest_grads = None
         at = self.engine.layers
         squared, held = self.rest_gradient.square(), self.rest_gradient.whole()
         self.squares.append(squared)
@@ -381,36 +385,3 @@ class _Step(_Forward):
             norm = jnp.sqrt(squared) if clip.by == "layer" else self.norm
             scale = clip_factor(np.float32(clip.limit), norm)
         return Gradient(grads, scale, good)
-
-
-def begun(grads: dict[str, PyTree], weights: dict[str, PyTree]) -> dict[str, PyTree]:
-    """The gradients that there are of these weights so far, and None."""
-    none = lambda tree: jax.tree.map(lambda _: None, tree)
-    return {name: grads[name] if name in grads else none(tree) for name, tree in weights.items()}
-
-
-@jax.jit
-def averaged(trees: list[PyTree]) -> PyTree:
-    """The mean of the real leaves, the sum of integers (counts)."""
-
-    def one(*leaves: Array) -> Array:
-        total: Array = functools.reduce(operator.add, leaves)
-        return total / len(leaves) if jnp.issubdtype(total.dtype, jnp.floating) else total
-
-    return jax.tree.map(one, *trees)
-
-
-@jax.jit
-def all_finite(good: Array | bool, *numbers: Array) -> Array:
-    """Whether all are, and it was good before."""
-    return functools.reduce(operator.and_, map(jnp.isfinite, numbers), jnp.asarray(good))
-
-
-@jax.jit
-def norm_of(squares: list[Array]) -> Array:
-    """The norm of a whole gradient, from the squared norms of its parts."""
-    return jnp.sqrt(jnp.stack(squares).sum())
-
-
-def index(layer: int) -> np.int32:
-    return np.int32(layer)

@@ -2,6 +2,7 @@
 
 import functools
 import operator
+from collections import deque
 from concurrent.futures import Future
 from typing import Any
 
@@ -18,6 +19,7 @@ from springroll.stream.table_rows import TakenRows
 from springroll.stream.update import merged, or_fail
 from springroll.trees import PyTree, squared_norm
 
+GOING = 2  # parts of a table on their way to the host, beside that which is computed
 _square = jax.jit(squared_norm)
 
 
@@ -34,14 +36,19 @@ class RestGradient:
         self._squares: list[dict[str, Array]] = []
         self._whole: Future[tuple[PyTree, None]] = Future()
         self._latest: Future[Any] | None = None
+        self._going: deque[Future[Any]] = deque()  # rows on their way
 
     def take(
-        self, grads: dict[str, PyTree], passing: Passing, rows: TakenRows | None = None
+        self,
+        grads: dict[str, PyTree],
+        passing: Passing,
+        rows: TakenRows | None = None,
+        goes: bool = True,
     ) -> None:
-        """Gradients of the weights of a passing bundle, or None; the bundle goes with them.
+        """Gradients of the weights of a passing bundle, or None; the bundle `goes` with them.
 
         Args:
-            rows: of the table that is there in part.
+            rows: what there is of one of them.
         """
         there = {name: tree for name, tree in grads.items() if jax.tree.leaves(tree)}
         if not there:
@@ -52,7 +59,10 @@ class RestGradient:
         came = self._latest = self._link.fetch(there)
 
         def put(done: Future[dict[str, PyTree]]) -> None:
-            passing.leave()
+            if self._whole.done():
+                return  # something failed before
+            if goes:
+                passing.leave()
             for name, tree in done.result().items():
                 if rows is not None and name == rows.table:
                     self._put(rows, writable(tree))
@@ -62,6 +72,10 @@ class RestGradient:
                     self._values[name] = tree
 
         came.add_done_callback(or_fail(put, self._whole))
+        if rows is not None:
+            self._going.append(came)
+            if len(self._going) > GOING:
+                self._going.popleft().result()
 
     def square(self) -> Array:
         """The squared norm of all that was taken, () float32."""
@@ -85,7 +99,7 @@ class RestGradient:
         """Into a table of zeros."""
         if rows.table not in self._values:
             self._values[rows.table] = np.zeros(rows.shape, values.dtype)
-        self._values[rows.table][rows.numbers] = values[: len(rows.numbers)]
+        self._values[rows.table][rows.numbers] = values[rows.start : rows.start + len(rows.numbers)]
 
 
 def _sum(numbers: list[Array]) -> Array:

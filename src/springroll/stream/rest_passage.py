@@ -7,15 +7,26 @@ pass, neither is on the device.
 
 from collections.abc import Sequence
 from concurrent.futures import Future
+from typing import NamedTuple
 
 import jax
+import numpy as np
 
+from springroll.models.packed import learnt
 from springroll.stream.conveyor import Conveyor, Passing
 from springroll.stream.homes import Fields, writable
 from springroll.stream.step_programs import Reads
 from springroll.stream.store import HostStore
-from springroll.stream.table_rows import TableRows, TakenRows, by_rows
+from springroll.stream.table_rows import TableRows, TakenRows, by_rows, head_rows
 from springroll.trees import PyTree
+
+
+class SlicedHead(NamedTuple):
+    """A head of this name and shape whose gradient is made in slices of so many rows."""
+
+    name: str
+    shape: tuple[int, ...]
+    size: int
 
 
 class RestPassage:
@@ -25,7 +36,8 @@ class RestPassage:
         conveyor: whose last bundle it is.
         batches: the micro-batches, on the host.
         reads: None where the bundle stays on the device.
-        table: the entry of which `embed` reads one row per token, if it is known.
+        table, head: the entry of which `embed` reads one row per token, and that whose gradient can
+            be made in slices, if they are known.
         fields: of a bundle that stays.
     """
 
@@ -35,6 +47,7 @@ class RestPassage:
         batches: Sequence[PyTree],
         reads: Reads | None,
         table: str | None,
+        head: str | None,
         fields: tuple[str, ...],
     ):
         self._conveyor, self._reads, self._fields = conveyor, reads, fields
@@ -44,6 +57,11 @@ class RestPassage:
         self.tokens = self._sent(batches)
         self._passing: Passing | None = None
         self._coming: Passing | None = None  # the head, ahead of its use
+        self.sliced: SlicedHead | None = None
+        if reads is not None and head in reads.head - reads.embed:
+            shape = conveyor.store.tree(self._bundle, "weights")[head].shape
+            if by_rows(shape):
+                self.sliced = SlicedHead(head, shape, head_rows(shape, learnt(batches[0])[0].size))
         if reads is not None and table is not None and table not in reads.head:
             shape = conveyor.store.tree(self._bundle, "weights")[table].shape
             if by_rows(shape):
@@ -58,6 +76,23 @@ class RestPassage:
         return self._next(self._reads.embed, time), tokens
 
     @property
+    def slices(self) -> list[TakenRows]:
+        """Of a head whose gradient is made in slices: the rows that are new in each."""
+        if self.sliced is None:
+            return []
+        (vocabulary, _), size = self.sliced.shape, self.sliced.size
+        return [
+            TakenRows(
+                self.sliced.name,
+                np.arange(begin, min(begin + size, vocabulary)),
+                self.sliced.shape,
+                size,
+                max(0, begin + size - vocabulary),
+            )
+            for begin in range(0, vocabulary, size)
+        ]
+
+    @property
     def times(self) -> list[int | None]:
         """At which `embedding` is taken for its gradient."""
         return [None] if self.rows is None else [*range(self.rows.times)]
@@ -66,7 +101,7 @@ class RestPassage:
         """The rows that are there at such a time, where not all are."""
         if self.rows is None or time is None or self._table is None:
             return None
-        return TakenRows(self._table, self.rows.of(time), self._shape)
+        return TakenRows(self._table, self.rows.of(time), self._shape, self.rows.size)
 
     def head_soon(self) -> None:
         """The head will be needed next."""

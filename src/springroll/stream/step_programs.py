@@ -12,6 +12,8 @@ import jax.numpy as jnp
 from jax import Array
 
 from springroll import compat
+from springroll.models.cross_entropy import HeadApart, HeadInputs, head_gradient
+from springroll.models.packed import learnt
 from springroll.models.protocols import Metrics, Stages, read_part
 from springroll.stream.replicas import ALONE, Replicas
 from springroll.trees import (
@@ -60,6 +62,10 @@ class StepPrograms:
         self.forward = replicas.compiled(self._forward)
         self.score = replicas.compiled(self._score)
         self.finish = replicas.compiled(self._finish, donate_argnums=5)
+        self.finish_apart = replicas.compiled(
+            self._finish_apart, donate_argnums=5, static_argnums=6
+        )
+        self.head_slice = replicas.compiled(self._head_slice, donate_argnums=4, static_argnums=5)
         self.backward = replicas.compiled(self._backward, donate_argnums=6)
         self.embed_backward = replicas.compiled(self._embed_backward, donate_argnums=4)
         self.square = jax.jit(squared_norm)
@@ -118,6 +124,48 @@ class StepPrograms:
         Gradients are a pair of trees: of the weights that `embed` does not read, which are whole
         after the last part, and of those that it reads. Elsewhere they have None.
         """
+        loss, metrics, new, dx, d_stats = self._pulled(moving, still, x, stats, tokens)
+        return loss, metrics, self._added(grads, new), dx, d_stats, _token()
+
+    def _finish_apart(
+        self,
+        moving: PyTree,
+        still: PyTree,
+        x: Array,
+        stats: PyTree,
+        tokens: PyTree,
+        grads: PyTree,
+        name: str,
+    ) -> tuple[Array, Metrics, PyTree, Array, PyTree, Array, HeadInputs]:
+        """The same without the gradient of the head of this name, and what that is made of."""
+        weight, batch = moving[name], learnt(tokens)[0].shape
+        zeros = HeadInputs(
+            jnp.zeros((*batch, weight.shape[1]), weight.dtype), jnp.zeros(batch), jnp.zeros(batch)
+        )
+        moving = {**moving, name: HeadApart(weight, zeros)}
+        loss, metrics, (own, shared), dx, d_stats = self._pulled(moving, still, x, stats, tokens)
+        inputs = own[name].inputs
+        others = [{key: tree for key, tree in new.items() if key != name} for new in (own, shared)]
+        added = self._added(grads, tuple(others))
+        return loss, metrics, added, dx, d_stats, _token(), self._split(inputs)
+
+    def _head_slice(
+        self,
+        weight: Array,
+        tokens: PyTree,
+        inputs: HeadInputs,
+        index: Array,
+        grads: PyTree,
+        size: int,
+    ) -> tuple[Array, Array]:
+        """(slice `index` of the gradient of the head, added to `grads`, token)."""
+        new = head_gradient(size, weight, learnt(tokens)[0], inputs, index)
+        return self._added(grads, new), _token()
+
+    def _pulled(
+        self, moving: PyTree, still: PyTree, x: Array, stats: PyTree, tokens: Array
+    ) -> tuple[Array, Metrics, PyTree, Array, PyTree]:
+        """(loss, metrics, gradients as of `_finish`, that of x, of the statistics)."""
         leaves, tree = jax.tree.flatten(moving)
         read = self._read(leaves, tree, still, tokens)
 
@@ -135,9 +183,9 @@ class StepPrograms:
         part = lambda which: tree.unflatten(
             [g if embed == which else None for g, embed in zip(new, read, strict=True)]
         )
-        added = self._added(grads, (part(False), part(True)))
         loss, metrics, d_stats = self._summed((loss, metrics, real_cotangents(d_stats)))
-        return loss, metrics, added, self._split(real_cotangents(dx)), d_stats, _token()
+        dx = self._split(real_cotangents(dx))
+        return loss, metrics, (part(False), part(True)), dx, d_stats
 
     def _backward(
         self,

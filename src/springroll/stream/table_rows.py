@@ -11,6 +11,7 @@ from typing import NamedTuple
 
 import numpy as np
 
+from springroll.models.cross_entropy import slice_rows
 from springroll.models.packed import read_tokens, with_read
 from springroll.models.protocols import read_part
 from springroll.trees import PyTree
@@ -37,12 +38,24 @@ def rows_at_once(tokens: int, vocabulary: int, width: int, apart: bool = True) -
     return times, -(-room // times)
 
 
+def head_rows(shape: tuple[int, ...], tokens: int) -> int:
+    """Rows of a slice of the gradient of a head of this shape, in micro-batches of so many tokens:
+    those of which the loss is made, or fewer."""
+    vocabulary, width = shape
+    return min(slice_rows(vocabulary, tokens), rows_at_once(vocabulary, vocabulary, width)[1])
+
+
 class TakenRows(NamedTuple):
-    """Some rows of a table of this name and shape."""
+    """Some rows of a table of this name and shape.
+
+    start: how many rows stand before them in the array that holds them, of `held` rows.
+    """
 
     table: str
     numbers: np.ndarray
     shape: tuple[int, ...]
+    held: int
+    start: int = 0
 
 
 class TableRows:

@@ -94,6 +94,13 @@ class StepSpec:
         return head_slice(self.config, self.rows * self.sequence, self.platform)
 
     @property
+    def updated_alone(self) -> int:
+        """Parameters of embedding and head that are updated together on the device."""
+        if not by_rows((self.config.vocab, self.config.hidden)):
+            return self.rest
+        return max(self.embedding, self.rest - self.embedding)
+
+    @property
     def head(self) -> int:
         """Parameters that the head reads."""
         return self.rest - (0 if self.config.tied else self.embedding)
@@ -212,12 +219,13 @@ def device_bytes(spec: StepSpec, place: Placement) -> Bytes:
         there(at_a_time) | {"gradients": last + at_a_time * going_rest, "working set": 0},
     ]
     if passes and place.mode == "device":  # all else is gone when the rest is updated
+        alone = spec.updated_alone
         steps.append(
             {
                 "layers passing": 0,
                 "layer inputs": 0,
-                "embedding and head": rest_stored(spec),
-                "gradients": rest_waiting(spec),
+                "embedding and head": -(-rest_stored(spec) * alone // spec.rest),
+                "gradients": -(-rest_waiting(spec) * alone // spec.rest),
                 "working set": 0,
             }
         )

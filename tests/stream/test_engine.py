@@ -178,6 +178,7 @@ def test_bundles_and_bytes_are_those_of_the_formula(parts, depth):
     trainer, state = streamed(model(layers=layers), parts=parts, depth=depth)
     weights = 4 * sum(x.size // layers for x in arrays(started(model(layers=layers))["layers"]))
     rest = 4 * model(layers=layers).config.parameters - layers * weights
+    embedding = 4 * started(model(layers=layers))["embed_tokens"].size
     for _ in range(2):
         before = trainer.link.traffic
         state, _ = trainer.step(state, tokens())
@@ -185,12 +186,14 @@ def test_bundles_and_bytes_are_those_of_the_formula(parts, depth):
         now = trainer.link.traffic
         # Weights forward; weights, two moments and two counters backward: of the last layer once.
         state_of = 2 * weights + 4
-        assert now.sends - before.sends == 2 * layers - 1 + 1
+        # Of the rest the embedding, the head, the embedding again, and all with its state and the
+        # gradient that waited on the host.
+        assert now.sends - before.sends == 2 * layers - 1 + 5
         assert now.sent - before.sent == (2 * layers - 1) * weights + layers * state_of + (
-            3 * rest + 4
+            rest + embedding + (3 * rest + 4) + rest
         )
-        assert now.fetches - before.fetches == layers + 1
-        assert now.fetched - before.fetched == layers * (weights + state_of) + 3 * rest + 4
+        assert now.fetches - before.fetches == layers + 3
+        assert now.fetched - before.fetched == layers * (weights + state_of) + rest + 3 * rest + 4
     assert trainer.engine.conveyor.ledger.peak == min(depth, layers)
 
 
@@ -202,10 +205,12 @@ def test_updates_on_the_host_send_weights_twice_and_fetch_gradients_once():
     state, _ = trainer.step(state, tokens())
     trainer.store.settle()
     found = trainer.link.traffic
-    assert found.sent == 4 * ((2 * layers - 1) * layer + numbers - layers * layer)
+    embedding = started(model(layers=layers))["embed_tokens"].size  # comes again for its gradient
+    assert found.sent == 4 * ((2 * layers - 1) * layer + numbers - layers * layer + embedding)
     small = (layers + 1) * (4 + 1)  # the factor, and whether the gradient is good
     assert found.fetched == 4 * numbers + small
-    assert found.fetches == layers + 2  # the head comes before the layers, the embedding after
+    # The head comes before the layers, the embedding after, and then the factor of the two.
+    assert found.fetches == layers + 3
     assert trainer.engine.conveyor.ledger.peak <= 2
 
 

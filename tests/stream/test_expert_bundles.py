@@ -172,6 +172,7 @@ def test_a_window_holds_groups_of_experts_and_weights_cross_twice():
     bundles = trainer.bundles
     last = numbers([bundles[-2]])  # forward and backward in one passage
     rest = numbers([bundles[-1]])
+    rest += bundles[-1]["embed_tokens"].struct.size  # again for its gradient
     assert trainer.link.traffic.sent == 4 * (2 * numbers(bundles[:-1]) - last + rest)
     assert trainer.engine.conveyor.ledger.peak == 1
     layer = numbers(whole_layers(shapes(moe()))[:1])

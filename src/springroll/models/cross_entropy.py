@@ -8,7 +8,7 @@ that a sharded one stays where it is. When everything fits one slice nothing is 
 """
 
 import functools
-from typing import TypeAlias
+from typing import NamedTuple, TypeAlias
 
 import jax
 import jax.numpy as jnp
@@ -51,7 +51,7 @@ def cross_entropy(
 
 def token_nats(
     x_BTD: Array,
-    head_VD: Array,
+    head_VD: "Array | HeadApart",
     targets_BT: Array,
     temperature: float = 1.0,
     chunk: int | None = None,
@@ -61,16 +61,28 @@ def token_nats(
 
     0 for negative targets. Arguments as those of `cross_entropy`.
     """
+    if isinstance(head_VD, HeadApart):
+        assert not cap, "a head whose gradient is apart has no cap"
+        x_BTD = x_BTD / np.asarray(temperature, x_BTD.dtype)
+        return _apart(
+            slice_rows(head_VD.weight.shape[0], targets_BT.size, chunk), x_BTD, head_VD, targets_BT
+        )
     if not cap:
         x_BTD, temperature = x_BTD / np.asarray(temperature, x_BTD.dtype), 1.0
+    size = slice_rows(head_VD.shape[0], x_BTD.shape[0] * x_BTD.shape[1], chunk)
+    if size == head_VD.shape[0]:
+        return _formed((cap, temperature), x_BTD, head_VD, targets_BT)
+    return _sliced((cap, temperature), size, x_BTD, head_VD, targets_BT)
+
+
+def slice_rows(vocabulary: int, tokens: int, chunk: int | None = None) -> int:
+    """Rows of the head in a slice, for so many tokens; all, where everything fits one slice."""
     if chunk is None:
         chunk = CHUNK["cpu" if compat.platform() == "cpu" else "device"]
-    vocabulary, tokens = head_VD.shape[0], x_BTD.shape[0] * x_BTD.shape[1]
     size = max(LEAST, chunk // tokens)
     if size >= vocabulary:
-        return _formed((cap, temperature), x_BTD, head_VD, targets_BT)
-    size = -(-vocabulary // -(-vocabulary // size))  # slices of about the same size
-    return _sliced((cap, temperature), size, x_BTD, head_VD, targets_BT)
+        return vocabulary
+    return -(-vocabulary // -(-vocabulary // size))  # slices of about the same size
 
 
 def _formed(shaped: Shaped, x: Array, head: Array, targets: Array) -> Array:
@@ -107,20 +119,86 @@ def _forward(
     return _counted(targets, log - picked), (x, head, targets, log)
 
 
+class HeadInputs(NamedTuple):
+    """What the gradient of a head is made of.
+
+    x: (B, T, D) what it is applied to; log: (B, T) float32 of the sum of the exponentials of its
+    logits; gradient: (B, T) float32 of the nats.
+    """
+
+    x: Array
+    log: Array
+    gradient: Array
+
+
+class HeadApart(NamedTuple):
+    """A head whose gradient is not formed, in place of its weights.
+
+    The cotangents of `inputs`, which are zeros, are not a derivative: they are what `head_gradient`
+    makes that of `weight` of, slice by slice. The head is to be applied once.
+    """
+
+    weight: Array
+    inputs: HeadInputs
+
+
+@functools.partial(jax.custom_vjp, nondiff_argnums=(0,))
+def _apart(size: int, x: Array, head: HeadApart, targets: Array) -> Array:
+    return _forward((0.0, 1.0), size, x, head.weight, targets)[0]
+
+
+def _apart_forward(size: int, x: Array, head: HeadApart, targets: Array) -> tuple[Array, Saved]:
+    return _forward((0.0, 1.0), size, x, head.weight, targets)
+
+
+def _apart_backward(size: int, saved: Saved, gradient: Array) -> tuple[Array, HeadApart, None]:
+    x, head, targets, log = saved
+    slices, inputs = _Slices(head.shape[0], size), HeadInputs(x, log, _counted(targets, gradient))
+
+    def step(i: Array, dx: Array) -> Array:
+        part, change = _change((0.0, 1.0), slices, head, targets, inputs, i)
+        return dx + jnp.einsum("BTV,VD->BTD", change, part, preferred_element_type=jnp.float32)
+
+    start = compat.vary_as(jnp.zeros(x.shape, jnp.float32), x, head, targets, gradient)
+    dx = lax.fori_loop(0, len(slices.numbers), step, start)
+    return dx.astype(x.dtype), HeadApart(jnp.zeros_like(head), inputs), None
+
+
+_apart.defvjp(_apart_forward, _apart_backward)
+
+
+def head_gradient(
+    size: int, head_VD: Array, targets_BT: Array, inputs: HeadInputs, i: Array
+) -> Array:
+    """Slice i of the gradient of a head, (size, D) in its type: of the rows before V that begin at
+    i size, the last of `size` rows; 0 for rows of the slice before."""
+    slices = _Slices(head_VD.shape[0], size)
+    _, change = _change((0.0, 1.0), slices, head_VD, targets_BT, inputs, i)
+    added = jnp.einsum("BTV,BTD->VD", change, inputs.x, preferred_element_type=jnp.float32)
+    return added.astype(head_VD.dtype)
+
+
+def _change(
+    shaped: Shaped, slices: "_Slices", head: Array, targets: Array, inputs: HeadInputs, i: Array
+) -> tuple[Array, Array]:
+    """(slice i of the head, gradient of its logits (B, T, size) in the type of the head)."""
+    part = slices.cut(head, i)
+    logits, pull = jax.vjp(functools.partial(_shape, shaped), _product(inputs.x, part))
+    share = jnp.exp(logits - inputs.log[..., None]) - slices.hit(targets, i).astype(jnp.float32)
+    gradient = inputs.gradient[..., None]
+    (change,) = pull(jnp.where(slices.new(i), share * gradient, np.float32(0)))
+    return part, change.astype(head.dtype)
+
+
 def _backward(
     shaped: Shaped, size: int, saved: Saved, gradient: Array
 ) -> tuple[Array, Array, None]:
     x, head, targets, log = saved
-    slices = _Slices(head.shape[0], size)
-    gradient = _counted(targets, gradient)[..., None]
+    slices, inputs = _Slices(head.shape[0], size), HeadInputs(x, log, _counted(targets, gradient))
 
     def step(i: Array, made: tuple[Array, Array]) -> tuple[Array, Array]:
         dx, dhead = made
-        part = slices.cut(head, i)
-        logits, pull = jax.vjp(functools.partial(_shape, shaped), _product(x, part))
-        share = jnp.exp(logits - log[..., None]) - slices.hit(targets, i).astype(jnp.float32)
-        (change,) = pull(jnp.where(slices.new(i), share * gradient, np.float32(0)))
-        change = change.astype(head.dtype)
+        part, change = _change(shaped, slices, head, targets, inputs, i)
         dx = dx + jnp.einsum("BTV,VD->BTD", change, part, preferred_element_type=jnp.float32)
         added = jnp.einsum("BTV,BTD->VD", change, x, preferred_element_type=jnp.float32)
         return dx, slices.add(dhead, added.astype(head.dtype), i)

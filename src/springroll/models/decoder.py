@@ -61,6 +61,7 @@ class Decoder:
     config: DecoderConfig
     remat: bool = False
     apart: ClassVar[bool] = True  # see `Generative` in `springroll.models.protocols`
+    table: ClassVar[str] = "embed_tokens"  # see `Stages` there
 
     @property
     def stack(self) -> str:
@@ -215,6 +216,11 @@ class Decoder:
         if chosen_are_less(self.config, x_BTD.shape[0] * x_BTD.shape[1]):
             return moe(self.config, params, x_BTD, smallest=1)[0]
         return every_expert(self.config, params, x_BTD)
+
+    @property
+    def sliced_head(self) -> str | None:
+        """See `protocols.Stages`."""
+        return None if self.config.tied or self.config.logit_cap else "lm_head"
 
     def head_weight(self, params: Params) -> Array:
         return params["embed_tokens"] if self.config.tied else params["lm_head"]

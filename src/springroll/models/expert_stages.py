@@ -182,6 +182,16 @@ class ExpertStages:
         return "layers"
 
     @property
+    def table(self) -> str:
+        """See `protocols.Stages`."""
+        return self.model.table
+
+    @property
+    def sliced_head(self) -> str | None:
+        """See `protocols.Stages`."""
+        return self.model.sliced_head
+
+    @property
     def of_layer(self) -> int:
         """Bundles of a layer."""
         return 1 + self.model.config.experts // self.together

@@ -10,6 +10,7 @@ Letters: B batch, T time, D width of the model.
 from typing import NamedTuple, TypeAlias
 
 import jax.numpy as jnp
+import numpy as np
 from jax import Array, lax
 
 from springroll.trees import PyTree
@@ -46,6 +47,13 @@ Stream: TypeAlias = PyTree
 def read_tokens(part: Batch) -> tuple[Array, Array | None]:
     """What `protocols.read_part` gives of a batch: tokens (B, T), and segments where there are."""
     return (part.tokens, part.segments) if isinstance(part, Packed) else (part, None)
+
+
+def with_read(batch: PyTree, tokens: PyTree) -> PyTree:
+    """A batch on the host of which other tokens (B, T) are read; its targets are what they were."""
+    if isinstance(batch, Packed):
+        return batch._replace(tokens=tokens)
+    return np.concatenate([tokens, np.asarray(batch)[:, -1:]], axis=1)
 
 
 def learnt(batch: Batch) -> tuple[Array, Array | None]:

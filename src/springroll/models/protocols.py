@@ -62,6 +62,14 @@ class Stages(Protocol):
             kept.append(of_layer)
         loss, metrics = model.finish(rest, x, stacked(kept), inputs)
 
+    A model whose `embed` reads a table (V, D) by `jnp.take(table, tokens, axis=0)`, and nothing
+    else of it or of the tokens, names it in an attribute `table`: a large one then stays on the
+    host, and `embed` is given the rows that are read, with their places as tokens.
+
+    A model whose `finish` applies `cross_entropy.token_nats` once, to (batch, time, D) in the type
+    of the weights, a head (V, D) without a cap and the targets that `packed.learnt` gives, names
+    that head in an attribute `sliced_head`. Its gradient is then made in slices of the vocabulary.
+
     Evolution takes minus the loss as fitness and gives `finish` no statistics ({}), so that losses
     that only serve the training of a router take no part.
     """

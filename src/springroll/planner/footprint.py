@@ -7,7 +7,9 @@ from typing import Literal
 
 from springroll.models.decoder_config import DecoderConfig, shapes, size
 from springroll.planner.methods import MethodBytes, Mode, layer_numbers, rest_numbers
-from springroll.planner.working_set import WorkingSet
+from springroll.planner.working_set import WorkingSet, head_slice
+from springroll.stream.rest_gradient import GOING
+from springroll.stream.table_rows import by_rows, rows_at_once
 
 Clip = Literal["none", "global", "previous", "layer"]
 Bytes = dict[str, int]  # by kind
@@ -78,6 +80,32 @@ class StepSpec:
         return self.config.vocab * self.config.hidden
 
     @functools.cached_property
+    def read(self) -> tuple[int, int]:
+        """Numbers of the embedding that are read of a table that passes: all that a step reads, and
+        what comes at a time for its gradient."""
+        if self.config.tied or not by_rows((self.config.vocab, self.config.hidden)):
+            return self.embedding, self.embedding
+        times, rows = rows_at_once(self.tokens, self.config.vocab, self.config.hidden)
+        return times * rows * self.config.hidden, rows * self.config.hidden
+
+    @functools.cached_property
+    def head_slice(self) -> int:
+        """Numbers of the head whose gradient is there at a time, where it passes."""
+        return head_slice(self.config, self.rows * self.sequence, self.platform)
+
+    @property
+    def updated_alone(self) -> int:
+        """Parameters of embedding and head that are updated together on the device."""
+        if not by_rows((self.config.vocab, self.config.hidden)):
+            return self.rest
+        return max(self.embedding, self.rest - self.embedding)
+
+    @property
+    def head(self) -> int:
+        """Parameters that the head reads."""
+        return self.rest - (0 if self.config.tied else self.embedding)
+
+    @functools.cached_property
     def layer_input(self) -> int:
         """Bytes of one layer's inputs on each device, of all micro-batches where layers stream, one
         after the other; those of its experts too, where they are bundles: as wide, and a float32
@@ -136,8 +164,9 @@ def rest_stored(spec: StepSpec) -> int:
 
 
 def device_bytes(spec: StepSpec, place: Placement) -> Bytes:
-    """What each device holds at the peak of a step: between the passes, when head and loss are
-    computed, in the backward pass, when a layer is, or after it, when the embedding is."""
+    """What each device holds at the peak of a step: in the forward pass, when head and loss are
+    computed, in the backward pass, when a layer is, after it, when the embedding is, or when
+    embedding and head are updated."""
     config, method = spec.config, spec.method
     streamed = config.layers - place.layers
     at_update = place.mode in ("device", "resident")
@@ -161,30 +190,63 @@ def device_bytes(spec: StepSpec, place: Placement) -> Bytes:
     going = 2 if place.mode == "host" and streamed else 1  # one more on its way to the host
     # The gradient of the head, and of an embedding that is the head too, is there before the
     # layers'; that of another embedding comes last. What goes to the host goes as soon as it is
-    # whole, in the type of the weights.
-    leaves = spec.clip == "global" or (place.mode == "host" and streamed > 0)
-    going_rest = method.weights if leaves and spec.gradient > method.weights else 0
+    # whole, in the type of the weights where it waits for its update there.
+    passes = rest_passes(place)
+    narrowed = spec.clip == "global" or place.mode == "host"
+    leaves = spec.clip == "global" or passes
+    going_rest = method.weights if leaves and narrowed and spec.gradient > method.weights else 0
+    in_parts = GOING * (method.weights if narrowed else spec.gradient)  # of what leaves in parts
+    read, at_a_time = spec.read if passes else (spec.embedding, spec.embedding)
     own = spec.rest - spec.embedding
+    at_once = own - (config.vocab * config.hidden if passes and spec.head_slice else 0)
+    sliced = spec.head_slice if passes else 0
     shared = spec.embedding * spec.gradient if config.tied else 0
-    first = shared + own * spec.gradient
+    first = shared + at_once * spec.gradient
     kept = shared if leaves else first
-    last = kept - shared + spec.embedding * spec.gradient
+    last = kept - shared + at_a_time * spec.gradient
+    parts = sliced * (spec.gradient + in_parts)
+    parted = at_a_time * (in_parts if at_a_time < spec.embedding else 0)
     working = spec.working
-    steps = (
-        {"gradients": first, "working set": working.head},
-        {"gradients": first + own * going_rest, "working set": 0},
-        {"gradients": kept + going * layer, "working set": working.layer},
-        {"gradients": last, "working set": working.embed},
-        {"gradients": last + spec.embedding * going_rest, "working set": 0},
-    )
-    return sizes | max(steps, key=total)
+    there = lambda numbers: {"embedding and head": numbers * method.weights} if passes else {}
+    inputs = sizes["layer inputs"] + (spec.layer_input if sliced else 0)  # and those of the head
+    steps = [
+        there(read) | {"gradients": 0, "working set": working.layer},
+        there(spec.head)
+        | {"gradients": first + parts, "working set": working.head, "layer inputs": inputs},
+        there(spec.head) | {"gradients": first + at_once * going_rest, "working set": 0},
+        there(0) | {"gradients": kept + going * layer, "working set": working.layer},
+        there(at_a_time) | {"gradients": last + parted, "working set": working.embed},
+        there(at_a_time) | {"gradients": last + at_a_time * going_rest, "working set": 0},
+    ]
+    if passes and place.mode == "device":  # all else is gone when the rest is updated
+        alone = spec.updated_alone
+        steps.append(
+            {
+                "layers passing": 0,
+                "layer inputs": 0,
+                "embedding and head": -(-rest_stored(spec) * alone // spec.rest),
+                "gradients": -(-rest_waiting(spec) * alone // spec.rest),
+                "working set": 0,
+            }
+        )
+    return max((sizes | step for step in steps), key=total)
+
+
+def rest_passes(place: Placement) -> bool:
+    """Whether embedding and head live on the host and come when they are read."""
+    return place.mode in ("host", "device")
+
+
+def rest_waiting(spec: StepSpec) -> int:
+    """Bytes of the gradient of embedding and head where it waits for an update on the device."""
+    return spec.rest * (spec.method.weights if spec.clip == "global" else spec.gradient)
 
 
 def host_bytes(spec: StepSpec, place: Placement) -> Bytes:
     """What streaming keeps in host memory, for all devices together."""
     config, method = spec.config, spec.method
     streamed = config.layers - place.layers
-    rest = 1 if place.mode in ("host", "device") else 0
+    rest = 1 if rest_passes(place) else 0
     on_host = streamed - place.disk
     numbers = on_host * spec.layer + rest * spec.rest
     sizes = {
@@ -203,6 +265,8 @@ def host_bytes(spec: StepSpec, place: Placement) -> Bytes:
         sizes["gradients"] = (numbers + place.disk * spec.layer) * method.weights
     elif place.mode == "host":
         sizes["gradients"] = max(spec.bundle, spec.rest) * method.weights
+    elif place.mode == "device":
+        sizes["gradients"] = rest_waiting(spec)
     if place.mode == "device":  # the new one comes while the old one is there
         sizes["bundle returning"] = max(largest(spec, passing(spec, place.mode)), rest_stored(spec))
     return sizes

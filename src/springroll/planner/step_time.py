@@ -16,7 +16,15 @@ from typing import NamedTuple
 
 from springroll.models.decoder_config import DecoderConfig
 from springroll.planner.devices import Rates
-from springroll.planner.footprint import Placement, StepSpec, passing, rest_stored, stored
+from springroll.planner.footprint import (
+    Placement,
+    StepSpec,
+    passing,
+    rest_passes,
+    rest_stored,
+    rest_waiting,
+    stored,
+)
 
 DISK = 3e9  # bytes/s that are read from a disk or written to it: an NVMe drive in use both ways
 
@@ -83,7 +91,8 @@ def step_seconds(spec: StepSpec, place: Placement, rates: Rates) -> Seconds:
     executed = work(spec)
     flops = spec.at_once * rates.flops
     forward, backward = executed.forward / flops, executed.backward / flops
-    head = executed.head / (spec.devices * rates.head_flops)
+    again = 5 / 4 if method.trains and rest_passes(place) and spec.head_slice else 1  # logits
+    head = again * executed.head / (spec.devices * rates.head_flops)
     saved = (config.layers - place.inputs) * spec.layer_input if method.trains else 0
     if not method.trains and not place.inputs:
         saved = 2 * config.layers * spec.layer_input  # a population's activations come and go
@@ -156,12 +165,14 @@ def summed(spec: StepSpec) -> float:
 
 def _rest(spec: StepSpec, place: Placement) -> tuple[int, int]:
     """Bytes of embedding and head to the device and back to the host."""
-    weights = spec.rest * spec.method.weights
-    if place.layers < spec.config.layers and place.mode == "host":
-        return weights, weights
-    if place.layers < spec.config.layers and place.mode == "device":
-        return rest_stored(spec), rest_stored(spec)
-    return 0, 0  # they stay on the device
+    if place.layers == spec.config.layers or not rest_passes(place):
+        return 0, 0  # they stay on the device
+    weights, (read, _) = spec.method.weights, spec.read
+    comes = (spec.head + 2 * read) * weights  # what is embedded comes again for its gradient
+    if place.mode == "host":
+        return comes, (spec.rest - spec.embedding + read) * weights
+    waits = rest_waiting(spec)
+    return comes + rest_stored(spec) + waits, rest_stored(spec) + waits
 
 
 def tokens_to_hide(spec: StepSpec, place: Placement, rates: Rates) -> int:

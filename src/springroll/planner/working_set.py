@@ -5,6 +5,7 @@ and XLA leaves out what only makes programs fast. For a card they are counted ov
 they are traced for one (`liveness`), in no time, whether there is one here or not.
 """
 
+import contextlib
 import functools
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
@@ -21,6 +22,7 @@ from springroll.models.expert_stages import expert_stages, only_experts, without
 from springroll.models.moe import statistics
 from springroll.planner.liveness import temporary_bytes
 from springroll.stream.step_programs import StepPrograms
+from springroll.stream.table_rows import by_rows, head_rows, rows_at_once
 from springroll.trees import PyTree
 
 
@@ -82,18 +84,18 @@ def working_set(
     """
     programs = StepPrograms(decoder(config))
     args = arguments(config, rows, sequence, dtype)
-    stats = [args.stats] * config.layers
     forward = (args.layer, None, args.x, INDEX)
-    head = (args.rest, None, args.x, stats, args.tokens)
-    if trains:
-        asked = [
-            lambda: programs.backward.trace(*forward, args.x, args.stats, None),
-            lambda: programs.finish.trace(*head, None),
-            lambda: _embed_backward(programs, args, args.x),
-        ]
-    else:
+    if not trains:
+        head = (args.rest, None, args.x, [args.stats] * config.layers, args.tokens)
         asked = [lambda: programs.forward.trace(*forward), lambda: programs.score.trace(*head)]
-    return WorkingSet(*_temporary(asked, platform))
+        return WorkingSet(*_temporary(asked, platform))
+    asked = [
+        lambda: programs.backward.trace(*forward, args.x, args.stats, None),
+        lambda: _embed_backward(config, programs, args, args.x),
+        *_head(config, programs, args, args.x),
+    ]
+    layer, embed, *head = _temporary(asked, platform)
+    return WorkingSet(layer, max(head), embed)
 
 
 @functools.lru_cache(maxsize=256)
@@ -120,21 +122,53 @@ def expert_working_set(
         stats = {} if place else args.stats
         return programs.backward.trace(bundles[place], None, entered, INDEX, carry, stats, None)
 
-    head = (args.rest, None, carry, [args.stats] * config.layers, args.tokens, None)
     asked = [
         lambda: backward(0),
         lambda: backward(1),
-        lambda: programs.finish.trace(*head),
-        lambda: _embed_backward(programs, args, carry),
+        lambda: _embed_backward(config, programs, args, carry),
+        *_head(config, programs, args, carry),
     ]
-    *layer, last, embed = _temporary(asked, platform)
-    return WorkingSet(max(layer), last, embed)
+    first, second, embed, *head = _temporary(asked, platform)
+    return WorkingSet(max(first, second), max(head), embed)
 
 
-def _embed_backward(programs: StepPrograms, args: Arguments, dx: PyTree) -> Traced:
-    """The program that adds the gradient of the embedding to an earlier one."""
-    given = args.rest, None, args.tokens, dx
-    first = jax.tree.map(lambda _: None, args.rest)
+def head_slice(config: DecoderConfig, tokens: int, platform: str | None) -> int:
+    """Numbers of a head whose gradient is there at a time in micro-batches of so many tokens; 0
+    where it is there as a whole."""
+    shape = config.vocab, config.hidden
+    if decoder(config).sliced_head is None or not by_rows(shape):
+        return 0
+    with compat.tracing_for(platform) if platform else contextlib.nullcontext():
+        return head_rows(shape, tokens) * config.hidden
+
+
+def _head(config: DecoderConfig, programs: StepPrograms, args: Arguments, x: PyTree) -> list[Ask]:
+    """The programs of head and loss."""
+    head = (args.rest, None, x, [args.stats] * config.layers, args.tokens, None)
+    name = decoder(config).sliced_head
+    if name is None or not by_rows(args.rest[name].shape):
+        return [lambda: programs.finish.trace(*head)]
+
+    def a_slice() -> Traced:
+        inputs = jax.eval_shape(functools.partial(programs._finish_apart, name=name), *head)[-1]
+        weight = args.rest[name]
+        rows = head_rows(weight.shape, args.x.shape[0] * args.x.shape[1])
+        return programs.head_slice.trace(weight, args.tokens, inputs, INDEX, None, rows)
+
+    return [lambda: programs.finish_apart.trace(*head, name), a_slice]
+
+
+def _embed_backward(
+    config: DecoderConfig, programs: StepPrograms, args: Arguments, dx: PyTree
+) -> Traced:
+    """The program that adds the gradient of the embedding, or of the most of its rows that come at
+    a time, to an earlier one."""
+    table, rest = args.rest["embed_tokens"], args.rest
+    if not config.tied and by_rows(table.shape):
+        _, rows = rows_at_once(config.vocab, *table.shape)
+        rest = rest | {"embed_tokens": jax.ShapeDtypeStruct((rows, config.hidden), table.dtype)}
+    given = rest, None, args.tokens, dx
+    first = jax.tree.map(lambda _: None, rest)
     added, _ = jax.eval_shape(programs._embed_backward, *given, first)
     return programs.embed_backward.trace(*given, added)
 

@@ -13,7 +13,7 @@ torn weights.
 
 import threading
 from collections import deque
-from collections.abc import Generator, Sequence
+from collections.abc import Callable, Generator, Sequence
 from concurrent.futures import Future
 from typing import Generic, NamedTuple, TypeVar
 
@@ -155,9 +155,15 @@ class Conveyor(Generic[S]):
             for passing in on_device:
                 passing.leave()
 
-    def hold(self, bundle: int, fields: tuple[str, ...]) -> Passing:
-        """A bundle that stays, outside the window, until it is told to leave."""
-        return self._begin(Stop(bundle, fields), held=True)
+    def hold(
+        self,
+        bundle: int,
+        fields: tuple[str, ...],
+        chosen: Callable[[Fields], Fields] = lambda fields: fields,
+    ) -> Passing:
+        """A bundle that stays, outside the window, until it is told to leave; of one that is sent
+        only what is `chosen`."""
+        return self._begin(Stop(bundle, fields), held=True, chosen=chosen)
 
     def _announce(self, runs: Sequence[tuple[Stop, int]]) -> None:
         """Tell the store what will be sent, and what the host will use then."""
@@ -170,12 +176,18 @@ class Conveyor(Generic[S]):
         while len(sent()) >= self.ledger.depth or any(p.bundle == bundle for p in on_device):
             on_device.popleft().leave()
 
-    def _begin(self, stop: Stop, held: bool = False) -> Passing:
+    def _begin(
+        self,
+        stop: Stop,
+        held: bool = False,
+        chosen: Callable[[Fields], Fields] = lambda fields: fields,
+    ) -> Passing:
         arrays = self.store.arrays(stop.bundle, stop.fields)
         if self.store.resident(stop.bundle):
             own: Future[Fields] = Future()
             own.set_result(arrays)
             return Passing(stop.bundle, own, None)
+        arrays = chosen(arrays)
         self.ledger.arrive(stop.bundle, tree_bytes(arrays), held)
         return Passing(stop.bundle, self.link.send(arrays), self.ledger)
 

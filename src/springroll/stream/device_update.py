@@ -12,6 +12,8 @@ from jax import Array
 
 from springroll.stream.clipping import without_clips
 from springroll.stream.conveyor import Conveyor, Passing, Stop
+from springroll.stream.homes import writable
+from springroll.stream.rest_pieces import Piece, pieces
 from springroll.stream.store import HostStore
 from springroll.stream.update import Gradient, Held, or_fail
 from springroll.subspace.inner_reads import check_each_by_itself
@@ -45,6 +47,7 @@ class DeviceUpdate:
         apart = without_clips(optimizer, rest, "DeviceUpdate")
         self.clip_norm, self._layers, self._rest = apart
         self._adjust = adjust
+        self._alone: list[Piece] | None = None  # of the rest; none if it is updated as a whole
         self.of_layer = jax.jit(self._layer, donate_argnums=(0, 1))
         self.of_rest = jax.jit(self._others, donate_argnums=(0, 1))
 
@@ -82,9 +85,44 @@ class DeviceUpdate:
         fetched.add_done_callback(or_fail(arrived, returned))
 
     def apply_all(self, conveyor: Conveyor[HostStore], held: Held, gradient: Gradient) -> None:
+        rest = conveyor.store.bundles - 1
+        if rest in held and not conveyor.store.resident(rest):
+            alone = self._pieces(conveyor.store, rest)
+            if alone:
+                values, _ = held.pop(rest).result()
+                self._one_by_one(conveyor, rest, alone, gradient._replace(values=values))
         for passing in conveyor.walk([Stop(bundle, self.fields) for bundle in sorted(held)]):
             values, stats = conveyor.link.send(held.pop(passing.bundle).result()).result()
             self.apply(conveyor, passing, gradient._replace(values=values, stats=stats))
+
+    def _pieces(self, store: HostStore, rest: int) -> list[Piece]:
+        if self._alone is None:
+            self._alone = pieces(self._rest, *(store.tree(rest, field) for field in self.fields))
+        return self._alone
+
+    def _one_by_one(
+        self, conveyor: Conveyor[HostStore], rest: int, alone: list[Piece], gradient: Gradient
+    ) -> None:
+        """The update of what is on the host, piece by piece. Counters of the state, which all
+        pieces read, are written with the last of them."""
+        store, link = conveyor.store, conveyor.link
+        conveyor.ledger.writing(rest)
+        last = {number: piece for piece in alone for number in piece.state}
+        for piece in alone:
+            entry = {piece.name: store.tree(rest, "weights")[piece.name]}
+            leaf = lambda field, number: np.array(store.leaf(rest, field, number))
+            weights = jax.tree.unflatten(
+                jax.tree.structure(entry), [leaf("weights", n) for n in piece.weights]
+            )
+            state = jax.tree.unflatten(piece.structure, [leaf("state", n) for n in piece.state])
+            values = {piece.name: gradient.values[piece.name]}
+            sent = link.send((weights, state, values)).result()
+            new_weights, new_state = link.fetch(self.of_rest(*sent, *gradient[1:3])).result()
+            for number, new in zip(piece.weights, jax.tree.leaves(new_weights), strict=True):
+                store.write(rest, "weights", number, writable(new))
+            for number, new in zip(piece.state, jax.tree.leaves(new_state), strict=True):
+                if last[number] is piece:
+                    store.write(rest, "state", number, writable(new))
 
     def _layer(
         self,

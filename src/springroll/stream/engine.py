@@ -1,16 +1,15 @@
 """A training step whose weights pass through the device layer by layer.
 
 The step is that of `jax.grad` of the whole loss and an optimizer; what differs is where things are
-and when. On the device are a window of layers, the bundle of the rest (embedding, last norm, head),
-the gradient of one layer, and the inputs of the layers, which go to the host when they are too
-many. Sources: arXiv 2604.05091 (weights and states on the host, stateless layer programs), arXiv
-2512.17570 (all micro-batches of a layer before the next).
+and when. On the device are a window of layers, the gradient of one layer, and the inputs of the
+layers, which go to the host when they are too many; before and after them what is read of the rest
+(embedding, last norm, head). Sources: arXiv 2604.05091 (weights and states on the host, stateless
+layer programs), arXiv 2512.17570 (all micro-batches of a layer before the next).
 """
 
-import functools
-import operator
+import itertools
 from collections.abc import Callable
-from typing import TypeAlias
+from typing import Any, TypeAlias
 
 import jax
 import jax.numpy as jnp
@@ -19,18 +18,22 @@ from jax import Array
 
 from springroll.errors import InputError
 from springroll.models.protocols import Metrics, Stages
+from springroll.stream.batch_rows import rows_of, rows_together
 from springroll.stream.clipping import Clip, clip_factor
 from springroll.stream.conveyor import Conveyor, Passing, Stop
+from springroll.stream.rest_gradient import RestGradient
+from springroll.stream.rest_passage import RestPassage
 from springroll.stream.saved_activations import SaveAll, SavedInputs, Saving
-from springroll.stream.step_programs import Join, StepPrograms, all_weights
+from springroll.stream.step_programs import Join, Reads, StepPrograms, all_weights
+from springroll.stream.step_sums import all_finite, averaged, begun, index, norm_of
 from springroll.stream.store import HostStore
-from springroll.stream.update import Early, Gradient, Held, Update, fetched, merged
+from springroll.stream.update import Gradient, Held, Update, merged
 from springroll.stream.visit_order import ORDERS, Phase, Visit, VisitOrder, forward_only
 from springroll.trees import PyTree
 
 WEIGHTS = ("weights",)
 Operands: TypeAlias = Callable[[Passing], tuple[PyTree, PyTree]]
-Act: TypeAlias = Callable[[Visit, Passing], None]
+Act: TypeAlias = Callable[[Visit, Any], None]
 
 
 class Engine:
@@ -72,6 +75,9 @@ class Engine:
         if order == "checkpointed" and isinstance(model, Saving):
             raise InputError("the checkpointed schedule computes whole layers; take layer-major")
         self.visits = ORDERS[order](self.layers, parts)
+        self.table: str | None = getattr(model, "table", None)
+        self.sliced_head: str | None = getattr(model, "sliced_head", None)
+        self.reads: Reads | None = None
         self.kept_inputs = self.layers if kept_inputs is None else kept_inputs
 
     def step(self, tokens: Array, norm: Array | None = None) -> tuple[Metrics, Array]:
@@ -90,6 +96,22 @@ class Engine:
         piece = lambda start: jax.tree.map(lambda x: x[start : start + together], tokens)
         return _Forward(self, [piece(start) for start in range(0, count, together)]).metrics()
 
+    def rest(self, batches: list[PyTree], fields: tuple[str, ...]) -> RestPassage:
+        """The passage of the rest; `fields` where it stays on the device."""
+        store, at = self.conveyor.store, self.layers
+        if not self.rest_stays and self.reads is None:
+            like = lambda bundle: jax.tree.map(
+                lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype), store.tree(bundle, "weights")
+            )
+            self.reads = self.programs.reads(like(at), [like(i) for i in range(at)], batches[0])
+        return RestPassage(self.conveyor, batches, self.reads, self.table, self.sliced_head, fields)
+
+    @property
+    def rest_stays(self) -> bool:
+        """Whether the rest is on the device all the time."""
+        store, at = self.conveyor.store, self.layers
+        return store.resident(at) or not jax.tree.leaves(store.tree(at, "weights"))
+
     def _cut(self, tokens: PyTree, parts: int) -> list[PyTree]:
         """Every parts-th row, as gradients are accumulated elsewhere."""
         count = rows_of(tokens)
@@ -103,41 +125,22 @@ class Engine:
         return [jax.tree.map(lambda x, i=i: x[i::parts], tokens) for i in range(parts)]
 
 
-def rows_together(count: int, most: int, devices: int) -> int:
-    """How many of `count` rows are taken at a time, at most `most`: a divisor, and if there is one
-    a number that the devices share evenly."""
-    fit = [n for n in range(min(most, count), 0, -1) if count % n == 0]
-    return next((n for n in fit if n % devices == 0), fit[0])
-
-
-def rows_of(inputs: PyTree) -> int:
-    """The length of the first axis, which all arrays of a batch share.
-
-    Raises:
-        InputError: they do not share it, or there is none.
-    """
-    shapes = {jnp.shape(leaf) for leaf in jax.tree.leaves(inputs)}
-    counts = {shape[:1] for shape in shapes}
-    if len(counts) != 1 or counts <= {(), (0,)}:
-        raise InputError(
-            f"the arrays of a batch have the shapes {sorted(shapes)}; expected one first axis, the "
-            "rows of the batch"
-        )
-    return counts.pop()[0]
-
-
 class _Forward:
     """The visits that lead to a loss."""
 
     def __init__(self, engine: Engine, parts: list[PyTree]):
         self.engine, self.programs = engine, engine.programs
         self.conveyor = engine.conveyor
-        self.tokens = jax.device_put(parts, self.conveyor.link.replicas.rows(parts))
+        self.rest = engine.rest(parts, self.rest_fields)
         self.x: dict[int, PyTree] = {}
         self.stats: dict[int, dict[int, PyTree]] = {part: {} for part in range(len(parts))}
         self.losses: dict[int, tuple[Array, Metrics]] = {}
         self.visits = forward_only(engine.layers, len(parts))
-        self.rest_fields = WEIGHTS
+
+    @property
+    def rest_fields(self) -> tuple[str, ...]:
+        """Of a rest that stays."""
+        return WEIGHTS
 
     def metrics(self) -> Metrics:
         self.walk()
@@ -145,8 +148,7 @@ class _Forward:
 
     def walk(self) -> None:
         """Every visit, with its bundle on the device."""
-        acts, rest = self.acts(), self.engine.layers
-        self.rest = self.conveyor.hold(rest, self.rest_fields)
+        acts = self.acts()
         try:
             stops = [
                 Stop(v.layer, self.fields(v), v.ahead, self.after(v))
@@ -154,9 +156,10 @@ class _Forward:
                 if v.layer >= 0
             ]
             bundles = self.conveyor.walk(stops)
-            for visit in self.visits:
-                passing = next(bundles) if visit.layer >= 0 else self.rest
-                acts[visit.phase](visit, passing)
+            for visit, following in itertools.zip_longest(self.visits, self.visits[1:]):
+                if following is not None and following.phase == "finish":
+                    self.rest.head_soon()
+                acts[visit.phase](visit, next(bundles) if visit.layer >= 0 else self.rest)
             bundles.close()
         finally:
             self.rest.leave()
@@ -173,12 +176,11 @@ class _Forward:
         """What the host uses after a visit."""
         return ()
 
-    def embed(self, visit: Visit, rest: Passing) -> None:
+    def embed(self, visit: Visit, rest: RestPassage) -> None:
+        table, tokens = rest.embedding()
         for part in visit.parts:
-            self.x[part], token = self.programs.embed(
-                *self.engine.operands(rest), self.tokens[part]
-            )
-            rest.until(token)
+            self.x[part], token = self.programs.embed(*self.engine.operands(table), tokens[part])
+            table.until(token)
 
     def forward(self, visit: Visit, layer: Passing) -> None:
         for part in visit.parts:
@@ -191,12 +193,13 @@ class _Forward:
     def entering(self, visit: Visit, part: int) -> PyTree:
         return self.x[part]
 
-    def finish(self, visit: Visit, rest: Passing) -> None:
+    def finish(self, visit: Visit, rest: RestPassage) -> None:
+        head = rest.head()
         for part in visit.parts:
             self.losses[part] = self.programs.score(
-                *self.engine.operands(rest), self.x.pop(part), self.listed(part), self.tokens[part]
+                *self.engine.operands(head), self.x.pop(part), self.listed(part), rest.tokens[part]
             )
-            rest.until(self.losses[part][0])
+            head.until(self.losses[part][0])
 
     def listed(self, part: int) -> list[PyTree]:
         return [self.stats[part][layer] for layer in range(self.engine.layers)]
@@ -216,17 +219,31 @@ class _Step(_Forward):
         self.d_stats: dict[int, PyTree] = {}
         self.head_grads: PyTree = None  # of weights that the embedding does not read
         self.rest_grads: PyTree = None  # of the others
-        self.early: Early = None  # the former on their way to the host, and their squared norm
-        self.early_square = jnp.zeros((), jnp.float32)
+        self.rest_gradient = RestGradient(self.conveyor.link, self.narrowed)
+        self.rest_update: tuple[Held, Gradient] | None = None
         self.grads: PyTree = None  # of the layer at hand
         self.squares: list[Array] = []
         self.held: Held = {}
         self.good: Array | bool = True
-        if not engine.clip.waits:
-            self.rest_fields = self.engine.update.fields
+
+    @property
+    def rest_fields(self) -> tuple[str, ...]:
+        return WEIGHTS if self.engine.clip.waits else self.engine.update.fields
+
+    @property
+    def apart(self) -> bool:
+        """Whether gradients of the rest leave the device when they are whole, each for itself."""
+        return self.engine.clip.waits or not self.engine.rest_stays
+
+    @property
+    def narrowed(self) -> bool:
+        """Whether gradients go to the host in the types of the weights."""
+        return self.engine.clip.waits or self.engine.update.on_host
 
     def run(self) -> tuple[Metrics, Array]:
         self.walk()
+        if self.rest_update is not None:
+            self.engine.update.apply_all(self.conveyor, *self.rest_update)
         norm = norm_of(self.squares)
         if self.engine.clip.waits:
             good = self.good = all_finite(self.good, norm)
@@ -261,34 +278,51 @@ class _Step(_Forward):
             self.saved.keep(visit.layer, part, x)
         return x
 
-    def finish(self, visit: Visit, rest: Passing) -> None:
+    def finish(self, visit: Visit, rest: RestPassage) -> None:
         self.saved.prefetch(self.engine.layers - 1)
+        head, sliced = rest.head(), rest.sliced
+        program, name = self.programs.finish, ()
+        if sliced is not None:
+            program, name = self.programs.finish_apart, (sliced.name,)
         grads: PyTree = None
+        made_of: list[PyTree] = []
         for part in visit.parts:
-            loss, metrics, grads, self.dx[part], self.d_stats[part], token = self.programs.finish(
-                *self.engine.operands(rest),
+            loss, metrics, grads, self.dx[part], self.d_stats[part], token, *inputs = program(
+                *self.engine.operands(head),
                 self.x.pop(part),
                 self.listed(part),
-                self.tokens[part],
+                rest.tokens[part],
                 grads,
+                *name,
             )
             self.losses[part] = loss, metrics
-            rest.until(token)
-            self.head_grads, self.rest_grads = grads
+            made_of += inputs
+            head.until(token)
+        self.head_grads, self.rest_grads = grads
         self.good = all_finite(True, *(loss for loss, _ in self.losses.values()))
-        if self.goes_early(rest):
-            self.early_square = self.programs.square(self.head_grads)
-            small = self.programs.narrow(self.head_grads, rest.arrays["weights"])
-            self.early = self.conveyor.link.fetch(small)
+        if sliced is not None:
+            self.head_slices(visit, rest, head, made_of)
+        if self.apart:
+            self.rest_gradient.take(self.head_grads, head)
             self.head_grads = None
 
-    def goes_early(self, rest: Passing) -> bool:
-        """Whether the gradient of the head leaves the device before those of the layers."""
-        if not jax.tree.leaves(self.head_grads):
-            return False
-        if self.engine.clip.waits:
-            return True
-        return self.engine.update.on_host and not self.conveyor.store.resident(rest.bundle)
+    def head_slices(
+        self, visit: Visit, rest: RestPassage, head: Passing, made_of: list[PyTree]
+    ) -> None:
+        """The gradient of the head, a slice of the vocabulary at a time with all micro-batches."""
+        for number, rows in enumerate(rest.slices):
+            grads: PyTree = None
+            for part, inputs in zip(visit.parts, made_of, strict=True):
+                grads, token = self.programs.head_slice(
+                    head.arrays["weights"][rows.table],
+                    rest.tokens[part],
+                    inputs,
+                    index(number),
+                    grads,
+                    rows.held,
+                )
+                head.until(token)
+            self.rest_gradient.take({rows.table: grads}, head, rows, goes=False)
 
     def backward(self, visit: Visit, layer: Passing) -> None:
         at = visit.layer
@@ -306,63 +340,48 @@ class _Step(_Forward):
         grads, self.grads = self.grads, None
         self.settle(layer, grads, averaged([stats[at] for stats in self.stats.values()]))
 
-    def embed_backward(self, visit: Visit, rest: Passing) -> None:
-        for part in visit.parts:
-            self.rest_grads, token = self.programs.embed_backward(
-                *self.engine.operands(rest), self.tokens[part], self.dx.pop(part), self.rest_grads
-            )
-            rest.until(token)
-        grads = self.rest_grads
-        if self.early is None:
-            grads = merged(self.head_grads, grads)
-        self.head_grads = self.rest_grads = None
-        self.settle(rest, grads, None, self.early)
-
-    def settle(self, passing: Passing, grads: PyTree, stats: PyTree, early: Early = None) -> None:
-        """The gradient of a bundle is whole: apply it, or hold it until the norm is known.
-
-        `early` is the part of it that went to the host before.
-        """
-        clip = self.engine.clip
-        squared = self.programs.square(grads)
-        if early is not None:
-            squared = squared + self.early_square
+    def embed_backward(self, visit: Visit, rest: RestPassage) -> None:
+        for time in rest.times:
+            table, tokens = rest.embedding(time)
+            moving, still = self.engine.operands(table)
+            grads = begun(self.rest_grads, moving)
+            for part in visit.parts:
+                grads, token = self.programs.embed_backward(
+                    moving, still, tokens[part], self.dx[part], grads
+                )
+                table.until(token)
+            if not self.apart:
+                self.settle(table, merged(self.head_grads, grads), None)
+                self.head_grads = None
+                return
+            self.rest_gradient.take(grads, table, rest.taken(time))
+        self.dx.clear()
+        self.rest_grads = None
+        at = self.engine.layers
+        squared, held = self.rest_gradient.square(), self.rest_gradient.whole()
         self.squares.append(squared)
-        if clip.waits:
+        if self.engine.clip.waits:
+            self.held[at] = held
+        else:
+            self.rest_update = {at: held}, self.judged(None, squared)
+
+    def settle(self, passing: Passing, grads: PyTree, stats: PyTree) -> None:
+        """The gradient of a bundle is whole: apply it, or hold it until the norm is known."""
+        squared = self.programs.square(grads)
+        self.squares.append(squared)
+        if self.engine.clip.waits:
             small = self.programs.narrow(grads, passing.arrays["weights"])
-            self.held[passing.bundle] = fetched(self.conveyor.link, small, stats, early)
+            self.held[passing.bundle] = self.conveyor.link.fetch((small, stats))
             return
+        gradient = self.judged(grads, squared)._replace(stats=stats)
+        self.engine.update.apply(self.conveyor, passing, gradient)
+
+    def judged(self, grads: PyTree, squared: Array) -> Gradient:
+        """A gradient with its factor, and whether all were finite so far."""
+        clip = self.engine.clip
         good = self.good = all_finite(self.good, squared)
         scale = jnp.ones((), jnp.float32)
         if clip.limit is not None:
             norm = jnp.sqrt(squared) if clip.by == "layer" else self.norm
             scale = clip_factor(np.float32(clip.limit), norm)
-        gradient = Gradient(grads, scale, good, stats, early)
-        self.engine.update.apply(self.conveyor, passing, gradient)
-
-
-@jax.jit
-def averaged(trees: list[PyTree]) -> PyTree:
-    """The mean of the real leaves, the sum of integers (counts)."""
-
-    def one(*leaves: Array) -> Array:
-        total: Array = functools.reduce(operator.add, leaves)
-        return total / len(leaves) if jnp.issubdtype(total.dtype, jnp.floating) else total
-
-    return jax.tree.map(one, *trees)
-
-
-@jax.jit
-def all_finite(good: Array | bool, *numbers: Array) -> Array:
-    """Whether all are, and it was good before."""
-    return functools.reduce(operator.and_, map(jnp.isfinite, numbers), jnp.asarray(good))
-
-
-@jax.jit
-def norm_of(squares: list[Array]) -> Array:
-    """The norm of a whole gradient, from the squared norms of its parts."""
-    return jnp.sqrt(jnp.stack(squares).sum())
-
-
-def index(layer: int) -> np.int32:
-    return np.int32(layer)
+        return Gradient(grads, scale, good)

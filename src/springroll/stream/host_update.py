@@ -28,7 +28,7 @@ from springroll.stream.host_adamw import AdamW
 from springroll.stream.priority_pool import PriorityPool
 from springroll.stream.step_programs import narrow
 from springroll.stream.store import HostStore
-from springroll.stream.update import Gradient, Held, fetched, or_fail
+from springroll.stream.update import Gradient, Held, or_fail
 from springroll.trees import PyTree, path_of
 from springroll.typed_call import typed_call
 
@@ -97,7 +97,7 @@ class HostUpdate:
     def apply(self, conveyor: Conveyor[HostStore], passing: Passing, gradient: Gradient) -> None:
         self._room.acquire()
         small = narrow(gradient.values, passing.arrays["weights"])
-        came = fetched(conveyor.link, small, gradient[1:-1], gradient.early)
+        came = conveyor.link.fetch((small, gradient[1:]))
         written = self._promised(conveyor, passing.bundle)
         written.add_done_callback(lambda _: self._room.release())
 

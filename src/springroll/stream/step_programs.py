@@ -4,19 +4,22 @@ Every program also returns a token, a number that is there when the program is d
 copy of a bundle may go when the tokens of its readers are ready, and tokens are never donated.
 """
 
-from collections.abc import Callable
-from typing import Any, TypeAlias
+from collections.abc import Callable, Hashable, Sequence
+from typing import Any, NamedTuple, TypeAlias
 
 import jax
 import jax.numpy as jnp
 from jax import Array
 
 from springroll import compat
+from springroll.models.cross_entropy import HeadApart, HeadInputs, head_gradient
+from springroll.models.packed import learnt
 from springroll.models.protocols import Metrics, Stages, read_part
 from springroll.stream.replicas import ALONE, Replicas
 from springroll.trees import (
     PyTree,
     is_none,
+    named_leaves,
     real_cotangents,
     squared_norm,
     whole_cotangents,
@@ -28,6 +31,13 @@ Join: TypeAlias = Callable[[PyTree, PyTree], PyTree]
 def all_weights(moving: PyTree, still: PyTree) -> PyTree:
     """The `Join` of full gradients: all weights of a bundle are differentiated."""
     return moving
+
+
+class Reads(NamedTuple):
+    """Names of what both ends of a model read of its rest; the head has all that nobody reads."""
+
+    embed: frozenset[str]
+    head: frozenset[str]
 
 
 class StepPrograms:
@@ -47,14 +57,45 @@ class StepPrograms:
     ):
         self._model, self._parts, self._join = model, parts, join
         self._split, self._summed = replicas.split, replicas.summed
+        self._embedded: frozenset[str] | None = None  # paths of what `embed` reads, if asked
         self.embed = replicas.compiled(self._embed)
         self.forward = replicas.compiled(self._forward)
         self.score = replicas.compiled(self._score)
         self.finish = replicas.compiled(self._finish, donate_argnums=5)
+        self.finish_apart = replicas.compiled(
+            self._finish_apart, donate_argnums=5, static_argnums=6
+        )
+        self.head_slice = replicas.compiled(self._head_slice, donate_argnums=4, static_argnums=5)
         self.backward = replicas.compiled(self._backward, donate_argnums=6)
         self.embed_backward = replicas.compiled(self._embed_backward, donate_argnums=4)
         self.square = jax.jit(squared_norm)
         self.narrow = narrow
+
+    def reads(self, rest: PyTree, layers: Sequence[PyTree], tokens: PyTree) -> Reads:
+        """What the two ends of the model read, so that the programs can be given that alone.
+
+        Args:
+            rest, layers: of a model whose weights are all differentiated: arrays, or their shapes.
+            tokens: a micro-batch.
+        """
+        embed = lambda rest, tokens: self._model.embed(rest, read_part(tokens))
+        x, stats = jax.eval_shape(embed, rest, tokens), []
+        known: dict[Hashable, tuple[PyTree, PyTree]] = {}
+        for layer in layers:
+            leaves, tree = jax.tree.flatten((layer, x))
+            kind = tree, *((leaf.shape, leaf.dtype) for leaf in leaves)
+            if kind not in known:
+                known[kind] = jax.eval_shape(self._model.block, layer, x, jnp.int32(0))
+            x, of_layer = known[kind]
+            stats.append(of_layer)
+        finish = lambda rest, x, stats, tokens: self._model.finish(rest, x, stacked(stats), tokens)
+        paths = list(named_leaves(rest))
+        first = _used(embed, rest, tokens)
+        last = _used(lambda *given: finish(*given)[0], rest, x, stats, tokens)
+        name = lambda path: path.split("/")[0]
+        self._embedded = frozenset(p for p, read in zip(paths, first, strict=True) if read)
+        head = (p for p, read in zip(paths, last, strict=True) if read or p not in self._embedded)
+        return Reads(frozenset(map(name, self._embedded)), frozenset(map(name, head)))
 
     def _embed(self, moving: PyTree, still: PyTree, tokens: Array) -> tuple[Array, Array]:
         """x of the first layer."""
@@ -83,6 +124,48 @@ class StepPrograms:
         Gradients are a pair of trees: of the weights that `embed` does not read, which are whole
         after the last part, and of those that it reads. Elsewhere they have None.
         """
+        loss, metrics, new, dx, d_stats = self._pulled(moving, still, x, stats, tokens)
+        return loss, metrics, self._added(grads, new), dx, d_stats, _token()
+
+    def _finish_apart(
+        self,
+        moving: PyTree,
+        still: PyTree,
+        x: Array,
+        stats: PyTree,
+        tokens: PyTree,
+        grads: PyTree,
+        name: str,
+    ) -> tuple[Array, Metrics, PyTree, Array, PyTree, Array, HeadInputs]:
+        """The same without the gradient of the head of this name, and what that is made of."""
+        weight, batch = moving[name], learnt(tokens)[0].shape
+        zeros = HeadInputs(
+            jnp.zeros((*batch, weight.shape[1]), weight.dtype), jnp.zeros(batch), jnp.zeros(batch)
+        )
+        moving = {**moving, name: HeadApart(weight, zeros)}
+        loss, metrics, (own, shared), dx, d_stats = self._pulled(moving, still, x, stats, tokens)
+        inputs = own[name].inputs
+        others = [{key: tree for key, tree in new.items() if key != name} for new in (own, shared)]
+        added = self._added(grads, tuple(others))
+        return loss, metrics, added, dx, d_stats, _token(), self._split(inputs)
+
+    def _head_slice(
+        self,
+        weight: Array,
+        tokens: PyTree,
+        inputs: HeadInputs,
+        index: Array,
+        grads: PyTree,
+        size: int,
+    ) -> tuple[Array, Array]:
+        """(slice `index` of the gradient of the head, added to `grads`, token)."""
+        new = head_gradient(size, weight, learnt(tokens)[0], inputs, index)
+        return self._added(grads, new), _token()
+
+    def _pulled(
+        self, moving: PyTree, still: PyTree, x: Array, stats: PyTree, tokens: Array
+    ) -> tuple[Array, Metrics, PyTree, Array, PyTree]:
+        """(loss, metrics, gradients as of `_finish`, that of x, of the statistics)."""
         leaves, tree = jax.tree.flatten(moving)
         read = self._read(leaves, tree, still, tokens)
 
@@ -100,9 +183,9 @@ class StepPrograms:
         part = lambda which: tree.unflatten(
             [g if embed == which else None for g, embed in zip(new, read, strict=True)]
         )
-        added = self._added(grads, (part(False), part(True)))
         loss, metrics, d_stats = self._summed((loss, metrics, real_cotangents(d_stats)))
-        return loss, metrics, added, self._split(real_cotangents(dx)), d_stats, _token()
+        dx = self._split(real_cotangents(dx))
+        return loss, metrics, (part(False), part(True)), dx, d_stats
 
     def _backward(
         self,
@@ -139,6 +222,8 @@ class StepPrograms:
 
     def _read(self, leaves: list[Array], tree: Any, still: PyTree, tokens: Array) -> list[bool]:
         """Which of the weights `embed` reads."""
+        if self._embedded is not None:
+            return [path in self._embedded for path in named_leaves(tree.unflatten(leaves))]
         part = read_part(tokens)
         embed = lambda leaves: self._model.embed(self._join(tree.unflatten(leaves), still), part)
         return _used(embed, leaves)
@@ -152,9 +237,10 @@ class StepPrograms:
         return jax.tree.map(lambda a, b: a + b.astype(a.dtype), grads, new)
 
 
-def _used(fn: Callable[[list[Array]], PyTree], leaves: list[Array]) -> list[bool]:
-    """Which of the arrays the result of a function depends on."""
-    return compat.used_inputs(jax.make_jaxpr(fn)(leaves))
+def _used(fn: Callable[..., PyTree], weights: PyTree, *others: PyTree) -> list[bool]:
+    """Which of the arrays of its first argument the result of a function depends on."""
+    used = compat.used_inputs(jax.make_jaxpr(fn)(weights, *others))
+    return used[: len(jax.tree.leaves(weights))]
 
 
 def _chosen(leaves: list[PyTree], mine: list[bool]) -> list[PyTree]:

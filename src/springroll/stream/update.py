@@ -8,15 +8,11 @@ import jax
 from jax import Array
 
 from springroll.stream.conveyor import Conveyor, Passing
-from springroll.stream.link import Link
 from springroll.stream.store import HostStore
 from springroll.trees import PyTree, is_none
 
 Held: TypeAlias = dict[int, Future[tuple[PyTree, PyTree]]]
 """Gradients on the host that wait for a common factor: bundle -> future of (values, statistics)."""
-
-
-Early: TypeAlias = Future[PyTree] | None
 
 
 class Gradient(NamedTuple):
@@ -25,14 +21,12 @@ class Gradient(NamedTuple):
     values: like the bundle's weights, a mean over the step's tokens, before clipping.
     factor: () float32, to multiply them with. good: () bool; else nothing must change.
     stats: of the layer, averaged; None for the bundle of the rest.
-    early: the values that went to the host before the others, which have None in their places.
     """
 
     values: PyTree
     factor: Array
     good: Array
     stats: PyTree = None
-    early: Early = None
 
 
 @runtime_checkable
@@ -102,21 +96,6 @@ class PlacedUpdate:
         }
         self._passing.apply_all(conveyor, held, gradient)
         self._resident.apply_all(conveyor, stays, gradient)
-
-
-def fetched(link: Link, values: PyTree, rest: PyTree, early: Early = None) -> Future[Any]:
-    """(values, rest) on the host; what came early is in its place."""
-    came = link.fetch((values, rest))
-    if early is None:
-        return came
-    whole: Future[Any] = Future()
-
-    def join(late: Future[Any]) -> None:
-        values, rest = late.result()
-        whole.set_result((merged(early.result(), values), rest))
-
-    came.add_done_callback(or_fail(join, whole))
-    return whole
 
 
 def merged(a: PyTree, b: PyTree) -> PyTree:

@@ -26,7 +26,7 @@ from springroll.models.rwkv7.config import RWKV7_CONFIGS, RWKV7Config
 from springroll.planner.devices import card_at_hand, named_card
 from springroll.run.devices import devices_for
 from springroll.run.task import Curve, Metrics, Task
-from springroll.stream.engine import rows_together
+from springroll.stream.batch_rows import rows_together
 from springroll.stream.replicas import AXIS
 from springroll.subspace.optimizers import OPTIMIZERS
 from springroll.train.config import TrainConfig

@@ -1,6 +1,7 @@
 """Embedding and head come when they are read, and their gradients leave in parts."""
 
 import dataclasses
+import functools
 
 import jax
 import jax.numpy as jnp
@@ -97,7 +98,7 @@ def test_no_program_of_a_large_vocabulary_has_its_gradient_as_a_whole(monkeypatc
     programs, given = StepPrograms(decoder(WIDE), parts=2), arguments(WIDE, 2, 8, "float32")
     head = (given.rest, None, given.x, [given.stats], given.tokens, None)
     size = table_rows.head_rows((WIDE.vocab, WIDE.hidden), 16)
-    inputs = jax.eval_shape(lambda *args: programs._finish_apart(*args, "lm_head"), *head)[-1]
+    inputs = jax.eval_shape(functools.partial(programs._finish_apart, name="lm_head"), *head)[-1]
     rows = {"embed_tokens": jax.ShapeDtypeStruct((16, WIDE.hidden), jnp.float32)}
 
     def share(program, *args, static=()):

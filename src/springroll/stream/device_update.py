@@ -108,21 +108,22 @@ class DeviceUpdate:
         store, link = conveyor.store, conveyor.link
         conveyor.ledger.writing(rest)
         last = {number: piece for piece in alone for number in piece.state}
+        stored = {f: jax.tree.leaves(x) for f, x in store.arrays(rest, self.fields).items()}
+
+        def put(field: str, numbers: list[int], new: PyTree, piece: Piece) -> None:
+            for number, leaf in zip(numbers, jax.tree.leaves(new), strict=True):
+                if field == "weights" or last[number] is piece:
+                    store.write(rest, field, number, writable(link.fetch(leaf).result()))
+
         for piece in alone:
-            entry = {piece.name: store.tree(rest, "weights")[piece.name]}
-            leaf = lambda field, number: np.array(store.leaf(rest, field, number))
-            weights = jax.tree.unflatten(
-                jax.tree.structure(entry), [leaf("weights", n) for n in piece.weights]
-            )
-            state = jax.tree.unflatten(piece.structure, [leaf("state", n) for n in piece.state])
+            entry = jax.tree.structure({piece.name: store.tree(rest, "weights")[piece.name]})
+            weights = entry.unflatten([stored["weights"][n] for n in piece.weights])
+            state = piece.structure.unflatten([stored["state"][n] for n in piece.state])
             values = {piece.name: gradient.values[piece.name]}
             sent = link.send((weights, state, values)).result()
-            new_weights, new_state = link.fetch(self.of_rest(*sent, *gradient[1:3])).result()
-            for number, new in zip(piece.weights, jax.tree.leaves(new_weights), strict=True):
-                store.write(rest, "weights", number, writable(new))
-            for number, new in zip(piece.state, jax.tree.leaves(new_state), strict=True):
-                if last[number] is piece:
-                    store.write(rest, "state", number, writable(new))
+            new_weights, new_state = self.of_rest(*sent, *gradient[1:3])
+            put("weights", piece.weights, new_weights, piece)
+            put("state", piece.state, new_state, piece)
 
     def _layer(
         self,

@@ -5,6 +5,7 @@ import numpy as np
 import pytest
 
 from bench import evolve_from_disk
+from springroll.bench.process_memory import process_bytes
 from springroll.models.decoder_config import named
 
 pytestmark = pytest.mark.slow
@@ -40,5 +41,5 @@ def test_the_big_one_is_big_and_its_layers_differ():
 def test_memory_is_watched():
     with evolve_from_disk.peak_memory() as peak:
         there = np.ones(1 << 23)
-        before = evolve_from_disk.process_bytes("RssAnon")
+        before = process_bytes("RssAnon")
     assert peak["own"] >= min(before, there.nbytes)

@@ -85,14 +85,20 @@ class RestGradient:
         return _sum([x[name] for name in names for x in self._squares if name in x])
 
     def whole(self) -> Future[tuple[PyTree, None]]:
-        """(gradient, no statistics) when all that was taken is on the host."""
-        assert self._latest is not None, "a rest has weights"
+        """(gradient, no statistics) when all that was taken is on the host.
+
+        Futures then name this object no more, nor it them: their circle would hold the gradient
+        until the garbage is collected.
+        """
+        latest, self._latest = self._latest, None
+        assert latest is not None, "a rest has weights"
+        self._going.clear()
 
         def end(_: Future[Any]) -> None:
             if not self._whole.done():  # it may have failed
                 self._whole.set_result((self._values, None))
 
-        self._latest.add_done_callback(end)
+        latest.add_done_callback(end)
         return self._whole
 
     def _put(self, rows: TakenRows, values: np.ndarray) -> None:

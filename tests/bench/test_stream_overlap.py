@@ -38,7 +38,7 @@ def test_the_field_case_has_the_proportions_of_a_7b_model():
 def test_what_each_resource_needs_alone(result):
     """Two passages of every layer, but one of the last; one gradient back; the embedding too."""
     case, needs = CASES["CPU-bound"], result["alone"]
-    assert needs["send"] == pytest.approx(2 * LAYERS * case.copy * UNIT)
+    assert needs["send"] == pytest.approx((2 * LAYERS + 1) * case.copy * UNIT)
     assert needs["fetch"] == pytest.approx((LAYERS + 1) * case.copy * UNIT)
     assert needs["update"] == pytest.approx((LAYERS + 1) * case.update * UNIT)
     assert needs["compute"] > 4 * (LAYERS + 1) * case.compute * UNIT
@@ -53,8 +53,9 @@ def test_bytes_of_a_step_are_those_of_the_formula():
     made = stream_overlap.paced(Case(0, 0, 0), UNIT, LAYERS)
     stream_overlap.steps(made, LAYERS, repeats=1, settle=True)
     traffic, steps = made.trainer.link.traffic, 3
-    assert traffic.sent == steps * 2 * LAYERS * NUMBERS * 4
-    assert traffic.fetches == steps * (LAYERS + 1)
+    assert traffic.sent == steps * (2 * LAYERS + 1) * NUMBERS * 4
+    assert traffic.fetches == steps * (LAYERS + 2)  # the embedding's gradient, and its factor
+    assert traffic.fetched == steps * (LAYERS + 1) * (NUMBERS * 4 + 5)
     made.close()
 
 

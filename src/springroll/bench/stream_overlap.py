@@ -134,7 +134,7 @@ def timed(
 def alone(case: Case, unit: float, layers: int, repeats: int) -> dict[str, float]:
     """Seconds that each resource needs for a step of ours."""
     compute, _ = timed(case._replace(copy=0, update=0), unit, layers, repeats)
-    passages = 2 * layers - 1 + 1  # the last layer stays for its gradient; the embedding
+    passages = 2 * layers - 1 + 2  # the last layer stays for its gradient; the embedding, twice
     return {
         "compute": compute,
         "send": passages * case.copy * unit,

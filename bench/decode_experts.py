@@ -54,9 +54,7 @@ def run(members: int = 64, config: DecoderConfig = SHAPE, repeats: int = 5) -> d
 
 
 def main() -> None:
-    measure.pin_one_core()
-    for members in (64, 256):
-        measure.report(run(members))
+    decode.main(run)
 
 
 if __name__ == "__main__":

@@ -47,7 +47,7 @@ def plan(
     disk: str | int | None = None,
     base_bits: BaseBits | None = None,
 ) -> Plan:
-    """How a step of training `model` runs on a machine, in about a second.
+    """How a step of training `model` runs on a machine, in a second or two.
 
     For the CPU of this process the compiler is asked, which takes a few seconds more.
 

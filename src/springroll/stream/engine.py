@@ -25,7 +25,7 @@ from springroll.stream.rest_gradient import RestGradient
 from springroll.stream.rest_passage import RestPassage
 from springroll.stream.saved_activations import SaveAll, SavedInputs, Saving
 from springroll.stream.step_programs import Join, Reads, StepPrograms, all_weights
-from springroll.stream.step_sums import all_finite, averaged, begun, index, norm_of
+from springroll.stream.step_sums import all_finite, averaged, begun, index, norm_of, square
 from springroll.stream.store import HostStore
 from springroll.stream.update import Gradient, Held, Update, merged
 from springroll.stream.visit_order import ORDERS, Phase, Visit, VisitOrder, forward_only
@@ -367,7 +367,7 @@ class _Step(_Forward):
 
     def settle(self, passing: Passing, grads: PyTree, stats: PyTree) -> None:
         """The gradient of a bundle is whole: apply it, or hold it until the norm is known."""
-        squared = self.programs.square(grads)
+        squared = square(grads)
         self.squares.append(squared)
         if self.engine.clip.waits:
             small = self.programs.narrow(grads, passing.arrays["weights"])

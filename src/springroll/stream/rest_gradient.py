@@ -1,7 +1,5 @@
 """The gradient of embedding, last norm and head, whose parts leave the device as they are whole."""
 
-import functools
-import operator
 from collections import deque
 from concurrent.futures import Future
 from typing import Any
@@ -15,12 +13,12 @@ from springroll.stream.conveyor import Passing
 from springroll.stream.homes import writable
 from springroll.stream.link import Link
 from springroll.stream.step_programs import narrow
+from springroll.stream.step_sums import square
 from springroll.stream.table_rows import TakenRows
 from springroll.stream.update import merged, or_fail
-from springroll.trees import PyTree, squared_norm
+from springroll.trees import PyTree
 
 GOING = 2  # parts of a table on their way to the host, beside that which is computed
-_square = jax.jit(squared_norm)
 
 
 class RestGradient:
@@ -53,7 +51,7 @@ class RestGradient:
         there = {name: tree for name, tree in grads.items() if jax.tree.leaves(tree)}
         if not there:
             return
-        self._squares.append({name: _square(tree) for name, tree in there.items()})
+        self._squares.append({name: square(tree) for name, tree in there.items()})
         if self._narrowed:
             there = narrow(there, {name: passing.arrays["weights"][name] for name in there})
         came = self._latest = self._link.fetch(there)
@@ -109,4 +107,4 @@ class RestGradient:
 
 
 def _sum(numbers: list[Array]) -> Array:
-    return functools.reduce(operator.add, numbers, jnp.zeros((), jnp.float32))
+    return sum(numbers, jnp.zeros((), jnp.float32))

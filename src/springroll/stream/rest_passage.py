@@ -1,8 +1,8 @@
 """Embedding, last norm and head on their way through a step: each is there while it is read.
 
-The embedding comes before the layers, as the rows that the tokens of the step name, and again for
-its gradient; the head comes before the loss and goes with its gradient. Between them, while layers
-pass, neither is on the device.
+The embedding comes before the layers, as the rows that the tokens of the step name, and goes when
+the head comes, before the loss; the head goes with its gradient. While layers pass backwards
+neither is on the device; then the embedding comes again for its gradient.
 """
 
 from collections.abc import Sequence

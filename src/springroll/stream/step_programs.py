@@ -21,7 +21,6 @@ from springroll.trees import (
     is_none,
     named_leaves,
     real_cotangents,
-    squared_norm,
     whole_cotangents,
 )
 
@@ -68,7 +67,6 @@ class StepPrograms:
         self.head_slice = replicas.compiled(self._head_slice, donate_argnums=4, static_argnums=5)
         self.backward = replicas.compiled(self._backward, donate_argnums=6)
         self.embed_backward = replicas.compiled(self._embed_backward, donate_argnums=4)
-        self.square = jax.jit(squared_norm)
         self.narrow = narrow
 
     def reads(self, rest: PyTree, layers: Sequence[PyTree], tokens: PyTree) -> Reads:

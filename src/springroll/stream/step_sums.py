@@ -8,7 +8,9 @@ import jax.numpy as jnp
 import numpy as np
 from jax import Array
 
-from springroll.trees import PyTree
+from springroll.trees import PyTree, squared_norm
+
+square = jax.jit(squared_norm)
 
 
 def begun(grads: dict[str, PyTree], weights: dict[str, PyTree]) -> dict[str, PyTree]:

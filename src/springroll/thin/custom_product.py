@@ -28,6 +28,7 @@ from springroll.thin.factored_array import (
     cast,
     common_type,
     is_tiny,
+    other_side,
     scale_rank,
     wide_dtype,
 )
@@ -128,7 +129,6 @@ def thin_product(
         or not all(s in (set(), {*spec.axes("s")}) for s in stacked)
     ):
         return None
-    second: Side = "right" if first == "left" else "left"
     t = frame.memo.once(
         lambda: _times_factor(spec, x, w, first, others),
         (x, w.factor(first), spec, *others),
@@ -136,7 +136,7 @@ def thin_product(
     )
     t = scale_rank(t, w.gain)
     dtype = compat.dtype_of(eqn.outvars[0])
-    main, term = spec.fn(x, w.base, *others), _times_factor(spec, t, w, second, others)
+    main, term = spec.fn(x, w.base, *others), _times_factor(spec, t, w, other_side(first), others)
     return [cast(cast(main, wide_dtype(dtype)) + cast(term, wide_dtype(dtype)), dtype)]
 
 

@@ -21,6 +21,12 @@ Side: TypeAlias = Literal["left", "right"]
 Gain: TypeAlias = Array | None
 SIDES: tuple[Side, Side] = ("left", "right")
 
+
+def other_side(side: Side) -> Side:
+    """The factor that is not this one."""
+    return "right" if side == "left" else "left"
+
+
 STATIC = {"static": True}
 MANY = 8  # above this rank `dense` is a matrix product
 

@@ -16,6 +16,7 @@ from springroll.thin.factored_array import (
     Side,
     cast,
     common_dtype,
+    other_side,
     scale_rank,
     whole_bytes,
     wide_dtype,
@@ -115,7 +116,7 @@ def _product_of_two(eqn: jex.JaxprEqn, a: Factored, b: Factored) -> Outputs:
     b_summed = _summed_side(b, b_sum, b_batch)
     if not (a_summed and b_summed) or a.lattice is not None or b.lattice is not None:
         return None
-    a_other, b_other = _other(a_summed), _other(b_summed)
+    a_other, b_other = other_side(a_summed), other_side(b_summed)
     a_labels, b_labels, out = dot_labels(eqn, a.ndim, b.ndim)
     a_free = [c for c in out if c in a_labels]  # both start with the batch axes
     b_free = [c for c in out if c in b_labels]
@@ -180,10 +181,6 @@ def _summed_side(w: Factored, summed: Sequence[int], batch: Sequence[int]) -> Si
     if summed_roles <= {"n"} and free_roles <= {"m"}:
         return "right"
     return None
-
-
-def _other(side: Side) -> Side:
-    return "right" if side == "left" else "left"
 
 
 def _ordered(factor: Array, labels: list[int], wanted: list[int]) -> Array:

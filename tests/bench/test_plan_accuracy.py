@@ -15,14 +15,16 @@ from springroll.planner.footprint import device_bytes, host_bytes, total
 TOY = Case(config=CONFIGS["llama-tiny"], mode="device", rows=1, sequence=16)
 
 
-def test_ten_cases_of_every_kind():
-    assert len(CASES) == 10
+def test_cases_of_every_kind():
+    assert len(CASES) == 12
     assert {case.mode for case in CASES.values()} >= {"host", "device", "resident"}
     assert {case.dtype for case in CASES.values()} == {"float32", "bfloat16"}
     assert {bool(case.config.experts) for case in CASES.values()} == {True, False}
     assert len({case.rows * case.parts * case.sequence for case in CASES.values()}) > 2
     assert max(case.sequence for case in CASES.values()) >= 16384
     assert any(case.clip == "global" for case in CASES.values())
+    assert any(case.disk for case in CASES.values())
+    assert any(case.devices > 1 for case in CASES.values())
     sizes = [case.config.parameters for case in CASES.values()]
     assert min(sizes) > 5e7  # so that arrays outweigh what a process takes anyway
 
@@ -63,6 +65,20 @@ def test_a_case_is_two_fresh_processes(monkeypatch):
     assert "MALLOC_ARENA_MAX" not in asked[0][1] and asked[1][1]["MALLOC_ARENA_MAX"] == "1"
     assert row["bytes_error"] == pytest.approx(0.1) and row["seconds_error"] == 1
     assert "+10.0%" in line(row) and "+100.0%" in line(row)
+
+
+def test_two_devices_on_one_processor_are_not_timed(monkeypatch):
+    asked: list[Any] = []
+
+    def run(command, env, **options):
+        asked.append((command[-1], env["XLA_FLAGS"].split()[-1]))
+        found = {"said": {"bytes": 110, "device": {}, "host": {}}, "was": 100}
+        return subprocess.CompletedProcess(command, 0, json.dumps(found) + "\n")
+
+    monkeypatch.setattr(subprocess, "run", run)
+    row = compared("two devices, device")
+    assert asked == [("bytes", "--xla_force_host_platform_device_count=2")]
+    assert "seconds" not in row and line(row).endswith("(+10.0%)")
 
 
 def test_the_worst_case_is_reported(monkeypatch):

@@ -2,11 +2,12 @@
 
     springroll bench plan_accuracy -- [CASE]
 
-Ten configurations. Bytes are those of both tiers, as device and host of a CPU are one memory; they
+Twelve configurations. Bytes are those of both tiers, as device and host of a CPU are one memory; they
 are measured as the kernel's own record of a process's peak (VmHWM, reset through
 /proc/self/clear_refs) during steps, less what the process took before the trainer was built and
 after another one had compiled all programs. Seconds are predicted from the rates of one layer
-(`plan.measured`), which is run by itself in turn with whole steps.
+(`plan.measured`), which is run by itself in turn with whole steps; not where a disk is used, or two
+devices, which are one processor here.
 """
 
 from __future__ import annotations
@@ -58,6 +59,13 @@ class Case:
     stay: int = 0  # layers on the device
     inputs: int = 1 << 20  # layers whose inputs stay, at most
     clip: Clip = "none"
+    disk: int = 0  # layers on a disk
+    devices: int = 1
+
+    @property
+    def timed(self) -> bool:
+        """Whether this machine's seconds say something about the plan's."""
+        return not self.disk and self.devices == 1
 
 
 DENSE = llama(1024, 2816, 16, 8, vocab=8192)
@@ -82,6 +90,8 @@ CASES = {
     "tied, large vocabulary": Case(
         config=llama(512, 1408, 8, 8, vocab=65536, tied=True), mode="host", parts=2
     ),
+    "disk, host": Case(config=DENSE, mode="host", disk=8),
+    "two devices, device": Case(config=DENSE, mode="device", devices=2),
 }
 
 
@@ -98,18 +108,21 @@ def planned(case: Case) -> tuple[StepSpec, Placement]:
         tokens=case.rows * case.parts * case.sequence,
         rows=case.rows,
         sequence=case.sequence,
-        working=working_set(config, case.rows, case.sequence, case.dtype),
+        working=working_set(config, case.rows // case.devices, case.sequence, case.dtype),
         clip=case.clip,
+        devices=case.devices,
     )
-    return spec, Placement(case.mode, case.stay, min(case.inputs, config.layers))
+    inputs = min(case.inputs, config.layers)
+    return spec, Placement(case.mode, case.stay, inputs, case.disk)
 
 
 def predicted_bytes(case: Case) -> measure.Result:
     """Bytes of both tiers together, and by kind."""
-    from springroll.planner.footprint import device_bytes, host_bytes, total
+    from springroll.planner.footprint import device_bytes, host_bytes, together
 
-    tiers = [device_bytes(*planned(case)), host_bytes(*planned(case))]
-    return {"bytes": sum(map(total, tiers)), "device": tiers[0], "host": tiers[1]}
+    asked = planned(case)
+    tiers = {"device": device_bytes(*asked), "host": host_bytes(*asked)}
+    return {"bytes": together(*asked), **tiers}
 
 
 def updates(case: Case) -> tuple[optax.GradientTransformation, Update]:
@@ -134,12 +147,15 @@ def updates(case: Case) -> tuple[optax.GradientTransformation, Update]:
 
 
 def trainer(case: Case) -> tuple[Streamed, StreamedState]:
-    """The trainer with its store filled."""
+    """The trainer with its store filled; the file of a disk is in the folder of temporary files."""
     import jax
 
     from springroll.models.decoder import decoder, leaves
+    from springroll.planner.footprint import disk_window
     from springroll.stream.clipping import Clip as Clipping
+    from springroll.stream.disk import Disk
     from springroll.stream.fill_store import stacked_leaves
+    from springroll.stream.link import Link
     from springroll.stream.streamed import Streamed
 
     model, layers = decoder(case.config), case.config.layers
@@ -149,6 +165,9 @@ def trainer(case: Case) -> tuple[Streamed, StreamedState]:
         jax.eval_shape(model.init, jax.random.key(0)),
         updates(case)[1],
         narrow=case.dtype == "bfloat16",
+        link=Link(jax.devices()[: case.devices]),
+        disk=Disk(tempfile.gettempdir(), disk_window(*planned(case))) if case.disk else None,
+        on_disk=range(case.disk),
         on_device=[*stay, *([layers] if case.mode == "resident" else [])],
         parts=case.parts,
         kept_inputs=min(case.inputs, layers),
@@ -226,27 +245,34 @@ def measured(name: str, what: str) -> measure.Result:
 
 def compared(name: str) -> measure.Result:
     """Predictions and measurements of one case."""
+    case = CASES[name]
     with tempfile.TemporaryDirectory() as cache:
         settings = {
             "JAX_COMPILATION_CACHE_DIR": cache,
             "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0",
         }
-        time = fresh(name, "seconds", settings)
+        if case.devices > 1:
+            count = f"--xla_force_host_platform_device_count={case.devices}"
+            settings["XLA_FLAGS"] = f"{os.environ.get('XLA_FLAGS', '')} {count}"
+        time = fresh(name, "seconds", settings) if case.timed else None
         memory = fresh(name, "bytes", settings | RETURNED)
-    return {
-        "case": name,
-        "kinds": memory["said"],
-        "bytes": [memory["said"]["bytes"], memory["was"]],
-        "bytes_error": memory["said"]["bytes"] / memory["was"] - 1,
-        "seconds": [time["said"], time["was"]],
-        "seconds_error": time["said"] / time["was"] - 1,
-    }
+    kinds = memory["said"]
+    found = {"case": name, "kinds": kinds} | beside("bytes", kinds["bytes"], memory["was"])
+    return found | (beside("seconds", time["said"], time["was"]) if time else {})
+
+
+def beside(kind: str, said: float, was: float) -> measure.Result:
+    """What was said, what was, and the error."""
+    return {kind: [said, was], f"{kind}_error": said / was - 1}
 
 
 def run(names: tuple[str, ...] = tuple(CASES)) -> measure.Result:
     """All cases, each in a process of its own."""
     rows = [compared(name) for name in names]
-    worst = {kind: max(abs(row[f"{kind}_error"]) for row in rows) for kind in ("bytes", "seconds")}
+    worst = {
+        kind: max((abs(row[f"{kind}_error"]) for row in rows if kind in row), default=0.0)
+        for kind in ("bytes", "seconds")
+    }
     return measure.record(
         "plan_accuracy",
         ours=worst["bytes"],
@@ -270,11 +296,12 @@ def fresh(name: str, what: str, settings: dict[str, str]) -> measure.Result:
 
 def line(row: measure.Result) -> str:
     """Predicted and measured."""
-    (said, was), (slow, long) = row["bytes"], row["seconds"]
-    return (
-        f"{said / 1e9:.3f} GB said, {was / 1e9:.3f} was ({row['bytes_error']:+.1%}); "
-        f"{slow:.2f} s said, {long:.2f} was ({row['seconds_error']:+.1%})"
-    )
+    said, was = row["bytes"]
+    memory = f"{said / 1e9:.3f} GB said, {was / 1e9:.3f} was ({row['bytes_error']:+.1%})"
+    if "seconds" not in row:
+        return memory
+    said, was = row["seconds"]
+    return f"{memory}; {said:.2f} s said, {was:.2f} was ({row['seconds_error']:+.1%})"
 
 
 def main() -> None:

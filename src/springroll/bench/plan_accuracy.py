@@ -2,8 +2,8 @@
 
     springroll bench plan_accuracy -- [CASE]
 
-Twelve configurations. Bytes are those of both tiers, as device and host of a CPU are one memory; they
-are measured as the kernel's own record of a process's peak (VmHWM, reset through
+Twelve configurations. Bytes are those of both tiers, as device and host of a CPU are one memory;
+they are measured as the kernel's own record of a process's peak (VmHWM, reset through
 /proc/self/clear_refs) during steps, less what the process took before the trainer was built and
 after another one had compiled all programs. Seconds are predicted from the rates of one layer
 (`plan.measured`), which is run by itself in turn with whole steps; not where a disk is used, or two

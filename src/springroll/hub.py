@@ -54,6 +54,14 @@ def hf_folder(name: str | Path) -> Path:
     return model_folder(_downloaded(*match.groups()))
 
 
+def on_an_index(name: str) -> bool:
+    """Whether a model of that name would be looked for on the hub or on the package index:
+    OWNER/NAME and nothing on this disk, or `pypi:PACKAGE`."""
+    parts = Path(name).parts
+    on_the_hub = len(parts) == 2 and parts[0] not in ("/", "..") and not Path(parts[0]).exists()
+    return name.startswith(PREFIX) or on_the_hub
+
+
 def hf_config(name: str) -> Path:
     """The folder with the config.json of a model on the hub; nothing else of it is downloaded.
 

@@ -120,7 +120,7 @@ def test_what_fits_in_no_way_is_refused(tmp_path, text, capsys):
     [
         ("--optimizer adamv", "did you mean adamw?"),
         ("--model llama-2m", "no model named 'llama-2m'"),
-        ("--model gone/model", "model is gone/model; there is no folder of that name"),
+        ("--model /gone/model", "model is /gone/model; there is no folder of that name"),
         ("--basis-bits 8", "adamw stores no bases of subspaces; leave out --basis-bits 8"),
         ("--optimizer apollo --basis-bits 4", "apollo stores no bases of subspaces"),
         ("--optimizer lowgrad --weight-decay 0.1", "weight_decay would not act"),

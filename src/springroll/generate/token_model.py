@@ -6,8 +6,7 @@ from typing import NamedTuple
 from springroll.errors import InputError
 from springroll.generate.byte_model import Writing
 from springroll.generate.generator import Generator
-from springroll.gguf.from_index import PREFIX
-from springroll.hub import hf_folder
+from springroll.hub import hf_folder, on_an_index
 from springroll.models.hf.family import Config as ModelConfig
 from springroll.models.hf.files import family_of, is_hf_folder
 from springroll.models.hf.load import load_hf
@@ -25,10 +24,8 @@ class TokenModel(NamedTuple):
 
 
 def names_model(path: str) -> bool:
-    """Whether `path` is a Hugging Face folder, or OWNER/NAME and nothing on this disk."""
-    parts = Path(path).parts
-    on_the_hub = len(parts) == 2 and parts[0] not in ("/", "..") and not Path(parts[0]).exists()
-    return path.startswith(PREFIX) or is_hf_folder(path) or on_the_hub
+    """Whether `path` is a Hugging Face folder, or a name of one elsewhere."""
+    return is_hf_folder(path) or on_an_index(path)
 
 
 def read_token_model(path: str) -> TokenModel:
@@ -42,7 +39,7 @@ def read_token_model(path: str) -> TokenModel:
     return TokenModel(model, params, open_tokenizer(folder, model.config.vocab))
 
 
-def like_folder(folder: str, config: ModelConfig, params: PyTree) -> TokenModel:
+def like_folder(folder: str | Path, config: ModelConfig, params: PyTree) -> TokenModel:
     """Weights that began as those of a Hugging Face folder, with its tokenizer."""
     return TokenModel(family_of(config).model(config), params, open_tokenizer(folder, config.vocab))
 

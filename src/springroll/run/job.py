@@ -7,6 +7,7 @@ record as `JOB`, and a line in `cli/jobs.py`.
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Generic, Literal, NamedTuple, TypeAlias, TypeVar
 
 import tyro
@@ -157,7 +158,7 @@ class SavedWeights(NamedTuple):
     prefix: str  # the path of that part
     params: "Callable[[PyTree], PyTree]"  # the part -> the weights
     model: "PyTree" = None  # the model's configuration
-    like: str | None = None  # the Hugging Face folder that the run began with
+    like: str | Path | None = None  # the Hugging Face folder that the run began with
     dtype: Literal["float32", "bfloat16"] = "float32"
     identity: Mapping[str, str] | None = None  # of what `params` reads beside the checkpoint
     adapter: "Adapter | None" = None  # where the part is one, beside the weights of `like`

@@ -19,7 +19,7 @@ from springroll.memory import available_bytes, uneven
 from springroll.models.decoder import stages
 from springroll.models.decoder_config import CONFIGS, DecoderConfig, named, structs
 from springroll.models.hf.family import Config as ModelConfig
-from springroll.models.hf.files import family_of, is_hf_folder, open_hf, read_config
+from springroll.models.hf.files import family_of, open_hf, read_config
 from springroll.models.hf.load import read_params
 from springroll.models.protocols import LanguageModel
 from springroll.models.rwkv7.config import RWKV7_CONFIGS, RWKV7Config
@@ -35,6 +35,7 @@ from springroll.train.divided import DividedStages
 from springroll.train.learners import Layout, Learner
 from springroll.train.lora import frozen_identity
 from springroll.train.optimizers import learner_for
+from springroll.train.pretrained import folder_of
 from springroll.train.step_memory import StepMemory, refuse_too_big, too_big
 from springroll.train.streamed import stream_learner
 from springroll.trees import PyTree
@@ -101,7 +102,7 @@ def resolved(config: TrainConfig) -> TrainConfig:
     """
     if config.schedule_steps is None and config.generations:
         config = dataclasses.replace(config, schedule_steps=config.generations)
-    if config.lr is None and is_hf_folder(config.model):
+    if config.lr is None and folder_of(config.model):
         rate = OPTIMIZERS[config.optimizer].learning_rate / PRETRAINED
         config = dataclasses.replace(config, lr=rate)
     if config.format is None:  # runs of versions without records learn the text of such files
@@ -142,8 +143,9 @@ def engine(
     Raises:
         InputError: a step fits in no way; the nearest that does is named.
     """
-    if is_hf_folder(config.model):
-        open_hf(config.model)  # what is wrong with its files is found before anything is allocated
+    folder = folder_of(config.model)
+    if folder is not None:
+        open_hf(folder)  # what is wrong with its files is found before anything is allocated
     if config.engine == "stream":
         return streamed(config, placement)
     model, learner = make(config, placement)
@@ -168,13 +170,13 @@ def streamed(
 def make(config: TrainConfig, placement: Placement | None = None) -> tuple[LanguageModel, Learner]:
     """The model of a config and what trains it; nothing is allocated."""
     model = language_model(config)
-    folder = is_hf_folder(config.model)
-    init = (lambda key: pretrained(config.model, model.config)) if folder else model.init
+    folder = folder_of(config.model)
+    init = model.init if folder is None else lambda key: pretrained(folder, model.config)
     if placement is None or not placement.fsdp:
         return model, learner_for(config, model, init)
     parts, layout = dividing(model, placement), placement.layout
     build = lambda init: learner_for(config, model, init, parts.loss, layout, parts)
-    return model, reading(config, model, build, layout) if folder else build(init)
+    return model, build(init) if folder is None else reading(folder, model, build, layout)
 
 
 def dividing(model: LanguageModel, placement: Placement) -> DividedStages:
@@ -183,20 +185,20 @@ def dividing(model: LanguageModel, placement: Placement) -> DividedStages:
 
 
 def reading(
-    config: TrainConfig,
+    folder: Path,
     model: LanguageModel,
     build: Callable[[Callable[[PyTree], PyTree]], Learner],
     layout: Layout,
 ) -> Learner:
     """What trains the weights in a folder, which are divided as they are read: those of a callback
     would first be whole on every device."""
-    learner = build(lambda key: pretrained(config.model, model.config))
+    learner = build(lambda key: pretrained(folder, model.config))
     of_weights = build(lambda weights: weights).init
 
     def start(key: Array) -> PyTree:
         if isinstance(key, Tracer):  # for its shapes
             return learner.init(key)
-        weights = read_params(config.model, model.config, np.float32)
+        weights = read_params(folder, model.config, np.float32)
         return of_weights(jax.device_put(weights, layout(weights)))
 
     return learner._replace(init=start)
@@ -210,8 +212,9 @@ def language_model(config: TrainConfig) -> LanguageModel:
 
 def model_config(name: str) -> DecoderConfig | RWKV7Config:
     """The configuration of that name with the 256 bytes for a vocabulary, or that of a folder."""
-    if is_hf_folder(name) or os.path.isdir(name):  # which says what is wrong with the folder
-        return read_config(name)
+    folder = folder_of(name)
+    if folder is not None or os.path.isdir(name):  # which says what is wrong with the folder
+        return read_config(folder or name)
     if os.sep in name:
         raise InputError(f"model is {name}; there is no folder of that name")
     return dataclasses.replace(named(name, CONFIGS | RWKV7_CONFIGS), vocab=BYTES)

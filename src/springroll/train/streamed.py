@@ -15,7 +15,7 @@ from springroll.models.decoder import Decoder, stages
 from springroll.models.decoder_config import shapes, structs
 from springroll.models.decoder_weights import drawn_leaves
 from springroll.models.expert_stages import expert_stages
-from springroll.models.hf.files import is_hf_folder, open_hf
+from springroll.models.hf.files import open_hf
 from springroll.models.hf.load import read_bundles
 from springroll.models.moe import balance
 from springroll.models.protocols import LanguageModel, Metrics
@@ -53,6 +53,7 @@ from springroll.train.optimizers import (
     learning_rate,
     low_rank_trainer,
 )
+from springroll.train.pretrained import folder_of
 from springroll.train.stream_memory import StreamMemory
 from springroll.trees import Params, PyTree
 
@@ -237,8 +238,9 @@ def balanced_layer(layer: Params, stats: PyTree) -> Params:
 
 def tensors(config: TrainConfig, model: Decoder, key: Array) -> Tensors:
     """The first weights, one tensor at a time."""
-    if is_hf_folder(config.model):
-        return bundled_leaves(read_bundles(open_hf(config.model, model.config)))
+    folder = folder_of(config.model)
+    if folder is not None:
+        return bundled_leaves(read_bundles(open_hf(folder, model.config)))
     return stacked_leaves(drawn_leaves(model.config, key))
 
 

@@ -11,7 +11,7 @@ from rich.table import Table
 
 from springroll.generate.byte_model import ByteModel, Draw
 from springroll.models.decoder_config import structs
-from springroll.models.hf.files import family_of, is_hf_folder
+from springroll.models.hf.files import family_of
 from springroll.models.hf.lora import Adapter
 from springroll.models.protocols import LanguageModel
 from springroll.run.job import (
@@ -30,13 +30,14 @@ from springroll.train.build import language_model, make, mean_nats
 from springroll.train.config import TrainConfig
 from springroll.train.data import Records, packs
 from springroll.train.lora import base_of, frozen_identity, merged, rank_of, scale_of
+from springroll.train.pretrained import folder_of
 from springroll.trees import PyTree
 
 
 def saved_weights(config: TrainConfig) -> SavedWeights:
     """Where in a checkpoint the weights are."""
     model, learner = make(config)
-    like = config.model if is_hf_folder(config.model) else None
+    like = folder_of(config.model)
     if config.optimizer == "lora":
         return saved_adapters(config, model)
     saved = jax.eval_shape(learner.init, jax.eval_shape(lambda: jax.random.key(0)))
@@ -58,7 +59,7 @@ def saved_adapters(config: TrainConfig, model: LanguageModel) -> SavedWeights:
         "carry/params",
         lambda trained: merged(base, trained, scale_of(config)),
         model.config,
-        config.model,
+        folder_of(config.model),
         config.dtype,
         frozen_identity(config),
         Adapter(rank_of(config), scale_of(config) * rank_of(config)),
@@ -105,9 +106,10 @@ def bits(config: TrainConfig) -> Callable[[PyTree, np.ndarray], float]:
 
 def readable(config: TrainConfig) -> Callable[[Corpus], tuple[Corpus, float]]:
     """A text in the tokens of the model, and how many of them a byte is."""
-    if not is_hf_folder(config.model):
+    folder = folder_of(config.model)
+    if folder is None:
         return lambda corpus: (corpus, 1.0)
-    return lambda corpus: tokenized(corpus, document_encoder(config.model))
+    return lambda corpus: tokenized(corpus, document_encoder(folder))
 
 
 def evaluate_records(run: OpenRun[TrainConfig], options: EvalOptions) -> Evaluation:

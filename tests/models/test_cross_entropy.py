@@ -52,6 +52,16 @@ def test_negative_targets_do_not_count():
     assert ours(x, head, none) == 0
 
 
+@pytest.mark.parametrize("chunk", [1, None])
+def test_a_target_outside_the_vocabulary_has_no_loss(chunk):
+    x, head, targets = draw()
+    outside = np.array(targets)
+    outside[0, 0] = len(head)
+    fn = quick_jit(functools.partial(token_nats, chunk=chunk))
+    nats = np.array(fn(x, head, outside))
+    assert np.isnan(nats[0, 0]) and np.isfinite(nats.ravel()[1:]).all()
+
+
 def test_neither_loss_nor_gradient_holds_tokens_times_vocabulary():
     batch, time, width, vocab = 4, 256, 16, 4096
     shape = jax.ShapeDtypeStruct

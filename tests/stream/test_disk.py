@@ -2,6 +2,7 @@
 
 import errno
 import os
+import time
 
 import jax
 import numpy as np
@@ -98,3 +99,31 @@ def test_a_folder_that_cannot_be_is_one_line(tmp_path):
     assert disks.free_on_disk(tmp_path / "not" / "yet") > 0
     with pytest.raises(InputError, match="give disk"):
         Streamed(model(), shapes(model()), update("host"), on_disk=[1])
+
+
+def test_what_is_promised_stays_in_memory(tmp_path):
+    size = disks.SECTOR
+    disk = Disk(tmp_path, 2 * size)
+    a, b, c = (disk.reserve({"x": np.zeros(size, np.uint8)}) for _ in range(3))
+    disk.soon(a, uses=2)
+    for region in (b, c, a, a):
+        disk.load(region).result()
+    assert disk.traffic.read == 3 * size
+    for region in (b, c, a):  # it makes room when all uses have come
+        disk.load(region).result()
+    assert disk.traffic.read == 6 * size
+
+
+def test_of_promises_that_do_not_fit_the_nearest_are_kept(tmp_path):
+    size = disks.SECTOR
+    disk = Disk(tmp_path, 2 * size)
+    a, b, c = (disk.reserve({"x": np.zeros(size, np.uint8)}) for _ in range(3))
+    for region in (a, b, c):  # there is no room for c
+        disk.soon(region)
+    while disk.traffic.read < 2 * size:
+        time.sleep(0.001)
+    disk.load(c).result()
+    disk.load(a).result()
+    assert disk.traffic.read == 3 * size
+    disk.load(b).result()
+    assert disk.traffic.read == 4 * size

@@ -68,6 +68,8 @@ def test_rows_are_those_that_tokens_name_and_places_find_them(monkeypatch):
     packed = Packed(np.array([[3, 0]]), np.array([[0, -1]]), np.zeros((1, 2)), np.ones(1))
     (found,) = TableRows([packed], 9, 4).batches()
     assert found.tokens.tolist() == [[1, 0]] and found.targets is packed.targets
+    narrow = np.array([[255, 7, 0]], np.uint8)  # 256 is no number of theirs
+    assert TableRows([narrow], 256, 4).rows.tolist() == [7, 255]
 
 
 def test_slices_of_the_head_are_its_gradient_to_the_bit(monkeypatch):

@@ -360,10 +360,20 @@ def test_what_reads_weights():
         assert of(make())
 
 
+def by_the_norm_before() -> optax.GradientTransformation:
+    """Steps over the norm of all gradients of the step before, which is all of its state."""
+    divided = lambda grads, norm: jax.tree.map(lambda g: -g / norm, grads)
+    return optax.GradientTransformation(
+        lambda params: jnp.ones(()),
+        lambda grads, norm, params=None: (divided(grads, norm), optax.tree.norm(grads)),
+    )
+
+
 MIXERS = {
     r"optax\.clip_by_global_norm": optax.chain(optax.clip_by_global_norm(1.0), optax.adam(0.1)),
     "apply_if_finite": optax.apply_if_finite(optax.adam(0.1), 3),
     "prodigy": optax.contrib.prodigy(),
+    "the optimizer": by_the_norm_before(),
 }
 
 

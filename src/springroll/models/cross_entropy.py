@@ -112,7 +112,9 @@ def _forward(
         total = total + jnp.sum(jnp.exp(logits - highest[..., None]), axis=-1)
         return (highest, total, picked), None
 
-    start = (jnp.full(targets.shape, -np.inf, jnp.float32), *[jnp.zeros(targets.shape)] * 2)
+    outside = targets >= head.shape[0]  # as where all logits are formed
+    unpicked = jnp.where(outside, jnp.float32(np.nan), jnp.float32(0))
+    start = (jnp.full(targets.shape, -np.inf, jnp.float32), jnp.zeros(targets.shape), unpicked)
     start = jax.tree.map(lambda a: compat.vary_as(a, x, head, targets), start)
     (top, total, picked), _ = lax.scan(step, start, slices.numbers)
     log = top + jnp.log(total)

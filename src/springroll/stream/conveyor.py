@@ -168,7 +168,7 @@ class Conveyor(Generic[S]):
     def _announce(self, runs: Sequence[tuple[Stop, int]]) -> None:
         """Tell the store what will be sent, and what the host will use then."""
         for stop, _ in runs:
-            self.store.soon(stop.bundle, tuple(dict.fromkeys((*stop.fields, *stop.after))))
+            self.store.soon(stop.bundle, (*stop.fields, *stop.after))
 
     def _make_room(self, on_device: deque[Passing], bundle: int) -> None:
         """Take down the oldest until there is room for this one."""

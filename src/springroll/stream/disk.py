@@ -6,15 +6,16 @@ taken when it is made; a disk that is too small is found before the first step.
 
 What a bundle needs of a field is one stretch of the file and one buffer of host memory. Reading and
 writing go past the page cache where the system can (O_DIRECT), so that host memory holds the
-buffers alone. A `Disk` keeps within its memory: the buffers that were used longest ago make room,
-and who would write waits until others are written.
+buffers alone. A `Disk` keeps within its memory: of the buffers that nobody has said to need again,
+those that were used longest ago make room, and who comes when there are none waits until others are
+written. So a step reads everything as often as the plan counts, and no more.
 """
 
 import os
 import shutil
 import threading
 import weakref
-from collections import OrderedDict
+from collections import Counter, OrderedDict
 from collections.abc import Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
@@ -77,12 +78,11 @@ class Region:
 class _Loaded:
     """A region in memory.
 
-    users: those who write to it, or write it to the file. awaited: it was read ahead of its use.
+    users: those who write to it, or write it to the file.
     """
 
     buffer: Future[np.ndarray]
     users: int = 0
-    awaited: bool = False
 
 
 class Disk:
@@ -105,6 +105,7 @@ class Disk:
         self._size = 0
         self.traffic = Traffic()
         self._loaded: OrderedDict[Region, _Loaded] = OrderedDict()  # those used last are last
+        self._promised: Counter[Region] = Counter()  # uses to come
         self._changed = threading.Condition()
         self._failure: InputError | None = None
         self._reading = ThreadPoolExecutor(2, "springroll-read")
@@ -134,22 +135,24 @@ class Disk:
         self._size += region.size
         return region
 
-    def soon(self, region: Region) -> None:
-        """Begin to read, if there is room."""
+    def soon(self, region: Region, uses: int = 1) -> None:
+        """It will be loaded or held so often; begin to read, if there is room."""
         with self._changed:
-            if region not in self._loaded and self._room(region.size, spare=True):
+            self._promised[region] = uses
+            if region not in self._loaded and self._room(region.size):
                 self._begin(region)
-                self._loaded[region].awaited = True
 
     def load(self, region: Region) -> Future[np.ndarray]:
         """What the region holds, in memory."""
         with self._changed:
+            self._come(region)
+            fits = lambda: region in self._loaded or self._room(region.size)
+            self._changed.wait_for(lambda: self._failure or fits() or not self._used())
             self._check()
             if region not in self._loaded:
-                self._room(region.size)
+                self._room(region.size, force=True)
                 self._begin(region)
             self._loaded.move_to_end(region)
-            self._loaded[region].awaited = False
             return self._loaded[region].buffer
 
     def hold(self, regions: Sequence[Region]) -> list[np.ndarray]:
@@ -158,12 +161,13 @@ class Disk:
             self._wait_for_room(sum(region.size for region in regions))
             absent = [region for region in regions if region not in self._loaded]
             for region in regions:
+                self._come(region)
                 if region not in absent:
-                    self._use(region)
-            self._room(sum(region.size for region in absent))
+                    self._loaded[region].users += 1
+            self._room(sum(region.size for region in absent), force=True)
             for region in absent:
                 self._begin(region)
-                self._use(region)
+                self._loaded[region].users += 1
         return [self._loaded[region].buffer.result() for region in regions]
 
     def changed(self, region: Region) -> None:
@@ -175,7 +179,7 @@ class Disk:
         with self._changed:
             self._wait_for_room(region.size)
             self._loaded.pop(region, None)
-            self._room(region.size)
+            self._room(region.size, force=True)
             buffer = page_buffer(region.size)
             for own, new in zip(
                 jax.tree.leaves(region.arrays(buffer)), jax.tree.leaves(arrays), strict=True
@@ -213,9 +217,9 @@ class Disk:
         except OSError as error:
             raise self._failed("write", error) from None
 
-    def _use(self, region: Region) -> None:
-        loaded = self._loaded[region]
-        loaded.users, loaded.awaited = loaded.users + 1, False
+    def _come(self, region: Region) -> None:
+        """One of the uses that were promised is here."""
+        self._promised[region] = max(0, self._promised[region] - 1)
 
     def _begin(self, region: Region) -> None:
         self._loaded[region] = _Loaded(self._reading.submit(self._read, region))
@@ -268,21 +272,28 @@ class Disk:
         loaded = self._loaded.get(region)
         return 0 if loaded is None else loaded.users
 
+    def _used(self) -> int:
+        """Bytes that are written to, or to the file."""
+        return sum(region.size for region, loaded in self._loaded.items() if loaded.users)
+
     def _wait_for_room(self, size: int) -> None:
         """Until so many bytes fit beside those in use, or nothing else is."""
-        used = lambda: sum(r.size for r, loaded in self._loaded.items() if loaded.users)
-        self._changed.wait_for(lambda: self._failure or not used() or used() + size <= self._memory)
+        fits = lambda: not self._used() or self._used() + size <= self._memory
+        self._changed.wait_for(lambda: self._failure or fits())
         self._check()
 
-    def _room(self, size: int, spare: bool = False) -> bool:
-        """Drop regions that nobody uses, the oldest first; whether so many bytes fit now. With
-        `spare` those that are awaited stay, and all do where it would not suffice."""
+    def _room(self, size: int, force: bool = False) -> bool:
+        """Drop regions that nobody uses or has promised to use, the oldest first, if so many bytes
+        fit then; whether they do. With `force` those of all promises go as well, the newest first,
+        and it need not suffice."""
         lacking = sum(region.size for region in self._loaded) + size - self._memory
-        goes = lambda loaded: not (loaded.users or (spare and loaded.awaited))
-        idle = [r for r, loaded in self._loaded.items() if goes(loaded) and loaded.buffer.done()]
-        if spare and lacking > sum(region.size for region in idle):
+        idle = [r for r, each in self._loaded.items() if not each.users and each.buffer.done()]
+        goes = [region for region in idle if not self._promised[region]]
+        if force:
+            goes += reversed([region for region in idle if self._promised[region]])
+        elif lacking > sum(region.size for region in goes):
             return False
-        for region in idle:
+        for region in goes:
             if lacking <= 0:
                 break
             del self._loaded[region]
@@ -304,8 +315,8 @@ class DiskHome:
                     self.write(name, index, x, ())
 
     def soon(self, fields: Sequence[str]) -> None:
-        for name in fields:
-            self._disk.soon(self._regions[name])
+        for name, uses in Counter(fields).items():
+            self._disk.soon(self._regions[name], uses)
 
     def arrays(self, fields: Sequence[str]) -> Fields:
         coming = {name: self._disk.load(self._regions[name]) for name in fields}

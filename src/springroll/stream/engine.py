@@ -85,7 +85,9 @@ class Engine:
 
         `norm` is that of the gradient of the step before, 0 before the first; only clipping by
         "previous" looks at it. Metrics are those of the model's `finish`, averaged, `loss`, NaN
-        where the step was not taken, and `grad_norm`.
+        where a gradient was not finite, and `grad_norm`. Nothing has changed then if the loss was
+        not finite, or with a global clip; else the layers above that gradient have, as they were
+        updated before it was known.
         """
         return _Step(self, self._cut(tokens, self.parts), norm).run()
 

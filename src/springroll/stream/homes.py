@@ -25,7 +25,7 @@ class Home(Protocol):
     """Where one bundle lives."""
 
     def soon(self, fields: Sequence[str]) -> None:
-        """These will be asked for; begin to read them."""
+        """These will be asked for, as often as they are named; begin to read them."""
         ...
 
     def arrays(self, fields: Sequence[str]) -> Fields:

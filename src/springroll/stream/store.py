@@ -40,7 +40,7 @@ class Store(Protocol):
         ...
 
     def soon(self, bundle: int, fields: Sequence[str]) -> None:
-        """These will be asked for; begin to read them."""
+        """These will be asked for, as often as they are named; begin to read them."""
         ...
 
     def arrays(self, bundle: int, fields: Sequence[str]) -> Fields:

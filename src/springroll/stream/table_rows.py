@@ -72,7 +72,7 @@ class TableRows:
 
     def __init__(self, batches: Sequence[PyTree], vocabulary: int, width: int, apart: bool = True):
         self._batches = batches
-        read = [np.asarray(read_tokens(read_part(batch))[0]) for batch in batches]
+        read = [np.asarray(read_tokens(read_part(batch))[0], np.int64) for batch in batches]
         within = [np.where(x < 0, x + vocabulary, x) for x in read]  # as `jnp.take` has it
         known = [(x >= 0) & (x < vocabulary) for x in within]
         self.rows = np.unique(np.concatenate([x[k] for x, k in zip(within, known, strict=True)]))

@@ -19,7 +19,8 @@ class Gradient(NamedTuple):
     """Of one bundle, on the device.
 
     values: like the bundle's weights, a mean over the step's tokens, before clipping.
-    factor: () float32, to multiply them with. good: () bool; else nothing must change.
+    factor: () float32, to multiply them with. good: () bool, whether all gradients were finite so
+    far; else the bundle must not change.
     stats: of the layer, averaged; None for the bundle of the rest.
     """
 

@@ -80,7 +80,8 @@ def check_keeps_no_weights(init: Callable[[list[Array]], PyTree], weights: list[
 def check_each_by_itself(
     optimizer: optax.GradientTransformation, weights: PyTree, advice: str, **extra: Array
 ) -> None:
-    """Raise InputError if the step of one parameter follows from gradients of others.
+    """Raise InputError if a step of one parameter follows from gradients of others, in that step or
+    in the one before.
 
     Where parameters are updated a bundle at a time, such a transformation (a global norm) would see
     only those of a bundle.
@@ -97,8 +98,10 @@ def check_each_by_itself(
     update = optax.with_extra_args_support(optimizer).update
 
     def steps(leaves: list[Array], weights: PyTree, state: PyTree) -> list[Array]:
+        grads = tree.unflatten(leaves)
         with jax.numpy_dtype_promotion("standard"):  # optimizers need not be strict
-            return jax.tree.leaves(update(tree.unflatten(leaves), state, weights, **extra)[0])
+            _, state = update(grads, state, weights, **extra)
+            return jax.tree.leaves(update(grads, state, weights, **extra)[0])
 
     closed = jax.make_jaxpr(steps)(leaves, shapes, state)
     count = len(leaves)

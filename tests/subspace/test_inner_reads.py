@@ -365,7 +365,7 @@ def by_the_norm_before() -> optax.GradientTransformation:
     divided = lambda grads, norm: jax.tree.map(lambda g: -g / norm, grads)
     return optax.GradientTransformation(
         lambda params: jnp.ones(()),
-        lambda grads, norm, params=None: (divided(grads, norm), optax.tree.norm(grads)),
+        lambda updates, state, params=None: (divided(updates, state), optax.tree.norm(updates)),
     )
 
 

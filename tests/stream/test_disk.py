@@ -17,6 +17,7 @@ from springroll.stream.fill_store import stacked_leaves
 from springroll.stream.link import Link
 from springroll.stream.store import HostStore
 from springroll.stream.streamed import Streamed
+from springroll.stream.unnamed_file import PageBuffers
 from tests.stream.streaming import adam, arrays, leaves, model, shapes, tokens, update
 
 LAYERS = 3
@@ -127,3 +128,15 @@ def test_of_promises_that_do_not_fit_the_nearest_are_kept(tmp_path):
     assert disk.traffic.read == 3 * size
     disk.load(b).result()
     assert disk.traffic.read == 4 * size
+
+
+def test_memory_that_nobody_looks_at_is_used_again():
+    buffers = PageBuffers(3 * disks.SECTOR)
+    first = buffers.take(disks.SECTOR)
+    view, place = first[8:16], first.ctypes.data
+    del first
+    assert buffers.take(disks.SECTOR).ctypes.data != place  # the view looks at it
+    del view
+    assert buffers.take(disks.SECTOR).ctypes.data == place
+    large = buffers.take(3 * disks.SECTOR)  # the others are let go for it
+    assert len(large) == 3 * disks.SECTOR and not buffers.take(0).size

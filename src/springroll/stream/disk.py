@@ -34,8 +34,8 @@ from springroll.stream.bundles import Index
 from springroll.stream.homes import Fields, is_zero
 from springroll.stream.unnamed_file import (
     SECTOR,
+    PageBuffers,
     opened,
-    page_buffer,
     read_whole,
     take,
     write_whole,
@@ -102,7 +102,7 @@ class Disk:
         self._file, self._straight = opened(self.folder)
         for descriptor in (self._file, self._straight):
             weakref.finalize(self, os.close, descriptor)
-        self._size = 0
+        self._size, self._buffers = 0, PageBuffers(memory)
         self.traffic = Traffic()
         self._loaded: OrderedDict[Region, _Loaded] = OrderedDict()  # those used last are last
         self._promised: Counter[Region] = Counter()  # uses to come
@@ -180,7 +180,7 @@ class Disk:
             self._wait_for_room(region.size)
             self._loaded.pop(region, None)
             self._room(region.size, force=True)
-            buffer = page_buffer(region.size)
+            buffer = self._buffers.take(region.size)
             for own, new in zip(
                 jax.tree.leaves(region.arrays(buffer)), jax.tree.leaves(arrays), strict=True
             ):
@@ -225,7 +225,7 @@ class Disk:
         self._loaded[region] = _Loaded(self._reading.submit(self._read, region))
 
     def _read(self, region: Region) -> np.ndarray:
-        buffer = page_buffer(region.size)
+        buffer = self._buffers.take(region.size)
         try:
             self._read_into(buffer, region.begin, self._straight)
         except InputError as error:

@@ -8,6 +8,9 @@ import errno
 import mmap
 import os
 import tempfile
+import threading
+import weakref
+from collections import deque
 from collections.abc import Callable
 from pathlib import Path
 
@@ -60,13 +63,47 @@ def take(file: int, begin: int, size: int) -> None:
 
 def page_buffer(size: int) -> np.ndarray:
     """Memory (size,) uint8 that begins with a page."""
-    if not size:
-        return np.empty(0, np.uint8)
+    return np.frombuffer(_pages(size), np.uint8) if size else np.empty(0, np.uint8)
+
+
+def _pages(size: int) -> mmap.mmap:
     memory = mmap.mmap(-1, size, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
     if hasattr(mmap, "MADV_HUGEPAGE"):
         with contextlib.suppress(OSError):
             memory.madvise(mmap.MADV_HUGEPAGE)
-    return np.frombuffer(memory, np.uint8)
+    return memory
+
+
+class PageBuffers:
+    """Memory that begins with a page, and is given again when nobody looks at it any more: to get
+    new pages takes the system as long as to read them from a fast disk.
+
+    Args:
+        limit: bytes of all buffers; unused ones of other sizes are let go beyond it.
+    """
+
+    def __init__(self, limit: int):
+        self._limit, self._bytes, self._lock = limit, 0, threading.Lock()
+        self._spare: dict[int, deque[mmap.mmap]] = {}  # by size
+
+    def take(self, size: int) -> np.ndarray:
+        """Memory (size,) uint8 with whatever is in it."""
+        if not size:
+            return np.empty(0, np.uint8)
+        with self._lock:
+            spare = self._spare.setdefault(size, deque())
+            pages = spare.pop() if spare else self._new(size)
+        buffer = np.frombuffer(pages, np.uint8)
+        weakref.finalize(buffer, spare.append, pages).atexit = False  # in any thread, at any time
+        return buffer
+
+    def _new(self, size: int) -> mmap.mmap:
+        for other, spare in self._spare.items():
+            while spare and self._bytes + size > self._limit:
+                spare.pop()
+                self._bytes -= other
+        self._bytes += size
+        return _pages(size)
 
 
 def read_whole(file: int, buffer: np.ndarray, place: int) -> None:

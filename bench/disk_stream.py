@@ -70,7 +70,14 @@ class Bandwidth:
             write_whole(self._straight, self._buffers[0], piece * PIECE)
 
 
-def main(folder: str, layers: int = 20, host: str = "4GiB", steps: int = 3, turns: int = 3) -> None:
+def main(
+    folder: str,
+    layers: int = 20,
+    host: str = "4GiB",
+    steps: int = 3,
+    turns: int = 3,
+    device: str = "2GiB",
+) -> None:
     """Train and print one line."""
     config = TrainConfig(
         engine="stream",
@@ -79,7 +86,7 @@ def main(folder: str, layers: int = 20, host: str = "4GiB", steps: int = 3, turn
         batch=1,
         sequence=16,
         clip=None,
-        device_memory="2GiB",
+        device_memory=device,
         host_memory=host,
         disk=folder,
     )

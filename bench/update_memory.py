@@ -16,8 +16,8 @@ import jax.numpy as jnp
 import optax
 
 from springroll.bench import measure
+from springroll.evolve import in_place
 from springroll.evolve.eggroll import eggroll
-from springroll.evolve.in_place import programs_in_place
 from springroll.evolve.momentum import Momentum
 from springroll.models.decoder import decoder
 from springroll.models.decoder_config import CONFIGS, DecoderConfig
@@ -27,8 +27,12 @@ from springroll.trees import PyTree, tree_bytes
 GIB = 1 << 30
 
 
-def run(config: str | DecoderConfig = "qwen2.5-1.5b", members: int = 64) -> dict[str, Any]:
-    """GiB of weights, factors and update."""
+def run(
+    config: str | DecoderConfig = "qwen2.5-1.5b",
+    members: int = 64,
+    slice_bytes: int = in_place.SLICE_BYTES,
+) -> dict[str, Any]:
+    """GiB of weights, factors and update; `slice_bytes` of a leaf are updated at a time."""
     model = decoder(CONFIGS[config] if isinstance(config, str) else config)
     params = jax.eval_shape(lambda: model.init(jax.random.key(0), jnp.bfloat16))
     roles = discover(model.apply, params, jax.ShapeDtypeStruct((1, 8), jnp.int32))
@@ -42,7 +46,7 @@ def run(config: str | DecoderConfig = "qwen2.5-1.5b", members: int = 64) -> dict
     again = eggroll(optimizer=optax.sgd(0.01), momentum=Momentum.of(0.9), **usual)
     state, asked = shapes(again, params)
     most = 0
-    for program in programs_in_place(again, state, asked):
+    for program in in_place.programs_in_place(again, state, asked, slice_bytes):
         used = program.compile().memory_analysis()
         assert used is not None
         most = max(most, used.temp_size_in_bytes + 2 * used.output_size_in_bytes)

@@ -76,7 +76,7 @@ def test_two_devices_on_one_processor_are_not_timed(monkeypatch):
         return subprocess.CompletedProcess(command, 0, json.dumps(found) + "\n")
 
     monkeypatch.setattr(subprocess, "run", run)
-    row = compared("two devices, device")
+    row = compared("two devices, host")
     assert asked == [("bytes", "--xla_force_host_platform_device_count=2")]
     assert "seconds" not in row and line(row).endswith("(+10.0%)")
 

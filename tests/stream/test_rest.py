@@ -9,6 +9,7 @@ import numpy as np
 import optax
 import pytest
 
+from springroll.errors import InputError
 from springroll.models import cross_entropy
 from springroll.models.decoder import decoder
 from springroll.models.decoder_config import llama
@@ -16,6 +17,7 @@ from springroll.models.packed import Packed
 from springroll.planner.working_set import INDEX, arguments
 from springroll.stream import table_rows
 from springroll.stream.clipping import Clip
+from springroll.stream.device_update import DeviceUpdate
 from springroll.stream.rest_pieces import pieces
 from springroll.stream.step_programs import StepPrograms
 from springroll.stream.table_rows import TableRows
@@ -126,6 +128,12 @@ def test_an_optimizer_that_knows_the_whole_tree_updates_it_whole(monkeypatch):
     cut = lambda optimizer: pieces(optimizer, shapes, jax.eval_shape(optimizer.init, shapes))
     assert [piece.state for piece in cut(optax.adam(1.0))] == [[0, 1, 3], [0, 2, 4]]
     assert cut(masked) == []
+
+
+def test_an_optimizer_with_a_random_key_is_refused():
+    noisy = DeviceUpdate(optax.chain(optax.adam(1e-2), optax.add_noise(0.1, 0.5, 0)))
+    with pytest.raises(InputError, match=r"keeps a random key in its state .*optax\.add_noise"):
+        noisy.init({"w": jnp.ones((2, 3))}, True)
 
 
 def test_tied_tables_come_whole():

@@ -10,6 +10,7 @@ import numpy as np
 import optax
 from jax import Array
 
+from springroll.errors import InputError
 from springroll.stream.clipping import without_clips
 from springroll.stream.conveyor import Conveyor, Passing, Stop
 from springroll.stream.homes import writable
@@ -17,7 +18,7 @@ from springroll.stream.rest_pieces import Piece, pieces
 from springroll.stream.store import HostStore
 from springroll.stream.update import Gradient, Held, or_fail
 from springroll.subspace.inner_reads import check_each_by_itself
-from springroll.trees import PyTree
+from springroll.trees import PyTree, path_of
 
 Adjust: TypeAlias = Callable[[PyTree, PyTree], PyTree]
 """(weights of a layer after an update, its statistics) -> weights."""
@@ -157,14 +158,21 @@ def init_bundle(
     """The state of a bundle, from its float32 weights.
 
     Raises:
-        InputError: the optimizer looks at all gradients together.
+        InputError: the optimizer looks at all gradients together, or keeps a random key.
     """
     optimizer, weights = (layers, {"layers": weights}) if layer else (rest, weights)
     extra = {"layer": jnp.int32(0)} if layer else {}
     check_each_by_itself(
         optimizer, weights, "leave it out, and clip by clip=Clip(...) of Streamed", **extra
     )
-    return optimizer.init(weights)
+    state = optimizer.init(weights)
+    for path, leaf in jax.tree_util.tree_leaves_with_path(state):
+        if jnp.issubdtype(leaf.dtype, jax.dtypes.extended):
+            raise InputError(
+                f"the optimizer keeps a random key in its state ({path_of(path)}), and what streams"
+                " is plain numbers; leave out what draws, such as optax.add_noise"
+            )
+    return state
 
 
 def apply_update(

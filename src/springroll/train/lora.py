@@ -68,8 +68,8 @@ class Base:
         return load_hf(self.folder, self.dtype)[1]
 
 
-def base_of(config: TrainConfig, model: LanguageModel) -> Base:
-    """The weights that a run adapts.
+def frozen_folder(config: TrainConfig) -> Path:
+    """Where the weights are that a run adapts.
 
     Raises:
         InputError: the model is none of a folder.
@@ -80,14 +80,19 @@ def base_of(config: TrainConfig, model: LanguageModel) -> Base:
             f"lora adapts a model that is trained already, {config.model} would be made anew: give "
             "--model a Hugging Face folder, or another --optimizer"
         )
-    return Base(folder, model.config, config.dtype, config.base_bits)
+    return folder
+
+
+def base_of(config: TrainConfig, model: LanguageModel) -> Base:
+    """The weights that a run adapts."""
+    return Base(frozen_folder(config), model.config, config.dtype, config.base_bits)
 
 
 def frozen_identity(config: TrainConfig) -> dict[str, str]:
     """What tells the frozen weights of a run, which no checkpoint holds; nothing for others."""
     if config.optimizer != "lora":
         return {}
-    return {"model": fingerprint(model_folder(folder_of(config.model) or config.model))}
+    return {"model": fingerprint(model_folder(frozen_folder(config)))}
 
 
 def merged(base: Base, trained: Params, scale: float) -> Params:

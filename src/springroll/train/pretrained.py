@@ -1,5 +1,6 @@
 """Where the model is that a run of `springroll train` goes on from, if it is no new one."""
 
+import functools
 from pathlib import Path
 
 from springroll.hub import hf_folder, on_an_index
@@ -16,4 +17,10 @@ def folder_of(model: str) -> Path | None:
     """
     if is_hf_folder(model):
         return Path(model)
-    return hf_folder(model) if on_an_index(model) else None
+    return _downloaded(model) if on_an_index(model) else None
+
+
+@functools.cache
+def _downloaded(name: str) -> Path:
+    """The folder of a name, which a run asks for many times and the hub for once."""
+    return hf_folder(name)

@@ -59,7 +59,7 @@ def saved_adapters(config: TrainConfig, model: LanguageModel) -> SavedWeights:
         "carry/params",
         lambda trained: merged(base, trained, scale_of(config)),
         model.config,
-        folder_of(config.model),
+        base.folder,
         config.dtype,
         frozen_identity(config),
         Adapter(rank_of(config), scale_of(config) * rank_of(config)),

@@ -19,10 +19,10 @@ from dataclasses import replace
 from typing import Any
 
 from springroll.bench import measure
-from springroll.finetune.compiled_plan import FEW, compiled_plan
 from springroll.finetune.config import FinetuneConfig
 from springroll.finetune.generation_plan import generation_plan, shapes_of
 from springroll.finetune.setup import resolved
+from springroll.finetune.traced_plan import traced_plan
 from springroll.models.decoder import decoder
 from springroll.models.decoder_config import DecoderConfig, named
 
@@ -32,7 +32,7 @@ ROOM = 1.25
 
 
 def run(
-    model: str | DecoderConfig = "qwen2.5-1.5b", few: tuple[int, int] = FEW, **options: Any
+    model: str | DecoderConfig = "qwen2.5-1.5b", platform: str | None = None, **options: Any
 ) -> dict[str, Any]:
     """GiB of a generation; `options` are fields of FinetuneConfig."""
     shape = named(model) if isinstance(model, str) else model
@@ -45,7 +45,7 @@ def run(
     factors = config.population // 2 * shapes.perturbation.bytes_per_pair()
     floor = free.taken.weights + free.taken.cache + factors
     plan = generation_plan(all_rows, shapes, TOKENS, int(ROOM * floor), None)
-    asked = compiled_plan(all_rows, decoder(shape), TOKENS, plan, few)
+    asked = traced_plan(all_rows, decoder(shape), TOKENS, plan, platform)
     taken = asked.taken
     return measure.record(
         "generation_memory",

@@ -47,7 +47,7 @@ def run(
     state, asked = shapes(again, params)
     most = 0
     for program in in_place.programs_in_place(again, state, asked, slice_bytes):
-        used = program.compile().memory_analysis()
+        used = program.lower().compile().memory_analysis()
         assert used is not None
         most = max(most, used.temp_size_in_bytes + 2 * used.output_size_in_bytes)
     held = tree_bytes((state, asked))

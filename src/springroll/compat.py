@@ -234,6 +234,8 @@ class OutermostJit(Protocol):
 
     def lower(self, *args: Any) -> jax.stages.Lowered: ...
 
+    def trace(self, *args: Any) -> jax.stages.Traced: ...
+
 
 def edge_jit(fn: Callable[..., Any], *, frugal: bool = False, **options: Any) -> OutermostJit:
     """`jax.jit(fn, **options)` for the outermost call, honouring `lax.optimization_barrier`.
@@ -282,6 +284,8 @@ def _outermost_jit(
 
     outer = cast("OutermostJit", call)
     outer.lower = lambda *args: outermost().lower(*args)
+    # What is traced for another platform than a CPU is not compiled with the options of one.
+    outer.trace = lambda *args: (outermost() if platform() == "cpu" else inner).trace(*args)
     return outer
 
 

@@ -104,14 +104,14 @@ TUNING = ["--method", "finetune", "--pop-size", "8", "--prompts", "2", "--max-to
 
 
 def test_a_generation_of_finetune(capsys, monkeypatch):
-    asked = lambda config, model, tokens, plan: replace(plan, source="asked")
-    monkeypatch.setattr(asked_plan, "compiled_plan", asked)
+    asked = lambda config, model, tokens, plan, platform: replace(plan, source=platform)
+    monkeypatch.setattr(asked_plan, "traced_plan", asked)
     argv = ["llama-tiny", *TUNING, "--prompt-tokens", "24", "--device", "1GiB"]
     assert run([*argv, "--json"]) == 0
     found = json.loads(capsys.readouterr().out)
     assert found["fits"] and found["rows"] == found["jobs"] == 16 and found["passes"] == 1
     assert found["weights"] == 2 * named("llama-tiny").parameters
-    assert found["programs"] == "asked" and all(found["seconds"].values())
+    assert found["programs"] == "gpu" and all(found["seconds"].values())
     assert run(argv) == 0
     said = capsys.readouterr().out
     for word in ("llama-tiny on 1GiB", "keys and values", "16 of 16", "updating weights"):

@@ -99,7 +99,7 @@ def test_an_update_takes_the_memory_of_a_slice():
     programs = list(programs_in_place(es, state, members, 1 << 16))
     assert len(programs) == 2
     for program in programs:
-        used = program.compile().memory_analysis()
+        used = program.lower().compile().memory_analysis()
         assert used is not None
         assert used.temp_size_in_bytes + used.output_size_in_bytes < 4 * (1 << 16)
 

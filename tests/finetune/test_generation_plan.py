@@ -7,14 +7,14 @@ import jax
 import pytest
 
 from springroll.finetune import planned
-from springroll.finetune.compiled_plan import compiled_plan
 from springroll.finetune.config import FinetuneConfig
 from springroll.finetune.generation_plan import generation_plan, shapes_of
 from springroll.finetune.planned import planned as plan_run
 from springroll.finetune.setup import Asked, resolved
+from springroll.finetune.traced_plan import traced_plan
 from springroll.generate import programs
 from springroll.generate.generator import PREFILL_TOKENS, Generator
-from springroll.generate.lowered import lowered_generation
+from springroll.generate.traced import traced_generation
 from springroll.models.decoder import decoder
 from springroll.models.decoder_config import CONFIGS, llama
 from springroll.models.kv_cache import BLOCK
@@ -168,7 +168,7 @@ def test_a_run_says_how_many_devices_it_has_and_keeps_to_them(monkeypatch):
 
 @pytest.mark.slow
 def test_the_compiler_is_asked_about_the_programs_that_run(monkeypatch):
-    """Every program of a call of the generator is one that `lowered_generation` gives."""
+    """Every program of a call of the generator is one that `traced_generation` gives."""
     _, params, members = tiny()
     made = generator(rows=8)
     spelt = lambda tree: [(x.shape, str(x.dtype)) for x in jax.tree.leaves(tree)]
@@ -183,11 +183,11 @@ def test_the_compiler_is_asked_about_the_programs_that_run(monkeypatch):
         monkeypatch.setattr(programs, name, recorded)
     made.run(params, members, PROMPTS)
     monkeypatch.undo()
-    lowered = dict(
-        lowered_generation(made, params, replace(members, factors=members.drawn()), PROMPTS)
+    traced = dict(
+        traced_generation(made, params, replace(members, factors=members.drawn()), PROMPTS)
     )
     for name, what in (("write_on", "write"), ("take_in", "read")):
-        expected = [(x.shape, str(x.dtype)) for x in jax.tree.leaves(lowered[what].in_avals)]
+        expected = [(x.shape, str(x.dtype)) for x in jax.tree.leaves(traced[what].in_avals)]
         assert sorted(map(str, expected)) == sorted(map(str, seen[name])), name
 
 
@@ -200,8 +200,8 @@ def test_a_step_in_bfloat16_holds_the_weights_once():
     model = decoder(replace(WIDE, layers=1))
     shapes = shapes_of(config, model)
     made = Generator(model=model, end=frozenset((0,)), max_tokens=16)
-    lowered = dict(lowered_generation(made, shapes.params, shapes.members(), [[1] * 24]))
-    used = lowered["write"].compile().memory_analysis()
+    traced = dict(traced_generation(made, shapes.params, shapes.members(), [[1] * 24]))
+    used = traced["write"].lower().compile().memory_analysis()
     assert used is not None and used.temp_size_in_bytes < tree_bytes(shapes.params) / 4
 
 
@@ -225,5 +225,5 @@ def test_a_few_layers_tell_of_all():
     config = resolved(FinetuneConfig(**TINY, weights="bfloat16"), 1)
     model = decoder(replace(WIDE, layers=8))
     plan = generation_plan(config, shapes_of(config, model), 24, 4 * GIB, None)
-    few, all_layers = (compiled_plan(config, model, 24, plan, few=n) for n in ((2, 4), (8, 8)))
+    few, all_layers = (traced_plan(config, model, 24, plan, few=n) for n in ((2, 4), (8, 8)))
     assert few.taken.peak == pytest.approx(all_layers.taken.peak, rel=0.02)

@@ -9,7 +9,7 @@ from springroll import compat
 from springroll.models.attention import block_size
 from springroll.models.decoder import decoder
 from springroll.models.decoder_config import CONFIGS
-from springroll.planner.liveness import temporary_bytes
+from springroll.planner.liveness import beside_bytes, temporary_bytes
 from springroll.planner.working_set import INDEX, arguments, expert_working_set, working_set
 
 SIDE = 64
@@ -42,6 +42,20 @@ def summed(x):
 )
 def test_arrays_that_a_program_holds_beside_arguments_and_results(fn, arrays):
     assert counted(fn) == pytest.approx(arrays * ONE, abs=ONE / SIDE)
+
+
+@pytest.mark.parametrize(
+    ("fn", "donated", "arrays"),
+    [
+        (lambda x, y: (x @ y) @ y, False, 2),  # the result too
+        (lambda x, y: x.at[0].set(y[0] * 2), False, 1),
+        (lambda x, y: x.at[0].set(y[0] * 2), True, 0),  # written over the argument
+        (lambda x, y: x.at[0].set(((y @ y) @ y)[0]), True, 2),
+    ],
+)
+def test_results_may_be_written_over_arguments_that_are_given_away(fn, donated, arrays):
+    found = beside_bytes(jax.make_jaxpr(fn)(X, X), (donated, False))
+    assert found == pytest.approx(arrays * ONE, abs=2 * ONE / SIDE)
 
 
 def test_a_product_is_stored_as_it_is_rounded():

@@ -22,7 +22,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from jax import Array, lax
-from jax.stages import Lowered
+from jax.stages import Traced
 
 from springroll.errors import InputError, expect
 from springroll.evolve.members import Members
@@ -113,8 +113,8 @@ def programs_in_place(
     state: EvolutionState,
     members: Members,
     slice_bytes: int = SLICE_BYTES,
-) -> Iterator[Lowered]:
-    """The lowered programs of `tell_in_place`, two for each parameter, whose memory can be asked.
+) -> Iterator[Traced]:
+    """The programs of `tell_in_place`, two for each parameter, to ask how much they take.
 
     `state` and `members` may be of `jax.ShapeDtypeStruct`s.
     """
@@ -127,8 +127,8 @@ def programs_in_place(
         one = _Parameter(parts, perturbation, state, slice_bytes, leaf)
         rows, first = next(one.slices())
         given = (one.of(named_leaves(state), members), fitness, first)
-        yield one.squares.lower(*given, squares, rows=rows)
-        yield one.move.lower(*given, guard_of, rows=rows)
+        yield one.squares.trace(*given, squares, rows=rows)
+        yield one.move.trace(*given, guard_of, rows=rows)
 
 
 @functools.partial(jax.jit, static_argnames="limit")

@@ -4,10 +4,10 @@ from dataclasses import replace
 from typing import Any
 
 from springroll.errors import InputError
-from springroll.finetune.compiled_plan import compiled_plan
 from springroll.finetune.config import FinetuneConfig
 from springroll.finetune.generation_plan import GenerationPlan, generation_plan, shapes_of
 from springroll.finetune.setup import WritingModel, resolved
+from springroll.finetune.traced_plan import traced_plan
 from springroll.memory import spelt
 from springroll.models.decoder_config import size
 from springroll.models.hf.family import Config
@@ -45,7 +45,7 @@ def asked_plan(
     own = resolved(config, numbers)
     plan = planned_on(on, rates, own, writes, prompt_tokens)
     if plan.fits:
-        plan = compiled_plan(own, writes, prompt_tokens, plan)
+        plan = traced_plan(own, writes, prompt_tokens, plan, platform=on.platform)
     if plan.fits:
         return f"{model} on {on.name}", plan
     message = f"{model} with {config.population:,} members needs {spelt(plan.taken.peak)} of memory"

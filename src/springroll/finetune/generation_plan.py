@@ -1,22 +1,24 @@
 """What a generation of fine-tuning by evolution needs and how long it takes, before it is run.
 
 Weights, what is kept beside them, factors, keys and values are counted exactly, over shapes:
-nothing is allocated. What programs need while they run is an estimate (`Work`), since compiling a
-large model takes minutes; a test holds it against the compiler, and `compiled_plan` asks that.
-Times follow from the rates of the device.
+nothing is allocated. What programs need while they run is an estimate (`Work`) that takes no time;
+a test holds it against the compiler, and `traced_plan` counts it or asks that. Times follow
+from the rates of the device.
 """
 
+import functools
 import math
 from dataclasses import asdict, dataclass
 from typing import Any, NamedTuple
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 from rich.table import Table
 
 from springroll.evolve.in_place import SLICE_BYTES, evolved_bytes
 from springroll.evolve.members import Members
-from springroll.evolve.perturbation import Perturbation
+from springroll.evolve.perturbation import Leaf, Perturbation
 from springroll.evolve.strategy import EvolutionState, Strategy
 from springroll.finetune.config import FinetuneConfig
 from springroll.finetune.evolution import (
@@ -52,13 +54,30 @@ class Shapes(NamedTuple):
         return self.state.params
 
     def members(self) -> Members:
-        """With the factors of all of them; their noise is traced, which takes a second."""
+        """With the factors of all of them."""
+        assert not isinstance(self.strategy.parts, str)
+        pairs, perturbation = self.strategy.parts.population.pairs, self.perturbation
+        struct: Any = jax.ShapeDtypeStruct
+        return Members(
+            pairs=struct((pairs,), jnp.uint32),
+            factors={
+                leaf.path: _factors(perturbation, leaf, pairs) for leaf in perturbation.evolved
+            },
+            seed=self.state.seed,
+            epoch=self.state.generation,
+            sigma=struct((), jnp.float32),
+            perturbation=perturbation,
+        )
 
-        def drawn(state: EvolutionState) -> Members:
-            members = self.strategy.ask(state)
-            return members if members.factors is not None else members.keep_factors()
 
-        return jax.eval_shape(drawn, self.state)
+def _factors(perturbation: Perturbation, leaf: Leaf, pairs: int) -> tuple[PyTree, ...]:
+    """Shapes of what `Perturbation.draw` draws for a parameter: tracing its noise takes seconds."""
+    real = perturbation.noise.bound is None
+    struct = functools.partial(jax.ShapeDtypeStruct, dtype=jnp.float32 if real else jnp.int8)
+    lead = (*leaf.shape[: leaf.stacked], pairs)
+    if leaf.kind == "dense":
+        return (struct((*lead, *leaf.shape[leaf.stacked :])),)
+    return tuple(struct((*lead, *leaf.side(letter), perturbation.rank)) for letter in "mn")
 
 
 class Work(NamedTuple):

@@ -8,7 +8,7 @@ alive before them. Of the programs of a streamed step in bfloat16 the peak is wi
 XLA compiles for an H200; `tests/planner/test_liveness.py` holds its figures.
 """
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -39,6 +39,17 @@ def temporary_bytes(program: compat.Jaxpr) -> int:
         program: closed or open, of `jax.make_jaxpr` or `jitted.trace(...).jaxpr`.
     """
     return _Walk().temporary(compat.open_jaxpr(program)[0])
+
+
+def beside_bytes(program: compat.Jaxpr, donated: Sequence[bool]) -> int:
+    """Bytes that a program holds at its peak beside its arguments: results that are written over
+    none of them count.
+
+    Args:
+        program: as of `temporary_bytes`.
+        donated: which of its arguments results may be written over.
+    """
+    return _Walk().beside(compat.open_jaxpr(program)[0], donated)
 
 
 @dataclass(eq=False)
@@ -85,6 +96,19 @@ class _Walk:
             self._read([value], whole=True)
             value.last = len(self._moments)
         return max(0, self._peak() - sum(value.bytes for value in results if value.counted))
+
+    def beside(self, program: jex.Jaxpr, donated: Sequence[bool]) -> int:
+        """The peak with the donated arguments, less these."""
+        pairs = zip(program.invars, donated, strict=True)
+        given = [_Value(_bytes(var)) if goes else None for var, goes in pairs]
+        owned = [value for value in given if value is not None]
+        self._moments.append(_Moment(owned))
+        self._enter(program, given)
+        self._follow(program)
+        self._read(map(self._at, program.outvars), whole=True)
+        for value in map(self._at, program.outvars):
+            value.last = len(self._moments)
+        return self._peak() - sum(value.bytes for value in owned)
 
     def inside(self, body: jex.Jaxpr, first: int, count: int) -> int:
         """The peak of a loop's body, whose carries are the `count` arguments from `first` on.

@@ -1,11 +1,11 @@
-"""The compiled programs of generation for shapes alone, whose memory can be asked."""
+"""The programs of generation traced for shapes alone, whose memory can be counted or asked."""
 
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
 
 import jax
 import jax.numpy as jnp
-from jax.stages import Lowered
+from jax.stages import Traced
 
 from springroll.evolve.members import Members
 from springroll.generate import programs
@@ -15,14 +15,14 @@ from springroll.generate.spread import parts_of
 from springroll.trees import PyTree
 
 
-def lowered_generation(
+def traced_generation(
     options: Generator,
     params: PyTree,
     members: Members,
     prompts: Sequence[Sequence[int]],
     unperturbed: int = 0,
     devices: int = 1,
-) -> Iterator[tuple[str, Lowered]]:
+) -> Iterator[tuple[str, Traced]]:
     """The programs of `options.run(params, members, prompts)` while all its rows are filled, each
     prompt being read whole.
 
@@ -47,7 +47,7 @@ def lowered_generation(
     largest = max(layout.readings(slots, new), key=lambda reading: reading.prompt.size)
     begin = layout.arguments(slots, largest)
     source = programs.Source(params, members, draw)
-    yield "read", programs.take_in.lower(program, source, clock, *begin, memory, rows, None)
+    yield "read", programs.take_in.trace(program, source, clock, *begin, memory, rows, None)
     weights = jax.eval_shape(lambda params: programs.step_weights(program, params), params)
     pairs = jax.ShapeDtypeStruct((layout.groups,), jnp.int32)
     groups = jax.eval_shape(lambda *given: programs.step_groups(program, *given), members, pairs)
@@ -55,5 +55,5 @@ def lowered_generation(
     segment = options.segment
     yield (
         "write",
-        programs.write_on.lower(program, segment, writer, clock, clock, memory, rows),
+        programs.write_on.trace(program, segment, writer, clock, clock, memory, rows),
     )

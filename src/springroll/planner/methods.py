@@ -192,7 +192,8 @@ def least_state(
 ) -> OptimizerState:
     """No more than `optimizer_state` finds, at once: what does not fit with it need not be asked.
 
-    Nothing but what every `lowgrad` has: small gradients in float32, and two moments of them.
+    Nothing but what every `lowgrad` has: small gradients in float32 and two moments of them, bases
+    of the matrices that are wide enough, and two moments of what is in no layer.
     """
     if method != "lowgrad":
         return OptimizerState(0, 0)
@@ -200,7 +201,11 @@ def least_state(
     leaves = shape_leaves(shapes(dataclasses.replace(config, layers=1))).items()
     matrices = [shape for path, shape in leaves if is_block_matrix(path)]
     small = sum(math.prod(shape[:-1]) * min(rank, *shape[-2:]) for shape in matrices)
-    return OptimizerState(small * state_bits // 4, 0, 4 * small)
+    wide = [shape for shape in matrices if min(shape[-2:]) >= rank]
+    bases = sum(math.prod(shape[:-2]) * min(shape[-2:]) * rank for shape in wide)
+    moments = lambda numbers: numbers * state_bits // 4
+    layer = moments(small) + bases * basis_bits // 8
+    return OptimizerState(layer, moments(rest_numbers(config)), 4 * small)
 
 
 def _one_layer(config: DecoderConfig) -> DecoderConfig:

@@ -150,7 +150,7 @@ def _head(config: DecoderConfig, programs: StepPrograms, args: Arguments, x: PyT
         return [lambda: programs.finish.trace(*head)]
 
     def a_slice() -> Traced:
-        inputs = jax.eval_shape(functools.partial(programs._finish_apart, name=name), *head)[-1]
+        inputs = programs.finish_apart.trace(*head, name).out_info[-1]
         weight = args.rest[name]
         rows = head_rows(weight.shape, args.x.shape[0] * args.x.shape[1])
         return programs.head_slice.trace(weight, args.tokens, inputs, INDEX, None, rows)

@@ -257,6 +257,15 @@ def frugal_jit(fn: Callable[..., Any], **options: Any) -> OutermostJit:
     return _outermost_jit(fn, _frugal, options)
 
 
+def lean_jit(fn: Callable[..., Any], **options: Any) -> OutermostJit:
+    """`jax.jit(fn, **options)` for the outermost call, all of whose memory XLA decides on.
+
+    On a CPU sums go to YNNPACK otherwise, with what leads to them. For the gradient of a norm of a
+    single sequence it holds six more arrays as large as the sequence.
+    """
+    return _outermost_jit(fn, _own_sums, options)
+
+
 def small_jit(fn: Callable[..., Any], **options: Any) -> OutermostJit:
     """`jax.jit(fn, **options)` for the outermost call, of operations that take microseconds.
 
@@ -292,14 +301,22 @@ def _outermost_jit(
 _SMALL = {"xla_cpu_multi_thread_eigen": False, "xla_cpu_prefer_vector_width": 512}
 
 
-@functools.cache
 def _frugal() -> dict[str, Any]:
-    option = {"xla_cpu_scheduler_type": "CPU_SCHEDULER_TYPE_MEMORY_OPTIMIZED"}
+    return _known("xla_cpu_scheduler_type", "CPU_SCHEDULER_TYPE_MEMORY_OPTIMIZED")
+
+
+def _own_sums() -> dict[str, Any]:
+    return _known("xla_cpu_experimental_ynn_fusion_type", "LIBRARY_FUSION_TYPE_INDIVIDUAL_DOT")
+
+
+@functools.cache
+def _known(option: str, value: str) -> dict[str, Any]:
+    """An option of the compiler, unless it does not know it."""
     try:
-        jax.jit(lambda: 0, compiler_options=option).lower().compile()
+        jax.jit(lambda: 0, compiler_options={option: value}).lower().compile()
     except Exception:  # an XLA that does not know it raises one of its own
         return {}
-    return option
+    return {option: value}
 
 
 def _keep_barriers() -> dict[str, Any]:

@@ -9,7 +9,7 @@ import pytest
 
 from springroll.models.decoder import decoder
 from springroll.models.decoder_config import llama
-from springroll.planner.working_set import arguments
+from springroll.planner.working_set import INDEX, arguments
 from springroll.stream.step_programs import StepPrograms
 from tests.compiling import quick_jit
 
@@ -61,3 +61,11 @@ def test_head_and_embedding_together_have_the_gradient_of_the_whole():
 
     got, expected = both(rest, tokens)
     jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=1e-6), got, expected)
+
+
+def test_a_backward_pass_takes_no_memory_that_xla_does_not_know_of():
+    """A library of kernels would sum for the gradient of a norm, and hold all that it sums."""
+    programs, given = StepPrograms(decoder(UNTIED)), arguments(UNTIED, 1, 64, "float32")
+    layer = (given.layer, None, given.x, INDEX, given.x, given.stats, None)
+    text = programs.backward.lower(*layer).compile().as_text()
+    assert not [line for line in text.splitlines() if "kind=kCustom" in line and "reduce_" in line]

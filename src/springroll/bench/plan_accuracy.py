@@ -7,7 +7,7 @@ they are measured as the kernel's own record of a process's peak (VmHWM, reset t
 /proc/self/clear_refs) during steps, less what the process took before the trainer was built and
 after another one had compiled all programs. Seconds are predicted from the rates of one layer
 (`plan.measured`), which is run by itself in turn with whole steps; not where a disk is used, or two
-devices, which are one processor here.
+devices, which are one processor here, nor where a step takes minutes.
 """
 
 from __future__ import annotations
@@ -61,11 +61,17 @@ class Case:
     clip: Clip = "none"
     disk: int = 0  # layers on a disk
     devices: int = 1
+    long: bool = False  # a step takes minutes
 
     @property
     def timed(self) -> bool:
-        """Whether this machine's seconds say something about the plan's."""
-        return not self.disk and self.devices == 1
+        """Whether this machine's seconds say something about the plan's, and come soon."""
+        return not self.disk and self.devices == 1 and not self.long
+
+    @property
+    def warm(self) -> int:
+        """Steps until memory is as it stays."""
+        return 1 if self.long else WARM
 
 
 DENSE = llama(1024, 2816, 16, 8, vocab=8192)
@@ -82,9 +88,18 @@ CASES = {
     "experts, host, inputs away": Case(
         config=EXPERTS, mode="host", rows=4, parts=2, stay=2, inputs=0
     ),
-    "16,384 tokens at once, host": Case(config=LONG, mode="host", rows=1, sequence=16384),
+    "16,384 tokens at once, host": Case(
+        config=LONG, mode="host", rows=1, sequence=16384, long=True
+    ),
     "8,192 tokens at once, bfloat16, device, inputs away": Case(
-        config=LONG, mode="device", dtype="bfloat16", rows=1, parts=2, sequence=8192, inputs=0
+        config=LONG,
+        mode="device",
+        dtype="bfloat16",
+        rows=1,
+        parts=2,
+        sequence=8192,
+        inputs=0,
+        long=True,
     ),
     "gradients wait for their norm": Case(config=DENSE, mode="host", stay=3, clip="global"),
     "tied, large vocabulary": Case(
@@ -218,15 +233,15 @@ def peak(case: Case) -> int:
     A first trainer compiles and is dropped; the second finds every program in the cache.
     """
     made, state = trainer(case)
-    steps(case, made, state, WARM)
+    steps(case, made, state, case.warm)
     del made, state
     settled()
     before = process_bytes("VmRSS")
     made, state = trainer(case)
-    steps(case, made, state, WARM)
+    steps(case, made, state, case.warm)
     settled()
     forget_peak()
-    steps(case, made, state, WARM)
+    steps(case, made, state, case.warm)
     return process_bytes("VmHWM") - before
 
 

@@ -60,10 +60,12 @@ class Replicas:
         """In a program: arrays that are the same on every device. A gradient is summed for it."""
         return tree if self.count == 1 else lax.with_sharding_constraint(tree, self.everywhere)
 
-    def compiled(self, fn: Callable[..., Any], **options: Any) -> Any:
-        """`jax.jit`. Programs of several CPU devices in flight together can wait for each other
+    def compiled(
+        self, fn: Callable[..., Any], jit: Callable[..., Any] = jax.jit, **options: Any
+    ) -> Any:
+        """`jit(fn)`. Programs of several CPU devices in flight together can wait for each other
         for ever, so that there each is waited for."""
-        jitted = jax.jit(fn, **options)
+        jitted = jit(fn, **options)
         if self.count == 1 or self.devices[0].platform != "cpu":
             return jitted
         return lambda *given: jax.block_until_ready(jitted(*given))

@@ -4,6 +4,7 @@ Every program also returns a token, a number that is there when the program is d
 copy of a bundle may go when the tokens of its readers are ready, and tokens are never donated.
 """
 
+import functools
 from collections.abc import Callable, Hashable, Sequence
 from typing import Any, NamedTuple, TypeAlias
 
@@ -60,13 +61,12 @@ class StepPrograms:
         self.embed = replicas.compiled(self._embed)
         self.forward = replicas.compiled(self._forward)
         self.score = replicas.compiled(self._score)
-        self.finish = replicas.compiled(self._finish, donate_argnums=5)
-        self.finish_apart = replicas.compiled(
-            self._finish_apart, donate_argnums=5, static_argnums=6
-        )
-        self.head_slice = replicas.compiled(self._head_slice, donate_argnums=4, static_argnums=5)
-        self.backward = replicas.compiled(self._backward, donate_argnums=6)
-        self.embed_backward = replicas.compiled(self._embed_backward, donate_argnums=4)
+        pulled = functools.partial(replicas.compiled, jit=compat.lean_jit)
+        self.finish = pulled(self._finish, donate_argnums=5)
+        self.finish_apart = pulled(self._finish_apart, donate_argnums=5, static_argnums=6)
+        self.head_slice = pulled(self._head_slice, donate_argnums=4, static_argnums=5)
+        self.backward = pulled(self._backward, donate_argnums=6)
+        self.embed_backward = pulled(self._embed_backward, donate_argnums=4)
         self.narrow = narrow
 
     def reads(self, rest: PyTree, layers: Sequence[PyTree], tokens: PyTree) -> Reads:

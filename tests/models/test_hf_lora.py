@@ -8,10 +8,11 @@ import pytest
 from safetensors.numpy import load_file, save_file
 
 from springroll.errors import InputError
+from springroll.models.hf import lora
 from springroll.models.hf.decoder import hf_config
 from springroll.models.hf.files import is_hf_folder, open_hf, read_config
 from springroll.models.hf.load import read_params
-from springroll.models.hf.lora import WEIGHTS, save_lora
+from springroll.models.hf.lora import WEIGHTS, Adapter, save_adapter, save_lora
 from tests.models.test_hf import config_of, tensors_of, write
 
 RANK = 3
@@ -95,6 +96,19 @@ def test_what_is_left_out_is_the_rest_of_the_singular_values(base, tmp_path):
     assert losses["embed_tokens"].relative == 0.0
     with pytest.raises(InputError, match="already holds adapter_model"):
         save_lora(tmp_path / "lora", config, params, base, RANK)
+
+
+def test_a_base_of_the_hub_keeps_its_name(base, tmp_path, monkeypatch):
+    """Not that of the folder that it was downloaded to, which is of one machine."""
+    config, params = changed(base, RANK)
+    monkeypatch.setattr(lora, "hf_folder", {"Own/Model": base}.__getitem__)
+    save_lora(tmp_path / "change", config, params, "Own/Model", RANK)
+    trained = {"layers": {"mlp": {"up_proj": {"lora_A": np.zeros((2, RANK, 1)), "lora_B": []}}}}
+    trained["layers"]["mlp"]["up_proj"]["lora_B"] = np.zeros((2, 1, RANK))
+    save_adapter(tmp_path / "own", config, trained, "Own/Model", Adapter(RANK, 2.0))
+    for folder in (tmp_path / "change", tmp_path / "own"):
+        about = json.loads((folder / "adapter_config.json").read_text())
+        assert about["base_model_name_or_path"] == "Own/Model"
 
 
 def test_models_with_experts_are_refused(base, tmp_path):

@@ -2,10 +2,16 @@
 
 import json
 
+import jax
 import pytest
 
+from springroll.models.decoder import decoder
+from springroll.models.decoder_config import CONFIGS, named
+from springroll.models.hf.save import save_hf
 from springroll.train import pretrained
+from springroll.train.config import TrainConfig
 from springroll.train.pretrained import folder_of
+from springroll.train.trained import saved_weights
 
 
 def test_a_shape_is_no_folder(tmp_path, monkeypatch):
@@ -29,6 +35,20 @@ def test_a_name_on_an_index_is_downloaded(name, tmp_path, monkeypatch):
     pretrained._downloaded.cache_clear()
     assert folder_of(name) == tmp_path / name == folder_of(name)
     assert asked == [name]
+    pretrained._downloaded.cache_clear()
+
+
+def test_weights_say_by_which_name_their_model_was_asked_for(tmp_path, monkeypatch):
+    """It names the base of an adapter that is written of them, whose folder is of one machine."""
+    config = named("llama-tiny", CONFIGS)
+    save_hf(tmp_path, config, decoder(config).init(jax.random.key(0)))
+    monkeypatch.setattr(pretrained, "hf_folder", lambda given: tmp_path)
+    pretrained._downloaded.cache_clear()
+    for optimizer in ("lora", "adamw"):
+        assert (
+            saved_weights(TrainConfig(model="Own/Model", optimizer=optimizer)).like == "Own/Model"
+        )
+    assert saved_weights(TrainConfig(model="llama-tiny")).like is None
     pretrained._downloaded.cache_clear()
 
 

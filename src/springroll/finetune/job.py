@@ -71,7 +71,7 @@ def saved_weights(config: FinetuneConfig, setup: "Setup") -> job.SavedWeights:
         from springroll.finetune.evolution import saved_weights
     return saved_weights(config, setup)._replace(
         model=setup.model.config,
-        like=str(setup.folder),
+        like=config.model,
         dtype="bfloat16" if config.weights == "bfloat16" else "float32",
     )
 

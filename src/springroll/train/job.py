@@ -68,6 +68,7 @@ def evaluate(run: job.OpenRun[TrainConfig], options: job.EvalOptions) -> job.Eva
 def sample(run: job.OpenRun[TrainConfig], options: job.SampleOptions) -> job.Sample:
     """Text that follows the prompt, in the tokens or bytes of the model."""
     from springroll.generate.token_model import like_folder, written
+    from springroll.hub import hf_folder
     from springroll.run.text_job import sample_bytes
     from springroll.run.weights import load_weights
     from springroll.train.trained import byte_model, saved_weights
@@ -76,7 +77,7 @@ def sample(run: job.OpenRun[TrainConfig], options: job.SampleOptions) -> job.Sam
     if saved.like is None:
         return sample_bytes(run, saved, byte_model(run.config), options)
     weights = load_weights(run, saved)
-    model = like_folder(saved.like, saved.model, weights.params)
+    model = like_folder(hf_folder(saved.like), saved.model, weights.params)
     return job.Sample(written(model, options), weights.notes)
 
 

@@ -37,7 +37,7 @@ from springroll.trees import PyTree
 def saved_weights(config: TrainConfig) -> SavedWeights:
     """Where in a checkpoint the weights are."""
     model, learner = make(config)
-    like = folder_of(config.model)
+    like = config.model if folder_of(config.model) else None
     if config.optimizer == "lora":
         return saved_adapters(config, model)
     saved = jax.eval_shape(learner.init, jax.eval_shape(lambda: jax.random.key(0)))
@@ -59,7 +59,7 @@ def saved_adapters(config: TrainConfig, model: LanguageModel) -> SavedWeights:
         "carry/params",
         lambda trained: merged(base, trained, scale_of(config)),
         model.config,
-        base.folder,
+        config.model,
         config.dtype,
         frozen_identity(config),
         Adapter(rank_of(config), scale_of(config) * rank_of(config)),

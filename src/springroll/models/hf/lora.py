@@ -15,6 +15,7 @@ from safetensors.numpy import save
 
 from springroll.atomic import replacing, write_json
 from springroll.errors import InputError
+from springroll.hub import hf_folder
 from springroll.models.decoder_config import DecoderConfig
 from springroll.models.hf.family import Config
 from springroll.models.hf.files import Checkpoint, leaves_of, open_hf
@@ -57,7 +58,7 @@ def save_adapter(
         config: of a decoder without experts.
         trained: {"lora_A": (layers, rank, in), "lora_B": (layers, out, rank)} in the places of the
             adapted matrices.
-        base: the folder or GGUF file whose weights it is beside.
+        base: the model that it belongs to, named as for `load_hf`; PEFT is told this name.
         adapter: its scale.
 
     Raises:
@@ -90,7 +91,7 @@ def save_lora(
         folder: is made if it is not there; must not hold a model.
         config: of a decoder without experts.
         params: the changed weights.
-        base: the model they were before: a folder, or a GGUF file.
+        base: the model they were before, named as for `load_hf`; PEFT is told this name.
         rank: of every product; matrices that are smaller get zeros.
 
     Returns:
@@ -130,7 +131,7 @@ def _adaptable(config: Config, base: str | Path) -> Checkpoint:
     instead = "leave out --lora-rank or --adapter to write the whole model"
     if not isinstance(config, DecoderConfig) or config.experts:
         raise InputError(f"an adapter can be written of decoders without experts; {instead}")
-    checkpoint = open_hf(base, config)
+    checkpoint = open_hf(hf_folder(base), config)
     if any(checkpoint.stored(path, shape)[0].part for path, shape in leaves_of(config)):
         raise InputError(
             f"{base} joins several matrices in one tensor, of which no adapter can be written; "

@@ -24,7 +24,7 @@ from jax.typing import DTypeLike
 
 from springroll.atomic import JsonObject, replacing
 from springroll.errors import InputError, as_path, expect, kind_of
-from springroll.gguf import model_folder
+from springroll.hub import hf_folder
 from springroll.models.decoder import Decoder
 from springroll.models.decoder_config import DecoderConfig
 from springroll.models.hf.family import Config, Model, Naming, Stored
@@ -71,7 +71,8 @@ def save_hf(
             params["layers"]) and then of the rest, of which one at a time is looked at.
         dtype: bfloat16 or float32, of all tensors; by default that of the tree's embedding. An
             iterable needs one.
-        like: the folder the model came from; its config.json, tokenizer and templates are copied.
+        like: the model it came from, named as for `load_hf`; its config.json, tokenizer and
+            templates are copied.
         shard_bytes: a file has at most so many, unless one tensor has more.
 
     Returns:
@@ -95,7 +96,7 @@ def save_hf(
         dtype = tree["embed_tokens"].dtype if dtype is None else dtype
         params = _bundles(tree, config.layers)
     name = _dtype_name(dtype)
-    like = None if like is None else model_folder(like)
+    like = None if like is None else hf_folder(like)
     described = _described(config, name, like)
     naming = family_of(config).naming_of(described)
     plan = list(_shards(_planned(config, naming, jnp.dtype(dtype)), shard_bytes))

@@ -1,5 +1,6 @@
 """Corpora: split by document, by content alone; every document on one side; bad ones refused."""
 
+import gzip
 import hashlib
 import random
 
@@ -151,6 +152,10 @@ def test_the_standard_library_is_a_corpus():
         (b"too short", "holds 9 bytes of text; 1024 or more are needed"),
         (b"\0" * 5000, "holds 0 bytes of text"),
         (bytes(range(256)) * 40, "is not text"),
+        (
+            gzip.compress(b"text " * 5000, mtime=0),
+            "is packed by gzip; unpack it, and give the file",
+        ),
         (b"\x7fELF\x02\x01\x01" + b"\0" * 500 + bytes(range(30)) * 200, "is not text"),
     ],
 )

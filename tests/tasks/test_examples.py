@@ -97,6 +97,11 @@ def test_chosen_columns_come_first():
         ({"messages": {"a": 1}}, {}, "has a dict under 'messages'"),
         ({"text": [USER]}, {}, "has messages under 'text'; expected text"),
         ({"messages": "[{"}, {}, "the column 'messages' of line 1 of x"),
+        (
+            {"messages": [USER, SAID | {"weight": 0.5}]},
+            {},
+            "message 2 of line 1 of x has the weight 0.5; expected 0 or 1",
+        ),
     ],
 )
 def test_other_records_are_named(record, columns, message):
@@ -107,6 +112,17 @@ def test_other_records_are_named(record, columns, message):
 def write(path, rows):
     path.write_text("\n".join(map(json.dumps, rows)))
     return str(path)
+
+
+def test_records_of_several_kinds_may_lie_in_one_file(tmp_path):
+    rows = [{"messages": [USER, SAID]}, {"prompt": "Hi", "answer": "Hello"}, {"text": "all"}]
+    found = read_examples(write(tmp_path / "x.jsonl", [*rows, {"prompt": "Hi"}])).all
+    assert [(each.messages, each.answers, each.answer) for each in found] == [
+        ([USER, SAID], (1,), ""),
+        ([USER, SAID], (1,), ""),
+        (None, (), "all"),
+        ([], (), ""),
+    ]
 
 
 def prompts(found, numbers):

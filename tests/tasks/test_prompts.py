@@ -88,12 +88,12 @@ def test_messages_are_cleaned():
 
 
 BAD = {
-    "nothing": ({"prompt": None}, "record 7 of x has nothing under 'prompt'; expected the prompt"),
+    "nothing": ({"prompt": None}, "record 7 of x has nothing under 'prompt'; expected text or m"),
     "empty": ({"messages": []}, "record 7 of x has nothing under 'messages'"),
-    "no text": ({"prompt": ""}, "record 7 of x has nothing under 'prompt'; expected the prompt"),
+    "no text": ({"prompt": ""}, "record 7 of x has nothing under 'prompt'; expected text or m"),
     "no cell": ({"messages": ""}, "record 7 of x has nothing under 'messages'"),
     "neither": ({"instruction": "", "input": None}, "x has nothing under 'instruction,input'"),
-    "number": ({"prompt": 3}, "record 7 of x has an int under 'prompt'; expected the prompt, as"),
+    "number": ({"prompt": 3}, "record 7 of x has an int under 'prompt'; expected text or messages"),
     "no object": ({"prompt": ["a"]}, "message 1 of record 7 of x is no object with a role and a"),
     "no role": ({"prompt": [*TALK, {"content": "a"}]}, "message 3 of record 7 of x is no object"),
     "content": ({"prompt": [{"role": "user", "content": 3}]}, "has an int as its content"),

@@ -1,5 +1,6 @@
 """Records from files of every kind, and files that hold something else."""
 
+import gzip
 import json
 import re
 import sys
@@ -65,7 +66,9 @@ BAD = {
     ("c.csv", "prompt,answer\na,b\nc\n"): "record 2 of .*c.csv has 1 fields; expected 2 as in line",
     ("d.csv", "a,b\n1,2,3\n"): "record 1 of .*d.csv has 3 fields; expected 2 as in line 1",
     ("e.csv", "a,a\n1,2\n"): "e.csv has two columns 'a'; expected distinct names in line 1",
-    ("f.csv", b"\xff\xfe"): "f.csv is no text in UTF-8",
+    ("f.csv", b"\xff\xfe"): "line 1 of .*f.csv is no text in UTF-8",
+    ("f.jsonl", b'{"a": 1}\n{"a": "\xff"}\n'): "line 2 of .*f.jsonl is no text in UTF-8",
+    ("h.jsonl", gzip.compress(b'{"a": 1}', mtime=0)): "h.jsonl is packed by gzip; unpack it",
     ("g.csv", 'prompt\na\n"b\n'): "cannot read .*g.csv: unexpected end of data",
     ("a.jsonl", "\n \n"): "a.jsonl holds no records",
     (

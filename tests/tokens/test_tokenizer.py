@@ -184,6 +184,13 @@ def test_the_file_of_bytes_needs_no_package(tmp_path, monkeypatch):
     assert isinstance(open_tokenizer(tmp_path), ByteTokenizer)
 
 
+def test_a_template_beside_the_file_of_bytes_is_not_passed_over(tmp_path):
+    write_byte_tokenizer(tmp_path)
+    (tmp_path / "chat_template.jinja").write_text("{{ messages[0].content }}")
+    found = open_tokenizer(tmp_path)
+    assert found.chats and found.chat([{"role": "user", "content": "Hi"}]) == "Hi"
+
+
 @pytest.mark.parametrize("content", ["", "[]", "{}", '{"model": {"type": "BPE"}}', " " * 200_000])
 def test_other_files_are_not_taken_for_it(tmp_path, content):
     path = tmp_path / "tokenizer.json"

@@ -6,18 +6,20 @@
 | one of `PROMPTS` and one of `ANSWERS` | a prompt and its answer, texts or lists of messages |
 | `text` | a text, all of which is learnt |
 
-The first row of the table that fits the columns counts. A message with `"weight": 0` is no answer;
+The first row of the table that fits the columns of a record counts; a record that fits none has no
+answer. A message with `"weight": 0` is no answer;
 neither is one that no user's message goes before. A column `tools` holds descriptions of tools that
 the chat template is to show, `system` or `system_prompt` the system's message before a prompt.
 """
 
+import functools
 import hashlib
 import json
 from collections.abc import Iterable, Sequence
 from typing import Any, NamedTuple
 
 from springroll.bounded import parse_json
-from springroll.errors import InputError, kind_of
+from springroll.errors import InputError, brief, kind_of
 from springroll.tasks.corpus import is_held_out
 from springroll.tasks.data_set import read_data
 from springroll.tasks.prompts import holds, joined, messages_of, no_column, tools_of, value_of
@@ -88,8 +90,9 @@ def read_examples(
     found = read_data(source)
     rows = [*found.train, *found.held_out]
     fields = dict.fromkeys(field for row in rows for field in row.record)
-    columns = columns_of(fields, source, prompt, answer)
-    examples = [example_of(row, columns, chat) for row in rows]
+    usual = columns_of(fields, source, prompt, answer)
+    kind = functools.cache(lambda held: fitting(held, prompt, answer) or usual)
+    examples = [example_of(row, kind(tuple(row.record)), chat) for row in rows]
     talk = next((each for each in examples if each.messages is not None), None)
     if talk is not None and not chat:
         raise InputError(
@@ -151,6 +154,20 @@ def columns_of(
         lost = [part for part in chosen.split(",") if not holds(known, part)]
         if lost:
             raise no_column(lost[0], known, source)
+    found = fitting(known, prompt, answer)
+    if found is not None:
+        return found
+    raise InputError(
+        f"{source} has the columns {', '.join(known)}; expected chats ({', '.join(CHATS)}), a "
+        f"prompt ({', '.join(PROMPTS)}) with an answer ({', '.join(ANSWERS)}), or text; name them "
+        "by --prompt-column and --answer-column, or learn the file as it stands by --format text"
+    )
+
+
+def fitting(
+    known: Sequence[str], prompt: str | None = None, answer: str | None = None
+) -> Columns | None:
+    """The same of a record with these columns; None where it has none to learn from."""
     chat = next((name for name in CHATS if name in known), None)
     if chat and not (prompt or answer):
         return Columns(chat=chat)
@@ -161,13 +178,7 @@ def columns_of(
     if asks and says:
         return Columns(prompt=tuple(asks.split(",")), answer=says, system=system)
     text = next((name for name in TEXTS if name in known), None)
-    if text and not (prompt or answer):
-        return Columns(answer=text)
-    raise InputError(
-        f"{source} has the columns {', '.join(known)}; expected chats ({', '.join(CHATS)}), a "
-        f"prompt ({', '.join(PROMPTS)}) with an answer ({', '.join(ANSWERS)}), or text; name them "
-        "by --prompt-column and --answer-column, or learn the file as it stands by --format text"
-    )
+    return Columns(answer=text) if text and not (prompt or answer) else None
 
 
 def example_of(row: Row, columns: Columns, chat: bool = True) -> Example:
@@ -231,6 +242,12 @@ def _turns(role: str, said: str | list[dict[str, Any]]) -> list[dict[str, Any]]:
 
 def _conversation(row: Row, messages: list[dict[str, Any]], first: int) -> Example:
     """A chat, of which messages from number `first` on may be answers."""
+    for number, message in enumerate(messages, 1):
+        if message.get("weight", 1) not in (0, 1):
+            raise InputError(
+                f"message {number} of {row.where} has the weight {brief(message['weight'])}; "
+                "expected 0 or 1"
+            )
     asked = next((i for i, m in enumerate(messages) if m["role"] == "user"), len(messages))
     answers = tuple(
         i

@@ -121,10 +121,7 @@ def messages_of(value: object, where: str, column: str) -> list[dict[str, Any]]:
     """
     if not isinstance(value, list) or not value:
         said = "nothing" if value in (None, "", []) else kind_of(value)
-        raise InputError(
-            f"{where} has {said} under {column!r}; expected the prompt, as text or as a list of "
-            "messages"
-        )
+        raise InputError(f"{where} has {said} under {column!r}; expected text or messages")
     return [_message(each, f"message {i} of {where}") for i, each in enumerate(value, 1)]
 
 

@@ -18,6 +18,7 @@ from springroll.hub import data_set
 from springroll.tasks.data_set import files_below
 from springroll.tasks.draws import Draws
 from springroll.tasks.problem import TextTask, Worked, spoken
+from springroll.tasks.tables import packed, refuse_packed
 from springroll.tasks.task_line import task_of_line
 from springroll.typed_call import typed_call
 
@@ -154,6 +155,7 @@ def folder_documents(root: Path) -> Iterator[bytes]:
 def file_documents(path: Path, max_bytes: int | None = None) -> Iterator[bytes]:
     """The documents of one file: what stands between its 0x00 bytes; without them it is one."""
     content = _read(path, max_bytes)
+    refuse_packed(content, path)
     if _looks_binary(content):
         raise InputError(f"{path} is not text: over a tenth of its bytes are control characters")
     yield from content.split(b"\0")
@@ -232,4 +234,5 @@ _CONTROL = bytes(set(range(32)) - {0, 9, 10, 12, 13, 27}) + b"\x7f"
 
 def _looks_binary(content: bytes) -> bool:
     start = content[:8192].replace(b"\0", b"")
-    return len(start) - len(start.translate(None, _CONTROL)) > len(start) // 10
+    control = len(start) - len(start.translate(None, _CONTROL))
+    return packed(content) is not None or control > len(start) // 10

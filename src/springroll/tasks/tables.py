@@ -20,6 +20,13 @@ Record: TypeAlias = JsonObject
 LOOK = 32 << 20  # characters of rows between two looks at the memory that is left
 LEFT = 256 << 20  # bytes of it that rows are not to take
 BATCH = 64  # rows of parquet at a time: a small file may hold one long text a million times
+PACKED = {  # what a file of this kind begins with
+    b"\x1f\x8b": "gzip",
+    b"\xfd7zXZ": "xz",
+    b"\x28\xb5\x2f\xfd": "zstd",
+    b"PK\x03\x04": "zip",
+    **{b"BZh%d1AY&SY" % size: "bzip2" for size in range(1, 10)},
+}
 SHAPES = 'a list of objects, {"data": [...]}, or columns of one length'
 
 
@@ -41,7 +48,7 @@ def read_table(path: Path) -> list[Row]:
     """
     rows = list(READERS.get(path.suffix.lower(), _unnamed)(path))
     if not rows:
-        raise InputError(f"{path} holds no records; expected JSON, one object a line")
+        raise InputError(f"{path} holds no records")
     return rows
 
 
@@ -69,12 +76,27 @@ def _text(path: Path) -> str:
     with opened(path) as file:
         check_fits(2 * os.fstat(file.fileno()).st_size, f"the text of {path}")
         content = file.read()
+    refuse_packed(content, path)
     try:
         return content.decode("utf-8-sig")
-    except ValueError:
+    except UnicodeDecodeError as error:
+        line = content[: error.start].count(b"\n") + 1
         raise InputError(
-            f"{path} is no text in UTF-8; expected JSON or CSV, or a name that ends in .parquet"
+            f"line {line} of {path} is no text in UTF-8; expected JSON or CSV, or a name that ends "
+            "in .parquet"
         ) from None
+
+
+def refuse_packed(content: bytes, path: Path) -> None:
+    """Raise InputError of a file that has to be unpacked before it can be read."""
+    kind = packed(content)
+    if kind:
+        raise InputError(f"{path} is packed by {kind}; unpack it, and give the file that it holds")
+
+
+def packed(content: bytes) -> str | None:
+    """What packed a file, by its first bytes."""
+    return next((kind for start, kind in PACKED.items() if content.startswith(start)), None)
 
 
 def _json_lines(path: Path) -> Iterator[Row]:

@@ -17,7 +17,13 @@ from springroll.errors import InputError, expect
 from springroll.gguf import model_folder
 from springroll.program import pip_install
 from springroll.tokens.byte_tokenizer import TokenIds, byte_tokenizer, is_byte_tokenizer
-from springroll.tokens.chat_template import Messages, Render, chat_template, special_tokens
+from springroll.tokens.chat_template import (
+    Messages,
+    Render,
+    chat_template,
+    special_tokens,
+    template_text,
+)
 from springroll.tokens.growth import check_growth
 from springroll.tokens.world_tokenizer import FILE, world_tokenizer
 
@@ -204,9 +210,9 @@ class Tokenizer(Protocol):
 def open_tokenizer(folder: str | Path, vocab: int | None = None) -> Tokenizer:
     """The tokenizer of a checkpoint: of its folder, or beside a lone file of weights.
 
-    That is its tokenizer.json (extra `hf`; the one of plain bytes needs no package), the RWKV World
-    vocabulary, in the folder or in the package `rwkv`, or for a model of 256 tokens that has
-    neither, the bytes.
+    That is its tokenizer.json (extra `hf`; the one of plain bytes needs no package, unless a chat
+    template is beside it), the RWKV World vocabulary, in the folder or in the package `rwkv`, or
+    for a model of 256 tokens that has neither, the bytes.
 
     Args:
         vocab: how many tokens the model has; by default what the folder's config.json says.
@@ -307,7 +313,8 @@ def _check(tokenizer: object) -> None:
 def _open(folder: Path, size: int | None, world: bool) -> Tokenizer:
     path = folder / "tokenizer.json"
     if path.exists():
-        return byte_tokenizer() if is_byte_tokenizer(path) else hf_tokenizer(folder)
+        plain = is_byte_tokenizer(path) and template_text(folder) is None
+        return byte_tokenizer() if plain else hf_tokenizer(folder)
     if (folder / FILE).exists():
         return world_tokenizer(folder)
     if size == 256:

@@ -1,5 +1,6 @@
 """`springroll train --engine stream`: the same run folder, loop and resume; kill -9; refusals."""
 
+import errno
 import json
 import os
 import re
@@ -19,6 +20,7 @@ from springroll.models.decoder import decoder
 from springroll.models.decoder_config import named
 from springroll.program import pip_install
 from springroll.run import checkpoint
+from springroll.stream import unnamed_file
 from tests.cli.newest import newest_weights
 from tests.cli.tiny import text_file
 
@@ -127,6 +129,18 @@ def test_what_is_wrong_is_one_line_and_leaves_nothing(tmp_path, text, capsys, op
     import re
 
     assert re.search(message, said), said
+    assert not (tmp_path / "run").exists()
+
+
+def test_a_disk_that_cannot_be_written_to_leaves_no_run_behind(tmp_path, text, capsys, monkeypatch):
+    def refused(**options):
+        raise OSError(errno.EROFS, "Read-only file system")
+
+    monkeypatch.setattr(unnamed_file.tempfile, "TemporaryFile", refused)
+    more = [*ON_DISK.split(), "--disk", str(tmp_path / "disk")]
+    assert main(command(text, tmp_path / "run", *more, model="llama-1m")) == 2
+    said = capsys.readouterr().err
+    assert "cannot keep a store in" in said and "Read-only file system" in said
     assert not (tmp_path / "run").exists()
 
 

@@ -71,17 +71,11 @@ def stream_learner(
     place = placed(config, spec, budgets)
     make = low_rank if config.optimizer == "lowgrad" else streamed
     link = Link(devices)
+    disk = disk_of(config, spec, place)  # a folder that takes no file leaves no run behind
     run = StreamedRun(
         config,
         decoder,
-        lambda: make(
-            config,
-            decoder,
-            place,
-            waiting(spec, place, budgets),
-            link,
-            disk_of(config, spec, place),
-        ),
+        lambda: make(config, decoder, place, waiting(spec, place, budgets), link, disk),
     )
     memory = StreamMemory(
         device_bytes(spec, place), host_bytes(spec, place), disk_bytes(spec, place), len(devices)

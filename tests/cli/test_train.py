@@ -280,6 +280,14 @@ def test_a_pretrained_model_is_trained_at_a_smaller_rate_unless_told(hf_folder):
     assert resolved(TrainConfig(model=str(hf_folder), lr=0.5)).lr == 0.5
 
 
+def test_rows_that_a_pretrained_model_does_not_read_whole_are_refused(hf_folder):
+    about = json.loads((hf_folder / "config.json").read_text())
+    (hf_folder / "config.json").write_text(json.dumps(about | {"max_position_embeddings": 64}))
+    resolved(TrainConfig(model=str(hf_folder), sequence=64))
+    with pytest.raises(InputError, match=r"sequence is 65; .* reads 64 tokens at most"):
+        resolved(TrainConfig(model=str(hf_folder), sequence=65))
+
+
 @pytest.fixture
 def hf_folder(tmp_path):
     """A model as transformers writes it, with a tokenizer of single characters."""

@@ -15,11 +15,12 @@ from jax.core import Tracer
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from springroll.errors import InputError
+from springroll.gguf import model_folder
 from springroll.memory import available_bytes, uneven
 from springroll.models.decoder import stages
 from springroll.models.decoder_config import CONFIGS, DecoderConfig, named, structs
 from springroll.models.hf.family import Config as ModelConfig
-from springroll.models.hf.files import family_of, open_hf, read_config
+from springroll.models.hf.files import context_length, family_of, open_hf, read_config
 from springroll.models.hf.load import read_params
 from springroll.models.protocols import LanguageModel
 from springroll.models.rwkv7.config import RWKV7_CONFIGS, RWKV7Config
@@ -99,7 +100,11 @@ def resolved(config: TrainConfig) -> TrainConfig:
     The schedule is fixed to the steps that the run begins with. The default learning rates are
     those of small models made anew; what a pretrained model knows, they would destroy. Streamed
     layers are placed by the speed of the card that the run begins on.
+
+    Raises:
+        InputError: rows are longer than what a pretrained model reads.
     """
+    check_context(config)
     if config.schedule_steps is None and config.generations:
         config = dataclasses.replace(config, schedule_steps=config.generations)
     if config.lr is None and folder_of(config.model):
@@ -112,6 +117,17 @@ def resolved(config: TrainConfig) -> TrainConfig:
         return config if card is None else dataclasses.replace(config, card=card.name)
     named_card(config.card or "H100")  # or it says which there are
     return config
+
+
+def check_context(config: TrainConfig) -> None:
+    """Raise InputError where rows are longer than what a pretrained model reads."""
+    folder = folder_of(config.model)
+    context = None if folder is None else context_length(model_folder(folder))
+    if context is not None and config.sequence > context:
+        raise InputError(
+            f"sequence is {config.sequence:,}; {config.model} reads {context:,} tokens at most "
+            "(max_position_embeddings of its config.json); lower --sequence, or raise it there"
+        )
 
 
 def build(config: TrainConfig) -> Training:

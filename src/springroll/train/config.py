@@ -195,7 +195,8 @@ class TrainConfig(RunConfig):
             )
         if (self.prompt_column or self.answer_column) and self.format == "text":
             raise InputError(
-                "text has no columns; leave out --format text, or the names of columns"
+                "text has no columns; leave out --prompt-column and --answer-column, or give "
+                "--format records"
             )
 
     def sizes(self) -> Mapping[str, int]:

@@ -289,6 +289,38 @@ def test_a_batch_may_be_a_dictionary_of_pictures_and_is_read_whole(parts):
         trainer.step(state, {**batch, "label": batch["label"][:3]})
 
 
+@pytest.mark.parametrize(
+    ("part", "wrong", "message"),
+    [
+        ("block", lambda layer, x: (x, {}), r"block is .*\(layer, x\), which is called with 3"),
+        (
+            "block",
+            lambda layer, x, index: x,
+            r"block returns a .*; expected \(x, statistics",
+        ),
+        ("finish", lambda *_: jnp.zeros(()), r"finish returns a .*; expected \(loss, metrics\)"),
+        (
+            "finish",
+            lambda *_: (jnp.zeros(2), {}),
+            r"loss of the shape \(2,\) and a dict; expected",
+        ),
+        (
+            "finish",
+            lambda *_: (jnp.zeros(()), None),
+            "and None; expected a number and a dict",
+        ),
+    ],
+)
+def test_a_part_that_takes_or_returns_something_else_is_named(part, wrong, message, monkeypatch):
+    monkeypatch.setattr(Pictures, part, staticmethod(wrong))
+    params = {"embed": jnp.ones((100, 8)), "head": jnp.ones((8, 3))}
+    params |= {"layers": {"w": jnp.ones((2, 8, 8))}}
+    batch = {"picture": jnp.ones((4, 10, 10)), "label": jnp.ones((4, 1), jnp.int32)}
+    with pytest.raises(InputError, match=message):
+        trainer = Streamed(Pictures(), params, DeviceUpdate(optax.sgd(0.1)))
+        trainer.step(trainer.state(), batch)
+
+
 def test_steps_are_compared_wherever_a_schedule_does_not_hide_them():
     rate: Any = optax.join_schedules(
         [optax.constant_schedule(0.0), optax.constant_schedule(LR)], [5]
@@ -318,6 +350,9 @@ def test_what_cannot_be_streamed_is_said():
     uneven = {"layers": {"a": jnp.ones((2, 3)), "b": jnp.ones((3, 3))}}
     with pytest.raises(InputError, match="expected the same number of layers in all"):
         Streamed(model(), uneven, update("device"))
+    none = {"layers": {"a": jnp.ones((0, 3))}}
+    with pytest.raises(InputError, match="same number of layers in all, at least one"):
+        Streamed(model(), none, update("device"))
     with pytest.raises(InputError, match="on_device names bundle 99; there are 0 to 3"):
         streamed(model(), on_device=[99])
     with pytest.raises(InputError, match="depth is 0; it must be at least 1"):

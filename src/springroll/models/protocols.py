@@ -12,7 +12,7 @@ import jax.numpy as jnp
 from jax import Array
 from jax.typing import DTypeLike
 
-from springroll.errors import InputError
+from springroll.errors import InputError, check_takes, kind_of
 from springroll.models.decoder_config import DecoderConfig
 from springroll.models.packed import Batch
 from springroll.models.rwkv7.config import RWKV7Config
@@ -121,7 +121,8 @@ def checked_stages(model: Stages, params: PyTree) -> Stages:
         params: its parameters, or their shapes.
 
     Raises:
-        InputError: a part is missing, or the stack; leaves of the stack differ in their first axis.
+        InputError: a part is missing or takes other arguments, or the stack is missing; leaves of
+            the stack differ in their first axis, or have none.
     """
     missing = [name for name in PARTS if not hasattr(model, name)]
     if missing:
@@ -129,6 +130,8 @@ def checked_stages(model: Stages, params: PyTree) -> Stages:
             f"{type(model).__name__} has no {', '.join(missing)}; a model that is walked layer "
             f"by layer has {', '.join(PARTS)} (see springroll.models.Stages)"
         )
+    for part, given in (("embed", 2), ("block", 3), ("finish", 4)):
+        check_takes(getattr(model, part), part, *range(given))
     if isinstance(params, dict) and isinstance(params.get(model.stack), list | tuple):
         raise InputError(
             f"{model.stack!r} is a list of {len(params[model.stack])}; blocks that are walked one "
@@ -145,6 +148,17 @@ def checked_stages(model: Stages, params: PyTree) -> Stages:
     return model
 
 
+def pair_of(result: object, part: str, expected: str) -> tuple[PyTree, PyTree]:
+    """What a part of a model returned, if it is two things.
+
+    Raises:
+        InputError: it is not; the message names the part and what was expected.
+    """
+    if not isinstance(result, tuple) or len(result) != 2:
+        raise InputError(f"{part} returns {kind_of(result)}; expected {expected}")
+    return result
+
+
 def stack_depth(layers: PyTree, stack: str) -> int:
     """The number of layers of a stack, which is the first axis of each of its leaves.
 
@@ -152,10 +166,10 @@ def stack_depth(layers: PyTree, stack: str) -> int:
         InputError: it is not; the message names the stack.
     """
     sizes = {jnp.shape(leaf)[:1] for leaf in jax.tree.leaves(layers)}
-    if len(sizes) != 1 or () in sizes:
+    if len(sizes) != 1 or sizes & {(), (0,)}:
         raise InputError(
             f"arrays below {stack!r} begin with axes of {sorted(sizes)}; expected the same number "
-            "of layers in all"
+            "of layers in all, at least one"
         )
     return sizes.pop()[0]
 

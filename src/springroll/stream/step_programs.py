@@ -13,9 +13,10 @@ import jax.numpy as jnp
 from jax import Array
 
 from springroll import compat
+from springroll.errors import InputError, kind_of
 from springroll.models.cross_entropy import HeadApart, HeadInputs, head_gradient
 from springroll.models.packed import learnt
-from springroll.models.protocols import Metrics, Stages, read_part
+from springroll.models.protocols import Metrics, Stages, pair_of, read_part
 from springroll.stream.replicas import ALONE, Replicas
 from springroll.trees import (
     PyTree,
@@ -83,13 +84,12 @@ class StepPrograms:
             leaves, tree = jax.tree.flatten((layer, x))
             kind = tree, *((leaf.shape, leaf.dtype) for leaf in leaves)
             if kind not in known:
-                known[kind] = jax.eval_shape(self._model.block, layer, x, jnp.int32(0))
+                known[kind] = jax.eval_shape(self._through, layer, x, jnp.int32(0))
             x, of_layer = known[kind]
             stats.append(of_layer)
-        finish = lambda rest, x, stats, tokens: self._model.finish(rest, x, stacked(stats), tokens)
         paths = list(named_leaves(rest))
         first = _used(embed, rest, tokens)
-        last = _used(lambda *given: finish(*given)[0], rest, x, stats, tokens)
+        last = _used(lambda *given: self._judged(*given)[0], rest, x, stats, tokens)
         name = lambda path: path.split("/")[0]
         self._embedded = frozenset(p for p, read in zip(paths, first, strict=True) if read)
         head = (p for p, read in zip(paths, last, strict=True) if read or p not in self._embedded)
@@ -104,15 +104,14 @@ class StepPrograms:
         self, moving: PyTree, still: PyTree, x: Array, index: Array
     ) -> tuple[PyTree, PyTree, Array]:
         """(x after the layer, its statistics, token)."""
-        x, stats = self._model.block(self._join(moving, still), x, index)
+        x, stats = self._through(self._join(moving, still), x, index)
         return self._split(x), self._summed(stats), _token()
 
     def _score(
         self, moving: PyTree, still: PyTree, x: Array, stats: PyTree, tokens: Array
     ) -> tuple[Array, Metrics]:
         """(loss, metrics); `stats` are a list over the layers."""
-        result = self._model.finish(self._join(moving, still), x, stacked(stats), tokens)
-        return self._summed(result)
+        return self._summed(self._judged(self._join(moving, still), x, stats, tokens))
 
     def _finish(
         self, moving: PyTree, still: PyTree, x: Array, stats: PyTree, tokens: Array, grads: PyTree
@@ -169,7 +168,7 @@ class StepPrograms:
 
         def objective(leaves: list[Array], x: Array, s: PyTree) -> tuple[Array, Metrics]:
             weights = self._join(tree.unflatten(leaves), still)
-            return self._model.finish(weights, x, stacked(s), tokens)
+            return self._judged(weights, x, s, tokens)
 
         used = _used(lambda leaves: objective(leaves, x, stats)[0], leaves)
         mine = [loss or not embed for loss, embed in zip(used, read, strict=True)]
@@ -196,7 +195,7 @@ class StepPrograms:
         grads: PyTree,
     ) -> tuple[PyTree, Array, Array]:
         """(gradients added to `grads`, dx of the layer before, token)."""
-        block = lambda p, x: self._model.block(self._join(p, still), x, index)
+        block = lambda p, x: self._through(self._join(p, still), x, index)
         (out, stats), pull = jax.vjp(block, moving, x)
         new, dx = pull((whole_cotangents(out, dx), whole_cotangents(stats, d_stats)))
         return self._added(grads, new), self._split(real_cotangents(dx)), _token()
@@ -217,6 +216,23 @@ class StepPrograms:
         pairs = zip(before, pull(whole_cotangents(x, dx))[0], strict=True)
         added = [self._added(None if g is None else [g], [new])[0] for g, new in pairs]
         return tree.unflatten(_placed(added, read, [None] * len(leaves))), _token()
+
+    def _through(self, layer: PyTree, x: PyTree, index: Array) -> tuple[PyTree, PyTree]:
+        """(x after the layer, its statistics)."""
+        return pair_of(self._model.block(layer, x, index), "block", "(x, statistics of the layer)")
+
+    def _judged(
+        self, rest: PyTree, x: PyTree, stats: list[PyTree], tokens: PyTree
+    ) -> tuple[Array, Metrics]:
+        """(loss, metrics); `stats` are a list over the layers."""
+        result = self._model.finish(rest, x, stacked(stats), tokens)
+        loss, metrics = pair_of(result, "finish", "(loss, metrics)")
+        if jnp.shape(loss) or not isinstance(metrics, dict):
+            raise InputError(
+                f"finish returns a loss of the shape {jnp.shape(loss)} and {kind_of(metrics)}; "
+                "expected a number and a dictionary of metrics"
+            )
+        return loss, metrics
 
     def _read(self, leaves: list[Array], tree: Any, still: PyTree, tokens: Array) -> list[bool]:
         """Which of the weights `embed` reads."""

@@ -285,6 +285,8 @@ def test_a_batch_may_be_a_dictionary_of_pictures_and_is_read_whole(parts):
     jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=1e-6), new, expected)
     score = float(trainer.score(state, batch, 2)["loss"])
     np.testing.assert_allclose(score, whole(new, batch)[0][0], rtol=1e-6)
+    with pytest.raises(InputError, match="rows is 0; it must be at least 1"):
+        trainer.score(state, batch, 0)
     with pytest.raises(InputError, match="expected one first axis, the rows of the batch"):
         trainer.step(state, {**batch, "label": batch["label"][:3]})
 

@@ -18,6 +18,7 @@ from jax import Array
 
 from springroll.errors import InputError
 from springroll.models.protocols import Metrics, Stages
+from springroll.ranges import COUNT, check_number
 from springroll.stream.batch_rows import rows_of, rows_together
 from springroll.stream.clipping import Clip, clip_factor
 from springroll.stream.conveyor import Conveyor, Passing, Stop
@@ -93,6 +94,7 @@ class Engine:
 
     def score(self, tokens: PyTree, rows: int) -> Metrics:
         """Metrics of the model on tokens (n, time + 1), a mean; at most `rows` rows at a time."""
+        check_number("rows", rows, int, COUNT)
         count = rows_of(tokens)
         together = rows_together(count, rows, self.devices)
         piece = lambda start: jax.tree.map(lambda x: x[start : start + together], tokens)

@@ -121,8 +121,8 @@ def checked_stages(model: Stages, params: PyTree) -> Stages:
         params: its parameters, or their shapes.
 
     Raises:
-        InputError: a part is missing or takes other arguments, or the stack is missing; leaves of
-            the stack differ in their first axis, or have none.
+        InputError: a part is missing, or the stack; leaves of the stack differ in their first
+            axis, or have none.
     """
     missing = [name for name in PARTS if not hasattr(model, name)]
     if missing:
@@ -130,8 +130,6 @@ def checked_stages(model: Stages, params: PyTree) -> Stages:
             f"{type(model).__name__} has no {', '.join(missing)}; a model that is walked layer "
             f"by layer has {', '.join(PARTS)} (see springroll.models.Stages)"
         )
-    for part, given in (("embed", 2), ("block", 3), ("finish", 4)):
-        check_takes(getattr(model, part), part, *range(given))
     if isinstance(params, dict) and isinstance(params.get(model.stack), list | tuple):
         raise InputError(
             f"{model.stack!r} is a list of {len(params[model.stack])}; blocks that are walked one "
@@ -146,6 +144,17 @@ def checked_stages(model: Stages, params: PyTree) -> Stages:
         )
     stack_depth(params[model.stack], model.stack)
     return model
+
+
+def check_arguments(model: Stages) -> None:
+    """Refuse parts that cannot be called as a step of gradients calls them; those of a population
+    may take what members keep as well.
+
+    Raises:
+        InputError: one takes other arguments.
+    """
+    for part, given in (("embed", 2), ("block", 3), ("finish", 4)):
+        check_takes(getattr(model, part), part, *range(given))
 
 
 def pair_of(result: object, part: str, expected: str) -> tuple[PyTree, PyTree]:

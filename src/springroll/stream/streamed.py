@@ -7,7 +7,7 @@ import jax.numpy as jnp
 from jax import Array
 
 from springroll.errors import InputError
-from springroll.models.protocols import Metrics, Stages, checked_stages
+from springroll.models.protocols import Metrics, Stages, check_arguments, checked_stages
 from springroll.ranges import COUNT, NOT_NEGATIVE
 from springroll.stream.bundles import Bundles, whole_layers
 from springroll.stream.clipping import Clip, common_clip
@@ -87,6 +87,7 @@ class Streamed:
         order: VisitOrder = "layer-major",
     ):
         checked_stages(model, shapes)
+        check_arguments(model)
         if model.stack != "layers":
             raise InputError(f"the layers are in {model.stack!r}; a trainer streams 'layers'")
         clip = common_clip(clip, getattr(update, "clip_norm", None))

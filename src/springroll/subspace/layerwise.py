@@ -22,7 +22,7 @@ import optax
 from jax import Array, lax
 
 from springroll.errors import InputError
-from springroll.models.protocols import Metrics, Stages, checked_stages, read_part
+from springroll.models.protocols import Metrics, Stages, check_arguments, checked_stages, read_part
 from springroll.quant.transformation import wrapped
 from springroll.ranges import POSITIVE, check_number
 from springroll.subspace.inner_reads import check_each_by_itself
@@ -96,6 +96,7 @@ def layerwise(
 
     def init(params: Params) -> LayerwiseState:
         checked_stages(model, params)
+        check_arguments(model)
         layers, others = parted(params)
         shape = lambda w: jax.ShapeDtypeStruct(w.shape[1:], w.dtype)
         advice = "leave it out, and clip by clip=... of sr.layerwise"

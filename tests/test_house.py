@@ -26,7 +26,7 @@ GROUND = (
         "compat",
         "cpu",
     ),
-    *("program", "trees", "safetensors_map", "gguf", "hub", "keeper", "worker"),
+    *("program", "trees", "safetensors_map", "gguf", "hub", "keeper", "worker", "cluster"),
 )
 ROOMS = (
     *("tokens", "noise", "thin", "quant", "models", "evolve", "subspace", "stream", "planner"),

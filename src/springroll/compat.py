@@ -343,3 +343,44 @@ def cudnn_attention(q_BTHK: Array, k_BTNK: Array, v_BTNK: Array, scale: float) -
     return jax.nn.dot_product_attention(
         q_BTHK, k_BTNK, v_BTNK, scale=scale, is_causal=True, implementation="cudnn"
     )
+
+
+def coordination(
+    address: str,
+    size: int,
+    rank: int,
+    *,
+    local_devices: Sequence[int] | None,
+    patience: int,
+    heartbeat: int,
+) -> Any:
+    """Join the processes of a run; to be called before the backend starts.
+
+    Of `jax.distributed` only the store is used, whose client is returned. A process that dies does
+    not end the others, unless it is the first one: then JAX ends them with a message of its own.
+
+    Args:
+        address: host:port of the first process.
+        size: how many processes there are.
+        rank: which this is.
+        local_devices: its accelerators on this host; None: all.
+        patience: seconds to wait for the others.
+        heartbeat: seconds without a sign of life, and a process counts as gone.
+
+    Raises:
+        Exception: a runtime error of JAX's, where the others do not come in time.
+    """
+    from jax._src import distributed
+
+    jax.config.update("jax_enable_recoverability", True)
+    jax.distributed.initialize(
+        address,
+        size,
+        rank,
+        local_devices,
+        cluster_detection_method="deactivate",
+        initialization_timeout=patience,
+        heartbeat_timeout_seconds=heartbeat,
+        shutdown_timeout_seconds=heartbeat,
+    )
+    return distributed.global_state.client

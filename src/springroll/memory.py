@@ -64,7 +64,7 @@ def available_bytes(devices: Sequence[Any] = ()) -> int | None:
     """
     import jax
 
-    devices = devices or jax.devices()[:1]
+    devices = devices or jax.local_devices()[:1]
     stats = [device.memory_stats() or {} for device in devices]
     left = [s["bytes_limit"] - s.get("bytes_in_use", 0) for s in stats if s.get("bytes_limit")]
     host = None if left else host_memory()

@@ -166,7 +166,7 @@ def devices() -> list[dict[str, Any]]:
             "kind": device.device_kind,
             "memory_bytes": (device.memory_stats() or {}).get("bytes_limit"),
         }
-        for device in jax.devices()
+        for device in jax.local_devices()
     ]
 
 

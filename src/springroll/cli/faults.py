@@ -10,9 +10,11 @@ from collections.abc import Sequence
 from typing import NamedTuple
 
 from springroll.atomic import os_line
+from springroll.cluster.crew import ClusterError
 from springroll.errors import InputError, one_line
 
 BAD_INPUT = 2  # exit codes: input, disk or memory
+LOST = 3  # another process of the run
 FAULT = 70  # of our own, EX_SOFTWARE of sysexits.h
 PIPE_CLOSED = 141  # 128 + SIGPIPE, what a shell reports of `springroll ... | head`
 _JAX_ERRORS = ("JaxRuntimeError", "XlaRuntimeError")
@@ -34,6 +36,8 @@ def told(error: Exception, argv: Sequence[str]) -> Told:
     """
     if isinstance(error, InputError):
         return Told(str(error), BAD_INPUT)
+    if isinstance(error, ClusterError):
+        return Told(str(error), LOST)
     if isinstance(error, BrokenPipeError):
         return Told(None, PIPE_CLOSED)
     if isinstance(error, OSError):

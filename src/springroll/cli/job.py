@@ -5,6 +5,7 @@ from collections.abc import Sequence
 
 from springroll.cli.jobs import job_of
 from springroll.cli.options import parse, taken
+from springroll.cluster.crew import Ended
 from springroll.errors import InputError, suggestion
 from springroll.run.job import C, CommandLine, Job, run_job
 
@@ -24,7 +25,12 @@ def run(name: str, argv: Sequence[str]) -> int:
     from rich.console import Console
     from rich.table import Table
 
-    result = run_job(job, config, Console(stderr=True))
+    try:
+        result = run_job(job, config, Console(stderr=True))
+    except Ended as ended:  # the process that leads says why
+        return ended.exit_code
+    if result is None:
+        return 0
     if result.signal is None:
         table = Table.grid(padding=(0, 2, 0, 0))
         table.add_column()

@@ -29,6 +29,7 @@ COMMANDS: dict[str, Command] = {
     "replay": Command("springroll.cli.replay", "rebuild a run's weights from its journal"),
     "export": Command("springroll.cli.export", "a run's weights as a Hugging Face folder"),
     "explain": Command("springroll.cli.explain", "how each parameter of a model is perturbed"),
+    "launch": Command("springroll.cli.launch", "start a command in several processes here"),
     "doctor": Command("springroll.cli.doctor", "devices, versions, extras, and a self-test"),
     "bench": Command("springroll.cli.bench", "measure one of the claims on this machine"),
 }
@@ -40,8 +41,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Run one command.
 
     Returns:
-        The exit code: 0, 1 (a check failed), 2 (bad input, disk or memory), 70 (a fault of ours),
-        130 (Ctrl-C) or 141 (whoever read the output stopped).
+        The exit code: 0, 1 (a check failed), 2 (bad input, disk or memory), 3 (another process of
+        the run is gone), 70 (a fault of ours), 130 (Ctrl-C) or 141 (whoever read the output
+        stopped).
     """
     argv = list(sys.argv[1:] if argv is None else argv)
     try:

@@ -1,15 +1,17 @@
 """What a run of pretraining is made of: a corpus, a byte model, a strategy and the loop's task."""
 
 import math
+from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
-from jax import Array
+from jax import Array, lax
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
+from springroll.cluster.spans import Span
 from springroll.compat import edge_jit
 from springroll.errors import InputError
 from springroll.evolve.eggroll import eggroll
@@ -24,7 +26,7 @@ from springroll.pretrain.config import PretrainConfig
 from springroll.pretrain.streamed import must_stream, streamed_task
 from springroll.quant.registers import fastest_registers
 from springroll.run.devices import devices_for
-from springroll.run.task import Curve, Metrics, Task
+from springroll.run.task import Blocks, Curve, Metrics, Task
 from springroll.tasks.corpus import Corpus, load_corpus
 from springroll.tasks.text import Streams, baselines, streams, validation
 from springroll.thin.discovery import discover
@@ -45,7 +47,7 @@ class Pretraining(NamedTuple):
 
 def population_mesh(devices: int | None, pairs: int) -> Mesh | None:
     """A mesh over as many devices as divide the pairs; None for one device."""
-    found = devices_for(devices or len(jax.devices()))
+    found = devices_for(devices or len(jax.local_devices()))
     if devices is not None and pairs % devices:
         raise InputError(f"{pairs} pairs do not divide over {devices} devices")
     count = next(n for n in range(len(found), 0, -1) if pairs % n == 0)
@@ -163,14 +165,43 @@ def text_task(
         return state, carry
 
     def score(
-        state: EvolutionState, members: Members, carry: PyTree, batch: Array
-    ) -> tuple[Array, PyTree, Metrics]:
+        state: EvolutionState,
+        members: Members,
+        carry: PyTree,
+        batch: Array,
+        first: Array,
+        count: int,
+    ) -> tuple[Array, PyTree]:
         tokens = jnp.repeat(batch, members_per_stream, axis=0)
-        fitness, carry = evaluate(
+        if 2 * count < config.pop_size:
+            members = members.chunk(first, count)
+            tokens = lax.dynamic_slice_in_dim(tokens, 2 * first, 2 * count)
+        return evaluate(
             model.score, state, members, tokens, carry, in_axes=0, has_aux=True, mesh=mesh
         )
-        bits = -jnp.mean(fitness.astype(jnp.float32)) / unit
-        return fitness, carry, {"train_bits_per_byte": bits}
+
+    compiled = edge_jit(score, donate_argnums=2, static_argnums=5)
+
+    def scored(
+        state: EvolutionState, members: Members, carry: PyTree, batch: np.ndarray, span: Span
+    ) -> tuple[Array, PyTree, None]:
+        return *compiled(state, members, carry, batch, np.int32(span.first), span.pairs), None
+
+    def joined(
+        carry: PyTree, fitness: Array | np.ndarray, notes: Sequence[None]
+    ) -> tuple[PyTree, Metrics]:
+        return carry, {"train_bits_per_byte": mean_bits(fitness)}
+
+    mean_bits = jax.jit(lambda fitness: -jnp.mean(fitness.astype(jnp.float32)) / unit)
+    blocks = Blocks(
+        pairs=config.pop_size // 2,
+        score=scored,
+        join=joined,
+        keeps=True,
+        exact=config.integer,
+        block=config.block,
+        unit=1 if mesh is None else mesh.size,
+    )
 
     def bits_of(params: PyTree) -> Metrics:
         run = lambda row: model.apply(params, row[:-1], model.state())[0]
@@ -181,7 +212,8 @@ def text_task(
         init=init,
         batch=text.batch,
         ask=strategy.ask,
-        evaluate=edge_jit(score, donate_argnums=2),
+        evaluate=blocks.evaluate,
+        blocks=blocks,
         tell=strategy.tell,
         validate=lambda state, _: validate(state.params),
         pop_size=config.pop_size,

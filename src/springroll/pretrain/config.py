@@ -2,9 +2,10 @@
 
 import math
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import ClassVar, Literal
 
+from springroll.cluster.spans import usual_block
 from springroll.errors import InputError
 from springroll.memory import parse_bytes
 from springroll.run.config import RunConfig
@@ -62,6 +63,9 @@ class PretrainConfig(RunConfig):
     """MiB of low-rank factors to keep during a generation; more are redrawn where they are used."""
     members_per_chunk: int | None = option(None, COUNT, changeable=True)
     """Members that run at once on one device; default: as many as fit 1 GiB of activations."""
+    block: int | None = option(None, COUNT)
+    """Pairs that are scored by one call, whichever process makes it. Of integers, numbers do not
+    depend on it. Default: all pairs; of floats on several processes, a share of them."""
     devices: int | None = option(None, PROCESSES, changeable=True)
     """Devices to split the population over; default: all, and on a CPU one per core."""
     engine: Literal["auto", "resident", "stream"] = option("auto", changeable=True)
@@ -74,6 +78,11 @@ class PretrainConfig(RunConfig):
     """Rows of the validation sample."""
     valid_tokens: int = option(1024, COUNT, changeable=True)
     """Bytes per row of the validation sample."""
+
+    def for_processes(self, count: int) -> "PretrainConfig":
+        if self.integer or self.block is not None:
+            return self
+        return replace(self, block=usual_block(self.pop_size // 2, count))
 
     def check_together(self) -> None:
         if self.rank > self.hidden:

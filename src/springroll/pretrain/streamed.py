@@ -84,6 +84,7 @@ def streamed_task(
         init=lambda: (engine.start(), model.state((config.pop_size,))),
         ask=lambda state: None,
         evaluate=evaluate,
+        blocks="its layers pass through the device (--engine stream)",
         tell=lambda state, members, fitness: engine.tell(state, fitness),
         validate=validated,
     )

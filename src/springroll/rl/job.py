@@ -40,8 +40,6 @@ def build(config: RLConfig) -> job.Prepared[RLConfig]:
     scorer, learning = parts.prepare(config)
     try:
         learning = parts.beside_random(learning)
-        if scorer.rollout is not None:
-            parts.warm(learning.task)
     except BaseException:
         scorer.close()
         raise
@@ -49,6 +47,10 @@ def build(config: RLConfig) -> job.Prepared[RLConfig]:
     def finish(result: "Result", folder: "RunFolder") -> list[str]:
         note = parts.film(config, learning, result, folder) if config.gif else ""
         return [note] if note else []
+
+    def warm() -> None:
+        if scorer.rollout is not None:
+            parts.warm(learning.task)
 
     def close() -> list[str]:
         scorer.close()
@@ -61,7 +63,12 @@ def build(config: RLConfig) -> job.Prepared[RLConfig]:
     compute = "" if config.method == "ppo" or scorer.apply is None else f", {config.compute}"
     opening = f"{scorer.name}: {scorer.description}; {who}{config.method}{rank}{compute}{beat}"
     return job.Prepared(
-        config=config, task=learning.task, opening=[opening], finish=finish, close=close
+        config=config,
+        task=learning.task,
+        opening=[opening],
+        finish=finish,
+        warm=warm,
+        close=close,
     )
 
 

@@ -18,6 +18,7 @@ from springroll.errors import InputError, brief, suggestion
 from springroll.memory import all_memory, check_fits
 from springroll.run.options import (
     CHANGEABLE,
+    COUNT,
     NOT_NEGATIVE,
     SECONDS,
     SEED,
@@ -63,6 +64,18 @@ class RunConfig:
     """Seconds between two validations, which never take more than a tenth of the time."""
     resume: bool = option(False, changeable=True)
     """Continue the run in the folder from its newest checkpoint."""
+    cluster: Literal["auto", "off", "jax"] = option("auto", changeable=True)
+    """Share the members of a generation with other processes: `auto` does so where `springroll
+    launch`, SLURM or Open MPI started several."""
+    coordinator: str | None = option(None, changeable=True)
+    """HOST:PORT of process 0, through which processes find each other; default: as detected."""
+    processes: int | None = option(None, COUNT, changeable=True)
+    """Processes that share the run; default: as detected."""
+    process: int | None = option(None, NOT_NEGATIVE, changeable=True)
+    """Which of them this is, counted from 0, the one that writes the run folder; default: as
+    detected."""
+    patience: float = option(60.0, SECONDS, changeable=True)
+    """Seconds to wait for processes that have not come yet, or are gone."""
 
     def __post_init__(self) -> None:
         check_ranges(self)
@@ -73,6 +86,11 @@ class RunConfig:
 
     def check_together(self) -> None:
         """Refuse options that do not go together; of a continued run with the stored ones."""
+
+    def for_processes(self, count: int) -> "RunConfig":
+        """The config of a new run that so many processes share, with what depends on it."""
+        del count
+        return self
 
     def sizes(self) -> Mapping[str, int]:
         """What a run takes in bytes at least, and for what, as far as the options alone say."""

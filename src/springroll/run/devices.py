@@ -13,7 +13,7 @@ def devices_for(asked: int | None) -> list[Any]:
     Raises:
         InputError: this process has fewer.
     """
-    found = jax.devices()
+    found = jax.local_devices()
     wanted = asked or (1 if found[0].platform == "cpu" else len(found))
     if wanted > len(found):
         raise InputError(

@@ -5,6 +5,7 @@ and `export` ask the record of the run they are given. A further job is a room t
 record as `JOB`, and a line in `cli/jobs.py`.
 """
 
+import typing
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -13,7 +14,7 @@ from typing import TYPE_CHECKING, Annotated, Generic, Literal, NamedTuple, TypeA
 import tyro
 
 from springroll.errors import InputError
-from springroll.run.config import RunConfig
+from springroll.run.config import RunConfig, check_sizes, run_id
 from springroll.run.options import COUNT, NOT_NEGATIVE, SEED, check_ranges, option
 from springroll.run.sampling_options import SamplingOptions
 
@@ -22,6 +23,7 @@ if TYPE_CHECKING:
     from rich.table import Table
 
     from springroll.atomic import JsonObject
+    from springroll.cluster.crew import Crew
     from springroll.models.hf.lora import Adapter
     from springroll.run.folder import RunFolder
     from springroll.run.loop import Result
@@ -68,6 +70,8 @@ class Prepared(Generic[C]):
     """What is printed before training starts."""
     finish: "Callable[[Result, RunFolder], Sequence[str]]" = lambda result, folder: ()
     """Called when the budget is spent; returns lines to print."""
+    warm: Callable[[], None] = lambda: None
+    """Compiles what a generation runs, so that the seconds of the run do not pay for it."""
     close: Callable[[], Sequence[str]] = lambda: ()
     """Called at the end, whatever ended it; returns lines to print."""
 
@@ -232,45 +236,114 @@ class CommandLine(NamedTuple, Generic[C]):
         return value, self._replace(arguments=rest)
 
 
-def run_job(job: Job[C], config: C, console: "Console | None" = None) -> "Result":
+def run_job(job: Job[C], config: C, console: "Console | None" = None) -> "Result | None":
     """Train: a new run folder, or, with `config.resume`, the one there gone on with.
+
+    Where the config or the launcher says that the process is one of several, they share the run.
 
     Args:
         job: what to train.
         config: the options of the run.
         console: where progress and other lines go; None prints none.
 
+    Returns:
+        How it ended; None of a process that does not lead.
+
     Raises:
         InputError: the options cannot be, the folder holds another run or is occupied.
+        ClusterError: another process is gone.
     """
-    from springroll.run.config import check_sizes
-    from springroll.run.folder import RunFolder, open_run
-    from springroll.run.loop import run
+    from springroll.run.join import join, launch_for
+
+    launch = launch_for(config)
+    leads = launch is None or launch.rank == 0
+    folder = None
+    if config.resume:
+        folder, config = open_resumed(job, config, leads)
+    elif leads:
+        from springroll.run.folder import RunFolder
+
+        RunFolder.refuse_occupied(config.out)  # before what takes long
+    job.set_up(config)  # before JAX starts, which it does to say how much memory there is
+    if launch is None:
+        return trained(job, config, folder, console, None)
+    crew = join(launch, config, lambda line: print_all(console, [line]))
+    if not config.resume:
+        config = typing.cast(C, config.for_processes(launch.size))
+    try:
+        crew.agree({"options": run_id(config), "run": folder.run_id if folder else "a new one"})
+        if leads:
+            return trained(job, config, folder, console, crew)
+        followed(job, config, folder, crew)
+        return None
+    except BaseException as error:
+        crew.fail(str(error) or type(error).__name__, 2 if isinstance(error, InputError) else 3)
+        raise
+    finally:
+        crew.close()
+
+
+def open_resumed(job: Job[C], config: C, leads: bool) -> "tuple[RunFolder, C]":
+    """The folder of a run that goes on, and its config.
+
+    Raises:
+        InputError: another process has it, or this one does not see it.
+    """
+    from springroll.run.folder import open_run
     from springroll.run.rebuild import open_journal
 
-    if config.resume:
-        folder, config = open_run(config, job.config())
+    folder, config = open_run(config, job.config())
+    if leads:
         open_journal(folder).close()  # a run in use, or without its journal, before what takes long
-    else:
-        RunFolder.refuse_occupied(config.out)  # before what takes long
-        folder = None
-    job.set_up(config)  # before JAX starts, which it does to say how much memory there is
+    return folder, config
+
+
+def trained(
+    job: Job[C],
+    config: C,
+    folder: "RunFolder | None",
+    console: "Console | None",
+    crew: "Crew | None",
+) -> "Result":
+    """The run of a process on its own, or of one that leads others."""
+    from springroll.run.folder import open_run
+    from springroll.run.loop import run
+    from springroll.run.share import Share
+
     check_sizes(config)  # before anything is allocated
     ready = job.build(config)  # what is wrong with the options leaves no folder behind
-
-    def say(lines: "Sequence[str | Table]") -> None:
-        if console is None:
-            return
-        for line in lines:
-            console.print(line, markup=False, highlight=False, soft_wrap=isinstance(line, str))
-
     try:
+        share = Share(ready.task, crew)
+        share.meet()  # processes that differ leave no folder behind either
         if folder is None:
             folder, config = open_run(ready.config, job.config())
-        say(ready.opening)
-        result = run(config, ready.task, folder, console=console)
+        print_all(console, ready.opening)
+        if crew is None:
+            ready.warm()
+        result = run(config, ready.task, folder, console=console, share=share)
         if result.signal is None:
-            say(ready.finish(result, folder))
+            print_all(console, ready.finish(result, folder))
         return result
     finally:
-        say(ready.close())
+        print_all(console, ready.close())
+
+
+def followed(job: Job[C], config: C, folder: "RunFolder | None", crew: "Crew") -> None:
+    """The run of a process that follows: nothing is printed or written."""
+    from springroll.run.follow import follow
+    from springroll.run.share import Share
+
+    ready = job.build(config)
+    try:
+        share = Share(ready.task, crew)
+        share.meet()
+        follow(ready.config, ready.task, share, folder)
+    finally:
+        ready.close()
+
+
+def print_all(console: "Console | None", lines: "Sequence[str | Table]") -> None:
+    """Each on a line of its own, as it is."""
+    if console is not None:
+        for line in lines:
+            console.print(line, markup=False, highlight=False, soft_wrap=isinstance(line, str))

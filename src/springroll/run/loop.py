@@ -22,6 +22,7 @@ from springroll.run.metrics import Row
 from springroll.run.progress import Display
 from springroll.run.rebuild import open_journal, restore
 from springroll.run.session import Session
+from springroll.run.share import Share
 from springroll.run.signals import Stop
 from springroll.run.task import Carry, State, Task
 
@@ -42,7 +43,12 @@ class Result(NamedTuple):
 
 
 def run(
-    config: RunConfig, task: Task, folder: RunFolder, *, console: Console | None = None
+    config: RunConfig,
+    task: Task,
+    folder: RunFolder,
+    *,
+    console: Console | None = None,
+    share: Share | None = None,
 ) -> Result:
     """Train until the budget is spent or a signal asks to stop; go on from what the folder holds.
 
@@ -51,8 +57,11 @@ def run(
         task: what to train.
         folder: from `open_run`, or `RunFolder.create` and `RunFolder.resume`.
         console: where progress goes; None prints none.
+        share: what this process does of a run that others follow
+            (`springroll.run.follow`); None: everything.
 
     Raises:
+        ClusterError: a process is lost.
         InputError: no member has a finite fitness, as often as the task allows; weights, moments or
             steps are not finite; the disk is full; the folder belongs to another model or other
             data, is damaged, or is being written by another process (nothing in it was changed).
@@ -63,17 +72,20 @@ def run(
         open_journal(folder) as journal,
     ):
         start = restore(config, task, folder, journal, display.note)
-        state, carry = start.state, start.carry
+        share = share or Share(task)
+        state, carry = start.state, share.begin(start.generation, start.carry)
         with Session(config, task, folder, journal, display, start) as session:
             del start  # else it would hold on to the first state
             if session.generation == 0 or session.candidate():
                 session.validate(state, carry)
             batch = task.batch(session.generation)
-            while not stop.signal and not session.budget_spent():
+            while not (stop.signal or share.signal or session.budget_spent()):
+                share.go_on()
                 members = task.ask(state)
-                scores, carry, scored = task.evaluate(state, members, carry, batch)
+                scores, carry, scored = share.evaluate(state, members, carry, batch)
                 batch = task.batch(session.generation + 1)  # while the device is busy
                 fitness = session.settle(np.asarray(scores))
+                share.settled(fitness)
                 state, step_metrics = task.tell(state, members, fitness)
                 del members  # else the noise of two generations would be alive at once
                 session.record(fitness, {**scored, **step_metrics})
@@ -82,6 +94,11 @@ def run(
                 if session.eval_due() or session.candidate():
                     session.validate(state, carry)
                 if session.save_due():
-                    session.save(state, carry)
-            session.finish(state, carry, stop.signal)
-    return Result(state, carry, session.generation, session.summary(), stop.signal)
+                    share.compare(state)
+                    session.save(state, share.whole(carry))
+            share.compare(state)
+            carry = share.whole(carry)
+            share.end()
+            signal = stop.signal or share.signal
+            session.finish(state, carry, signal)
+    return Result(state, carry, session.generation, session.summary(), signal)

@@ -21,6 +21,7 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, NamedTuple, TypeAlias
 
 from springroll.atomic import JsonObject
+from springroll.cluster.spans import Span
 
 if TYPE_CHECKING:
     import jax
@@ -48,6 +49,36 @@ class Training(NamedTuple):
 
     state: State
     carry: Carry
+
+
+@dataclass(frozen=True, kw_only=True)
+class Blocks:
+    """How members are evaluated part by part, which several processes can share."""
+
+    pairs: int
+    """Of the population; members divide evenly over them."""
+    score: Callable[[State, Members, Carry, Batch, Span], tuple[Fitness, Carry, PyTree]]
+    """Of the members of some pairs: their fitness, what they keep, and a note, a few numbers for
+    `join`. The carry is theirs, if members keep their own, else that of the run."""
+    join: Callable[[Carry, Fitness, Sequence[PyTree]], tuple[Carry, Metrics]]
+    """From the fitness of all and the notes of all parts, in the order of the pairs: the carry, and
+    figures. Every process calls it with the same."""
+    keeps: bool = False
+    """Whether each member keeps something of its own: the carry has a leading axis of members."""
+    exact: bool = False
+    """Whether fitness does not depend on how many pairs are scored together, as with integers."""
+    block: int | None = None
+    """Pairs that are scored together; None: as many as there are."""
+    unit: int = 1
+    """What the number of pairs is best a multiple of, such as the devices of a process."""
+
+    def evaluate(
+        self, state: State, members: Members, carry: Carry, batch: Batch
+    ) -> tuple[Fitness, Carry, Metrics]:
+        """All members in one call, as `Task.evaluate`."""
+        fitness, kept, note = self.score(state, members, carry, batch, Span(0, self.pairs))
+        carry, figures = self.join(carry if not self.keeps else kept, fitness, [note])
+        return fitness, carry, figures
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -120,6 +151,8 @@ class Task:
     validation_tokens: int = 0
     """What a validation takes in the same unit as `tokens`; where it is much, generations that may
     become the best one are further apart."""
+    blocks: Blocks | str = "only those of springroll pretrain are, so far"
+    """How the members of a generation are shared by several processes, or why they are not."""
     guarded: str | None = None
     """Pattern of the paths in a checkpoint (`state/...`, `carry/...`) of weights and moments: what
     holds NaN or infinity there is never saved, and the run stops. None: all of the state, or of the

@@ -119,7 +119,7 @@ def test_what_fits_in_no_way_is_refused(tmp_path, text, capsys):
     ("options", "message"),
     [
         ("--optimizer adamv", "did you mean adamw?"),
-        ("--model llama-2m", "no model named 'llama-2m'"),
+        ("--model llama-2m", "no folder llama-2m is here, and no model named 'llama-2m'"),
         ("--model /gone/model", "model is /gone/model; there is no folder of that name"),
         ("--basis-bits 8", "adamw stores no bases of subspaces; leave out --basis-bits 8"),
         ("--optimizer apollo --basis-bits 4", "apollo stores no bases of subspaces"),

@@ -1,5 +1,6 @@
 """An adapter holds the nearest change of its rank, and says what it leaves out."""
 
+import errno
 import json
 
 import jax
@@ -96,6 +97,20 @@ def test_what_is_left_out_is_the_rest_of_the_singular_values(base, tmp_path):
     assert losses["embed_tokens"].relative == 0.0
     with pytest.raises(InputError, match="already holds adapter_model"):
         save_lora(tmp_path / "lora", config, params, base, RANK)
+
+
+def test_an_adapter_that_a_full_disk_cut_short_is_written_again(base, tmp_path, monkeypatch):
+    config, params = changed(base, RANK)
+
+    def full(path):
+        raise OSError(errno.ENOSPC, "No space left on device", str(path))
+
+    with monkeypatch.context() as patch:
+        patch.setattr(lora, "replacing", full)
+        with pytest.raises(OSError, match="No space left"):
+            save_lora(tmp_path / "lora", config, params, base, RANK)
+    save_lora(tmp_path / "lora", config, params, base, RANK)
+    assert (tmp_path / "lora" / WEIGHTS).exists()
 
 
 def test_a_base_of_the_hub_keeps_its_name(base, tmp_path, monkeypatch):

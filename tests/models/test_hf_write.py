@@ -206,7 +206,7 @@ def test_what_cannot_be_written_is_refused_before_a_folder_is_made(tmp_path, mon
         save_hf(tmp_path / "out", TINY, iter(()))
     usage = type("Usage", (), {"free": 1000})
     monkeypatch.setattr(hf_write.shutil, "disk_usage", lambda path: usage)
-    with pytest.raises(InputError, match=r"takes 0\.0 GB and .* free; choose another disk"):
+    with pytest.raises(InputError, match=r"takes \d+ KiB and .* has 0\.977 KiB free; choose an"):
         save_hf(tmp_path / "out", TINY, params_of(TINY))
     assert not (tmp_path / "out").exists()
 

@@ -233,7 +233,10 @@ def model_config(name: str) -> DecoderConfig | RWKV7Config:
         return read_config(folder or name)
     if os.sep in name:
         raise InputError(f"model is {name}; there is no folder of that name")
-    return dataclasses.replace(named(name, CONFIGS | RWKV7_CONFIGS), vocab=BYTES)
+    try:
+        return dataclasses.replace(named(name, CONFIGS | RWKV7_CONFIGS), vocab=BYTES)
+    except InputError as error:
+        raise InputError(f"no folder {name} is here, and {error}") from None
 
 
 def pretrained(folder: str | Path, config: ModelConfig) -> PyTree:

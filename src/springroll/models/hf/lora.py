@@ -156,9 +156,9 @@ def _write(
     folder = Path(folder)
     check_room(folder, sum(array.nbytes for array in tensors.values()))
     folder.mkdir(parents=True, exist_ok=True)
-    with replacing(folder / WEIGHTS) as file:
-        file.write(save(tensors, metadata={"format": "pt"}))
     write_json(folder / "adapter_config.json", _config(base, adapter, modules))
+    with replacing(folder / WEIGHTS) as file:  # last: without them the folder can be written again
+        file.write(save(tensors, metadata={"format": "pt"}))
 
 
 def _best(change: np.ndarray, rank: int) -> tuple[np.ndarray, np.ndarray, float]:

@@ -25,6 +25,7 @@ from jax.typing import DTypeLike
 from springroll.atomic import JsonObject, replacing
 from springroll.errors import InputError, as_path, expect, kind_of
 from springroll.hub import hf_folder
+from springroll.memory import spelt
 from springroll.models.decoder import Decoder
 from springroll.models.decoder_config import DecoderConfig
 from springroll.models.hf.family import Config, Model, Naming, Stored
@@ -276,6 +277,6 @@ def check_room(folder: Path, needed: int) -> None:
     free = shutil.disk_usage(place).free
     if free < needed:
         raise InputError(
-            f"the model takes {needed / 1e9:.1f} GB and {place} has {free / 1e9:.1f} GB free; "
-            "choose another disk"
+            f"the folder takes {spelt(needed)} and {place} has {spelt(free)} free; choose another "
+            "disk"
         )

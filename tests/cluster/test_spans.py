@@ -60,7 +60,7 @@ def test_slurm_is_detected():
 
 def test_a_lone_process_is_no_launch():
     assert launch_of(None, None, None, {}) is None
-    assert launch_of(None, None, None, {"SLURM_NTASKS": "1", "SLURM_PROCID": "0"}) is None
+    assert launch_of(None, None, None, {"SLURM_NTASKS": "4", "SLURM_PROCID": "0"}) is None
 
 
 def test_open_mpi_is_detected():

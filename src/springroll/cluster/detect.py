@@ -67,7 +67,8 @@ def launch_of(
 
 
 def _slurm(environment: Mapping[str, str]) -> Launch | None:
-    size = int(environment.get("SLURM_STEP_NUM_TASKS") or environment.get("SLURM_NTASKS") or 1)
+    # Of the step: what a batch script runs without srun is one process, whatever the job asked for.
+    size = int(environment.get("SLURM_STEP_NUM_TASKS") or 1)
     if size == 1 or "SLURM_PROCID" not in environment:
         return None
     nodes = environment.get("SLURM_STEP_NODELIST") or environment.get("SLURM_NODELIST", "")

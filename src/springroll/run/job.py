@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Annotated, Generic, Literal, NamedTuple, TypeA
 import tyro
 
 from springroll.errors import InputError
-from springroll.run.config import RunConfig, check_sizes, run_id
+from springroll.run.config import RunConfig, run_id
 from springroll.run.options import COUNT, NOT_NEGATIVE, SEED, check_ranges, option
 from springroll.run.sampling_options import SamplingOptions
 
@@ -306,6 +306,7 @@ def trained(
     crew: "Crew | None",
 ) -> "Result":
     """The run of a process on its own, or of one that leads others."""
+    from springroll.run.config import check_sizes
     from springroll.run.folder import open_run
     from springroll.run.loop import run
     from springroll.run.share import Share

@@ -36,7 +36,7 @@ class LaunchOptions:
 
 
 def run(argv: Sequence[str]) -> int:
-    """The exit code of the process that leads, or of the first that failed."""
+    """The first exit code that is not 0, in the order of the processes; else 0."""
     argv, command = split(list(argv))
     argv = ["--processes" if each == "-n" else each for each in argv]
     options = parse(LaunchOptions, argv, prog="springroll launch")
@@ -69,7 +69,7 @@ def _take_cores(count: int, rank: int) -> None:
 
 
 def _watched(children: list[subprocess.Popen[bytes]]) -> int:
-    """Wait for all; where one fails the others are asked to stop."""
+    """Wait for all; where the first fails, the others are ended."""
     while True:
         codes = [child.poll() for child in children]
         if None not in codes:

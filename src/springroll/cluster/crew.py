@@ -77,7 +77,6 @@ class Crew:
         say: Callable[[str], None] = lambda line: None,
     ):
         self.rank, self.size, self.patience, self.say = rank, size, patience, say
-        self.sent = self.received = 0  # bytes of messages
         self.signal: int | None = None  # that asked one of the others to stop
         self._store, self._count = store, 0
         self._told: list[str] = []  # names of messages to everyone that are still stored
@@ -183,7 +182,6 @@ class Crew:
             self._store.put(f"{name}/{i}", piece)
         # Last, as whoever has it reads the others at once.
         self._store.put(name, str(len(pieces)).encode() + b" " + pieces[0])
-        self.sent += len(data)
 
     def _read(self, name: str, seconds: float) -> bytes | None:
         found = self._store.get(name, seconds)
@@ -195,9 +193,7 @@ class Crew:
             while (piece := self._store.get(f"{name}/{i}", LOOK)) is None:
                 pass
             pieces.append(piece)
-        data = b"".join(pieces)
-        self.received += len(data)
-        return data
+        return b"".join(pieces)
 
 
 def _difference(leader: dict[str, str], rank: int, found: dict[str, str]) -> str:

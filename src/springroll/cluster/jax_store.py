@@ -49,7 +49,6 @@ class JaxStore:
                 f"{others} did not come to {launch.coordinator} within {patience:g} s; start all "
                 f"{launch.size} processes, or give more --patience ({first_line(error, 120)})"
             ) from None
-
         self._seen: dict[int, tuple[bytes | None, float]] = {}
         self._left = threading.Event()
         if self._rank:
@@ -110,8 +109,6 @@ def _told_simply():
     """What the service raises, as an error of the run."""
     try:
         yield
-    except (ClusterError, InputError):
-        raise
     except Exception as error:  # a runtime error of JAX's, whose class differs between versions
         if any(name in str(error) for name in GONE):
             raise ClusterError(

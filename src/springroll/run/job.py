@@ -316,11 +316,11 @@ def trained(
     try:
         share = Share(ready.task, crew)
         share.meet()  # processes that differ leave no folder behind either
+        if crew is None:
+            ready.warm()  # nor do programs that cannot be compiled
         if folder is None:
             folder, config = open_run(ready.config, job.config())
         print_all(console, ready.opening)
-        if crew is None:
-            ready.warm()
         result = run(config, ready.task, folder, console=console, share=share)
         if result.signal is None:
             print_all(console, ready.finish(result, folder))

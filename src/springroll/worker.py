@@ -234,6 +234,14 @@ class Worker:
             running.end()
 
 
+def _screen() -> int | None:
+    """Where this process says things: another file than 2, where it is watched over."""
+    try:
+        return sys.stderr.fileno()
+    except (OSError, ValueError, AttributeError):  # no file behind it
+        return None
+
+
 class _Running:
     """A process, our ends of its pipes, and a thread that kills it when a call takes too long."""
 
@@ -252,6 +260,7 @@ class _Running:
             bufsize=0,
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
+            stderr=_screen(),
             env=_ONE_THREAD | os.environ | {"JAX_PLATFORMS": "cpu"},  # the device is the training's
             start_new_session=True,
         )

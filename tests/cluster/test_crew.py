@@ -1,5 +1,6 @@
 """Messages between processes, which here are threads."""
 
+import threading
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
@@ -44,7 +45,7 @@ def test_messages_arrive_in_order_whatever_their_size_and_are_forgotten():
     sizes = (0, 15, 16, 17, 100)
     assert leader == [[bytes([rank]) * size for rank in range(3)] for size in sizes]
     assert others == [[[]] * 5] * 2
-    assert not store.data
+    assert set(store.data) == {"joined/1", "joined/2"}
 
 
 def test_a_signal_reaches_the_leader():
@@ -71,6 +72,45 @@ def test_a_process_that_is_gone_is_waited_for_and_then_named():
     with pytest.raises(ClusterError, match="process 1 of 2 is gone"):
         leader.gather(b"")
     assert said == ["process 1 is gone; waiting up to 0.1 s for it"]
+
+
+def test_a_process_that_is_started_again_begins_with_the_last_message():
+    store, said = MemoryStore(2), []
+    gone = threading.Event()
+
+    def leader():
+        crew = Crew(0, 2, store, say=said.append)
+        crew.news = lambda: b"at generation 2"
+        crew.agree({"version": "1"})
+        found = []
+        for word in (b"go", b"go on"):
+            crew.tell(word)
+            found.append(crew.gather(b""))
+        return found
+
+    def dies():
+        crew = Crew(1, 2, store)
+        crew.agree({"version": "1"})
+        assert crew.tell() == b"go"
+        crew.gather(b"first")
+        gone.set()
+
+    def comes_back(version):
+        gone.wait()
+        crew = Crew(1, 2, store)
+        crew.agree({"version": version})
+        assert crew.back == b"at generation 2"
+        assert crew.tell() == b"go on"
+        crew.gather(b"second")
+
+    with ThreadPoolExecutor(3) as pool:
+        first, led = pool.submit(dies), pool.submit(leader)
+        with pytest.raises(InputError, match="process 1 has version 2, process 0 has 1"):
+            comes_back("2")
+        pool.submit(comes_back, "1").result()
+        first.result()
+        assert led.result() == [[b"", b"first"], [b"", b"second"]]
+    assert said == ["process 1 was started again"] * 2
 
 
 def test_a_process_that_failed_says_why():

@@ -45,6 +45,14 @@ def started(text: Path, out: Path, port: int, rank: int, *options: str) -> subpr
     return subprocess.Popen(whole, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
 
 
+def grown(journal: Path, size: int) -> None:
+    """Wait until the journal has more bytes."""
+    until = time.monotonic() + 120
+    while not (journal.exists() and journal.stat().st_size > size):
+        assert time.monotonic() < until
+        time.sleep(0.05)
+
+
 def test_two_processes_have_the_bytes_of_one_and_only_the_first_writes(text, tmp_path):
     one, two = tmp_path / "one", tmp_path / "two"
     assert springroll(*command(text, one, "--generations", "6")).returncode == 0
@@ -83,9 +91,8 @@ def test_a_follower_that_is_killed_ends_the_run_which_goes_on_to_the_same_bytes(
     one, two = tmp_path / "one", tmp_path / "two"
     options = ["--generations", "1000000", "--patience", "4"]
     both = [started(text, two, 27431, rank, *options) for rank in range(2)]
-    journal, until = two / "journal", time.monotonic() + 120
-    while time.monotonic() < until and not (journal.exists() and journal.stat().st_size > 4000):
-        time.sleep(0.05)
+    journal = two / "journal"
+    grown(journal, 4000)
     both[1].send_signal(signal.SIGKILL)
     both[1].communicate()
     error = both[0].communicate(timeout=120)[1]
@@ -97,6 +104,55 @@ def test_a_follower_that_is_killed_ends_the_run_which_goes_on_to_the_same_bytes(
     assert springroll(*command(text, two, "--resume", "--generations", more)).returncode == 0
     assert springroll(*command(text, one, "--generations", more)).returncode == 0
     same_bytes(one, two, int(more))
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("options", [[], ["--precision", "compat"]])
+def test_a_follower_that_is_started_again_catches_up(text, tmp_path, options):
+    one, two = tmp_path / "one", tmp_path / "two"
+    options = [*options, "--generations", "600"]
+    both = [started(text, two, 27433, rank, *options) for rank in range(2)]
+    for size in (4_000, 40_000):
+        grown(two / "journal", size)
+        both[1].send_signal(signal.SIGKILL)
+        both[1].communicate()
+        both[1] = started(text, two, 27433, 1, *options)
+    error = both[0].communicate(timeout=120)[1]
+    assert both[0].returncode == 0, error
+    assert error.count("process 1 was started again") == 2
+    assert both[1].communicate(timeout=60)[1] == ""
+    assert both[1].returncode == 0
+    assert springroll(*command(text, one, *options)).returncode == 0
+    same_bytes(one, two, 600)
+
+
+@pytest.mark.slow
+def test_where_the_first_process_is_killed_the_others_end_with_a_line(text, tmp_path):
+    one, two = tmp_path / "one", tmp_path / "two"
+    both = [started(text, two, 27435, rank, "--generations", "1000000") for rank in range(2)]
+    grown(two / "journal", 4000)
+    both[0].send_signal(signal.SIGKILL)
+    error = both[1].communicate(timeout=60)[1]
+    assert both[1].returncode == 3
+    assert error.startswith("springroll: process 0 is gone")
+    assert error.count("\n") == 1
+    both[0].communicate()
+    with Journal.read_only(two / "journal") as written:
+        more = str(len(written) + 2)
+    assert springroll(*command(text, two, "--resume", "--generations", more)).returncode == 0
+    assert springroll(*command(text, one, "--generations", more)).returncode == 0
+    same_bytes(one, two, int(more))
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("rank", "others"), [(0, "the other processes"), (1, "process 0")])
+def test_processes_that_do_not_come_are_waited_for_and_told_in_a_line(text, tmp_path, rank, others):
+    alone = started(text, tmp_path / "x", 27437, rank, "--patience", "3", "--generations", "2")
+    error = alone.communicate(timeout=120)[1]
+    assert alone.returncode == 2
+    assert error.startswith(f"springroll: {others} did not come to 127.0.0.1:27437 within 3 s")
+    assert error.count("\n") == 1
+    assert os.listdir(tmp_path) == []
 
 
 @pytest.mark.slow

@@ -6,8 +6,10 @@ from collections.abc import Sequence
 from springroll.cli.jobs import job_of
 from springroll.cli.options import parse, taken
 from springroll.cluster.crew import Ended
+from springroll.cluster.watch import Watched, is_watched, watch
 from springroll.errors import InputError, suggestion
 from springroll.run.job import C, CommandLine, Job, run_job
+from springroll.run.join import launch_for
 
 MANY = 3  # recipes whose names have one ending
 
@@ -21,6 +23,8 @@ def run(name: str, argv: Sequence[str]) -> int:
             rest = [token for token in argv if token != flag]
             return instead(CommandLine(rest, lambda argv: config_of(job, argv), taken))
     config = config_of(job, argv)
+    if launch_for(config) is not None and not is_watched():
+        return watch([Watched([name, *argv])])
 
     from rich.console import Console
     from rich.table import Table

@@ -1,21 +1,17 @@
 """`springroll launch -n 2 -- pretrain ...`: one run in several processes of this machine."""
 
-import contextlib
 import os
-import signal
 import socket
-import subprocess
-import sys
-import time
 from collections.abc import Sequence
 from dataclasses import dataclass
 
 from springroll.cli.bench import split
 from springroll.cli.options import parse
 from springroll.cluster.detect import LAUNCHED
+from springroll.cluster.watch import Watched, watch
 from springroll.cpu import cores
 from springroll.errors import InputError
-from springroll.run.options import PROCESSES, check_ranges, option
+from springroll.run.options import NOT_NEGATIVE, PROCESSES, check_ranges, option
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -30,6 +26,8 @@ class LaunchOptions:
 
     processes: int = option(2, PROCESSES)
     """Processes to start; -n for short."""
+    restarts: int = option(0, NOT_NEGATIVE)
+    """How often each process but the first is started again after a signal killed it."""
 
     def __post_init__(self) -> None:
         check_ranges(self)
@@ -42,23 +40,15 @@ def run(argv: Sequence[str]) -> int:
     options = parse(LaunchOptions, argv, prog="springroll launch")
     if not command:
         raise InputError("no command to start: springroll launch -n 2 -- COMMAND [OPTIONS]")
-    where = f"127.0.0.1:{_free_port()}"
-    children = [
-        _started(command, where, options.processes, rank) for rank in range(options.processes)
-    ]
-    with contextlib.ExitStack() as stack:
-        for number in (signal.SIGINT, signal.SIGTERM):
-            before = signal.signal(number, lambda number, _: _pass_on(children, number))
-            stack.callback(signal.signal, number, before)
-        return _watched(children)
+    where, count = f"127.0.0.1:{_free_port()}", options.processes
+    return watch([_started(command, where, rank, options) for rank in range(count)])
 
 
-def _started(command: list[str], where: str, count: int, rank: int) -> subprocess.Popen[bytes]:
-    environment = dict(os.environ) | dict(
-        zip(LAUNCHED, (where, str(count), str(rank)), strict=True)
-    )
-    whole = [sys.executable, "-m", "springroll", *command]
-    return subprocess.Popen(whole, env=environment, preexec_fn=lambda: _take_cores(count, rank))
+def _started(command: list[str], where: str, rank: int, options: LaunchOptions) -> Watched:
+    count = options.processes
+    environment: dict[str, str] = dict(zip(LAUNCHED, (where, str(count), str(rank)), strict=True))
+    restarts = options.restarts if rank else 0  # the first process has the messages of all
+    return Watched(command, environment, lambda: _take_cores(count, rank), restarts)
 
 
 def _take_cores(count: int, rank: int) -> None:
@@ -66,28 +56,6 @@ def _take_cores(count: int, rank: int) -> None:
     if hasattr(os, "sched_setaffinity") and cores() >= count:
         own = sorted(os.sched_getaffinity(0))
         os.sched_setaffinity(0, own[len(own) * rank // count : len(own) * (rank + 1) // count])
-
-
-def _watched(children: list[subprocess.Popen[bytes]]) -> int:
-    """Wait for all; where the first fails, the others are ended."""
-    while True:
-        codes = [child.poll() for child in children]
-        if None not in codes:
-            return _code(next(filter(None, codes), 0))
-        if codes[0] is not None and codes[0] != 0:
-            time.sleep(2.0)  # the others end by themselves, where they can
-            _pass_on(children, signal.SIGKILL)
-        time.sleep(0.05)
-
-
-def _code(code: int) -> int:
-    return 128 - code if code < 0 else code
-
-
-def _pass_on(children: list[subprocess.Popen[bytes]], number: int) -> None:
-    for child in children:
-        if child.poll() is None:
-            child.send_signal(number)
 
 
 def _free_port() -> int:

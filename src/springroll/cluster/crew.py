@@ -1,10 +1,13 @@
 """The processes of a run: one leads, the others follow, and messages go between them.
 
 Every message has a number, counted alike by all. A message that everyone sends to the leader is a
-`gather`, one that the leader sends to everyone a `tell`. Imports no JAX.
+`gather`, one that the leader sends to everyone a `tell`. Before the leader gathers, it tells what;
+so a process that was started again in place of one that died begins with the last thing told.
+Imports no JAX.
 """
 
 import json
+import os
 import time
 from collections.abc import Callable
 from typing import Protocol
@@ -13,7 +16,13 @@ from springroll.errors import InputError
 
 PIECE = 1 << 22  # bytes of a message that are stored together
 LOOK = 1.0  # seconds after which it is looked whether the other side is still there
-ENDED, FAILED = "ended", "failed"  # names in the store
+ENDED, FAILED, JOINED, BACK, WELCOME = (
+    "ended",
+    "failed",
+    "joined",
+    "back",
+    "welcome",
+)  # names in the store
 
 
 class ClusterError(RuntimeError):
@@ -78,8 +87,15 @@ class Crew:
     ):
         self.rank, self.size, self.patience, self.say = rank, size, patience, say
         self.signal: int | None = None  # that asked one of the others to stop
+        self.news: Callable[[], bytes] = lambda: b""
+        """At the leader: what a process that comes back has to know of the run."""
+        self.back: bytes | None = None
+        """At a process that came back: the leader's `news`."""
         self._store, self._count = store, 0
         self._told: list[str] = []  # names of messages to everyone that are still stored
+        self._alike: dict[str, str] = {}  # what was agreed on
+        if not self.leads:
+            self._join()
 
     @property
     def leads(self) -> bool:
@@ -121,11 +137,7 @@ class Crew:
             self._write(str(number), data)
             self._told.append(str(number))
             return data
-        while (found := self._read(str(number), LOOK)) is None:
-            ended = self._read(ENDED, 0.01)
-            if ended is not None:
-                raise Ended(int(ended))
-        return found
+        return self._wait(str(number))
 
     def fail(self, line: str, exit_code: int) -> None:
         """Let the others know why this process ends: the leader at its next `gather`."""
@@ -143,15 +155,50 @@ class Crew:
         Raises:
             InputError: in every process; with the first that differs, and in what.
         """
-        found = [json.loads(x) for x in self.gather(json.dumps(what).encode())]
-        line = next(filter(None, (_difference(found[0], i, x) for i, x in enumerate(found))), "")
-        line = self.tell(line.encode()).decode()
+        if self.back is not None:
+            alike = {name: value for name, value in self._alike.items() if name in what}
+            line = _difference(alike, self.rank, what)
+        else:
+            found = [json.loads(x) for x in self.gather(json.dumps(what).encode())]
+            lines = (_difference(found[0], i, x) for i, x in enumerate(found))
+            line = self.tell(next(filter(None, lines), "").encode()).decode()
+        self._alike |= what
         if line:
             raise InputError(line)
 
     def close(self) -> None:
         """Leave, together with the others."""
         self._store.close()
+
+    def _join(self) -> None:
+        """Look whether another process had this one's place before; then hear where the run is."""
+        if self._read(f"{JOINED}/{self.rank}", 0.05) is None:
+            self._write(f"{JOINED}/{self.rank}", b"")
+            return
+        answer = f"{WELCOME}/{os.urandom(8).hex()}"
+        self._write(f"{BACK}/{self.rank}", answer.encode())
+        head, _, self.back = self._wait(answer).partition(b"\n")
+        self._store.delete(answer)
+        number, self._alike = json.loads(head)
+        self._count = number - 2
+
+    def _welcome(self, rank: int, number: int) -> bool:
+        """Tell a process that came back which message is waited for; whether there is one."""
+        answer = self._read(f"{BACK}/{rank}", 0.01)
+        if answer is None:
+            return False
+        self._store.delete(f"{BACK}/{rank}")
+        head = json.dumps([number, self._alike]).encode()
+        self._write(answer.decode(), head + b"\n" + self.news())
+        return True
+
+    def _wait(self, name: str) -> bytes:
+        """A message of the leader's."""
+        while (found := self._read(name, LOOK)) is None:
+            ended = self._read(ENDED, 0.01)
+            if ended is not None:
+                raise Ended(int(ended))
+        return found
 
     def _next(self) -> int:
         self._count += 1
@@ -162,6 +209,9 @@ class Crew:
         gone, began, said = None, time.monotonic(), False
         while (found := self._read(f"{number}/{rank}", LOOK)) is None:
             now, alive = time.monotonic(), self._store.alive()
+            if self._welcome(rank, number):
+                self.say(f"process {rank} was started again")
+                gone, said = None, False
             failed = self._read(f"{FAILED}/{rank}", 0.01)
             if failed is not None:
                 raise ClusterError(f"process {rank} of {self.size} failed: {failed.decode()}")

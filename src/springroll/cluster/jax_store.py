@@ -9,18 +9,21 @@ import jax
 
 from springroll.cluster.crew import ClusterError
 from springroll.cluster.detect import Launch
+from springroll.cluster.watch import last_words
 from springroll.compat import coordination
 from springroll.errors import InputError, first_line
 
 LAST = 0.5  # seconds that a process which has said that it leaves may take for it
 HEARTBEAT = 10  # seconds without one, and a process counts as gone
-GONE = ("UNAVAILABLE", "CANCELLED", "ABORTED", "INTERNAL", "FAILED_PRECONDITION")
+GONE = "process 0 is gone; what it journaled is kept, go on with --resume"
+GONE_NAMES = ("UNAVAILABLE", "CANCELLED", "ABORTED", "INTERNAL", "FAILED_PRECONDITION")
 
 
 class JaxStore:
     """The key-value store of `jax.distributed`; see `crew.Store`.
 
-    A process that dies does not end the others (`jax_enable_recoverability`).
+    A process that dies does not end the others (`jax_enable_recoverability`), unless it is the
+    first one: then JAX aborts them, and whoever watches over them says why (`watch`).
     """
 
     def __init__(self, launch: Launch, patience: float):
@@ -34,6 +37,12 @@ class JaxStore:
             InputError: they do not come together in that time.
         """
         self._size, self._rank = launch.size, launch.rank
+        others = "the other processes" if launch.rank == 0 else "process 0"
+        late = (
+            f"{others} did not come to {launch.coordinator} within {patience:g} s; start all "
+            f"{launch.size} processes, or give more --patience"
+        )
+        last_words(late, 2)
         try:
             self._client = coordination(
                 launch.coordinator,
@@ -44,11 +53,8 @@ class JaxStore:
                 heartbeat=HEARTBEAT,
             )
         except Exception as error:  # a runtime error of JAX's
-            others = "the other processes" if launch.rank == 0 else "process 0"
-            raise InputError(
-                f"{others} did not come to {launch.coordinator} within {patience:g} s; start all "
-                f"{launch.size} processes, or give more --patience ({first_line(error, 120)})"
-            ) from None
+            raise InputError(f"{late} ({first_line(error, 120)})") from None
+        last_words(GONE, 3)
         self._seen: dict[int, tuple[bytes | None, float]] = {}
         self._left = threading.Event()
         if self._rank:
@@ -110,9 +116,6 @@ def _told_simply():
     try:
         yield
     except Exception as error:  # a runtime error of JAX's, whose class differs between versions
-        if any(name in str(error) for name in GONE):
-            raise ClusterError(
-                f"process 0 is gone ({first_line(error, 120)}); what it journaled is kept, go on "
-                "with --resume"
-            ) from None
+        if any(name in str(error) for name in GONE_NAMES):
+            raise ClusterError(GONE) from None
         raise

@@ -7,7 +7,7 @@ record as `JOB`, and a line in `cli/jobs.py`.
 
 import typing
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Generic, Literal, NamedTuple, TypeAlias, TypeVar
 
@@ -272,6 +272,8 @@ def run_job(job: Job[C], config: C, console: "Console | None" = None) -> "Result
         config = typing.cast(C, config.for_processes(launch.size))
     try:
         crew.agree({"options": run_id(config), "run": folder.run_id if folder else "a new one"})
+        if crew.back is not None and folder is None:  # the run is no new one any more
+            folder, config = open_resumed(job, replace(config, resume=True), leads)
         if leads:
             return trained(job, config, folder, console, crew)
         followed(job, config, folder, crew)
@@ -338,7 +340,8 @@ def followed(job: Job[C], config: C, folder: "RunFolder | None", crew: "Crew") -
     try:
         share = Share(ready.task, crew)
         share.meet()
-        follow(ready.config, ready.task, share, folder)
+        came_back = crew.back is not None
+        follow(ready.config, ready.task, share, folder, came_back=came_back)
     finally:
         ready.close()
 

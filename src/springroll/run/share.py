@@ -35,6 +35,9 @@ class Share:
         self._blocks = task.blocks
         self.spans: list[Span] | None = None  # None: everything in one call
         self._notes: list[list[np.ndarray]] = []
+        self._generation, self._shared = 0, None  # the carry, where members keep none of their own
+        if crew is not None:
+            crew.news = self._news
         if isinstance(self._blocks, str):
             if crew is not None:
                 raise InputError(f"this run is not shared by processes: {self._blocks}")
@@ -86,10 +89,12 @@ class Share:
         Raises:
             InputError: another process goes on from another generation.
         """
-        if self._crew is not None:
-            self._crew.agree({"generation": str(generation)})
+        crew, self._generation = self._crew, generation
+        if crew is not None and crew.back is None:
+            crew.agree({"generation": str(generation)})
         blocks = self._blocks
         if self.spans is None or isinstance(blocks, str) or not blocks.keeps:
+            self._shared = carry
             return carry
         return [self._rows(carry, span) for span in self.spans]
 
@@ -124,6 +129,7 @@ class Share:
         """Tell the others what counts: the fitness that goes to the journal."""
         if self._crew is not None:
             self._crew.tell(_packed(fitness, self._notes))
+        self._generation += 1
 
     def follow(
         self, state: State, members: Members, carry: Carry, batch: Batch, signal: int | None
@@ -141,6 +147,27 @@ class Share:
         whole, self._notes = _unpacked(crew.tell(), count)
         carry, _ = self._joined(blocks, carry, whole)
         return whole, carry
+
+    def missed(self, carry: Carry) -> tuple[int, Carry]:
+        """At a process that came back: the generation under way, and what it starts with.
+
+        Args:
+            carry: as `begin` returned it; where members keep their own, it is still to be moved on
+                by `again`.
+        """
+        assert self._crew is not None and self._crew.back is not None
+        generation, *shared = unpack(self._crew.back)
+        self._generation = int(generation)
+        if shared:
+            carry = jax.tree.unflatten(jax.tree.structure(carry), [x.copy() for x in shared])
+        return self._generation, carry
+
+    def again(self, state: State, members: Members, carry: Carry, batch: Batch) -> Carry:
+        """What this process's members keep after a generation whose fitness is known."""
+        blocks = self._blocks
+        if isinstance(blocks, str) or not blocks.keeps:
+            return carry
+        return self._own(blocks, state, members, carry, batch)[2]
 
     def whole(self, carry: Carry) -> Carry:
         """At the leader: what all members keep, from all processes."""
@@ -213,7 +240,14 @@ class Share:
 
     def _joined(self, blocks: Blocks, carry: Carry, whole: np.ndarray) -> tuple[Carry, Metrics]:
         notes = [jax.tree.unflatten(self._structure, leaves) for leaves in self._notes]
-        return blocks.join(carry, whole, notes)
+        carry, figures = blocks.join(carry, whole, notes)
+        if not blocks.keeps:
+            self._shared = carry
+        return carry, figures
+
+    def _news(self) -> bytes:
+        shared = jax.tree.leaves(jax.device_get(self._shared))
+        return pack([np.asarray(self._generation), *map(np.asarray, shared)])
 
     def _rows(self, carry: Carry, span: Span) -> Carry:
         assert isinstance(self._blocks, Blocks)

@@ -1,12 +1,20 @@
-"""Ctrl-C: the first stops after the generation under way, the second ends the process at once."""
+"""Ctrl-C: the first stops after the generation under way, the second ends the process at once.
+
+In a process that another one watches over, signals within half a second are one: a terminal sends
+Ctrl-C to both, and the other passes it on.
+"""
 
 import os
 import signal
 import socket
 import threading
+import time
 from collections.abc import Callable
 
+from springroll.cluster.watch import is_watched
+
 SIGNALS = (signal.SIGINT, signal.SIGTERM)
+TOGETHER = 0.5  # seconds
 
 
 class Stop:
@@ -22,6 +30,7 @@ class Stop:
 
     def __init__(self, on_first: Callable[[], None], on_second: Callable[[], None]):
         self.signal: int | None = None
+        self._together = TOGETHER if is_watched() else 0.0
         self._on_first, self._on_second = on_first, on_second
 
     def __enter__(self) -> "Stop":
@@ -54,8 +63,9 @@ class Stop:
             for number in data:
                 if number not in SIGNALS:
                     continue
-                if self.signal is not None:
+                if self.signal is None:
+                    self.signal, self._when = number, time.monotonic()
+                    self._on_first()
+                elif time.monotonic() - self._when > self._together:
                     self._on_second()
                     os._exit(128 + number)
-                self.signal = number
-                self._on_first()
